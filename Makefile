@@ -1,0 +1,56 @@
+# One line a task. `make help` lists them. Everything lives in .venv, which `make` builds from the hash-locked
+# requirements when they change; nothing else on the machine is touched.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+
+help: ## list the tasks
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/run.stamp: requirements/run.txt pyproject.toml
+	@test -x $(BIN)/python || { echo "setting up .venv (once)" >&2; $(PYTHON) -m venv .venv; }
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/run.txt >&2
+	@$(BIN)/pip install --quiet --no-build-isolation --no-deps -e . >&2
+	@touch $@
+
+.venv/dev.stamp: requirements/dev.txt .venv/run.stamp
+	@echo "adding the developers' tools to .venv (once)" >&2
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt >&2
+	@touch $@
+
+setup: .venv/dev.stamp ## build .venv with everything
+
+demo: .venv/run.stamp ## the main job on an embedded cluster; ARGS="--once --output json"
+	@$(BIN)/python -m hamictl demo $(ARGS)
+
+test: .venv/dev.stamp ## unit, component and architecture tests
+	$(BIN)/python -m coverage run -m pytest tests/unit tests/component tests/architecture $(ARGS)
+	$(BIN)/python -m coverage report --fail-under=100
+
+fix: .venv/dev.stamp ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: .venv/dev.stamp ## format, lint, types, imports, dependencies
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+
+e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver and kube-scheduler (built once into a cache)
+	$(BIN)/python -m pytest tests/e2e -v $(ARGS)
+
+bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
+	$(BIN)/python -m bench $(ARGS)
+
+lock: .venv/dev.stamp ## resolve the requirements again, with hashes
+	$(BIN)/python requirements/lock.py $(ARGS)
+
+ci: ## what CI runs
+	.ci/run
+
+.PHONY: help setup demo test fix check e2e bench lock ci

@@ -1,0 +1,201 @@
+"""Events on pods and nodes: bounded, rate-limited, folded into series, never in the way of a decision.
+
+A process calls `EventRecorder.tell` and goes on. One task writes: warnings first, repeats of the same text on the same
+object as a series. When the queue is full the oldest ordinary event is dropped and counted, because an event that
+arrives minutes late explains nothing.
+
+Source: k8s.io/api/events/v1; the limit of 1024 bytes is the API server's for `note`.
+"""
+
+import asyncio
+import collections
+import datetime
+import itertools
+import time
+from dataclasses import dataclass, replace
+
+import orjson
+import structlog
+
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import error_codes, errors
+
+LONGEST_NOTE_BYTES = 1024
+_QUEUE_LENGTH = 10_000
+_REMEMBERED = 20_000
+_SERIES_SECONDS = 10.0
+"""A repeat within this time only counts; its series is written once it has passed."""
+
+log = structlog.get_logger("events")
+
+
+@dataclass(frozen=True, slots=True)
+class Regarding:
+    """The object an event is about."""
+
+    kind: str
+    name: str
+    namespace: str = ""
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing to tell."""
+
+    regarding: Regarding
+    reason: str
+    note: str
+    action: str
+    warning: bool = False
+
+
+@dataclass(slots=True)
+class _Told:
+    """An event that was written, and how often it was repeated since."""
+
+    path: str
+    count: int
+    written_at: float
+
+
+def cut(note: str) -> str:
+    """A note no longer than the API allows, cut at the end of a line."""
+    if len(note.encode()) <= LONGEST_NOTE_BYTES:
+        return note
+    more = "\n    …"
+    kept: list[str] = []
+    size = len(more.encode())
+    for line in note.split("\n"):
+        size += len(line.encode()) + 1
+        if size > LONGEST_NOTE_BYTES:
+            break
+        kept.append(line)
+    if not kept:
+        return note.encode()[: LONGEST_NOTE_BYTES - 4].decode(errors="ignore") + "…"
+    return "\n".join(kept) + more
+
+
+class EventRecorder:
+    """Writes events for one reporting component.
+
+    Attributes:
+        written: Events and series written.
+        dropped: Events given up, because the queue was full or the API server refused them.
+    """
+
+    def __init__(
+        self, client: kubernetes.Client, controller: str, instance: str, per_second: float, burst: int
+    ) -> None:
+        self._client = client
+        self._controller = controller
+        self._instance = instance[:128]
+        self._per_second = per_second
+        self._burst = burst
+        self._tokens, self._refilled_at = float(burst), time.monotonic()
+        self._warnings: collections.deque[Event] = collections.deque()
+        self._normals: collections.deque[Event] = collections.deque()
+        self._told: collections.OrderedDict[tuple[str, str, str], _Told] = collections.OrderedDict()
+        self._wake = asyncio.Event()
+        self._sequence = itertools.count(time.time_ns())
+        self.written = 0
+        self.dropped = 0
+
+    @property
+    def waiting(self) -> int:
+        """Events not written yet."""
+        return len(self._warnings) + len(self._normals)
+
+    def tell(self, event: Event) -> None:
+        """Take an event; it is written when its turn comes."""
+        if self.waiting >= _QUEUE_LENGTH:
+            (self._normals or self._warnings).popleft()
+            self.dropped += 1
+            if self.dropped == 1 or self.dropped % 1000 == 0:
+                log.error("events dropped", error_code=error_codes.EVENTS_DROPPED, dropped=self.dropped)
+        (self._warnings if event.warning else self._normals).append(replace(event, note=cut(event.note)))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write for ever; ends only by cancellation."""
+        while True:
+            await self._wake.wait()
+            while self.waiting:
+                await self._take_token()
+                event = (self._warnings or self._normals).popleft()
+                try:
+                    await self._write(event)
+                except errors.KubernetesError as refused:
+                    self.dropped += 1
+                    log.warning("event not written", reason=event.reason, cause=str(refused))
+            self._wake.clear()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Give what waits a last chance before the process ends."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.waiting and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    async def _take_token(self) -> None:
+        while True:
+            now = time.monotonic()
+            self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._per_second)
+            self._refilled_at = now
+            if self._tokens >= 1:
+                self._tokens -= 1
+                return
+            await asyncio.sleep((1 - self._tokens) / self._per_second)
+
+    async def _write(self, event: Event) -> None:
+        regarding = event.regarding
+        key = (regarding.uid or regarding.name, event.reason, event.note)
+        told = self._told.get(key)
+        now = time.monotonic()
+        if told is not None and now - told.written_at < _SERIES_SECONDS:
+            told.count += 1
+            return
+        if told is not None:
+            told.count += 1
+            series = {"count": told.count, "lastObservedTime": _micro_time()}
+            try:
+                await self._client.patch(told.path, orjson.dumps({"series": series}))
+            except errors.NotFound:
+                del self._told[key]  # It has expired on the server: tell it anew.
+            else:
+                told.written_at = now
+                self.written += 1
+                return
+        namespace = regarding.namespace or "default"
+        name = f"{regarding.name}.{next(self._sequence):x}"
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        await self._client.post(path, orjson.dumps(self._body(event, namespace, name)))
+        self.written += 1
+        self._told[key] = _Told(f"{path}/{name}", 1, now)
+        if len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+
+    def _body(self, event: Event, namespace: str, name: str) -> dict[str, object]:
+        regarding = event.regarding
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": namespace},
+            "eventTime": _micro_time(),
+            "reportingController": self._controller,
+            "reportingInstance": self._instance,
+            "action": event.action,
+            "reason": event.reason,
+            "type": "Warning" if event.warning else "Normal",
+            "note": event.note,
+            "regarding": {
+                "apiVersion": "v1",
+                "kind": regarding.kind,
+                "name": regarding.name,
+                "namespace": regarding.namespace,
+                "uid": regarding.uid,
+            },
+        }
+
+
+def _micro_time() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,229 @@
+"""The API server, as far as we use it: typed reads, small writes, our errors. Nothing else imports a client.
+
+Configuration and credentials (kubeconfig, exec plugins, in-cluster token and its renewal) come from the official
+client; the calls go over one pool of connections on the event loop, because the official one builds a Python object
+for every field of every pod.
+"""
+
+import pathlib
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+from urllib import parse
+
+import aiohttp
+import kubernetes.client
+import kubernetes.config
+import msgspec
+
+from gpu_sharing.core import errors
+
+T = TypeVar("T")
+
+MERGE_PATCH = "application/merge-patch+json"
+_CONNECTIONS = 128
+_DEFAULT_TIMEOUT_SECONDS = 30.0
+_LONGEST_LINE = 64 * 1024 * 1024
+
+
+class ListMetadata(msgspec.Struct, gc=False, rename="camel"):
+    """`metadata` of a list."""
+
+    resource_version: str = ""
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class Page(msgspec.Struct, Generic[T]):
+    """One page of a list; items stay raw, so that one that does not decode costs only itself."""
+
+    metadata: ListMetadata
+    items: list[msgspec.Raw] | None = None
+
+
+class _Status(msgspec.Struct, gc=False):
+    message: str = ""
+    reason: str = ""
+
+
+_page_decoder = msgspec.json.Decoder(Page)
+_status_decoder = msgspec.json.Decoder(_Status)
+
+
+def _load(kubeconfig: pathlib.Path | None) -> "kubernetes.client.Configuration":
+    configuration = kubernetes.client.Configuration()
+    try:
+        if kubeconfig is None:
+            kubernetes.config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        else:
+            kubernetes.config.load_kube_config(str(kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except Exception as cause:
+        where = f"--kubeconfig {kubeconfig}" if kubeconfig else "the in-cluster service account (or give --kubeconfig)"
+        raise errors.SettingsError(f"cannot reach a cluster by {where}: {cause}") from cause
+    return configuration
+
+
+def _tls(configuration: "kubernetes.client.Configuration") -> ssl.SSLContext | bool:
+    if not configuration.host.startswith("https"):
+        return False
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, configuration.key_file)
+    return context
+
+
+class Client:
+    """A connection pool to one API server. Use as an async context manager."""
+
+    def __init__(self, kubeconfig: pathlib.Path | None, user_agent: str) -> None:
+        self._configuration = _load(kubeconfig)
+        self._user_agent = user_agent
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=_tls(self._configuration), keepalive_timeout=60)
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            headers={"User-Agent": self._user_agent, "Accept": "application/json"},
+            read_bufsize=2**18,
+            auto_decompress=True,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, kind: type[T], timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> T:
+        """Read one object.
+
+        Raises:
+            NotFound: It does not exist.
+            Unavailable: No answer in time; anything else as the server said it.
+        """
+        return msgspec.json.decode(await self._call("GET", path, None, None, timeout_seconds), type=kind)
+
+    async def post(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
+        """Create an object, or a sub-resource such as a Binding. Returns the answer's body.
+
+        Raises:
+            Conflict: It exists, or a precondition does not hold.
+            Unavailable: No answer in time: whether it was done is not known.
+        """
+        return await self._call("POST", path, body, "application/json", timeout_seconds)
+
+    async def patch(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
+        """Merge-patch an object. A `metadata.uid` in the patch is a precondition. Errors as in `post`."""
+        return await self._call("PATCH", path, body, MERGE_PATCH, timeout_seconds)
+
+    async def pages(self, path: str, page_size: int) -> AsyncIterator[Page[msgspec.Raw]]:
+        """List consistently, page by page.
+
+        No `resourceVersion` is sent: what is listed is then at least as new as everything that was written before the
+        call, which a restarted process relies on.
+
+        Raises:
+            Expired: The listing took longer than the server keeps its state; start anew.
+        """
+        token = ""
+        while True:
+            query = {"limit": str(page_size)} | ({"continue": token} if token else {})
+            page = _page_decoder.decode(
+                await self._call("GET", f"{path}?{parse.urlencode(query)}", None, None, _DEFAULT_TIMEOUT_SECONDS)
+            )
+            yield page
+            token = page.metadata.continue_
+            if not token:
+                return
+
+    async def watch(self, path: str, resource_version: str, timeout_seconds: int) -> AsyncIterator[bytes]:
+        """The lines of a watch, each one JSON event, until the server ends it.
+
+        Raises:
+            Expired: The resource version is too old: list again.
+            Unavailable: The connection broke; watch again from the last version seen.
+        """
+        query = parse.urlencode({
+            "watch": "true", "allowWatchBookmarks": "true", "resourceVersion": resource_version,
+            "timeoutSeconds": str(timeout_seconds),
+        })  # fmt: skip
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=timeout_seconds + 30)
+        assert self._session is not None
+        try:
+            async with self._session.get(
+                f"{self._configuration.host}{path}?{query}", headers=self._headers(None), timeout=timeout
+            ) as answer:
+                if answer.status != 200:
+                    raise _error("GET", path, answer.status, await answer.read())
+                rest = b""
+                async for chunk in answer.content.iter_any():
+                    lines = (rest + chunk if rest else chunk).split(b"\n")
+                    rest = lines.pop()
+                    if len(rest) > _LONGEST_LINE:
+                        raise errors.Unavailable(f"watch of {path}: an event is longer than {_LONGEST_LINE} bytes")
+                    for line in lines:
+                        if line:
+                            yield line
+        except (aiohttp.ClientError, OSError) as cause:
+            raise errors.Unavailable(f"watch of {path}: {str(cause) or type(cause).__name__}") from cause
+
+    def _headers(self, content_type: str | None) -> Mapping[str, str]:
+        headers = {"Content-Type": content_type} if content_type else {}
+        # Asked for at every call, so that a token that was renewed on disk is used.
+        token = self._configuration.get_api_key_with_prefix("authorization", alias="BearerToken")
+        if token:
+            headers["Authorization"] = token
+        elif self._configuration.username:
+            headers["Authorization"] = self._configuration.get_basic_auth_token() or ""
+        return headers
+
+    async def _call(
+        self, method: str, path: str, body: bytes | None, content_type: str | None, timeout_seconds: float
+    ) -> bytes:
+        assert self._session is not None
+        started = time.monotonic()
+        try:
+            async with self._session.request(
+                method,
+                f"{self._configuration.host}{path}",
+                data=body,
+                headers=self._headers(content_type),
+                timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+            ) as answer:
+                content = await answer.read()
+                if answer.status < 300:
+                    return content
+                raise _error(method, path, answer.status, content)
+        except (aiohttp.ClientError, OSError) as cause:
+            waited = time.monotonic() - started
+            raise errors.Unavailable(
+                f"{method} {path}: {str(cause) or type(cause).__name__} after {waited:.1f} s"
+            ) from cause
+
+
+def _error(method: str, path: str, status: int, body: bytes) -> errors.KubernetesError:
+    try:
+        said = _status_decoder.decode(body)
+        message, reason = said.message, said.reason
+    except msgspec.MsgspecError:
+        message, reason = body[:200].decode(errors="replace"), ""
+    text = f"{method} {path.partition('?')[0]}: {status} {message or reason}"
+    match status:
+        case 404:
+            return errors.NotFound(text, status)
+        case 409:
+            return errors.Conflict(text, status)
+        case 401 | 403:
+            return errors.Forbidden(text, status)
+        case 410:
+            return errors.Expired(text, status)
+        case 400 | 405 | 413 | 415 | 422:
+            return errors.Invalid(text, status)
+        case _:
+            return errors.Unavailable(text, status)

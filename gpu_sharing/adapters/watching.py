@@ -1,0 +1,170 @@
+"""List, watch, and list again: what an API server knows of one kind of object, kept current in a sink for ever.
+
+The list is consistent and paged; a watch follows it with bookmarks and ends by itself every few minutes. When the
+watch is too old (410), or the object stream cannot be followed, the list starts anew, and the sink learns the whole
+state, so that nothing that was missed in between stays.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+import structlog
+
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import error_codes, errors
+
+T = TypeVar("T")
+
+_PAGE_SIZE = 1_000
+_SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS = 240, 300
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 15.0
+
+log = structlog.get_logger("watching")
+
+
+class Sink(Protocol[T]):
+    """Who wants to know."""
+
+    def replaced(self, items: list[T], listed_at: float) -> None:
+        """The whole state, as of some moment after `listed_at` (monotonic seconds)."""
+
+    def changed(self, item: T) -> None:
+        """One object was added or modified."""
+
+    def deleted(self, item: T) -> None:
+        """One object is gone; this is its last state."""
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """An object that is not what its kind should be."""
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str
+    object: msgspec.Raw
+
+
+class _Bookmark(msgspec.Struct, gc=False):
+    metadata: kubernetes.ListMetadata = msgspec.field(default_factory=kubernetes.ListMetadata)
+    code: int = 0
+    message: str = ""
+
+
+class Reflector(Generic[T]):
+    """Keeps one sink current about one kind of object.
+
+    Attributes:
+        synced: Whether the sink has seen the whole state.
+        last_heard: Monotonic seconds of the last sign of life of the API server.
+        failures: How often list or watch broke.
+        trouble: What broke last, empty while all is well.
+    """
+
+    def __init__(
+        self, client: kubernetes.Client, path: str, kind: type[T], sink: Sink[T], version: Callable[[T], str]
+    ) -> None:
+        self._client = client
+        self._path = path
+        self._sink = sink
+        self._version_of = version
+        self._decoder = msgspec.json.Decoder(kind)
+        self._events = msgspec.json.Decoder(_Event)
+        self._version = ""
+        self.synced = False
+        self.last_heard = 0.0
+        self.failures = 0
+        self.trouble = ""
+
+    async def run(self) -> None:
+        """Follow for ever; ends only by cancellation."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            try:
+                if not self._version:
+                    await self._list()
+                await self._watch()
+                backoff = _FIRST_BACKOFF_SECONDS
+            except errors.Expired as stale:
+                self._failed(stale)
+                self._version = ""
+            except errors.KubernetesError as trouble:
+                self._failed(trouble)
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311  # spreads replicas, no secret
+                backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
+            else:
+                self.trouble = ""
+
+    async def list_now(self) -> None:
+        """Learn the whole state anew, consistently, while the watch goes on.
+
+        Raises:
+            KubernetesError: The API server does not answer.
+        """
+        await self._list()
+
+    def _failed(self, trouble: errors.KubernetesError) -> None:
+        self.failures += 1
+        self.trouble = str(trouble)
+        log.warning("watch broke", error_code=error_codes.WATCH_FAILED, path=self._path, cause=str(trouble))
+
+    async def _list(self) -> None:
+        started = time.monotonic()
+        items: list[T] = []
+        version = ""
+        pages = 0
+        async for page in self._client.pages(self._path, _PAGE_SIZE):
+            for raw in page.items or ():
+                self._decode_into(items, raw)
+            version = page.metadata.resource_version
+            pages += 1
+            if pages % 10 == 0:
+                log.info("listing", path=self._path, objects=len(items))
+            await asyncio.sleep(0)  # Between pages others get their turn.
+        self._sink.replaced(items, started)
+        self._version = version
+        self.synced = True
+        self.last_heard = time.monotonic()
+        self.trouble = ""
+        log.info("listed", path=self._path, objects=len(items), seconds=round(self.last_heard - started, 3))
+
+    async def _watch(self) -> None:
+        seconds = random.randint(_SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS)  # noqa: S311
+        async for line in self._client.watch(self._path, self._version, seconds):
+            self.last_heard = time.monotonic()
+            try:
+                event = self._events.decode(line)
+            except msgspec.MsgspecError as cause:
+                # What the line said is lost, so the state is not known any more: list again.
+                raise errors.Expired(f"watch of {self._path}: not an event: {cause}") from cause
+            if event.type in ("BOOKMARK", "ERROR"):
+                self._control(event)
+            else:
+                self._apply(event)
+
+    def _control(self, event: _Event) -> None:
+        said = msgspec.json.decode(event.object, type=_Bookmark)
+        if event.type == "BOOKMARK":
+            self._version = said.metadata.resource_version or self._version
+        elif said.code in (410, 504):
+            raise errors.Expired(f"watch of {self._path}: {said.message}", said.code)
+        else:
+            raise errors.Unavailable(f"watch of {self._path}: {said.message}", said.code)
+
+    def _apply(self, event: _Event) -> None:
+        items: list[T] = []
+        self._decode_into(items, event.object)
+        for item in items:
+            self._version = self._version_of(item) or self._version
+            if event.type == "DELETED":
+                self._sink.deleted(item)
+            else:
+                self._sink.changed(item)
+
+    def _decode_into(self, items: list[T], raw: msgspec.Raw) -> None:
+        try:
+            items.append(self._decoder.decode(raw))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
+            self._sink.undecodable(bytes(raw), cause)

@@ -1,0 +1,252 @@
+"""The one registry of error codes: name, meaning, what to do.
+
+Logs, events, metrics, `hamictl explain-code` and the reference page all read this table, so a code cannot mean two
+things. Codes are part of what users see: they are added, never renamed.
+"""
+
+from dataclasses import dataclass
+from typing import NewType
+
+Code = NewType("Code", str)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorCode:
+    """What one code means to the person who meets it."""
+
+    code: Code
+    meaning: str
+    """One sentence: what happened."""
+    remedy: str
+    """One sentence: what to do about it."""
+
+
+REGISTRY: dict[Code, ErrorCode] = {}
+
+
+def _register(name: str, meaning: str, remedy: str) -> Code:
+    code = Code(name)
+    REGISTRY[code] = ErrorCode(code, meaning, remedy)
+    return code
+
+
+# The request itself cannot be served.
+INVALID_QUANTITY = _register(
+    "SCHED_INVALID_QUANTITY",
+    "A GPU resource of the pod is not a whole, non-negative number of sensible size.",
+    "Write a whole number, for example nvidia.com/gpumem: 4000 (MiB) or 4Gi.",
+)
+AMBIGUOUS_MEMORY = _register(
+    "SCHED_AMBIGUOUS_MEMORY",
+    "nvidia.com/gpumem has a byte suffix and is under 64 MiB: the API server may have rewritten a plain number of MiB.",
+    "Write MiB such as 4000, or bytes such as 4Gi.",
+)
+PERCENT_OUT_OF_RANGE = _register(
+    "SCHED_PERCENT_OUT_OF_RANGE",
+    "A percentage of a GPU is outside 1 to 100.",
+    "Write a whole number from 1 to 100; for more than one GPU raise nvidia.com/gpu.",
+)
+CONTRADICTORY_REQUEST = _register(
+    "SCHED_CONTRADICTORY_REQUEST",
+    "A container asks for a share of a GPU and for zero GPUs.",
+    "Remove nvidia.com/gpu: 0, or the memory and cores beside it.",
+)
+UNKNOWN_POLICY = _register(
+    "SCHED_UNKNOWN_POLICY",
+    "A scheduling annotation of the pod names something that this version does not do.",
+    "Use binpack or spread, or remove the annotation.",
+)
+
+# A node cannot take the pod.
+NODE_UNKNOWN = _register(
+    "SCHED_NODE_UNKNOWN",
+    "kube-scheduler offers a node that the extender has not seen.",
+    "Wait a moment; if it stays, check the extender's watch of nodes on /healthz.",
+)
+NODE_NOT_REGISTERED = _register(
+    "SCHED_NODE_NOT_REGISTERED",
+    "The node has no record of its GPUs.",
+    "Check that the device plugin runs there (label gpu=on) and that it finds the GPUs.",
+)
+CORRUPT_NODE_RECORD = _register(
+    "SCHED_CORRUPT_NODE_RECORD",
+    "The node's record of its GPUs cannot be read.",
+    "Restart the device plugin of that node, which writes its record anew.",
+)
+FOREIGN_AGENT = _register(
+    "SCHED_FOREIGN_AGENT",
+    "The node's GPUs are served by another device plugin than this project's.",
+    "Install this project's device plugin there, or allow such nodes with --allow-hami-nodes for a transition.",
+)
+HAMI_NODE_BUSY = _register(
+    "SCHED_HAMI_NODE_BUSY",
+    "A node of another device plugin is still starting a pod, and takes one at a time.",
+    "Wait until that pod has started.",
+)
+TOO_FEW_GPUS = _register(
+    "SCHED_TOO_FEW_GPUS",
+    "The node has fewer GPUs than one container of the pod asks for.",
+    "Ask for fewer GPUs per container, or add a larger node.",
+)
+MODE_MISMATCH = _register(
+    "SCHED_MODE_MISMATCH",
+    "The node's GPUs run in another mode (such as MIG) than the pod can use.",
+    "Change the annotation nvidia.com/vgpu-mode, or the mode of the GPUs.",
+)
+UUID_MISMATCH = _register(
+    "SCHED_UUID_MISMATCH",
+    "The pod wants, or shuns, particular GPUs by UUID.",
+    "Check the annotations nvidia.com/use-gpuuuid and nvidia.com/nouse-gpuuuid.",
+)
+TYPE_MISMATCH = _register(
+    "SCHED_TYPE_MISMATCH",
+    "The node's GPUs are not of a type that the pod accepts.",
+    "Check the annotations nvidia.com/use-gputype and nvidia.com/nouse-gputype.",
+)
+GPU_UNHEALTHY = _register(
+    "SCHED_GPU_UNHEALTHY",
+    "The GPUs that would fit are unhealthy.",
+    "See the DeviceUnhealthy events of the node for the cause.",
+)
+GPU_CORDONED = _register(
+    "SCHED_GPU_CORDONED",
+    "The GPUs that would fit are cordoned by an administrator.",
+    "Remove them from the node's annotation hami.io/device-cordon when they may be used again.",
+)
+UNKNOWN_USAGE = _register(
+    "SCHED_UNKNOWN_USAGE",
+    "A pod on the node holds GPUs by a record that cannot be read, so what is free there is not known.",
+    "Find the pod by its SCHED_CORRUPT_POD_RECORD event and delete it.",
+)
+SLOTS_EXHAUSTED = _register(
+    "SCHED_SLOTS_EXHAUSTED",
+    "As many containers as are allowed share the node's GPUs already.",
+    "Wait, or raise the device plugin's --device-split-count.",
+)
+GPU_NOT_EXCLUSIVE = _register(
+    "SCHED_GPU_NOT_EXCLUSIVE",
+    "The pod wants a GPU of its own and none is empty, or those left are held exclusively.",
+    "Ask for a share (nvidia.com/gpumem, nvidia.com/gpucores under 100), or wait for an empty GPU.",
+)
+INSUFFICIENT_GPU_MEMORY = _register(
+    "SCHED_INSUFFICIENT_GPU_MEMORY",
+    "No GPU of the node has that much memory left.",
+    "Ask for less nvidia.com/gpumem, or wait for a pod to end.",
+)
+INSUFFICIENT_GPU_CORES = _register(
+    "SCHED_INSUFFICIENT_GPU_CORES",
+    "No GPU of the node has that share of its cores left.",
+    "Ask for less nvidia.com/gpucores, or wait for a pod to end.",
+)
+NOT_OFFERED = _register(
+    "SCHED_NOT_OFFERED",
+    "The node's GPUs fit, but kube-scheduler ruled the node out for reasons of its own.",
+    "See kube-scheduler's own FailedScheduling event: CPU, memory, taints, affinity or volumes.",
+)
+
+# Binding.
+POD_GONE = _register(
+    "SCHED_POD_GONE",
+    "The pod was deleted, or replaced by another of its name, before it could be bound.",
+    "Nothing: kube-scheduler forgets it.",
+)
+ALREADY_BOUND_ELSEWHERE = _register(
+    "SCHED_ALREADY_BOUND",
+    "The pod is bound already, to another node or by somebody else.",
+    "Nothing; if it has no GPU record, recreate it with schedulerName hami-scheduler.",
+)
+NO_LONGER_FITS = _register(
+    "SCHED_NO_LONGER_FITS",
+    "Between filter and bind another pod took the place.",
+    "Nothing: kube-scheduler tries again.",
+)
+BIND_FAILED = _register(
+    "SCHED_BIND_FAILED",
+    "The API server refused the Binding.",
+    "See the message; kube-scheduler tries again.",
+)
+BIND_UNKNOWN = _register(
+    "SCHED_BIND_UNKNOWN",
+    "The API server did not answer a Binding, so that it may or may not have happened; the GPUs stay reserved until it "
+    "is known.",
+    "Nothing: the extender finds out and kube-scheduler tries again.",
+)
+UNSAFE_METADATA = _register(
+    "SCHED_UNSAFE_METADATA",
+    "The record to write would make the pod invalid, which the API server does not check in a Binding.",
+    "Check the names of node and GPUs; this is a defect if they are ordinary.",
+)
+NOT_LEADER = _register(
+    "SCHED_NOT_LEADER",
+    "This replica does not stand beside the leading kube-scheduler, so it must not bind.",
+    "Nothing, if another replica leads; else check the Lease named by --leader-lease.",
+)
+
+# Records and pods that are not ours.
+CORRUPT_POD_RECORD = _register(
+    "SCHED_CORRUPT_POD_RECORD",
+    "The pod's record of its GPUs cannot be read, so the GPUs it may hold are kept out of use.",
+    "Delete the pod, or restore its annotation hami.io/vgpu-devices-allocated.",
+)
+FOREIGN_POD = _register(
+    "SCHED_FOREIGN_POD",
+    "A pod that asks for GPUs was bound by something else than this project, so it has no GPU of its own.",
+    "Set schedulerName: hami-scheduler and no nodeName, and recreate it.",
+)
+OVERCOMMITTED = _register(
+    "SCHED_OVERCOMMITTED",
+    "The records of a GPU's pods add up to more than the GPU has; nothing more is placed on it.",
+    "Check whether the GPU's declared size or scaling shrank, or whether two schedulers place pods on the node.",
+)
+
+# The wire.
+BAD_REQUEST = _register(
+    "SCHED_BAD_REQUEST",
+    "The body of a call is not the JSON that kube-scheduler's extender protocol defines.",
+    "Check that nothing but kube-scheduler calls the extender, and that their versions match.",
+)
+BODY_TOO_LARGE = _register(
+    "SCHED_BODY_TOO_LARGE",
+    "The body of a call is larger than the extender reads.",
+    "Set nodeCacheCapable: true for the extender, so that kube-scheduler sends names instead of whole nodes.",
+)
+UNKNOWN_ROUTE = _register(
+    "SCHED_UNKNOWN_ROUTE",
+    "There is nothing at that path, or it does not take that method.",
+    "Check urlPrefix and the verbs in the KubeSchedulerConfiguration.",
+)
+BUSY = _register(
+    "SCHED_BUSY",
+    "More calls wait than can be answered before kube-scheduler gives them up.",
+    "Nothing: kube-scheduler tries again; if it stays, look at the extender's CPU limit.",
+)
+NOT_READY = _register(
+    "SCHED_NOT_READY",
+    "The extender has not read the cluster yet.",
+    "Wait; /healthz on port 8080 says what is missing.",
+)
+INTERNAL = _register(
+    "SCHED_INTERNAL",
+    "A defect in the extender; the call changed nothing.",
+    "Report it with the log line that carries this code.",
+)
+UNAUTHORIZED = _register(
+    "SCHED_UNAUTHORIZED",
+    "The read API was called without a token that may read it.",
+    "Send a bearer token whose account may get the path (a nonResourceURL rule).",
+)
+EVENTS_DROPPED = _register(
+    "SCHED_EVENTS_DROPPED",
+    "More pod events waited than the queue holds; the oldest ordinary ones were dropped.",
+    "Nothing; the decisions are in the log.",
+)
+WATCH_FAILED = _register(
+    "SCHED_WATCH_FAILED",
+    "A watch of the API server broke and will be resumed.",
+    "Nothing if it is rare; else check the API server and the extender's RBAC rules.",
+)
+INVALID_SETTING = _register(
+    "SCHED_INVALID_SETTING",
+    "A command-line flag or environment variable has a value that the process cannot start with.",
+    "The message names the setting and the accepted values; --help lists all.",
+)

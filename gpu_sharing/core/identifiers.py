@@ -1,0 +1,21 @@
+"""Names that must not pass for one another.
+
+Each is a string on the wire; a `NewType` makes handing a pod's UID to a parameter that wants a GPU's a type error.
+"""
+
+from typing import NewType
+
+NodeName = NewType("NodeName", str)
+"""`metadata.name` of a Node."""
+
+PodUid = NewType("PodUid", str)
+"""`metadata.uid` of a Pod; unlike its name it never comes back for another pod."""
+
+PodKey = NewType("PodKey", str)
+"""`<namespace>/<name>` of a Pod, as people write it."""
+
+GpuUuid = NewType("GpuUuid", str)
+"""The UUID that NVML reports, `GPU-…`."""
+
+DecisionId = NewType("DecisionId", str)
+"""Ties the filter, score, bind, allocation and events of one pod together in logs."""

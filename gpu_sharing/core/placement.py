@@ -1,0 +1,241 @@
+"""Decide on which GPUs of a node a pod fits: the specification.
+
+`scheduler_extender.fleet.fit` does the same for all nodes at once on arrays, and a property test holds the two equal;
+this one is also what turns a refusal into numbers, and what bind asks about its one node.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gpu_sharing.core import gpus, identifiers, policies, rejections, requests, reservations
+from gpu_sharing.core.rejections import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class NodeState:
+    """A node and its GPUs as the cluster sees them now."""
+
+    name: identifiers.NodeName
+    states: tuple[gpus.GpuState, ...] = ()
+    """In row order: by index, then UUID. Ties between GPUs break by it, so every replica answers alike."""
+    foreign_slots: int = 0
+    """Device ids that pods without a record of ours hold on the node."""
+    standing: Reason = Reason.NONE
+    """Why the node is out of question whatever is free there, or NONE."""
+
+    @property
+    def slots_total(self) -> int:
+        """Device ids of the whole node."""
+        return sum(state.gpu.slots for state in self.states)
+
+    @property
+    def slots_used(self) -> int:
+        """Device ids in use on the whole node."""
+        return sum(state.used.slots for state in self.states) + self.foreign_slots
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which GPUs each container gets."""
+
+    shares: reservations.Shares
+    """One entry per container, in the order of the request."""
+
+    @property
+    def gpu_count(self) -> int:
+        """How many distinct GPUs the pod holds."""
+        return len({share.uuid for shares in self.shares for share in shares})
+
+
+def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) -> Placement | rejections.Rejection:
+    """Choose GPUs for every container of a pod, or say why there are none.
+
+    Containers that stay (sidecars, apps) are placed first, one after another, each on the GPUs that the policy likes
+    best given those before it. Then each plain init container is placed beside the sidecars that started before it,
+    on GPUs that the pod holds anyway where they fit: such a container then costs nothing.
+
+    Args:
+        request: What the pod asks for.
+        node: The node, with everything counted that this pod must not take.
+        policy: Which of several fitting GPUs to prefer.
+    """
+    if node.standing is not Reason.NONE:
+        return rejections.Rejection(node.standing)
+    eligible = [
+        state.gpu.healthy and not state.cordoned and not state.usage_unknown
+        and request.selectors.accept_mode(state.gpu.mode) and request.selectors.accept_uuid(state.gpu.uuid)
+        and request.selectors.accept_type(state.gpu.type)
+        for state in node.states
+    ]  # fmt: skip
+    chosen: list[tuple[int, ...]] = [()] * len(request.kinds)
+    for position in _order(request):
+        ask = request.containers[position]
+        assert ask is not None
+        beside = _running_beside(request.kinds, position)
+        states = _with_shares(node.states, request, chosen, beside)
+        rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state)]
+        if len(rows) < ask.gpus:
+            return _why_not(ask, request.selectors, states)
+        at_home = {row for rows_of_one in chosen for row in rows_of_one}
+        is_init = request.kinds[position] is reservations.Kind.INIT
+        rows.sort(
+            key=lambda row: (not (is_init and row in at_home), -policy.sign * policies.fullness(states[row]), row)
+        )
+        chosen[position] = tuple(rows[: ask.gpus])
+    if node.slots_used + request.slots > node.slots_total:
+        free = max(node.slots_total - node.slots_used, 0)
+        return rejections.Rejection(Reason.SLOTS, str(request.slots), str(free))
+    return Placement(
+        tuple(
+            tuple(_share(ask, node.states[row].gpu) for row in rows) if ask else ()
+            for ask, rows in zip(request.containers, chosen, strict=True)
+        )
+    )
+
+
+def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.Policy) -> float:
+    """How good the node is for the pod, from 0 to 1: by the fraction of it in use afterwards.
+
+    Counted is what stays (sidecars and apps), as the mean over slots, cores and memory.
+    """
+    staying = [
+        reservations.booking_of(share)
+        for position in reservations.lasting(request.kinds)
+        for share in placed.shares[position]
+    ]
+    slots = node.slots_used + sum(booking.slots for booking in staying)
+    cores = sum(state.used.cores_percent for state in node.states) + sum(booking.cores_percent for booking in staying)
+    memory = sum(state.used.memory_mib for state in node.states) + sum(booking.memory_mib for booking in staying)
+    used = (
+        slots / max(node.slots_total, 1)
+        + cores / max(sum(state.gpu.cores_percent for state in node.states), 1)
+        + memory / max(sum(state.gpu.memory_mib for state in node.states), 1)
+    ) / 3
+    return policy.score(min(used, 1.0))
+
+
+def steps(request: requests.PodRequest) -> list[int]:
+    """The containers that ask for GPUs, by position, in the order in which they are placed."""
+    return _order(request)
+
+
+def _order(request: requests.PodRequest) -> list[int]:
+    staying = reservations.lasting(request.kinds)
+    passing = [position for position, kind in enumerate(request.kinds) if kind is reservations.Kind.INIT]
+    return [position for position in (*staying, *passing) if request.containers[position]]
+
+
+def _running_beside(kinds: Sequence[reservations.Kind], position: int) -> tuple[int, ...]:
+    """The containers that run at the same time as the one at `position` and are placed before it."""
+    if kinds[position] is reservations.Kind.INIT:
+        return tuple(p for p in range(position) if kinds[p] is reservations.Kind.SIDECAR)
+    return tuple(p for p in reservations.lasting(kinds) if p < position)
+
+
+def running_beside(request: requests.PodRequest, position: int) -> tuple[int, ...]:
+    """The containers whose shares count as used when the one at `position` is placed."""
+    return tuple(p for p in _running_beside(request.kinds, position) if request.containers[p])
+
+
+def _share(ask: requests.GpuRequest, gpu: gpus.Gpu) -> reservations.Share:
+    return reservations.Share(gpu.uuid, ask.memory_on(gpu.memory_mib), ask.cores_percent)
+
+
+def _with_shares(
+    states: Sequence[gpus.GpuState],
+    request: requests.PodRequest,
+    chosen: Sequence[tuple[int, ...]],
+    beside: Iterable[int],
+) -> list[gpus.GpuState]:
+    now = list(states)
+    for position in beside:
+        ask = request.containers[position]
+        for row in chosen[position]:
+            assert ask is not None
+            now[row] = now[row].with_used(reservations.booking_of(_share(ask, now[row].gpu)))
+    return now
+
+
+def _has_slot(state: gpus.GpuState) -> bool:
+    return state.used.slots < state.gpu.slots
+
+
+def _is_open(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
+    return state.used.slots == 0 if ask.exclusive else state.used.exclusive == 0
+
+
+def _has_memory(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
+    return state.used.memory_mib + ask.memory_on(state.gpu.memory_mib) <= state.gpu.memory_mib
+
+
+def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
+    """A container without a cores limit needs some compute too, so a GPU whose cores are all promised is full."""
+    return state.used.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
+
+
+def _has_room(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
+    return _has_slot(state) and _is_open(ask, state) and _has_memory(ask, state) and _has_cores(ask, state)
+
+
+def _why_not(
+    ask: requests.GpuRequest, selectors: requests.Selectors, states: Sequence[gpus.GpuState]
+) -> rejections.Rejection:
+    """The first stage that leaves fewer GPUs than asked for, with what the GPUs left could give at best."""
+    left = list(states)
+    if len(left) < ask.gpus:
+        return rejections.Rejection(Reason.TOO_FEW_GPUS, str(ask.gpus), str(len(left)))
+    stages = (
+        (Reason.MODE, lambda state: selectors.accept_mode(state.gpu.mode)),
+        (Reason.UUID, lambda state: selectors.accept_uuid(state.gpu.uuid)),
+        (Reason.TYPE, lambda state: selectors.accept_type(state.gpu.type)),
+        (Reason.UNHEALTHY, lambda state: state.gpu.healthy),
+        (Reason.CORDONED, lambda state: not state.cordoned),
+        (Reason.UNKNOWN_USAGE, lambda state: not state.usage_unknown),
+        (Reason.SLOTS, _has_slot),
+        (Reason.EXCLUSIVE, lambda state: _is_open(ask, state)),
+        (Reason.MEMORY, lambda state: _has_memory(ask, state)),
+        (Reason.CORES, lambda state: _has_cores(ask, state)),
+    )  # fmt: skip
+    for reason, passes in stages:
+        passing = [state for state in left if passes(state)]
+        if len(passing) < ask.gpus:
+            return _with_numbers(reason, ask, selectors, left)
+        left = passing
+    raise AssertionError("every stage leaves enough GPUs, so the container fits")
+
+
+def _with_numbers(
+    reason: Reason, ask: requests.GpuRequest, selectors: requests.Selectors, left: Sequence[gpus.GpuState]
+) -> rejections.Rejection:
+    def kth_most(values: Iterable[int]) -> int:
+        """What the GPU that would have to be taken last has: the k-th largest."""
+        return max(sorted(values, reverse=True)[ask.gpus - 1], 0)
+
+    match reason:
+        case Reason.TYPE:
+            refused = sorted({_short(state.gpu.type) for state in left if not selectors.accept_type(state.gpu.type)})
+            wanted = ",".join(selectors.use_types) or "not " + ",".join(selectors.nouse_types)
+            return rejections.Rejection(reason, wanted.upper(), ",".join(refused))
+        case Reason.MODE:
+            modes = sorted({state.gpu.mode or "default" for state in left if not selectors.accept_mode(state.gpu.mode)})
+            return rejections.Rejection(reason, selectors.mode or "sharing", ",".join(modes))
+        case Reason.MEMORY:
+            free = kth_most(state.gpu.memory_mib - state.used.memory_mib for state in left)
+            if ask.memory_mib:
+                return rejections.Rejection(reason, f"{ask.memory_mib}MB", f"{free}MB")
+            return rejections.Rejection(
+                reason,
+                f"{ask.memory_percent}%",
+                f"{kth_most(100 * (s.gpu.memory_mib - s.used.memory_mib) // max(s.gpu.memory_mib, 1) for s in left)}%",
+            )
+        case Reason.CORES:
+            free = kth_most(state.gpu.cores_percent - state.used.cores_percent for state in left)
+            return rejections.Rejection(reason, f"{max(ask.cores_percent, 1)}%", f"{free}%")
+        case _:
+            return rejections.Rejection(reason)
+
+
+def _short(gpu_type: str) -> str:
+    """The model without its maker, as people write it."""
+    words = [word for word in gpu_type.replace("NVIDIA-", "").split() if word not in ("NVIDIA", "Tesla")]
+    return words[0] if words else gpu_type or "unknown"

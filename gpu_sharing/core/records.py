@@ -1,0 +1,241 @@
+"""The annotations that carry facts between processes: encode, decode, refuse.
+
+Byte-compatible with HAMi v2.10, so that its plugin's inventories are read here, and pods that it placed are accounted
+for. Whatever does not decode raises; nothing is ever taken for "nothing".
+
+Source: HAMi v2.10 `pkg/device/devices.go` (MarshalNodeDevices, EncodePodDevices) and its docs/develop/protocol.md.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from gpu_sharing.core import errors, gpus, identifiers, reservations
+
+INVENTORY = "hami.io/node-nvidia-register"
+AGENT = "hami.io/agent"
+AGENT_NAME = "hami-py"
+CORDON = "hami.io/device-cordon"
+NODE = "hami.io/vgpu-node"
+TIME = "hami.io/vgpu-time"
+ALLOCATED = "hami.io/vgpu-devices-allocated"
+TO_ALLOCATE = "hami.io/vgpu-devices-to-allocate"
+BIND_PHASE = "hami.io/bind-phase"
+BIND_TIME = "hami.io/bind-time"
+DECISION = "hami.io/decision-id"
+PHASE_ALLOCATING = "allocating"
+PHASE_SUCCESS = "success"
+PHASE_FAILED = "failed"
+
+_VENDOR = "NVIDIA"
+_LARGEST = 2**31 - 1
+_MOST_GPUS = 64
+_MOST_BYTES = 256 * 1024
+"""The API server's own limit for all annotations of an object."""
+_UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
+_NUMBER = re.compile(r"\d{1,10}")
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+
+def encode_inventory(inventory: Sequence[gpus.Gpu]) -> str:
+    """The node annotation that advertises GPUs; zero values vanish, as readers expect."""
+    return json.dumps([_inventory_item(gpu) for gpu in inventory], separators=(",", ":"))
+
+
+def _inventory_item(gpu: gpus.Gpu) -> dict[str, object]:
+    item: dict[str, object] = {
+        "id": gpu.uuid, "index": gpu.index, "count": gpu.slots, "devmem": gpu.memory_mib, "devcore": gpu.cores_percent,
+        "type": gpu.type, "numa": gpu.numa, "mode": gpu.mode, "health": gpu.healthy,
+    }  # fmt: skip
+    return {key: value for key, value in item.items() if value}
+
+
+def decode_inventory(text: str) -> tuple[gpus.Gpu, ...]:
+    """The GPUs that a node advertises, by index, then UUID.
+
+    Reads the JSON of today's plugins and the older records joined by colons.
+
+    Raises:
+        CorruptRecord: It is neither, or a number in it is absurd, or a UUID occurs twice.
+    """
+    if len(text) > _MOST_BYTES:
+        raise errors.CorruptRecord(f"{INVENTORY} is larger than {_MOST_BYTES} bytes")
+    items = _json_items(text) if text.lstrip().startswith("[") else _legacy_items(text)
+    found = tuple(sorted((_gpu(item) for item in items), key=lambda gpu: (gpu.index, gpu.uuid)))
+    if len({gpu.uuid for gpu in found}) != len(found):
+        raise errors.CorruptRecord(f"{INVENTORY} names a GPU twice")
+    if len(found) > _MOST_GPUS:
+        raise errors.CorruptRecord(f"{INVENTORY} names {len(found)} GPUs; a node has at most {_MOST_GPUS}")
+    return found
+
+
+def _json_items(text: str) -> list[Mapping[str, object]]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        raise errors.CorruptRecord(f"{INVENTORY} is not JSON: {cause}") from cause
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise errors.CorruptRecord(f"{INVENTORY} is not a list of objects")
+    return items
+
+
+def _legacy_items(text: str) -> list[Mapping[str, object]]:
+    """`uuid,count,mem,core,type,numa,health[,index,mode]` per GPU, each ended by a colon."""
+    items: list[Mapping[str, object]] = []
+    for position, record in enumerate(part for part in text.strip().split(":") if part):
+        fields = record.split(",")
+        numbers = [*fields[1:4], fields[5] if len(fields) > 5 else "", fields[7] if len(fields) > 7 else str(position)]
+        if not 7 <= len(fields) <= 9 or not all(_NUMBER.fullmatch(number) for number in numbers):
+            raise errors.CorruptRecord(f"{INVENTORY}: {record[:60]!r} is not uuid,count,mem,core,type,numa,health")
+        count, memory, core, numa, index = map(int, numbers)
+        items.append({
+            "id": fields[0], "count": count, "devmem": memory, "devcore": core, "type": fields[4], "numa": numa,
+            "health": fields[6] == "true", "index": index, "mode": fields[8] if len(fields) > 8 else "",
+        })  # fmt: skip
+    return items
+
+
+def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
+    def number(key: str, largest: int = _LARGEST) -> int:
+        value = item.get(key, 0)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
+            raise errors.CorruptRecord(f"{INVENTORY}: {key} is {str(value)[:40]!r}, not a number up to {largest}")
+        return value
+
+    def word(key: str) -> str:
+        value = item.get(key, "")
+        if not isinstance(value, str) or len(value) > 128:
+            raise errors.CorruptRecord(f"{INVENTORY}: {key} is not a word")
+        return value
+
+    uuid = word("id")
+    if not _UUID.fullmatch(uuid):
+        raise errors.CorruptRecord(f"{INVENTORY}: {uuid[:40]!r} is not the UUID of a GPU")
+    health = item.get("health", False)
+    if not isinstance(health, bool):
+        raise errors.CorruptRecord(f"{INVENTORY}: health is {str(health)[:40]!r}, not true or false")
+    return gpus.Gpu(
+        uuid=identifiers.GpuUuid(uuid), index=number("index", 4096), memory_mib=number("devmem"),
+        cores_percent=number("devcore", 100_000), slots=number("count", 10_000), type=word("type"),
+        numa=_numa(item.get("numa", 0)), mode=word("mode"), healthy=health,
+    )  # fmt: skip
+
+
+def _numa(value: object) -> int:
+    """NUMA node; drivers report -1 where there is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= 4096:
+        raise errors.CorruptRecord(f"{INVENTORY}: numa is {str(value)[:40]!r}, not a NUMA node")
+    return value
+
+
+def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:
+    """The GPUs that an administrator keeps out of use. Unknown UUIDs do no harm."""
+    return frozenset(identifiers.GpuUuid(part.strip()) for part in text.split(",") if part.strip())
+
+
+def is_our_agent(text: str | None) -> bool:
+    """Whether `hami.io/agent` says that this project's device plugin serves the node."""
+    name, slash, version = (text or "").partition("/")
+    return name == AGENT_NAME and bool(slash and version)
+
+
+def encode_shares(shares: reservations.Shares) -> str:
+    """The accounting record of a pod: `UUID,NVIDIA,MiB,cores:` per GPU, `;` after each container."""
+    return "".join(
+        "".join(f"{share.uuid},{_VENDOR},{share.memory_mib},{share.cores_percent}:" for share in container) + ";"
+        for container in shares
+    )
+
+
+def decode_shares(text: str, asking: Sequence[bool]) -> reservations.Shares:
+    """What each container holds.
+
+    HAMi leaves out the empty entry of some containers without GPU; then the entries are given, in order, to the
+    containers that ask for one.
+
+    Args:
+        text: The annotation's value.
+        asking: One per container, init containers first: whether it asks for a GPU.
+
+    Raises:
+        CorruptRecord: It does not parse, or does not match the containers.
+    """
+    if len(text) > _MOST_BYTES:
+        raise errors.CorruptRecord(f"{ALLOCATED} is larger than {_MOST_BYTES} bytes")
+    entries = text.split(";")
+    if entries and not entries[-1].strip():
+        entries.pop()
+    decoded = [tuple(_decode_share(part) for part in entry.split(":") if part.strip()) for entry in entries]
+    if len(decoded) == len(asking):
+        return tuple(decoded)
+    filled = [shares for shares in decoded if shares]
+    if len(filled) != sum(asking):
+        raise errors.CorruptRecord(
+            f"{ALLOCATED} has {len(filled)} containers with GPUs, the pod has {sum(asking)} that ask for one"
+        )
+    rest = iter(filled)
+    return tuple(next(rest) if asks else () for asks in asking)
+
+
+def legible_shares(text: str) -> tuple[reservations.Share, ...]:
+    """The shares that can be read in a record that does not decode as a whole.
+
+    They are counted; the node's other GPUs are kept out of use, because the rest may hold any of them.
+    """
+    found: list[reservations.Share] = []
+    for part in re.split("[:;]", text[:_MOST_BYTES]):
+        try:
+            found.append(_decode_share(part))
+        except errors.CorruptRecord:
+            continue
+    return tuple(found)
+
+
+def _decode_share(part: str) -> reservations.Share:
+    fields = [field.strip() for field in part.split(",")]
+    if len(fields) != 4:
+        raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is not UUID,vendor,MiB,cores")
+    uuid = fields[0].partition("[")[0]  # HAMi marks the MIG instance it used in brackets.
+    if not _UUID.fullmatch(uuid) or not all(_NUMBER.fullmatch(number) and number.isascii() for number in fields[2:]):
+        raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is not UUID,vendor,MiB,cores")
+    memory_mib, cores = int(fields[2]), int(fields[3])
+    if memory_mib > _LARGEST or cores > 100_000:
+        raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is larger than any GPU")
+    return reservations.Share(identifiers.GpuUuid(uuid), memory_mib, cores)
+
+
+def pod_annotations(
+    shares: reservations.Shares, node: identifiers.NodeName, unix_seconds: int, decision: identifiers.DecisionId
+) -> dict[str, str]:
+    """What a Binding merges into the pod: its record, and how far its start has come."""
+    record = encode_shares(shares)
+    return {
+        NODE: node,
+        TIME: str(unix_seconds),
+        ALLOCATED: record,
+        TO_ALLOCATE: record,
+        BIND_PHASE: PHASE_ALLOCATING,
+        BIND_TIME: str(unix_seconds),
+        DECISION: decision,
+    }
+
+
+def pod_labels(node: identifiers.NodeName) -> dict[str, str]:
+    """The label that a Binding merges into the pod; none where the node's name is too long for a label's value."""
+    return {NODE: node} if _LABEL_VALUE.fullmatch(node) else {}
+
+
+def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
+    """Why the API server would call the pod invalid after this Binding, or an empty string.
+
+    It does not check the metadata of a Binding, and from then on refuses every update of the pod's status.
+
+    Args:
+        annotations: What the Binding carries.
+        already_bytes: Size of the annotations that the pod has.
+    """
+    size = already_bytes + sum(len(key) + len(value.encode()) for key, value in annotations.items())
+    if size > _MOST_BYTES:
+        return f"the pod's annotations would have {size} bytes, more than {_MOST_BYTES}"
+    unprintable = [key for key, value in annotations.items() if not value.isprintable()]
+    return f"the value of {unprintable[0]} is not printable" if unprintable else ""

@@ -1,0 +1,94 @@
+"""Every reason a node can refuse a pod: code, numbers, sentence, and whether evicting somebody could cure it.
+
+A "no" is data. kube-scheduler gets the low-cardinality phrase, because it groups identical strings; our own event, the
+log and the read API print the same value with its numbers.
+"""
+
+import enum
+from dataclasses import dataclass
+
+from gpu_sharing.core import error_codes
+
+
+class Reason(enum.IntEnum):
+    """Why, in the order in which a node is examined: the first stage that leaves too few GPUs is the reason."""
+
+    NONE = 0
+    """It fits."""
+    NODE_UNKNOWN = 1
+    NODE_NOT_REGISTERED = 2
+    CORRUPT_NODE_RECORD = 3
+    FOREIGN_AGENT = 4
+    HAMI_NODE_BUSY = 5
+    TOO_FEW_GPUS = 6
+    MODE = 7
+    UUID = 8
+    TYPE = 9
+    UNHEALTHY = 10
+    CORDONED = 11
+    UNKNOWN_USAGE = 12
+    SLOTS = 13
+    EXCLUSIVE = 14
+    MEMORY = 15
+    CORES = 16
+    NOT_OFFERED = 17
+    """The GPUs fit, but kube-scheduler did not offer the node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a reason is called."""
+
+    code: error_codes.Code
+    phrase: str
+    """What kube-scheduler is told: the same text for every node, so that it can count them."""
+    curable: bool = False
+    """Whether evicting pods of lower priority could make room."""
+
+
+EXPLANATIONS: dict[Reason, Explanation] = {
+    Reason.NODE_UNKNOWN: Explanation(error_codes.NODE_UNKNOWN, "node unknown to the GPU scheduler"),
+    Reason.NODE_NOT_REGISTERED: Explanation(error_codes.NODE_NOT_REGISTERED, "no GPUs registered"),
+    Reason.CORRUPT_NODE_RECORD: Explanation(error_codes.CORRUPT_NODE_RECORD, "GPU record of the node unreadable"),
+    Reason.FOREIGN_AGENT: Explanation(error_codes.FOREIGN_AGENT, "GPUs served by another device plugin"),
+    Reason.HAMI_NODE_BUSY: Explanation(error_codes.HAMI_NODE_BUSY, "node still starting another GPU pod"),
+    Reason.TOO_FEW_GPUS: Explanation(error_codes.TOO_FEW_GPUS, "too few GPUs"),
+    Reason.MODE: Explanation(error_codes.MODE_MISMATCH, "GPU mode mismatch"),
+    Reason.UUID: Explanation(error_codes.UUID_MISMATCH, "GPU UUID mismatch"),
+    Reason.TYPE: Explanation(error_codes.TYPE_MISMATCH, "device type mismatch"),
+    Reason.UNHEALTHY: Explanation(error_codes.GPU_UNHEALTHY, "GPU unhealthy"),
+    Reason.CORDONED: Explanation(error_codes.GPU_CORDONED, "GPU cordoned"),
+    Reason.UNKNOWN_USAGE: Explanation(error_codes.UNKNOWN_USAGE, "GPU usage unknown"),
+    Reason.SLOTS: Explanation(error_codes.SLOTS_EXHAUSTED, "GPU slots exhausted", curable=True),
+    Reason.EXCLUSIVE: Explanation(error_codes.GPU_NOT_EXCLUSIVE, "no GPU free for exclusive use", curable=True),
+    Reason.MEMORY: Explanation(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
+    Reason.CORES: Explanation(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
+    Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why one node cannot take one pod."""
+
+    reason: Reason
+    requested: str = ""
+    """What was asked for, with its unit, such as `8000MB`; empty where the reason has no numbers."""
+    available: str = ""
+    """The most that the node could give, in the same unit."""
+
+    @property
+    def explanation(self) -> Explanation:
+        """Its code, phrase and curability."""
+        return EXPLANATIONS[self.reason]
+
+    @property
+    def code(self) -> error_codes.Code:
+        """Its code in the registry."""
+        return self.explanation.code
+
+    def __str__(self) -> str:
+        if not self.requested:
+            return self.explanation.phrase
+        verb = "has" if self.reason in (Reason.TYPE, Reason.MODE, Reason.TOO_FEW_GPUS) else "available"
+        return f"{self.explanation.phrase} (requested {self.requested}, {verb} {self.available})"

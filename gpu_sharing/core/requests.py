@@ -1,0 +1,280 @@
+"""What a pod asks of GPUs, read from its containers' resources and its annotations.
+
+A request is never read as "no GPU" because it did not parse: it becomes an `InvalidRequest`, which every node refuses
+with the sentence that says what to write.
+
+Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/config.go`, for names and defaults.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpu_sharing.core import error_codes, errors, policies, quantities, reservations
+
+USE_TYPE = "nvidia.com/use-gputype"
+NOUSE_TYPE = "nvidia.com/nouse-gputype"
+USE_UUID = "nvidia.com/use-gpuuuid"
+NOUSE_UUID = "nvidia.com/nouse-gpuuuid"
+NUMA_BIND = "nvidia.com/numa-bind"
+MODE = "nvidia.com/vgpu-mode"
+NODE_POLICY = "hami.io/node-scheduler-policy"
+GPU_POLICY = "hami.io/gpu-scheduler-policy"
+SCORING_WEIGHTS = "hami.io/device-scoring-weights"
+NUMA_ALIGNMENT = "hami.io/numa-alignment"
+
+_MODES = ("", "hami-core", "mps")
+_LONGEST_LIST = 64
+"""Items in a list annotation; more than any cluster has GPU models."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceNames:
+    """The names under which containers ask; settings, because clusters rename them."""
+
+    count: str = "nvidia.com/gpu"
+    memory: str = "nvidia.com/gpumem"
+    memory_percent: str = "nvidia.com/gpumem-percentage"
+    cores: str = "nvidia.com/gpucores"
+    priority: str = "nvidia.com/priority"
+
+    def managed(self) -> tuple[str, ...]:
+        """The names that make a pod ours."""
+        return (self.count, self.memory, self.memory_percent, self.cores)
+
+
+class ContainerSpec(Protocol):
+    """The part of a container that a request is read from."""
+
+    @property
+    def name(self) -> str:
+        """The container's name, unique in its pod."""
+
+    @property
+    def limits(self) -> Mapping[str, quantities.Raw]:
+        """`resources.limits`."""
+
+    @property
+    def requests(self) -> Mapping[str, quantities.Raw]:
+        """`resources.requests`."""
+
+    @property
+    def restarts_always(self) -> bool:
+        """Whether an init container is a sidecar (`restartPolicy: Always`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRequest:
+    """What one container asks for, of each of `gpus` distinct GPUs."""
+
+    gpus: int
+    """How many GPUs, at least 1."""
+    memory_mib: int = 0
+    """Memory of each GPU in MiB; 0 where `memory_percent` says it."""
+    memory_percent: int = 0
+    """Memory of each GPU in percent of what it advertises, rounded down; 100 is all of it."""
+    cores_percent: int = 0
+    """Compute of each GPU in percent; 0 is no limit, 100 is the GPU to itself."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the container wants its GPUs for itself."""
+        return self.cores_percent >= 100
+
+    def memory_on(self, gpu_memory_mib: int) -> int:
+        """The memory asked of a GPU of that size, in MiB."""
+        return self.memory_mib or gpu_memory_mib * self.memory_percent // 100
+
+    @property
+    def memory_words(self) -> str:
+        """The memory asked for as events print it."""
+        return f"{self.memory_mib}MB" if self.memory_mib else f"{self.memory_percent}%"
+
+
+@dataclass(frozen=True, slots=True)
+class Selectors:
+    """Which GPUs a pod accepts at all, whatever they have free."""
+
+    use_types: tuple[str, ...] = ()
+    """Lower-case substrings of a GPU's type, one of which must occur; empty accepts all."""
+    nouse_types: tuple[str, ...] = ()
+    use_uuids: tuple[str, ...] = ()
+    nouse_uuids: tuple[str, ...] = ()
+    mode: str = ""
+    """The sharing mode the GPU must run in; empty is any but MIG."""
+
+    def accept_type(self, gpu_type: str) -> bool:
+        """Whether a GPU of that type may be used."""
+        lower = gpu_type.lower()
+        wanted = not self.use_types or any(part in lower for part in self.use_types)
+        return wanted and not any(part in lower for part in self.nouse_types)
+
+    def accept_uuid(self, uuid: str) -> bool:
+        """Whether that very GPU may be used."""
+        return (not self.use_uuids or uuid in self.use_uuids) and uuid not in self.nouse_uuids
+
+    def accept_mode(self, gpu_mode: str) -> bool:
+        """Whether a GPU that runs in that mode may be used; MIG only ever when asked for."""
+        return gpu_mode == self.mode or (gpu_mode != "mig" and (not self.mode or not gpu_mode))
+
+
+@dataclass(frozen=True, slots=True)
+class PodRequest:
+    """What a pod asks of GPUs. Hashable: pods of one shape are the same question."""
+
+    kinds: tuple[reservations.Kind, ...]
+    """One per container, init containers first, then app containers."""
+    containers: tuple[GpuRequest | None, ...]
+    """One per container; None for one without GPU."""
+    selectors: Selectors = Selectors()
+    node_policy: policies.Policy | None = None
+    """The pod's own choice; None leaves it to the setting."""
+    gpu_policy: policies.Policy | None = None
+    warnings: tuple[str, ...] = ()
+    """What was understood otherwise than it may have been meant."""
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether any container asks for a GPU."""
+        return any(self.containers)
+
+    @property
+    def slots(self) -> int:
+        """Device ids that kubelet and kube-scheduler count for the pod: the most at any one time."""
+        return max(
+            sum(ask.gpus for position in phase if (ask := self.containers[position]))
+            for phase in reservations.phases(self.kinds)
+        )
+
+    @property
+    def gpus(self) -> int:
+        """The largest number of GPUs that one container asks for."""
+        return max((ask.gpus for ask in self.containers if ask), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidRequest:
+    """A request that no node can serve until somebody rewrites it."""
+
+    code: error_codes.Code
+    sentence: str
+    """What is wrong and what to write."""
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def asks_for_gpu(containers: Sequence[ContainerSpec], names: ResourceNames) -> bool:
+    """Whether any container names a managed resource, well-formed or not."""
+    managed = names.managed()
+    return any(name in spec.limits or name in spec.requests for spec in containers for name in managed)
+
+
+def read(
+    init_containers: Sequence[ContainerSpec],
+    containers: Sequence[ContainerSpec],
+    annotations: Mapping[str, str],
+    names: ResourceNames,
+) -> PodRequest | InvalidRequest:
+    """Read what a pod asks for.
+
+    Args:
+        init_containers: In the order they run.
+        containers: The app containers.
+        annotations: The pod's own.
+        names: Under which names containers ask.
+    """
+    warnings: list[str] = []
+    try:
+        asks = tuple(_container(spec, names, warnings) for spec in (*init_containers, *containers))
+        selectors = _selectors(annotations)
+        node_policy = _policy(annotations, NODE_POLICY)
+        gpu_policy = _policy(annotations, GPU_POLICY)
+        _refuse_unsupported(annotations)
+    except errors.BadQuantity as refused:
+        return InvalidRequest(refused.code, refused.sentence)
+    return PodRequest(kinds_of(init_containers, containers), asks, selectors, node_policy, gpu_policy, tuple(warnings))
+
+
+def kinds_of(
+    init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec]
+) -> tuple[reservations.Kind, ...]:
+    """When each container runs, init containers first."""
+    kind = reservations.Kind
+    return (
+        *(kind.SIDECAR if spec.restarts_always else kind.INIT for spec in init_containers),
+        *(kind.APP for _ in containers),
+    )
+
+
+def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -> GpuRequest | None:
+    def asked(name: str) -> quantities.Raw:
+        return spec.limits[name] if name in spec.limits else spec.requests.get(name)
+
+    def label(name: str) -> str:
+        return f"container {spec.name}: {name}"
+
+    raw_count, raw_memory = asked(names.count), asked(names.memory)
+    raw_percent, raw_cores = asked(names.memory_percent), asked(names.cores)
+    if raw_count is None and raw_memory is None and raw_percent is None and raw_cores is None:
+        return None
+    count = 1 if raw_count is None else quantities.count(label(names.count), raw_count)
+    memory_mib = 0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory)
+    percent = 0 if raw_percent is None else quantities.percent(label(names.memory_percent), raw_percent, lowest=1)
+    cores = 0 if raw_cores is None else quantities.percent(label(names.cores), raw_cores, lowest=0)
+    if count == 0:
+        if memory_mib or percent or cores:
+            raise errors.BadQuantity(
+                error_codes.CONTRADICTORY_REQUEST,
+                f"{label(names.count)} is 0, but memory or cores are asked for; write {names.count}: 1 or remove them",
+            )
+        return None
+    if raw_count is None and not (memory_mib or percent or cores):
+        return None
+    if memory_mib and percent:
+        warnings.append(f"{label(names.memory_percent)} is ignored, because {names.memory} is set")
+        percent = 0
+    if not cores and not memory_mib and percent in (0, 100):
+        cores = 100  # A whole GPU's memory without a word about cores has always meant the GPU to itself.
+    return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
+
+
+def _selectors(annotations: Mapping[str, str]) -> Selectors:
+    mode = annotations.get(MODE, "").strip().lower()
+    if mode not in _MODES:
+        raise errors.BadQuantity(
+            error_codes.UNKNOWN_POLICY,
+            f"{MODE}: {mode[:40]!r} is not a mode that this version shares GPUs in; write hami-core or mps",
+        )
+    return Selectors(
+        use_types=tuple(item.lower() for item in _list(annotations, USE_TYPE)),
+        nouse_types=tuple(item.lower() for item in _list(annotations, NOUSE_TYPE)),
+        use_uuids=_list(annotations, USE_UUID),
+        nouse_uuids=_list(annotations, NOUSE_UUID),
+        mode=mode,
+    )
+
+
+def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
+    items = tuple(item for part in annotations.get(key, "").split(",") if (item := part.strip()))
+    if len(items) > _LONGEST_LIST:
+        raise errors.BadQuantity(
+            error_codes.UNKNOWN_POLICY, f"{key}: {len(items)} items are too many; write at most {_LONGEST_LIST}"
+        )
+    return items
+
+
+def _policy(annotations: Mapping[str, str], key: str) -> policies.Policy | None:
+    text = annotations.get(key, "").strip()
+    return policies.named(text, key) if text else None
+
+
+def _refuse_unsupported(annotations: Mapping[str, str]) -> None:
+    """What this version cannot honour it refuses, instead of placing the pod as if it had not been asked."""
+    asked = [key for key in (SCORING_WEIGHTS, NUMA_ALIGNMENT) if annotations.get(key, "").strip()]
+    if annotations.get(NUMA_BIND, "").strip().lower() == "true":
+        asked.append(NUMA_BIND)
+    if asked:
+        raise errors.BadQuantity(
+            error_codes.UNKNOWN_POLICY, f"{asked[0]}: this version does not do that yet; remove the annotation"
+        )

@@ -1,0 +1,117 @@
+"""Which container of which pod holds how much of which GPU, and what that books on each GPU.
+
+Containers of a pod do not all run at one time: plain init containers run one after another, sidecars (restartable
+init containers) from their turn on, app containers together at the end. What is booked is the most the pod holds at
+any one time, for each quantity by itself.
+
+Source: Kubernetes' rules for the effective request of a pod with sidecars (KEP-753).
+"""
+
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gpu_sharing.core import identifiers
+
+
+class Kind(enum.Enum):
+    """When a container runs."""
+
+    INIT = "init"
+    """By itself, before those after it."""
+    SIDECAR = "sidecar"
+    """From its turn among the init containers to the pod's end."""
+    APP = "app"
+    """Together with the other app containers, after all init containers."""
+
+
+class Share(NamedTuple):
+    """What one container holds of one GPU."""
+
+    uuid: identifiers.GpuUuid
+    memory_mib: int
+    cores_percent: int
+    """Percent of the GPU's compute; 0 is no limit and no claim, 100 is the GPU to itself."""
+
+
+class Booking(NamedTuple):
+    """What is promised of one GPU."""
+
+    slots: int = 0
+    memory_mib: int = 0
+    cores_percent: int = 0
+    exclusive: int = 0
+    """How many holders want the GPU for themselves; more than one is a defect elsewhere."""
+
+    def __add__(self, other: tuple[object, ...]) -> "Booking":
+        """Both together."""
+        assert isinstance(other, Booking)
+        return Booking(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def at_least(self, other: "Booking") -> "Booking":
+        """The larger of each quantity."""
+        return Booking(*(max(mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+
+
+NOTHING = Booking()
+
+Shares = tuple[tuple[Share, ...], ...]
+"""One entry per container, init containers first, then app containers; empty for a container without GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What one pod holds on one node."""
+
+    pod_uid: identifiers.PodUid
+    node: identifiers.NodeName
+    kinds: tuple[Kind, ...]
+    shares: Shares
+    """As long as `kinds`."""
+
+
+def booking_of(share: Share) -> Booking:
+    """What one share books: a slot, its memory, its cores, and the GPU for itself at 100 percent of cores."""
+    return Booking(1, share.memory_mib, share.cores_percent, int(share.cores_percent >= 100))
+
+
+def phases(kinds: Sequence[Kind]) -> Iterator[tuple[int, ...]]:
+    """The sets of containers (by position) that run at one time: one per plain init container, then the lasting one."""
+    sidecars: list[int] = []
+    for position, kind in enumerate(kinds):
+        if kind is Kind.INIT:
+            yield (*sidecars, position)
+        elif kind is Kind.SIDECAR:
+            sidecars.append(position)
+    yield lasting(kinds)
+
+
+def lasting(kinds: Sequence[Kind]) -> tuple[int, ...]:
+    """The containers that run together until the pod ends: sidecars and apps."""
+    return tuple(position for position, kind in enumerate(kinds) if kind is not Kind.INIT)
+
+
+def booked(
+    kinds: Sequence[Kind], shares: Sequence[Iterable[Share]], *, init_done: bool = False
+) -> dict[identifiers.GpuUuid, Booking]:
+    """What a pod books on each GPU.
+
+    Args:
+        kinds: One per container.
+        shares: One entry per container, in the same order.
+        init_done: All init containers succeeded, so memory and cores shrink to what sidecars and apps hold. Slots
+            stay, because the kubelet keeps the device ids of init containers for the pod's life.
+    """
+    most: dict[identifiers.GpuUuid, Booking] = {}
+    last: dict[identifiers.GpuUuid, Booking] = {}
+    for phase in phases(kinds):
+        last = {}
+        for position in phase:
+            for share in shares[position]:
+                last[share.uuid] = last.get(share.uuid, NOTHING) + booking_of(share)
+        for uuid, booking in last.items():
+            most[uuid] = most.get(uuid, NOTHING).at_least(booking)
+    if not init_done:
+        return most
+    return {uuid: last.get(uuid, NOTHING)._replace(slots=booking.slots) for uuid, booking in most.items()}

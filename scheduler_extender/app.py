@@ -1,0 +1,252 @@
+"""Joins everything: the only place that makes adapters and hands them to the verbs.
+
+Starting: listen (so that probes get answers), wait the start delay, list the cluster, be ready. Stopping: SIGTERM
+lets calls that are under way finish, then the last events, then ends.
+"""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import structlog
+import uvicorn
+
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, objects, watching
+from scheduler_extender import (
+    binding,
+    leadership,
+    metrics,
+    mirror,
+    read_api,
+    requeue,
+    server,
+    settings,
+    telling,
+    verbs,
+)
+
+_COMPONENT = "hami-scheduler"
+_KEEP_ALIVE_SECONDS = 120
+_DRAIN_SECONDS = 20
+_EVENTS_DRAIN_SECONDS = 3.0
+_STALE_SECONDS = 180.0
+
+log = structlog.get_logger("extender")
+
+
+class _Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals to us, as there are three in the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _bind(address: settings.Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address.host, address.port))
+    return sock
+
+
+def _listener(app: object, options: settings.Settings, *, tls: bool = False) -> _Listener:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="uvloop",
+        http="httptools",
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        ssl_certfile=str(options.tls_cert) if tls else None,
+        ssl_keyfile=str(options.tls_key) if tls else None,
+    )
+    return _Listener(config)
+
+
+class Extender:
+    """One running extender."""
+
+    def __init__(self, options: settings.Settings, client: kubernetes.Client, process_started_at: float) -> None:
+        self._options = options
+        self._client = client
+        self._process_started_at = process_started_at
+        self._metrics = metrics.Metrics()
+        self._mirror = mirror.Mirror(options, self._metrics)
+        identity = options.identity or socket.gethostname()
+        self._recorder = events.EventRecorder(
+            client, _COMPONENT, identity, options.event_rate, int(options.event_rate * 4) or 1
+        )
+        self._node_watch = watching.Reflector(
+            client, "/api/v1/nodes", objects.Node, self._mirror.nodes, lambda node: node.metadata.resource_version
+        )
+        self._pod_watch = watching.Reflector(
+            client, "/api/v1/pods", objects.Pod, self._mirror.pods, lambda pod: pod.metadata.resource_version
+        )
+        self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
+        if options.leader_lease:
+            self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._relist)
+        for name, text, value in (
+            ("events_written", "Pod events written.", lambda: self._recorder.written),
+            ("events_dropped", "Pod events given up.", lambda: self._recorder.dropped),
+            ("watch_failures", "Lists and watches that broke.", self._watch_failures),
+        ):
+            self._metrics.count_live(f"hami_scheduler_{name}_total", text, value)
+        teller = telling.Teller(self._mirror, self._recorder, options, self._leads)
+        self._mirror.listener = teller
+        self._refusals = requeue.Refusals(self._mirror, options, self._metrics)
+        choices = verbs.Verbs(self._mirror, teller, self._refusals, options, self._metrics)
+        self._binder = binding.Binder(
+            client, self._mirror, choices, self._refusals, teller, options, self._metrics, self._leads
+        )
+        gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
+        self._listeners = {
+            "verbs": (
+                options.http_bind,
+                _listener(server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads), options),
+            ),
+            "api": (
+                options.api_bind,
+                _listener(
+                    read_api.ReadApi(self._mirror, teller, options, gate, self._synced),
+                    options,
+                    tls=options.tls_cert is not None,
+                ),
+            ),
+            "health": (
+                options.health_bind,
+                _listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts), options),
+            ),
+        }
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        async with self._serving(), asyncio.TaskGroup() as tasks:
+            work = [
+                tasks.create_task(coroutine) for coroutine in (self._follow(), self._recorder.run(), self._leader.run())
+            ]
+            await stop.wait()
+            log.info("stopping", binds_under_way=self._binder.under_way)
+            for _, listener in self._listeners.values():
+                listener.should_exit = True
+            deadline = time.monotonic() + _DRAIN_SECONDS
+            while self._binder.under_way and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+            await self._recorder.drain(_EVENTS_DRAIN_SECONDS)
+            for task in work:
+                task.cancel()
+
+    @contextlib.asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        sockets = {name: _bind(address) for name, (address, _) in self._listeners.items()}
+        # Listening before it is said, so that whoever reads the line can connect.
+        for sock in sockets.values():
+            sock.listen(2048)
+        log.info("listening", pid=os.getpid(), **{name: _shown(sock) for name, sock in sockets.items()})
+        serving = [
+            asyncio.create_task(listener.serve(sockets=[sockets[name]]))
+            for name, (_, listener) in self._listeners.items()
+        ]
+        try:
+            yield
+        finally:
+            for _, listener in self._listeners.values():
+                listener.should_exit = True
+            await asyncio.gather(*serving)
+
+    async def _follow(self) -> None:
+        """List and watch, and wake refused pods, once a predecessor's last Binding must be done."""
+        await asyncio.sleep(max(self._process_started_at + self._options.start_delay_seconds - time.monotonic(), 0))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._node_watch.run())
+            tasks.create_task(self._pod_watch.run())
+            while not self._synced():
+                await asyncio.sleep(0.01)
+            # What was read at start stays for long: let the collector skip it from now on.
+            gc.collect()
+            gc.freeze()
+            self._mirror.ledger.settle()
+            self._mirror.ledger.take_freed()
+            log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
+            await self._refusals.run(self._client, self._leads)
+
+    def _relist(self) -> "asyncio.Future[None]":
+        return asyncio.ensure_future(self._list_again())
+
+    async def _list_again(self) -> None:
+        await self._node_watch.list_now()
+        await self._pod_watch.list_now()
+
+    def _synced(self) -> bool:
+        return self._node_watch.synced and self._pod_watch.synced
+
+    def _leads(self) -> bool:
+        return self._leader.leads()
+
+    def _watch_failures(self) -> int:
+        return self._node_watch.failures + self._pod_watch.failures
+
+    def _components(self) -> Mapping[str, health_endpoint.Component]:
+        now = time.monotonic()
+        return {
+            name: health_endpoint.Component(
+                watch.synced,
+                watch.trouble or ("watching" if watch.synced else "not listed yet"),
+                now - (watch.last_heard or self._process_started_at),
+            )
+            for name, watch in (("nodes", self._node_watch), ("pods", self._pod_watch))
+        } | {
+            "events": health_endpoint.Component(
+                not self._recorder.dropped, f"{self._recorder.waiting} waiting", required=False
+            )
+        }
+
+    def _facts(self) -> Mapping[str, object]:
+        books = self._mirror.ledger
+        return {
+            "leading": self._leads(),
+            "leaseHolder": self._leader.holder,
+            "generation": books.generation,
+            "pods": {"waiting": len(self._mirror.waiting), "refused": len(self._refusals)},
+            "bindsUnderWay": self._binder.under_way,
+        }
+
+    def _exposition(self) -> bytes:
+        books, counters = self._mirror.ledger, self._metrics
+        names = books.node_names()
+        counters.leading.set(self._leads())
+        counters.ready.set(self._synced())
+        counters.nodes.set(len(names))
+        counters.gpus.set(int(books.settle().exists.sum()))
+        counters.pods_holding.set(sum(1 for _ in books.pods()))
+        counters.pods_waiting.set(len(self._mirror.waiting))
+        return counters.exposition()
+
+
+def _shown(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def run(options: settings.Settings, process_started_at: float) -> None:
+    """Run one extender until it is told to stop.
+
+    Raises:
+        SettingsError: It cannot reach a cluster by its settings.
+    """
+    async with kubernetes.Client(options.kubeconfig, "hami-scheduler-extender") as client:
+        await Extender(options, client, process_started_at).run()

@@ -1,0 +1,268 @@
+"""bind: the one write. The record and the node reach the pod in a single Binding, or neither does.
+
+The GPUs are chosen against what is held now and counted (*assumed*) before the Binding is posted, so that two binds
+can never take one place. What became of a Binding that was not answered is found out before the pod's place is given
+away or its next bind is begun.
+
+Source: k8s.io/kubernetes pkg/registry/core/pod/storage/storage.go, assignPod: annotations and labels of a Binding are
+merged into the pod in the same write, `metadata.uid` is a precondition, and the metadata is not validated.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib import parse
+
+import orjson
+import structlog
+
+from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.core import error_codes, errors, identifiers, placement, records, rejections, requests, reservations
+from scheduler_extender import facts, leadership, metrics, mirror, requeue, settings, telling, verbs, wire
+from scheduler_extender.fleet import ledger
+
+_MOST_AT_ONCE = 64
+_ANSWER_WITHIN_SECONDS = 3.0
+"""Our patience with the API server, which gives a Binding up after 2 s by itself."""
+_FIND_OUT_BACKOFF_SECONDS = 0.5
+
+log = structlog.get_logger("binding")
+
+
+class BindRefused(Exception):
+    """A bind that was certainly not done.
+
+    Attributes:
+        code: Why.
+        message: Why, for kube-scheduler.
+    """
+
+    def __init__(self, code: error_codes.Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One bind on its way."""
+
+    pod: facts.Waiting
+    node: identifiers.NodeName
+    placed: placement.Placement
+    decision: identifiers.DecisionId
+    score: float
+
+
+class Binder:
+    """Binds pods of one cluster."""
+
+    def __init__(
+        self,
+        client: kubernetes.Client,
+        cluster: mirror.Mirror,
+        choices: verbs.Verbs,
+        refusals: requeue.Refusals,
+        teller: telling.Teller,
+        options: settings.Settings,
+        counters: metrics.Metrics,
+        leads: Callable[[], bool],
+    ) -> None:
+        self._client = client
+        self._mirror = cluster
+        self._books = cluster.ledger
+        self._choices = choices
+        self._refusals = refusals
+        self._teller = teller
+        self._options = options
+        self._metrics = counters
+        self._leads = leads
+        self._turn = asyncio.Semaphore(_MOST_AT_ONCE)
+        self._under_way: dict[identifiers.PodUid, tuple[str, asyncio.Task[None]]] = {}
+
+    @property
+    def under_way(self) -> int:
+        """Binds whose outcome is not known yet."""
+        return len(self._under_way)
+
+    async def bind(self, args: wire.BindArgs) -> str:
+        """Bind a pod. Asked twice for the same pod and node, it is done once.
+
+        Returns:
+            An empty string, or why not.
+        """
+        uid = identifiers.PodUid(args.pod_uid)
+        key = f"{args.pod_namespace}/{args.pod_name}"
+        try:
+            running = self._under_way.get(uid)
+            if running is None:
+                task = asyncio.create_task(self._bind(uid, key, identifiers.NodeName(args.node)))
+                running = self._under_way[uid] = (args.node, task)
+                task.add_done_callback(lambda done: self._finished(uid, done))
+            elif running[0] != args.node:
+                raise BindRefused(error_codes.BIND_UNKNOWN, f"a bind to node {running[0]} is still under way")
+            # A caller that hangs up must not leave a bind half done.
+            await asyncio.shield(running[1])
+        except BindRefused as refused:
+            self._metrics.bind_failed(refused.code)
+            decision = self._choices.decision(uid)
+            self._teller.bind_failed(key, args.node, refused.code, refused.message, decision.id if decision else None)
+            return f"{refused.code}: {refused.message}"
+        self._metrics.bind_success.inc()
+        return ""
+
+    async def _bind(self, uid: identifiers.PodUid, key: str, node: identifiers.NodeName) -> None:
+        async with self._turn:
+            if not self._leads():
+                raise BindRefused(error_codes.NOT_LEADER, "not leader")
+            held = self._books.pod(uid)
+            if held is not None:
+                self._already_bound(held, node)
+                return
+            pod = self._mirror.waiting.get(uid) or await self._read_through(uid, key, node)
+            if pod is None:
+                return
+            if pod.key != key:
+                raise BindRefused(error_codes.POD_GONE, f"the pod of UID {uid} is {pod.key}, not {key}")
+            order = self._choose(pod, node)
+            body = self._binding(order)
+            self._assume(order)
+            await self._post(order, body)
+
+    def _finished(self, uid: identifiers.PodUid, done: "asyncio.Task[None]") -> None:
+        self._under_way.pop(uid, None)
+        if not done.cancelled():
+            done.exception()  # Whoever asked has been told; if nobody waits any more, that is no defect.
+
+    def _already_bound(self, held: ledger.PodFacts, node: identifiers.NodeName) -> None:
+        if held.node != node:
+            raise BindRefused(error_codes.ALREADY_BOUND_ELSEWHERE, f"the pod is already bound to node {held.node}")
+        if held.foreign_slots:
+            raise BindRefused(error_codes.ALREADY_BOUND_ELSEWHERE, "the pod was bound by another scheduler")
+
+    async def _read_through(
+        self, uid: identifiers.PodUid, key: str, node: identifiers.NodeName
+    ) -> facts.Waiting | None:
+        """The pod from the API server, where the mirror has not seen it yet; None if it is bound as asked already."""
+        try:
+            pod = await self._client.get(_pod_path(key), objects.Pod, _ANSWER_WITHIN_SECONDS)
+        except errors.NotFound as cause:
+            raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
+        except errors.KubernetesError as cause:
+            raise BindRefused(error_codes.BIND_FAILED, str(cause)) from cause
+        if pod.metadata.uid != uid:
+            raise BindRefused(error_codes.POD_GONE, f"the pod was replaced by another of its name, {pod.metadata.uid}")
+        self._mirror.see_pod(pod)
+        if not facts.is_ours(pod, self._options.resource_names):
+            raise BindRefused(error_codes.BAD_REQUEST, "the pod asks for no GPU; managedResources sends it here")
+        held = self._books.pod(uid)
+        if held is not None:
+            self._already_bound(held, node)
+            return None
+        return facts.waiting(pod, self._options.resource_names)
+
+    def _choose(self, pod: facts.Waiting, node: identifiers.NodeName) -> _Order:
+        if isinstance(pod.request, requests.InvalidRequest):
+            raise BindRefused(pod.request.code, pod.request.sentence)
+        self._books.drop_nomination(pod.uid)
+        state = self._books.view_for(node, pod.uid, pod.priority, nominations=False)
+        answer = placement.fit(pod.request, state, pod.request.gpu_policy or self._options.gpu_policy)
+        if isinstance(answer, rejections.Rejection):
+            self._refusals.add(pod, self._books.generation)
+            raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
+        score = self._choices.score(pod, state, answer)
+        return _Order(pod, node, answer, self._choices.new_decision_id(pod.uid), score)
+
+    def _binding(self, order: _Order) -> bytes:
+        pod = order.pod
+        namespace, _, name = pod.key.partition("/")
+        annotations = records.pod_annotations(order.placed.shares, order.node, int(time.time()), order.decision)
+        unsafe = records.unsafe_metadata(annotations, pod.annotation_bytes)
+        if unsafe:
+            raise BindRefused(error_codes.UNSAFE_METADATA, unsafe)
+        return orjson.dumps({
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {
+                "name": name,
+                "namespace": namespace,
+                "uid": pod.uid,
+                "annotations": annotations,
+                "labels": records.pod_labels(order.node),
+            },
+            "target": {"apiVersion": "v1", "kind": "Node", "name": order.node},
+        })  # fmt: skip
+
+    def _assume(self, order: _Order) -> None:
+        pod, shares = order.pod, order.placed.shares
+        assert isinstance(pod.request, requests.PodRequest)
+        bookings = reservations.booked(pod.request.kinds, shares)
+        self._books.assume(ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, starting=True))
+
+    async def _post(self, order: _Order, body: bytes) -> None:
+        uid, path = order.pod.uid, _pod_path(order.pod.key)
+        timeout = f"timeout={leadership.BINDING_TIMEOUT_SECONDS:g}s"
+        try:
+            await self._client.post(f"{path}/binding?{timeout}", body, _ANSWER_WITHIN_SECONDS)
+        except errors.Unavailable as cause:
+            log.warning(
+                "binding not answered", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key, cause=str(cause)
+            )
+            await self._find_out(order, path)
+        except errors.Conflict as cause:
+            await self._find_out(order, path, refused=cause)
+        except errors.NotFound as cause:
+            self._books.forget(uid)
+            raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
+        except errors.KubernetesError as cause:
+            self._books.forget(uid)
+            raise BindRefused(error_codes.BIND_FAILED, str(cause)) from cause
+        except BaseException:
+            # Stopped in the middle: whether it was done shows when the pod is seen next.
+            log.warning("bind interrupted", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key)
+            raise
+        self._mirror.confirm(uid)
+        self._refusals.drop(uid)
+        self._teller.scheduled(order.pod, order.node, order.placed, order.score, order.decision)
+
+    async def _find_out(self, order: _Order, path: str, refused: errors.Conflict | None = None) -> None:
+        """Read the pod until it is known whether the Binding was done; its place is kept that long.
+
+        Args:
+            order: What was to be done.
+            path: The pod's.
+            refused: The API server's refusal, if it gave one: then nothing is under way, and one look is enough.
+        """
+        uid = order.pod.uid
+        if refused is None:
+            await asyncio.sleep(leadership.BINDING_TIMEOUT_SECONDS)  # Until then it may still be done.
+        backoff = _FIND_OUT_BACKOFF_SECONDS
+        while True:
+            try:
+                pod = await self._client.get(path, objects.Pod, _ANSWER_WITHIN_SECONDS)
+                break
+            except errors.NotFound as cause:
+                self._books.forget(uid)
+                raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
+            except errors.KubernetesError:
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, 10.0)
+        if pod.metadata.uid != uid:
+            self._books.forget(uid)
+            raise BindRefused(error_codes.POD_GONE, "the pod was replaced by another of its name")
+        if pod.spec.node_name == order.node and pod.annotations.get(records.ALLOCATED):
+            self._mirror.see_pod(pod)
+            return
+        self._books.forget(uid)
+        self._mirror.see_pod(pod)
+        if pod.spec.node_name:
+            raise BindRefused(
+                error_codes.ALREADY_BOUND_ELSEWHERE, f"the pod is bound to node {pod.spec.node_name} by somebody else"
+            )
+        raise BindRefused(error_codes.BIND_FAILED, str(refused) if refused else "the API server did not do the Binding")
+
+
+def _pod_path(key: str) -> str:
+    namespace, _, name = key.partition("/")
+    return f"/api/v1/namespaces/{parse.quote(namespace)}/pods/{parse.quote(name)}"

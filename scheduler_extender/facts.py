@@ -1,0 +1,118 @@
+"""From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
+
+from dataclasses import dataclass
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import errors, identifiers, records, requests, reservations
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.fleet import ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A pod that asks for GPUs and is not bound yet."""
+
+    uid: identifiers.PodUid
+    key: identifiers.PodKey
+    request: requests.PodRequest | requests.InvalidRequest
+    priority: int
+    scheduler_name: str
+    annotation_bytes: int
+    nominated_node: identifiers.NodeName | None
+    has_soft_preferences: bool
+    stopped_by: str
+    """The message of a `PodScheduled=False` condition, empty while there is none."""
+    is_deleting: bool
+
+
+def is_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
+    """Whether the pod asks for GPUs at all; only then is any annotation of it read."""
+    return requests.asks_for_gpu((*pod.init_containers, *pod.containers), names)
+
+
+def node_facts(node: objects.Node, *, allow_hami_nodes: bool) -> ledger.NodeFacts:
+    """What a node says of its GPUs."""
+    name = identifiers.NodeName(node.metadata.name)
+    annotations = node.metadata.annotations or {}
+    text = annotations.get(records.INVENTORY)
+    if not text:
+        return ledger.NodeFacts(name, standing=Reason.NODE_NOT_REGISTERED)
+    try:
+        inventory = records.decode_inventory(text)
+    except errors.CorruptRecord:
+        return ledger.NodeFacts(name, standing=Reason.CORRUPT_NODE_RECORD)
+    ours = records.is_our_agent(annotations.get(records.AGENT))
+    return ledger.NodeFacts(
+        name,
+        inventory,
+        records.decode_cordon(annotations.get(records.CORDON, "")),
+        Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
+        one_at_a_time=not ours,
+    )
+
+
+def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
+    """What an unbound pod asks for."""
+    status = pod.status or objects.PodStatus()
+    unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
+    return Waiting(
+        uid=identifiers.PodUid(pod.metadata.uid),
+        key=identifiers.PodKey(pod.key),
+        request=requests.read(pod.init_containers, pod.containers, pod.annotations, names),
+        priority=pod.spec.priority or 0,
+        scheduler_name=pod.spec.scheduler_name,
+        annotation_bytes=sum(len(key) + len(value.encode()) for key, value in pod.annotations.items()),
+        nominated_node=identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
+        has_soft_preferences=pod.has_soft_preferences,
+        stopped_by=unscheduled[0].message if unscheduled else "",
+        is_deleting=pod.metadata.deletion_timestamp is not None,
+    )
+
+
+def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFacts:
+    """What a bound pod holds, by its record.
+
+    Without a record it is a pod of somebody else, which holds device ids of its node and no GPU. A record that does
+    not decode keeps the node's other GPUs out of use.
+    """
+    uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
+    node = identifiers.NodeName(pod.spec.node_name)
+    kinds = requests.kinds_of(pod.init_containers, pod.containers)
+    text = pod.annotations.get(records.ALLOCATED, "")
+    if not text.strip(";: "):
+        return ledger.PodFacts(uid, key, node, foreign_slots=_device_ids(pod, names))
+    asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
+    try:
+        shares = records.decode_shares(text, asking)
+    except errors.CorruptRecord:
+        legible = records.legible_shares(text)
+        bookings = reservations.booked((reservations.Kind.APP,), (legible,))
+        return ledger.PodFacts(uid, key, node, bookings, (legible,), corrupt=True)
+    return ledger.PodFacts(
+        uid,
+        key,
+        node,
+        reservations.booked(kinds, shares, init_done=_init_done(pod)),
+        shares,
+        starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
+    )
+
+
+def _device_ids(pod: objects.Pod, names: requests.ResourceNames) -> int:
+    """How many device ids the kubelet gives the pod, whoever bound it."""
+    request = requests.read(pod.init_containers, pod.containers, {}, names)
+    return request.slots if isinstance(request, requests.PodRequest) else 1
+
+
+def _init_done(pod: objects.Pod) -> bool:
+    """Whether all plain init containers have succeeded, so that they hold nothing any more."""
+    plain = {container.name for container in pod.init_containers if not container.restarts_always}
+    if not plain:
+        return True
+    statuses = (pod.status.init_container_statuses or ()) if pod.status else ()
+    succeeded = {
+        status.name
+        for status in statuses
+        if status.state and status.state.terminated and status.state.terminated.exit_code == 0
+    }
+    return plain <= succeeded

@@ -1,0 +1,238 @@
+"""Where a pod fits, for all nodes at once: `core.placement.fit` on arrays.
+
+The scalar `fit` is the specification; a property test holds both equal in who fits, why not, and how good each node is.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_sharing.core import placement, policies, requests, reservations
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.fleet.arrays import Arrays, Bools, Codes, Floats, Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """The answer for every column."""
+
+    fits: Bools
+    """`[columns]`."""
+    reasons: Codes
+    """`[columns]`: a `Reason`, NONE where it fits."""
+    memory_mib: Ints | int
+    """`[columns]` or one for all: memory that the staying containers would hold."""
+
+
+@dataclass(slots=True)
+class _Used:
+    """What is taken while a container is placed; replaced, not changed, where a pod has several containers."""
+
+    memory_free: Ints
+    cores_free: Ints
+    shareable: Bools
+    empty: Bools
+    fullness: Floats
+    slot_free: Bools
+
+
+def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Policy) -> Fitting:
+    """Whether the pod fits on each node, and if not, the first stage that leaves too few GPUs.
+
+    Args:
+        arrays: The cluster.
+        request: What the pod asks for.
+        policy: Which of several fitting GPUs to prefer.
+    """
+    count = arrays.columns
+    accepted = _accepted(arrays, request.selectors)
+    order = placement.steps(request)
+    if len(order) == 1:
+        return _single(arrays, request, policy, accepted)
+    fits = arrays.standing[:count] == Reason.NONE
+    reasons = arrays.standing[:count].copy()
+    chosen: dict[int, Bools] = {}
+    memory = np.zeros(count, np.int64)
+    for position in order:
+        ask = request.containers[position]
+        assert ask is not None
+        used = _used_beside(arrays, request, chosen, placement.running_beside(request, position))
+        room = _room(arrays, ask, used, accepted)
+        enough = _count(room) >= ask.gpus
+        failing = fits & ~enough
+        if failing.any():
+            reasons[failing] = _reasons(arrays, ask, request.selectors, used)[failing]
+        fits &= enough
+        is_init = request.kinds[position] is reservations.Kind.INIT
+        at_home = np.logical_or.reduce(list(chosen.values())) if is_init and chosen else None
+        chosen[position] = _best(room, policy.sign * used.fullness, ask.gpus, at_home)
+        if not is_init:
+            memory += (chosen[position] * _memory(arrays, ask)).sum(0)
+    return _finish(arrays, request, fits, reasons, memory)
+
+
+def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, policy: policies.Policy) -> Floats:
+    """`[columns]`: `placement.node_score` of each node; meaningless where it does not fit."""
+    count = arrays.columns
+    staying = [ask for position in reservations.lasting(request.kinds) if (ask := request.containers[position])]
+    slots = sum(ask.gpus for ask in staying)
+    cores = sum(ask.gpus * ask.cores_percent for ask in staying)
+    used, total = arrays.sums_used[:, :count], arrays.sums_total[:, :count]
+    fraction = (
+        (used[0] + slots) / total[0] + (used[1] + cores) / total[1] + (used[2] + fitting.memory_mib) / total[2]
+    ) / 3
+    np.minimum(fraction, 1.0, out=fraction)
+    result: Floats = fraction if policy.sign > 0 else 1.0 - fraction
+    return result
+
+
+def best(arrays: Arrays, values: Floats, columns: Ints) -> int:
+    """The best of some columns by value, the first by name where several are."""
+    among = values[columns]
+    top = columns[among == among.max()]
+    return int(top[arrays.name_rank()[top].argmin()]) if len(top) > 1 else int(top[0])
+
+
+def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Policy, accepted: Bools | None) -> Fitting:
+    """One container asks, as in most pods: no state has to be carried from container to container."""
+    (position,) = placement.steps(request)
+    ask = request.containers[position]
+    assert ask is not None
+    count = arrays.columns
+    used = _now(arrays)
+    room = _room(arrays, ask, used, accepted)
+    fits: Bools = np.logical_or.reduce(room, axis=0) if ask.gpus == 1 else _count(room) >= ask.gpus
+    reasons = np.zeros(count, np.int8)
+    if not fits.all():
+        failing = ~fits
+        reasons[failing] = _reasons(arrays, ask, request.selectors, used)[failing]
+        np.copyto(reasons, arrays.standing[:count], where=arrays.standing[:count] != 0)
+    memory: Ints | int = ask.gpus * ask.memory_mib
+    if request.kinds[position] is reservations.Kind.INIT:
+        memory = 0
+    elif not ask.memory_mib:
+        picked = _best(room, policy.sign * used.fullness, ask.gpus, None)
+        memory = (picked * _memory(arrays, ask)).sum(0)
+    return _finish(arrays, request, fits, reasons, memory)
+
+
+def _finish(arrays: Arrays, request: requests.PodRequest, fits: Bools, reasons: Codes, memory: Ints | int) -> Fitting:
+    short = fits & (arrays.free_tokens[: arrays.columns] < request.slots)
+    if short.any():
+        reasons[short] = Reason.SLOTS
+        fits = fits & ~short
+    return Fitting(fits, reasons, memory)
+
+
+def _accepted(arrays: Arrays, selectors: requests.Selectors) -> Bools | None:
+    """The GPUs that the pod's selectors accept; None for all that are usable."""
+    if selectors == requests.Selectors():
+        return None
+    count = arrays.columns
+    accepted = np.ones((arrays.exists.shape[0], count), np.bool_)
+    if selectors.mode:
+        accepted &= np.array([selectors.accept_mode(mode) for mode in arrays.mode_ids])[arrays.mode_id[:, :count]]
+    if selectors.use_types or selectors.nouse_types:
+        accepted &= np.array([selectors.accept_type(name) for name in arrays.type_ids])[arrays.type_id[:, :count]]
+    if selectors.use_uuids or selectors.nouse_uuids:
+        accepted &= arrays.accepts_uuids(selectors)
+    return accepted
+
+
+def _now(arrays: Arrays) -> _Used:
+    count = arrays.columns
+    return _Used(
+        arrays.memory_free[:, :count], arrays.cores_free[:, :count], arrays.shareable[:, :count],
+        arrays.empty[:, :count], arrays.fullness[:, :count],
+        arrays.slots_used[:, :count] < arrays.slots_total[:, :count],
+    )  # fmt: skip
+
+
+def _used_beside(
+    arrays: Arrays, request: requests.PodRequest, chosen: dict[int, Bools], beside: tuple[int, ...]
+) -> _Used:
+    """What is taken when the containers `beside` run already."""
+    if not beside:
+        return _now(arrays)
+    count = arrays.columns
+    slots = arrays.slots_used[:, :count].copy()
+    cores = arrays.cores_used[:, :count].copy()
+    memory = arrays.memory_used[:, :count].copy()
+    exclusive = arrays.exclusive_used[:, :count].copy()
+    for position in beside:
+        ask = request.containers[position]
+        assert ask is not None
+        picked = chosen[position]
+        slots += picked
+        cores += picked * ask.cores_percent
+        memory += picked * _memory(arrays, ask)
+        if ask.exclusive:
+            exclusive += picked
+    total = arrays.memory_total[:, :count], arrays.cores_total[:, :count], arrays.slots_total[:, :count]
+    slot_free = slots < total[2]
+    open_slot = arrays.usable[:, :count] & slot_free
+    fullness = memory / np.maximum(total[0], 1) + cores / np.maximum(total[1], 1) + slots / np.maximum(total[2], 1)
+    return _Used(
+        total[0] - memory, total[1] - cores, open_slot & (exclusive == 0), open_slot & (slots == 0), fullness, slot_free
+    )
+
+
+def _memory(arrays: Arrays, ask: requests.GpuRequest) -> Ints | int:
+    return ask.memory_mib or arrays.memory_of_percent(ask.memory_percent)[:, : arrays.columns]
+
+
+def _room(arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None) -> Bools:
+    room = used.memory_free >= _memory(arrays, ask)
+    room &= used.cores_free >= max(ask.cores_percent, 1)
+    room &= used.empty if ask.exclusive else used.shareable
+    if accepted is not None:
+        room &= accepted
+    return room
+
+
+def _count(mask: Bools) -> Ints:
+    counts: Ints = np.add.reduce(mask, axis=0, dtype=np.int64)
+    return counts
+
+
+def _best(room: Bools, liking: Floats, gpus: int, at_home: Bools | None) -> Bools:
+    """The `gpus` best-liked GPUs of each column that have room, those `at_home` before all others."""
+    keyed = np.where(room, liking, -np.inf)
+    if gpus == 1 and at_home is None:
+        picked = np.zeros_like(room)
+        np.put_along_axis(picked, keyed.argmax(0)[None, :], True, axis=0)
+        return picked & room
+    order = np.argsort(-keyed, axis=0, kind="stable")
+    if at_home is not None:
+        abroad = np.take_along_axis(~(at_home & room), order, axis=0)
+        order = np.take_along_axis(order, np.argsort(abroad, axis=0, kind="stable"), axis=0)
+    picked = np.zeros_like(room)
+    np.put_along_axis(picked, order[:gpus], True, axis=0)
+    return picked & room
+
+
+def _reasons(arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selectors, used: _Used) -> Codes:
+    """`[columns]`: the first stage that leaves fewer GPUs than asked for."""
+    count = arrays.columns
+    left = arrays.exists[:, :count].copy()
+    found = np.where(_count(left) < ask.gpus, np.int8(Reason.TOO_FEW_GPUS), np.int8(0))
+    modes = np.array([selectors.accept_mode(mode) for mode in arrays.mode_ids] or [True])[arrays.mode_id[:, :count]]
+    stages: list[tuple[Reason, Bools]] = [(Reason.MODE, modes)]
+    if selectors.use_uuids or selectors.nouse_uuids:
+        stages.append((Reason.UUID, arrays.accepts_uuids(selectors)))
+    if selectors.use_types or selectors.nouse_types:
+        types = np.array([selectors.accept_type(name) for name in arrays.type_ids] or [True])
+        stages.append((Reason.TYPE, types[arrays.type_id[:, :count]]))
+    stages += [
+        (Reason.UNHEALTHY, arrays.healthy[:, :count]),
+        (Reason.CORDONED, ~arrays.cordoned[:, :count]),
+        (Reason.UNKNOWN_USAGE, ~arrays.unknown[:, :count]),
+        (Reason.SLOTS, used.slot_free),
+        (Reason.EXCLUSIVE, used.empty if ask.exclusive else used.shareable),
+        (Reason.MEMORY, used.memory_free >= _memory(arrays, ask)),
+        (Reason.CORES, used.cores_free >= max(ask.cores_percent, 1)),
+    ]
+    for reason, passes in stages:
+        left &= passes
+        found[(found == 0) & (_count(left) < ask.gpus)] = reason
+    return found

@@ -1,0 +1,367 @@
+"""Who holds what: the one place where the cluster's state changes.
+
+Facts come from the API server (nodes, pods) and from our own binds, which are *assumed* before the API server has
+said yes. Everything is keyed by UID and written whole, so that a fact told twice, late or out of order counts once; a
+ledger after any history equals one built anew from the API objects, plus the binds in flight.
+
+Beside what is held there are claims: a *nomination* is our own short-lived note that kube-scheduler will probably
+bind a pod to a node; a *hold* is a pod's `status.nominatedNodeName`. Claims of others count as taken in the arrays;
+where nothing fits that way, `view_for` says what a pod may see instead.
+
+Pure: the time is handed in. Not thread-safe: everything happens on one event loop.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from gpu_sharing.core import gpus, identifiers, placement, policies, requests, reservations
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.fleet import arrays
+
+Bookings = Mapping[identifiers.GpuUuid, reservations.Booking]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the API server says of a node."""
+
+    name: identifiers.NodeName
+    inventory: tuple[gpus.Gpu, ...] = ()
+    cordoned: frozenset[identifiers.GpuUuid] = frozenset()
+    standing: Reason = Reason.NONE
+    one_at_a_time: bool = False
+    """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """What a pod holds, by the API server's word or by a bind of ours."""
+
+    uid: identifiers.PodUid
+    key: identifiers.PodKey
+    node: identifiers.NodeName
+    bookings: Bookings = field(default_factory=dict)
+    shares: reservations.Shares = ()
+    """Per container, for people to look at; `bookings` is what counts."""
+    foreign_slots: int = 0
+    """Device ids of a pod that has no record of ours."""
+    corrupt: bool = False
+    """The record does not decode: the node's GPUs that `bookings` does not name are unknown."""
+    starting: bool = False
+    """The device plugin has not handed the GPUs over yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A pod that is expected on a node and holds nothing yet."""
+
+    uid: identifiers.PodUid
+    node: identifiers.NodeName
+    bookings: Bookings
+    priority: int = 0
+    request: requests.PodRequest | None = None
+    """Set for a hold, whose place is chosen anew whenever its node changes."""
+    expires_at: float = float("inf")
+    """Seconds on the clock of the caller; never for a hold."""
+
+    @property
+    def is_hold(self) -> bool:
+        """Whether it is a hold, not a nomination."""
+        return self.request is not None
+
+    @property
+    def key(self) -> tuple[identifiers.PodUid, bool]:
+        """A pod has at most one of each kind."""
+        return self.uid, self.is_hold
+
+
+@dataclass(slots=True)
+class _Node:
+    facts: NodeFacts
+    pods: dict[identifiers.PodUid, PodFacts] = field(default_factory=dict)
+    claims: dict[tuple[identifiers.PodUid, bool], Claim] = field(default_factory=dict)
+    inventory_changed: bool = True
+
+
+class Ledger:
+    """The books of a cluster.
+
+    Attributes:
+        arrays: The same facts for all nodes at once, claims included; call `settle` before reading.
+        generation: Grows with every change that may make room for a refused pod.
+    """
+
+    def __init__(self) -> None:
+        self.arrays = arrays.Arrays()
+        self.generation = 0
+        self._nodes: dict[identifiers.NodeName, _Node] = {}
+        self._pods: dict[identifiers.PodUid, PodFacts] = {}
+        self._assumed: set[identifiers.PodUid] = set()
+        self._nominations: dict[identifiers.PodUid, Claim] = {}
+        self._holds: dict[identifiers.PodUid, Claim] = {}
+        self._unsettled: set[identifiers.NodeName] = set()
+        self._freed: set[identifiers.NodeName] = set()
+
+    # What the API server says.
+
+    def set_node(self, facts: NodeFacts) -> None:
+        """Learn a node, or that it changed."""
+        node = self._nodes.get(facts.name)
+        if node is None:
+            node = self._nodes[facts.name] = _Node(facts)
+        elif node.facts == facts:
+            return
+        node.inventory_changed |= node.facts.inventory != facts.inventory or facts.name not in self.arrays.column_of
+        node.facts = facts
+        self._touch(facts.name, freed=True)
+
+    def remove_node(self, name: identifiers.NodeName) -> None:
+        """Learn that a node is gone; what its pods hold is kept, as it may come back before they go."""
+        node = self._nodes.get(name)
+        if node is not None:
+            node.facts = NodeFacts(name, standing=Reason.NODE_UNKNOWN)
+            self._touch(name)
+
+    def set_pod(self, facts: PodFacts) -> None:
+        """Learn what a bound pod holds. It replaces an assumption about the same pod."""
+        self._assumed.discard(facts.uid)
+        self.drop_nomination(facts.uid)
+        self.drop_hold(facts.uid)
+        self._put(facts)
+
+    def remove_pod(self, uid: identifiers.PodUid) -> None:
+        """Learn that a pod is gone or has ended: it holds and claims nothing any more."""
+        self._assumed.discard(uid)
+        self.drop_nomination(uid)
+        self.drop_hold(uid)
+        self._take(uid)
+
+    def set_hold(self, claim: Claim) -> None:
+        """Learn that an unbound pod is nominated to a node by somebody (`status.nominatedNodeName`)."""
+        if claim.uid in self._pods or self._holds.get(claim.uid) == claim:
+            return
+        self.drop_hold(claim.uid)
+        self._holds[claim.uid] = claim
+        self._claim(claim)
+
+    def drop_hold(self, uid: identifiers.PodUid) -> None:
+        """Learn that a pod is nominated no more."""
+        claim = self._holds.pop(uid, None)
+        if claim is not None:
+            self._unclaim(claim)
+
+    # What we decide.
+
+    def assume(self, facts: PodFacts) -> None:
+        """Count a bind that is about to be written."""
+        self._assumed.add(facts.uid)
+        self.drop_nomination(facts.uid)
+        self._put(facts)
+
+    def confirm(self, uid: identifiers.PodUid) -> None:
+        """The bind was written. If the pod has gone meanwhile there is nothing left to confirm."""
+        self._assumed.discard(uid)
+
+    def forget(self, uid: identifiers.PodUid) -> None:
+        """The bind was certainly not written."""
+        if uid in self._assumed:
+            self._assumed.discard(uid)
+            self._take(uid)
+
+    def nominate(self, claim: Claim) -> None:
+        """Note where a pod will probably go. Its earlier nomination is replaced."""
+        self.drop_nomination(claim.uid)
+        if claim.uid not in self._pods:
+            self._nominations[claim.uid] = claim
+            self._claim(claim)
+
+    def drop_nomination(self, uid: identifiers.PodUid) -> None:
+        """The pod went elsewhere, or is asked about anew."""
+        claim = self._nominations.pop(uid, None)
+        if claim is not None:
+            self._unclaim(claim)
+
+    def expire(self, now: float) -> None:
+        """Drop nominations whose time has passed; they are kept in the order in which they expire."""
+        while self._nominations:
+            uid, claim = next(iter(self._nominations.items()))
+            if claim.expires_at > now:
+                return
+            self.drop_nomination(uid)
+
+    # What can be asked.
+
+    def settle(self) -> arrays.Arrays:
+        """Bring the arrays up to date and return them."""
+        for name in self._unsettled:
+            self._settle_node(name)
+        self._unsettled.clear()
+        return self.arrays
+
+    def take_freed(self) -> frozenset[identifiers.NodeName]:
+        """The nodes on which something may have become free since the last time this was asked."""
+        freed = frozenset(self._freed)
+        self._freed.clear()
+        return freed
+
+    def pod(self, uid: identifiers.PodUid) -> PodFacts | None:
+        """What a pod holds."""
+        return self._pods.get(uid)
+
+    def is_assumed(self, uid: identifiers.PodUid) -> bool:
+        """Whether a bind of that pod is in flight or its outcome unknown."""
+        return uid in self._assumed
+
+    def pods_on(self, name: identifiers.NodeName) -> list[PodFacts]:
+        """The pods that hold something on a node."""
+        node = self._nodes.get(name)
+        return list(node.pods.values()) if node else []
+
+    def pods(self) -> Iterable[PodFacts]:
+        """All pods that hold something."""
+        return self._pods.values()
+
+    def node_facts(self, name: identifiers.NodeName) -> NodeFacts | None:
+        """What is known of a node, or None."""
+        node = self._nodes.get(name)
+        return node.facts if node and node.facts.standing is not Reason.NODE_UNKNOWN else None
+
+    def node_names(self) -> list[identifiers.NodeName]:
+        """All nodes known to the API server."""
+        return [name for name, node in self._nodes.items() if node.facts.standing is not Reason.NODE_UNKNOWN]
+
+    def claimed_nodes(self) -> set[identifiers.NodeName]:
+        """Nodes on which some claim counts as taken in the arrays."""
+        return {claim.node for claims in (self._nominations, self._holds) for claim in claims.values()}
+
+    def hold_of(self, uid: identifiers.PodUid) -> Claim | None:
+        """The pod's own hold."""
+        return self._holds.get(uid)
+
+    def held(self, name: identifiers.NodeName) -> placement.NodeState:
+        """A node with what is held there and no claims: what the API server will find true."""
+        return self._state(name, ())
+
+    def view_for(
+        self, name: identifiers.NodeName, uid: identifiers.PodUid, priority: int, *, nominations: bool
+    ) -> placement.NodeState:
+        """A node as one pod must see it: what is held, and what pods of at least its priority are promised.
+
+        Args:
+            name: The node.
+            uid: The pod; its own claims do not count against it.
+            priority: The pod's priority. A hold of a lower one does not stand in its way.
+            nominations: Whether nominations of others count too. They do as long as the pod fits elsewhere.
+        """
+        node = self._nodes.get(name)
+        if node is None:
+            return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
+        claims = [
+            claim
+            for claim in node.claims.values()
+            if claim.uid != uid and (claim.priority >= priority if claim.is_hold else nominations)
+        ]
+        return self._state(name, claims)
+
+    # How it is kept.
+
+    def _put(self, facts: PodFacts) -> None:
+        before = self._pods.get(facts.uid)
+        if before == facts:
+            return
+        if before is not None:
+            self._take(facts.uid)
+        self._pods[facts.uid] = facts
+        node = self._nodes.get(facts.node)
+        if node is None:
+            node = self._nodes[facts.node] = _Node(NodeFacts(facts.node, standing=Reason.NODE_UNKNOWN))
+        node.pods[facts.uid] = facts
+        self._touch(facts.node)
+
+    def _take(self, uid: identifiers.PodUid) -> None:
+        before = self._pods.pop(uid, None)
+        if before is not None:
+            self._nodes[before.node].pods.pop(uid, None)
+            self._touch(before.node, freed=True)
+
+    def _claim(self, claim: Claim) -> None:
+        node = self._nodes.get(claim.node)
+        if node is None:
+            node = self._nodes[claim.node] = _Node(NodeFacts(claim.node, standing=Reason.NODE_UNKNOWN))
+        node.claims[claim.key] = claim
+        self._touch(claim.node)
+
+    def _unclaim(self, claim: Claim) -> None:
+        node = self._nodes[claim.node]
+        node.claims.pop(claim.key, None)
+        self._touch(claim.node, freed=True)
+
+    def _touch(self, name: identifiers.NodeName, *, freed: bool = False) -> None:
+        self._unsettled.add(name)
+        if freed:
+            self.generation += 1
+            self._freed.add(name)
+
+    def _settle_node(self, name: identifiers.NodeName) -> None:
+        node = self._nodes[name]
+        if node.facts.standing is Reason.NODE_UNKNOWN:
+            if name in self.arrays.column_of:
+                self.arrays.release(name)
+            if not node.pods and not node.claims:
+                del self._nodes[name]
+            return
+        column = self.arrays.column(name)
+        state = self._state(name, node.claims.values())
+        self.arrays.write(column, state, inventory_changed=node.inventory_changed)
+        node.inventory_changed = False
+
+    def _state(self, name: identifiers.NodeName, claims: Iterable[Claim]) -> placement.NodeState:
+        node = self._nodes.get(name)
+        if node is None:
+            return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
+        facts = node.facts
+        used: dict[identifiers.GpuUuid, reservations.Booking] = {}
+        foreign_slots, corrupt, starting = 0, False, False
+        for pod in node.pods.values():
+            _add(used, pod.bookings)
+            foreign_slots += pod.foreign_slots
+            corrupt |= pod.corrupt
+            starting |= pod.starting
+        named = set(used)
+        standing = facts.standing
+        if facts.one_at_a_time and starting and standing is Reason.NONE:
+            standing = Reason.HAMI_NODE_BUSY
+        state = placement.NodeState(
+            name,
+            tuple(
+                gpus.GpuState(
+                    gpu,
+                    used.get(gpu.uuid, reservations.NOTHING),
+                    cordoned=gpu.uuid in facts.cordoned,
+                    usage_unknown=corrupt and gpu.uuid not in named,
+                )
+                for gpu in facts.inventory
+            ),
+            foreign_slots,
+            standing,
+        )
+        # Holds in a fixed order, so that every replica gives each the same place.
+        for claim in sorted(claims, key=lambda claim: (-claim.priority, claim.uid)):
+            bookings = claim.bookings
+            if claim.request is not None:
+                placed = placement.fit(claim.request, state, policies.BINPACK)
+                if not isinstance(placed, placement.Placement):
+                    continue
+                bookings = reservations.booked(claim.request.kinds, placed.shares)
+            state = replace(
+                state,
+                states=tuple(
+                    one.with_used(bookings[one.gpu.uuid]) if one.gpu.uuid in bookings else one for one in state.states
+                ),
+            )
+        return state
+
+
+def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:
+    for uuid, booking in bookings.items():
+        used[uuid] = used.get(uuid, reservations.NOTHING) + booking

@@ -1,0 +1,81 @@
+"""What the extender counts. Names that dashboards know are fixed by the contract; the rest are in base units."""
+
+from collections.abc import Callable, Iterable
+
+import prometheus_client
+from prometheus_client import core as prometheus_core
+from prometheus_client import registry
+
+from gpu_sharing.core import error_codes
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class _Live(registry.Collector):
+    """A counter that is read when it is scraped."""
+
+    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
+        self._name, self._text, self._value = name, text, value
+
+    def collect(self) -> Iterable[prometheus_core.Metric]:
+        yield prometheus_core.CounterMetricFamily(self._name, self._text, value=self._value())
+
+
+class Metrics:
+    """All series of the process, in a registry of their own so that tests can have several."""
+
+    def __init__(self) -> None:
+        self.registry = prometheus_core.CollectorRegistry()
+
+        def histogram(name: str, text: str) -> prometheus_client.Histogram:
+            return prometheus_client.Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> prometheus_client.Counter:
+            return prometheus_client.Counter(name, text, labels, registry=self.registry)
+
+        def gauge(name: str, text: str) -> prometheus_client.Gauge:
+            return prometheus_client.Gauge(name, text, registry=self.registry)
+
+        self.filter_seconds = histogram("hami_scheduler_filter_duration_seconds", "Time to answer a filter call.")
+        self.score_seconds = histogram("hami_scheduler_score_duration_seconds", "Time to answer a prioritize call.")
+        self.bind_seconds = histogram("hami_scheduler_bind_duration_seconds", "Time to answer a bind call.")
+        self.bind_success = counter("hami_scheduler_bind_success_total", "Pods bound with their record.")
+        self.bind_failure = counter("hami_scheduler_bind_failure_total", "Bind calls answered with an error.")
+        self.bind_failures_by_code = counter(
+            "hami_scheduler_bind_failures_by_code_total", "Bind calls answered with an error, by code.", ("error_code",)
+        )
+        self.refusals = counter(
+            "hami_scheduler_filter_refusals_total", "Filter calls that no offered node could serve."
+        )
+        self.bad_requests = counter(
+            "hami_scheduler_bad_requests_total", "Calls that could not be served, by code.", ("error_code",)
+        )
+        self.corrupt_records = counter(
+            "hami_scheduler_corrupt_records_total", "Node and pod records that did not decode."
+        )
+        self.undecodable_objects = counter(
+            "hami_scheduler_undecodable_objects_total", "Objects of the API server that are not of their kind."
+        )
+        self.retries = counter("hami_scheduler_pod_retries_total", "Refused pods woken because room was made for them.")
+        self.in_flight = gauge("hami_scheduler_in_flight_calls", "Calls being answered now.")
+        self.leading = gauge("hami_scheduler_leading", "1 while this replica may bind, else 0.")
+        self.ready = gauge("hami_scheduler_ready", "1 once the cluster has been read, else 0.")
+        self.nodes = gauge("hami_scheduler_nodes", "Nodes known.")
+        self.gpus = gauge("hami_scheduler_gpus", "GPUs known.")
+        self.pods_holding = gauge("hami_scheduler_pods_holding_gpus", "Pods that hold GPUs.")
+        self.pods_waiting = gauge("hami_scheduler_pods_waiting", "Pods that ask for GPUs and are not bound.")
+
+    def count_live(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Export a number that some other object counts."""
+        self.registry.register(_Live(name, text, value))
+
+    def bind_failed(self, code: error_codes.Code) -> None:
+        """Count a failed bind, in total and by code."""
+        self.bind_failure.inc()
+        self.bind_failures_by_code.labels(error_code=code).inc()
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return prometheus_client.generate_latest(self.registry)

@@ -1,0 +1,195 @@
+"""Feeds what the API server says into the ledger, and knows the pods that wait.
+
+A bind of ours is newer than any watch event that shows the pod unbound, and than any list that began before the bind
+was answered; so neither makes a held place free again.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import error_codes, identifiers, requests
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender import facts, metrics, settings
+from scheduler_extender.fleet import ledger
+
+log = structlog.get_logger("mirror")
+
+
+class Listener(Protocol):
+    """Who wants to tell people what the mirror sees."""
+
+    def foreign(self, pod: ledger.PodFacts) -> None:
+        """A pod with GPUs was bound by somebody else."""
+
+    def corrupt(self, pod: ledger.PodFacts) -> None:
+        """A pod's record does not decode."""
+
+    def stopped(self, pod: facts.Waiting) -> None:
+        """kube-scheduler says it cannot place a pod."""
+
+
+class Mirror:
+    """The cluster as the API server describes it.
+
+    Attributes:
+        ledger: Who holds what.
+        waiting: Pods that ask for GPUs and are not bound, by UID.
+    """
+
+    def __init__(
+        self, options: settings.Settings, counters: metrics.Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.ledger = ledger.Ledger()
+        self.waiting: dict[identifiers.PodUid, facts.Waiting] = {}
+        self.listener: Listener | None = None
+        self._options = options
+        self._names = options.resource_names
+        self._metrics = counters
+        self._clock = clock
+        self._confirmed_at: dict[identifiers.PodUid, float] = {}
+        self.nodes = NodeSink(self)
+        self.pods = PodSink(self)
+
+    def waiting_by_key(self, key: str) -> facts.Waiting | None:
+        """A waiting pod by `<namespace>/<name>`."""
+        return next((pod for pod in self.waiting.values() if pod.key == key), None)
+
+    def confirm(self, uid: identifiers.PodUid) -> None:
+        """A bind of ours was answered: no list that began earlier can say otherwise."""
+        if self.ledger.is_assumed(uid):
+            self._confirmed_at[uid] = self._clock()
+        self.ledger.confirm(uid)
+        self.waiting.pop(uid, None)
+
+    def see_node(self, node: objects.Node) -> None:
+        """A node was added or modified."""
+        seen = facts.node_facts(node, allow_hami_nodes=self._options.allow_hami_nodes)
+        before = self.ledger.node_facts(seen.name)
+        if seen.standing is Reason.CORRUPT_NODE_RECORD and (before is None or before.standing is not seen.standing):
+            self._metrics.corrupt_records.inc()
+            log.error("node record unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, node=seen.name)
+        self.ledger.set_node(seen)
+
+    def see_pod(self, pod: objects.Pod) -> None:
+        """A pod was added or modified."""
+        if not facts.is_ours(pod, self._names):
+            return
+        uid = identifiers.PodUid(pod.metadata.uid)
+        if pod.has_ended:
+            self.forget_pod(uid)
+        elif pod.spec.node_name:
+            self.waiting.pop(uid, None)
+            self._confirmed_at.pop(uid, None)
+            before = self.ledger.pod(uid)
+            held = facts.pod_facts(pod, self._names)
+            self.ledger.set_pod(held)
+            self._report(held, before)
+        else:
+            self._see_waiting(facts.waiting(pod, self._names))
+
+    def forget_pod(self, uid: identifiers.PodUid) -> None:
+        """A pod is gone or has ended."""
+        self.waiting.pop(uid, None)
+        self._confirmed_at.pop(uid, None)
+        self.ledger.remove_pod(uid)
+
+    def replace_nodes(self, nodes: list[objects.Node]) -> None:
+        """These are all nodes."""
+        listed = {node.metadata.name for node in nodes}
+        for name in self.ledger.node_names():
+            if name not in listed:
+                self.ledger.remove_node(name)
+        for node in nodes:
+            self.see_node(node)
+
+    def replace_pods(self, pods: list[objects.Pod], listed_at: float) -> None:
+        """These are all pods, as of some moment after `listed_at`."""
+        listed = {identifiers.PodUid(pod.metadata.uid) for pod in pods}
+        bound = {identifiers.PodUid(pod.metadata.uid) for pod in pods if pod.spec.node_name}
+        for held in list(self.ledger.pods()):
+            newer = self.ledger.is_assumed(held.uid) or self._confirmed_at.get(held.uid, 0.0) > listed_at
+            if held.uid not in bound and not newer:
+                self.forget_pod(held.uid)
+        for uid in list(self.waiting):
+            if uid not in listed:
+                self.forget_pod(uid)
+        for pod in pods:
+            self.see_pod(pod)
+
+    def _see_waiting(self, pod: facts.Waiting) -> None:
+        held = self.ledger.pod(pod.uid)
+        if held is not None:
+            return  # We bound it, and this event is older.
+        before = self.waiting.get(pod.uid)
+        self.waiting[pod.uid] = pod
+        if pod.is_deleting:
+            self.ledger.drop_nomination(pod.uid)
+        if pod.nominated_node and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:
+            self.ledger.set_hold(ledger.Claim(pod.uid, pod.nominated_node, {}, pod.priority, pod.request))
+        else:
+            self.ledger.drop_hold(pod.uid)
+        if self.listener and pod.stopped_by and (before is None or before.stopped_by != pod.stopped_by):
+            self.listener.stopped(pod)
+
+    def _report(self, held: ledger.PodFacts, before: ledger.PodFacts | None) -> None:
+        if held.corrupt and not (before and before.corrupt):
+            self._metrics.corrupt_records.inc()
+            log.error("pod record unreadable", error_code=error_codes.CORRUPT_POD_RECORD, pod=held.key, node=held.node)
+            if self.listener:
+                self.listener.corrupt(held)
+        elif held.foreign_slots and before is None:
+            log.warning("foreign pod", error_code=error_codes.FOREIGN_POD, pod=held.key, node=held.node)
+            if self.listener:
+                self.listener.foreign(held)
+
+
+class NodeSink:
+    """What a reflector of nodes feeds."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def replaced(self, items: list[objects.Node], listed_at: float) -> None:
+        """All nodes."""
+        self._mirror.replace_nodes(items)
+
+    def changed(self, item: objects.Node) -> None:
+        """One node."""
+        self._mirror.see_node(item)
+
+    def deleted(self, item: objects.Node) -> None:
+        """A node is gone."""
+        self._mirror.ledger.remove_node(identifiers.NodeName(item.metadata.name))
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """Something that is no node."""
+        self._mirror._metrics.undecodable_objects.inc()
+        log.error("object unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, kind="Node", cause=str(error))
+
+
+class PodSink:
+    """What a reflector of pods feeds."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def replaced(self, items: list[objects.Pod], listed_at: float) -> None:
+        """All pods."""
+        self._mirror.replace_pods(items, listed_at)
+
+    def changed(self, item: objects.Pod) -> None:
+        """One pod."""
+        self._mirror.see_pod(item)
+
+    def deleted(self, item: objects.Pod) -> None:
+        """A pod is gone."""
+        self._mirror.forget_pod(identifiers.PodUid(item.metadata.uid))
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """Something that is no pod."""
+        self._mirror._metrics.undecodable_objects.inc()
+        log.error("object unreadable", error_code=error_codes.CORRUPT_POD_RECORD, kind="Pod", cause=str(error))

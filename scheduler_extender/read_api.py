@@ -1,0 +1,254 @@
+"""The read API: who holds what, who waits, and why, for the WebUI and `hamictl`.
+
+Served on every replica, from the same mirror that decides. On loopback it is open; elsewhere a bearer token is asked
+for, which the API server reviews (TokenReview) and whose account must be allowed to get the path as a nonResourceURL
+(SubjectAccessReview). Described by `openapi.json`, against which it is tested.
+"""
+
+import importlib.resources
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib import parse
+
+import msgspec
+import orjson
+
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
+from scheduler_extender import facts, mirror, server, settings, telling
+from scheduler_extender.fleet import ledger
+
+PREFIX = "/api/v1"
+_REVIEWED_FOR_SECONDS = 30.0
+_MOST_TOKENS = 1_000
+
+
+class _User(msgspec.Struct):
+    username: str = ""
+    uid: str = ""
+    groups: list[str] | None = None
+    extra: dict[str, list[str]] | None = None
+
+
+class _ReviewStatus(msgspec.Struct):
+    authenticated: bool = False
+    allowed: bool = False
+    user: _User | None = None
+
+
+class _Review(msgspec.Struct):
+    status: _ReviewStatus = msgspec.field(default_factory=_ReviewStatus)
+
+
+class Gate(Protocol):
+    """Who may read."""
+
+    async def admits(self, token: str, path: str) -> bool:
+        """Whether the bearer of that token may get that path."""
+
+
+class OpenGate:
+    """Everybody on this machine may read."""
+
+    async def admits(self, token: str, path: str) -> bool:
+        """Always."""
+        return True
+
+
+class TokenGate:
+    """Asks the API server about each token, and remembers the answer for half a minute."""
+
+    def __init__(self, client: kubernetes.Client, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._known: dict[tuple[str, str], tuple[bool, float]] = {}
+
+    async def admits(self, token: str, path: str) -> bool:
+        """Whether the bearer of that token may get that path. No answer from the API server is a no."""
+        if not token:
+            return False
+        area = "/".join(path.split("/")[:4])
+        known = self._known.get((token, area))
+        if known and self._clock() - known[1] < _REVIEWED_FOR_SECONDS:
+            return known[0]
+        try:
+            allowed = await self._review(token, area)
+        except (errors.KubernetesError, msgspec.MsgspecError):
+            return False
+        if len(self._known) >= _MOST_TOKENS:
+            self._known.clear()
+        self._known[(token, area)] = (allowed, self._clock())
+        return allowed
+
+    async def _review(self, token: str, path: str) -> bool:
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+        user = await self._ask("/apis/authentication.k8s.io/v1/tokenreviews", review)
+        if not user.authenticated or user.user is None:
+            return False
+        who = user.user
+        access = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": who.username, "uid": who.uid, "groups": who.groups or [], "extra": who.extra or {},
+                "nonResourceAttributes": {"path": path, "verb": "get"},
+            },
+        }  # fmt: skip
+        return (await self._ask("/apis/authorization.k8s.io/v1/subjectaccessreviews", access)).allowed
+
+    async def _ask(self, path: str, body: Mapping[str, Any]) -> _ReviewStatus:
+        return msgspec.json.decode(await self._client.post(path, orjson.dumps(body), 5), type=_Review).status
+
+
+class ReadApi:
+    """The ASGI application."""
+
+    def __init__(
+        self, cluster: mirror.Mirror, teller: telling.Teller, options: settings.Settings, gate: Gate,
+        ready: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._mirror = cluster
+        self._teller = teller
+        self._options = options
+        self._gate = gate
+        self._ready = ready
+        self._openapi = importlib.resources.files("scheduler_extender").joinpath("openapi.json").read_bytes()
+
+    async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if scope["method"] != "GET":
+            await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, "the read API takes GET")
+            return
+        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        token = authorization[7:] if authorization[:7].lower() == "bearer " else ""
+        if not await self._gate.admits(token, path):
+            await self._refuse(send, 401, error_codes.UNAUTHORIZED, "send a bearer token that may get this path")
+        elif path == f"{PREFIX}/openapi.json":
+            await server.answer(send, 200, self._openapi)
+        elif not self._ready():
+            await self._refuse(send, 503, error_codes.NOT_READY, "the cluster has not been read yet")
+        else:
+            await self._read(path, scope.get("raw_path", b"").decode("latin-1"), send)
+
+    async def _read(self, path: str, raw_path: str, send: server.Send) -> None:
+        parts = [parse.unquote(part) for part in raw_path.partition("?")[0].split("/")[3:]]
+        match parts:
+            case ["cluster"]:
+                body: Any = self._cluster()
+            case ["nodes"]:
+                body = {"nodes": [self._node(name) for name in sorted(self._mirror.ledger.node_names())]}
+            case ["pods"]:
+                body = {"pods": self._pods()}
+            case ["explain", namespace, name]:
+                body = self._explain(f"{namespace}/{name}")
+            case _:
+                body = None
+        if body is None:
+            known = "cluster, nodes, pods, explain/<namespace>/<pod>"
+            text = f"nothing at {path[:80]}: there are {known}; explain knows pods that ask for GPUs"
+            await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
+            return
+        await server.answer(send, 200, orjson.dumps(body))
+
+    async def _refuse(self, send: server.Send, status: int, code: error_codes.Code, message: str) -> None:
+        await server.answer(send, status, orjson.dumps({"error_code": code, "message": message}))
+
+    def _cluster(self) -> dict[str, Any]:
+        books = self._mirror.ledger
+        states = [books.held(name) for name in books.node_names()]
+        gpu_states = [state for node in states for state in node.states]
+        return {
+            "nodes": len(states),
+            "gpus": len(gpu_states),
+            "memory_mib": {
+                "total": sum(state.gpu.memory_mib for state in gpu_states),
+                "promised": sum(state.used.memory_mib for state in gpu_states),
+            },
+            "cores_percent": {
+                "total": sum(state.gpu.cores_percent for state in gpu_states),
+                "promised": sum(state.used.cores_percent for state in gpu_states),
+            },
+            "pods_holding": sum(1 for _ in books.pods()),
+            "pods_waiting": len(self._mirror.waiting),
+        }
+
+    def _node(self, name: identifiers.NodeName) -> dict[str, Any]:
+        state = self._mirror.ledger.held(name)
+        return {
+            "name": name,
+            "standing": state.standing.name.lower(),
+            "foreign_slots": state.foreign_slots,
+            "gpus": [
+                {
+                    "uuid": one.gpu.uuid,
+                    "index": one.gpu.index,
+                    "type": one.gpu.type,
+                    "mode": one.gpu.mode,
+                    "healthy": one.gpu.healthy,
+                    "cordoned": one.cordoned,
+                    "usage_unknown": one.usage_unknown,
+                    "memory_mib": {"total": one.gpu.memory_mib, "promised": one.used.memory_mib},
+                    "cores_percent": {"total": one.gpu.cores_percent, "promised": one.used.cores_percent},
+                    "slots": {"total": one.gpu.slots, "promised": one.used.slots},
+                    "exclusive": one.used.exclusive > 0,
+                }
+                for one in state.states
+            ],
+        }
+
+    def _pods(self) -> list[dict[str, Any]]:
+        holding = [self._holding(pod) for pod in self._mirror.ledger.pods()]
+        waiting = [self._waiting(pod) for pod in self._mirror.waiting.values()]
+        return sorted([*holding, *waiting], key=lambda pod: (pod["namespace"], pod["name"]))
+
+    def _holding(self, pod: ledger.PodFacts) -> dict[str, Any]:
+        namespace, _, name = pod.key.partition("/")
+        return {
+            "namespace": namespace, "name": name, "uid": pod.uid, "node": pod.node, "phase": "holding",
+            "starting": pod.starting, "corrupt": pod.corrupt, "foreign_slots": pod.foreign_slots,
+            "containers": [
+                [
+                    {"uuid": share.uuid, "memory_mib": share.memory_mib, "cores_percent": share.cores_percent}
+                    for share in shares
+                ]
+                for shares in pod.shares
+            ],
+        }  # fmt: skip
+
+    def _waiting(self, pod: facts.Waiting) -> dict[str, Any]:
+        namespace, _, name = pod.key.partition("/")
+        return {
+            "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
+            "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [],
+        }  # fmt: skip
+
+    def _explain(self, key: str) -> dict[str, Any] | None:
+        books = self._mirror.ledger
+        pod = self._mirror.waiting_by_key(key)
+        if pod is None:
+            held = next((one for one in books.pods() if one.key == key), None)
+            if held is None:
+                return None
+            return {"pod": key, "phase": "holding", "node": held.node, "summary": "", "nodes": []}
+        names = sorted(books.node_names())
+        summary = self._teller.explain(pod, names)
+        if isinstance(pod.request, requests.InvalidRequest):
+            verdicts = [_verdict(name, pod.request.code, pod.request.sentence, curable=False) for name in names]
+        else:
+            verdicts = [self._verdict(pod, pod.request, name) for name in names]
+        return {"pod": key, "phase": "waiting", "node": None, "summary": summary, "nodes": verdicts}
+
+    def _verdict(self, pod: facts.Waiting, request: requests.PodRequest, name: identifiers.NodeName) -> dict[str, Any]:
+        state = self._mirror.ledger.view_for(name, pod.uid, pod.priority, nominations=False)
+        answer = placement.fit(request, state, request.gpu_policy or self._options.gpu_policy)
+        if isinstance(answer, placement.Placement):
+            return _verdict(name, "", "its GPUs fit", curable=False)
+        return _verdict(name, answer.code, str(answer), curable=answer.explanation.curable)
+
+
+def _verdict(name: str, code: str, sentence: str, *, curable: bool) -> dict[str, Any]:
+    return {"node": name, "fits": not code, "code": code, "sentence": sentence, "curable": curable}

@@ -1,0 +1,158 @@
+"""HTTP for kube-scheduler's verbs: routes, limits, and what an exception answers.
+
+kube-scheduler drops the body of anything but 200, so a failed filter or bind is 200 with `Error`. Answers carry a
+Content-Length in one write, because kube-scheduler opens a new connection after each chunked one; connections are
+kept longer than the 90 s that it keeps them.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+import structlog
+
+from gpu_sharing.core import error_codes
+from scheduler_extender import binding, metrics, verbs, wire
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+MOST_BODY_BYTES = 64 * 1024 * 1024
+"""5,000 nodes as whole objects; names alone are under 200 KB."""
+_BODY_WITHIN_SECONDS = 10.0
+_MOST_IN_FLIGHT = 256
+
+log = structlog.get_logger("server")
+
+
+class BodyTooLarge(Exception):
+    """The body is larger than is read."""
+
+
+class CallerGone(Exception):
+    """The caller hung up before the answer."""
+
+
+async def read_body(receive: Receive, most_bytes: int) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        BodyTooLarge: It is longer than `most_bytes`.
+        CallerGone: The caller hung up, or did not finish in time.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_BODY_WITHIN_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise CallerGone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > most_bytes:
+                    raise BodyTooLarge
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError as cause:
+        raise CallerGone from cause
+
+
+async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+    """Send an answer in one piece."""
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def problem(code: error_codes.Code, message: str) -> bytes:
+    """The body of an answer to somebody who is not kube-scheduler's happy path."""
+    return orjson.dumps({"Error": f"{code}: {message}", "error_code": code, "message": message})
+
+
+class VerbServer:
+    """The ASGI application that kube-scheduler calls."""
+
+    def __init__(
+        self, choices: verbs.Verbs, binder: binding.Binder, counters: metrics.Metrics, ready: Callable[[], bool],
+        leads: Callable[[], bool],
+    ) -> None:  # fmt: skip
+        self._verbs = choices
+        self._binder = binder
+        self._metrics = counters
+        self._ready = ready
+        self._leads = leads
+        self._in_flight = 0
+        self._timers = {
+            "filter": counters.filter_seconds,
+            "prioritize": counters.score_seconds,
+            "bind": counters.bind_seconds,
+        }
+        self._decided = {"filter": choices.filter, "prioritize": choices.prioritize, "preempt": choices.preempt}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        verb = scope["path"].strip("/").rpartition("/")[2]
+        if verb not in self._decided and verb != "bind":
+            await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, f"no verb {verb[:40]!r}: filter, prioritize, bind")
+            return
+        if scope["method"] != "POST":
+            await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, f"{verb} takes POST")
+            return
+        if self._in_flight >= _MOST_IN_FLIGHT:
+            await self._refuse(send, self._failure_status(verb), error_codes.BUSY, "busy, retry")
+            return
+        self._in_flight += 1
+        self._metrics.in_flight.set(self._in_flight)
+        try:
+            await self._serve(verb, receive, send)
+        finally:
+            self._in_flight -= 1
+            self._metrics.in_flight.set(self._in_flight)
+
+    async def _serve(self, verb: str, receive: Receive, send: Send) -> None:
+        failure = self._failure_status(verb)
+        try:
+            body = await read_body(receive, MOST_BODY_BYTES)
+            if not self._ready():
+                await self._refuse(send, failure, error_codes.NOT_READY, "the cluster has not been read yet")
+            elif not self._leads():
+                await self._refuse(send, failure, error_codes.NOT_LEADER, "not leader")
+            else:
+                await answer(send, 200, await self._decide(verb, body))
+        except CallerGone:
+            log.info("caller gone", verb=verb)
+        except BodyTooLarge:
+            text = f"the body is larger than {MOST_BODY_BYTES} bytes; set nodeCacheCapable: true"
+            await self._refuse(send, failure, error_codes.BODY_TOO_LARGE, text)
+        except wire.BadRequest as bad:
+            await self._refuse(send, failure, error_codes.BAD_REQUEST, str(bad))
+        except Exception:
+            log.exception("defect", error_code=error_codes.INTERNAL, verb=verb)
+            await self._refuse(send, failure, error_codes.INTERNAL, f"{verb} failed; see the extender's log")
+
+    async def _decide(self, verb: str, body: bytes) -> bytes:
+        started = time.perf_counter()
+        if verb == "bind":
+            failed = await self._binder.bind(wire.decode_bind(body))
+            result = wire.error_result(failed) if failed else wire.BOUND
+        else:
+            result = self._decided[verb](body)
+        if verb in self._timers:
+            self._timers[verb].observe(time.perf_counter() - started)
+        return result
+
+    def _failure_status(self, verb: str) -> int:
+        """200 where kube-scheduler reads `Error`; prioritize and preempt have no such field."""
+        return 200 if verb in ("filter", "bind") else 500
+
+    async def _refuse(self, send: Send, status: int, code: error_codes.Code, message: str) -> None:
+        self._metrics.bad_requests.labels(error_code=code).inc()
+        log.error("call refused", error_code=code, cause=message)
+        await answer(send, status, problem(code, message))

@@ -1,0 +1,222 @@
+"""Every setting of the extender: one frozen class, filled from flags and environment variables.
+
+Each flag is also an environment variable (`--http-bind` is `HAMI_HTTP_BIND`); the flag wins. HAMi's spellings with
+underscores are accepted.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gpu_sharing.adapters import logs
+from gpu_sharing.core import errors, policies, requests
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener binds."""
+
+    host: str
+    port: int
+    """0 takes a free one; the first log line says which."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine (in a cluster: this pod) can reach it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the extender runs."""
+
+    kubeconfig: pathlib.Path | None = None
+    """How to reach the API server; None is the in-cluster service account."""
+    http_bind: Address = Address("127.0.0.1", 9444)
+    """Where kube-scheduler's verbs are served. Not authenticated, so loopback unless a network policy guards it."""
+    api_bind: Address = Address("127.0.0.1", 9446)
+    """Where the read API is served; off loopback it demands TLS and a bearer token."""
+    health_bind: Address = Address("0.0.0.0", 8080)  # noqa: S104  # probes and Prometheus come from outside the pod
+    """Health, readiness and metrics."""
+    tls_cert: pathlib.Path | None = None
+    """Certificate of the read API, PEM."""
+    tls_key: pathlib.Path | None = None
+    """Key of that certificate, PEM."""
+    leader_lease: str = ""
+    """`namespace/name` of kube-scheduler's Lease; empty: this is the only scheduler."""
+    identity: str = ""
+    """What the holder of that Lease starts with when it is the kube-scheduler beside us; the hostname by default."""
+    scheduler_name: str = "hami-scheduler"
+    """`schedulerName` of the pods that are ours to explain and to wake."""
+    node_policy: policies.Policy = policies.BINPACK
+    """Which of several nodes that fit is best, where a pod does not say."""
+    gpu_policy: policies.Policy = policies.BINPACK
+    """Which of several GPUs that fit is best, where a pod does not say."""
+    allow_hami_nodes: bool = False
+    """Whether nodes of HAMi's own device plugin may be chosen, one starting pod at a time."""
+    resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
+    """Under which names containers ask."""
+    start_delay_seconds: float = 2.0
+    """How long after its start the process lists the cluster first: a Binding that a killed predecessor had sent
+    (timeout 2 s) is done by then, so the list cannot miss it."""
+    nomination_seconds: float = 5.0
+    """How long a place is kept for a pod between prioritize and bind."""
+    event_rate: float = 50.0
+    """Events written per second at most, beside a burst of four times as many."""
+    verbosity: int = 2
+    """0 to 6; 4 adds a line per node considered."""
+    log_format: str = "json"
+    """`json`, `text` or `console`."""
+
+
+_HELP = {
+    "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
+    "http-bind": "HOST:PORT of kube-scheduler's verbs (default 127.0.0.1:9444)",
+    "api-bind": "HOST:PORT of the read API (default 127.0.0.1:9446); off loopback it needs TLS and a bearer token",
+    "health-bind": "HOST:PORT of health, readiness and metrics (default :8080)",
+    "tls-cert": "FILE: certificate of the read API, PEM",
+    "tls-key": "FILE: its key, PEM",
+    "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
+    "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
+    "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
+    "node-scheduler-policy": "binpack or spread over nodes, where a pod does not say (default binpack)",
+    "gpu-scheduler-policy": "binpack or spread over a node's GPUs, where a pod does not say (default binpack)",
+    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
+    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
+    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
+    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    "resource-priority": "resource for task priority (default nvidia.com/priority)",
+    "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
+    "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
+    "event-rate": "pod events per second at most (default 50)",
+    "v": "verbosity 0 to 6 (default 2): 4 adds a line per node considered, 5 device detail, 6 everything",
+    "log-format": "json, text or console (default: console on a terminal, else json)",
+}
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Args:
+        arguments: Without the program's name.
+        environment: Looked up for what no flag says, as `HAMI_` and the flag's name in capitals.
+
+    Raises:
+        SettingsError: A value that the process cannot start with.
+    """
+    environment = os.environ if environment is None else environment
+    parser = argparse.ArgumentParser(
+        prog="python -m scheduler_extender",
+        description="GPU sharing's scheduler extender: filter, prioritize, bind and preempt for kube-scheduler.",
+        epilog="Each flag is also an environment variable: --http-bind is HAMI_HTTP_BIND.",
+    )
+    for name, text in _HELP.items():
+        flags = [f"--{name}"] + ([f"--{name.replace('-', '_')}"] if "-" in name else [])
+        parser.add_argument(*flags, dest=name, help=text, metavar="")
+    parser.add_argument(
+        "--allow-hami-nodes", "--allow_hami_nodes", dest="allow-hami-nodes", nargs="?", const="true",
+        help="also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)", metavar="",
+    )  # fmt: skip
+    given = vars(parser.parse_args(arguments))
+
+    def value(name: str) -> str | None:
+        found = given[name]
+        return found if found is not None else environment.get("HAMI_" + name.upper().replace("-", "_"))
+
+    return _settings(value)
+
+
+def _settings(value: Callable[[str], str | None]) -> Settings:
+    default = Settings()
+    names = default.resource_names
+    settings = Settings(
+        kubeconfig=_path(value("kubeconfig")),
+        http_bind=_address("--http-bind", value("http-bind"), default.http_bind),
+        api_bind=_address("--api-bind", value("api-bind"), default.api_bind),
+        health_bind=_address("--health-bind", value("health-bind"), default.health_bind),
+        tls_cert=_path(value("tls-cert")),
+        tls_key=_path(value("tls-key")),
+        leader_lease=_lease(value("leader-lease") or ""),
+        identity=value("identity") or "",
+        scheduler_name=value("scheduler-name") or default.scheduler_name,
+        node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy")),
+        gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy")),
+        allow_hami_nodes=_truth("--allow-hami-nodes", value("allow-hami-nodes")),
+        resource_names=requests.ResourceNames(
+            value("resource-name") or names.count,
+            value("resource-mem") or names.memory,
+            value("resource-mem-percentage") or names.memory_percent,
+            value("resource-cores") or names.cores,
+            value("resource-priority") or names.priority,
+        ),
+        start_delay_seconds=_number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
+        nomination_seconds=_number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
+        event_rate=_number("--event-rate", value("event-rate"), 50.0, 0.1, 10_000),
+        verbosity=int(_number("--v", value("v"), 2, 0, logs.HIGHEST)),
+        log_format=_one_of("--log-format", value("log-format"), logs.FORMATS, _default_format()),
+    )
+    if not settings.api_bind.is_loopback and not (settings.tls_cert and settings.tls_key):
+        raise errors.SettingsError(
+            f"--api-bind {settings.api_bind.host} is not loopback, so it needs --tls-cert and --tls-key"
+        )
+    if bool(settings.tls_cert) != bool(settings.tls_key):
+        raise errors.SettingsError("--tls-cert and --tls-key belong together: give both or neither")
+    return settings
+
+
+def _default_format() -> str:
+    return "console" if sys.stdout.isatty() else "json"
+
+
+def _path(text: str | None) -> pathlib.Path | None:
+    return pathlib.Path(text) if text else None
+
+
+def _address(flag: str, text: str | None, default: Address) -> Address:
+    if not text:
+        return default
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]\s]*)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise errors.SettingsError(f"{flag} {text!r} is not HOST:PORT, for example 127.0.0.1:9444 or :8080")
+    return Address(match[1] or match[2] or "0.0.0.0", int(match[3]))  # noqa: S104  # an empty host means every address
+
+
+def _lease(text: str) -> str:
+    if text and not re.fullmatch(r"[a-z0-9.-]+/[a-z0-9.-]+", text):
+        raise errors.SettingsError(f"--leader-lease {text!r} is not NAMESPACE/NAME, for example kube-system/hami")
+    return text
+
+
+def _policy(flag: str, text: str | None) -> policies.Policy:
+    try:
+        return policies.named(text, flag) if text else policies.BINPACK
+    except errors.BadQuantity as cause:
+        raise errors.SettingsError(cause.sentence) from cause
+
+
+def _truth(flag: str, text: str | None) -> bool:
+    return _one_of(flag, text.lower() if text else None, ("true", "false"), "false") == "true"
+
+
+def _one_of(flag: str, text: str | None, accepted: Sequence[str], default: str) -> str:
+    if not text:
+        return default
+    if text not in accepted:
+        raise errors.SettingsError(f"{flag} {text!r} is not one of {', '.join(accepted)}")
+    return text
+
+
+def _number(flag: str, text: str | None, default: float, lowest: float, highest: float) -> float:
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not lowest <= number <= highest:
+        raise errors.SettingsError(f"{flag} {text!r} is not a number from {lowest:g} to {highest:g}")
+    return number

@@ -1,0 +1,200 @@
+"""Tells people what was decided: one log line and one pod event per decision, with the same numbers.
+
+Events are handed to a recorder and never waited for. A pod that is refused again with the same counts within a few
+seconds is not told again.
+"""
+
+import asyncio
+import collections
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+import structlog
+
+from gpu_sharing.adapters import events
+from gpu_sharing.core import error_codes, identifiers, placement, rejections, requests
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender import facts, mirror, narration, settings
+from scheduler_extender.fleet import fit, ledger
+
+_SAME_REFUSAL_SECONDS = 5.0
+_STOPPED_GRACE_SECONDS = 1.0
+_REMEMBERED = 10_000
+_SCHEDULING, _BINDING = "GPUScheduling", "GPUBinding"
+
+log = structlog.get_logger("decisions")
+
+
+class Recorder(Protocol):
+    """Where events go."""
+
+    def tell(self, event: events.Event) -> None:
+        """Take an event without waiting."""
+
+
+class Teller:
+    """Writes the story of each pod."""
+
+    def __init__(
+        self,
+        cluster: mirror.Mirror,
+        recorder: Recorder,
+        options: settings.Settings,
+        leads: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mirror = cluster
+        self._recorder = recorder
+        self._options = options
+        self._leads = leads
+        self._clock = clock
+        self._told: collections.OrderedDict[identifiers.PodUid, tuple[str, float]] = collections.OrderedDict()
+
+    def scheduled(
+        self,
+        pod: facts.Waiting,
+        node: identifiers.NodeName,
+        placed: placement.Placement,
+        score: float,
+        decision: identifiers.DecisionId,
+    ) -> None:
+        """A pod was bound."""
+        assert isinstance(pod.request, requests.PodRequest)
+        node_facts = self._mirror.ledger.node_facts(node)
+        gpus_on_node = len(node_facts.inventory) if node_facts else placed.gpu_count
+        policy = (pod.request.node_policy or self._options.node_policy).name
+        log.info(
+            "bound",
+            pod=pod.key,
+            node=node,
+            gpus=[share.uuid for shares in placed.shares for share in shares],
+            score=round(score * 100),
+            policy=policy,
+            decision_id=decision,
+        )
+        note = narration.scheduled(node, gpus_on_node, pod.request, placed, score, policy)
+        self._pod_event(pod.key, pod.uid, "Scheduled", note, _BINDING)
+
+    def refused(
+        self, pod: facts.Waiting, offered: Iterable[identifiers.NodeName], decision: identifiers.DecisionId
+    ) -> None:
+        """No offered node takes the pod."""
+        explained = self.explain(pod, offered)
+        summary = explained.partition("\n")[0]
+        now = self._clock()
+        before = self._told.get(pod.uid)
+        if before and before[0] == summary and now - before[1] < _SAME_REFUSAL_SECONDS:
+            return
+        self._remember(pod.uid, summary, now)
+        code = pod.request.code if isinstance(pod.request, requests.InvalidRequest) else self._main_code(pod)
+        log.error("refused", error_code=code, pod=pod.key, why=explained, decision_id=decision)
+        self._pod_event(pod.key, pod.uid, "FailedScheduling", explained, _SCHEDULING, warning=True)
+
+    def bind_failed(
+        self,
+        pod_key: str,
+        node: str,
+        code: error_codes.Code,
+        message: str,
+        decision: identifiers.DecisionId | None,
+    ) -> None:
+        """A bind was answered with an error. kube-scheduler tells the pod; the log has the code."""
+        log.error("bind failed", error_code=code, pod=pod_key, node=node, cause=message, decision_id=decision)
+
+    def asked(self, uid: identifiers.PodUid) -> None:
+        """kube-scheduler asked about the pod and got a yes."""
+        self._remember(uid, "", self._clock())
+
+    def foreign(self, pod: ledger.PodFacts) -> None:
+        """A pod with GPUs was bound by somebody else."""
+        entry = error_codes.REGISTRY[error_codes.FOREIGN_POD]
+        self._problem(pod, "ForeignGPUPod", entry)
+
+    def corrupt(self, pod: ledger.PodFacts) -> None:
+        """A pod's record does not decode."""
+        self._problem(pod, "CorruptGPURecord", error_codes.REGISTRY[error_codes.CORRUPT_POD_RECORD])
+
+    def stopped(self, pod: facts.Waiting) -> None:
+        """kube-scheduler says it cannot place a pod: explain its GPUs too, unless it was us who refused."""
+        asyncio.get_running_loop().call_later(_STOPPED_GRACE_SECONDS, self._explain_stopped, pod.uid)
+
+    def explain(self, pod: facts.Waiting, offered: Iterable[identifiers.NodeName]) -> str:
+        """The note of a `FailedScheduling` event: every node of the cluster and why it does not take the pod."""
+        books = self._mirror.ledger
+        total = books.settle().live
+        if isinstance(pod.request, requests.InvalidRequest):
+            return narration.refused_everywhere(total, pod.request)
+        allowed = frozenset(offered)
+        if total <= narration.MOST_NODES_LISTED:
+            lines = [(str(name), self.why_not(pod, name, allowed)) for name in sorted(books.node_names())]
+            counts = collections.Counter(rejection.reason for _, rejection in lines)
+            return narration.refused(total, list(counts.items()), lines)
+        groups = self._groups(pod, pod.request, allowed)
+        return narration.refused(
+            total, [(group.nearest.reason, group.count) for group in groups], narration.grouped(groups)
+        )
+
+    def why_not(
+        self, pod: facts.Waiting, name: identifiers.NodeName, offered: frozenset[identifiers.NodeName]
+    ) -> rejections.Rejection:
+        """Why one node does not take the pod; a node that would was not offered."""
+        assert isinstance(pod.request, requests.PodRequest)
+        state = self._mirror.ledger.view_for(name, pod.uid, pod.priority, nominations=name in offered)
+        answer = placement.fit(pod.request, state, pod.request.gpu_policy or self._options.gpu_policy)
+        return answer if isinstance(answer, rejections.Rejection) else rejections.Rejection(Reason.NOT_OFFERED)
+
+    def _groups(
+        self, pod: facts.Waiting, request: requests.PodRequest, offered: frozenset[identifiers.NodeName]
+    ) -> list[narration.Group]:
+        arrays = self._mirror.ledger.settle()
+        fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
+        live = np.array([bool(name) for name in arrays.names])
+        # The GPU that would have to be taken last tells how near a node came.
+        depth = min(max(request.gpus, 1), arrays.exists.shape[0])
+        nearness = np.sort(np.where(arrays.usable, arrays.memory_free, -1)[:, : arrays.columns], axis=0)[-depth]
+        groups = []
+        for code in np.unique(fitting.reasons[live]):
+            columns = np.flatnonzero(live & (fitting.reasons == code))
+            nearest = arrays.names[int(columns[nearness[columns].argmax()])]
+            groups.append(narration.Group(len(columns), nearest, self.why_not(pod, nearest, offered)))
+        return groups
+
+    def _main_code(self, pod: facts.Waiting) -> error_codes.Code:
+        """The code of the reason that most nodes give."""
+        assert isinstance(pod.request, requests.PodRequest)
+        arrays = self._mirror.ledger.settle()
+        reasons = fit.fit_all(arrays, pod.request, pod.request.gpu_policy or self._options.gpu_policy).reasons
+        live = reasons[np.array([bool(name) for name in arrays.names], np.bool_)]
+        if not len(live):
+            return error_codes.NODE_NOT_REGISTERED
+        reason = Reason(int(np.bincount(live).argmax()))
+        return rejections.EXPLANATIONS[Reason.NOT_OFFERED if reason is Reason.NONE else reason].code
+
+    def _explain_stopped(self, uid: identifiers.PodUid) -> None:
+        pod = self._mirror.waiting.get(uid)
+        told = self._told.get(uid)
+        recently = told is not None and self._clock() - told[1] < 2 * _STOPPED_GRACE_SECONDS + 1
+        if pod is None or recently or not self._leads() or pod.scheduler_name != self._options.scheduler_name:
+            return
+        self.refused(pod, (), identifiers.DecisionId(""))
+
+    def _remember(self, uid: identifiers.PodUid, summary: str, now: float) -> None:
+        self._told[uid] = (summary, now)
+        self._told.move_to_end(uid)
+        if len(self._told) > _REMEMBERED:
+            self._told.popitem(last=False)
+
+    def _problem(self, pod: ledger.PodFacts, reason: str, entry: error_codes.ErrorCode) -> None:
+        if self._leads():
+            note = f"{entry.code}: {entry.meaning}\n    {entry.remedy}"
+            self._pod_event(pod.key, pod.uid, reason, note, _SCHEDULING, warning=True)
+
+    def _pod_event(
+        self, key: str, uid: identifiers.PodUid, reason: str, note: str, action: str, *, warning: bool = False
+    ) -> None:
+        namespace, _, name = key.partition("/")
+        self._recorder.tell(
+            events.Event(events.Regarding("Pod", name, namespace, uid), reason, note, action, warning=warning)
+        )

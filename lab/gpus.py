@@ -1,0 +1,98 @@
+"""Fake GPU nodes of several models, as our device plugin would publish them."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_sharing.core import gpus, identifiers, records
+
+AGENT = f"{records.AGENT_NAME}/0.1.0"
+SLOTS = 10
+_NAMESPACE = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model of GPU."""
+
+    type: str
+    """Product name in the form that inventories carry."""
+    memory_mib: int
+
+
+A100 = Model("NVIDIA A100-SXM4-80GB", 81_920)
+A100_40 = Model("NVIDIA A100-PCIE-40GB", 40_960)
+H100 = Model("NVIDIA H100 80GB HBM3", 81_559)
+L40S = Model("NVIDIA L40S", 46_068)
+T4 = Model("NVIDIA-Tesla T4", 15_360)
+V100 = Model("NVIDIA-Tesla V100-SXM2-32GB", 32_768)
+P100 = Model("NVIDIA-Tesla P100-PCIE-16GB", 16_384)
+A10 = Model("NVIDIA A10", 23_028)
+MODELS = {
+    "a100": A100,
+    "a100-40": A100_40,
+    "h100": H100,
+    "l40s": L40S,
+    "t4": T4,
+    "v100": V100,
+    "p100": P100,
+    "a10": A10,
+}
+
+
+def gpu_uuid(node: str, index: int) -> identifiers.GpuUuid:
+    """The UUID of a fake GPU: the same at every start."""
+    return identifiers.GpuUuid(f"GPU-{uuid.uuid5(_NAMESPACE, f'{node}/{index}')}")
+
+
+def inventory(node: str, model: Model, count: int, slots: int = SLOTS) -> tuple[gpus.Gpu, ...]:
+    """The GPUs of a fake node."""
+    return tuple(
+        gpus.Gpu(gpu_uuid(node, index), index, model.memory_mib, 100, slots, model.type, mode="hami-core")
+        for index in range(count)
+    )
+
+
+def gpu_node(
+    name: str,
+    model: Model,
+    count: int,
+    *,
+    slots: int = SLOTS,
+    cpus: int = 128,
+    most_pods: int = 500,
+    labels: dict[str, str] | None = None,
+    annotations: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """A Node object with `count` GPUs, ready for pods.
+
+    Args:
+        name: The node's name.
+        model: Model of all its GPUs.
+        count: How many; 0 makes a node without GPUs.
+        slots: How many containers may share one GPU.
+        cpus: Its CPUs.
+        most_pods: How many pods it takes.
+        labels: More labels.
+        annotations: More annotations, or others in place of those it would have.
+    """
+    capacity = {"cpu": str(cpus), "memory": "1Ti", "pods": str(most_pods), "ephemeral-storage": "1Ti"}
+    own: dict[str, str] = {}
+    if count:
+        capacity["nvidia.com/gpu"] = str(count * slots)
+        own = {records.INVENTORY: records.encode_inventory(inventory(name, model, count, slots)), records.AGENT: AGENT}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "labels": {"kubernetes.io/hostname": name, **({"gpu": "on"} if count else {}), **(labels or {})},
+            "annotations": {**own, **(annotations or {})},
+        },
+        "status": {
+            "capacity": capacity,
+            "allocatable": capacity,
+            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "lab"}],
+            "nodeInfo": {"kubeletVersion": "lab", "operatingSystem": "linux", "architecture": "amd64"},
+        },
+    }

@@ -1,0 +1,38 @@
+"""Real parts for people: `python -m lab.real build`, or `python -m lab.real up DIR` to look around with kubectl."""
+
+import argparse
+import pathlib
+import signal
+import sys
+import threading
+
+from lab.real import build, control_plane
+
+
+def main() -> int:
+    """Build, or run until SIGTERM or Ctrl-C. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lab.real", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("build", help="build etcd, kube-apiserver, kube-scheduler and kubectl into the cache")
+    up = commands.add_parser("up", help="run etcd and kube-apiserver until Ctrl-C")
+    up.add_argument("folder", type=pathlib.Path, help="where files and logs go")
+    options = parser.parse_args()
+    try:
+        if options.command == "build":
+            print(build.binaries())
+            return 0
+        stop = threading.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stop.set())
+        options.folder.mkdir(parents=True, exist_ok=True)
+        with control_plane.running(options.folder.resolve()) as plane:
+            print(f"export KUBECONFIG={plane.kubeconfig('admin')}\n# kubectl: {plane.binaries}/kubectl", flush=True)
+            stop.wait()
+    except (build.BuildFailed, control_plane.NotReady) as failed:
+        print(f"lab.real: {failed}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Build a real control plane from its Go modules, once, into a cache outside the tree.
+
+`k8s.io/kubernetes` cannot be installed by `go install`, because its go.mod replaces its staging modules by folders; a
+throw-away module that maps each of them to its published version builds it. Takes about 9 minutes on 2 cores with
+empty caches, and nothing when it was done before.
+
+Source: https://go.dev/ref/mod#go-mod-file-replace; Kubernetes publishes staging modules as v0.X.Y for v1.X.Y.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+
+KUBERNETES_VERSION = "v1.36.3"
+ETCD_VERSION = "v3.7.3"
+_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl")
+_ETCD_MAIN = """package main
+
+import (
+	"os"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+)
+
+func main() { etcdmain.Main(os.Args) }
+"""
+
+
+class BuildFailed(Exception):
+    """The binaries cannot be made here; the text says what is missing."""
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> pathlib.Path:
+    """Where binaries are kept: `HAMI_PY_CACHE`, or the user's cache."""
+    if environment.get("HAMI_PY_CACHE"):
+        return pathlib.Path(environment["HAMI_PY_CACHE"])
+    base = environment.get("XDG_CACHE_HOME")
+    return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "hami-py"
+
+
+def binaries() -> pathlib.Path:
+    """The folder with etcd, kube-apiserver, kube-scheduler and kubectl, built if they are not there yet.
+
+    Raises:
+        BuildFailed: There is no Go, or a build broke.
+    """
+    folder = cache_folder() / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if all((folder / name).exists() for name in (*_KUBERNETES, "etcd")):
+        return folder
+    with _alone(folder):
+        _build(_prepare_etcd, {"etcd": "."}, folder, "-s -w")
+        version = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
+        version += " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor="
+        version += KUBERNETES_VERSION.split(".")[1]
+        packages = {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}
+        _build(_prepare_kubernetes, packages, folder, f"-s -w {version}")
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """One builder at a time; the others wait and then find what they need."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _go() -> str:
+    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if found is None:
+        raise BuildFailed(
+            "building the real control plane needs Go 1.21 or newer (it fetches the version it needs by itself): "
+            "install it from https://go.dev/dl or your distribution"
+        )
+    return found
+
+
+def _run(folder: pathlib.Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [_go(), *arguments],
+        cwd=folder,
+        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise BuildFailed(f"go {' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def _build(
+    prepare: Callable[[pathlib.Path], None], packages: Mapping[str, str], folder: pathlib.Path, flags: str
+) -> None:
+    missing = {name: package for name, package in packages.items() if not (folder / name).exists()}
+    if not missing:
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        module = pathlib.Path(temporary)
+        prepare(module)
+        for name, package in missing.items():
+            started = time.monotonic()
+            print(f"building {name} ...", file=sys.stderr, flush=True)
+            # Built beside its place and renamed, so that a half-written binary is never run.
+            _run(module, "build", "-ldflags", flags, "-o", str(folder / f"{name}.part"), package)
+            (folder / f"{name}.part").rename(folder / name)
+            print(f"built {name} in {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr, flush=True)
+
+
+def _prepare_etcd(module: pathlib.Path) -> None:
+    (module / "go.mod").write_text("module lab\n\ngo 1.24\n")
+    _run(module, "get", f"go.etcd.io/etcd/server/v3@{ETCD_VERSION}")
+    (module / "main.go").write_text(_ETCD_MAIN)
+    _run(module, "mod", "tidy")
+
+
+def _prepare_kubernetes(module: pathlib.Path) -> None:
+    (module / "go.mod").write_text("module lab\n")
+    found = json.loads(_run(module, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES_VERSION}"))
+    text = pathlib.Path(found["GoMod"]).read_text()
+    staging = set(re.findall(r"^\s*(k8s\.io/\S+) v0\.0\.0$", text, re.M))
+    staging |= set(re.findall(r"^\s*(k8s\.io/\S+) => \./staging", text, re.M))
+    wanted_go = re.search(r"^go (\S+)", text, re.M)
+    published = "v0" + KUBERNETES_VERSION[2:]
+    replaced = "".join(f"\t{name} => {name} {published}\n" for name in sorted(staging))
+    (module / "go.mod").write_text(
+        f"module lab\n\ngo {wanted_go[1] if wanted_go else '1.24'}\n\n"
+        f"require k8s.io/kubernetes {KUBERNETES_VERSION}\n\nreplace (\n{replaced})\n"
+    )
+    imports = "".join(f'\t_ "k8s.io/kubernetes/cmd/{name}"\n' for name in _KUBERNETES)
+    (module / "tools.go").write_text(f"//go:build tools\n\npackage lab\n\nimport (\n{imports})\n")
+    _run(module, "mod", "tidy")

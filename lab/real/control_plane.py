@@ -5,6 +5,7 @@ Ready in about 4 s. Nodes are made by the API (`add_nodes`). Everything lies in 
 Source: kube-apiserver, kube-scheduler and etcd `--help`, 1.36.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import ctypes
@@ -16,7 +17,6 @@ import socket
 import ssl
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -63,13 +63,13 @@ class Refused(Exception):
 
 
 class Api:
-    """A client of one API server: JSON in, JSON out, one connection per thread."""
+    """A client of one API server: JSON in, JSON out, over a pool of connections. For several threads."""
 
     def __init__(self, server: str, token: str, context: ssl.SSLContext | None = None) -> None:
         self._server = parse.urlsplit(server)
         self._token = token
         self._context = context
-        self._local = threading.local()
+        self._idle: collections.deque[http.client.HTTPConnection] = collections.deque()
 
     def __call__(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> Any:
         """Call it.
@@ -82,20 +82,27 @@ class Api:
             headers["Authorization"] = f"Bearer {self._token}"
         encoded = None if body is None else orjson.dumps(body)
         for attempt in (1, 2):
+            connection = self._connection()
             try:
-                connection = self._connection()
                 connection.request(method, path, encoded, headers)
                 answer = connection.getresponse()
                 content = answer.read()
+                self._idle.append(connection)
                 break
             except (http.client.HTTPException, OSError):
-                self._local.connection = None
+                connection.close()
                 if attempt == 2:
                     raise
-        decoded = orjson.loads(content) if content[:1] in (b"{", b"[") else content.decode()
+        is_json = (answer.getheader("Content-Type") or "").startswith("application/json")
+        decoded = orjson.loads(content) if is_json else content.decode()
         if answer.status >= 300:
             raise Refused(answer.status, decoded)
         return decoded
+
+    def close(self) -> None:
+        """Close every connection."""
+        while self._idle:
+            self._idle.pop().close()
 
     def many(self, calls: Iterable[tuple[str, str, Any]]) -> None:
         """Make many calls, several at a time."""
@@ -116,15 +123,12 @@ class Api:
                 return items
 
     def _connection(self) -> http.client.HTTPConnection:
-        found: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if found is None:
-            host, port = self._server.hostname or "", self._server.port
-            if self._server.scheme == "https":
-                found = http.client.HTTPSConnection(host, port, context=self._context, timeout=60)
-            else:
-                found = http.client.HTTPConnection(host, port, timeout=60)
-            self._local.connection = found
-        return found
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        host, port = self._server.hostname or "", self._server.port
+        if self._server.scheme == "https":
+            return http.client.HTTPSConnection(host, port, context=self._context, timeout=60)
+        return http.client.HTTPConnection(host, port, timeout=60)
 
 
 def add_nodes(api: Api, nodes: Iterable[dict[str, Any]]) -> None:
@@ -170,6 +174,7 @@ class ControlPlane:
         self.server = f"https://127.0.0.1:{self._api_port}"
         self._context = ssl._create_unverified_context()
         self.api = Api(self.server, self._tokens["admin"], self._context)
+        self._scheduler_api: Api | None = None
 
     def start(self) -> None:
         """Start etcd and the API server, and wait until they answer.
@@ -233,21 +238,26 @@ class ControlPlane:
             "--cert-dir", self.folder / "certs-scheduler", "--authorization-always-allow-paths",
             "/healthz,/readyz,/metrics",
         )  # fmt: skip
-        self._scheduler_api = Api(f"https://127.0.0.1:{port}", "", self._context)
-        self._wait("kube-scheduler", lambda: self._scheduler_api("GET", "/readyz") == "ok")
+        metrics = self._scheduler_api = Api(f"https://127.0.0.1:{port}", "", self._context)
+        self._wait("kube-scheduler", lambda: metrics("GET", "/readyz") == "ok")
 
     def scheduler_metrics(self) -> str:
         """kube-scheduler's own metrics, as text."""
+        assert self._scheduler_api is not None
         text: str = self._scheduler_api("GET", "/metrics")
         return text
 
     def stop_scheduler(self) -> None:
         """Stop kube-scheduler."""
+        if self._scheduler_api is not None:
+            self._scheduler_api.close()
         self._end("kube-scheduler")
 
     def stop(self) -> None:
         """Stop everything."""
-        for name in ("kube-scheduler", "kube-apiserver", "etcd"):
+        self.api.close()
+        self.stop_scheduler()
+        for name in ("kube-apiserver", "etcd"):
             self._end(name)
 
     def _write_credentials(self) -> None:

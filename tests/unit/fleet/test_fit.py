@@ -36,9 +36,7 @@ def test_arrays_answer_as_the_specification_does(
     fitting = fit.fit_all(table(list(nodes)), request, gpu_policy)
     scores = fit.scores(table(list(nodes)), request, fitting, node_policy)
 
-    expected = [
-        Reason.NONE if isinstance(answer, placement.Placement) else answer.reason for answer in specified
-    ]
+    expected = [Reason.NONE if isinstance(answer, placement.Placement) else answer.reason for answer in specified]
     assert [Reason(code) for code in fitting.reasons] == expected
     assert list(fitting.fits) == [reason is Reason.NONE for reason in expected]
     for column, (node, answer) in enumerate(zip(nodes, specified, strict=True)):
@@ -71,9 +69,7 @@ def test_a_column_is_used_again_after_its_node_went() -> None:
 
 def test_arrays_grow_with_nodes_and_with_gpus_per_node() -> None:
     """Neither the thousandth node nor a node of sixteen GPUs loses what was there."""
-    small = placement.NodeState(
-        identifiers.NodeName("small"), (gpus.GpuState(builders.gpu("small", 0)),)
-    )
+    small = placement.NodeState(identifiers.NodeName("small"), (gpus.GpuState(builders.gpu("small", 0)),))
     large = placement.NodeState(
         identifiers.NodeName("large"),
         tuple(gpus.GpuState(builders.gpu("large", index)) for index in range(16)),

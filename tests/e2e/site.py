@@ -1,0 +1,168 @@
+"""A cluster to test on: a real control plane of our own, or one that is there already."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import ssl
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from lab import extender_process
+from lab.real import control_plane
+
+SCHEDULER = "hami-scheduler"
+
+
+@dataclasses.dataclass
+class Site:
+    """Where pods are placed.
+
+    Attributes:
+        api: The API server, with all rights.
+        namespace: Where this test's pods live.
+        run: The value of the label that keeps this test's pods on this test's nodes.
+        kubectl: The program and its kubeconfig.
+        plane: The control plane, where it is ours.
+        extender: The extender, where it is ours.
+    """
+
+    api: control_plane.Api
+    namespace: str
+    run: str
+    kubectl_command: Sequence[str]
+    plane: control_plane.ControlPlane | None = None
+    extender: extender_process.ExtenderProcess | None = None
+
+    def node_name(self, name: str) -> str:
+        return name if self.plane else f"{self.run}-{name}"
+
+    def add_nodes(self, *nodes: dict[str, Any]) -> None:
+        for node in nodes:
+            node["metadata"]["labels"]["gpu-sharing-test"] = self.run
+        control_plane.add_nodes(self.api, nodes)
+
+    def pod_body(
+        self, name: str, *limits: Mapping[str, Any], annotations: Mapping[str, str] | None = None, **spec: Any
+    ) -> dict[str, Any]:
+        """A pod with one app container per set of limits."""
+        containers = [
+            {"name": f"c{index}", "image": "train:1", "resources": {"limits": dict(one)}}
+            for index, one in enumerate(limits)
+        ]
+        return {
+            "metadata": {"name": name, "annotations": dict(annotations or {})},
+            "spec": {
+                "schedulerName": SCHEDULER,
+                "nodeSelector": {"gpu-sharing-test": self.run},
+                "tolerations": [{"operator": "Exists"}],
+                "containers": containers,
+                **spec,
+            },
+        }
+
+    def create(self, *bodies: dict[str, Any]) -> None:
+        self.api.many(("POST", f"/api/v1/namespaces/{self.namespace}/pods", body) for body in bodies)
+
+    def pod(self, name: str) -> Any:
+        return self.api("GET", f"/api/v1/namespaces/{self.namespace}/pods/{name}")
+
+    def pods(self) -> list[Any]:
+        return self.api.pages(f"/api/v1/namespaces/{self.namespace}/pods")
+
+    def nodes(self) -> list[Any]:
+        return self.api.pages(f"/api/v1/nodes?labelSelector=gpu-sharing-test%3D{self.run}")
+
+    def delete_pod(self, name: str) -> None:
+        body = {"gracePeriodSeconds": 0}
+        self.api("DELETE", f"/api/v1/namespaces/{self.namespace}/pods/{name}", body)
+
+    def events(self, name: str, reason: str) -> list[str]:
+        """Notes of the events that our extender wrote about a pod."""
+        found = self.api.pages(f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
+        return [
+            event["note"]
+            for event in found
+            if event["regarding"]["name"] == name
+            and event["reason"] == reason
+            and event["reportingController"] == SCHEDULER
+            and event.get("action") in ("GPUScheduling", "GPUBinding")
+        ]
+
+    def wait_bound(self, *names: str, seconds: float = 30) -> dict[str, Any]:
+        """The pods once all are bound."""
+        bound: dict[str, Any] = {}
+
+        def all_bound() -> bool:
+            for name in names:
+                if name not in bound and (pod := self.pod(name))["spec"].get("nodeName"):
+                    bound[name] = pod
+            return len(bound) == len(names)
+
+        wait_for(all_bound, seconds, lambda: f"unbound: {[self.pod(n) for n in names if n not in bound]}")
+        return bound
+
+    def kubectl(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [*self.kubectl_command, "--namespace", self.namespace, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return done.stdout
+
+
+def wait_for(condition: Callable[[], object], seconds: float, otherwise: Callable[[], str] = lambda: "") -> float:
+    """Wait until a condition holds. Returns the seconds that took."""
+    started = time.monotonic()
+    while time.monotonic() - started < seconds:
+        if condition():
+            return time.monotonic() - started
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {otherwise()}")
+
+
+@contextlib.contextmanager
+def own(folder: pathlib.Path, *extender_flags: str) -> Iterator[Site]:
+    """A fresh control plane with our extender and kube-scheduler."""
+    with control_plane.running(folder) as plane:
+        kubeconfig = plane.kubeconfig("extender")
+        log = folder / "extender.log"
+        with extender_process.running(kubeconfig, log, *extender_flags) as extender:
+            plane.start_scheduler(f"http://{extender.verbs}")
+            kubectl = [str(plane.binaries / "kubectl"), "--kubeconfig", str(plane.kubeconfig("admin"))]
+            yield Site(plane.api, "default", "own", kubectl, plane, extender)
+
+
+@contextlib.contextmanager
+def existing(kubeconfig: str) -> Iterator[Site]:
+    """A cluster that is there, whose kube-scheduler asks an extender of ours for `schedulerName: hami-scheduler`.
+
+    Fake nodes of this run's own are added to it, pods go to a namespace of this run's own, and all is taken away
+    afterwards.
+    """
+    config = yaml.safe_load(pathlib.Path(kubeconfig).read_text())
+    context = next(one["context"] for one in config["contexts"] if one["name"] == config["current-context"])
+    server = next(one["cluster"]["server"] for one in config["clusters"] if one["name"] == context["cluster"])
+    user = next(one["user"] for one in config["users"] if one["name"] == context["user"])
+    if "token" not in user:
+        raise AssertionError("E2E_KUBECONFIG must name a user with a token")
+    run = f"e2e-{uuid.uuid4().hex[:8]}"
+    api = control_plane.Api(server, user["token"], ssl._create_unverified_context())
+    api("POST", "/api/v1/namespaces", {"metadata": {"name": run}})
+    site = Site(api, run, run, [os.environ.get("KUBECTL", "kubectl"), "--kubeconfig", kubeconfig])
+    try:
+        yield site
+    finally:
+        for pod in site.pods():
+            site.delete_pod(pod["metadata"]["name"])
+        for node in site.nodes():
+            api("DELETE", f"/api/v1/nodes/{node['metadata']['name']}")
+        api("DELETE", f"/api/v1/namespaces/{run}")
+        api.close()

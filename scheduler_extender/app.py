@@ -34,7 +34,8 @@ _COMPONENT = "hami-scheduler"
 _KEEP_ALIVE_SECONDS = 120
 _DRAIN_SECONDS = 20
 _EVENTS_DRAIN_SECONDS = 3.0
-_STALE_SECONDS = 180.0
+_BUSY_SECONDS = 0.1
+"""After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
 
 log = structlog.get_logger("extender")
 
@@ -65,6 +66,7 @@ def _listener(app: object, options: settings.Settings, *, tls: bool = False) -> 
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         date_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
@@ -84,9 +86,7 @@ class Extender:
         self._metrics = metrics.Metrics()
         self._mirror = mirror.Mirror(options, self._metrics)
         identity = options.identity or socket.gethostname()
-        self._recorder = events.EventRecorder(
-            client, _COMPONENT, identity, options.event_rate, int(options.event_rate * 4) or 1
-        )
+        self._recorder = events.EventRecorder(client, _COMPONENT, identity, options.event_rate, self._is_busy)
         self._node_watch = watching.Reflector(
             client, "/api/v1/nodes", objects.Node, self._mirror.nodes, lambda node: node.metadata.resource_version
         )
@@ -110,6 +110,7 @@ class Extender:
             client, self._mirror, choices, self._refusals, teller, options, self._metrics, self._leads
         )
         gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
+        self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
         self._listeners = {
             "verbs": (
                 options.http_bind,
@@ -196,6 +197,9 @@ class Extender:
 
     def _leads(self) -> bool:
         return self._leader.leads()
+
+    def _is_busy(self) -> bool:
+        return time.monotonic() - self._verb_server.last_call_at < _BUSY_SECONDS
 
     def _watch_failures(self) -> int:
         return self._node_watch.failures + self._pod_watch.failures

@@ -75,7 +75,11 @@ def problem(code: error_codes.Code, message: str) -> bytes:
 
 
 class VerbServer:
-    """The ASGI application that kube-scheduler calls."""
+    """The ASGI application that kube-scheduler calls.
+
+    Attributes:
+        last_call_at: Monotonic seconds of the last call.
+    """
 
     def __init__(
         self, choices: verbs.Verbs, binder: binding.Binder, counters: metrics.Metrics, ready: Callable[[], bool],
@@ -87,6 +91,7 @@ class VerbServer:
         self._ready = ready
         self._leads = leads
         self._in_flight = 0
+        self.last_call_at = float("-inf")
         self._timers = {
             "filter": counters.filter_seconds,
             "prioritize": counters.score_seconds,
@@ -109,6 +114,7 @@ class VerbServer:
             await self._refuse(send, self._failure_status(verb), error_codes.BUSY, "busy, retry")
             return
         self._in_flight += 1
+        self.last_call_at = time.monotonic()
         self._metrics.in_flight.set(self._in_flight)
         try:
             await self._serve(verb, receive, send)

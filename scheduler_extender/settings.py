@@ -65,8 +65,8 @@ class Settings:
     (timeout 2 s) is done by then, so the list cannot miss it."""
     nomination_seconds: float = 5.0
     """How long a place is kept for a pod between prioritize and bind."""
-    event_rate: float = 50.0
-    """Events written per second at most, beside a burst of four times as many."""
+    event_rate: float = 200.0
+    """Events written per second at most while kube-scheduler asks nothing; while it does they trickle."""
     verbosity: int = 2
     """0 to 6; 4 adds a line per node considered."""
     log_format: str = "json"
@@ -92,7 +92,7 @@ _HELP = {
     "resource-priority": "resource for task priority (default nvidia.com/priority)",
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
-    "event-rate": "pod events per second at most (default 50)",
+    "event-rate": "pod events per second at most, while idle (default 200)",
     "v": "verbosity 0 to 6 (default 2): 4 adds a line per node considered, 5 device detail, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
 }
@@ -155,7 +155,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         ),
         start_delay_seconds=_number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=_number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
-        event_rate=_number("--event-rate", value("event-rate"), 50.0, 0.1, 10_000),
+        event_rate=_number("--event-rate", value("event-rate"), 200.0, 0.1, 10_000),
         verbosity=int(_number("--v", value("v"), 2, 0, logs.HIGHEST)),
         log_format=_one_of("--log-format", value("log-format"), logs.FORMATS, _default_format()),
     )

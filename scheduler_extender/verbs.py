@@ -122,10 +122,11 @@ class Verbs:
         args = wire.decode_filter(body)
         names = wire.names_of(args)
         assert args.pod is not None
-        pod = facts.waiting(args.pod, self._options.resource_names)
+        decision = self._decisions.get(identifiers.PodUid(args.pod.metadata.uid))
+        pod = decision.pod if decision else facts.waiting(args.pod, self._options.resource_names)
         if not isinstance(pod.request, requests.PodRequest) or not pod.request.wants_gpu or not names:
             return wire.priorities(names, {})
-        decision = self._decisions.get(pod.uid) or self._decide(pod)
+        decision = decision or self._decide(pod)
         best = self._best(decision, pod.request, names)
         if best is None:
             return wire.priorities(names, {})

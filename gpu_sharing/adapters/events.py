@@ -12,6 +12,7 @@ import collections
 import datetime
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import orjson
@@ -23,6 +24,8 @@ from gpu_sharing.core import error_codes, errors
 LONGEST_NOTE_BYTES = 1024
 _QUEUE_LENGTH = 10_000
 _REMEMBERED = 20_000
+_BUSY_PER_SECOND = 10.0
+_IDLE_CHECK_SECONDS = 0.02
 _SERIES_SECONDS = 10.0
 """A repeat within this time only counts; its series is written once it has passed."""
 
@@ -79,20 +82,28 @@ def cut(note: str) -> str:
 class EventRecorder:
     """Writes events for one reporting component.
 
+    While the process is busy deciding, events trickle: the API server and this process have better things to do. Once
+    it is idle they catch up.
+
     Attributes:
         written: Events and series written.
         dropped: Events given up, because the queue was full or the API server refused them.
     """
 
     def __init__(
-        self, client: kubernetes.Client, controller: str, instance: str, per_second: float, burst: int
+        self,
+        client: kubernetes.Client,
+        controller: str,
+        instance: str,
+        per_second: float,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._controller = controller
         self._instance = instance[:128]
         self._per_second = per_second
-        self._burst = burst
-        self._tokens, self._refilled_at = float(burst), time.monotonic()
+        self._is_busy = is_busy
+        self._next_at = 0.0
         self._warnings: collections.deque[Event] = collections.deque()
         self._normals: collections.deque[Event] = collections.deque()
         self._told: collections.OrderedDict[tuple[str, str, str], _Told] = collections.OrderedDict()
@@ -121,7 +132,7 @@ class EventRecorder:
         while True:
             await self._wake.wait()
             while self.waiting:
-                await self._take_token()
+                await self._take_turn()
                 event = (self._warnings or self._normals).popleft()
                 try:
                     await self._write(event)
@@ -136,15 +147,12 @@ class EventRecorder:
         while self.waiting and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
-    async def _take_token(self) -> None:
-        while True:
-            now = time.monotonic()
-            self._tokens = min(self._burst, self._tokens + (now - self._refilled_at) * self._per_second)
-            self._refilled_at = now
-            if self._tokens >= 1:
-                self._tokens -= 1
-                return
-            await asyncio.sleep((1 - self._tokens) / self._per_second)
+    async def _take_turn(self) -> None:
+        """Wait until the next event may be written."""
+        await asyncio.sleep(max(self._next_at - time.monotonic(), 0))
+        while self._is_busy() and time.monotonic() < self._next_at + 1 / _BUSY_PER_SECOND:
+            await asyncio.sleep(_IDLE_CHECK_SECONDS)
+        self._next_at = time.monotonic() + 1 / self._per_second
 
     async def _write(self, event: Event) -> None:
         regarding = event.regarding

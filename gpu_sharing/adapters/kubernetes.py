@@ -25,6 +25,7 @@ T = TypeVar("T")
 MERGE_PATCH = "application/merge-patch+json"
 _CONNECTIONS = 128
 _DEFAULT_TIMEOUT_SECONDS = 30.0
+_CREDENTIALS_SECONDS = 10.0
 _LONGEST_LINE = 64 * 1024 * 1024
 
 
@@ -76,6 +77,15 @@ def _tls(configuration: "kubernetes.client.Configuration") -> ssl.SSLContext | b
     return context
 
 
+def _authorization(configuration: "kubernetes.client.Configuration") -> dict[str, str]:
+    token = configuration.get_api_key_with_prefix("authorization", alias="BearerToken")
+    if token:
+        return {"Authorization": token}
+    if configuration.username:
+        return {"Authorization": configuration.get_basic_auth_token() or ""}
+    return {}
+
+
 class Client:
     """A connection pool to one API server. Use as an async context manager."""
 
@@ -83,6 +93,9 @@ class Client:
         self._configuration = _load(kubeconfig)
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._host = self._configuration.host
+        self._authorization: dict[str, str] = {}
+        self._authorized_at = float("-inf")
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=_tls(self._configuration), keepalive_timeout=60)
@@ -157,7 +170,7 @@ class Client:
         assert self._session is not None
         try:
             async with self._session.get(
-                f"{self._configuration.host}{path}?{query}", headers=self._headers(None), timeout=timeout
+                f"{self._host}{path}?{query}", headers=self._headers(None), timeout=timeout
             ) as answer:
                 if answer.status != 200:
                     raise _error("GET", path, answer.status, await answer.read())
@@ -174,14 +187,12 @@ class Client:
             raise errors.Unavailable(f"watch of {path}: {str(cause) or type(cause).__name__}") from cause
 
     def _headers(self, content_type: str | None) -> Mapping[str, str]:
-        headers = {"Content-Type": content_type} if content_type else {}
-        # Asked for at every call, so that a token that was renewed on disk is used.
-        token = self._configuration.get_api_key_with_prefix("authorization", alias="BearerToken")
-        if token:
-            headers["Authorization"] = token
-        elif self._configuration.username:
-            headers["Authorization"] = self._configuration.get_basic_auth_token() or ""
-        return headers
+        now = time.monotonic()
+        if now - self._authorized_at > _CREDENTIALS_SECONDS:
+            # Asked for again and again, so that a token that was renewed on disk is used.
+            self._authorization = _authorization(self._configuration)
+            self._authorized_at = now
+        return {**self._authorization, "Content-Type": content_type} if content_type else self._authorization
 
     async def _call(
         self, method: str, path: str, body: bytes | None, content_type: str | None, timeout_seconds: float
@@ -191,7 +202,7 @@ class Client:
         try:
             async with self._session.request(
                 method,
-                f"{self._configuration.host}{path}",
+                f"{self._host}{path}",
                 data=body,
                 headers=self._headers(content_type),
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),

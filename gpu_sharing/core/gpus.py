@@ -46,4 +46,4 @@ class GpuState:
 
     def with_used(self, more: reservations.Booking) -> "GpuState":
         """The same GPU with `more` promised on top."""
-        return GpuState(self.gpu, self.used + more, self.cordoned, self.usage_unknown)
+        return GpuState(self.gpu, self.used.plus(more), self.cordoned, self.usage_unknown)

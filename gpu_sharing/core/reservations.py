@@ -44,10 +44,14 @@ class Booking(NamedTuple):
     exclusive: int = 0
     """How many holders want the GPU for themselves; more than one is a defect elsewhere."""
 
-    def __add__(self, other: tuple[object, ...]) -> "Booking":
+    def plus(self, other: "Booking") -> "Booking":
         """Both together."""
-        assert isinstance(other, Booking)
-        return Booking(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Booking(
+            self.slots + other.slots,
+            self.memory_mib + other.memory_mib,
+            self.cores_percent + other.cores_percent,
+            self.exclusive + other.exclusive,
+        )
 
     def at_least(self, other: "Booking") -> "Booking":
         """The larger of each quantity."""
@@ -109,7 +113,7 @@ def booked(
         last = {}
         for position in phase:
             for share in shares[position]:
-                last[share.uuid] = last.get(share.uuid, NOTHING) + booking_of(share)
+                last[share.uuid] = last.get(share.uuid, NOTHING).plus(booking_of(share))
         for uuid, booking in last.items():
             most[uuid] = most.get(uuid, NOTHING).at_least(booking)
     if not init_done:

@@ -131,9 +131,11 @@ def _accepted(arrays: Arrays, selectors: requests.Selectors) -> Bools | None:
     count = arrays.columns
     accepted = np.ones((arrays.exists.shape[0], count), np.bool_)
     if selectors.mode:
-        accepted &= np.array([selectors.accept_mode(mode) for mode in arrays.mode_ids])[arrays.mode_id[:, :count]]
+        modes = np.array([selectors.accept_mode(mode) for mode in arrays.mode_ids] or [True])
+        accepted &= modes[arrays.mode_id[:, :count]]
     if selectors.use_types or selectors.nouse_types:
-        accepted &= np.array([selectors.accept_type(name) for name in arrays.type_ids])[arrays.type_id[:, :count]]
+        types = np.array([selectors.accept_type(name) for name in arrays.type_ids] or [True])
+        accepted &= types[arrays.type_id[:, :count]]
     if selectors.use_uuids or selectors.nouse_uuids:
         accepted &= arrays.accepts_uuids(selectors)
     return accepted

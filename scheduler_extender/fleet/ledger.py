@@ -81,6 +81,8 @@ class _Node:
     pods: dict[identifiers.PodUid, PodFacts] = field(default_factory=dict)
     claims: dict[tuple[identifiers.PodUid, bool], Claim] = field(default_factory=dict)
     inventory_changed: bool = True
+    held: placement.NodeState | None = None
+    """The node with what its pods hold and no claims; None once that changed."""
 
 
 class Ledger:
@@ -113,6 +115,7 @@ class Ledger:
             return
         node.inventory_changed |= node.facts.inventory != facts.inventory or facts.name not in self.arrays.column_of
         node.facts = facts
+        node.held = None
         self._touch(facts.name, freed=True)
 
     def remove_node(self, name: identifiers.NodeName) -> None:
@@ -120,6 +123,7 @@ class Ledger:
         node = self._nodes.get(name)
         if node is not None:
             node.facts = NodeFacts(name, standing=Reason.NODE_UNKNOWN)
+            node.held = None
             self._touch(name)
 
     def set_pod(self, facts: PodFacts) -> None:
@@ -276,12 +280,15 @@ class Ledger:
         if node is None:
             node = self._nodes[facts.node] = _Node(NodeFacts(facts.node, standing=Reason.NODE_UNKNOWN))
         node.pods[facts.uid] = facts
+        node.held = None
         self._touch(facts.node)
 
     def _take(self, uid: identifiers.PodUid) -> None:
         before = self._pods.pop(uid, None)
         if before is not None:
-            self._nodes[before.node].pods.pop(uid, None)
+            node = self._nodes[before.node]
+            node.pods.pop(uid, None)
+            node.held = None
             self._touch(before.node, freed=True)
 
     def _claim(self, claim: Claim) -> None:
@@ -319,6 +326,11 @@ class Ledger:
         node = self._nodes.get(name)
         if node is None:
             return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
+        if node.held is None:
+            node.held = self._held(node)
+        return _with_claims(node.held, claims)
+
+    def _held(self, node: _Node) -> placement.NodeState:
         facts = node.facts
         used: dict[identifiers.GpuUuid, reservations.Booking] = {}
         foreign_slots, corrupt, starting = 0, False, False
@@ -331,8 +343,8 @@ class Ledger:
         standing = facts.standing
         if facts.one_at_a_time and starting and standing is Reason.NONE:
             standing = Reason.HAMI_NODE_BUSY
-        state = placement.NodeState(
-            name,
+        return placement.NodeState(
+            facts.name,
             tuple(
                 gpus.GpuState(
                     gpu,
@@ -345,23 +357,27 @@ class Ledger:
             foreign_slots,
             standing,
         )
-        # Holds in a fixed order, so that every replica gives each the same place.
-        for claim in sorted(claims, key=lambda claim: (-claim.priority, claim.uid)):
-            bookings = claim.bookings
-            if claim.request is not None:
-                placed = placement.fit(claim.request, state, policies.BINPACK)
-                if not isinstance(placed, placement.Placement):
-                    continue
-                bookings = reservations.booked(claim.request.kinds, placed.shares)
-            state = replace(
-                state,
-                states=tuple(
-                    one.with_used(bookings[one.gpu.uuid]) if one.gpu.uuid in bookings else one for one in state.states
-                ),
-            )
-        return state
+
+
+def _with_claims(state: placement.NodeState, claims: Iterable[Claim]) -> placement.NodeState:
+    """A node with claims counted as taken. In a fixed order, so that every replica gives each hold the same place."""
+    for claim in sorted(claims, key=lambda claim: (-claim.priority, claim.uid)):
+        bookings = claim.bookings
+        if claim.request is not None:
+            placed = placement.fit(claim.request, state, policies.BINPACK)
+            if not isinstance(placed, placement.Placement):
+                continue
+            bookings = reservations.booked(claim.request.kinds, placed.shares)
+        state = replace(
+            state,
+            states=tuple(
+                one.with_used(bookings[one.gpu.uuid]) if one.gpu.uuid in bookings else one for one in state.states
+            ),
+        )
+    return state
 
 
 def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:
     for uuid, booking in bookings.items():
-        used[uuid] = used.get(uuid, reservations.NOTHING) + booking
+        before = used.get(uuid)
+        used[uuid] = booking if before is None else before.plus(booking)

@@ -1,0 +1,115 @@
+"""How many pods a second a real kube-scheduler binds with our extender, bare, and with a pass-through extender.
+
+The pods are there before the scheduler starts; what is timed is from the first to the last that it has bound, by its
+own metrics. Rounds of the three are interleaved, so that a noisy machine strikes all alike.
+"""
+
+import contextlib
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+from bench import report
+from lab import extender_process, gpus
+from lab.real import control_plane
+
+TARGET = 0.8
+_VARIANTS = ("bare", "pass-through", "ours")
+_LIMITS = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000"}
+
+
+def run(quick: bool) -> report.Report:
+    sizes, pods, rounds = ((100,), 1000, 2) if quick else ((100, 1000), 2000, 3)
+    rows: list[list[object]] = []
+    missed = []
+    for nodes in sizes:
+        rates: dict[str, list[float]] = {variant: [] for variant in _VARIANTS}
+        with control_plane.running() as plane:
+            control_plane.add_nodes(
+                plane.api, (gpus.gpu_node(f"node-{index:04d}", gpus.A100, 8) for index in range(nodes))
+            )
+            for round_ in range(rounds):
+                for variant in _VARIANTS:
+                    rate = _rate(plane, variant, pods)
+                    rates[variant].append(rate)
+                    print(
+                        f"{nodes} nodes, round {round_ + 1}: {variant} {rate:.0f} pods/s", file=sys.stderr, flush=True
+                    )
+        medians = {variant: statistics.median(found) for variant, found in rates.items()}
+        ratio = medians["ours"] / medians["pass-through"]
+        rows.append([nodes, *(f"{medians[v]:.0f} ({min(rates[v]):.0f}-{max(rates[v]):.0f})" for v in _VARIANTS), ratio])
+        if ratio < TARGET:
+            missed.append(f"{nodes} nodes: {ratio:.2f} of the pass-through's pods/s, wanted at least {TARGET}")
+    return report.Report(
+        "pods/s bound by a real kube-scheduler, median (range)",
+        ["nodes", *_VARIANTS, "ours / pass-through"],
+        rows,
+        {"pods": pods, "rounds": rounds, "GPUs per node": 8, "kube-scheduler": "1.36.3, every node scored"},
+        missed,
+    )
+
+
+def _rate(plane: control_plane.ControlPlane, variant: str, pods: int) -> float:
+    # Nothing takes gpumem off a bare kube-scheduler's hands, so its pods ask for GPUs only.
+    limits = {"nvidia.com/gpu": "1"} if variant == "bare" else _LIMITS
+    container = {"name": "main", "image": "train:1", "resources": {"limits": limits}}
+    spec = {"schedulerName": "hami-scheduler", "containers": [container]}
+    bodies = ({"metadata": {"name": f"p{index}"}, "spec": spec} for index in range(pods))
+    path = "/api/v1/namespaces/default/pods"
+    plane.api.many(("POST", path, body) for body in bodies)
+    with _extender(plane, variant) as url:
+        plane.start_scheduler(url)
+        try:
+            seconds = _time(plane, pods)
+        finally:
+            plane.stop_scheduler()
+            plane.api("DELETE", path, {"gracePeriodSeconds": 0})
+            while plane.api("GET", f"{path}?limit=1")["items"]:
+                time.sleep(0.1)
+    return pods / seconds
+
+
+def _time(plane: control_plane.ControlPlane, pods: int) -> float:
+    started, before = 0.0, 0
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        bound = _bound(plane)
+        now = time.monotonic()
+        if bound and not started:
+            started, before = now, bound
+        if bound >= pods:
+            return (now - started) * pods / max(pods - before, 1)
+        time.sleep(0.05)
+    raise TimeoutError(f"{_bound(plane)} of {pods} pods bound after 300 s")
+
+
+def _bound(plane: control_plane.ControlPlane) -> int:
+    for line in plane.scheduler_metrics().splitlines():
+        if line.startswith("scheduler_schedule_attempts_total{") and 'result="scheduled"' in line:
+            return int(float(line.split()[-1]))
+    return 0
+
+
+@contextlib.contextmanager
+def _extender(plane: control_plane.ControlPlane, variant: str) -> Iterator[str | None]:
+    if variant == "bare":
+        yield None
+    elif variant == "ours":
+        with tempfile.TemporaryDirectory() as folder:
+            log = pathlib.Path(folder) / "extender.log"
+            with extender_process.running(plane.kubeconfig("extender"), log) as extender:
+                yield f"http://{extender.verbs}"
+    else:
+        port = control_plane.free_port()
+        command = [sys.executable, "-m", "bench.passthrough", "--kubeconfig", str(plane.kubeconfig("admin"))]
+        process = subprocess.Popen([*command, "--port", str(port)])
+        time.sleep(1.5)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()

@@ -14,6 +14,7 @@ class Waiting:
 
     uid: identifiers.PodUid
     key: identifiers.PodKey
+    resource_version: str
     request: requests.PodRequest | requests.InvalidRequest
     priority: int
     scheduler_name: str
@@ -58,6 +59,7 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
     return Waiting(
         uid=identifiers.PodUid(pod.metadata.uid),
         key=identifiers.PodKey(pod.key),
+        resource_version=pod.metadata.resource_version,
         request=requests.read(pod.init_containers, pod.containers, pod.annotations, names),
         priority=pod.spec.priority or 0,
         scheduler_name=pod.spec.scheduler_name,

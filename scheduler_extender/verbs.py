@@ -5,19 +5,18 @@ kube-scheduler will probably take is kept for the pod for a few seconds, so that
 """
 
 import collections
-import itertools
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
 
+from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, placement, rejections, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, mirror, requeue, settings, telling, wire
-from scheduler_extender.fleet import arrays as fleet_arrays
 from scheduler_extender.fleet import fit, ledger
 
 _BEST_SCORE = 10
@@ -35,9 +34,9 @@ class Decision:
     id: identifiers.DecisionId
     pod: facts.Waiting
     fitting: fit.Fitting | None = None
-    names: Sequence[str] = ()
+    names: list[str] = field(default_factory=list)
     """The nodes that fit, as answered; prioritize is asked about the same list."""
-    columns: fleet_arrays.Ints | None = None
+    names_json: bytes = b""
     node: identifiers.NodeName | None = None
     """The node ranked first."""
     score: float = 0.0
@@ -62,6 +61,7 @@ class Verbs:
         self._options = options
         self._metrics = counters
         self._clock = clock
+        self._priorities = wire.Priorities()
         self._decisions: collections.OrderedDict[identifiers.PodUid, Decision] = collections.OrderedDict()
 
     def decision(self, uid: identifiers.PodUid) -> Decision | None:
@@ -77,39 +77,26 @@ class Verbs:
         args = wire.decode_filter(body)
         names = wire.names_of(args)
         assert args.pod is not None
-        if not facts.is_ours(args.pod, self._options.resource_names):
-            return wire.filter_result(args, None, names, {})
-        pod = facts.waiting(args.pod, self._options.resource_names)
+        pod = self._waiting(args.pod)
+        if pod is None or (isinstance(pod.request, requests.PodRequest) and not pod.request.wants_gpu):
+            return wire.filter_result(args, names, names, wire.encode_names(args, names, names), {})
         decision = self._decide(pod)
         if isinstance(pod.request, requests.InvalidRequest):
             self._refuse(decision, names)
-            return wire.filter_result(
-                args, [False] * len(names), names, dict.fromkeys(names, f"invalid GPU request: {pod.request.sentence}")
-            )
-        if not pod.request.wants_gpu:
-            return wire.filter_result(args, None, names, {})
-        fits, reasons = self._fits(decision, pod.request, names)
-        self._log_nodes(pod, names, fits, reasons)
-        if fits.all() and names:
-            decision.names = names
-            self._teller.asked(pod.uid)
-            if len(names) == 1:
-                self._nominate(decision, identifiers.NodeName(names[0]))
-            return wire.filter_result(args, None, names, {})
-        mask = fits.tolist()
-        decision.names = list(itertools.compress(names, mask))
-        assert decision.columns is not None
-        decision.columns = decision.columns[fits]
-        refused = {
-            name: _PHRASES[code] for name, code, taken in zip(names, reasons.tolist(), mask, strict=True) if not taken
-        }
+            phrase = f"invalid GPU request: {pod.request.sentence}"
+            return wire.filter_result(args, names, [], b"[]", dict.fromkeys(names, phrase))
+        refused = self._refused(decision, pod.request, names)
+        self._log_nodes(pod, names, refused)
+        decision.names = [name for name in names if name not in refused] if refused else names
+        decision.names_json = wire.encode_names(args, names, decision.names)
         if not decision.names:
             self._refuse(decision, names)
         else:
             self._teller.asked(pod.uid)
             if len(decision.names) == 1:  # kube-scheduler skips prioritize then.
                 self._nominate(decision, identifiers.NodeName(decision.names[0]))
-        return wire.filter_result(args, mask, names, refused)
+        phrases = {name: _PHRASES[code] for name, code in refused.items()}
+        return wire.filter_result(args, names, decision.names, decision.names_json, phrases)
 
     def prioritize(self, body: bytes) -> bytes:
         """A score for each node: 10 for the best, 0 for all others, so that the best one wins over other plugins.
@@ -119,19 +106,24 @@ class Verbs:
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
-        args = wire.decode_filter(body)
-        names = wire.names_of(args)
-        assert args.pod is not None
-        decision = self._decisions.get(identifiers.PodUid(args.pod.metadata.uid))
-        pod = decision.pod if decision else facts.waiting(args.pod, self._options.resource_names)
-        if not isinstance(pod.request, requests.PodRequest) or not pod.request.wants_gpu or not names:
-            return wire.priorities(names, {})
-        decision = decision or self._decide(pod)
+        decision = self._decisions.get(identifiers.PodUid(wire.uid_of(body)))
+        if decision is not None and decision.names and wire.repeats(body, decision.names_json):
+            names, pod = decision.names, decision.pod
+        else:
+            args = wire.decode_filter(body)
+            names = wire.names_of(args)
+            assert args.pod is not None
+            asked = self._waiting(args.pod)
+            if asked is None:
+                return self._priorities.encode(names)
+            decision, pod = self._decide(asked), asked
+        if not isinstance(pod.request, requests.PodRequest) or not pod.request.wants_gpu:
+            return self._priorities.encode(names)
         best = self._best(decision, pod.request, names)
         if best is None:
-            return wire.priorities(names, {})
+            return self._priorities.encode(names)
         self._nominate(decision, best)
-        return wire.priorities(names, {best: _SOFT_SCORE if pod.has_soft_preferences else _BEST_SCORE})
+        return self._priorities.encode(names, best, _SOFT_SCORE if pod.has_soft_preferences else _BEST_SCORE)
 
     def preempt(self, body: bytes) -> bytes:
         """The victims that kube-scheduler chose, unchanged.
@@ -164,45 +156,40 @@ class Verbs:
         self._refusals.add(decision.pod, self._books.generation)
         self._teller.refused(decision.pod, (identifiers.NodeName(name) for name in offered), decision.id)
 
-    def _fits(
-        self, decision: Decision, request: requests.PodRequest, names: Sequence[str]
-    ) -> tuple[fleet_arrays.Bools, fleet_arrays.Codes]:
-        """`[names]`: which nodes fit, and the reason of each, NONE where it does."""
+    def _waiting(self, pod: objects.Pod) -> facts.Waiting | None:
+        """What the pod asks for, or None if it asks for no GPU. What the mirror has read already is not read again."""
+        known = self._mirror.waiting.get(identifiers.PodUid(pod.metadata.uid))
+        if known is not None and known.resource_version == pod.metadata.resource_version:
+            return known
+        if not facts.is_ours(pod, self._options.resource_names):
+            return None
+        return facts.waiting(pod, self._options.resource_names)
+
+    def _refused(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> dict[str, int]:
+        """The offered nodes that do not take the pod, each with its reason."""
         books, uid = self._books, decision.pod.uid
         books.expire(self._clock())
         books.drop_nomination(uid)
         arrays = books.settle()
-        decision.fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
-        decision.columns = columns = arrays.columns_of(map(identifiers.NodeName, names))
-        if not arrays.columns:
-            return np.zeros(len(names), np.bool_), np.full(len(names), Reason.NODE_UNKNOWN, np.int8)
-        known = columns >= 0
-        fits = decision.fitting.fits[columns] & known
-        reasons = np.where(known, decision.fitting.reasons[columns], np.int8(Reason.NODE_UNKNOWN))
+        fitting = decision.fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
+        unfit = np.flatnonzero(~fitting.fits)
+        reason_of = dict(zip([arrays.names[column] for column in unfit], fitting.reasons[unfit].tolist(), strict=True))
+        refused = {name: reason_of[name] for name in names if name in reason_of} if reason_of else {}
+        if not all(map(arrays.column_of.__contains__, names)):
+            unknown = int(Reason.NODE_UNKNOWN)
+            refused.update((name, unknown) for name in names if name not in arrays.column_of)
         hold = books.hold_of(uid)
         again = {hold.node} if hold else set()
-        if not fits.any():
+        none_fits = len(refused) == len(names)
+        if none_fits:
             again |= books.claimed_nodes()  # Nothing is free, so only holds of its priority stand in its way.
-        if again:
-            self._look_again(decision, request, names, again, fits, reasons)
-        return fits, reasons
-
-    def _look_again(
-        self,
-        decision: Decision,
-        request: requests.PodRequest,
-        names: Sequence[str],
-        again: set[identifiers.NodeName],
-        fits: fleet_arrays.Bools,
-        reasons: fleet_arrays.Codes,
-    ) -> None:
-        """Ask about a few nodes by the scalar rules, as this very pod must see them."""
-        others_count = bool(fits.any())
-        for position, name in enumerate(names):
-            if name in again:
-                answer = self._place(decision.pod, request, identifiers.NodeName(name), nominations=others_count)
-                fits[position] = isinstance(answer, placement.Placement)
-                reasons[position] = Reason.NONE if isinstance(answer, placement.Placement) else answer.reason
+        for name in again.intersection(names):
+            answer = self._place(decision.pod, request, name, nominations=not none_fits)
+            if isinstance(answer, placement.Placement):
+                refused.pop(name, None)
+            else:
+                refused[name] = int(answer.reason)
+        return refused
 
     def _place(
         self, pod: facts.Waiting, request: requests.PodRequest, name: identifiers.NodeName, *, nominations: bool
@@ -210,19 +197,19 @@ class Verbs:
         state = self._books.view_for(name, pod.uid, pod.priority, nominations=nominations)
         return placement.fit(request, state, request.gpu_policy or self._options.gpu_policy)
 
-    def _best(
-        self, decision: Decision, request: requests.PodRequest, names: Sequence[str]
-    ) -> identifiers.NodeName | None:
+    def _best(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> identifiers.NodeName | None:
         arrays = self._books.settle()
         fitting = decision.fitting
         if fitting is None or len(fitting.fits) != arrays.columns:
             fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
-        same = decision.columns is not None and decision.names == names
-        columns = decision.columns if same else arrays.columns_of(map(identifiers.NodeName, names))
-        assert columns is not None
-        candidates = columns[(columns >= 0) & fitting.fits[columns]] if arrays.columns else columns[:0]
+        candidates = np.flatnonzero(fitting.fits)
+        if len(candidates) != len(names):
+            columns = arrays.columns_of(map(identifiers.NodeName, names))
+            columns = columns[columns >= 0]
+            candidates = columns[fitting.fits[columns]]
         if not len(candidates):
-            return identifiers.NodeName(names[0]) if same else None
+            # Filter let the pod in where only claims of others stand; the first by name is as good as any.
+            return identifiers.NodeName(min(names)) if names and names is decision.names else None
         values = fit.scores(arrays, request, fitting, request.node_policy or self._options.node_policy)
         column = fit.best(arrays, values, candidates)
         decision.score = float(values[column])
@@ -238,13 +225,12 @@ class Verbs:
             expires_at = self._clock() + self._options.nomination_seconds
             self._books.nominate(ledger.Claim(pod.uid, name, bookings, pod.priority, expires_at=expires_at))
 
-    def _log_nodes(
-        self, pod: facts.Waiting, names: Sequence[str], fits: fleet_arrays.Bools, reasons: fleet_arrays.Codes
-    ) -> None:
+    def _log_nodes(self, pod: facts.Waiting, names: list[str], refused: dict[str, int]) -> None:
         if self._options.verbosity < 4:
             return
-        for name, taken, code in zip(names, fits.tolist(), reasons.tolist(), strict=True):
-            log.info("node", pod=pod.key, node=name, fits=taken, why="" if taken else _PHRASES[code])
+        for name in names:
+            why = _PHRASES[refused[name]] if name in refused else ""
+            log.info("node", pod=pod.key, node=name, fits=not why, why=why)
             if self._options.verbosity >= 5:
                 for state in self._books.held(identifiers.NodeName(name)).states:
                     log.info(

@@ -13,6 +13,8 @@ import orjson
 
 from gpu_sharing.adapters import objects
 
+_NULL = msgspec.Raw(b"null")
+
 
 class NodeList(msgspec.Struct, gc=False):
     """Whole nodes, sent where the extender is not `nodeCacheCapable`. Items stay raw: they go back as they came."""
@@ -25,13 +27,25 @@ class FilterArgs(msgspec.Struct, gc=False, rename="pascal"):
 
     pod: objects.Pod | None = None
     nodes: NodeList | None = None
-    node_names: list[str] | None = None
+    node_names: msgspec.Raw = _NULL
 
 
 class _LowerFilterArgs(msgspec.Struct, gc=False, rename="camel"):
     pod: objects.Pod | None = None
     nodes: NodeList | None = None
-    node_names: list[str] | None = None
+    node_names: msgspec.Raw = _NULL
+
+
+class _UidMetadata(msgspec.Struct, gc=False):
+    uid: str = ""
+
+
+class _UidPod(msgspec.Struct, gc=False):
+    metadata: _UidMetadata = msgspec.field(default_factory=_UidMetadata)
+
+
+class _UidArgs(msgspec.Struct, gc=False):
+    pod: _UidPod = msgspec.field(default_factory=_UidPod, name="Pod")
 
 
 class BindArgs(msgspec.Struct, gc=False):
@@ -88,9 +102,12 @@ _bind_decoder = msgspec.json.Decoder(BindArgs)
 _lower_bind_decoder = msgspec.json.Decoder(_LowerBindArgs)
 _preempt_decoder = msgspec.json.Decoder(PreemptArgs)
 _node_decoder = msgspec.json.Decoder(objects.Node)
+_names_decoder = msgspec.json.Decoder(list[str] | None)
+_uid_decoder = msgspec.json.Decoder(_UidArgs)
+_MOST_HOSTS = 20_000
 
 
-def _decode(decoder: "msgspec.json.Decoder[Any]", body: bytes) -> Any:
+def _decode(decoder: "msgspec.json.Decoder[Any]", body: bytes | msgspec.Raw) -> Any:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as cause:
@@ -149,37 +166,77 @@ def names_of(args: FilterArgs) -> list[str]:
     """The offered nodes by name, in the order sent; none for `NodeNames: null` without nodes.
 
     Raises:
-        BadRequest: An item of the node list is not a node.
+        BadRequest: The names are no list of strings, or an item of the node list is not a node.
     """
-    if args.node_names is not None:
-        return args.node_names
+    names: list[str] | None = _decode(_names_decoder, args.node_names)
+    if names is not None:
+        return names
     if args.nodes is None or args.nodes.items is None:
         return []
-    return [_decode(_node_decoder, bytes(item)).metadata.name for item in args.nodes.items]
+    return [_decode(_node_decoder, item).metadata.name for item in args.nodes.items]
 
 
-def filter_result(args: FilterArgs, fitting: list[bool] | None, names: list[str], refused: dict[str, str]) -> bytes:
+def uid_of(body: bytes) -> str:
+    """The UID of the pod a body is about, without reading the rest; empty if it cannot be read."""
+    try:
+        return _uid_decoder.decode(body).pod.metadata.uid
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ""
+
+
+def repeats(body: bytes, names: bytes) -> bool:
+    """Whether a body offers exactly the names that a filter answered, in the same bytes.
+
+    kube-scheduler asks prioritize about what filter left, so that most bodies need not be taken apart again.
+    """
+    return body.rstrip().endswith(b'"NodeNames":%b}' % names)
+
+
+def encode_names(args: FilterArgs, names: list[str], kept: list[str]) -> bytes:
+    """A list of names as JSON: the bytes that came where none was left out."""
+    return bytes(args.node_names) if kept is names and bytes(args.node_names) != b"null" else orjson.dumps(kept)
+
+
+def filter_result(
+    args: FilterArgs, names: list[str], kept: list[str], kept_json: bytes, refused: dict[str, str]
+) -> bytes:
     """The answer of filter, in the form the question had.
 
     Args:
         args: The question.
-        fitting: One per name; None if all fit.
         names: The offered names.
+        kept: Those that fit; `names` itself if all do.
+        kept_json: The same, encoded.
         refused: Why, for each that does not fit.
     """
-    result: dict[str, Any] = {"FailedAndUnresolvableNodes": refused}
-    if args.nodes is not None and args.node_names is None:
-        items = args.nodes.items or []
-        kept = items if fitting is None else [item for item, fits in zip(items, fitting, strict=True) if fits]
-        return msgspec.json.encode({**result, "Nodes": {"metadata": {}, "items": kept}, "Error": ""})
-    result["NodeNames"] = names if fitting is None else [n for n, fits in zip(names, fitting, strict=True) if fits]
-    result["Error"] = ""
-    return orjson.dumps(result)
+    failed = orjson.dumps(refused) if refused else b"{}"
+    if args.nodes is None or bytes(args.node_names) != b"null":
+        return b'{"NodeNames":%b,"FailedAndUnresolvableNodes":%b,"Error":""}' % (kept_json, failed)
+    fitting = set(kept)
+    items = [item for item, name in zip(args.nodes.items or (), names, strict=True) if name in fitting]
+    joined = b",".join(bytes(item) for item in items)
+    return b'{"Nodes":{"metadata":{},"items":[%b]},"FailedAndUnresolvableNodes":%b,"Error":""}' % (joined, failed)
 
 
-def priorities(names: list[str], score_of: dict[str, int]) -> bytes:
-    """The answer of prioritize: every host, 0 where `score_of` says nothing."""
-    return orjson.dumps([{"Host": name, "Score": score_of.get(name, 0)} for name in names])
+class Priorities:
+    """Encodes answers of prioritize: every host, one of which may have a score above 0."""
+
+    def __init__(self) -> None:
+        self._zero: dict[str, bytes] = {}
+
+    def encode(self, names: list[str], best: str = "", score: int = 0) -> bytes:
+        """The answer for some hosts, 0 for all but the best."""
+        zero = self._zero
+        try:
+            hosts = [zero[name] for name in names]
+        except KeyError:
+            if len(zero) > _MOST_HOSTS:
+                zero.clear()
+            zero.update((name, orjson.dumps({"Host": name, "Score": 0})) for name in names)
+            hosts = [zero[name] for name in names]
+        if best:
+            hosts[names.index(best)] = orjson.dumps({"Host": best, "Score": score})
+        return b"[%b]" % b",".join(hosts)
 
 
 def preempt_result(args: PreemptArgs) -> bytes:

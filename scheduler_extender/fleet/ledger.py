@@ -12,7 +12,7 @@ Pure: the time is handed in. Not thread-safe: everything happens on one event lo
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gpu_sharing.core import gpus, identifiers, placement, policies, requests, reservations
 from gpu_sharing.core.rejections import Reason
@@ -360,21 +360,32 @@ class Ledger:
 
 
 def _with_claims(state: placement.NodeState, claims: Iterable[Claim]) -> placement.NodeState:
-    """A node with claims counted as taken. In a fixed order, so that every replica gives each hold the same place."""
-    for claim in sorted(claims, key=lambda claim: (-claim.priority, claim.uid)):
-        bookings = claim.bookings
-        if claim.request is not None:
-            placed = placement.fit(claim.request, state, policies.BINPACK)
-            if not isinstance(placed, placement.Placement):
-                continue
-            bookings = reservations.booked(claim.request.kinds, placed.shares)
-        state = replace(
-            state,
-            states=tuple(
-                one.with_used(bookings[one.gpu.uuid]) if one.gpu.uuid in bookings else one for one in state.states
-            ),
-        )
+    """A node with claims counted as taken.
+
+    Nominations first, as they say which GPU; then holds in a fixed order, so that every replica gives each the same
+    place.
+    """
+    taken: dict[identifiers.GpuUuid, reservations.Booking] = {}
+    holds = []
+    for claim in claims:
+        if claim.is_hold:
+            holds.append(claim)
+        else:
+            _add(taken, claim.bookings)
+    state = _with_taken(state, taken)
+    for claim in sorted(holds, key=lambda hold: (-hold.priority, hold.uid)):
+        assert claim.request is not None
+        placed = placement.fit(claim.request, state, policies.BINPACK)
+        if isinstance(placed, placement.Placement):
+            state = _with_taken(state, reservations.booked(claim.request.kinds, placed.shares))
     return state
+
+
+def _with_taken(state: placement.NodeState, taken: Bookings) -> placement.NodeState:
+    if not taken:
+        return state
+    states = [one.with_used(taken[one.gpu.uuid]) if one.gpu.uuid in taken else one for one in state.states]
+    return placement.NodeState(state.name, tuple(states), state.foreign_slots, state.standing)
 
 
 def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:

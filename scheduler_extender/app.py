@@ -180,6 +180,7 @@ class Extender:
             # What was read at start stays for long: let the collector skip it from now on.
             gc.collect()
             gc.freeze()
+            gc.set_threshold(50_000, 20, 50)
             self._mirror.ledger.settle()
             self._mirror.ledger.take_freed()
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))

@@ -17,7 +17,7 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, placement, rejections, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, mirror, requeue, settings, telling, wire
-from scheduler_extender.fleet import fit, ledger
+from scheduler_extender.fleet import fit, ledger, shapes
 
 _BEST_SCORE = 10
 _SOFT_SCORE = 1
@@ -61,6 +61,7 @@ class Verbs:
         self._options = options
         self._metrics = counters
         self._clock = clock
+        self._shapes = shapes.Shapes(cluster.ledger)
         self._priorities = wire.Priorities()
         self._decisions: collections.OrderedDict[identifiers.PodUid, Decision] = collections.OrderedDict()
 
@@ -171,10 +172,10 @@ class Verbs:
         books.expire(self._clock())
         books.drop_nomination(uid)
         arrays = books.settle()
-        fitting = decision.fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
-        unfit = np.flatnonzero(~fitting.fits)
-        reason_of = dict(zip([arrays.names[column] for column in unfit], fitting.reasons[unfit].tolist(), strict=True))
-        refused = {name: reason_of[name] for name in names if name in reason_of} if reason_of else {}
+        answer = self._shapes.fit(request, request.gpu_policy or self._options.gpu_policy)
+        decision.fitting = answer.fitting
+        known = answer.refused
+        refused = {name: known[name] for name in names if name in known} if known else {}
         if not all(map(arrays.column_of.__contains__, names)):
             unknown = int(Reason.NODE_UNKNOWN)
             refused.update((name, unknown) for name in names if name not in arrays.column_of)
@@ -184,11 +185,11 @@ class Verbs:
         if none_fits:
             again |= books.claimed_nodes()  # Nothing is free, so only holds of its priority stand in its way.
         for name in again.intersection(names):
-            answer = self._place(decision.pod, request, name, nominations=not none_fits)
-            if isinstance(answer, placement.Placement):
+            found = self._place(decision.pod, request, name, nominations=not none_fits)
+            if isinstance(found, placement.Placement):
                 refused.pop(name, None)
             else:
-                refused[name] = int(answer.reason)
+                refused[name] = int(found.reason)
         return refused
 
     def _place(
@@ -201,7 +202,7 @@ class Verbs:
         arrays = self._books.settle()
         fitting = decision.fitting
         if fitting is None or len(fitting.fits) != arrays.columns:
-            fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
+            fitting = self._shapes.fit(request, request.gpu_policy or self._options.gpu_policy).fitting
         candidates = np.flatnonzero(fitting.fits)
         if len(candidates) != len(names):
             columns = arrays.columns_of(map(identifiers.NodeName, names))

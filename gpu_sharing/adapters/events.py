@@ -24,7 +24,7 @@ from gpu_sharing.core import error_codes, errors
 LONGEST_NOTE_BYTES = 1024
 _QUEUE_LENGTH = 10_000
 _REMEMBERED = 20_000
-_BUSY_PER_SECOND = 10.0
+_BUSY_PER_SECOND = 5.0
 _IDLE_CHECK_SECONDS = 0.02
 _SERIES_SECONDS = 10.0
 """A repeat within this time only counts; its series is written once it has passed."""

@@ -114,6 +114,13 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
     return policy.score(min(used, 1.0))
 
 
+def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:
+    """The memory that the containers that stay hold, over all GPUs."""
+    return sum(
+        share.memory_mib for position in reservations.lasting(request.kinds) for share in placed.shares[position]
+    )
+
+
 def steps(request: requests.PodRequest) -> list[int]:
     """The containers that ask for GPUs, by position, in the order in which they are placed."""
     return _order(request)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_sharing.core import identifiers, placement, policies, requests
+from gpu_sharing.core import gpus, identifiers, placement, policies, requests
 from gpu_sharing.core.rejections import Reason
 
 Ints = npt.NDArray[np.int64]
@@ -129,26 +129,36 @@ class Arrays:
         self.standing[column] = node.standing
         if inventory_changed:
             self._write_inventory(column, node)
-        chosen_ok = node.standing is Reason.NONE
-        fields = (
-            self.healthy, self.cordoned, self.unknown, self.usable, self.memory_used, self.cores_used,
-            self.slots_used, self.exclusive_used, self.memory_free, self.cores_free, self.shareable, self.empty,
-            self.fullness,
-        )  # fmt: skip
-        for row, state in enumerate(node.states):
-            gpu, used = state.gpu, state.used
-            usable = chosen_ok and gpu.healthy and not state.cordoned and not state.usage_unknown and gpu.mode != "mig"
-            open_slot = usable and used.slots < gpu.slots
-            values = (
-                gpu.healthy, state.cordoned, state.usage_unknown, usable, used.memory_mib, used.cores_percent,
-                used.slots, used.exclusive, gpu.memory_mib - used.memory_mib, gpu.cores_percent - used.cores_percent,
-                open_slot and used.exclusive == 0, open_slot and used.slots == 0, policies.fullness(state),
-            )  # fmt: skip
-            for field, value in zip(fields, values, strict=True):
-                field[row, column] = value
-        for row in range(count, self.exists.shape[0]):
-            for field in fields:
-                field[row, column] = 0
+        eligible = node.standing is Reason.NONE
+        states = node.states
+        usable = [
+            eligible
+            and one.gpu.healthy
+            and not one.cordoned
+            and not one.usage_unknown
+            and one.gpu.mode != gpus.MIG_MODE
+            for one in states
+        ]
+        open_slot = [fit and one.used.slots < one.gpu.slots for fit, one in zip(usable, states, strict=True)]
+        values: tuple[tuple[npt.NDArray[Any], list[Any]], ...] = (
+            (self.healthy, [one.gpu.healthy for one in states]),
+            (self.cordoned, [one.cordoned for one in states]),
+            (self.unknown, [one.usage_unknown for one in states]),
+            (self.usable, usable),
+            (self.memory_used, [one.used.memory_mib for one in states]),
+            (self.cores_used, [one.used.cores_percent for one in states]),
+            (self.slots_used, [one.used.slots for one in states]),
+            (self.exclusive_used, [one.used.exclusive for one in states]),
+            (self.memory_free, [one.gpu.memory_mib - one.used.memory_mib for one in states]),
+            (self.cores_free, [one.gpu.cores_percent - one.used.cores_percent for one in states]),
+            (self.shareable, [slot and not one.used.exclusive for slot, one in zip(open_slot, states, strict=True)]),
+            (self.empty, [slot and not one.used.slots for slot, one in zip(open_slot, states, strict=True)]),
+            (self.fullness, [policies.fullness(one) for one in states]),
+        )
+        for field, column_values in values:
+            field[:count, column] = column_values
+            if inventory_changed:
+                field[count:, column] = 0
         self.free_tokens[column] = node.slots_total - node.slots_used
         self.sums_used[:, column] = (
             node.slots_used,

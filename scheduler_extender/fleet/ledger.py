@@ -18,6 +18,8 @@ from gpu_sharing.core import gpus, identifiers, placement, policies, requests, r
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays
 
+_LONGEST_JOURNAL = 20_000
+
 Bookings = Mapping[identifiers.GpuUuid, reservations.Booking]
 
 
@@ -102,6 +104,8 @@ class Ledger:
         self._nominations: dict[identifiers.PodUid, Claim] = {}
         self._holds: dict[identifiers.PodUid, Claim] = {}
         self._unsettled: set[identifiers.NodeName] = set()
+        self._journal: list[int] = []
+        self._journal_start = 0
         self._freed: set[identifiers.NodeName] = set()
 
     # What the API server says.
@@ -201,6 +205,22 @@ class Ledger:
             self._settle_node(name)
         self._unsettled.clear()
         return self.arrays
+
+    @property
+    def changes(self) -> int:
+        """How often a column of the arrays was written so far."""
+        return self._journal_start + len(self._journal)
+
+    def changed_since(self, seen: int) -> set[int] | None:
+        """The columns written since `changes` had that value; None if that is too long ago to know."""
+        return set(self._journal[seen - self._journal_start :]) if seen >= self._journal_start else None
+
+    def settled(self, name: identifiers.NodeName) -> placement.NodeState:
+        """A node as it stands in the arrays: what is held and all claims. An empty name is a free column."""
+        node = self._nodes.get(name)
+        if node is None or node.facts.standing is Reason.NODE_UNKNOWN:
+            return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
+        return self._state(name, node.claims.values())
 
     def take_freed(self) -> frozenset[identifiers.NodeName]:
         """The nodes on which something may have become free since the last time this was asked."""
@@ -313,6 +333,7 @@ class Ledger:
         node = self._nodes[name]
         if node.facts.standing is Reason.NODE_UNKNOWN:
             if name in self.arrays.column_of:
+                self._note(self.arrays.column_of[name])
                 self.arrays.release(name)
             if not node.pods and not node.claims:
                 del self._nodes[name]
@@ -321,6 +342,13 @@ class Ledger:
         state = self._state(name, node.claims.values())
         self.arrays.write(column, state, inventory_changed=node.inventory_changed)
         node.inventory_changed = False
+        self._note(column)
+
+    def _note(self, column: int) -> None:
+        self._journal.append(column)
+        if len(self._journal) > _LONGEST_JOURNAL:
+            self._journal_start += len(self._journal)
+            self._journal.clear()
 
     def _state(self, name: identifiers.NodeName, claims: Iterable[Claim]) -> placement.NodeState:
         node = self._nodes.get(name)

@@ -1,0 +1,241 @@
+"""`hamictl demo`: a whole cluster in this process, a real extender beside it, and a story that anyone can check."""
+
+import argparse
+import json
+import pathlib
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import rich.console
+import rich.progress
+
+from gpu_sharing.core import records
+from hamictl import rendering, story
+from lab import cluster as clusters
+from lab import extender_process, kinds, traces
+
+_SETTLE_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+_TOLD = ("Scheduled", "FailedScheduling")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's flags."""
+    parser.add_argument("--once", action="store_true", help="end by itself; exit status 0 only if all went as expected")
+    parser.add_argument("--output", choices=("text", "json"), default="text", help="json prints one object at the end")
+    parser.add_argument("--nodes", type=_positive, metavar="N", help="instead of the story: N nodes with 8 GPUs each")
+    parser.add_argument("--pods", type=_positive, metavar="M", help="instead of the story: M pods of several kinds")
+    parser.add_argument(
+        "--trace", type=pathlib.Path, nargs="?", const=traces.SMALL, metavar="FILE",
+        help="replay a trace (an openb pod list with its node list beside it; without FILE a small one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=int, default=0, metavar="PORT", help="port of the API server (default: a free one)"
+    )
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdigit() else 0
+    if not 0 < number <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
+    return number
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tell the story. Returns 0 if every expectation held, 1 if not, 2 if the cluster does not come up."""
+    quiet = options.output == "json"
+    console = rich.console.Console(stderr=quiet, highlight=False)
+    try:
+        nodes, chapters = _plan(options)
+    except traces.BadTrace as bad:
+        print(f"hamictl demo: {bad}", file=sys.stderr)
+        return 2
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with clusters.running(nodes, port=options.port) as cluster:
+            return _tell(options, console, cluster, chapters, stop)
+    except (extender_process.ExtenderFailed, OSError) as failed:
+        print(f"hamictl demo: the cluster does not come up: {failed}", file=sys.stderr)
+        return 2
+
+
+def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[story.Chapter]]:
+    if options.trace:
+        trace = traces.read(options.trace)
+        return trace.nodes, [story.Chapter(f"replaying {options.trace.name}", trace.pods)]
+    if options.nodes or options.pods:
+        return story.bulk(options.nodes or 10, options.pods or 50)
+    return story.nodes(), story.chapters()
+
+
+def _tell(
+    options: argparse.Namespace,
+    console: rich.console.Console,
+    cluster: clusters.Cluster,
+    chapters: Sequence[story.Chapter],
+    stop: threading.Event,
+) -> int:
+    console.print(f"A cluster of {len(cluster.all(kinds.NODES))} nodes runs. To look around:")
+    console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
+    console.print()
+    expectations = story.common()
+    started = time.monotonic()
+    for chapter in chapters:
+        if stop.is_set():
+            break
+        console.print(f"[bold]{chapter.title}[/bold]")
+        _submit(cluster, chapter, console, stop)
+        if len(chapter.pods) <= rendering.MOST_PODS_SHOWN:
+            world = look(cluster)
+            for body in chapter.pods:
+                console.print(rendering.pod(world, body["metadata"]["name"]))
+        expectations += chapter.expectations
+    seconds = time.monotonic() - started
+    world = look(cluster)
+    if len(world.nodes) <= rendering.MOST_NODES_SHOWN:
+        console.print(rendering.gpus(world))
+    if len(world.pods) > rendering.MOST_PODS_SHOWN:
+        console.print(_figures(cluster, world, seconds))
+    held = [(one.what, _holds(one, world)) for one in expectations]
+    for what, holds in held:
+        console.print(f"{'[green]held[/green]  ' if holds else '[red]FAILED[/red]'} {what}")
+    if options.output == "json":
+        print(json.dumps(report(world, held)))
+    if not options.once and not stop.is_set():
+        console.print(f"\nKUBECONFIG={cluster.kubeconfig}\nCtrl-C ends the cluster.", soft_wrap=True)
+        stop.wait()
+    return 0 if all(holds for _, holds in held) else 1
+
+
+def _holds(expectation: story.Expectation, world: story.World) -> bool:
+    try:
+        return expectation.holds(world)
+    except (KeyError, IndexError):
+        return False  # What it looks at is not there.
+
+
+def _submit(
+    cluster: clusters.Cluster, chapter: story.Chapter, console: rich.console.Console, stop: threading.Event
+) -> None:
+    """Create the pods of a chapter and wait until each is placed or knows why not."""
+    many = len(chapter.pods) > rendering.MOST_PODS_SHOWN
+    columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
+    with rich.progress.Progress(*columns, console=console, disable=not many) as progress:
+        submitting = progress.add_task("submitted", total=len(chapter.pods))
+        for body in chapter.pods:
+            cluster.create(kinds.PODS, body)
+            progress.advance(submitting)
+            if stop.is_set():
+                return
+        settling = progress.add_task("settled", total=len(chapter.pods))
+        names = {body["metadata"]["name"] for body in chapter.pods}
+        deadline = time.monotonic() + _SETTLE_SECONDS + len(names) / 20
+        while time.monotonic() < deadline and not stop.is_set():
+            settled = len(names & _settled(cluster))
+            progress.update(settling, completed=settled)
+            if settled == len(names):
+                return
+            time.sleep(_POLL_SECONDS if not many else 0.5)
+
+
+def _settled(cluster: clusters.Cluster) -> set[str]:
+    """The pods that run, and those that have been refused and told so."""
+    told = {event["regarding"]["name"] for event in cluster.all(kinds.EVENTS) if event.get("reason") in _TOLD}
+    return {
+        pod["metadata"]["name"]
+        for pod in cluster.all(kinds.PODS)
+        if (
+            pod["status"]["phase"] == "Running"
+            or any(c["status"] == "False" for c in pod["status"].get("conditions", ()))
+        )
+        and (pod["metadata"]["name"] in told or not _wants_gpu(pod))
+    }
+
+
+def _wants_gpu(pod: dict[str, Any]) -> bool:
+    containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+    return any("nvidia.com/gpu" in one["resources"].get("limits", {}) for one in containers)
+
+
+def look(cluster: clusters.Cluster) -> story.World:
+    """What the API server holds now."""
+    notes: dict[str, list[str]] = {}
+    for event in cluster.all(kinds.EVENTS):
+        notes.setdefault(event["regarding"]["name"], []).append(f"{event['reason']}: {event['note']}")
+    return story.World(
+        {pod["metadata"]["name"]: pod for pod in cluster.all(kinds.PODS)},
+        {
+            node["metadata"]["name"]: records.decode_inventory(
+                node["metadata"]["annotations"].get(records.INVENTORY, "[]")
+            )
+            for node in cluster.all(kinds.NODES)
+        },
+        notes,
+    )
+
+
+def report(world: story.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
+    """The one object that `--output json` prints."""
+    promised = rendering.promised(world)
+    return {
+        "pods": [
+            {
+                "name": name,
+                "phase": pod["status"]["phase"],
+                "node": pod["spec"].get("nodeName"),
+                "gpus": [share._asdict() for shares in world.shares(name) for share in shares],
+                "reason": world.note(name, "FailedScheduling").split("\n")[0],
+                "events": list(world.notes.get(name, ())),
+            }
+            for name, pod in sorted(world.pods.items())
+        ],
+        "nodes": [
+            {
+                "name": name,
+                "gpus": [
+                    {
+                        "uuid": gpu.uuid,
+                        "type": gpu.type,
+                        "memory_mib": gpu.memory_mib,
+                        "promised_memory_mib": promised[gpu.uuid].memory_mib,
+                        "promised_cores_percent": promised[gpu.uuid].cores_percent,
+                        "slots_used": promised[gpu.uuid].slots,
+                    }
+                    for gpu in inventory
+                ],
+            }
+            for name, inventory in sorted(world.nodes.items())
+        ],
+        "expectations": [{"what": what, "held": holds} for what, holds in held],
+    }
+
+
+def _figures(cluster: clusters.Cluster, world: story.World, seconds: float) -> str:
+    """Allocation, speed and latencies of a run with many pods."""
+    promised = rendering.promised(world)
+    total = sum(gpu.cores_percent for inventory in world.nodes.values() for gpu in inventory)
+    cores = sum(booking.cores_percent for booking in promised.values())
+    memory_total = sum(gpu.memory_mib for inventory in world.nodes.values() for gpu in inventory)
+    memory = sum(booking.memory_mib for booking in promised.values())
+    placed = sum(1 for pod in world.pods.values() if pod["spec"].get("nodeName"))
+    lines = [
+        f"placed {placed} of {len(world.pods)} pods in {seconds:.1f} s, {placed / max(seconds, 0.001):.0f} pods/s",
+        f"allocated {100 * cores / max(total, 1):.1f} % of all cores, "
+        f"{100 * memory / max(memory_total, 1):.1f} % of all memory",
+    ]
+    latencies = cluster.scheduler.latencies
+    for verb in ("filter", "prioritize", "bind"):
+        found = sorted(getattr(latencies, verb))
+        if len(found) > 1:
+            cuts = statistics.quantiles(found, n=100, method="inclusive")
+            lines.append(
+                f"{verb}: p50 {1000 * cuts[49]:.1f} ms, p95 {1000 * cuts[94]:.1f} ms, p99 {1000 * cuts[98]:.1f} ms"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,86 @@
+"""How the demo looks in a terminal: what was asked, where it went and why, and the GPUs as bars."""
+
+import collections
+from typing import Any
+
+import rich.table
+import rich.text
+
+from gpu_sharing.core import reservations
+from hamictl import story
+
+MOST_PODS_SHOWN = 20
+MOST_NODES_SHOWN = 20
+_BAR = 14
+
+
+def promised(world: story.World) -> dict[str, reservations.Booking]:
+    """What is promised of each GPU; nothing of one that is not mentioned."""
+    found: dict[str, reservations.Booking] = collections.defaultdict(reservations.Booking)
+    for name, one in world.pods.items():
+        kinds = [reservations.Kind.INIT] * len(one["spec"].get("initContainers", ()))
+        kinds += [reservations.Kind.APP] * len(one["spec"]["containers"])
+        shares = world.shares(name) or tuple(() for _ in kinds)
+        running = one["status"].get("phase") == "Running"
+        for uuid, booking in reservations.booked(kinds, shares, init_done=running).items():
+            found[uuid] = found[uuid].plus(booking)
+    return found
+
+
+def pod(world: story.World, name: str) -> rich.text.Text:
+    """One pod: what it asked for, and what came of it."""
+    one = world.pods[name]
+    line = rich.text.Text(f"  {name}", style="bold")
+    line.append(f"  asked {_asked(one)}\n", style="default")
+    placed = world.note(name, "Scheduled")
+    refused = world.note(name, "FailedScheduling")
+    if placed:
+        line.append(_indented(placed), style="green")
+    elif refused:
+        line.append(_indented(refused), style="yellow")
+    else:
+        line.append("      waits", style="red")
+    return line
+
+
+def gpus(world: story.World) -> rich.table.Table:
+    """Every GPU with a bar of its memory, and who holds it."""
+    holders: dict[str, list[str]] = collections.defaultdict(list)
+    for name in sorted(world.pods):
+        for uuid in sorted(world.uuids(name)):
+            holders[uuid].append(name)
+    table = rich.table.Table(
+        "node", "GPU", "memory promised", "MiB", "cores", "held by", title="GPUs", title_justify="left"
+    )
+    amounts = promised(world)
+    for node, inventory in sorted(world.nodes.items()):
+        for gpu in inventory:
+            booking = amounts[gpu.uuid]
+            filled = round(_BAR * booking.memory_mib / max(gpu.memory_mib, 1))
+            table.add_row(
+                node,
+                f"{gpu.index} {gpu.type.removeprefix('NVIDIA ').removeprefix('NVIDIA-')}",
+                rich.text.Text("█" * filled, style="cyan") + rich.text.Text("░" * (_BAR - filled), style="dim"),
+                f"{booking.memory_mib}/{gpu.memory_mib}",
+                f"{booking.cores_percent} %",
+                ", ".join(holders[gpu.uuid]),
+            )
+    return table
+
+
+def _asked(one: dict[str, Any] | Any) -> str:
+    parts = []
+    for container in (*one["spec"].get("initContainers", ()), *one["spec"]["containers"]):
+        limits = container["resources"].get("limits", {})
+        wants = ", ".join(f"{key.partition('/')[2]} {value}" for key, value in limits.items() if "nvidia.com/" in key)
+        parts.append(wants or "no GPU")
+    wishes = [
+        f"{key.partition('/')[2]} {value}"
+        for key, value in (one["metadata"].get("annotations") or {}).items()
+        if key in (story.TYPE, story.UUID, story.GPU_POLICY)
+    ]
+    return " + ".join(parts) + (f" ({', '.join(wishes)})" if wishes else "")
+
+
+def _indented(note: str) -> str:
+    return "\n".join(f"      {line.strip()}" for line in note.split("\n"))

@@ -1,0 +1,80 @@
+"""Remembers where each shape of pod fits, and looks again only at nodes that changed.
+
+In a queue many pods ask for the same, and between two of them one or two nodes change. Those few are asked by the
+scalar rules, which is quicker than an array operation over anything; a new shape, or many changes, goes over the
+arrays. A property test holds the answer equal to a fresh `fit.fit_all`.
+"""
+
+import collections
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_sharing.core import placement, policies, requests
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.fleet import fit, ledger
+
+_MOST_SHAPES = 32
+_FEW_COLUMNS = 8
+
+
+@dataclass(slots=True)
+class Answer:
+    """Where one shape fits, kept current by `Shapes.fit`."""
+
+    fitting: fit.Fitting
+    refused: dict[str, int]
+    """Every known node that does not take the shape, by name, with its `Reason`."""
+    columns: int
+    seen: int
+    """How much of the journal of changes it reflects."""
+
+
+class Shapes:
+    """The answers for the shapes asked about lately."""
+
+    def __init__(self, books: ledger.Ledger) -> None:
+        self._books = books
+        self._answers: collections.OrderedDict[tuple[requests.PodRequest, str], Answer] = collections.OrderedDict()
+
+    def fit(self, request: requests.PodRequest, policy: policies.Policy) -> Answer:
+        """Where the shape fits now."""
+        arrays = self._books.settle()
+        key = (request, policy.name)
+        answer = self._answers.get(key)
+        changed = self._books.changed_since(answer.seen) if answer and answer.columns == arrays.columns else None
+        if answer is None or changed is None or len(changed) > _FEW_COLUMNS:
+            answer = self._answers[key] = self._anew(request, policy)
+            if len(self._answers) > _MOST_SHAPES:
+                self._answers.popitem(last=False)
+            return answer
+        for column in changed:
+            self._look_again(answer, request, policy, column)
+        answer.seen = self._books.changes
+        self._answers.move_to_end(key)
+        return answer
+
+    def _anew(self, request: requests.PodRequest, policy: policies.Policy) -> Answer:
+        arrays = self._books.arrays
+        fitting = fit.fit_all(arrays, request, policy)
+        unfit = np.flatnonzero(~fitting.fits).tolist()
+        codes = fitting.reasons[unfit].tolist()
+        names = arrays.names
+        refused: dict[str, int] = {
+            names[column]: code for column, code in zip(unfit, codes, strict=True) if names[column]
+        }
+        return Answer(fitting, refused, arrays.columns, self._books.changes)
+
+    def _look_again(self, answer: Answer, request: requests.PodRequest, policy: policies.Policy, column: int) -> None:
+        name = self._books.arrays.names[column]
+        state = self._books.settled(name)
+        found = placement.fit(request, state, policy)
+        fitting = answer.fitting
+        if isinstance(found, placement.Placement):
+            fitting.fits[column], fitting.reasons[column] = True, Reason.NONE
+            answer.refused.pop(name, None)
+            if not isinstance(fitting.memory_mib, int):
+                fitting.memory_mib[column] = placement.staying_memory_mib(request, found)
+        else:
+            fitting.fits[column], fitting.reasons[column] = False, found.reason
+            answer.refused[name] = int(found.reason)

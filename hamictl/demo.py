@@ -225,10 +225,10 @@ def _figures(cluster: clusters.Cluster, world: story.World, seconds: float) -> s
     memory_total = sum(gpu.memory_mib for inventory in world.nodes.values() for gpu in inventory)
     memory = sum(booking.memory_mib for booking in promised.values())
     placed = sum(1 for pod in world.pods.values() if pod["spec"].get("nodeName"))
+    cores_share, memory_share = 100 * cores / max(total, 1), 100 * memory / max(memory_total, 1)
     lines = [
         f"placed {placed} of {len(world.pods)} pods in {seconds:.1f} s, {placed / max(seconds, 0.001):.0f} pods/s",
-        f"allocated {100 * cores / max(total, 1):.1f} % of all cores, "
-        f"{100 * memory / max(memory_total, 1):.1f} % of all memory",
+        f"allocated {cores_share:.1f} % of all cores, {memory_share:.1f} % of all memory",
     ]
     latencies = cluster.scheduler.latencies
     for verb in ("filter", "prioritize", "bind"):

@@ -8,6 +8,7 @@ Source: k8s.io/kubernetes pkg/scheduler, 1.36: schedule_one.go, extender.go.
 """
 
 import asyncio
+import functools
 import http.client
 import itertools
 import random
@@ -199,13 +200,14 @@ class Scheduler:
         """A node, or how many nodes there are by reason against them."""
         reasons: dict[str, int] = {}
         names: list[str] = []
+        wants = _requests(pod)
         for (_, name), node in self._store.all(kinds.NODES):
-            reason = self._ruled_out(pod, name, node)
+            reason = self._ruled_out(pod, wants, name, node)
             if reason:
                 reasons[reason] = reasons.get(reason, 0) + 1
             else:
                 names.append(name)
-        if not names or not _MANAGED & _requests(pod).keys():
+        if not names or not _MANAGED & wants.keys():
             return names[0] if names else reasons
         self._random.shuffle(names)
         self.filter_calls += 1
@@ -261,8 +263,8 @@ class Scheduler:
         status = {**current["status"], "conditions": [*others, condition]}
         self._store.replace(kinds.PODS, queued.key, current, {**current, "status": status})
 
-    def _ruled_out(self, pod: store.Object, name: str, node: store.Object) -> str:
-        spec, wants = pod["spec"], _requests(pod)
+    def _ruled_out(self, pod: store.Object, wants: dict[str, float], name: str, node: store.Object) -> str:
+        spec = pod["spec"]
         if node["spec"].get("unschedulable") if "spec" in node else False:
             return "node(s) were unschedulable"
         labels = node["metadata"].get("labels") or {}
@@ -287,6 +289,7 @@ def _wakes(before: store.Object, after: store.Object) -> bool:
     )
 
 
+@functools.lru_cache(maxsize=4096)
 def _amount(text: Any) -> float:
     try:
         return float(quantities.count("", text))

@@ -201,14 +201,13 @@ def _why_not(
         (Reason.SLOTS, _has_slot),
         (Reason.EXCLUSIVE, lambda state: _is_open(ask, state)),
         (Reason.MEMORY, lambda state: _has_memory(ask, state)),
-        (Reason.CORES, lambda state: _has_cores(ask, state)),
     )  # fmt: skip
     for reason, passes in stages:
         passing = [state for state in left if passes(state)]
         if len(passing) < ask.gpus:
             return _with_numbers(reason, ask, selectors, left)
         left = passing
-    raise AssertionError("every stage leaves enough GPUs, so the container fits")
+    return _with_numbers(Reason.CORES, ask, selectors, left)
 
 
 def _with_numbers(
@@ -221,8 +220,9 @@ def _with_numbers(
     match reason:
         case Reason.TYPE:
             refused = sorted({_short(state.gpu.type) for state in left if not selectors.accept_type(state.gpu.type)})
-            wanted = ",".join(selectors.use_types) or "not " + ",".join(selectors.nouse_types)
-            return rejections.Rejection(reason, wanted.upper(), ",".join(refused))
+            shunned = "not " + ",".join(selectors.nouse_types).upper()
+            wanted = ",".join(selectors.use_types).upper() or shunned
+            return rejections.Rejection(reason, wanted, ",".join(refused))
         case Reason.MODE:
             modes = sorted({state.gpu.mode or "default" for state in left if not selectors.accept_mode(state.gpu.mode)})
             return rejections.Rejection(reason, selectors.mode or "sharing", ",".join(modes))

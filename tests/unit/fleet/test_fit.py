@@ -17,7 +17,7 @@ def table(nodes: list[placement.NodeState]) -> arrays.Arrays:
     return made
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(
     st.tuples(*(builders.node_states(name) for name in "abc")),
     builders.pod_requests(),

@@ -1,0 +1,19 @@
+"""The registry of codes."""
+
+import re
+
+from gpu_sharing.core import error_codes, errors
+
+
+def test_every_code_says_what_happened_and_what_to_do() -> None:
+    """Nobody is left with a code alone."""
+    for code, entry in error_codes.REGISTRY.items():
+        assert code == entry.code
+        assert re.fullmatch(r"(SCHED|ALLOC|HEALTH)_[A-Z_]+", code)
+        assert entry.meaning.endswith(".")
+        assert entry.remedy.endswith(".")
+
+
+def test_errors_of_the_api_server_carry_its_status() -> None:
+    """0 means that there was no answer."""
+    assert (errors.Conflict("taken", 409).status, errors.Unavailable("silence").status) == (409, 0)

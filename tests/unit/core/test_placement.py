@@ -1,0 +1,135 @@
+"""Where a pod fits on one node, and why it does not."""
+
+import pytest
+from hypothesis import given, settings
+
+from gpu_sharing.core import gpus, identifiers, placement, policies, rejections, requests, reservations
+from gpu_sharing.core.rejections import Reason
+from gpu_sharing.core.requests import GpuRequest
+from gpu_sharing.core.reservations import Booking, Kind
+from tests.unit import builders
+
+
+def node(*states: gpus.GpuState, **more: object) -> placement.NodeState:
+    return placement.NodeState(identifiers.NodeName("n"), states, **more)  # type: ignore[arg-type]
+
+
+def state(index: int, used: Booking = reservations.NOTHING, **changes: object) -> gpus.GpuState:
+    return gpus.GpuState(builders.gpu("n", index, **changes), used)
+
+
+def fit(request: requests.PodRequest, where: placement.NodeState) -> placement.Placement | rejections.Rejection:
+    return placement.fit(request, where, policies.BINPACK)
+
+
+def ask(memory_mib: int = 4000, cores: int = 0, count: int = 1) -> requests.PodRequest:
+    return builders.pod_request(builders.share_of(memory_mib, cores, count))
+
+
+@pytest.mark.parametrize(
+    ("request_", "where", "sentence"),
+    [
+        (ask(8000), node(state(0, Booking(1, 12_000))), "GPU memory insufficient (requested 8000MB, available 4000MB)"),
+        (
+            builders.pod_request(GpuRequest(1, 0, 50)),
+            node(state(0, Booking(1, 12_000))),
+            "GPU memory insufficient (requested 50%, available 25%)",
+        ),
+        (ask(1, 60), node(state(0, Booking(1, 0, 60))), "GPU cores insufficient (requested 60%, available 40%)"),
+        (ask(1), node(state(0, Booking(1, 0, 100))), "GPU cores insufficient (requested 1%, available 0%)"),
+        (ask(1, 0, 2), node(state(0)), "too few GPUs (requested 2, has 1)"),
+        (ask(8000, 0, 2), node(state(0), state(1, Booking(1, 9000))),
+         "GPU memory insufficient (requested 8000MB, available 7000MB)"),
+        (ask(1), node(state(0, Booking(10, 0))), "GPU slots exhausted"),
+        (ask(1), node(state(0), foreign_slots=10), "GPU slots exhausted (requested 1, available 0)"),
+        (ask(1, 100), node(state(0, Booking(1, 1))), "no GPU free for exclusive use"),
+        (ask(1), node(state(0, Booking(1, 1, 50, 1))), "no GPU free for exclusive use"),
+        (ask(1), node(state(0, healthy=False)), "GPU unhealthy"),
+        (ask(1), node(gpus.GpuState(builders.gpu("n", 0), cordoned=True)), "GPU cordoned"),
+        (ask(1), node(gpus.GpuState(builders.gpu("n", 0), usage_unknown=True)), "GPU usage unknown"),
+        (ask(1), node(state(0, mode="mig")), "GPU mode mismatch (requested sharing, has mig)"),
+        (ask(1), node(), "too few GPUs (requested 1, has 0)"),
+        (ask(1), node(standing=Reason.FOREIGN_AGENT), "GPUs served by another device plugin"),
+    ],
+)  # fmt: skip
+def test_the_first_stage_that_leaves_too_few_gpus_is_the_reason(
+    request_: requests.PodRequest, where: placement.NodeState, sentence: str
+) -> None:
+    """People read what would have to change, with numbers."""
+    refused = fit(request_, where)
+
+    assert isinstance(refused, rejections.Rejection)
+    assert str(refused) == sentence
+
+
+@pytest.mark.parametrize(
+    ("selectors", "sentence"),
+    [
+        (requests.Selectors(use_types=("t4",)), "device type mismatch (requested T4, has A100-SXM4-80GB)"),
+        (requests.Selectors(nouse_types=("a100",)), "device type mismatch (requested not A100, has A100-SXM4-80GB)"),
+        (requests.Selectors(use_uuids=("GPU-x",)), "GPU UUID mismatch"),
+        (requests.Selectors(mode="mps"), "GPU mode mismatch (requested mps, has hami-core)"),
+    ],
+)
+def test_a_pods_wishes_are_named_when_no_gpu_meets_them(selectors: requests.Selectors, sentence: str) -> None:
+    """As in the documented form of the event."""
+    refused = fit(builders.pod_request(builders.share_of(1), selectors=selectors), node(state(0, mode="hami-core")))
+
+    assert str(refused) == sentence
+
+
+def test_a_gpu_without_a_known_type_is_called_unknown() -> None:
+    """The sentence has a word there, whatever the driver said."""
+    selectors = requests.Selectors(use_types=("t4",))
+
+    assert str(fit(builders.pod_request(builders.share_of(1), selectors=selectors), node(state(0, type="")))) == (
+        "device type mismatch (requested T4, has unknown)"
+    )
+
+
+def test_an_init_container_uses_the_gpus_that_its_pod_holds_anyway() -> None:
+    """Then it costs nothing."""
+    request = requests.PodRequest(
+        (Kind.INIT, Kind.SIDECAR, Kind.APP), (GpuRequest(1, 5000), GpuRequest(1, 1000), GpuRequest(1, 3000))
+    )
+    where = node(state(0), state(1, Booking(1, 9000)))
+
+    placed = fit(request, where)
+
+    assert isinstance(placed, placement.Placement)
+    assert [[share.uuid for share in one] for one in placed.shares] == [["GPU-n-1"], ["GPU-n-1"], ["GPU-n-1"]]
+    assert placed.gpu_count == 1
+    assert placement.staying_memory_mib(request, placed) == 4000
+
+
+def test_containers_of_one_pod_are_counted_against_each_other() -> None:
+    """Two halves of a GPU and a bit do not fit on one."""
+    request = builders.pod_request(builders.share_of(9000), builders.share_of(9000))
+
+    assert isinstance(fit(request, node(state(0))), rejections.Rejection)
+    assert isinstance(fit(request, node(state(0), state(1))), placement.Placement)
+
+
+@settings(max_examples=300)
+@given(builders.node_states("n"), builders.pod_requests(), builders.any_policy)
+def test_what_fits_never_oversubscribes_a_gpu(
+    where: placement.NodeState, request: requests.PodRequest, policy: policies.Policy
+) -> None:
+    """Whatever is placed, each GPU holds its old promises and the new ones, and exclusive means alone."""
+    placed = placement.fit(request, where, policy)
+
+    if isinstance(placed, placement.Placement):
+        booked = reservations.booked(request.kinds, placed.shares)
+        for one in where.states:
+            if one.gpu.uuid in booked:
+                after = one.used.plus(booked[one.gpu.uuid])
+                assert after.memory_mib <= one.gpu.memory_mib
+                assert after.cores_percent <= one.gpu.cores_percent
+                assert after.slots <= one.gpu.slots
+                assert one.used.exclusive == 0
+                assert not booked[one.gpu.uuid].exclusive or one.used.slots == 0
+                assert one.gpu.healthy
+                assert not one.cordoned
+                assert not one.usage_unknown
+        for ask_, shares in zip(request.containers, placed.shares, strict=True):
+            assert len({share.uuid for share in shares}) == len(shares) == (ask_.gpus if ask_ else 0)

@@ -1,0 +1,52 @@
+"""Golden tests: neither policy is ever reversed."""
+
+import pytest
+
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement, policies, reservations
+from tests.unit import builders
+
+
+def node(name: str, *used_mib: int) -> placement.NodeState:
+    return placement.NodeState(
+        identifiers.NodeName(name),
+        tuple(
+            gpus.GpuState(builders.gpu(name, index), reservations.Booking(1 if mib else 0, mib))
+            for index, mib in enumerate(used_mib)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "gpu"), [(policies.BINPACK, "GPU-n-1"), (policies.SPREAD, "GPU-n-2")], ids=["binpack", "spread"]
+)
+def test_binpack_takes_the_fullest_gpu_that_fits_and_spread_the_emptiest(policy: policies.Policy, gpu: str) -> None:
+    """Whole GPUs stay free for those who need one, or neighbours stay far apart, as was asked."""
+    placed = placement.fit(builders.pod_request(builders.share_of(4000)), node("n", 4000, 10_000, 0, 15_000), policy)
+
+    assert isinstance(placed, placement.Placement)
+    assert [share.uuid for share in placed.shares[0]] == [gpu]
+
+
+def test_binpack_scores_the_fuller_node_higher_and_spread_the_emptier() -> None:
+    """The same at the level of nodes, from 0 to 1."""
+    request = builders.pod_request(builders.share_of(4000))
+    scores: dict[tuple[str, str], float] = {}
+    for policy in (policies.BINPACK, policies.SPREAD):
+        for one in (node("full", 12_000), node("empty", 0)):
+            placed = placement.fit(request, one, policy)
+            assert isinstance(placed, placement.Placement)
+            scores[policy.name, one.name] = placement.node_score(request, one, placed, policy)
+
+    assert scores["binpack", "full"] > scores["binpack", "empty"]
+    assert scores["spread", "full"] < scores["spread", "empty"]
+    assert all(0 <= score <= 1 for score in scores.values())
+
+
+def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
+    """A typo is not read as the default."""
+    with pytest.raises(errors.BadQuantity) as refused:
+        policies.named("bin-pack", "hami.io/gpu-scheduler-policy")
+
+    assert refused.value.code == error_codes.UNKNOWN_POLICY
+    assert refused.value.sentence.endswith("write binpack or spread")
+    assert policies.named(" Spread ", "x") is policies.SPREAD

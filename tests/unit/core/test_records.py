@@ -1,0 +1,162 @@
+"""The annotations, byte for byte as HAMi writes and reads them, and everything that is none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_sharing.core import errors, gpus, identifiers, records, reservations
+from gpu_sharing.core.reservations import Share
+
+A = identifiers.GpuUuid("GPU-a")
+uuids = st.from_regex(r"GPU-[0-9a-f-]{1,20}", fullmatch=True).map(identifiers.GpuUuid)
+numbers = st.integers(0, 2**31 - 1)
+shares = st.builds(Share, uuids, numbers, st.integers(0, 400))
+gpu_lists = st.lists(
+    st.builds(
+        gpus.Gpu, uuids, st.integers(0, 4096), numbers, st.integers(0, 1000), st.integers(0, 100), st.text(max_size=30),
+        st.integers(-1, 8), st.sampled_from(["", "hami-core", "mig"]), st.booleans(),
+    ),
+    max_size=8,
+    unique_by=lambda gpu: gpu.uuid,
+)  # fmt: skip
+
+
+def test_an_inventory_is_written_without_zero_values() -> None:
+    """HAMi's readers treat an absent field as zero or false; ours do too."""
+    gpu = gpus.Gpu(A, 0, 16_384, 100, 10, "NVIDIA-Tesla T4", 0, "hami-core", healthy=True)
+
+    text = records.encode_inventory([gpu])
+
+    assert text == (
+        '[{"id":"GPU-a","count":10,"devmem":16384,"devcore":100,"type":"NVIDIA-Tesla T4",'
+        '"mode":"hami-core","health":true}]'
+    )
+    assert records.decode_inventory(text) == (gpu,)
+    assert not records.decode_inventory('[{"id":"GPU-a"}]')[0].healthy
+
+
+def test_the_older_form_of_an_inventory_is_read() -> None:
+    """Nodes whose plugin has not been upgraded are accounted for."""
+    text = "GPU-a,10,16384,100,NVIDIA-Tesla T4,0,true:GPU-b,10,16384,100,NVIDIA-Tesla T4,1,false,7,mig:"
+
+    assert records.decode_inventory(text) == (
+        gpus.Gpu(A, 0, 16_384, 100, 10, "NVIDIA-Tesla T4", 0, "", healthy=True),
+        gpus.Gpu(identifiers.GpuUuid("GPU-b"), 7, 16_384, 100, 10, "NVIDIA-Tesla T4", 1, "mig", healthy=False),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[", "[1]", '{"id":"a"}', '[{"id":""}]', '[{"id":"a b"}]', '[{"id":"a","devmem":-1}]', '[{"id":1}]',
+        '[{"id":"a","devmem":"1"}]', '[{"id":"a","devmem":1e3}]', '[{"id":"a","count":99999}]', '[{"id":"a","type":1}]',
+        '[{"id":"a","health":"yes"}]', '[{"id":"a","numa":-2}]', '[{"id":"a"},{"id":"a"}]', "GPU-a,10",
+        "GPU-a,x,1,1,T4,0,true:", "GPU-a,1,1,1,T4,-,true:",
+        "[" * 100_000, "x" * 300_000, '[{"id":"a","devmem":true}]', '[{"id":"a","numa":true}]',
+        "[" + ",".join(f'{{"id":"g{i}"}}' for i in range(65)) + "]",
+    ],
+)  # fmt: skip
+def test_an_inventory_that_is_none_is_corrupt(text: str) -> None:
+    """It is never read as a node without GPUs."""
+    with pytest.raises(errors.CorruptRecord):
+        records.decode_inventory(text)
+
+
+@given(gpu_lists)
+def test_inventories_round_trip(inventory: list[gpus.Gpu]) -> None:
+    """What one process writes another reads, in the order of the GPUs' indices."""
+    ordered = tuple(sorted(inventory, key=lambda gpu: (gpu.index, gpu.uuid)))
+
+    assert records.decode_inventory(records.encode_inventory(inventory)) == ordered
+
+
+def test_a_pod_record_is_written_as_hami_writes_it() -> None:
+    """The documented example, and every entry of containers without GPU."""
+    assert records.encode_shares(((Share(identifiers.GpuUuid("GPU-x"), 3000, 30),), ())) == "GPU-x,NVIDIA,3000,30:;;"
+
+
+@given(st.lists(st.lists(shares, max_size=3).map(tuple), min_size=1, max_size=4).map(tuple))
+def test_pod_records_round_trip(held: reservations.Shares) -> None:
+    """A record is read back as what was decided."""
+    asking = [bool(container) for container in held]
+
+    assert records.decode_shares(records.encode_shares(held), asking) == held
+
+
+@pytest.mark.parametrize(
+    ("text", "asking", "expected"),
+    [
+        ("GPU-a,NVIDIA,1,2:;", [False, True], ((), (Share(A, 1, 2),))),
+        ("GPU-a,NVIDIA,1,2:;GPU-a,NVIDIA,3,4:;", [True, False, True], ((Share(A, 1, 2),), (), (Share(A, 3, 4),))),
+        ("GPU-a[0-1],NVIDIA,1,2:;", [True], ((Share(A, 1, 2),),)),
+        ("GPU-a,NVIDIA,1,2:", [True], ((Share(A, 1, 2),),)),
+        (";;", [False, False], ((), ())),
+        (" GPU-a , NVIDIA , 1 , 2 : ;", [True], ((Share(A, 1, 2),),)),
+    ],
+)
+def test_records_of_hamis_own_scheduler_are_read(text: str, asking: list[bool], expected: reservations.Shares) -> None:
+    """It leaves out some empty entries, and marks MIG instances in brackets."""
+    assert records.decode_shares(text, asking) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "asking"),
+    [
+        ("GPU-a,NVIDIA,1,2:;", [True, True]), ("GPU-a,NVIDIA,1:;", [True]), ("GPU-a,NVIDIA,-1,2:;", [True]),
+        (",NVIDIA,1,2:;", [True]), ("GPU-a,NVIDIA,99999999999,2:;", [True]), ("GPU-a,NVIDIA,9999999999,2:;", [True]),
+        ("GPU-a,NVIDIA,1,200000:;", [True]), ("x" * 300_000, [True]), ("GPU-a,NVIDIA,１,2:;", [True]),
+    ],
+)  # fmt: skip
+def test_a_pod_record_that_is_none_is_corrupt(text: str, asking: list[bool]) -> None:
+    """It is never read as a pod that holds nothing."""
+    with pytest.raises(errors.CorruptRecord):
+        records.decode_shares(text, asking)
+
+
+def test_the_legible_part_of_a_corrupt_record_is_counted() -> None:
+    """Then only the GPUs it does not name have to be kept out of use."""
+    assert records.legible_shares("GPU-a,NVIDIA,1,2:garbage;GPU-b,NVIDIA") == (Share(A, 1, 2),)
+
+
+@given(st.text(max_size=200), st.lists(st.booleans(), max_size=4))
+def test_any_text_is_a_record_or_corrupt(text: str, asking: list[bool]) -> None:
+    """No annotation crashes a process."""
+    for decode in (lambda: records.decode_shares(text, asking), lambda: records.decode_inventory(text)):
+        try:
+            decode()
+        except errors.CorruptRecord as corrupt:
+            assert str(corrupt)
+    records.legible_shares(text)
+    records.decode_cordon(text)
+
+
+def test_cordons_and_agents_are_read() -> None:
+    """An administrator's list, and whose plugin serves the node."""
+    assert records.decode_cordon(" GPU-a,GPU-b,, ") == {"GPU-a", "GPU-b"}
+    assert [records.is_our_agent(text) for text in ("hami-py/0.1.0", "hami-py/", "hami-py", "other/1", None)] == [
+        True, False, False, False, False,
+    ]  # fmt: skip
+
+
+def test_a_binding_carries_every_annotation_that_readers_look_for() -> None:
+    """HAMi's plugin and dashboards find theirs."""
+    node = identifiers.NodeName("node-1")
+
+    assert records.pod_annotations(((Share(A, 1, 2),),), node, 1_700_000_000, identifiers.DecisionId("d")) == {
+        "hami.io/vgpu-node": "node-1",
+        "hami.io/vgpu-time": "1700000000",
+        "hami.io/vgpu-devices-allocated": "GPU-a,NVIDIA,1,2:;",
+        "hami.io/vgpu-devices-to-allocate": "GPU-a,NVIDIA,1,2:;",
+        "hami.io/bind-phase": "allocating",
+        "hami.io/bind-time": "1700000000",
+        "hami.io/decision-id": "d",
+    }
+    assert records.pod_labels(node) == {"hami.io/vgpu-node": "node-1"}
+    assert records.pod_labels(identifiers.NodeName("n" * 64)) == {}
+
+
+def test_metadata_that_would_break_the_pod_is_not_sent() -> None:
+    """The API server takes it with 201 and refuses every later status of the pod."""
+    assert records.unsafe_metadata({"a": "fine"}, 0) == ""
+    assert "not printable" in records.unsafe_metadata({"a": "bell\x07"}, 0)
+    assert "bytes" in records.unsafe_metadata({"a": "fine"}, 262_144)

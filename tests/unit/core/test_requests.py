@@ -1,0 +1,208 @@
+"""What pods ask for, with the defaults that HAMi's users rely on and without its traps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_sharing.core import error_codes, policies, requests, reservations
+from gpu_sharing.core.requests import GpuRequest
+
+GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
+NAMES = requests.ResourceNames()
+
+
+@dataclass
+class Container:
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    requests: Mapping[str, Any] = field(default_factory=dict)
+    restarts_always: bool = False
+    name: str = "main"
+
+
+def read(*limits: Mapping[str, Any], annotations: Mapping[str, str] | None = None) -> requests.PodRequest:
+    found = requests.read([], [Container(one) for one in limits], annotations or {}, NAMES)
+    assert isinstance(found, requests.PodRequest), found
+    return found
+
+
+def refuse(limits: Mapping[str, Any], annotations: Mapping[str, str] | None = None) -> requests.InvalidRequest:
+    found = requests.read([], [Container(limits)], annotations or {}, NAMES)
+    assert isinstance(found, requests.InvalidRequest), found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({GPU: "1"}, GpuRequest(1, 0, 100, 100)),
+        ({GPU: "2", MEM: "4k"}, GpuRequest(2, 4000, 0, 0)),
+        ({GPU: "1", MEM: "4k", CORES: "30"}, GpuRequest(1, 4000, 0, 30)),
+        ({GPU: "1", PERCENT: "50"}, GpuRequest(1, 0, 50, 0)),
+        ({GPU: "1", PERCENT: "100"}, GpuRequest(1, 0, 100, 100)),
+        ({GPU: "1", PERCENT: "100", CORES: "20"}, GpuRequest(1, 0, 100, 20)),
+        ({GPU: "1", CORES: "30"}, GpuRequest(1, 0, 100, 30)),
+        ({CORES: "30"}, GpuRequest(1, 0, 100, 30)),
+        ({MEM: "4Gi"}, GpuRequest(1, 4096, 0, 0)),
+        ({PERCENT: "10"}, GpuRequest(1, 0, 10, 0)),
+        ({GPU: "1", MEM: "0", CORES: "0"}, GpuRequest(1, 0, 100, 100)),
+        ({GPU: "1", CORES: "0", MEM: "100"}, GpuRequest(1, 100, 0, 0)),
+        ({GPU: "1", MEM: "100", CORES: "100"}, GpuRequest(1, 100, 0, 100)),
+        ({GPU: "0"}, None),
+        ({MEM: "0"}, None),
+        ({CORES: "0"}, None),
+        ({"cpu": "1"}, None),
+    ],
+)
+def test_a_container_asks_for_what_hami_users_mean(limits: Mapping[str, Any], expected: GpuRequest | None) -> None:
+    """Defaults: a count alone is a whole GPU; a share without a count is of one GPU."""
+    assert read(limits).containers == (expected,)
+
+
+def test_limits_win_over_requests() -> None:
+    """As for every extended resource."""
+    found = requests.read([], [Container({GPU: "1", MEM: "100"}, {MEM: "900", CORES: "10"})], {}, NAMES)
+
+    assert isinstance(found, requests.PodRequest)
+    assert found.containers == (GpuRequest(1, 100, 0, 10),)
+
+
+def test_memory_wins_over_percentage_with_a_warning() -> None:
+    """Both at once is a contradiction that HAMi resolves this way; here it is said."""
+    found = read({GPU: "1", MEM: "100", PERCENT: "50"})
+
+    assert found.containers == (GpuRequest(1, 100, 0, 0),)
+    assert found.warnings == (f"container main: {PERCENT} is ignored, because {MEM} is set",)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({GPU: "-1"}, error_codes.INVALID_QUANTITY),
+        ({GPU: "0.5"}, error_codes.INVALID_QUANTITY),
+        ({GPU: "1", MEM: "lots"}, error_codes.INVALID_QUANTITY),
+        ({GPU: "1", MEM: "8M"}, error_codes.AMBIGUOUS_MEMORY),
+        ({GPU: "1", CORES: "101"}, error_codes.PERCENT_OUT_OF_RANGE),
+        ({GPU: "1", PERCENT: "0"}, error_codes.PERCENT_OUT_OF_RANGE),
+        ({GPU: "1", PERCENT: "150"}, error_codes.PERCENT_OUT_OF_RANGE),
+        ({GPU: "0", MEM: "100"}, error_codes.CONTRADICTORY_REQUEST),
+        ({GPU: "0", CORES: "10"}, error_codes.CONTRADICTORY_REQUEST),
+        ({GPU: float("nan")}, error_codes.INVALID_QUANTITY),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused_with_a_code(limits: Mapping[str, Any], code: str) -> None:
+    """It is never read as "no GPU"."""
+    refused = refuse(limits)
+
+    assert refused.code == code
+    assert str(refused).startswith("container main: nvidia.com/")
+
+
+@pytest.mark.parametrize(
+    "annotations",
+    [
+        {requests.NODE_POLICY: "random"}, {requests.GPU_POLICY: "topology-aware"}, {requests.MODE: "mig"},
+        {requests.SCORING_WEIGHTS: "slot=1,core=1,memory=3"}, {requests.NUMA_BIND: "true"},
+        {requests.NUMA_ALIGNMENT: "strict"}, {requests.USE_UUID: ",".join(f"GPU-{i}" for i in range(65))},
+    ],
+)  # fmt: skip
+def test_a_wish_that_cannot_be_honoured_is_refused_not_ignored(annotations: Mapping[str, str]) -> None:
+    """A pod is never placed as if it had not asked."""
+    assert refuse({GPU: "1"}, annotations).code == error_codes.UNKNOWN_POLICY
+
+
+def test_annotations_select_gpus_and_policies() -> None:
+    """Lists are split, trimmed, and types lose their case; an empty value asks for nothing."""
+    found = read(
+        {GPU: "1"},
+        annotations={
+            requests.USE_TYPE: " A100, h100 ,", requests.NOUSE_TYPE: "T4", requests.USE_UUID: "GPU-a,GPU-b",
+            requests.NOUSE_UUID: "GPU-c", requests.NODE_POLICY: "Spread", requests.GPU_POLICY: "binpack",
+            requests.MODE: "hami-core", requests.NUMA_BIND: "false",
+        },
+    )  # fmt: skip
+
+    assert found.selectors == requests.Selectors(("a100", "h100"), ("t4",), ("GPU-a", "GPU-b"), ("GPU-c",), "hami-core")
+    assert (found.node_policy, found.gpu_policy) == (policies.SPREAD, policies.BINPACK)
+    assert read({GPU: "1"}, annotations={requests.USE_TYPE: "", requests.GPU_POLICY: ""}).selectors == (
+        requests.Selectors()
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "gpu_mode", "accepted"),
+    [("", "", True), ("", "hami-core", True), ("", "mig", False), ("hami-core", "hami-core", True),
+     ("hami-core", "mps", False), ("hami-core", "", True), ("mps", "mig", False)],
+)  # fmt: skip
+def test_a_pod_never_lands_on_a_mig_gpu_that_it_did_not_ask_for(mode: str, gpu_mode: str, accepted: bool) -> None:
+    """A MIG GPU takes whole instances only."""
+    assert requests.Selectors(mode=mode).accept_mode(gpu_mode) is accepted
+
+
+def test_selectors_accept_by_substring_and_by_exact_uuid() -> None:
+    """`use-gputype: A100` means every A100."""
+    some = requests.Selectors(("a100",), ("pcie",), ("GPU-a",), ("GPU-b",))
+
+    assert some.accept_type("NVIDIA A100-SXM4-80GB")
+    assert not some.accept_type("NVIDIA A100-PCIE-40GB")
+    assert not some.accept_type("Tesla T4")
+    assert some.accept_uuid("GPU-a")
+    assert not some.accept_uuid("GPU-b")
+    assert not requests.Selectors(nouse_uuids=("GPU-a",)).accept_uuid("GPU-a")
+
+
+def test_memory_is_a_number_or_rounded_down_from_a_percentage() -> None:
+    """A percentage never asks for more than the GPU has."""
+    assert GpuRequest(1, 0, 33).memory_on(16_001) == 5280
+    assert GpuRequest(1, 4000).memory_on(16_001) == 4000
+    assert (GpuRequest(1, 0, 33).memory_words, GpuRequest(1, 4000).memory_words) == ("33%", "4000MB")
+
+
+def test_a_pod_counts_the_slots_it_holds_at_the_most_at_one_time() -> None:
+    """As the kubelet and kube-scheduler count device ids: sidecars run beside later init containers."""
+    kind, one = reservations.Kind, GpuRequest(1, 100)
+    pod = requests.PodRequest(
+        (kind.INIT, kind.SIDECAR, kind.INIT, kind.APP), (GpuRequest(3, 1), one, GpuRequest(4, 1), GpuRequest(2, 1))
+    )
+
+    assert (pod.slots, pod.gpus, pod.wants_gpu) == (5, 4, True)
+    assert not read({"cpu": "1"}).wants_gpu
+
+
+def test_a_container_that_names_a_managed_resource_makes_the_pod_ours() -> None:
+    """Well-formed or not: garbage must be refused, not passed on."""
+    assert requests.asks_for_gpu([Container({}, {MEM: "garbage"})], NAMES)
+    assert not requests.asks_for_gpu([Container({"cpu": "1"})], NAMES)
+
+
+def test_init_containers_come_first_and_sidecars_are_told_apart() -> None:
+    """The order of records."""
+    kind = reservations.Kind
+    inits = [Container(), Container(restarts_always=True)]
+
+    assert requests.kinds_of(inits, [Container()]) == (kind.INIT, kind.SIDECAR, kind.APP)
+
+
+json_values = st.one_of(st.text(max_size=20), st.integers(), st.floats(), st.none(), st.sampled_from(["1", "4k", "50"]))
+
+
+@given(
+    st.dictionaries(st.sampled_from([GPU, MEM, PERCENT, CORES, "cpu"]), json_values),
+    st.dictionaries(
+        st.sampled_from([requests.USE_TYPE, requests.MODE, requests.GPU_POLICY, requests.NUMA_BIND]),
+        st.text(max_size=30),
+    ),
+)
+def test_any_pod_is_read_or_refused_with_a_code(limits: dict[str, Any], annotations: dict[str, str]) -> None:
+    """Whatever users write, the answer is a request or a sentence."""
+    found = requests.read([], [Container(limits)], annotations, NAMES)
+
+    if isinstance(found, requests.InvalidRequest):
+        assert found.code in error_codes.REGISTRY
+        assert found.sentence
+    else:
+        for ask in found.containers:
+            assert ask is None or (ask.gpus >= 1 and (ask.memory_mib > 0) != (ask.memory_percent > 0))

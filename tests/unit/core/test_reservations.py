@@ -1,0 +1,35 @@
+"""What a pod books is what it holds at one time, by Kubernetes' own rules."""
+
+from gpu_sharing.core import identifiers, reservations
+from gpu_sharing.core.reservations import Booking, Kind, Share
+
+A, B = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")
+
+
+def test_app_containers_add_up() -> None:
+    """They run together."""
+    shares = ((Share(A, 1000, 10),), (Share(A, 2000, 20), Share(B, 500, 0)))
+
+    assert reservations.booked((Kind.APP, Kind.APP), shares) == {A: Booking(2, 3000, 30), B: Booking(1, 500, 0)}
+
+
+def test_init_containers_take_turns_and_sidecars_stay() -> None:
+    """A sidecar counts beside every init container after it and beside the apps."""
+    kinds = (Kind.INIT, Kind.SIDECAR, Kind.INIT, Kind.APP)
+    shares = ((Share(A, 9000, 0),), (Share(A, 1000, 0),), (Share(A, 3000, 50),), (Share(A, 2000, 20),))
+
+    assert reservations.booked(kinds, shares) == {A: Booking(2, 9000, 50)}
+    assert reservations.booked(kinds, shares, init_done=True) == {A: Booking(2, 3000, 20)}
+
+
+def test_slots_stay_for_the_pods_life_when_an_init_container_is_done() -> None:
+    """The kubelet keeps the device ids, so nobody else may be promised them."""
+    shares = ((Share(B, 9000, 100),), (Share(A, 1, 0),))
+
+    assert reservations.booked((Kind.INIT, Kind.APP), shares, init_done=True) == {A: Booking(1, 1), B: Booking(1)}
+
+
+def test_all_cores_are_the_gpu_to_itself() -> None:
+    """That is what 100 percent has always meant."""
+    assert reservations.booking_of(Share(A, 1, 100)) == Booking(1, 1, 100, 1)
+    assert reservations.booking_of(Share(A, 1, 99)) == Booking(1, 1, 99, 0)

@@ -33,7 +33,8 @@ def test_a_tiny_byte_amount_is_refused_because_it_may_be_a_rewritten_number_of_m
 @pytest.mark.parametrize(
     "raw",
     ["", "NaN", "inf", "-1", "-4Gi", "0.5", "1n", "1.0001", "4 Gi", "4gi", "4KB", "0x10", "1e99", "1e-3",
-     "9223372036854775808", "9Ei", "٣", "1" * 65, True, 0.5, float("nan"), None, 2**63, -1, "1_000", "--1", ".", "1e", "1Gi2"],
+     "9223372036854775808", "9Ei", "٣", "1" * 65, True, 0.5, float("nan"), None, 2**63, -1, "1_000", "--1", ".", "1e",
+     "1Gi2"],
 )  # fmt: skip
 def test_what_is_no_whole_sensible_number_is_refused(raw: quantities.Raw) -> None:
     """Nothing overflows, wraps or rounds into another request."""

@@ -47,10 +47,13 @@ e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver and kube-scheduler (built
 bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
 	$(BIN)/python -m bench $(ARGS)
 
+docs: .venv/dev.stamp ## write the reference pages that come from code
+	$(BIN)/python -m docs.generate
+
 lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 	$(BIN)/python requirements/lock.py $(ARGS)
 
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check e2e bench lock ci
+.PHONY: help setup demo test fix check e2e bench docs lock ci

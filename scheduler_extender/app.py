@@ -96,12 +96,9 @@ class Extender:
         self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
         if options.leader_lease:
             self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._relist)
-        for name, text, value in (
-            ("events_written", "Pod events written.", lambda: self._recorder.written),
-            ("events_dropped", "Pod events given up.", lambda: self._recorder.dropped),
-            ("watch_failures", "Lists and watches that broke.", self._watch_failures),
-        ):
-            self._metrics.count_live(f"hami_scheduler_{name}_total", text, value)
+        self._metrics.count_live("events_written", lambda: self._recorder.written)
+        self._metrics.count_live("events_dropped", lambda: self._recorder.dropped)
+        self._metrics.count_live("watch_failures", self._watch_failures)
         teller = telling.Teller(self._mirror, self._recorder, options, self._leads)
         self._mirror.listener = teller
         self._refusals = requeue.Refusals(self._mirror, options, self._metrics)

@@ -10,6 +10,13 @@ from gpu_sharing.core import error_codes
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
+LIVE = {
+    "events_written": "Pod events written.",
+    "events_dropped": "Pod events given up.",
+    "watch_failures": "Lists and watches that broke.",
+}
+"""Counters that other objects keep: name without prefix and suffix, and help."""
+
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
@@ -67,9 +74,9 @@ class Metrics:
         self.pods_holding = gauge("hami_scheduler_pods_holding_gpus", "Pods that hold GPUs.")
         self.pods_waiting = gauge("hami_scheduler_pods_waiting", "Pods that ask for GPUs and are not bound.")
 
-    def count_live(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Export a number that some other object counts."""
-        self.registry.register(_Live(name, text, value))
+    def count_live(self, name: str, value: Callable[[], float]) -> None:
+        """Export a number of `LIVE` that some other object counts."""
+        self.registry.register(_Live(f"hami_scheduler_{name}_total", LIVE[name], value))
 
     def bind_failed(self, code: error_codes.Code) -> None:
         """Count a failed bind, in total and by code."""

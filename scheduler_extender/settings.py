@@ -73,7 +73,7 @@ class Settings:
     """`json`, `text` or `console`."""
 
 
-_HELP = {
+HELP = {
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "http-bind": "HOST:PORT of kube-scheduler's verbs (default 127.0.0.1:9444)",
     "api-bind": "HOST:PORT of the read API (default 127.0.0.1:9446); off loopback it needs TLS and a bearer token",
@@ -95,7 +95,9 @@ _HELP = {
     "event-rate": "pod events per second at most, while idle (default 200)",
     "v": "verbosity 0 to 6 (default 2): 4 adds a line per node considered, 5 device detail, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
+    "allow-hami-nodes": "also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)",
 }
+"""Every flag, in the order of `--help`."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
@@ -114,13 +116,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         description="GPU sharing's scheduler extender: filter, prioritize, bind and preempt for kube-scheduler.",
         epilog="Each flag is also an environment variable: --http-bind is HAMI_HTTP_BIND.",
     )
-    for name, text in _HELP.items():
+    for name, text in HELP.items():
         flags = [f"--{name}"] + ([f"--{name.replace('-', '_')}"] if "-" in name else [])
-        parser.add_argument(*flags, dest=name, help=text, metavar="")
-    parser.add_argument(
-        "--allow-hami-nodes", "--allow_hami_nodes", dest="allow-hami-nodes", nargs="?", const="true",
-        help="also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)", metavar="",
-    )  # fmt: skip
+        # A switch may stand alone.
+        optional = {"nargs": "?", "const": "true"} if name == "allow-hami-nodes" else {}
+        parser.add_argument(*flags, dest=name, help=text, metavar="", **optional)  # type: ignore[arg-type]
     given = vars(parser.parse_args(arguments))
 
     def value(name: str) -> str | None:

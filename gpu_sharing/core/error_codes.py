@@ -193,11 +193,6 @@ FOREIGN_POD = _register(
     "A pod that asks for GPUs was bound by something else than this project, so it has no GPU of its own.",
     "Set schedulerName: hami-scheduler and no nodeName, and recreate it.",
 )
-OVERCOMMITTED = _register(
-    "SCHED_OVERCOMMITTED",
-    "The records of a GPU's pods add up to more than the GPU has; nothing more is placed on it.",
-    "Check whether the GPU's declared size or scaling shrank, or whether two schedulers place pods on the node.",
-)
 
 # The wire.
 BAD_REQUEST = _register(

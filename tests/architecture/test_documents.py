@@ -1,0 +1,57 @@
+"""Documents and code say the same."""
+
+import pathlib
+import re
+
+import pytest
+
+from docs import generate
+from gpu_sharing.core import error_codes
+from scheduler_extender import settings
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(generate.PAGES))
+def test_generated_pages_are_fresh(name: str) -> None:
+    """Whoever looks up a code or a flag finds what this version does; `make docs` writes them."""
+    assert (generate.REFERENCE / name).read_text() == generate.PAGES[name]()
+
+
+def test_every_link_between_documents_leads_somewhere() -> None:
+    """No reader is sent to a page that is not there."""
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("lab/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_code_that_is_registered_is_used() -> None:
+    """The registry holds no codes that nothing says."""
+    sources = "\n".join(
+        path.read_text()
+        for package in ("gpu_sharing", "scheduler_extender")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "error_codes.py"
+    )
+    names = re.findall(r"^([A-Z_]+) = _register\(", (ROOT / "gpu_sharing/core/error_codes.py").read_text(), re.M)
+
+    assert len(names) == len(error_codes.REGISTRY)
+    assert [name for name in names if f"error_codes.{name}" not in sources] == []
+
+
+def test_every_field_of_the_settings_is_explained() -> None:
+    """Unit, default and effect stand under each."""
+    page = generate.settings_page()
+
+    for field in settings.Settings.__dataclass_fields__:
+        assert field == "resource_names" or f"- `{field}`: " in page, field
+    assert "- `resource_names`: " in page
+
+
+def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index() -> None:
+    """A clone works anywhere."""
+    forbidden = re.compile(r"--(extra-)?index-url|https?://[^\s\"']*/simple(/|\b)|(?<![\w.])/(home|Users)/\w+")
+    for pattern in ("*.md", "*.toml", "Makefile", "requirements/*.txt", "docs/**/*.md", ".ci/*"):
+        for path in ROOT.glob(pattern):
+            assert not forbidden.search(path.read_text()), path

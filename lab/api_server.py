@@ -57,6 +57,12 @@ class _Request:
         self.name = parse.unquote(rest[1]) if len(rest) > 1 else ""
         self.subresource = rest[2] if len(rest) > 2 else ""
 
+    def operations(self) -> Any:
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError as cause:
+            raise store.ApiError(400, "BadRequest", f"the body is not JSON: {cause}") from cause
+
     def json(self) -> store.Object:
         if "protobuf" in self.headers.get("content-type", ""):
             raise store.ApiError(415, "UnsupportedMediaType", "the lab reads JSON: set contentType: application/json")
@@ -64,9 +70,9 @@ class _Request:
             value = orjson.loads(self.body or _OPTIONAL_BODY)
         except orjson.JSONDecodeError as cause:
             raise store.ApiError(400, "BadRequest", f"the body is not JSON: {cause}") from cause
-        if not isinstance(value, (dict, list)):
+        if not isinstance(value, dict):
             raise store.ApiError(400, "BadRequest", "the body is not an object")
-        return value  # type: ignore[return-value]  # a JSON patch is a list, which only `_patch` expects
+        return value
 
 
 class ApiServer:
@@ -226,14 +232,14 @@ class ApiServer:
 
     def _patched(self, request: _Request, before: store.Object) -> store.Object:
         assert request.resource is not None
-        kind, change = request.headers.get("content-type", ""), request.json()
+        kind = request.headers.get("content-type", "")
         shown = pods.event_out(request.resource, before) if request.resource.plural == "events" else before
         if "json-patch" in kind:
-            result: store.Object = patches.json_patch(shown, change)
+            result: store.Object = patches.json_patch(shown, request.operations())
         elif "strategic-merge-patch" in kind or "apply-patch" in kind:
-            result = patches.strategic(shown, change)
+            result = patches.strategic(shown, request.json())
         elif "merge-patch" in kind:
-            result = patches.merge(shown, change)
+            result = patches.merge(shown, request.json())
         else:
             raise store.ApiError(
                 415, "UnsupportedMediaType", f"the body of the request was in an unknown format: {kind}"

@@ -174,7 +174,9 @@ class Arrays:
         self._uuids[column] = tuple(state.gpu.uuid for state in node.states)
         for row, uuid in enumerate(self._uuids[column]):
             self._places.setdefault(uuid, set()).add((row, column))
-        fields = (self.exists, self.type_id, self.mode_id, self.memory_total, self.cores_total, self.slots_total)
+        fields: tuple[npt.NDArray[Any], ...] = (
+            self.exists, self.type_id, self.mode_id, self.memory_total, self.cores_total, self.slots_total,
+        )  # fmt: skip
         for row, state in enumerate(node.states):
             gpu = state.gpu
             type_id = self.type_ids.setdefault(gpu.type, len(self.type_ids))

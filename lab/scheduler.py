@@ -81,6 +81,11 @@ class Extender:
             return orjson.loads(content)
         raise AssertionError("the second attempt returns or raises")
 
+    def close(self) -> None:
+        """Close every connection."""
+        while self._idle:
+            self._idle.pop().close()
+
 
 class Scheduler:
     """Places the pods of one `schedulerName` on the nodes of one store."""
@@ -101,9 +106,12 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule for ever; ends only by cancellation."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow())
-            tasks.create_task(self._loop())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow())
+                tasks.create_task(self._loop())
+        finally:
+            self._extender.close()
 
     async def _follow(self) -> None:
         watcher = self._store.watch(kinds.PODS, self._store.version)

@@ -1,0 +1,222 @@
+"""The extender as a process: lost answers, broken watches, restarts, stopping, and what it shows."""
+
+import concurrent.futures
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+from lab import api_server, cluster, extender_process, faults, gpus, kinds
+from tests.component import calls
+from tests.component.conftest import SMALL
+
+Extender = extender_process.ExtenderProcess
+
+
+def test_a_binding_whose_answer_was_lost_is_found_out(extender: Extender, server: api_server.Running) -> None:
+    """It was done, so it is a success, and the place is counted once."""
+    pod = calls.create(server, "p")
+    server.app.faults.arm(faults.Fault("POST", "/binding$", loses_answer=True))
+
+    assert calls.bind(extender, pod, "a") == ""
+    assert calls.read(extender, "cluster")["memory_mib"]["promised"] == 4000
+
+
+def test_a_binding_that_was_refused_by_a_broken_server_gives_the_place_back(
+    extender: Extender, server: api_server.Running
+) -> None:
+    """It was not done; kube-scheduler tries again, and then it is."""
+    pod = calls.create(server, "p")
+    server.app.faults.arm(faults.Fault("POST", "/binding$", refuse_with=500))
+
+    assert calls.bind(extender, pod, "a").startswith("SCHED_BIND_FAILED")
+    assert calls.read(extender, "cluster")["memory_mib"]["promised"] == 0
+    assert calls.bind(extender, pod, "a") == ""
+
+
+def test_a_watch_that_breaks_or_expires_misses_nothing(extender: Extender, server: api_server.Running) -> None:
+    """Pods that came and went in between are known; held places are kept."""
+    kept = calls.create(server, "kept")
+    assert calls.bind(extender, kept, "a") == ""
+    for number, cut in enumerate((server.app.store.end_watches, server.app.store.compact)):
+        server.call(cut)
+        server.request("DELETE", f"{calls.PODS}/kept?gracePeriodSeconds=0") if number else None
+        calls.create(server, f"new-{number}")
+        calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
+
+    calls.eventually(lambda: calls.read(extender, "cluster")["memory_mib"]["promised"] == 0)
+    assert extender.metric("hami_scheduler_watch_failures_total") >= 1
+
+
+def test_two_binds_for_one_place_are_one_success(extender: Extender, server: api_server.Running) -> None:
+    """Twelve pods of half a GPU on a node with room for four."""
+    pods = [calls.create(server, f"p{index}", {**calls.LIMITS, "nvidia.com/gpumem": "8000"}) for index in range(12)]
+
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        outcomes = list(pool.map(lambda pod: calls.bind(extender, pod, "a"), pods))
+
+    assert outcomes.count("") == 4
+    assert all(error.startswith("SCHED_NO_LONGER_FITS") for error in outcomes if error)
+    (node,) = [one for one in calls.read(extender, "nodes")["nodes"] if one["name"] == "a"]
+    assert [gpu["memory_mib"] for gpu in node["gpus"]] == [{"total": 16_000, "promised": 16_000}] * 2
+
+
+def test_a_restart_knows_everything_from_the_api_objects(extender: Extender, server: api_server.Running) -> None:
+    """SIGKILL, and the same answers from the next process."""
+    for index in range(3):
+        assert calls.bind(extender, calls.create(server, f"p{index}"), "a") == ""
+    before = calls.read(extender, "nodes")
+
+    extender.kill()
+    extender.start()
+    extender.wait_ready()
+
+    assert calls.read(extender, "nodes") == before
+
+
+def test_sigterm_lets_a_bind_finish(extender: Extender, server: api_server.Running) -> None:
+    """A rolling update does not fail pods."""
+    pod = calls.create(server, "p")
+    server.app.faults.arm(faults.Fault("POST", "/binding$", delay_seconds=1.0))
+    outcome: list[str] = []
+    binding = threading.Thread(target=lambda: outcome.append(calls.bind(extender, pod, "a")))
+    binding.start()
+    time.sleep(0.3)
+
+    extender.stop()
+    binding.join()
+
+    assert outcome == [""]
+    assert server.request("GET", f"{calls.PODS}/p")["spec"]["nodeName"] == "a"
+
+
+def test_before_the_cluster_is_read_nothing_is_answered(server: api_server.Running, tmp_path: pathlib.Path) -> None:
+    """Alive, not ready, and every verb says so in a way that kube-scheduler understands."""
+    server.app.faults.arm(faults.Fault("GET", "/api/v1/pods$", times=1000, refuse_with=503))
+    extender = Extender(server.write_kubeconfig(tmp_path / "kubeconfig"), tmp_path / "log")
+    extender.start()
+    try:
+        body = json.dumps({"Pod": calls.create(server, "p"), "NodeNames": ["a"]}).encode()
+
+        assert extender.get("health", "/livez")[0] == 200
+        assert extender.get("health", "/readyz")[0] == 503
+        assert calls.raw(extender, "filter", body)[1]["error_code"] == "SCHED_NOT_READY"
+        assert calls.raw(extender, "prioritize", body)[0] == 500
+        assert extender.get("api", "/api/v1/nodes")[0] == 503
+        health = json.loads(extender.get("health", "/healthz")[1])
+        assert health["components"]["pods"]["healthy"] is False
+    finally:
+        extender.stop()
+
+
+def test_only_the_extender_beside_the_leader_binds(server: api_server.Running, tmp_path: pathlib.Path) -> None:
+    """The other one is ready all the same, or a rolling update would wait for ever."""
+    leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+    spec = {"holderIdentity": "other_1", "leaseDurationSeconds": 15}
+    lease = server.request("POST", leases, {"metadata": {"name": "hami"}, "spec": spec})
+    flags = ("--leader-lease", "kube-system/hami", "--identity", "us")
+    with extender_process.running(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags) as extender:
+        pod = calls.create(server, "p")
+        assert calls.bind(extender, pod, "a").startswith("SCHED_NOT_LEADER")
+        assert extender.get("health", "/readyz")[0] == 200
+
+        def renew() -> bool:
+            nonlocal lease
+            changed = {
+                **lease["spec"],
+                "holderIdentity": "us_2",
+                "renewTime": f"2026-01-01T00:00:00.{time.time_ns() % 10**6:06}Z",
+            }
+            lease = server.request("PUT", f"{leases}/hami", {**lease, "spec": changed})
+            time.sleep(0.5)
+            return bool(json.loads(extender.get("health", "/healthz")[1])["leading"])
+
+        calls.eventually(renew, 40)
+        assert calls.bind(extender, pod, "a") == ""
+
+
+def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_server.Running) -> None:
+    """Node by node, with codes and whether evicting somebody would help."""
+    calls.create(server, "big", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})
+    calls.create(server, "bad", {"nvidia.com/gpu": "1", "nvidia.com/gpucores": "500"})
+    calls.eventually(lambda: calls.read(extender, "cluster")["pods_waiting"] == 2)
+
+    found = calls.read(extender, "explain/default/big")
+    bad = calls.read(extender, "explain/default/bad")
+
+    assert found["summary"].startswith("0/2 nodes available: 2 GPU memory insufficient")
+    assert found["nodes"][0] == {
+        "node": "a",
+        "fits": False,
+        "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
+        "sentence": "GPU memory insufficient (requested 99000MB, available 16000MB)",
+        "curable": True,
+    }
+    assert {node["code"] for node in bad["nodes"]} == {"SCHED_PERCENT_OUT_OF_RANGE"}
+    assert extender.get("api", "/api/v1/explain/default/absent")[0] == 404
+
+
+def test_off_loopback_the_read_api_asks_for_a_token(server: api_server.Running, tmp_path: pathlib.Path) -> None:
+    """Who holds what is nobody else's business."""
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+         "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True,
+    )  # fmt: skip
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    extender = Extender(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags)
+    extender.api = "0.0.0.0:0"
+    extender.start()
+    try:
+        extender.wait_ready()
+        program = (
+            "import ssl, sys, urllib.request, urllib.error\n"
+            "request = urllib.request.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + sys.argv[2]})\n"
+            "try: print(urllib.request.urlopen(request, context=ssl._create_unverified_context()).status)\n"
+            "except urllib.error.HTTPError as refused: print(refused.code)\n"
+        )
+        url = f"https://127.0.0.1:{extender.api.rpartition(':')[2]}/api/v1/nodes"
+        found = [
+            subprocess.run([sys.executable, "-c", program, url, token], capture_output=True, text=True).stdout.strip()
+            for token in (server.token, "wrong", "")
+        ]
+    finally:
+        extender.stop()
+    assert found == ["200", "401", "401"]
+    assert server.token not in (tmp_path / "log").read_text()
+
+
+def test_a_pod_is_placed_by_the_whole_chain_and_freed_room_is_used(tmp_path: pathlib.Path) -> None:
+    """Scheduler loop, extender, API server, kubelet: a waiting pod gets the place of one that goes."""
+    with cluster.running([gpus.gpu_node("a", SMALL, 1)], folder=tmp_path) as running:
+        large = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
+        calls.create(running.server, "first", large)
+        calls.eventually(lambda: _phase(running, "first") == "Running")
+        calls.create(running.server, "second", large)
+        calls.eventually(lambda: any(e["reason"] == "FailedScheduling" for e in running.all(kinds.EVENTS)))
+
+        running.server.request("DELETE", f"{calls.PODS}/first")
+
+        calls.eventually(lambda: _phase(running, "second") == "Running", 5)
+
+
+def _phase(running: cluster.Cluster, name: str) -> str:
+    return str(running.server.request("GET", f"{calls.PODS}/{name}")["status"]["phase"])
+
+
+def test_logs_are_json_with_codes_and_a_decision_id(extender: Extender, server: api_server.Running) -> None:
+    """What was decided about a pod is found by one id, and a refusal by its code."""
+    pod = calls.create(server, "p")
+    calls.filtered(extender, pod, "a", "b")
+    assert calls.bind(extender, pod, "a") == ""
+    calls.filtered(extender, calls.create(server, "q", {"nvidia.com/gpu": "9"}), "a", "b")
+
+    bound = next(line for line in extender.log_lines() if line["event"] == "bound")
+    refused = next(line for line in extender.log_lines() if line["event"] == "refused")
+
+    annotations = server.request("GET", f"{calls.PODS}/p")["metadata"]["annotations"]
+    assert bound["decision_id"] == annotations["hami.io/decision-id"]
+    assert (refused["error_code"], refused["pod"]) == ("SCHED_TOO_FEW_GPUS", "default/q")
+    assert refused["level"] == "error"

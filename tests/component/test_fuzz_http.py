@@ -1,0 +1,138 @@
+"""schemathesis over the HTTP surface: no answer is a 500 of ours, and each is what the description says."""
+
+import json
+import pathlib
+from typing import Any
+
+import hypothesis
+import schemathesis
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from lab import api_server, extender_process
+from tests.component import calls
+
+OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "openapi.json"
+
+VERBS = {
+    "openapi": "3.1.0",
+    "info": {"title": "extender/v1", "version": "1"},
+    "paths": {
+        f"/{verb}": {
+            "post": {
+                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+                "responses": {"200": {"description": "an answer"}},
+            }
+        }
+        for verb, schema in (
+            (
+                "filter",
+                {
+                    "type": "object",
+                    "required": ["Pod", "NodeNames"],
+                    "properties": {
+                        "Pod": {
+                            "type": "object",
+                            "required": ["metadata", "spec"],
+                            "properties": {
+                                "metadata": {
+                                    "type": "object",
+                                    "required": ["name", "uid"],
+                                    "properties": {
+                                        "name": {"type": "string", "minLength": 1},
+                                        "uid": {"type": "string", "minLength": 1},
+                                        "annotations": {"type": "object", "additionalProperties": {"type": "string"}},
+                                    },
+                                },
+                                "spec": {
+                                    "type": "object",
+                                    "required": ["containers"],
+                                    "properties": {
+                                        "containers": {
+                                            "type": "array",
+                                            "items": {
+                                                "type": "object",
+                                                "properties": {
+                                                    "resources": {
+                                                        "type": "object",
+                                                        "properties": {
+                                                            "limits": {
+                                                                "type": "object",
+                                                                "required": ["nvidia.com/gpu"],
+                                                                "properties": {
+                                                                    "nvidia.com/gpu": {"type": ["string", "integer"]},
+                                                                    "nvidia.com/gpumem": {
+                                                                        "type": ["string", "integer"]
+                                                                    },
+                                                                },
+                                                            }
+                                                        },
+                                                    }
+                                                },
+                                            },
+                                        }
+                                    },
+                                },
+                            },
+                        },
+                        "NodeNames": {"type": ["array", "null"], "items": {"enum": ["a", "b", "ghost"]}},
+                    },
+                },
+            ),
+            (
+                "bind",
+                {"type": "object", "properties": {name: {"type": "string"} for name in ("PodName", "Node", "PodUID")}},
+            ),
+        )
+    },
+}
+
+
+def strategy(operation: Any) -> Any:
+    return operation.ok().as_strategy()
+
+
+def test_the_read_api_is_what_its_description_says(
+    extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """The WebUI and hamictl are written against it."""
+    calls.bind(extender, calls.create(server, "p"), "a")
+    calls.create(server, "q", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})
+    schema = schemathesis.openapi.from_dict(json.loads(OPENAPI.read_text()))
+    checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
+    seen = 0
+
+    for operation in schema.get_all_operations():
+
+        @hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(case=strategy(operation))
+        def check(case: Any) -> None:
+            case.call_and_validate(base_url=f"http://{extender.api}", checks=checks)
+
+        check()
+        seen += 1
+    assert seen == 4
+    for path in ("cluster", "nodes", "pods", "explain/default/p", "explain/default/q"):
+        assert calls.read(extender, path)
+
+
+def test_the_verbs_answer_whatever_they_are_sent(
+    extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """200 with an answer or a coded `Error`; never a defect of ours."""
+    for operation in schemathesis.openapi.from_dict(VERBS).get_all_operations():
+
+        @hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(case=strategy(operation))
+        def check(case: Any) -> None:
+            answer = case.call(base_url=f"http://{extender.verbs}")
+            assert answer.status_code == 200
+            error = answer.json().get("Error", "")
+            assert not error or error.startswith("SCHED_")
+            assert "SCHED_INTERNAL" not in error
+
+        check()
+    assert calls.read(extender, "cluster")["pods_holding"] == 0

@@ -1,0 +1,84 @@
+"""An API server in a dictionary, with the semantics of a Binding, that can lose answers. For state machines."""
+
+import copy
+from typing import Any
+from urllib import parse
+
+import msgspec
+import orjson
+
+from gpu_sharing.adapters import events, objects
+from gpu_sharing.core import errors
+
+
+class SilentRecorder:
+    """Takes events and keeps them."""
+
+    def __init__(self) -> None:
+        self.told: list[events.Event] = []
+
+    def tell(self, event: events.Event) -> None:
+        self.told.append(event)
+
+
+class FakeApi:
+    """Pods, and what a watcher of them would be sent.
+
+    Attributes:
+        pods: By name.
+        stream: Events that nobody has read yet.
+        loses: How the next Bindings go: `""` as they should, `"answer"` done but not answered, `"request"` neither.
+    """
+
+    def __init__(self) -> None:
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.stream: list[tuple[str, dict[str, Any]]] = []
+        self.loses: list[str] = []
+        self._version = 0
+        self.patches: list[tuple[str, Any]] = []
+
+    def put(self, pod: dict[str, Any]) -> None:
+        self._version += 1
+        pod["metadata"]["resourceVersion"] = str(self._version)
+        self.pods[pod["metadata"]["name"]] = pod
+        self.stream.append(("MODIFIED", copy.deepcopy(pod)))
+
+    def delete(self, name: str) -> None:
+        self.stream.append(("DELETED", self.pods.pop(name)))
+
+    async def post(self, path: str, body: bytes, timeout_seconds: float = 1.0) -> bytes:
+        del timeout_seconds
+        outcome = self.loses.pop(0) if self.loses else ""
+        if outcome == "request":
+            raise errors.Unavailable("lost")
+        binding = orjson.loads(body)
+        name = parse.urlsplit(path).path.split("/")[6]
+        pod = self.pods.get(name)
+        if pod is None:
+            raise errors.NotFound(name, 404)
+        if pod["metadata"]["uid"] != binding["metadata"]["uid"]:
+            raise errors.Conflict("Precondition failed: UID in precondition", 409)
+        if pod["spec"].get("nodeName"):
+            raise errors.Conflict(f"pod {name} is already assigned", 409)
+        bound = copy.deepcopy(pod)
+        bound["spec"]["nodeName"] = binding["target"]["name"]
+        bound["metadata"].setdefault("annotations", {}).update(binding["metadata"]["annotations"])
+        self.put(bound)
+        if outcome == "answer":
+            raise errors.Unavailable("lost")
+        return b"{}"
+
+    async def get(self, path: str, kind: type[Any], timeout_seconds: float = 1.0) -> Any:
+        del timeout_seconds
+        name = path.split("/")[6]
+        if name not in self.pods:
+            raise errors.NotFound(name, 404)
+        return msgspec.convert(self.pods[name], kind)
+
+    async def patch(self, path: str, body: bytes, timeout_seconds: float = 1.0) -> bytes:
+        del timeout_seconds
+        self.patches.append((path, orjson.loads(body)))
+        return b"{}"
+
+    def objects(self) -> list[objects.Pod]:
+        return [msgspec.convert(pod, objects.Pod) for pod in self.pods.values()]

@@ -1,0 +1,183 @@
+"""The books balance under any interleaving: binds, deletions, duplicates, lost answers, watch gaps and restarts."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import records
+from lab import gpus
+from scheduler_extender import binding, leadership, metrics, mirror, requeue, telling, verbs, wire
+from scheduler_extender import settings as settings_module
+from tests.e2e import accounting
+from tests.unit.extender import fakes
+
+NODES = ["node-a", "node-b"]
+SMALL = gpus.Model("NVIDIA A100", 10_000)
+LIMITS = [
+    {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000", "nvidia.com/gpucores": "40"},
+    {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "6000"},
+    {"nvidia.com/gpu": "2", "nvidia.com/gpumem": "3000"},
+    {"nvidia.com/gpu": "1"},
+    {"nvidia.com/gpu": "1", "nvidia.com/gpumem-percentage": "30", "nvidia.com/gpucores": "30"},
+]
+
+
+class Books(RuleBasedStateMachine):
+    """A cluster whose watch is late, whose answers get lost and whose extender dies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.api = fakes.FakeApi()
+        self.nodes = [gpus.gpu_node(name, SMALL, 2, slots=3) for name in NODES]
+        self.count = 0
+        self.last_seen: tuple[str, dict[str, Any]] | None = None
+
+    @initialize()
+    def start(self) -> None:
+        """An extender that has just listed."""
+        options, counters = settings_module.Settings(), metrics.Metrics()
+        self.mirror = mirror.Mirror(options, counters)
+        for node in self.nodes:
+            self.mirror.see_node(msgspec.convert(node, objects.Node))
+        self.api.stream.clear()
+        self.mirror.replace_pods(self.api.objects(), self.loop.time())
+        teller = telling.Teller(self.mirror, fakes.SilentRecorder(), options, lambda: False)
+        refusals = requeue.Refusals(self.mirror, options, counters)
+        self.verbs = verbs.Verbs(self.mirror, teller, refusals, options, counters)
+        client: Any = self.api
+        self.binder = binding.Binder(client, self.mirror, self.verbs, refusals, teller, options, counters, lambda: True)
+        self.last_seen = None
+
+    @rule()
+    def crash(self) -> None:
+        """SIGKILL and a new process: everything is read anew."""
+        self.start()
+
+    @rule(limits=st.sampled_from(LIMITS))
+    def create(self, limits: dict[str, str]) -> None:
+        self.count += 1
+        self.api.put({
+            "metadata": {"name": f"p{self.count}", "namespace": "default", "uid": f"uid-{self.count}"},
+            "spec": {"schedulerName": "hami-scheduler", "containers": [{"name": "c", "resources": {"limits": limits}}]},
+            "status": {"phase": "Pending"},
+        })  # fmt: skip
+
+    @precondition(lambda self: self.api.pods)
+    @rule(data=st.data(), lost=st.sampled_from(["", "", "", "answer", "request"]), ask_scores=st.booleans())
+    def schedule(self, data: st.DataObject, lost: str, ask_scores: bool) -> None:
+        """What kube-scheduler does, from its own view, which may be newer or older than ours."""
+        pod = data.draw(st.sampled_from(list(self.api.pods.values())))
+        body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": NODES})
+        left = orjson.loads(self.verbs.filter(body))["NodeNames"]
+        if not left:
+            return
+        if ask_scores:
+            self.verbs.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
+        self.bind(pod, data.draw(st.sampled_from(left)), lost)
+
+    @precondition(lambda self: self.api.pods)
+    @rule(data=st.data(), node=st.sampled_from(NODES), lost=st.sampled_from(["", "answer", "request"]))
+    def bind_out_of_the_blue(self, data: st.DataObject, node: str, lost: str) -> None:
+        """A bind that no filter of this process preceded, or a repeated one."""
+        self.bind(data.draw(st.sampled_from(list(self.api.pods.values()))), node, lost)
+
+    @precondition(lambda self: len(self.api.pods) > 1)
+    @rule(data=st.data(), node=st.sampled_from(NODES))
+    def two_binds_at_once(self, data: st.DataObject, node: str) -> None:
+        """They overlap, and may be for the same pod."""
+        pods = [data.draw(st.sampled_from(list(self.api.pods.values()))) for _ in range(2)]
+        arguments = [wire.BindArgs(p["metadata"]["name"], "default", p["metadata"]["uid"], node) for p in pods]
+
+        async def both() -> None:
+            await asyncio.gather(*(self.binder.bind(one) for one in arguments))
+
+        self.loop.run_until_complete(both())
+
+    def bind(self, pod: dict[str, Any], node: str, lost: str) -> None:
+        self.api.loses = [lost]
+        arguments = wire.BindArgs(pod["metadata"]["name"], "default", pod["metadata"]["uid"], node)
+        failed = self.loop.run_until_complete(self.binder.bind(arguments))
+        self.api.loses = []
+        if not failed:
+            now = self.api.pods[pod["metadata"]["name"]]
+            assert now["spec"]["nodeName"] == node
+            assert now["metadata"]["annotations"][records.ALLOCATED]
+
+    @precondition(lambda self: self.api.pods)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        self.api.delete(data.draw(st.sampled_from(sorted(self.api.pods))))
+
+    @precondition(lambda self: self.api.pods)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        pod = dict(self.api.pods[data.draw(st.sampled_from(sorted(self.api.pods)))])
+        if pod["spec"].get("nodeName"):
+            self.api.put({**pod, "status": {"phase": "Succeeded"}, "metadata": dict(pod["metadata"])})
+
+    @precondition(lambda self: self.api.stream)
+    @rule(count=st.integers(1, 4))
+    def watch_catches_up_a_little(self, count: int) -> None:
+        for _ in range(min(count, len(self.api.stream))):
+            self.last_seen = self.api.stream.pop(0)
+            self.deliver(*self.last_seen)
+
+    @precondition(lambda self: self.last_seen)
+    @rule()
+    def watch_repeats_itself(self) -> None:
+        """As after a reconnect from a version that was not the last."""
+        assert self.last_seen is not None
+        self.deliver(*self.last_seen)
+
+    @rule()
+    def watch_breaks_and_lists_again(self) -> None:
+        self.api.stream.clear()
+        self.last_seen = None
+        self.mirror.replace_pods(self.api.objects(), self.loop.time())
+
+    def deliver(self, kind: str, pod: dict[str, Any]) -> None:
+        seen = msgspec.convert(pod, objects.Pod)
+        if kind == "DELETED":
+            self.mirror.pods.deleted(seen)
+        else:
+            self.mirror.pods.changed(seen)
+
+    @invariant()
+    def no_gpu_is_ever_oversubscribed(self) -> None:
+        """By the API objects alone: pods that have ended hold nothing."""
+        live = [pod for pod in self.api.pods.values() if pod["status"]["phase"] != "Succeeded"]
+        assert accounting.violations(self.nodes, live) == []
+
+    def teardown(self) -> None:
+        """Once the watch has caught up, the ledger is what a new one would be."""
+        if not hasattr(self, "mirror"):
+            self.loop.close()
+            return
+        for kind, pod in self.api.stream:
+            self.deliver(kind, pod)
+        anew = mirror.Mirror(settings_module.Settings(), metrics.Metrics())
+        for node in self.nodes:
+            anew.see_node(msgspec.convert(node, objects.Node))
+        anew.replace_pods(self.api.objects(), 0.0)
+        for name in NODES:
+            assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
+        assert set(self.mirror.waiting) == set(anew.waiting)
+        self.loop.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for in real time is over at once here."""
+    monkeypatch.setattr(leadership, "BINDING_TIMEOUT_SECONDS", 0.0)
+
+
+TestBooks = pytest.mark.usefixtures("_no_waiting")(Books.TestCase)
+Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)

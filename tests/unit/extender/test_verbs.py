@@ -1,0 +1,325 @@
+"""Filter, prioritize and the waking of refused pods, on a mirror without a cluster."""
+
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import identifiers, records, reservations
+from lab import gpus
+from scheduler_extender import metrics, mirror, requeue, settings, telling, verbs, wire
+from tests.unit.extender import fakes
+
+A100 = gpus.Model("NVIDIA A100", 16_000)
+LIMITS = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000"}
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class World:
+    """A mirror with everything that decides on it."""
+
+    def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
+        self.clock = Clock()
+        options, counters = settings.Settings(**changes), metrics.Metrics()
+        self.mirror = mirror.Mirror(options, counters, self.clock)
+        self.recorder = fakes.SilentRecorder()
+        teller = telling.Teller(self.mirror, self.recorder, options, lambda: True, self.clock)
+        self.mirror.listener = teller
+        self.refusals = requeue.Refusals(self.mirror, options, counters, self.clock)
+        self.verbs = verbs.Verbs(self.mirror, teller, self.refusals, options, counters, self.clock)
+        for node in nodes:
+            self.mirror.see_node(msgspec.convert(node, objects.Node))
+
+    def see(self, pod: dict[str, Any]) -> None:
+        self.mirror.see_pod(msgspec.convert(pod, objects.Pod))
+
+    def filter(self, pod: dict[str, Any], *names: str) -> dict[str, Any]:
+        answer: dict[str, Any] = orjson.loads(
+            self.verbs.filter(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}))
+        )
+        return answer
+
+    def prioritize(self, pod: dict[str, Any], *names: str) -> dict[str, int]:
+        answer = self.verbs.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}))
+        return {entry["Host"]: entry["Score"] for entry in orjson.loads(answer)}
+
+
+def pod(name: str, limits: dict[str, str] | None = None, node: str = "", **more: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "namespace": "default", "uid": f"uid-{name}", "resourceVersion": "1"}
+    metadata["annotations"] = more.pop("annotations", {})
+    containers = [{"name": "c", "resources": {"limits": LIMITS if limits is None else limits}}]
+    status = more.pop("status", {"phase": "Pending"})
+    spec = {"schedulerName": "hami-scheduler", "nodeName": node, "containers": containers, **more}
+    return {"metadata": metadata, "spec": spec, "status": status}
+
+
+def held(name: str, node: str, index: int, memory_mib: int, cores: int = 0) -> dict[str, Any]:
+    shares = ((reservations.Share(gpus.gpu_uuid(node, index), memory_mib, cores),),)
+    annotations = records.pod_annotations(shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d"))
+    return pod(name, node=node, annotations=annotations)
+
+
+def test_all_nodes_that_fit_are_returned_and_the_others_have_reasons() -> None:
+    """kube-scheduler's own preferences still choose among them; every refusal is final for preemption."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1), gpus.gpu_node("full", A100, 1))
+    world.see(held("other", "full", 0, 15_000))
+
+    answer = world.filter(pod("p"), "b", "full", "a", "stranger")
+
+    assert answer == {
+        "NodeNames": ["b", "a"],
+        "FailedAndUnresolvableNodes": {
+            "full": "GPU memory insufficient", "stranger": "node unknown to the GPU scheduler",
+        },
+        "Error": "",
+    }  # fmt: skip
+
+
+def test_the_best_node_gets_ten_and_all_others_nothing() -> None:
+    """The fuller one, by default; the emptier one where the pod asks to be spread."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+    world.see(held("other", "b", 0, 4000))
+    spread = {"hami.io/node-scheduler-policy": "spread"}
+
+    world.filter(pod("p"), "a", "b")
+    assert world.prioritize(pod("p"), "a", "b") == {"a": 0, "b": 10}
+    world.filter(pod("q", annotations=spread), "a", "b")
+    assert world.prioritize(pod("q", annotations=spread), "a", "b") == {"a": 10, "b": 0}
+
+
+def test_a_pod_with_wishes_of_its_own_gets_scores_of_one_only() -> None:
+    """Its preferred zone outweighs our packing."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+    wishes = {"topologySpreadConstraints": [{"whenUnsatisfiable": "ScheduleAnyway"}]}
+    affinity = {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1}]}}}
+
+    for name, more in (("p", wishes), ("q", affinity)):
+        one = pod(name, **more)
+        world.filter(one, "a", "b")
+        assert sorted(world.prioritize(one, "a", "b").values()) == [0, 1]
+
+
+def test_prioritize_answers_without_a_filter_before_it() -> None:
+    """After a restart the scheduler's cycle goes on."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+
+    assert world.prioritize(pod("p"), "b", "a", "stranger") == {"a": 10, "b": 0, "stranger": 0}
+
+
+def test_the_place_of_one_pod_is_not_offered_to_the_next_while_there_is_another() -> None:
+    """Two pods in a row do not run into each other at bind."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+    large = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "10000"}
+    world.filter(pod("first", large), "a", "b")
+    assert world.prioritize(pod("first", large), "a", "b") == {"a": 10, "b": 0}
+
+    assert world.filter(pod("second", large), "a", "b")["NodeNames"] == ["b"]
+    assert world.filter(pod("third", large), "a")["NodeNames"] == ["a"]  # Nothing else fits it.
+    world.clock.now += 6
+    assert world.filter(pod("fourth", large), "a", "b")["NodeNames"] == ["a", "b"]
+
+
+def test_a_single_node_is_kept_at_filter_because_prioritize_is_skipped() -> None:
+    """kube-scheduler does not ask about a choice of one."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+    large = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "10000"}
+    world.filter(pod("first", large), "a")
+
+    assert world.filter(pod("second", large), "a", "b")["NodeNames"] == ["b"]
+
+
+def test_a_hold_of_equal_or_higher_priority_stands_and_one_of_lower_does_not() -> None:
+    """`status.nominatedNodeName` is a promise, to those who may make it."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    large = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "10000"}
+    status = {"phase": "Pending", "nominatedNodeName": "a"}
+    world.see(pod("preemptor", large, status=status, priority=5))
+
+    assert world.filter(pod("low", large, priority=1), "a")["NodeNames"] == []
+    assert world.filter(pod("equal", large, priority=5), "a")["NodeNames"] == []
+    assert world.filter(pod("high", large, priority=9), "a")["NodeNames"] == ["a"]
+    assert world.filter(pod("preemptor", large, status=status, priority=5), "a")["NodeNames"] == ["a"]
+
+
+def test_a_pod_without_gpu_is_let_through() -> None:
+    """Whoever sends it here does not lose it."""
+    world = World(gpus.gpu_node("a", A100, 1))
+
+    assert world.filter(pod("p", {"cpu": "1"}), "a", "x")["NodeNames"] == ["a", "x"]
+    assert world.filter(pod("q", {"nvidia.com/gpu": "0"}), "a")["NodeNames"] == ["a"]
+    assert world.prioritize(pod("p", {"cpu": "1"}), "a", "x") == {"a": 0, "x": 0}
+
+
+def test_whole_nodes_are_answered_with_whole_nodes() -> None:
+    """An extender that is not nodeCacheCapable must give back what it was sent."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("full", A100, 1))
+    world.see(held("other", "full", 0, 15_000))
+    items = [{"metadata": {"name": "full"}, "x": 1}, {"metadata": {"name": "a"}, "spec": {"y": [1, 2]}}]
+
+    answer = orjson.loads(
+        world.verbs.filter(orjson.dumps({"Pod": pod("p"), "Nodes": {"items": items}, "NodeNames": None}))
+    )
+
+    assert answer["Nodes"]["items"] == [items[1]]
+    assert answer["FailedAndUnresolvableNodes"] == {"full": "GPU memory insufficient"}
+
+
+def test_keys_in_lower_case_are_read_too() -> None:
+    """Go's readers are indifferent to case, so other callers may be."""
+    world = World(gpus.gpu_node("a", A100, 1))
+
+    answer = orjson.loads(world.verbs.filter(orjson.dumps({"pod": pod("p"), "nodeNames": ["a"]})))
+
+    assert answer["NodeNames"] == ["a"]
+
+
+def test_no_names_and_no_nodes_are_no_nodes() -> None:
+    """`NodeNames: null` is an empty offer, not a crash."""
+    world = World(gpus.gpu_node("a", A100, 1))
+
+    answer = orjson.loads(world.verbs.filter(orjson.dumps({"Pod": pod("p"), "Nodes": None, "NodeNames": None})))
+
+    assert answer["NodeNames"] == []
+
+
+def test_foreign_pods_take_slots_and_corrupt_records_close_their_node() -> None:
+    """What is not known to be free is not given away."""
+    world = World(gpus.gpu_node("a", A100, 1, slots=2), gpus.gpu_node("b", A100, 2))
+    world.see(pod("stranger", {"nvidia.com/gpu": "2"}, node="a"))
+    named = f"{gpus.gpu_uuid('b', 0)},NVIDIA,1000,0:garbage;"
+    world.see(pod("broken", node="b", annotations={records.ALLOCATED: named}))
+
+    answer = world.filter(pod("p", {"nvidia.com/gpu": "2", "nvidia.com/gpumem": "1"}), "a", "b")
+    small = world.filter(pod("q"), "a", "b")
+
+    assert answer["FailedAndUnresolvableNodes"] == {"a": "too few GPUs", "b": "GPU usage unknown"}
+    assert small["NodeNames"] == ["b"]
+    assert small["FailedAndUnresolvableNodes"] == {"a": "GPU slots exhausted"}
+    assert {event.reason for event in world.recorder.told} >= {"ForeignGPUPod", "CorruptGPURecord"}
+
+
+def test_nodes_of_another_plugin_are_not_chosen_unless_allowed_and_then_one_pod_at_a_time() -> None:
+    """Its plugin gives GPUs to the first pending pod it sees."""
+    theirs = gpus.gpu_node("a", A100, 1, annotations={records.AGENT: ""})
+    assert World(theirs).filter(pod("p"), "a")["FailedAndUnresolvableNodes"] == {
+        "a": "GPUs served by another device plugin"
+    }
+    world = World(theirs, allow_hami_nodes=True)
+    assert world.filter(pod("p"), "a")["NodeNames"] == ["a"]
+
+    world.see(held("starting", "a", 0, 1000))
+
+    assert world.filter(pod("q"), "a")["FailedAndUnresolvableNodes"] == {"a": "node still starting another GPU pod"}
+
+
+def test_a_refused_pod_is_woken_once_when_its_room_is_made() -> None:
+    """And the one behind it, which would fit only instead of it, sleeps on."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    large = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "10000"}
+    world.see(held("other", "a", 0, 15_000))
+    for name, priority in (("late", 0), ("urgent", 7)):
+        world.see(pod(name, large, priority=priority))
+        assert world.filter(pod(name, large, priority=priority), "a")["NodeNames"] == []
+    world.refusals.due()
+
+    world.mirror.forget_pod(identifiers.PodUid("uid-other"))
+
+    assert [one.key for one in world.refusals.due()] == ["default/urgent"]
+    assert world.refusals.due() == []
+
+
+def test_a_pod_that_was_asked_about_after_the_room_was_made_is_not_woken() -> None:
+    """kube-scheduler knows already."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+    huge = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "16000"}
+    world.see(held("one", "a", 0, 15_000))
+    world.see(held("two", "b", 0, 15_000))
+    world.see(pod("p", huge))
+    world.filter(pod("p", huge), "a", "b")
+    world.refusals.due()
+    world.mirror.forget_pod(identifiers.PodUid("uid-one"))
+
+    world.filter(pod("p", huge), "b")
+
+    assert world.refusals.due() == []
+
+
+def test_past_ten_nodes_refusals_are_grouped() -> None:
+    """One line a reason, with the node that came nearest."""
+    world = World(*(gpus.gpu_node(f"n{index:02d}", A100, 1) for index in range(12)))
+    world.see(held("other", "n03", 0, 6000))
+    for index in range(12):
+        if index != 7:
+            world.see(held(f"h{index}", f"n{index:02d}", 0, 9000 if index != 3 else 1))
+    world.see(held("nearest", "n07", 0, 8001))
+
+    world.filter(pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "16000"}), *(f"n{i:02d}" for i in range(12)))
+
+    (note,) = [event.note for event in world.recorder.told if event.reason == "FailedScheduling"]
+    assert note == (
+        "0/12 nodes available: 12 GPU memory insufficient\n"
+        "    12 nodes, nearest n03: GPU memory insufficient (requested 16000MB, available 9999MB)"
+    )
+
+
+def test_the_same_refusal_is_not_told_twice_in_a_row() -> None:
+    """A pod that is retried does not fill its own event list."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    huge = pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})
+
+    for _ in range(3):
+        world.filter(huge, "a")
+    assert len(world.recorder.told) == 1
+    world.clock.now += 10
+    world.filter(huge, "a")
+
+    assert len(world.recorder.told) == 2
+
+
+def test_preempt_gives_back_the_victims_by_uid() -> None:
+    """What kube-scheduler chose stands, in either form of the question."""
+    world = World()
+    whole = {"Pod": pod("p"), "NodeNameToVictims": {"a": {"Pods": [pod("v")], "NumPDBViolations": 1}}}
+    meta = {"Pod": pod("p"), "NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
+    expected = {"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
+
+    assert [orjson.loads(world.verbs.preempt(orjson.dumps(body))) for body in (whole, meta)] == [expected, expected]
+
+
+@given(st.one_of(st.binary(max_size=200), st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.text(max_size=20)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.sampled_from(["Pod", "NodeNames", "Nodes", "metadata", "spec", "uid", "name", "x"]), inner),
+    ),
+    max_leaves=20,
+).map(orjson.dumps)))  # fmt: skip
+def test_any_body_is_answered_or_refused(body: bytes) -> None:
+    """Nothing that arrives on the wire is a crash."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    for verb in (world.verbs.filter, world.verbs.prioritize, world.verbs.preempt, wire.decode_bind):
+        try:
+            verb(body)
+        except wire.BadRequest as refused:
+            assert str(refused)
+
+
+@pytest.mark.parametrize("field", ["PodName", "PodNamespace", "PodUID", "Node"])
+def test_a_bind_without_a_proper_name_is_refused(field: str) -> None:
+    """Names go into URLs."""
+    whole = {"PodName": "p", "PodNamespace": "d", "PodUID": "u", "Node": "n"}
+    assert wire.decode_bind(orjson.dumps(whole)).node == "n"
+
+    for bad in ("", "a/b", "x" * 300, "a\nb"):
+        with pytest.raises(wire.BadRequest):
+            wire.decode_bind(orjson.dumps({**whole, field: bad}))

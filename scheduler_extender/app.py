@@ -95,7 +95,7 @@ class Extender:
         )
         self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
         if options.leader_lease:
-            self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._relist)
+            self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._list_again)
         self._metrics.count_live("events_written", lambda: self._recorder.written)
         self._metrics.count_live("events_dropped", lambda: self._recorder.dropped)
         self._metrics.count_live("watch_failures", self._watch_failures)
@@ -111,7 +111,7 @@ class Extender:
         self._listeners = {
             "verbs": (
                 options.http_bind,
-                _listener(server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads), options),
+                _listener(self._verb_server, options),
             ),
             "api": (
                 options.api_bind,
@@ -183,12 +183,8 @@ class Extender:
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
             await self._refusals.run(self._client, self._leads)
 
-    def _relist(self) -> "asyncio.Future[None]":
-        return asyncio.ensure_future(self._list_again())
-
     async def _list_again(self) -> None:
-        await self._node_watch.list_now()
-        await self._pod_watch.list_now()
+        await asyncio.gather(self._node_watch.list_again(), self._pod_watch.list_again())
 
     def _synced(self) -> bool:
         return self._node_watch.synced and self._pod_watch.synced

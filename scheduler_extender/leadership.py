@@ -10,7 +10,7 @@ Source: k8s.io/client-go/tools/leaderelection: the holder identity is the hostna
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -50,14 +50,14 @@ class LeaseGuard:
         client: kubernetes.Client,
         lease: str,
         identity: str,
-        relist: Callable[[], "asyncio.Future[None]"],
+        list_again: Callable[[], Awaitable[None]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         namespace, _, name = lease.partition("/")
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}"
         self._client = client
         self._identity = identity
-        self._relist = relist
+        self._list_again = list_again
         self._clock = clock
         self._version = ""
         self._renewed_at = float("-inf")
@@ -99,7 +99,7 @@ class LeaseGuard:
                 if self.see(await self._client.get(self._path, objects.Lease, POLL_SECONDS)):
                     await asyncio.sleep(max(self._usable_from - self._clock(), 0))
                     self._usable_from = float("inf")  # Until the list is there.
-                    await self._relist()
+                    await self._list_again()
                     self._usable_from = self._clock()
             except errors.KubernetesError as trouble:
                 log.warning("lease unreadable", cause=str(trouble))

@@ -73,6 +73,8 @@ class Reflector(Generic[T]):
         self._decoder = msgspec.json.Decoder(kind)
         self._events = msgspec.json.Decoder(_Event)
         self._version = ""
+        self._stale = asyncio.Event()
+        self._listed = asyncio.Event()
         self.synced = False
         self.last_heard = 0.0
         self.failures = 0
@@ -83,9 +85,9 @@ class Reflector(Generic[T]):
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
             try:
-                if not self._version:
+                if not self._version or self._stale.is_set():
                     await self._list()
-                await self._watch()
+                await self._watch_until_stale()
                 backoff = _FIRST_BACKOFF_SECONDS
             except errors.Expired as stale:
                 self._failed(stale)
@@ -97,13 +99,15 @@ class Reflector(Generic[T]):
             else:
                 self.trouble = ""
 
-    async def list_now(self) -> None:
-        """Learn the whole state anew, consistently, while the watch goes on.
+    async def list_again(self) -> None:
+        """Have `run` give up its watch and learn the whole state anew, consistently. Waits until the sink has it.
 
-        Raises:
-            KubernetesError: The API server does not answer.
+        The watch goes on from the new list, not from where it was: what it told while the list was under way would
+        otherwise be undone by the list and never told again.
         """
-        await self._list()
+        self._listed.clear()
+        self._stale.set()
+        await self._listed.wait()
 
     def _failed(self, trouble: errors.KubernetesError) -> None:
         self.failures += 1
@@ -111,6 +115,7 @@ class Reflector(Generic[T]):
         log.warning("watch broke", error_code=error_codes.WATCH_FAILED, path=self._path, cause=str(trouble))
 
     async def _list(self) -> None:
+        self._stale.clear()
         started = time.monotonic()
         items: list[T] = []
         version = ""
@@ -128,7 +133,20 @@ class Reflector(Generic[T]):
         self.synced = True
         self.last_heard = time.monotonic()
         self.trouble = ""
+        if not self._stale.is_set():
+            self._listed.set()
         log.info("listed", path=self._path, objects=len(items), seconds=round(self.last_heard - started, 3))
+
+    async def _watch_until_stale(self) -> None:
+        watch, stale = asyncio.create_task(self._watch()), asyncio.create_task(self._stale.wait())
+        try:
+            await asyncio.wait((watch, stale), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watch, stale):
+                task.cancel()
+            await asyncio.gather(watch, stale, return_exceptions=True)
+        if not watch.cancelled():
+            watch.result()
 
     async def _watch(self) -> None:
         seconds = random.randint(_SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS)  # noqa: S311

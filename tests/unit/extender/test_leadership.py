@@ -1,7 +1,5 @@
 """Who may bind, and from when to when."""
 
-import asyncio
-
 from gpu_sharing.adapters import objects
 from scheduler_extender import leadership
 
@@ -21,10 +19,10 @@ def lease(version: int, holder: str, transitions: int = 0) -> objects.Lease:
 
 
 def guard(clock: Clock) -> leadership.LeaseGuard:
-    def relist() -> "asyncio.Future[None]":
+    async def list_again() -> None:
         raise AssertionError("only `run` lists")
 
-    return leadership.LeaseGuard(None, "kube-system/hami", "host-1", relist, clock)  # type: ignore[arg-type]
+    return leadership.LeaseGuard(None, "kube-system/hami", "host-1", list_again, clock)  # type: ignore[arg-type]
 
 
 def test_the_extender_beside_the_holder_leads_after_two_seconds_and_until_three_before_the_end() -> None:

@@ -27,6 +27,7 @@ class FakeApi:
     Attributes:
         pods: By name.
         stream: Events that nobody has read yet.
+        told: How many events there were so far.
         loses: How the next Bindings go: `""` as they should, `"answer"` done but not answered, `"request"` neither.
     """
 
@@ -34,6 +35,7 @@ class FakeApi:
         self.pods: dict[str, dict[str, Any]] = {}
         self.stream: list[tuple[str, dict[str, Any]]] = []
         self.loses: list[str] = []
+        self._history: list[tuple[str, dict[str, Any]]] = []
         self._version = 0
         self.patches: list[tuple[str, Any]] = []
 
@@ -41,10 +43,22 @@ class FakeApi:
         self._version += 1
         pod["metadata"]["resourceVersion"] = str(self._version)
         self.pods[pod["metadata"]["name"]] = pod
-        self.stream.append(("MODIFIED", copy.deepcopy(pod)))
+        self._tell("MODIFIED", copy.deepcopy(pod))
 
     def delete(self, name: str) -> None:
-        self.stream.append(("DELETED", self.pods.pop(name)))
+        self._tell("DELETED", self.pods.pop(name))
+
+    @property
+    def told(self) -> int:
+        return len(self._history)
+
+    def since(self, told: int) -> list[tuple[str, dict[str, Any]]]:
+        """The events after the first `told`."""
+        return self._history[told:]
+
+    def _tell(self, kind: str, pod: dict[str, Any]) -> None:
+        self._history.append((kind, pod))
+        self.stream.append((kind, pod))
 
     async def post(self, path: str, body: bytes, timeout_seconds: float = 1.0) -> bytes:
         del timeout_seconds

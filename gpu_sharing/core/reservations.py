@@ -53,6 +53,15 @@ class Booking(NamedTuple):
             self.exclusive + other.exclusive,
         )
 
+    def minus(self, other: "Booking") -> "Booking":
+        """This without a part of it."""
+        return Booking(
+            self.slots - other.slots,
+            self.memory_mib - other.memory_mib,
+            self.cores_percent - other.cores_percent,
+            self.exclusive - other.exclusive,
+        )
+
     def at_least(self, other: "Booking") -> "Booking":
         """The larger of each quantity."""
         return Booking(*(max(mine, theirs) for mine, theirs in zip(self, other, strict=True)))

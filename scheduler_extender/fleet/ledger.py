@@ -81,6 +81,10 @@ class Claim:
 class _Node:
     facts: NodeFacts
     pods: dict[identifiers.PodUid, PodFacts] = field(default_factory=dict)
+    used: dict[identifiers.GpuUuid, reservations.Booking] = field(default_factory=dict)
+    """The sum of what `pods` book, kept as they come and go: a node holds many."""
+    foreign_slots: int = 0
+    """The same for their foreign slots."""
     claims: dict[tuple[identifiers.PodUid, bool], Claim] = field(default_factory=dict)
     inventory_changed: bool = True
     held: placement.NodeState | None = None
@@ -300,6 +304,8 @@ class Ledger:
         if node is None:
             node = self._nodes[facts.node] = _Node(NodeFacts(facts.node, standing=Reason.NODE_UNKNOWN))
         node.pods[facts.uid] = facts
+        _add(node.used, facts.bookings)
+        node.foreign_slots += facts.foreign_slots
         node.held = None
         self._touch(facts.node)
 
@@ -307,7 +313,9 @@ class Ledger:
         before = self._pods.pop(uid, None)
         if before is not None:
             node = self._nodes[before.node]
-            node.pods.pop(uid, None)
+            del node.pods[uid]
+            _subtract(node.used, before.bookings)
+            node.foreign_slots -= before.foreign_slots
             node.held = None
             self._touch(before.node, freed=True)
 
@@ -359,18 +367,11 @@ class Ledger:
         return _with_claims(node.held, claims)
 
     def _held(self, node: _Node) -> placement.NodeState:
-        facts = node.facts
-        used: dict[identifiers.GpuUuid, reservations.Booking] = {}
-        foreign_slots, corrupt, starting = 0, False, False
-        for pod in node.pods.values():
-            _add(used, pod.bookings)
-            foreign_slots += pod.foreign_slots
-            corrupt |= pod.corrupt
-            starting |= pod.starting
-        named = set(used)
+        facts, used = node.facts, node.used
         standing = facts.standing
-        if facts.one_at_a_time and starting and standing is Reason.NONE:
+        if facts.one_at_a_time and standing is Reason.NONE and any(pod.starting for pod in node.pods.values()):
             standing = Reason.HAMI_NODE_BUSY
+        corrupt = any(pod.corrupt for pod in node.pods.values())
         return placement.NodeState(
             facts.name,
             tuple(
@@ -378,11 +379,11 @@ class Ledger:
                     gpu,
                     used.get(gpu.uuid, reservations.NOTHING),
                     cordoned=gpu.uuid in facts.cordoned,
-                    usage_unknown=corrupt and gpu.uuid not in named,
+                    usage_unknown=corrupt and gpu.uuid not in used,
                 )
                 for gpu in facts.inventory
             ),
-            foreign_slots,
+            node.foreign_slots,
             standing,
         )
 
@@ -420,3 +421,12 @@ def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookin
     for uuid, booking in bookings.items():
         before = used.get(uuid)
         used[uuid] = booking if before is None else before.plus(booking)
+
+
+def _subtract(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:
+    for uuid, booking in bookings.items():
+        left = used[uuid].minus(booking)
+        if left == reservations.NOTHING:
+            del used[uuid]
+        else:
+            used[uuid] = left

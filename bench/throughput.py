@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 from bench import report
 from lab import extender_process, gpus
-from lab.real import control_plane
+from lab.real import components, control_plane, kube_scheduler
 
 TARGET = 0.8
 _VARIANTS = ("bare", "pass-through", "ours")
@@ -61,37 +61,28 @@ def _rate(plane: control_plane.ControlPlane, variant: str, pods: int) -> float:
     bodies = ({"metadata": {"name": f"p{index}"}, "spec": spec} for index in range(pods))
     path = "/api/v1/namespaces/default/pods"
     plane.api.many(("POST", path, body) for body in bodies)
-    with _extender(plane, variant) as url:
-        plane.start_scheduler(url)
-        try:
-            seconds = _time(plane, pods)
-        finally:
-            plane.stop_scheduler()
-            plane.api("DELETE", path, {"gracePeriodSeconds": 0})
-            while plane.api("GET", f"{path}?limit=1")["items"]:
-                time.sleep(0.1)
+    try:
+        with _extender(plane, variant) as url, plane.scheduler(url) as scheduler:
+            seconds = _time(scheduler, pods)
+    finally:
+        plane.api("DELETE", path, {"gracePeriodSeconds": 0})
+        while plane.api("GET", f"{path}?limit=1")["items"]:
+            time.sleep(0.1)
     return pods / seconds
 
 
-def _time(plane: control_plane.ControlPlane, pods: int) -> float:
-    started, before = 0.0, 0
+def _time(scheduler: kube_scheduler.KubeScheduler, pods: int) -> float:
+    started, before, bound = 0.0, 0, 0
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        bound = _bound(plane)
+        bound = scheduler.attempts().get("scheduled", 0)
         now = time.monotonic()
         if bound and not started:
             started, before = now, bound
         if bound >= pods:
             return (now - started) * pods / max(pods - before, 1)
         time.sleep(0.05)
-    raise TimeoutError(f"{_bound(plane)} of {pods} pods bound after 300 s")
-
-
-def _bound(plane: control_plane.ControlPlane) -> int:
-    for line in plane.scheduler_metrics().splitlines():
-        if line.startswith("scheduler_schedule_attempts_total{") and 'result="scheduled"' in line:
-            return int(float(line.split()[-1]))
-    return 0
+    raise TimeoutError(f"{bound} of {pods} pods bound after 300 s")
 
 
 @contextlib.contextmanager
@@ -104,7 +95,7 @@ def _extender(plane: control_plane.ControlPlane, variant: str) -> Iterator[str |
             with extender_process.running(plane.kubeconfig("extender"), log) as extender:
                 yield f"http://{extender.verbs}"
     else:
-        port = control_plane.free_port()
+        port = components.free_port()
         command = [sys.executable, "-m", "bench.passthrough", "--kubeconfig", str(plane.kubeconfig("admin"))]
         process = subprocess.Popen([*command, "--port", str(port)])
         time.sleep(1.5)

@@ -45,13 +45,23 @@ def strategic(target: Any, patch: Any) -> Any:
 
 
 def _merge_list(target: list[Any], patch: list[Any], key: str) -> list[Any]:
+    """Items in the order of the patch; those that it does not name stay before what they stood before, else behind.
+
+    Source: k8s.io/apimachinery pkg/util/strategicpatch, normalizeElementOrder.
+    """
     items = {item.get(key): item for item in target}
+    place = {name: index for index, name in enumerate(items)}
+    named = {change.get(key) for change in patch}
+    rest = [item for name, item in items.items() if name not in named]
+    merged: list[Any] = []
     for change in patch:
         if change.get("$patch") == "delete":
-            items.pop(change.get(key), None)
-        else:
-            items[change.get(key)] = strategic(items.get(change.get(key)), change)
-    return list(items.values())
+            continue
+        name = change.get(key)
+        while rest and place[rest[0].get(key)] < place.get(name, 0):
+            merged.append(rest.pop(0))
+        merged.append(strategic(items.get(name), change))
+    return merged + rest
 
 
 def json_patch(target: Any, operations: Any) -> Any:

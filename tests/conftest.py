@@ -11,6 +11,7 @@ hypothesis.settings.register_profile(
     "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("default")
+pytest.register_assert_rewrite("tests.contracts")  # So that a failure there says what was compared, too.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 
-from lab.real import build, control_plane
+from lab.real import build, components, control_plane
 
 
 def main() -> int:
@@ -26,9 +26,11 @@ def main() -> int:
             signal.signal(number, lambda *_: stop.set())
         options.folder.mkdir(parents=True, exist_ok=True)
         with control_plane.running(options.folder.resolve()) as plane:
-            print(f"export KUBECONFIG={plane.kubeconfig('admin')}\n# kubectl: {plane.binaries}/kubectl", flush=True)
+            print(
+                f"export KUBECONFIG={plane.kubeconfig('admin')}\n# kubectl: {plane.parts.binaries}/kubectl", flush=True
+            )
             stop.wait()
-    except (build.BuildFailed, control_plane.NotReady) as failed:
+    except (build.BuildFailed, components.NotReady) as failed:
         print(f"lab.real: {failed}", file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,6 @@
 """What this project relies on an API server for. Runs against the lab and against a real kube-apiserver alike.
 
-A test module makes a fixture `api` of `control_plane.Api` and imports everything from here.
+A test module makes a fixture `api` of `client.Api` and imports everything from here.
 """
 
 import json
@@ -12,7 +12,7 @@ from urllib import parse
 
 import pytest
 
-from lab.real import control_plane
+from lab.real import client
 
 MERGE, JSON_PATCH = "application/merge-patch+json", "application/json-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
@@ -35,13 +35,15 @@ def name() -> str:
     return f"p-{uuid.uuid4().hex[:8]}"
 
 
-def refusal(api: control_plane.Api, *call: Any) -> tuple[int, str]:
-    with pytest.raises(control_plane.Refused) as refused:
+def refusal(api: client.Api, *call: Any) -> tuple[int, str]:
+    """The status and message of a refused call; a path that no group serves is refused in plain text."""
+    with pytest.raises(client.Refused) as refused:
         api(*call)
-    return refused.value.status, refused.value.body["message"]
+    body = refused.value.body
+    return refused.value.status, body["message"] if isinstance(body, dict) else body
 
 
-def watch(api: control_plane.Api, path: str, seconds: int = 3) -> Iterator[dict[str, Any]]:
+def watch(api: client.Api, path: str, seconds: int = 3) -> Iterator[dict[str, Any]]:
     """The events of a watch until it ends."""
     connection = api._connection()
     headers = {"Authorization": f"Bearer {api._token}"}
@@ -54,7 +56,7 @@ def watch(api: control_plane.Api, path: str, seconds: int = 3) -> Iterator[dict[
         connection.close()
 
 
-def test_creation_gives_identity_defaults_and_canonical_quantities(api: control_plane.Api, name: str) -> None:
+def test_creation_gives_identity_defaults_and_canonical_quantities(api: client.Api, name: str) -> None:
     """`4000` comes back as `4k`, which is why we read it so."""
     made = api("POST", PODS, pod(name))
 
@@ -67,7 +69,7 @@ def test_creation_gives_identity_defaults_and_canonical_quantities(api: control_
     assert refusal(api, "GET", f"{PODS}/absent-{name}")[0] == 404
 
 
-def test_a_write_against_an_old_version_is_a_conflict(api: control_plane.Api, name: str) -> None:
+def test_a_write_against_an_old_version_is_a_conflict(api: client.Api, name: str) -> None:
     """Optimistic locking, by PUT and by PATCH."""
     first = api("POST", PODS, pod(name))
     api("PATCH", f"{PODS}/{name}", {"metadata": {"labels": {"a": "1"}}}, MERGE)
@@ -78,8 +80,8 @@ def test_a_write_against_an_old_version_is_a_conflict(api: control_plane.Api, na
     assert refusal(api, "PATCH", f"{PODS}/{name}", {"metadata": {"uid": str(uuid.uuid4())}}, MERGE)[0] in (409, 422)
 
 
-def test_the_three_kinds_of_patch(api: control_plane.Api, name: str) -> None:
-    """Merge removes by null, JSON patch tests, strategic merge merges conditions by type."""
+def test_the_three_kinds_of_patch(api: client.Api, name: str) -> None:
+    """Merge removes by null, JSON patch tests, strategic merge merges conditions by type, new ones first."""
     api("POST", PODS, pod(name, labels={"a": "1", "b": "1"}))
 
     merged = api("PATCH", f"{PODS}/{name}", {"metadata": {"labels": {"a": None, "c": "1"}}}, MERGE)
@@ -93,10 +95,10 @@ def test_the_three_kinds_of_patch(api: control_plane.Api, name: str) -> None:
     for kind in ("One", "Two"):
         condition = {"type": f"example.com/{kind}", "status": "True"}
         patched = api("PATCH", f"{PODS}/{name}/status", {"status": {"conditions": [condition]}}, STRATEGIC)
-    assert [one["type"] for one in patched["status"]["conditions"]] == ["example.com/One", "example.com/Two"]
+    assert [one["type"] for one in patched["status"]["conditions"]] == ["example.com/Two", "example.com/One"]
 
 
-def test_status_and_spec_are_written_apart(api: control_plane.Api, name: str) -> None:
+def test_status_and_spec_are_written_apart(api: client.Api, name: str) -> None:
     """A write of the object leaves the status alone, and the other way round."""
     api("POST", PODS, pod(name))
 
@@ -110,7 +112,7 @@ def binding(name: str, node: str, **metadata: Any) -> dict[str, Any]:
     return {"metadata": {"name": name, **metadata}, "target": {"apiVersion": "v1", "kind": "Node", "name": node}}
 
 
-def test_a_binding_merges_its_metadata_in_the_same_write(api: control_plane.Api, name: str) -> None:
+def test_a_binding_merges_its_metadata_in_the_same_write(api: client.Api, name: str) -> None:
     """The heart of bind: node and record reach the pod together or not at all."""
     uid = api("POST", PODS, pod(name, annotations={"keep": "1", "mine": "old"}))["metadata"]["uid"]
     carried = {"uid": uid, "annotations": {"mine": "new"}, "labels": {"node": "n1"}}
@@ -124,7 +126,7 @@ def test_a_binding_merges_its_metadata_in_the_same_write(api: control_plane.Api,
     assert [(c["type"], c["status"]) for c in bound["status"]["conditions"]] == [("PodScheduled", "True")]
 
 
-def test_a_binding_is_refused_where_its_premises_do_not_hold(api: control_plane.Api, name: str) -> None:
+def test_a_binding_is_refused_where_its_premises_do_not_hold(api: client.Api, name: str) -> None:
     """Another pod of that name, a pod that is bound, a pod that is gone."""
     uid = api("POST", PODS, pod(name))["metadata"]["uid"]
     path = f"{PODS}/{name}/binding"
@@ -140,7 +142,7 @@ def test_a_binding_is_refused_where_its_premises_do_not_hold(api: control_plane.
     assert refusal(api, "POST", f"{PODS}/no-{name}/binding", binding(f"no-{name}", "n1"))[0] == 404
 
 
-def test_of_many_bindings_at_once_one_wins(api: control_plane.Api, name: str) -> None:
+def test_of_many_bindings_at_once_one_wins(api: client.Api, name: str) -> None:
     """Two extenders can not both bind a pod."""
     uid = api("POST", PODS, pod(name))["metadata"]["uid"]
     outcomes: list[str] = []
@@ -149,7 +151,7 @@ def test_of_many_bindings_at_once_one_wins(api: control_plane.Api, name: str) ->
         try:
             api("POST", f"{PODS}/{name}/binding", binding(name, node, uid=uid))
             outcomes.append(node)
-        except control_plane.Refused as refused:
+        except client.Refused as refused:
             assert refused.status == 409
 
     threads = [threading.Thread(target=bind, args=(f"n{index}",)) for index in range(6)]
@@ -161,7 +163,7 @@ def test_of_many_bindings_at_once_one_wins(api: control_plane.Api, name: str) ->
     assert [api("GET", f"{PODS}/{name}")["spec"]["nodeName"]] == outcomes
 
 
-def test_an_unbound_pod_goes_at_once_and_a_bound_one_gracefully(api: control_plane.Api, name: str) -> None:
+def test_an_unbound_pod_goes_at_once_and_a_bound_one_gracefully(api: client.Api, name: str) -> None:
     """What a bound pod holds is held until its kubelet says otherwise."""
     api("POST", PODS, pod(name))
     api("POST", PODS, pod(f"{name}-b"))
@@ -181,7 +183,7 @@ def test_an_unbound_pod_goes_at_once_and_a_bound_one_gracefully(api: control_pla
     assert refusal(api, "GET", f"{PODS}/{name}-b")[0] == 404
 
 
-def test_lists_are_paged_and_selected(api: control_plane.Api, name: str) -> None:
+def test_lists_are_paged_and_selected(api: client.Api, name: str) -> None:
     """50,000 pods come in pages of a size that we choose."""
     for index in range(5):
         api("POST", PODS, pod(f"{name}-{index}", labels={"set": name, "odd": str(index % 2)}))
@@ -198,7 +200,7 @@ def test_lists_are_paged_and_selected(api: control_plane.Api, name: str) -> None
     assert api("GET", f"{PODS}?fieldSelector={parse.quote('spec.nodeName!=')}&labelSelector={chosen}")["items"] == []
 
 
-def test_a_watch_tells_what_happened_since_a_version_in_order(api: control_plane.Api, name: str) -> None:
+def test_a_watch_tells_what_happened_since_a_version_in_order(api: client.Api, name: str) -> None:
     """Added, modified, deleted; the last state comes with the deletion."""
     since = api("GET", f"{PODS}?limit=1")["metadata"]["resourceVersion"]
     api("POST", PODS, pod(name))
@@ -208,12 +210,15 @@ def test_a_watch_tells_what_happened_since_a_version_in_order(api: control_plane
     chosen = parse.quote(f"metadata.name={name}")
     events = list(watch(api, f"{PODS}?resourceVersion={since}&fieldSelector={chosen}", 2))
 
-    assert [event["type"] for event in events if event["type"] != "BOOKMARK"] == ["ADDED", "MODIFIED", "DELETED"]
+    kinds = [event["type"] for event in events if event["type"] != "BOOKMARK"]
+    # A real server also shows the pod with its deletion timestamp before it is gone.
+    assert (kinds[:2], kinds[-1]) == (["ADDED", "MODIFIED"], "DELETED")
+    assert events[1]["object"]["metadata"]["labels"] == {"a": "1"}
     versions = [int(event["object"]["metadata"]["resourceVersion"]) for event in events]
     assert versions == sorted(versions)
 
 
-def test_a_pod_that_leaves_a_selection_is_deleted_to_its_watcher(api: control_plane.Api, name: str) -> None:
+def test_a_pod_that_leaves_a_selection_is_deleted_to_its_watcher(api: client.Api, name: str) -> None:
     """A watcher of unbound pods learns that one was bound."""
     api("POST", PODS, pod(name))
     since = api("GET", f"{PODS}?limit=1")["metadata"]["resourceVersion"]
@@ -225,7 +230,7 @@ def test_a_pod_that_leaves_a_selection_is_deleted_to_its_watcher(api: control_pl
     assert [event["type"] for event in events if event["type"] != "BOOKMARK"] == ["DELETED"]
 
 
-def test_events_of_either_api_are_the_same_events(api: control_plane.Api, name: str) -> None:
+def test_events_of_either_api_are_the_same_events(api: client.Api, name: str) -> None:
     """We write `events.k8s.io`, and kubectl reads the older one."""
     body = {
         "metadata": {"name": name, "namespace": "default"}, "eventTime": "2026-01-01T00:00:00.000000Z",
@@ -244,7 +249,7 @@ def test_events_of_either_api_are_the_same_events(api: control_plane.Api, name: 
     assert len(api("GET", f"/api/v1/namespaces/default/events?fieldSelector={chosen}")["items"]) == 1
 
 
-def test_a_lease_is_kept_by_optimistic_locking(api: control_plane.Api, name: str) -> None:
+def test_a_lease_is_kept_by_optimistic_locking(api: client.Api, name: str) -> None:
     """Leadership rests on it."""
     path = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
     made = api("POST", path, {"metadata": {"name": name}, "spec": {"holderIdentity": "a", "leaseDurationSeconds": 15}})
@@ -254,8 +259,8 @@ def test_a_lease_is_kept_by_optimistic_locking(api: control_plane.Api, name: str
     assert refusal(api, "PUT", f"{path}/{name}", {**renewed, "spec": made["spec"]})[0] == 409
 
 
-def test_what_is_no_json_or_no_path_is_refused(api: control_plane.Api, name: str) -> None:
-    """With a `Status` that says so."""
+def test_what_is_no_json_or_no_path_is_refused(api: client.Api, name: str) -> None:
+    """Each with a status that says so."""
     assert refusal(api, "POST", PODS, [1])[0] == 400
     assert refusal(api, "GET", "/apis/nothing.example/v1/things")[0] == 404
     assert refusal(api, "POST", PODS, {"metadata": {"name": name}})[0] in (400, 422)

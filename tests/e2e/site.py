@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from lab import extender_process
-from lab.real import control_plane
+from lab.real import client, control_plane, kube_scheduler
 
 SCHEDULER = "hami-scheduler"
 
@@ -30,14 +30,16 @@ class Site:
         kubectl: The program and its kubeconfig.
         plane: The control plane, where it is ours.
         extender: The extender, where it is ours.
+        scheduler: The kube-scheduler, where it is ours.
     """
 
-    api: control_plane.Api
+    api: client.Api
     namespace: str
     run: str
     kubectl_command: Sequence[str]
     plane: control_plane.ControlPlane | None = None
     extender: extender_process.ExtenderProcess | None = None
+    scheduler: kube_scheduler.KubeScheduler | None = None
 
     def node_name(self, name: str) -> str:
         return name if self.plane else f"{self.run}-{name}"
@@ -135,9 +137,9 @@ def own(folder: pathlib.Path, *extender_flags: str) -> Iterator[Site]:
         kubeconfig = plane.kubeconfig("extender")
         log = folder / "extender.log"
         with extender_process.running(kubeconfig, log, *extender_flags) as extender:
-            plane.start_scheduler(f"http://{extender.verbs}")
-            kubectl = [str(plane.binaries / "kubectl"), "--kubeconfig", str(plane.kubeconfig("admin"))]
-            yield Site(plane.api, "default", "own", kubectl, plane, extender)
+            kubectl = [str(plane.parts.binaries / "kubectl"), "--kubeconfig", str(plane.kubeconfig("admin"))]
+            with plane.scheduler(f"http://{extender.verbs}") as scheduler:
+                yield Site(plane.api, "default", "own", kubectl, plane, extender, scheduler)
 
 
 @contextlib.contextmanager
@@ -154,7 +156,7 @@ def existing(kubeconfig: str) -> Iterator[Site]:
     if "token" not in user:
         raise AssertionError("E2E_KUBECONFIG must name a user with a token")
     run = f"e2e-{uuid.uuid4().hex[:8]}"
-    api = control_plane.Api(server, user["token"], ssl._create_unverified_context())
+    api = client.Api(server, user["token"], ssl._create_unverified_context())
     api("POST", "/api/v1/namespaces", {"metadata": {"name": run}})
     site = Site(api, run, run, [os.environ.get("KUBECTL", "kubectl"), "--kubeconfig", kubeconfig])
     try:

@@ -48,18 +48,8 @@ def test_the_one_node_of_a_thousand_that_fits_is_found_at_first_try(own_site: si
     wait_all_bound(own_site, 10, 60)
 
     assert {pod["spec"]["nodeName"] for pod in own_site.pods()} == {"roomy"}
-    assert attempts(own_site) == {"scheduled": 10}
-
-
-def attempts(site: sites.Site) -> dict[str, int]:
-    """Scheduling attempts by result, from kube-scheduler's own metrics."""
-    assert site.plane is not None
-    found: dict[str, int] = {}
-    for line in site.plane.scheduler_metrics().splitlines():
-        if line.startswith("scheduler_schedule_attempts_total{"):
-            result = line.split('result="')[1].split('"')[0]
-            found[result] = found.get(result, 0) + int(float(line.split()[-1]))
-    return {result: count for result, count in found.items() if count}
+    assert own_site.scheduler is not None
+    assert own_site.scheduler.attempts() == {"scheduled": 10}
 
 
 def filter_calls(site: sites.Site) -> float:

@@ -1,0 +1,79 @@
+"""A real kube-scheduler on any API server, with the configuration that the chart ships."""
+
+import contextlib
+import pathlib
+import ssl
+from collections.abc import Iterator
+
+import yaml
+
+from lab.real import client, components
+
+CONFIG = pathlib.Path(__file__).parents[2] / "charts/hami/files/kube-scheduler-config.yaml"
+
+
+class KubeScheduler:
+    """One kube-scheduler. Use `running`."""
+
+    def __init__(self, parts: components.Components) -> None:
+        self._parts = parts
+        self._port = components.free_port()
+        self._api = client.Api(f"https://127.0.0.1:{self._port}", "", ssl._create_unverified_context())
+
+    def attempts(self) -> dict[str, int]:
+        """How many attempts ended how (`scheduled`, `unschedulable`, `error`), by its own metrics."""
+        found: dict[str, int] = {}
+        for line in self._api("GET", "/metrics").splitlines():
+            if line.startswith("scheduler_schedule_attempts_total{"):
+                result = line.split('result="')[1].split('"')[0]
+                found[result] = found.get(result, 0) + int(float(line.split()[-1]))
+        return {result: count for result, count in found.items() if count}
+
+    def start(self, kubeconfig: pathlib.Path, extender_url: str | None, content_type: str) -> None:
+        """Start it; see `running`."""
+        config = yaml.safe_load(CONFIG.read_text())
+        config["clientConnection"] |= {"kubeconfig": str(kubeconfig), "contentType": content_type}
+        config["leaderElection"] = {"leaderElect": False}
+        if extender_url is None:
+            del config["extenders"]
+        else:
+            config["extenders"][0]["urlPrefix"] = extender_url
+        path = self._parts.folder / "kube-scheduler.yaml"
+        path.write_text(yaml.safe_dump(config))
+        self._parts.start(
+            "kube-scheduler", "--config", path, "--secure-port", str(self._port), "--bind-address", "127.0.0.1",
+            "--cert-dir", self._parts.folder / "certs-scheduler", "--authorization-always-allow-paths",
+            "/healthz,/readyz,/metrics",
+        )  # fmt: skip
+        self._parts.wait("kube-scheduler", lambda: self._api("GET", "/readyz") == "ok")
+
+    def stop(self) -> None:
+        """End it."""
+        self._api.close()
+        self._parts.end("kube-scheduler")
+
+
+@contextlib.contextmanager
+def running(
+    parts: components.Components,
+    kubeconfig: pathlib.Path,
+    extender_url: str | None,
+    content_type: str = "application/vnd.kubernetes.protobuf",
+) -> Iterator[KubeScheduler]:
+    """A kube-scheduler for as long as the context lasts.
+
+    Args:
+        parts: Where it runs.
+        kubeconfig: Its way in to the API server.
+        extender_url: Where the extender is; None runs it without any.
+        content_type: What it speaks; the default is its own.
+
+    Raises:
+        NotReady: It does not come up.
+    """
+    scheduler = KubeScheduler(parts)
+    try:
+        scheduler.start(kubeconfig, extender_url, content_type)
+        yield scheduler
+    finally:
+        scheduler.stop()

@@ -153,7 +153,7 @@ class Binder:
             raise BindRefused(error_codes.BIND_FAILED, str(cause)) from cause
         if pod.metadata.uid != uid:
             raise BindRefused(error_codes.POD_GONE, f"the pod was replaced by another of its name, {pod.metadata.uid}")
-        self._mirror.see_pod(pod)
+        self._mirror.see_read_pod(pod)
         if not facts.is_ours(pod, self._options.resource_names):
             raise BindRefused(error_codes.BAD_REQUEST, "the pod asks for no GPU; managedResources sends it here")
         held = self._books.pod(uid)
@@ -167,7 +167,7 @@ class Binder:
             raise BindRefused(pod.request.code, pod.request.sentence)
         self._books.drop_nomination(pod.uid)
         state = self._books.view_for(node, pod.uid, pod.priority, nominations=False)
-        answer = placement.fit(pod.request, state, pod.request.gpu_policy or self._options.gpu_policy)
+        answer = self._choices.place(pod.request, state)
         if isinstance(answer, rejections.Rejection):
             self._refusals.add(pod, self._books.generation)
             raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
@@ -252,10 +252,10 @@ class Binder:
             self._books.forget(uid)
             raise BindRefused(error_codes.POD_GONE, "the pod was replaced by another of its name")
         if pod.spec.node_name == order.node and pod.annotations.get(records.ALLOCATED):
-            self._mirror.see_pod(pod)
+            self._mirror.see_read_pod(pod)
             return
         self._books.forget(uid)
-        self._mirror.see_pod(pod)
+        self._mirror.see_read_pod(pod)
         if pod.spec.node_name:
             raise BindRefused(
                 error_codes.ALREADY_BOUND_ELSEWHERE, f"the pod is bound to node {pod.spec.node_name} by somebody else"

@@ -60,8 +60,7 @@ class Mirror:
 
     def confirm(self, uid: identifiers.PodUid) -> None:
         """A bind of ours was answered: no list that began earlier can say otherwise."""
-        if self.ledger.is_assumed(uid):
-            self._confirmed_at[uid] = self._clock()
+        self._outdate_lists(uid)
         self.ledger.confirm(uid)
         self.waiting.pop(uid, None)
 
@@ -73,6 +72,11 @@ class Mirror:
             self._metrics.corrupt_records.inc()
             log.error("node record unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, node=seen.name)
         self.ledger.set_node(seen)
+
+    def see_read_pod(self, pod: objects.Pod) -> None:
+        """A pod as it was read by itself just now: no list that began earlier can say otherwise."""
+        self.see_pod(pod)
+        self._outdate_lists(identifiers.PodUid(pod.metadata.uid))
 
     def see_pod(self, pod: objects.Pod) -> None:
         """A pod was added or modified."""
@@ -119,6 +123,10 @@ class Mirror:
                 self.forget_pod(uid)
         for pod in pods:
             self.see_pod(pod)
+
+    def _outdate_lists(self, uid: identifiers.PodUid) -> None:
+        if self.ledger.pod(uid) is not None:
+            self._confirmed_at[uid] = self._clock()
 
     def _see_waiting(self, pod: facts.Waiting) -> None:
         held = self.ledger.pod(pod.uid)

@@ -91,6 +91,7 @@ class VerbServer:
         self._ready = ready
         self._leads = leads
         self._in_flight = 0
+        counters.in_flight.set_function(lambda: self._in_flight)
         self.last_call_at = float("-inf")
         self._timers = {
             "filter": counters.filter_seconds,
@@ -115,12 +116,10 @@ class VerbServer:
             return
         self._in_flight += 1
         self.last_call_at = time.monotonic()
-        self._metrics.in_flight.set(self._in_flight)
         try:
             await self._serve(verb, receive, send)
         finally:
             self._in_flight -= 1
-            self._metrics.in_flight.set(self._in_flight)
 
     async def _serve(self, verb: str, receive: Receive, send: Send) -> None:
         failure = self._failure_status(verb)

@@ -17,7 +17,7 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, placement, rejections, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, mirror, requeue, settings, telling, wire
-from scheduler_extender.fleet import fit, ledger, shapes
+from scheduler_extender.fleet import fit, ledger, memo, shapes
 
 _BEST_SCORE = 10
 _SOFT_SCORE = 1
@@ -61,7 +61,8 @@ class Verbs:
         self._options = options
         self._metrics = counters
         self._clock = clock
-        self._shapes = shapes.Shapes(cluster.ledger)
+        self._placements = memo.Memo()
+        self._shapes = shapes.Shapes(cluster.ledger, self._placements)
         self._priorities = wire.Priorities()
         self._decisions: collections.OrderedDict[identifiers.PodUid, Decision] = collections.OrderedDict()
 
@@ -139,6 +140,10 @@ class Verbs:
         assert isinstance(pod.request, requests.PodRequest)
         return placement.node_score(pod.request, node, placed, pod.request.node_policy or self._options.node_policy)
 
+    def place(self, request: requests.PodRequest, node: placement.NodeState) -> memo.Answer:
+        """The GPUs that the pod gets on a node, by the policy that applies to it, or why there are none."""
+        return self._placements.fit(request, node, request.gpu_policy or self._options.gpu_policy)
+
     def new_decision_id(self, uid: identifiers.PodUid) -> identifiers.DecisionId:
         """One id for all that is decided about a pod, from its first filter to its bind."""
         known = self._decisions.get(uid)
@@ -194,9 +199,8 @@ class Verbs:
 
     def _place(
         self, pod: facts.Waiting, request: requests.PodRequest, name: identifiers.NodeName, *, nominations: bool
-    ) -> placement.Placement | rejections.Rejection:
-        state = self._books.view_for(name, pod.uid, pod.priority, nominations=nominations)
-        return placement.fit(request, state, request.gpu_policy or self._options.gpu_policy)
+    ) -> memo.Answer:
+        return self.place(request, self._books.view_for(name, pod.uid, pod.priority, nominations=nominations))
 
     def _best(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> identifiers.NodeName | None:
         arrays = self._books.settle()

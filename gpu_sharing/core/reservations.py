@@ -116,15 +116,24 @@ def booked(
         init_done: All init containers succeeded, so memory and cores shrink to what sidecars and apps hold. Slots
             stay, because the kubelet keeps the device ids of init containers for the pod's life.
     """
+    if Kind.INIT not in kinds:  # All run together, as in most pods.
+        return _together(shares)
     most: dict[identifiers.GpuUuid, Booking] = {}
     last: dict[identifiers.GpuUuid, Booking] = {}
     for phase in phases(kinds):
-        last = {}
-        for position in phase:
-            for share in shares[position]:
-                last[share.uuid] = last.get(share.uuid, NOTHING).plus(booking_of(share))
+        last = _together(shares[position] for position in phase)
         for uuid, booking in last.items():
             most[uuid] = most.get(uuid, NOTHING).at_least(booking)
     if not init_done:
         return most
     return {uuid: last.get(uuid, NOTHING)._replace(slots=booking.slots) for uuid, booking in most.items()}
+
+
+def _together(shares: Iterable[Iterable[Share]]) -> dict[identifiers.GpuUuid, Booking]:
+    """What containers that run at one time book on each GPU."""
+    booked: dict[identifiers.GpuUuid, Booking] = {}
+    for held in shares:
+        for share in held:
+            before = booked.get(share.uuid)
+            booked[share.uuid] = booking_of(share) if before is None else before.plus(booking_of(share))
+    return booked

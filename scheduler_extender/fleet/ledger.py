@@ -89,6 +89,8 @@ class _Node:
     inventory_changed: bool = True
     held: placement.NodeState | None = None
     """The node with what its pods hold and no claims; None once that changed."""
+    settled: placement.NodeState | None = None
+    """What its column holds."""
 
 
 class Ledger:
@@ -343,11 +345,15 @@ class Ledger:
             if name in self.arrays.column_of:
                 self._note(self.arrays.column_of[name])
                 self.arrays.release(name)
+                node.settled = None
             if not node.pods and not node.claims:
                 del self._nodes[name]
             return
-        column = self.arrays.column(name)
         state = self._state(name, node.claims.values())
+        if state == node.settled and not node.inventory_changed:
+            return  # A nomination became a bind: another reason for the same numbers.
+        column = self.arrays.column(name)
+        node.settled = state
         self.arrays.write(column, state, inventory_changed=node.inventory_changed)
         node.inventory_changed = False
         self._note(column)

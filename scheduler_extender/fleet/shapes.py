@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_sharing.core import placement, policies, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.fleet import fit, ledger
+from scheduler_extender.fleet import fit, ledger, memo
 
 _MOST_SHAPES = 32
 _FEW_COLUMNS = 8
@@ -33,8 +33,9 @@ class Answer:
 class Shapes:
     """The answers for the shapes asked about lately."""
 
-    def __init__(self, books: ledger.Ledger) -> None:
+    def __init__(self, books: ledger.Ledger, placements: memo.Memo) -> None:
         self._books = books
+        self._placements = placements
         self._answers: collections.OrderedDict[tuple[requests.PodRequest, str], Answer] = collections.OrderedDict()
 
     def fit(self, request: requests.PodRequest, policy: policies.Policy) -> Answer:
@@ -68,7 +69,7 @@ class Shapes:
     def _look_again(self, answer: Answer, request: requests.PodRequest, policy: policies.Policy, column: int) -> None:
         name = self._books.arrays.names[column]
         state = self._books.settled(name)
-        found = placement.fit(request, state, policy)
+        found = self._placements.fit(request, state, policy)
         fitting = answer.fitting
         if isinstance(found, placement.Placement):
             fitting.fits[column], fitting.reasons[column] = True, Reason.NONE

@@ -33,3 +33,8 @@ def test_all_cores_are_the_gpu_to_itself() -> None:
     """That is what 100 percent has always meant."""
     assert reservations.booking_of(Share(A, 1, 100)) == Booking(1, 1, 100, 1)
     assert reservations.booking_of(Share(A, 1, 99)) == Booking(1, 1, 99, 0)
+
+
+def test_what_was_added_can_be_taken_away_again() -> None:
+    """A node's books are kept by adding and taking away."""
+    assert Booking(3, 7000, 90, 1).plus(Booking(1, 2000, 30)).minus(Booking(1, 2000, 30)) == Booking(3, 7000, 90, 1)

@@ -206,7 +206,8 @@ Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, dea
 
 
 @pytest.mark.usefixtures("_no_waiting")
-def test_a_list_that_began_before_a_bind_does_not_undo_it() -> None:
+@pytest.mark.parametrize("lost", ["", "answer"])
+def test_a_list_that_began_before_a_bind_does_not_undo_it(lost: str) -> None:
     """The same as a story, because chance does not tell it in every run."""
     books = Books()
     books.start()
@@ -214,7 +215,7 @@ def test_a_list_that_began_before_a_bind_does_not_undo_it() -> None:
         books.create(limits=LIMITS[3])
     first, second = books.api.pods.values()
     books.watch_breaks_and_a_list_begins()
-    books.bind(first, "node-b", "")
+    books.bind(first, "node-b", lost)
     books.the_list_ends()
 
     books.bind(second, "node-b", "")

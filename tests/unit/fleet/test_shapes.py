@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gpu_sharing.core import gpus, identifiers, policies, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.fleet import fit, ledger, shapes
+from scheduler_extender.fleet import fit, ledger, memo, shapes
 from tests.unit import builders
 
 NAMES = [identifiers.NodeName(name) for name in "abcd"]
@@ -48,7 +48,7 @@ def test_a_remembered_shape_answers_as_a_fresh_look_does(
     books = ledger.Ledger()
     for name in NAMES[:2]:
         books.set_node(ledger.NodeFacts(name, (builders.gpu(name, 0), builders.gpu(name, 1))))
-    remembered = shapes.Shapes(books)
+    remembered = shapes.Shapes(books, memo.Memo())
     for kind, value in history:
         apply(books, kind, value)
 
@@ -74,7 +74,7 @@ def test_a_released_column_is_refused_until_its_new_node_is_known() -> None:
     """A node that takes the place of a deleted one is judged by its own GPUs."""
     books = ledger.Ledger()
     books.set_node(ledger.NodeFacts(NAMES[0], (builders.gpu("a", 0),)))
-    remembered = shapes.Shapes(books)
+    remembered = shapes.Shapes(books, memo.Memo())
     request = builders.pod_request(builders.share_of(20_000))
     assert remembered.fit(request, policies.BINPACK).refused == {"a": Reason.MEMORY}
 

@@ -1,11 +1,16 @@
-"""Real parts for people: `python -m lab.real build`, or `python -m lab.real up DIR` to look around with kubectl."""
+"""Real parts for people: `python -m lab.real build`, or `python -m lab.real up DIR` to look around with kubectl.
+
+`up --extender` is a cluster for `E2E_KUBECONFIG`: it has our extender and a kube-scheduler that asks it.
+"""
 
 import argparse
+import contextlib
 import pathlib
 import signal
 import sys
 import threading
 
+from lab import extender_process
 from lab.real import build, components, control_plane
 
 
@@ -16,6 +21,7 @@ def main() -> int:
     commands.add_parser("build", help="build etcd, kube-apiserver, kube-scheduler and kubectl into the cache")
     up = commands.add_parser("up", help="run etcd and kube-apiserver until Ctrl-C")
     up.add_argument("folder", type=pathlib.Path, help="where files and logs go")
+    up.add_argument("--extender", action="store_true", help="also run our extender, and a kube-scheduler that asks it")
     options = parser.parse_args()
     try:
         if options.command == "build":
@@ -25,12 +31,17 @@ def main() -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
         options.folder.mkdir(parents=True, exist_ok=True)
-        with control_plane.running(options.folder.resolve()) as plane:
+        with contextlib.ExitStack() as stack:
+            plane = stack.enter_context(control_plane.running(options.folder.resolve()))
+            if options.extender:
+                log = plane.parts.folder / "extender.log"
+                extender = stack.enter_context(extender_process.running(plane.kubeconfig("extender"), log))
+                stack.enter_context(plane.scheduler(f"http://{extender.verbs}"))
             print(
                 f"export KUBECONFIG={plane.kubeconfig('admin')}\n# kubectl: {plane.parts.binaries}/kubectl", flush=True
             )
             stop.wait()
-    except (build.BuildFailed, components.NotReady) as failed:
+    except (build.BuildFailed, components.NotReady, extender_process.ExtenderFailed) as failed:
         print(f"lab.real: {failed}", file=sys.stderr)
         return 1
     return 0

@@ -3,6 +3,7 @@
 import collections
 from typing import Any
 
+import rich.box
 import rich.table
 import rich.text
 
@@ -11,7 +12,7 @@ from hamictl import story
 
 MOST_PODS_SHOWN = 20
 MOST_NODES_SHOWN = 20
-_BAR = 14
+_BAR = 10
 
 
 def promised(world: story.World) -> dict[str, reservations.Booking]:
@@ -49,9 +50,13 @@ def gpus(world: story.World) -> rich.table.Table:
     for name in sorted(world.pods):
         for uuid in sorted(world.uuids(name)):
             holders[uuid].append(name)
-    table = rich.table.Table(
-        "node", "GPU", "memory promised", "MiB", "cores", "held by", title="GPUs", title_justify="left"
-    )
+    table = rich.table.Table(title="GPUs", title_justify="left", box=rich.box.SIMPLE_HEAD)
+    table.add_column("node")
+    table.add_column("GPU")
+    # On 80 columns the words wrap, never the bar and the numbers.
+    for heading in ("memory", "of MiB", "cores"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "memory" else "right")
+    table.add_column("held by")
     amounts = promised(world)
     for node, inventory in sorted(world.nodes.items()):
         for gpu in inventory:

@@ -82,10 +82,10 @@ def _time(scheduler: kube_scheduler.KubeScheduler, pods: int) -> float:
     while time.monotonic() < deadline:
         bound = scheduler.attempts().get("scheduled", 0)
         now = time.monotonic()
-        if bound >= pods:
-            return (now - started) * pods / max(pods - before, 1)
         if bound >= pods // 10 and not started:
             started, before = now, bound
+        if bound >= pods:
+            return (now - started) * pods / max(pods - before, 1)
         time.sleep(_POLL_SECONDS)
     raise TimeoutError(f"{bound} of {pods} pods bound after 300 s")
 

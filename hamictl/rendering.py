@@ -54,8 +54,9 @@ def gpus(world: story.World) -> rich.table.Table:
     table.add_column("node")
     table.add_column("GPU")
     # On 80 columns the words wrap, never the bar and the numbers.
-    for heading in ("memory", "of MiB", "cores"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "memory" else "right")
+    table.add_column("memory", no_wrap=True)
+    table.add_column("of MiB", no_wrap=True, justify="right")
+    table.add_column("cores", no_wrap=True, justify="right")
     table.add_column("held by")
     amounts = promised(world)
     for node, inventory in sorted(world.nodes.items()):

@@ -61,12 +61,10 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
     """
     if node.standing is not Reason.NONE:
         return rejections.Rejection(node.standing)
-    selectors = request.selectors
-    choosy = selectors != requests.Selectors()
     eligible = [
         state.gpu.healthy and not state.cordoned and not state.usage_unknown
-        and selectors.accept_mode(state.gpu.mode)
-        and (not choosy or (selectors.accept_uuid(state.gpu.uuid) and selectors.accept_type(state.gpu.type)))
+        and request.selectors.accept_mode(state.gpu.mode) and request.selectors.accept_uuid(state.gpu.uuid)
+        and request.selectors.accept_type(state.gpu.type)
         for state in node.states
     ]  # fmt: skip
     chosen: list[tuple[int, ...]] = [()] * len(request.kinds)
@@ -77,7 +75,7 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
         states = _with_shares(node.states, request, chosen, beside)
         rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state)]
         if len(rows) < ask.gpus:
-            return _why_not(ask, selectors, states)
+            return _why_not(ask, request.selectors, states)
         at_home = {row for rows_of_one in chosen for row in rows_of_one}
         is_init = request.kinds[position] is reservations.Kind.INIT
         rows.sort(

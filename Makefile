@@ -41,7 +41,12 @@ check: .venv/dev.stamp ## format, lint, types, imports, dependencies
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 
-e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver and kube-scheduler (built once into a cache)
+protos: .venv/dev.stamp ## generate the code of the kubelet's wire formats
+	$(BIN)/python -m grpc_tools.protoc -I . --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \
+	    --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --python_out=. --grpc_python_out=. \
+	    --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/deviceplugin/v1beta1/api.proto protos/podresources/v1/api.proto
+
+e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet and containerd (built once into a cache)
 	$(BIN)/python -m pytest tests/e2e -v $(ARGS)
 
 bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
@@ -56,4 +61,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check e2e bench docs lock ci
+.PHONY: help setup demo test fix check protos e2e bench docs lock ci

@@ -1,14 +1,22 @@
-"""A whole cluster in one process: API server, kubelets and scheduler here, the extender as a real process beside it."""
+"""A whole cluster in one process: API server, scheduler and nodes here, the extender as a real process beside it."""
 
 import asyncio
 import concurrent.futures
 import contextlib
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
-from lab import api_server, extender_process, kinds, kubelet, scheduler, store
+from gpu_sharing.core import records
+from lab import api_server, extender_process, gpu_nodes, kinds, scheduler, simple_kubelets, store
+
+_READY_SECONDS = 30.0
+
+
+class NodesNotReady(Exception):
+    """A device plugin does not register in time."""
 
 
 class Cluster:
@@ -19,6 +27,7 @@ class Cluster:
         extender: Its extender.
         scheduler: Its scheduler loop.
         kubeconfig: The way in for kubectl and for everything else.
+        gpu_nodes: The nodes that a device plugin serves, by name.
     """
 
     def __init__(
@@ -27,6 +36,7 @@ class Cluster:
         self.server = server
         self.extender = extender
         self.kubeconfig = kubeconfig
+        self.gpu_nodes: dict[str, gpu_nodes.GpuNode] = {}
         self.scheduler = server.call(lambda: scheduler.Scheduler(server.app, scheduler.Extender(extender.verbs)))
 
     def create(self, resource: kinds.Resource, body: store.Object, namespace: str = "default") -> store.Object:
@@ -46,7 +56,12 @@ class Cluster:
 
 @contextlib.contextmanager
 def running(
-    nodes: Iterable[store.Object], arguments: Iterable[str] = (), port: int = 0, folder: pathlib.Path | None = None
+    nodes: Iterable[store.Object],
+    arguments: Iterable[str] = (),
+    port: int = 0,
+    folder: pathlib.Path | None = None,
+    *,
+    plugins: bool = False,
 ) -> Iterator[Cluster]:
     """A cluster for as long as the context lasts.
 
@@ -55,17 +70,49 @@ def running(
         arguments: More flags for the extender.
         port: Port of the API server; 0 takes a free one.
         folder: Where kubeconfig and logs lie; a temporary one by default.
+        plugins: Whether a device plugin and a kubelet of its own serve each node, instead of one task for all.
+
+    Raises:
+        NodesNotReady: A device plugin does not register in time.
     """
     with contextlib.ExitStack() as stack:
         folder = folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-sharing-lab-")))
         server = stack.enter_context(api_server.running(port=port))
         kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
-        server.call(lambda: [server.app.store.create(kinds.NODES, "", node) for node in nodes])
+        keep = server.app.store
+        wanted = list(nodes)
+        server.call(
+            lambda: [keep.create(kinds.NODES, "", gpu_nodes.unserved(one) if plugins else one) for one in wanted]
+        )
         extender = stack.enter_context(extender_process.running(kubeconfig, folder / "extender.log", *arguments))
         cluster = Cluster(server, extender, kubeconfig)
-        stack.enter_context(_task(server, lambda: kubelet.run(server.app)))
+        for node in wanted if plugins else ():
+            inventory = records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]"))
+            if inventory:
+                served = gpu_nodes.GpuNode(folder / node["metadata"]["name"], kubeconfig, node, inventory)
+                cluster.gpu_nodes[served.name] = served
+                stack.enter_context(_task(server, lambda served=served: served.run(keep)))  # type: ignore[misc]
+        _wait_registered(cluster)
+        others = frozenset(cluster.gpu_nodes)
+        stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, others)))
         stack.enter_context(_task(server, cluster.scheduler.run))
         yield cluster
+
+
+def _wait_registered(cluster: Cluster) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        found = {node["metadata"]["name"]: node for node in cluster.all(kinds.NODES)}
+        waiting = [
+            name
+            for name in cluster.gpu_nodes
+            if found[name]["status"]["allocatable"].get("nvidia.com/gpu", "0") == "0"
+            or records.INVENTORY not in found[name]["metadata"]["annotations"]
+        ]
+        if not waiting:
+            return
+        time.sleep(0.02)
+    raise NodesNotReady(f"no device plugin has registered on {', '.join(waiting)}")
 
 
 @contextlib.contextmanager

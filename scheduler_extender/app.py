@@ -5,18 +5,15 @@ lets calls that are under way finish, then the last events, then ends.
 """
 
 import asyncio
-import contextlib
 import gc
-import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 
 import structlog
-import uvicorn
 
-from gpu_sharing.adapters import events, health_endpoint, kubernetes, objects, watching
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, objects, watching
 from scheduler_extender import (
     binding,
     leadership,
@@ -31,49 +28,12 @@ from scheduler_extender import (
 )
 
 _COMPONENT = "hami-scheduler"
-_KEEP_ALIVE_SECONDS = 120
 _DRAIN_SECONDS = 20
 _EVENTS_DRAIN_SECONDS = 3.0
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
 
 log = structlog.get_logger("extender")
-
-
-class _Listener(uvicorn.Server):
-    """A uvicorn server that leaves signals to us, as there are three in the process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _bind(address: settings.Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((address.host, address.port))
-    return sock
-
-
-def _listener(app: object, options: settings.Settings, *, tls: bool = False) -> _Listener:
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        loop="uvloop",
-        http="httptools",
-        lifespan="off",
-        ws="none",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        date_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-        ssl_certfile=str(options.tls_cert) if tls else None,
-        ssl_keyfile=str(options.tls_key) if tls else None,
-    )
-    return _Listener(config)
 
 
 class Extender:
@@ -111,19 +71,19 @@ class Extender:
         self._listeners = {
             "verbs": (
                 options.http_bind,
-                _listener(self._verb_server, options),
+                listeners.listener(self._verb_server),
             ),
             "api": (
                 options.api_bind,
-                _listener(
+                listeners.listener(
                     read_api.ReadApi(self._mirror, teller, options, gate, self._synced),
-                    options,
-                    tls=options.tls_cert is not None,
+                    options.tls_cert,
+                    options.tls_key,
                 ),
             ),
             "health": (
                 options.health_bind,
-                _listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts), options),
+                listeners.listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)),
             ),
         }
 
@@ -133,38 +93,19 @@ class Extender:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with self._serving(), asyncio.TaskGroup() as tasks:
+        async with listeners.serving(self._listeners), asyncio.TaskGroup() as tasks:
             work = [
                 tasks.create_task(coroutine) for coroutine in (self._follow(), self._recorder.run(), self._leader.run())
             ]
             await stop.wait()
             log.info("stopping", binds_under_way=self._binder.under_way)
-            for _, listener in self._listeners.values():
-                listener.should_exit = True
+            listeners.stop(self._listeners)
             deadline = time.monotonic() + _DRAIN_SECONDS
             while self._binder.under_way and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
             await self._recorder.drain(_EVENTS_DRAIN_SECONDS)
             for task in work:
                 task.cancel()
-
-    @contextlib.asynccontextmanager
-    async def _serving(self) -> AsyncIterator[None]:
-        sockets = {name: _bind(address) for name, (address, _) in self._listeners.items()}
-        # Listening before it is said, so that whoever reads the line can connect.
-        for sock in sockets.values():
-            sock.listen(2048)
-        log.info("listening", pid=os.getpid(), **{name: _shown(sock) for name, sock in sockets.items()})
-        serving = [
-            asyncio.create_task(listener.serve(sockets=[sockets[name]]))
-            for name, (_, listener) in self._listeners.items()
-        ]
-        try:
-            yield
-        finally:
-            for _, listener in self._listeners.values():
-                listener.should_exit = True
-            await asyncio.gather(*serving)
 
     async def _follow(self) -> None:
         """List and watch, and wake refused pods, once a predecessor's last Binding must be done."""
@@ -233,11 +174,6 @@ class Extender:
         counters.pods_holding.set(sum(1 for _ in books.pods()))
         counters.pods_waiting.set(len(self._mirror.waiting))
         return counters.exposition()
-
-
-def _shown(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def run(options: settings.Settings, process_started_at: float) -> None:

@@ -1,33 +1,12 @@
-"""Every setting of the extender: one frozen class, filled from flags and environment variables.
+"""Every setting of the extender: one frozen class, filled from flags and environment variables."""
 
-Each flag is also an environment variable (`--http-bind` is `HAMI_HTTP_BIND`); the flag wins. HAMi's spellings with
-underscores are accepted.
-"""
-
-import argparse
-import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gpu_sharing.adapters import logs
+from gpu_sharing.adapters import flags
 from gpu_sharing.core import errors, policies, requests
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a listener binds."""
-
-    host: str
-    port: int
-    """0 takes a free one; the first log line says which."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine (in a cluster: this pod) can reach it."""
-        return self.host in ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +15,11 @@ class Settings:
 
     kubeconfig: pathlib.Path | None = None
     """How to reach the API server; None is the in-cluster service account."""
-    http_bind: Address = Address("127.0.0.1", 9444)
+    http_bind: flags.Address = flags.Address("127.0.0.1", 9444)
     """Where kube-scheduler's verbs are served. Not authenticated, so loopback unless a network policy guards it."""
-    api_bind: Address = Address("127.0.0.1", 9446)
+    api_bind: flags.Address = flags.Address("127.0.0.1", 9446)
     """Where the read API is served; off loopback it demands TLS and a bearer token."""
-    health_bind: Address = Address("0.0.0.0", 8080)  # noqa: S104  # probes and Prometheus come from outside the pod
+    health_bind: flags.Address = flags.Address("0.0.0.0", 8080)  # noqa: S104  # probes and Prometheus come from outside the pod
     """Health, readiness and metrics."""
     tls_cert: pathlib.Path | None = None
     """Certificate of the read API, PEM."""
@@ -110,42 +89,34 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     Raises:
         SettingsError: A value that the process cannot start with.
     """
-    environment = os.environ if environment is None else environment
-    parser = argparse.ArgumentParser(
-        prog="python -m scheduler_extender",
-        description="GPU sharing's scheduler extender: filter, prioritize, bind and preempt for kube-scheduler.",
-        epilog="Each flag is also an environment variable: --http-bind is HAMI_HTTP_BIND.",
+    return _settings(
+        flags.read(
+            "python -m scheduler_extender",
+            "GPU sharing's scheduler extender: filter, prioritize, bind and preempt for kube-scheduler.",
+            HELP,
+            arguments,
+            environment,
+            switches=("allow-hami-nodes",),
+        )
     )
-    for name, text in HELP.items():
-        flags = [f"--{name}"] + ([f"--{name.replace('-', '_')}"] if "-" in name else [])
-        # A switch may stand alone.
-        optional = {"nargs": "?", "const": "true"} if name == "allow-hami-nodes" else {}
-        parser.add_argument(*flags, dest=name, help=text, metavar="", **optional)  # type: ignore[arg-type]
-    given = vars(parser.parse_args(arguments))
-
-    def value(name: str) -> str | None:
-        found = given[name]
-        return found if found is not None else environment.get("HAMI_" + name.upper().replace("-", "_"))
-
-    return _settings(value)
 
 
 def _settings(value: Callable[[str], str | None]) -> Settings:
     default = Settings()
     names = default.resource_names
     settings = Settings(
-        kubeconfig=_path(value("kubeconfig")),
-        http_bind=_address("--http-bind", value("http-bind"), default.http_bind),
-        api_bind=_address("--api-bind", value("api-bind"), default.api_bind),
-        health_bind=_address("--health-bind", value("health-bind"), default.health_bind),
-        tls_cert=_path(value("tls-cert")),
-        tls_key=_path(value("tls-key")),
+        kubeconfig=flags.path(value("kubeconfig")),
+        http_bind=flags.address("--http-bind", value("http-bind"), default.http_bind),
+        api_bind=flags.address("--api-bind", value("api-bind"), default.api_bind),
+        health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
+        tls_cert=flags.path(value("tls-cert")),
+        tls_key=flags.path(value("tls-key")),
         leader_lease=_lease(value("leader-lease") or ""),
         identity=value("identity") or "",
         scheduler_name=value("scheduler-name") or default.scheduler_name,
         node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy")),
         gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy")),
-        allow_hami_nodes=_truth("--allow-hami-nodes", value("allow-hami-nodes")),
+        allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=requests.ResourceNames(
             value("resource-name") or names.count,
             value("resource-mem") or names.memory,
@@ -153,11 +124,11 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
             value("resource-cores") or names.cores,
             value("resource-priority") or names.priority,
         ),
-        start_delay_seconds=_number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
-        nomination_seconds=_number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
-        event_rate=_number("--event-rate", value("event-rate"), 200.0, 0.1, 10_000),
-        verbosity=int(_number("--v", value("v"), 2, 0, logs.HIGHEST)),
-        log_format=_one_of("--log-format", value("log-format"), logs.FORMATS, _default_format()),
+        start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
+        nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
+        event_rate=flags.number("--event-rate", value("event-rate"), 200.0, 0.1, 10_000),
+        verbosity=flags.verbosity(value("v")),
+        log_format=flags.log_format(value("log-format")),
     )
     if not settings.api_bind.is_loopback and not (settings.tls_cert and settings.tls_key):
         raise errors.SettingsError(
@@ -166,23 +137,6 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise errors.SettingsError("--tls-cert and --tls-key belong together: give both or neither")
     return settings
-
-
-def _default_format() -> str:
-    return "console" if sys.stdout.isatty() else "json"
-
-
-def _path(text: str | None) -> pathlib.Path | None:
-    return pathlib.Path(text) if text else None
-
-
-def _address(flag: str, text: str | None, default: Address) -> Address:
-    if not text:
-        return default
-    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]\s]*)):(\d{1,5})", text)
-    if match is None or int(match[3]) > 65535:
-        raise errors.SettingsError(f"{flag} {text!r} is not HOST:PORT, for example 127.0.0.1:9444 or :8080")
-    return Address(match[1] or match[2] or "0.0.0.0", int(match[3]))  # noqa: S104  # an empty host means every address
 
 
 def _lease(text: str) -> str:
@@ -196,27 +150,3 @@ def _policy(flag: str, text: str | None) -> policies.Policy:
         return policies.named(text, flag) if text else policies.BINPACK
     except errors.BadQuantity as cause:
         raise errors.SettingsError(cause.sentence) from cause
-
-
-def _truth(flag: str, text: str | None) -> bool:
-    return _one_of(flag, text.lower() if text else None, ("true", "false"), "false") == "true"
-
-
-def _one_of(flag: str, text: str | None, accepted: Sequence[str], default: str) -> str:
-    if not text:
-        return default
-    if text not in accepted:
-        raise errors.SettingsError(f"{flag} {text!r} is not one of {', '.join(accepted)}")
-    return text
-
-
-def _number(flag: str, text: str | None, default: float, lowest: float, highest: float) -> float:
-    if not text:
-        return default
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not lowest <= number <= highest:
-        raise errors.SettingsError(f"{flag} {text!r} is not a number from {lowest:g} to {highest:g}")
-    return number

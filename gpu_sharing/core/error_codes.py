@@ -245,3 +245,114 @@ INVALID_SETTING = _register(
     "A command-line flag or environment variable has a value that the process cannot start with.",
     "The message names the setting and the accepted values; --help lists all.",
 )
+
+# Giving a container its slice.
+ALLOC_BAD_IDS = _register(
+    "ALLOC_BAD_IDS",
+    "The kubelet asks for no device ids, or for some that the plugin never listed.",
+    "Restart the kubelet of the node if it stays; its device checkpoint may be of another plugin.",
+)
+ALLOC_OWNER_UNKNOWN = _register(
+    "ALLOC_OWNER_UNKNOWN",
+    "It cannot be told yet which container the device ids were given to, so it is not started.",
+    "Nothing: the kubelet tries again in some seconds; if it stays, check that the plugin can read --kubelet-dir.",
+)
+ALLOC_OWNER_CONFLICT = _register(
+    "ALLOC_OWNER_CONFLICT",
+    "The kubelet's checkpoint and its podresources API name different owners of the same device ids.",
+    "Delete the pod, so that it gets new ids; restart the kubelet if it happens again.",
+)
+ALLOC_NO_RECORD = _register(
+    "ALLOC_NO_RECORD",
+    "The pod was not placed by this project's scheduler, so it has no GPU of its own and is not started.",
+    "Set schedulerName: hami-scheduler and no nodeName, and recreate the pod.",
+)
+ALLOC_CORRUPT_RECORD = _register(
+    "ALLOC_CORRUPT_RECORD",
+    "The pod's record of its GPUs cannot be read, or does not match its containers.",
+    "Recreate the pod; nothing but the scheduler may write hami.io/vgpu-devices-allocated.",
+)
+ALLOC_WRONG_NODE = _register(
+    "ALLOC_WRONG_NODE",
+    "The pod's record is for another node, or names a GPU that this node does not have.",
+    "Recreate the pod.",
+)
+ALLOC_GPU_UNHEALTHY = _register(
+    "ALLOC_GPU_UNHEALTHY",
+    "The GPU that the pod was promised is unhealthy, so the container is not started.",
+    "Delete the pod, so that it is placed elsewhere, or mend the GPU: see the node's DeviceUnhealthy event.",
+)
+ALLOC_OVERSUBSCRIBED = _register(
+    "ALLOC_OVERSUBSCRIBED",
+    "The records of the node's pods promise more of a GPU than it has, and this pod is the newest of them.",
+    "Delete the pod, so that it is placed anew.",
+)
+ALLOC_SPEC_NOT_WRITTEN = _register(
+    "ALLOC_SPEC_NOT_WRITTEN",
+    "The container's device specification could not be written.",
+    "Make room in, or allow writing to, the directory of --cdi-dir; the kubelet tries again in some seconds.",
+)
+ALLOC_WRONG_MATCH = _register(
+    "ALLOC_WRONG_MATCH",
+    "Without CDI the container was matched with another container's record, so it is not started.",
+    "Delete the pod, so that it is matched anew, or use a container runtime with CDI and --identity cdi.",
+)
+ALLOC_ISOLATION = _register(
+    "ALLOC_ISOLATION",
+    "The node cannot isolate the container in the way that is set or asked for.",
+    "See the message: a library or daemon is missing, or the pod's users do not mix.",
+)
+ALLOC_CDI_IGNORED = _register(
+    "ALLOC_CDI_IGNORED",
+    "A container was started without its device specification: the container runtime ignores CDI names.",
+    "Enable CDI in the container runtime (containerd 2.0 or newer, or CRI-O), or set --identity match.",
+)
+
+# Health of GPUs.
+HEALTH_GPU_UNHEALTHY = _register(
+    "HEALTH_GPU_UNHEALTHY",
+    "A GPU must not be used: the driver reported a fault, or it does not answer.",
+    "The message says what the GPU needs: patience, a reset, a reboot of the node, or new hardware.",
+)
+HEALTH_XID = _register(
+    "HEALTH_XID",
+    "The driver reported an XID that asks for a restart of the application only.",
+    "Look at the program that ran on the GPU; if the same comes with different programs, run diagnostics.",
+)
+
+# The device plugin's surroundings.
+PLUGIN_NO_DRIVER = _register(
+    "PLUGIN_NO_DRIVER",
+    "There is no NVIDIA driver on the node, or it has no GPUs; nothing is registered.",
+    "Install the driver, or take the label gpu=on off the node; the plugin looks again by itself.",
+)
+PLUGIN_DRIVER_CHANGED = _register(
+    "PLUGIN_DRIVER_CHANGED",
+    "The NVIDIA driver was replaced while the plugin ran, so the plugin ends on purpose.",
+    "Nothing: its container is restarted with the new driver's library.",
+)
+PLUGIN_NOT_REGISTERED = _register(
+    "PLUGIN_NOT_REGISTERED",
+    "The kubelet does not take the plugin's registration.",
+    "Check that the kubelet runs and that --kubelet-dir is its directory; the plugin tries again by itself.",
+)
+PLUGIN_CHECKPOINT_UNREADABLE = _register(
+    "PLUGIN_CHECKPOINT_UNREADABLE",
+    "The kubelet's device checkpoint cannot be read, so owners of device ids are not known.",
+    "Check the version of the kubelet against the table of supported ones, and the mount of --kubelet-dir.",
+)
+PLUGIN_INVENTORY_NOT_WRITTEN = _register(
+    "PLUGIN_INVENTORY_NOT_WRITTEN",
+    "The node's record of its GPUs could not be written.",
+    "Check the API server and the plugin's RBAC rules; the plugin tries again by itself.",
+)
+PLUGIN_DELIVERY = _register(
+    "PLUGIN_DELIVERY",
+    "The node offers no way to bring a GPU's device nodes and libraries into a container.",
+    "Make a CDI specification (nvidia-ctk cdi generate), or use the RuntimeClass nvidia and --delivery envvar.",
+)
+PLUGIN_NODE_SETTINGS = _register(
+    "PLUGIN_NODE_SETTINGS",
+    "The file of per-node settings cannot be read; what was read before still holds.",
+    "Write JSON with a list nodeconfig, as HAMi's device plugin does.",
+)

@@ -23,6 +23,9 @@ TO_ALLOCATE = "hami.io/vgpu-devices-to-allocate"
 BIND_PHASE = "hami.io/bind-phase"
 BIND_TIME = "hami.io/bind-time"
 DECISION = "hami.io/decision-id"
+MIG_ALLOCATIONS = "hami.io/vgpu-mig-allocations"
+SCORE = "hami.io/node-nvidia-score"
+HEALTH = "hami.io/gpu-health"
 PHASE_ALLOCATING = "allocating"
 PHASE_SUCCESS = "success"
 PHASE_FAILED = "failed"
@@ -239,3 +242,18 @@ def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
         return f"the pod's annotations would have {size} bytes, more than {_MOST_BYTES}"
     unprintable = [key for key, value in annotations.items() if not value.isprintable()]
     return f"the value of {unprintable[0]} is not printable" if unprintable else ""
+
+
+def mig_instances(text: str, container_index: int) -> tuple[str, ...]:
+    """The MIG instances that a pod's record names for one of its containers, in the order of its GPUs.
+
+    Args:
+        text: The value of `hami.io/vgpu-mig-allocations`; what does not decode names none.
+        container_index: Position of the container, init containers first.
+    """
+    try:
+        items = json.loads(text) if text else []
+        mine = [item for item in items if item.get("containerIndex", 0) == container_index and item.get("migUUID")]
+        return tuple(str(item["migUUID"]) for item in sorted(mine, key=lambda item: int(item.get("deviceIndex", 0))))
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return ()

@@ -1,7 +1,7 @@
-"""Build a real control plane from its Go modules, once, into a cache outside the tree.
+"""Build a real control plane and a real node from their Go modules, once, into a cache outside the tree.
 
 `k8s.io/kubernetes` cannot be installed by `go install`, because its go.mod replaces its staging modules by folders; a
-throw-away module that maps each of them to its published version builds it. Takes about 9 minutes on 2 cores with
+throw-away module that maps each of them to its published version builds it. Takes about 12 minutes on 2 cores with
 empty caches, and nothing when it was done before.
 
 Source: https://go.dev/ref/mod#go-mod-file-replace; Kubernetes publishes staging modules as v0.X.Y for v1.X.Y.
@@ -18,11 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.7.3"
-_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl")
+CONTAINERD_VERSION = "v2.4.2"
+_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl", "kube-controller-manager", "kubelet")
+_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
+_NEED_C = ("kubelet", *_CONTAINERD)
+"""Built with cgo: they read cgroups, mounts and namespaces through libc."""
+_WITHOUT = "no_btrfs no_devmapper no_zfs"
+"""Snapshotters of containerd that would need more libraries."""
 _ETCD_MAIN = """package main
 
 import (
@@ -48,22 +54,23 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> pathlib.Path:
 
 
 def binaries() -> pathlib.Path:
-    """The folder with etcd, kube-apiserver, kube-scheduler and kubectl, built if they are not there yet.
+    """The folder with the programs of a control plane and of a node, built if they are not there yet.
 
     Raises:
         BuildFailed: There is no Go, or a build broke.
     """
-    folder = cache_folder() / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}"
+    folder = cache_folder() / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}-containerd-{CONTAINERD_VERSION}"
     folder.mkdir(parents=True, exist_ok=True)
-    if all((folder / name).exists() for name in (*_KUBERNETES, "etcd")):
+    if all((folder / name).exists() for name in (*_KUBERNETES, *_CONTAINERD, "etcd")):
         return folder
     with _alone(folder):
-        _build(_prepare_etcd, {"etcd": "."}, folder, "-s -w")
+        _build(_prepare_etcd, {"etcd": "."}, folder)
         version = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
         version += " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor="
         version += KUBERNETES_VERSION.split(".")[1]
-        packages = {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}
-        _build(_prepare_kubernetes, packages, folder, f"-s -w {version}")
+        _build(_prepare_kubernetes, {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, folder, version)
+        packages = {name: f"github.com/containerd/containerd/v2/cmd/{name}" for name in _CONTAINERD}
+        _build(_prepare_containerd, packages, folder)
     return folder
 
 
@@ -85,11 +92,11 @@ def _go() -> str:
     return found
 
 
-def _run(folder: pathlib.Path, *arguments: str) -> str:
+def _run(folder: pathlib.Path, *arguments: str, cgo: bool = False) -> str:
     done = subprocess.run(
         [_go(), *arguments],
         cwd=folder,
-        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod"},
+        env={**os.environ, "CGO_ENABLED": "1" if cgo else "0", "GOFLAGS": "-mod=mod"},
         capture_output=True,
         text=True,
     )
@@ -99,7 +106,7 @@ def _run(folder: pathlib.Path, *arguments: str) -> str:
 
 
 def _build(
-    prepare: Callable[[pathlib.Path], None], packages: Mapping[str, str], folder: pathlib.Path, flags: str
+    prepare: Callable[[pathlib.Path], None], packages: Mapping[str, str], folder: pathlib.Path, flags: str = ""
 ) -> None:
     missing = {name: package for name, package in packages.items() if not (folder / name).exists()}
     if not missing:
@@ -111,7 +118,8 @@ def _build(
             started = time.monotonic()
             print(f"building {name} ...", file=sys.stderr, flush=True)
             # Built beside its place and renamed, so that a half-written binary is never run.
-            _run(module, "build", "-ldflags", flags, "-o", str(folder / f"{name}.part"), package)
+            arguments = ["-tags", _WITHOUT, "-ldflags", f"-s -w {flags}", "-o", str(folder / f"{name}.part"), package]
+            _run(module, "build", *arguments, cgo=name in _NEED_C)
             (folder / f"{name}.part").rename(folder / name)
             print(f"built {name} in {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr, flush=True)
 
@@ -136,6 +144,17 @@ def _prepare_kubernetes(module: pathlib.Path) -> None:
         f"module lab\n\ngo {wanted_go[1] if wanted_go else '1.24'}\n\n"
         f"require k8s.io/kubernetes {KUBERNETES_VERSION}\n\nreplace (\n{replaced})\n"
     )
-    imports = "".join(f'\t_ "k8s.io/kubernetes/cmd/{name}"\n' for name in _KUBERNETES)
-    (module / "tools.go").write_text(f"//go:build tools\n\npackage lab\n\nimport (\n{imports})\n")
+    _import(module, (f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES))
+
+
+def _prepare_containerd(module: pathlib.Path) -> None:
+    (module / "go.mod").write_text("module lab\n\ngo 1.24\n")
+    _run(module, "get", f"github.com/containerd/containerd/v2@{CONTAINERD_VERSION}")
+    _import(module, (f"github.com/containerd/containerd/v2/cmd/{name}" for name in _CONTAINERD))
+
+
+def _import(module: pathlib.Path, packages: Iterable[str]) -> None:
+    """Make the module need the packages, so that `go build` finds them and what they need."""
+    lines = "".join(f'\t_ "{package}"\n' for package in packages)
+    (module / "tools.go").write_text(f"//go:build tools\n\npackage lab\n\nimport (\n{lines})\n")
     _run(module, "mod", "tidy")

@@ -160,3 +160,19 @@ def test_metadata_that_would_break_the_pod_is_not_sent() -> None:
     assert records.unsafe_metadata({"a": "fine"}, 0) == ""
     assert "not printable" in records.unsafe_metadata({"a": "bell\x07"}, 0)
     assert "bytes" in records.unsafe_metadata({"a": "fine"}, 262_144)
+
+
+def test_mig_instances_of_a_container_in_the_order_of_its_gpus() -> None:
+    text = (
+        '[{"containerIndex":1,"deviceIndex":1,"migUUID":"MIG-b"},{"containerIndex":1,"migUUID":"MIG-a"},'
+        '{"migUUID":"MIG-c"},{"containerIndex":1,"profile":"1g.10gb"}]'
+    )
+
+    assert records.mig_instances(text, 1) == ("MIG-a", "MIG-b")
+    assert records.mig_instances(text, 0) == ("MIG-c",)
+    assert records.mig_instances("", 0) == ()
+
+
+@pytest.mark.parametrize("text", ["{", "7", "[1]", '[{"containerIndex":0,"migUUID":"m","deviceIndex":"x"}]'])
+def test_mig_instances_that_do_not_decode_are_none(text: str) -> None:
+    assert records.mig_instances(text, 0) == ()

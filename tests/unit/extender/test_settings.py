@@ -2,6 +2,7 @@
 
 import pytest
 
+from gpu_sharing.adapters import flags
 from gpu_sharing.core import errors, policies
 from scheduler_extender import settings
 
@@ -10,9 +11,9 @@ def test_without_flags_the_defaults_are_the_contract() -> None:
     """Charts and people start it in one way."""
     found = settings.parse([], {})
 
-    assert found.http_bind == settings.Address("127.0.0.1", 9444)
-    assert found.api_bind == settings.Address("127.0.0.1", 9446)
-    assert found.health_bind == settings.Address("0.0.0.0", 8080)
+    assert found.http_bind == flags.Address("127.0.0.1", 9444)
+    assert found.api_bind == flags.Address("127.0.0.1", 9446)
+    assert found.health_bind == flags.Address("0.0.0.0", 8080)
     assert (found.scheduler_name, found.start_delay_seconds, found.leader_lease) == ("hami-scheduler", 2.0, "")
 
 
@@ -27,7 +28,7 @@ def test_a_flag_wins_over_the_environment_and_hamis_spelling_is_taken() -> None:
         },
     )
 
-    assert found.http_bind == settings.Address("0.0.0.0", 80)
+    assert found.http_bind == flags.Address("0.0.0.0", 80)
     assert (found.node_policy, found.gpu_policy) == (policies.SPREAD, policies.SPREAD)
     assert found.allow_hami_nodes
     assert found.verbosity == 5
@@ -54,5 +55,5 @@ def test_the_read_api_off_loopback_has_tls() -> None:
     """Tokens are not sent in the clear."""
     found = settings.parse(["--api-bind", "[::]:9446", "--tls-cert", "c", "--tls-key", "k"], {})
 
-    assert found.api_bind == settings.Address("::", 9446)
+    assert found.api_bind == flags.Address("::", 9446)
     assert not found.api_bind.is_loopback

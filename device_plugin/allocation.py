@@ -1,0 +1,410 @@
+"""The life of an allocation: named at Allocate, bound to its container in the background, confirmed before the start.
+
+The kubelet does not say who asks, so Allocate hands out a name that was never used before, a CDI device, and returns.
+Right after, the owner is read from the kubelet's checkpoint and the specification is written. PreStartContainer is the
+barrier: it confirms the specification against the record of the very container, or fails with a text that the kubelet
+shows and retries. Where the runtime does not know CDI, Allocate matches by the records and PreStartContainer verifies.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import structlog
+
+from device_plugin import cdi, checkpoint, delivery, edits, gpu_source, isolation, owners, podresources, pods
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records, requests, reservations
+from gpu_sharing.core.reservations import Share
+
+_CACHE_SECONDS = 0.1
+"""A runtime follows its directory by events and does not look again on a miss: what is younger is waited for."""
+_BARRIER_SECONDS = 10.0
+"""How long PreStartContainer waits for watches and the kubelet to catch up; the kubelet gives it 30 s."""
+_EARLY_SECONDS = 20.0
+_MATCH_SECONDS = 2.0
+_POLL_SECONDS = 0.02
+NAME_VARIABLE = "HAMI_ALLOCATION"
+"""Tells a running container's allocation; its absence there shows a runtime that ignores CDI."""
+
+log = structlog.get_logger("allocation")
+
+
+@dataclass(slots=True)
+class Node:
+    """What the plugin knows of its node now; others keep it current."""
+
+    name: str
+    devices: Mapping[identifiers.GpuUuid, gpu_source.Device] = field(default_factory=dict)
+    inventory: Mapping[identifiers.GpuUuid, gpus.Gpu] = field(default_factory=dict)
+    states: Mapping[identifiers.GpuUuid, health.Health] = field(default_factory=dict)
+    host: cdi.HostSpecs = field(default_factory=lambda: cdi.HostSpecs("0.5.0", {}, ()))
+    way: str = "envvar"
+    """How GPUs are delivered."""
+    late: bool = True
+    """Whether containers are bound late, by CDI."""
+    backends: Mapping[str, isolation.Backend] = field(default_factory=dict)
+    """Isolation by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container and its slice."""
+
+    name: str
+    shares: tuple[Share, ...]
+    mode: str
+    """How it is isolated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """What may start now."""
+
+    pod: pods.Pod
+    containers: tuple[Container, ...]
+    """One; or an init container and the app container that reuses its ids, as either may be starting."""
+    new: tuple[Container, ...]
+    """Those that this process confirms for the first time."""
+
+
+class Allocator:
+    """Answers the kubelet's two questions: what does a container get, and may it start now.
+
+    Attributes:
+        checkpoint_file: Where the kubelet writes what it has given out.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        here: pods.Pods,
+        kubelet_dir: pathlib.Path,
+        store: cdi.Store,
+        resources: podresources.PodResources,
+        names: requests.ResourceNames,
+        synced: Callable[[], bool],
+        forgotten_seconds: float = 120.0,
+    ) -> None:
+        """Join what it needs.
+
+        Args:
+            node: What is known of the node.
+            here: The pods of the node.
+            kubelet_dir: The kubelet's directory.
+            store: Where specifications are written.
+            resources: The kubelet's podresources.
+            names: Under which names containers ask.
+            synced: Whether the pods are current.
+            forgotten_seconds: What the checkpoint does not have is deleted once it is older: it may not be there *yet*.
+        """
+        self._node = node
+        self._pods = here
+        self.checkpoint_file = kubelet_dir / checkpoint.FILE
+        self._store = store
+        self._resources = resources
+        self._names = names
+        self._synced = synced
+        self._forgotten_seconds = forgotten_seconds
+        self._confirmed: set[tuple[identifiers.PodUid, str]] = set()
+        self._matched: dict[tuple[identifiers.PodUid, str], float] = {}
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def allocate(self, tokens: frozenset[str]) -> edits.Edits | str:
+        """What a container gets that was given these ids: a CDI name, or edits where it is matched."""
+        device = f"{hashlib.sha256(' '.join(sorted(tokens)).encode()).hexdigest()[:12]}-{secrets.token_hex(8)}"
+        if self._node.late:
+            task = asyncio.create_task(self._write_early(device))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+            return f"{cdi.KIND}={device}"
+        return await self._match(device, len(tokens))
+
+    async def confirm(self, tokens: frozenset[str]) -> Confirmed:
+        """Make sure that the container with these ids gets its own record's edits when it starts now.
+
+        Raises:
+            Doubt: It does not, so it must not start.
+        """
+        deadline = time.monotonic() + _BARRIER_SECONDS
+        while True:
+            try:
+                return await self._confirm(tokens)
+            except owners.Doubt as doubt:
+                if not doubt.passing or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def _confirm(self, tokens: frozenset[str]) -> Confirmed:
+        entries = owners.entries_of(self.entries(), tokens)
+        pod = self._pods.by_uid.get(entries[0].pod_uid)
+        if pod is None:
+            return self._trust_disk(entries)
+        try:
+            listed = await self._resources.listed()
+        except podresources.Unanswered as cause:
+            raise owners.Doubt(error_codes.ALLOC_OWNER_UNKNOWN, str(cause), passing=True) from cause
+        owners.cross_check(pod, entries, tokens, listed)
+        wait = 0.0
+        for entry in entries:
+            wait = max(wait, self._settle(pod, entry))
+        if wait:
+            await asyncio.sleep(wait)
+        containers = []
+        for entry in entries:
+            shares = owners.shares_of(pod, entry.container, len(tokens), self._node.name, self._names)
+            containers.append(Container(entry.container, shares, self._mode(shares)))
+        new = tuple(one for one in containers if (pod.uid, one.name) not in self._confirmed)
+        self._confirmed |= {(pod.uid, one.name) for one in containers}
+        return Confirmed(pod, tuple(containers), new)
+
+    def _trust_disk(self, entries: Sequence[checkpoint.Entry]) -> Confirmed:
+        """The pod is not known. If the API server cannot be asked, what an earlier confirmation wrote holds."""
+        uid = entries[0].pod_uid
+        if self._synced():
+            raise owners.Doubt(
+                error_codes.ALLOC_OWNER_UNKNOWN,
+                f"the API server shows no pod with UID {uid} on this node",
+                passing=True,
+            )
+        for entry in entries:
+            device = _device_name(entry)
+            if device is None or not self._store.exists(device, uid):
+                raise owners.Doubt(
+                    error_codes.ALLOC_OWNER_UNKNOWN,
+                    "the API server is away and nothing was written before",
+                    passing=True,
+                )
+        pod = pods.Pod()
+        pod.metadata.uid = uid
+        return Confirmed(pod, (), ())
+
+    def _settle(self, pod: pods.Pod, entry: checkpoint.Entry) -> float:
+        """Write or verify what one container gets. Returns the seconds that the runtime needs to see it."""
+        device = _device_name(entry)
+        wanted = self._wanted(
+            pod, entry.container, len(entry.tokens), device or entry.environment.get(NAME_VARIABLE, "")
+        )
+        if device is None:
+            self._verify(pod, entry, wanted)
+            return 0.0
+        try:
+            if self._store.write(device, pod.uid, wanted, self._node.host.version):
+                return _CACHE_SECONDS
+        except cdi.NotWritten as cause:
+            raise owners.Doubt(error_codes.ALLOC_SPEC_NOT_WRITTEN, str(cause)) from cause
+        return max(_CACHE_SECONDS - self._store.age_seconds(device, pod.uid), 0.0)
+
+    def _verify(self, pod: pods.Pod, entry: checkpoint.Entry, wanted: edits.Edits) -> None:
+        """What was answered at Allocate cannot be changed any more: it must be what this container is to get."""
+        for name, value in wanted.environment.items():
+            if name != NAME_VARIABLE and entry.environment.get(name) != value:
+                raise owners.Doubt(
+                    error_codes.ALLOC_WRONG_MATCH,
+                    f"{pod.key}: {entry.container} was answered {name}={entry.environment.get(name)}, "
+                    f"its record says {value}",
+                )
+
+    def _wanted(self, pod: pods.Pod, container: str, count: int, allocation: str) -> edits.Edits:
+        """The edits by a container's own record.
+
+        Raises:
+            Doubt: There are none, or it must not start.
+        """
+        shares = owners.shares_of(pod, container, count, self._node.name, self._names)
+        devices = owners.devices_of(pod, shares, self._node.devices)
+        for share in shares:
+            state = self._node.states.get(share.uuid, health.Health())
+            if state.state in (health.State.UNHEALTHY, health.State.RECOVERING):
+                raise owners.Doubt(error_codes.ALLOC_GPU_UNHEALTHY, f"{share.uuid}: {state.cause}")
+        owners.guard(pod, shares, self._pods.by_uid.values(), self._node.inventory, self._names)
+        mode = self._mode(shares)
+        wished = pod.annotations.get(requests.MODE, "")
+        if wished and wished != mode:
+            raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key} asks for {wished}, its GPU is shared by {mode}")
+        backend = self._node.backends[mode]
+        granted = self._granted(pod, container, allocation, shares, devices)
+        try:
+            kept_apart = backend.edits(granted, self._neighbours(pod, container, shares))
+        except isolation.Refused as cause:
+            raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key}: {cause}") from cause
+        delivered = delivery.of(self._node.way, devices, backend.visible(granted), self._node.host)
+        return edits.together([delivered, kept_apart, edits.Edits({NAME_VARIABLE: allocation} if allocation else {})])
+
+    def _granted(
+        self,
+        pod: pods.Pod,
+        container: str,
+        allocation: str,
+        shares: tuple[Share, ...],
+        devices: tuple[gpu_source.Device, ...],
+    ) -> isolation.Granted:
+        found = pod.container(container)
+        assert found is not None
+        position, spec = found
+        return isolation.Granted(
+            allocation=allocation,
+            # Without CDI another container of the same slice may be the owner, so the folder bears no pod's name.
+            folder=f"{pod.uid}_{container}" if self._node.late else allocation,
+            shares=shares,
+            devices=devices,
+            environment={variable.name: variable.value for variable in spec.env or ()},
+            user=pod.user_of(spec),
+            mig_uuids=records.mig_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position),
+        )
+
+    def _neighbours(self, pod: pods.Pod, container: str, shares: Iterable[Share]) -> list[isolation.Granted]:
+        """The other containers on the same GPUs, by their records."""
+        wanted = {share.uuid for share in shares}
+        found = []
+        for other in self._pods.by_uid.values():
+            with contextlib.suppress(errors.CorruptRecord):
+                for one, theirs in zip(other.all_containers, other.shares(self._names) or (), strict=False):
+                    if (other.uid, one.name) != (pod.uid, container) and wanted & {share.uuid for share in theirs}:
+                        found.append(self._granted(other, one.name, "", theirs, ()))
+        return found
+
+    def _mode(self, shares: Iterable[Share]) -> str:
+        return next((self._node.inventory[share.uuid].mode for share in shares), "")
+
+    async def _write_early(self, device: str) -> None:
+        """Write the specification as soon as the kubelet's checkpoint says whose it is; PreStartContainer confirms."""
+        deadline = time.monotonic() + _EARLY_SECONDS
+        name = f"{cdi.KIND}={device}"
+        while time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
+            with contextlib.suppress(owners.Doubt):
+                for entry in self.entries():
+                    pod = self._pods.by_uid.get(entry.pod_uid)
+                    if name in entry.cdi_names and pod is not None:
+                        self._settle(pod, entry)
+                        return
+
+    async def _match(self, device: str, count: int) -> edits.Edits:
+        """Without CDI: answer the record of the container that most likely asks."""
+        deadline = time.monotonic() + _MATCH_SECONDS
+        now = time.monotonic()
+        self._matched = {key: at for key, at in self._matched.items() if now - at < self._forgotten_seconds}
+        while True:
+            found = owners.candidates(
+                self._pods.by_uid.values(), self._entries_or_none(), count, self._node.name, self._names,
+                taken=frozenset(self._matched),
+            )  # fmt: skip
+            if found or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        if len({shares for _, _, shares in found}) > 1:
+            log.warning("several containers may be asking", containers=[f"{pod.key}/{name}" for pod, name, _ in found])
+        for pod, container, _ in found:
+            with contextlib.suppress(owners.Doubt):
+                wanted = self._wanted(pod, container, count, device)
+                self._matched[(pod.uid, container)] = now
+                return wanted
+        return edits.Edits({delivery.VISIBLE: delivery.VOID, NAME_VARIABLE: device})
+
+    def entries(self) -> tuple[checkpoint.Entry, ...]:
+        """What the kubelet has given out.
+
+        Raises:
+            Doubt: Its checkpoint cannot be read.
+        """
+        try:
+            return checkpoint.read(self.checkpoint_file.read_bytes(), self._names.count)
+        except FileNotFoundError:
+            return ()
+        except (OSError, errors.CorruptRecord) as cause:
+            raise owners.Doubt(error_codes.PLUGIN_CHECKPOINT_UNREADABLE, str(cause), passing=True) from cause
+
+    def _entries_or_none(self) -> tuple[checkpoint.Entry, ...]:
+        try:
+            return self.entries()
+        except owners.Doubt:
+            return ()
+
+    def pod_of(self, tokens: frozenset[str]) -> pods.Pod | None:
+        """The pod that was given just these ids, as far as the checkpoint tells."""
+        found = [entry.pod_uid for entry in self._entries_or_none() if entry.tokens == tokens]
+        return self._pods.by_uid.get(found[0]) if len(set(found)) == 1 else None
+
+    def held(self) -> dict[str, identifiers.GpuUuid | None]:
+        """The tokens that containers hold, each with its GPU by the record; None where that is not known."""
+        found: dict[str, identifiers.GpuUuid | None] = {}
+        for entry in self._entries_or_none():
+            pod = self._pods.by_uid.get(entry.pod_uid)
+            shares: tuple[Share, ...] = ()
+            if pod is not None:
+                with contextlib.suppress(owners.Doubt):
+                    shares = owners.shares_of(pod, entry.container, len(entry.tokens), self._node.name, self._names)
+            for position, token in enumerate(sorted(entry.tokens)):
+                # App containers come after the init containers whose ids they reuse, and theirs is what lasts.
+                found[token] = shares[position].uuid if shares else found.get(token)
+        return found
+
+    def rebuild(self) -> int:
+        """Write the specifications of everything that the kubelet has given out, such as after a reboot.
+
+        Returns:
+            How many there are.
+        """
+        written = 0
+        for entry in self._entries_or_none():
+            pod = self._pods.by_uid.get(entry.pod_uid)
+            if pod is None or _device_name(entry) is None:
+                continue
+            try:
+                self._settle(pod, entry)
+                written += 1
+            except owners.Doubt as doubt:
+                log.warning(
+                    "not rebuilt", error_code=doubt.code, pod=pod.key, container=entry.container, cause=str(doubt)
+                )
+        return written
+
+    def collect(self) -> int:
+        """Delete what was made for allocations that the kubelet has forgotten.
+
+        Returns:
+            How many things were deleted.
+
+        Raises:
+            Doubt: The checkpoint cannot be read, so nothing is deleted.
+        """
+        entries = self.entries()
+        names = {name for entry in entries for name in entry.cdi_names}
+        folders = {f"{entry.pod_uid}_{entry.container}" for entry in entries}
+        folders |= {entry.environment.get(NAME_VARIABLE, "") for entry in entries}
+        deleted = 0
+        for written in self._store.all():
+            old = self._store.age_seconds(written.device, written.pod_uid) > self._forgotten_seconds
+            if written.name not in names and old:
+                self._store.delete(written)
+                deleted += 1
+        for backend in self._node.backends.values():
+            for folder in backend.folders(self._forgotten_seconds):
+                if folder not in folders:
+                    backend.forget(folder)
+                    deleted += 1
+        alive = {(entry.pod_uid, entry.container) for entry in entries}
+        self._confirmed &= alive
+        return deleted
+
+
+def _device_name(entry: checkpoint.Entry) -> str | None:
+    """Our CDI device in an answer."""
+    for name in entry.cdi_names:
+        kind, equals, device = name.partition("=")
+        if kind == cdi.KIND and equals:
+            return device
+    return None
+
+
+def holdings(
+    everybody: Iterable[pods.Pod], uuid: identifiers.GpuUuid, names: requests.ResourceNames
+) -> list[tuple[pods.Pod, reservations.Booking]]:
+    """The pods that hold a GPU."""
+    found = ((pod, pod.booked(names).get(uuid)) for pod in everybody)
+    return [(pod, booking) for pod, booking in found if booking is not None]

@@ -1,0 +1,413 @@
+"""Joins everything: the only place that makes adapters and hands them to the parts of the plugin.
+
+Starting: answer probes, read the node and its pods, look at the GPUs, publish them, write what containers may need,
+then register with the kubelet. Stopping: SIGTERM ends the calls and tells the last events; containers go on.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+import orjson
+import structlog
+
+from device_plugin import (
+    allocation,
+    cdi,
+    delivery,
+    gpu_source,
+    health_watch,
+    inventory,
+    isolation,
+    kubelet,
+    metrics,
+    owners,
+    podresources,
+    pods,
+    servicer,
+    settings,
+    telling,
+    tokens,
+    watchdog,
+)
+from device_plugin.isolation import hami_core, mps, table
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, watching
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
+
+_COMPONENT = "hami-device-plugin"
+AGENT = f"{records.AGENT_NAME}/0.1.0"
+_TEND_SECONDS = 0.5
+_COLLECT_SECONDS = 60.0
+_PATIENCE_SECONDS = 20.0
+"""How long the first registration waits for the API server: pods that are admitted without us fail for good."""
+_EVENTS_PER_SECOND = 20.0
+_EVENTS_DRAIN_SECONDS = 3.0
+_CONTAINERD_WITH_CDI = 2
+
+log = structlog.get_logger("plugin")
+
+
+class Plugin:
+    """One running device plugin."""
+
+    def __init__(
+        self, options: settings.Settings, client: kubernetes.Client, connect: Callable[[], gpu_source.GpuSource]
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            options: How it runs.
+            client: The API server.
+            connect: Finds the driver; raises `DriverMissing` while there is none.
+        """
+        self._options = options
+        self._client = client
+        self._names = options.resource_names
+        self._sharing = options.sharing
+        self._started_at = time.monotonic()
+        self._boot = _read_boot(options)
+        self.metrics = metrics.Metrics()
+        self._recorder = events.EventRecorder(client, _COMPONENT, options.node_name, _EVENTS_PER_SECOND)
+        self._teller = telling.Teller(self._recorder, options.node_name)
+        self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
+        self._health = health_watch.HealthWatch(
+            self._driver, options.health_rules, self._boot, self.metrics, self._health_changed
+        )
+        self.pods = pods.Pods(self._mark)
+        self._pod_watch = watching.Reflector(
+            client,
+            f"/api/v1/pods?fieldSelector=spec.nodeName%3D{options.node_name}",
+            pods.Pod,
+            self.pods,
+            lambda pod: pod.metadata.resource_version,
+        )
+        self._publisher = inventory.Publisher(client, options.node_name, self._annotations)
+        self._node = allocation.Node(options.node_name, late=options.identity != "match")
+        self._set_backends()
+        self._store = cdi.Store(options.cdi_dir)
+        self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
+        self.allocator = allocation.Allocator(
+            self._node, self.pods, options.kubelet_dir, self._store, self._resources, self._names,
+            lambda: self._pod_watch.synced and not self._pod_watch.trouble,
+        )  # fmt: skip
+        self._listing = servicer.Listing()
+        service = servicer.Servicer(self.allocator, self._listing, self.metrics, self._confirmed, self._doubted)
+        self.link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
+        self._links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]] = {}
+        self._runtime_class = False
+        self._dirty = True
+        self._seen_checkpoint = 0
+        self._delivery_trouble = ""
+        self._config_text: str | None = None
+        self._writes: set[asyncio.Task[None]] = set()
+        self.health_listener = {
+            "health": (
+                options.health_bind,
+                listeners.listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)),
+            )
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            DriverChanged: The driver was replaced; the process has to start anew.
+            SettingsError: More slots than a kubelet takes.
+        """
+        for word in self._options.strange_words:
+            log.warning("not an XID", variable="DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS", word=word)
+        try:
+            async with listeners.serving(self.health_listener), asyncio.TaskGroup() as tasks:
+                work = [tasks.create_task(one) for one in (self._recorder.run(), self._pod_watch.run(), self._serve())]
+                await stop.wait()
+                log.info("stopping")
+                await self._recorder.drain(_EVENTS_DRAIN_SECONDS)
+                for task in work:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+        finally:
+            for backend in self._node.backends.values():
+                await backend.stop()
+            await self._resources.close()
+            self._driver.close()
+
+    async def _serve(self) -> None:
+        await self._read_node()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publisher.run())
+            tasks.create_task(self._health.follow_xids())
+            tasks.create_task(self._tend())
+            tasks.create_task(self._collect())
+            registering: asyncio.Task[None] | None = None
+            while True:
+                self._reload()
+                changed = await self._health.look()
+                if changed and self._options.topology_score:
+                    with contextlib.suppress(gpu_source.GpuSourceError):
+                        self._links = await self._driver.links()
+                self._refresh()
+                if registering is None and self._node.inventory and not self._delivery_trouble:
+                    registering = tasks.create_task(self._register())
+                await asyncio.sleep(self._options.health_interval_seconds)
+
+    async def _register(self) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not self._pod_watch.synced and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
+        await self.link.run()
+
+    async def _prepare(self) -> None:
+        """Before each registration: what containers may need that start right after."""
+        for mode in {gpu.mode for gpu in self._node.inventory.values()}:
+            devices = [self._node.devices[uuid] for uuid, gpu in self._node.inventory.items() if gpu.mode == mode]
+            try:
+                await self._node.backends[mode].start(devices)
+            except isolation.Refused as refused:
+                raise RuntimeError(f"{error_codes.ALLOC_ISOLATION}: {refused}") from refused
+        rebuilt = self.allocator.rebuild()
+        if rebuilt:
+            log.info("device specifications are in place", containers=rebuilt)
+        self._refresh_listing()
+
+    async def _read_node(self) -> None:
+        """What an earlier process knew, and what the node's runtime can do."""
+        path = f"/api/v1/nodes/{self._options.node_name}"
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                node = await self._client.get(path, pods.Node)
+                break
+            except errors.KubernetesError as refused:
+                log.warning("the node cannot be read", cause=str(refused))
+                if time.monotonic() > deadline:
+                    return
+                await asyncio.sleep(1.0)
+        found = node.metadata.annotations or {}
+        states = inventory.remembered(found.get(records.HEALTH, ""), self._boot, time.monotonic())
+        earlier: tuple[gpus.Gpu, ...] = ()
+        with contextlib.suppress(errors.CorruptRecord):
+            earlier = records.decode_inventory(found.get(records.INVENTORY, "[]"))
+        self._health.remember(states, [_device_from(gpu) for gpu in earlier])
+        runtime = node.status.node_info.container_runtime_version
+        if self._options.identity == "auto":
+            self._node.late = _knows_cdi(runtime)
+        with contextlib.suppress(errors.KubernetesError):
+            await self._client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", pods.Node)
+            self._runtime_class = True
+        log.info("node", runtime=runtime, identity="cdi" if self._node.late else "match", remembered=len(states))
+
+    def _reload(self) -> None:
+        """The node file, if it changed."""
+        path = self._options.config_file
+        if path is None:
+            return
+        try:
+            text = path.read_text()
+        except OSError as cause:
+            text = ""
+            if self._config_text != text:
+                log.error("node file", error_code=error_codes.PLUGIN_NODE_SETTINGS, cause=str(cause))
+        if text == self._config_text:
+            return
+        self._config_text = text
+        try:
+            sharing = settings.for_node(self._options.sharing, text, self._options.node_name) if text else self._sharing
+        except errors.SettingsError as refused:
+            log.error("node file", error_code=error_codes.PLUGIN_NODE_SETTINGS, cause=str(refused))
+            return
+        if sharing != self._sharing:
+            log.info("node file", sharing=str(sharing))
+            self._sharing = sharing
+            self._set_backends()
+
+    def _set_backends(self) -> None:
+        options = self._options
+        core = hami_core.Options(options.hook_path, self._sharing.memory_scaling > 1, options.disable_core_limit)
+        made = table.build(core, mps.Options(options.mps_root, multi_user=options.mps_multi_user))
+        # The running MPS daemon keeps its backend.
+        self._node.backends = {**made, **{name: one for name, one in self._node.backends.items() if name == table.MPS}}
+
+    def _refresh(self) -> None:
+        """Bring what is known of the GPUs to where it is used."""
+        modes = {
+            device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path)
+            for device in self._health.devices
+        }
+        before = self._node.inventory
+        offered = inventory.build(self._health.devices, self._health.states, modes, self._sharing, self._node.backends)
+        self._node.devices = {device.uuid: device for device in self._health.devices}
+        self._node.inventory = {gpu.uuid: gpu for gpu in offered}
+        self._node.states = self._health.states
+        self._node.host = cdi.host_specs((*self._options.host_cdi_dirs, self._options.cdi_dir))
+        self._choose_delivery()
+        if self._node.inventory != before:
+            self._publisher.change()
+        if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
+            self.link.register_again()  # What the new kind of isolation needs is started before.
+        self._refresh_listing()
+
+    def _choose_delivery(self) -> None:
+        devices = [self._node.devices[uuid] for uuid in self._node.inventory]
+        way = delivery.choose(self._options.delivery, devices, self._node.host, runtime_class=self._runtime_class)
+        if way is not None:
+            self._node.way, self._delivery_trouble = way, ""
+        elif not self._delivery_trouble:
+            self._delivery_trouble = error_codes.REGISTRY[error_codes.PLUGIN_DELIVERY].meaning
+            log.error("no delivery", error_code=error_codes.PLUGIN_DELIVERY, setting=self._options.delivery)
+
+    def _refresh_listing(self) -> None:
+        inventory_now = tuple(self._node.inventory.values())
+        sick = [gpu.uuid for gpu in inventory_now if not gpu.healthy]
+        listed = tokens.listing(inventory_now, self.allocator.held(), sick)
+        self._listing.set(listed)
+        self._dirty = False
+
+    def _mark(self) -> None:
+        self._dirty = True
+
+    async def _tend(self) -> None:
+        """Keep the list of tokens right while containers come and go."""
+        path = self.allocator.checkpoint_file
+        while True:
+            await asyncio.sleep(_TEND_SECONDS)
+            with contextlib.suppress(OSError):
+                changed_at = path.stat().st_mtime_ns
+                self._dirty = self._dirty or changed_at != self._seen_checkpoint
+                self._seen_checkpoint = changed_at
+            if self._dirty and self._node.inventory:
+                self._refresh_listing()
+
+    async def _collect(self) -> None:
+        while True:
+            await asyncio.sleep(_COLLECT_SECONDS)
+            try:
+                deleted = self.allocator.collect()
+            except owners.Doubt as doubt:
+                log.error("nothing is deleted", error_code=doubt.code, cause=str(doubt))
+                continue
+            if deleted:
+                log.info("deleted what ended containers left", count=deleted)
+
+    def _health_changed(self, device: gpu_source.Device, before: health.Health, after: health.Health) -> None:
+        """A GPU's health is another one: everybody learns it at once, in the same words."""
+        gpu = self._node.inventory.get(device.uuid)
+        if gpu is not None and gpu.healthy != after.available:
+            self._node.inventory = {
+                **self._node.inventory, device.uuid: _with_health(gpu, healthy=after.available),
+            }  # fmt: skip
+            self._refresh_listing()
+        self._publisher.change()
+        holders = [pod for pod, _ in allocation.holdings(self.pods.by_uid.values(), device.uuid, self._names)]
+        if not after.available and (before.available or after.cause != before.cause):
+            self._teller.unhealthy(device, after, holders)
+        elif after.available and not before.available:
+            self._teller.recovered(device, before, holders)
+
+    def _confirmed(self, confirmed: allocation.Confirmed) -> None:
+        for container in confirmed.new:
+            self._teller.allocated(confirmed.pod, container, [self._node.devices[one.uuid] for one in container.shares])
+        if confirmed.containers:
+            self._set_phase(confirmed.pod, records.PHASE_SUCCESS)
+
+    def _doubted(self, asked: frozenset[str], doubt: owners.Doubt) -> None:
+        pod = self.allocator.pod_of(asked)
+        self._teller.refused(pod, doubt)
+        if pod is not None and pod.annotations.get(records.ALLOCATED):
+            self._set_phase(pod, records.PHASE_FAILED)
+
+    def _set_phase(self, pod: pods.Pod, phase: str) -> None:
+        if pod.annotations.get(records.BIND_PHASE) != phase:
+            task = asyncio.create_task(self._write_phase(pod, phase))
+            self._writes.add(task)
+            task.add_done_callback(self._writes.discard)
+
+    async def _write_phase(self, pod: pods.Pod, phase: str) -> None:
+        path = f"/api/v1/namespaces/{pod.metadata.namespace}/pods/{pod.metadata.name}"
+        body = {"metadata": {"uid": pod.metadata.uid, "annotations": {records.BIND_PHASE: phase}}}
+        try:
+            await self._client.patch(path, orjson.dumps(body))
+        except errors.KubernetesError as refused:
+            log.warning("the phase of a pod is not written", pod=pod.key, phase=phase, cause=str(refused))
+
+    def _annotations(self) -> Mapping[str, str]:
+        return inventory.annotations(tuple(self._node.inventory.values()), self._health.states, self._links, AGENT)
+
+    def _components(self) -> Mapping[str, health_endpoint.Component]:
+        now = time.monotonic()
+        has_gpus = bool(self._node.inventory)
+        watch = self._pod_watch
+        return {
+            "gpus": health_endpoint.Component(
+                has_gpus, f"{len(self._node.inventory)} offered" if has_gpus else "no driver, or no GPU",
+                now - (self._health.looked_at or self._started_at), required=False,
+            ),
+            "delivery": health_endpoint.Component(
+                not self._delivery_trouble, self._delivery_trouble or self._node.way, required=has_gpus
+            ),
+            "kubelet": health_endpoint.Component(
+                self.link.registered, self.link.trouble or "registered", required=has_gpus
+            ),
+            "pods": health_endpoint.Component(
+                watch.synced, watch.trouble or ("watching" if watch.synced else "not listed yet"),
+                now - (watch.last_heard or self._started_at),
+            ),
+            "inventory": health_endpoint.Component(
+                self._publisher.written, self._publisher.trouble or "written", required=False
+            ),
+        }  # fmt: skip
+
+    def _facts(self) -> Mapping[str, object]:
+        return {
+            "node": self._options.node_name,
+            "identity": "cdi" if self._node.late else "match",
+            "delivery": self._node.way,
+            "gpus": {
+                uuid: {"mode": gpu.mode, **health.to_facts(self._health.states.get(uuid, health.Health()))}
+                for uuid, gpu in self._node.inventory.items()
+            },
+            "tokens": dict(sorted(self.allocator.held().items())),
+        }
+
+    def _exposition(self) -> bytes:
+        counters, node = self.metrics, self._options.node_name
+        counters.device_count.labels(node=node).set(len(self._node.inventory))
+        for uuid, gpu in self._node.inventory.items():
+            counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
+        for word, wanted in (("healthy", True), ("unhealthy", False)):
+            counters.tokens.labels(health=word).set(sum(one.healthy is wanted for one in self._listing.current))
+        counters.registered.set(self.link.registered)
+        counters.registrations.set(self.link.registrations)
+        counters.events_dropped.set(self._recorder.dropped)
+        return counters.exposition()
+
+
+def _with_health(gpu: gpus.Gpu, *, healthy: bool) -> gpus.Gpu:
+    return gpus.Gpu(
+        gpu.uuid, gpu.index, gpu.memory_mib, gpu.cores_percent, gpu.slots, gpu.type, gpu.numa, gpu.mode, healthy
+    )
+
+
+def _device_from(gpu: gpus.Gpu) -> gpu_source.Device:
+    """A GPU that the driver hides, as an earlier process published it."""
+    return gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, gpu.numa)
+
+
+def _read_boot(options: settings.Settings) -> str:
+    try:
+        return options.boot_id_file.read_text().strip()
+    except OSError as cause:
+        raise errors.SettingsError(f"--boot-id-file {options.boot_id_file}: {cause.strerror or cause}") from cause
+
+
+def _knows_cdi(runtime: str) -> bool:
+    """Whether a runtime (`containerd://2.0.1`, `cri-o://1.31.0`) resolves CDI names as it comes."""
+    name, _, version = runtime.partition("://")
+    major = version.partition(".")[0].lstrip("v")
+    return name == "cri-o" or (name == "containerd" and major.isdecimal() and int(major) >= _CONTAINERD_WITH_CDI)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    inner = group.exceptions[0]
+    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

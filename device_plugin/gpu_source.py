@@ -1,0 +1,116 @@
+"""Where GPUs come from: the few questions the plugin asks of a driver, and the answer where there is none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gpu_sharing.core import errors, health, identifiers
+
+
+class GpuSourceError(errors.GpuSharingError):
+    """The driver did not do what it was asked for."""
+
+
+class DriverMissing(GpuSourceError):
+    """There is no driver, or it has no GPUs (yet)."""
+
+
+class DriverChanged(GpuSourceError):
+    """The driver's kernel module and its library have different versions: the process has to start anew."""
+
+
+class GpuFailed(GpuSourceError):
+    """One GPU did not answer.
+
+    Attributes:
+        lost: Whether the driver says that it has fallen off the bus.
+    """
+
+    def __init__(self, message: str, *, lost: bool = False) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+@dataclass(frozen=True, slots=True)
+class MigInstance:
+    """One MIG instance of a GPU."""
+
+    uuid: str
+    profile: str
+    """Such as `1g.10gb`."""
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A physical GPU as the driver describes it."""
+
+    uuid: identifiers.GpuUuid
+    index: int
+    """Position in the driver's order."""
+    name: str
+    """Product name."""
+    memory_mib: int
+    minor: int
+    """The number in `/dev/nvidia<minor>`."""
+    numa: int = 0
+    bus_id: str = ""
+    compute_capability: tuple[int, int] = (0, 0)
+    mig_enabled: bool = False
+    migs: tuple[MigInstance, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An XID that the driver reported."""
+
+    uuid: identifiers.GpuUuid | None
+    """None where it cannot be told which GPU."""
+    xid: int
+
+
+class GpuSource(Protocol):
+    """A driver. Its calls may block for as long as the driver hangs: call them on threads, with deadlines."""
+
+    def devices(self) -> Sequence[Device]:
+        """The GPUs that answer; one that does not is missing, and its neighbours are not.
+
+        Raises:
+            DriverMissing: There is no driver.
+            DriverChanged: It was replaced while we run.
+        """
+
+    def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
+        """A look at one GPU; what goes wrong is in the reading."""
+
+    def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
+        """Wait for XIDs. Empty after the timeout."""
+
+    def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
+        """How well each GPU reaches each other: HAMi's score of link kinds, larger is nearer."""
+
+    def close(self) -> None:
+        """Let go of the driver."""
+
+
+class NoGpus:
+    """What stands in where there is no driver: the process stays up and looks again."""
+
+    def devices(self) -> Sequence[Device]:
+        """None."""
+        return ()
+
+    def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
+        """Nobody asks, as there is no GPU."""
+        return health.Reading(answered=False, trouble=f"there is no driver to ask about {uuid}")
+
+    def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
+        """None, at once."""
+        return ()
+
+    def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
+        """None."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing to let go of."""

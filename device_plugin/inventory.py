@@ -1,0 +1,130 @@
+"""This node's GPUs as an annotation: what the scheduler may promise, and which of them must not be used.
+
+Written on every change, and again on a heartbeat in case somebody took it away; a write of what is there already
+changes nothing in the API server.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import orjson
+import structlog
+
+from device_plugin import gpu_source, isolation, settings
+from device_plugin.isolation import table
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
+
+_HEARTBEAT_SECONDS = 60.0
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
+
+log = structlog.get_logger("inventory")
+
+
+def build(
+    devices: Sequence[gpu_source.Device],
+    states: Mapping[identifiers.GpuUuid, health.Health],
+    modes: Mapping[identifiers.GpuUuid, str],
+    sharing: settings.Sharing,
+    backends: Mapping[str, isolation.Backend],
+) -> tuple[gpus.Gpu, ...]:
+    """What the node offers."""
+    offered = []
+    for device in devices:
+        if device.uuid in sharing.hidden_uuids or device.index in sharing.hidden_indices:
+            continue
+        mode = modes[device.uuid]
+        most = backends[mode].most_clients(device)
+        slots = min(sharing.split_count, most) if most else sharing.split_count
+        if mode == table.MIG:
+            slots = min(slots, len(device.migs))
+        offered.append(
+            gpus.Gpu(
+                uuid=device.uuid,
+                index=device.index,
+                memory_mib=int(max(device.memory_mib - sharing.memory_headroom_mib, 0) * sharing.memory_scaling),
+                cores_percent=int(100 * sharing.cores_scaling),
+                slots=slots,
+                type=device.name if device.name.startswith("NVIDIA") else f"NVIDIA-{device.name}",
+                numa=device.numa,
+                mode=mode,
+                healthy=states.get(device.uuid, health.Health()).available,
+            )
+        )
+    return tuple(offered)
+
+
+def annotations(
+    offered: Sequence[gpus.Gpu],
+    states: Mapping[identifiers.GpuUuid, health.Health],
+    links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]],
+    agent: str,
+) -> dict[str, str]:
+    """The node's annotations.
+
+    Beside HAMi's own they carry what has to outlive this process: the GPUs that are not healthy, and why.
+    """
+    sick = {uuid: health.to_facts(state) for uuid, state in sorted(states.items()) if not state.available}
+    scores = [{"uuid": uuid, "score": dict(sorted(peers.items()))} for uuid, peers in sorted(links.items())]
+    return {
+        records.INVENTORY: records.encode_inventory(offered),
+        records.AGENT: agent,
+        records.HEALTH: json.dumps(sick, sort_keys=True, separators=(",", ":")),
+        **({records.SCORE: json.dumps(scores, separators=(",", ":"))} if links else {}),
+    }
+
+
+def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, health.Health]:
+    """The GPUs that an earlier process found not to be healthy in the same boot; a restart of the node clears them."""
+    try:
+        facts = json.loads(text) if text else {}
+        items = [(str(uuid), one) for uuid, one in facts.items() if isinstance(one, dict)]
+    except (ValueError, AttributeError):
+        return {}
+    states = {identifiers.GpuUuid(uuid): health.from_facts(one, now) for uuid, one in items if one.get("boot") == boot}
+    return {uuid: state for uuid, state in states.items() if not state.available}
+
+
+class Publisher:
+    """Writes the node's annotations.
+
+    Attributes:
+        written: Whether what is wanted now is written.
+        trouble: Why not, if it is not.
+    """
+
+    def __init__(self, client: kubernetes.Client, node_name: str, wanted: Callable[[], Mapping[str, str]]) -> None:
+        self._client = client
+        self._path = f"/api/v1/nodes/{node_name}"
+        self._wanted = wanted
+        self._changed = asyncio.Event()
+        self.written = False
+        self.trouble = ""
+
+    def change(self) -> None:
+        """Say that there is something new to write."""
+        self.written = False
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write for ever; ends only by cancellation. Nothing is written before the first change."""
+        await self._changed.wait()
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            self._changed.clear()
+            wanted = dict(self._wanted())
+            try:
+                await self._client.patch(self._path, orjson.dumps({"metadata": {"annotations": wanted}}))
+            except errors.KubernetesError as refused:
+                self.trouble = str(refused)
+                log.error("not written", error_code=error_codes.PLUGIN_INVENTORY_NOT_WRITTEN, cause=str(refused))
+                await asyncio.sleep(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+                continue
+            backoff, self.trouble = _FIRST_BACKOFF_SECONDS, ""
+            self.written = not self._changed.is_set()
+            try:
+                await asyncio.wait_for(self._changed.wait(), _HEARTBEAT_SECONDS)
+            except TimeoutError:
+                continue

@@ -1,0 +1,67 @@
+"""How containers that share a GPU are kept apart: a table of backends behind one small interface.
+
+A backend says what the node must run, and what edits a container gets so that it stays within its record.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from device_plugin import edits, gpu_source
+from gpu_sharing.core import reservations
+
+
+class Refused(Exception):
+    """The node cannot isolate this container; the text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What one container is to get."""
+
+    allocation: str
+    """The name of the allocation, unique for ever."""
+    folder: str
+    """The name of a folder of the container's own."""
+    shares: tuple[reservations.Share, ...]
+    devices: tuple[gpu_source.Device, ...]
+    """As long as `shares`."""
+    environment: Mapping[str, str]
+    """What the pod's own specification sets."""
+    user: int = 0
+    """Who the container runs as."""
+    mig_uuids: tuple[str, ...] = ()
+    """The MIG instances that the pod's record names; empty where it names none."""
+
+
+class Backend(Protocol):
+    """One way to keep containers apart."""
+
+    async def start(self, devices: Sequence[gpu_source.Device]) -> None:
+        """Run what the node needs, before the first container.
+
+        Raises:
+            Refused: It does not come up; the plugin tries again.
+        """
+
+    def most_clients(self, device: gpu_source.Device) -> int:
+        """How many containers may share a GPU at most; 0 is no limit of its own."""
+
+    def visible(self, granted: Granted) -> tuple[str, ...]:
+        """The names under which the driver shows the container its GPUs."""
+
+    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+        """What the container gets, beside containers that share its GPUs.
+
+        Raises:
+            Refused: It cannot be isolated here.
+        """
+
+    def folders(self, older_than_seconds: float) -> Sequence[str]:
+        """The folders of containers that were made so long ago."""
+
+    def forget(self, folder: str) -> None:
+        """The container is gone: delete its folder."""
+
+    async def stop(self) -> None:
+        """The plugin ends. Containers go on."""

@@ -1,0 +1,35 @@
+"""No isolation: containers take turns on the GPU and see all of its memory. Their records hold by agreement."""
+
+from collections.abc import Sequence
+
+from device_plugin import edits, gpu_source
+from device_plugin.isolation import Granted
+
+
+class TimeSlicing:
+    """The driver's own time-slicing; also the base of backends that run nothing on the node."""
+
+    async def start(self, devices: Sequence[gpu_source.Device]) -> None:
+        """Nothing to run."""
+
+    def most_clients(self, device: gpu_source.Device) -> int:
+        """No limit."""
+        return 0
+
+    def visible(self, granted: Granted) -> tuple[str, ...]:
+        """The GPUs of the record."""
+        return tuple(share.uuid for share in granted.shares)
+
+    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+        """Nothing beside the GPUs themselves."""
+        return edits.NOTHING
+
+    def folders(self, older_than_seconds: float) -> Sequence[str]:
+        """None were made."""
+        return ()
+
+    def forget(self, folder: str) -> None:
+        """None were made."""
+
+    async def stop(self) -> None:
+        """Nothing runs."""

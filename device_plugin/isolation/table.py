@@ -1,0 +1,27 @@
+"""Which backend serves which GPU."""
+
+import pathlib
+from collections.abc import Mapping
+
+from device_plugin import gpu_source, isolation
+from device_plugin.isolation import hami_core, mig, mps, none
+
+AUTO, NONE, HAMI_CORE, MPS, MIG = "auto", "none", "hami-core", "mps", "mig"
+CHOICES = (AUTO, NONE, MPS, HAMI_CORE, MIG)
+
+
+def build(core: hami_core.Options, server: mps.Options) -> Mapping[str, isolation.Backend]:
+    """All backends by name."""
+    return {NONE: none.TimeSlicing(), HAMI_CORE: hami_core.HamiCore(core), MPS: mps.Mps(server), MIG: mig.Mig()}
+
+
+def mode_of(device: gpu_source.Device, setting: str, hook_path: pathlib.Path) -> str:
+    """The backend of a GPU; the node's annotation names it, so that the scheduler knows what it offers.
+
+    A GPU in MIG mode can only be used by instances. `auto` takes HAMi-core where its library lies, and never MPS.
+    """
+    if device.mig_enabled:
+        return MIG
+    if setting != AUTO:
+        return setting
+    return HAMI_CORE if hami_core.library(hook_path) is not None else NONE

@@ -1,0 +1,255 @@
+"""GPUs through NVML. The only module that imports NVIDIA's bindings, and late, because most tests have no driver.
+
+What the driver refuses about one GPU becomes a reading of that GPU or leaves it out; its neighbours go on. Nothing
+here has a deadline of its own, since a hung driver does not return: `watchdog` calls it.
+
+Source: NVIDIA's NVML API reference; scores of links as HAMi v2.10 has them.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import pynvml
+import structlog
+
+from device_plugin import gpu_source
+from gpu_sharing.core import health, identifiers
+
+T = TypeVar("T")
+
+_SYSFS = pathlib.Path("/sys/bus/pci/devices")
+_LINK_SCORES = {0: 60, 10: 50, 20: 40, 30: 30, 40: 20, 50: 10}
+"""`nvmlGpuTopologyLevel_t` from the same board to across CPUs."""
+_NVLINK_SCORE = 100
+_POWER_BRAKE = 0x80
+_RECOVERY_ACTION = 230
+
+log = structlog.get_logger("nvml")
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """NVML's errors as ours."""
+    try:
+        yield
+    except pynvml.NVMLError as cause:
+        code = getattr(cause, "value", None)
+        if code in (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
+            raise gpu_source.DriverChanged(f"the driver was replaced under this process: {cause}") from cause
+        if code in (
+            pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+            pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+            pynvml.NVML_ERROR_UNINITIALIZED,
+        ):
+            raise gpu_source.DriverMissing(str(cause)) from cause
+        lost = code in (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
+        raise gpu_source.GpuFailed(str(cause), lost=lost) from cause
+
+
+def connect() -> "Nvml":
+    """Load the library and greet the driver.
+
+    Raises:
+        DriverMissing: There is none.
+        DriverChanged: Library and kernel module do not match.
+    """
+    with _translated():
+        pynvml.nvmlInit()
+    return Nvml()
+
+
+class Nvml:
+    """A `GpuSource` over the driver of this machine."""
+
+    def __init__(self) -> None:
+        self._handles: dict[identifiers.GpuUuid, Any] = {}
+        self._event_set: Any = None
+        self._registered: set[identifiers.GpuUuid] = set()
+        self._left_out: set[int] = set()
+
+    def devices(self) -> Sequence[gpu_source.Device]:
+        """See `GpuSource`."""
+        with _translated():
+            count = pynvml.nvmlDeviceGetCount()
+        found: list[gpu_source.Device] = []
+        for index in range(count):
+            try:
+                with _translated():
+                    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                    device = self._device(handle, index)
+            except gpu_source.GpuFailed as refused:
+                if index not in self._left_out:
+                    log.warning("a GPU does not say what it is", index=index, cause=str(refused))
+                self._left_out.add(index)
+                continue
+            self._left_out.discard(index)
+            self._handles[device.uuid] = handle
+            found.append(device)
+        return found
+
+    def _device(self, handle: Any, index: int) -> gpu_source.Device:
+        bus_id = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+        mig = _or_none(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
+        return gpu_source.Device(
+            uuid=identifiers.GpuUuid(_text(pynvml.nvmlDeviceGetUUID(handle))),
+            index=index,
+            name=_text(pynvml.nvmlDeviceGetName(handle)),
+            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
+            minor=pynvml.nvmlDeviceGetMinorNumber(handle),
+            numa=_numa(bus_id),
+            bus_id=bus_id,
+            compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+            mig_enabled=bool(mig),
+            migs=tuple(_migs(handle)) if mig else (),
+        )
+
+    def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
+        """See `GpuSource`."""
+        try:
+            with _translated():
+                handle = self._handles.get(uuid)
+                if handle is None:
+                    handle = self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                temperature = _or_none(
+                    lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU), unless_lost=True
+                )
+                # A round trip that every driver supports: this is what must succeed.
+                pynvml.nvmlDeviceGetMemoryInfo(handle)
+        except gpu_source.GpuFailed as refused:
+            self._handles.pop(uuid, None)  # After a reset it is another one.
+            return health.Reading(answered=False, lost=refused.lost, trouble=str(refused))
+        rows = _or_none(lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
+        reasons = _or_none(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        return health.Reading(
+            recovery_action=_recovery_action(handle),
+            rows_failed=bool(rows and rows[3]),
+            uncorrected_errors=_or_none(
+                lambda: pynvml.nvmlDeviceGetTotalEccErrors(
+                    handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
+                )
+            ),
+            temperature_celsius=temperature,
+            limit_celsius=_or_none(
+                lambda: pynvml.nvmlDeviceGetTemperatureThreshold(handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)
+            ),
+            power_brake=bool((reasons or 0) & _POWER_BRAKE),
+        )
+
+    def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
+        """See `GpuSource`."""
+        with _translated():
+            self._register()
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._event_set, int(timeout_seconds * 1000))
+            except pynvml.NVMLError_Timeout:
+                return ()
+            if not event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+                return ()
+            return (gpu_source.Fault(self._uuid_of(event.device), int(event.eventData)),)
+
+    def _register(self) -> None:
+        """Subscribe to the XIDs of the GPUs that are new."""
+        if self._event_set is None:
+            self._event_set = pynvml.nvmlEventSetCreate()
+        for uuid, handle in list(self._handles.items()):
+            if uuid in self._registered:
+                continue
+            self._registered.add(uuid)
+            with contextlib.suppress(pynvml.NVMLError):
+                wanted = pynvml.nvmlEventTypeXidCriticalError
+                pynvml.nvmlDeviceRegisterEvents(
+                    handle, pynvml.nvmlDeviceGetSupportedEventTypes(handle) & wanted, self._event_set
+                )
+
+    def _uuid_of(self, handle: Any) -> identifiers.GpuUuid | None:
+        try:
+            return identifiers.GpuUuid(_text(pynvml.nvmlDeviceGetUUID(handle)))
+        except pynvml.NVMLError:
+            # It does not answer any more, but its handle is one that we know.
+            same = [uuid for uuid, known in self._handles.items() if _address(known) == _address(handle)]
+            return same[0] if len(same) == 1 else None
+
+    def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
+        """See `GpuSource`."""
+        bus_ids = {
+            uuid: _or_none(lambda handle=handle: _text(pynvml.nvmlDeviceGetPciInfo(handle).busId))  # type: ignore[misc]
+            for uuid, handle in self._handles.items()
+        }
+        scores: dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]] = {}
+        for uuid, handle in self._handles.items():
+            remote = list(_nvlink_peers(handle))
+            scores[uuid] = {}
+            for other, other_handle in self._handles.items():
+                if other == uuid:
+                    continue
+                nvlinks = sum(1 for bus_id in remote if bus_id == bus_ids[other])
+                level = _or_none(
+                    lambda one=handle, two=other_handle: pynvml.nvmlDeviceGetTopologyCommonAncestor(one, two)  # type: ignore[misc]
+                )
+                scores[uuid][other] = nvlinks * _NVLINK_SCORE if nvlinks else _LINK_SCORES.get(level or 0, 0)
+        return scores
+
+    def close(self) -> None:
+        """See `GpuSource`."""
+        with contextlib.suppress(pynvml.NVMLError):
+            if self._event_set is not None:
+                pynvml.nvmlEventSetFree(self._event_set)
+            pynvml.nvmlShutdown()
+
+
+def _or_none(call: Callable[[], T], *, unless_lost: bool = False) -> T | None:
+    """The answer, or None where the driver cannot give it: what is not known is no fault."""
+    try:
+        return call()
+    except pynvml.NVMLError as refused:
+        if unless_lost and getattr(refused, "value", None) == pynvml.NVML_ERROR_GPU_IS_LOST:
+            raise
+        return None
+
+
+def _recovery_action(handle: Any) -> int | None:
+    fields = _or_none(lambda: pynvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION]))
+    if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
+        return None
+    return int(fields[0].value.uiVal)
+
+
+def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
+    for number in range(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
+        mig = _or_none(lambda number=number: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))  # type: ignore[misc]
+        if mig is None:
+            continue
+        name = _text(pynvml.nvmlDeviceGetName(mig))
+        memory = pynvml.nvmlDeviceGetMemoryInfo(mig).total >> 20
+        yield gpu_source.MigInstance(_text(pynvml.nvmlDeviceGetUUID(mig)), name.rpartition("MIG ")[2], memory)
+
+
+def _nvlink_peers(handle: Any) -> Iterator[str]:
+    """The bus id at the other end of each active NVLink."""
+    for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
+        if _or_none(lambda link=link: pynvml.nvmlDeviceGetNvLinkState(handle, link)):  # type: ignore[misc]
+            peer = _or_none(lambda link=link: pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link))  # type: ignore[misc]
+            if peer is not None:
+                yield _text(peer.busId)
+
+
+def _address(handle: Any) -> int | None:
+    try:
+        return int.from_bytes(bytes(handle), "little")
+    except TypeError:
+        return None
+
+
+def _numa(bus_id: str) -> int:
+    """The NUMA node of a PCI device; the kernel says -1 where there is only one."""
+    domain, _, rest = bus_id.partition(":")
+    try:
+        return max(int((_SYSFS / f"{domain[-4:]}:{rest}".lower() / "numa_node").read_text()), 0)
+    except (OSError, ValueError):
+        return 0
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,198 @@
+"""Whose device ids are these, and what is its container to get? Pure: facts in, the answer or a doubt out.
+
+The kubelet never says who asks. Its checkpoint does (with the pod's UID), its podresources API does (without UID, and
+without plain init containers); the record of what a pod holds is the pod's annotation. All three must agree, else the
+container is not started: an answer is only ever the asking container's own record.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from device_plugin import checkpoint, gpu_source, pods
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, records, requests, reservations
+
+
+class Doubt(Exception):
+    """Why a container is not started.
+
+    Attributes:
+        code: For logs, events and the kubelet.
+        passing: Whether waiting a moment may help: a watch or the kubelet may lag.
+    """
+
+    def __init__(self, code: error_codes.Code, sentence: str, *, passing: bool = False) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.passing = passing
+
+    @property
+    def text(self) -> str:
+        """What `kubectl describe pod` shows."""
+        return f"{self.code}: {self}. {error_codes.REGISTRY[self.code].remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What podresources says that one container holds."""
+
+    namespace: str
+    pod: str
+    container: str
+    tokens: frozenset[str]
+
+
+def entries_of(entries: Iterable[checkpoint.Entry], tokens: frozenset[str]) -> tuple[checkpoint.Entry, ...]:
+    """The containers that were given just these ids: one, or an init container and the app container that reuses them.
+
+    Raises:
+        Doubt: None, or of several pods.
+    """
+    found = tuple(entry for entry in entries if entry.tokens == tokens)
+    if not found:
+        raise Doubt(
+            error_codes.ALLOC_OWNER_UNKNOWN, "the kubelet's checkpoint does not have these device ids", passing=True
+        )
+    if len({entry.pod_uid for entry in found}) > 1:
+        raise Doubt(
+            error_codes.ALLOC_OWNER_UNKNOWN, "the kubelet's checkpoint gives these device ids to two pods", passing=True
+        )
+    return found
+
+
+def cross_check(
+    pod: pods.Pod, entries: Sequence[checkpoint.Entry], tokens: frozenset[str], listed: Iterable[Listed]
+) -> None:
+    """Compare the checkpoint's owner with podresources.
+
+    Raises:
+        Doubt: They differ; or podresources does not list it (yet), although it lists containers of its kind.
+    """
+    owners = [one for one in listed if one.tokens & tokens]
+    for one in owners:
+        if f"{one.namespace}/{one.pod}" != pod.key:
+            raise Doubt(
+                error_codes.ALLOC_OWNER_CONFLICT,
+                f"the checkpoint gives the device ids to {pod.key}, podresources to {one.namespace}/{one.pod}",
+            )
+    if owners:
+        return
+    plain = {one.name for one in pod.spec.init_containers or () if not one.restarts_always}
+    if not all(entry.container in plain for entry in entries):
+        raise Doubt(error_codes.ALLOC_OWNER_UNKNOWN, f"podresources does not list {pod.key} yet", passing=True)
+
+
+def shares_of(
+    pod: pods.Pod, container: str, count: int, node: str, names: requests.ResourceNames
+) -> tuple[reservations.Share, ...]:
+    """What the record promises a container that was given so many ids.
+
+    Raises:
+        Doubt: There is no record, it does not decode, is for another node or another number of GPUs.
+    """
+    found = pod.container(container)
+    if found is None:
+        raise Doubt(error_codes.ALLOC_CORRUPT_RECORD, f"{pod.key} has no container {container}")
+    try:
+        shares = pod.shares(names)
+    except errors.CorruptRecord as cause:
+        raise Doubt(error_codes.ALLOC_CORRUPT_RECORD, f"{pod.key}: {cause}") from cause
+    if shares is None:
+        raise Doubt(error_codes.ALLOC_NO_RECORD, f"{pod.key} has no record of GPUs")
+    if pod.annotations.get(records.NODE, node) != node:
+        raise Doubt(error_codes.ALLOC_WRONG_NODE, f"the record of {pod.key} is for {pod.annotations[records.NODE]}")
+    mine = shares[found[0]]
+    if len(mine) != count:
+        raise Doubt(
+            error_codes.ALLOC_CORRUPT_RECORD,
+            f"the record of {pod.key} gives container {container} {len(mine)} GPUs, the kubelet {count} device ids",
+        )
+    return mine
+
+
+def devices_of(
+    pod: pods.Pod, shares: Sequence[reservations.Share], devices: Mapping[identifiers.GpuUuid, gpu_source.Device]
+) -> tuple[gpu_source.Device, ...]:
+    """The GPUs of shares.
+
+    Raises:
+        Doubt: The node does not have one.
+    """
+    missing = [share.uuid for share in shares if share.uuid not in devices]
+    if missing:
+        raise Doubt(error_codes.ALLOC_WRONG_NODE, f"the record of {pod.key} names {missing[0]}, which is not here")
+    return tuple(devices[share.uuid] for share in shares)
+
+
+def guard(
+    pod: pods.Pod,
+    shares: Iterable[reservations.Share],
+    everybody: Iterable[pods.Pod],
+    inventory: Mapping[identifiers.GpuUuid, gpus.Gpu],
+    names: requests.ResourceNames,
+) -> None:
+    """The last guard against a GPU that is promised twice, should two schedulers ever have bound at one time.
+
+    Raises:
+        Doubt: The records promise more than there is, and this one is the newest of them.
+    """
+    wanted = {share.uuid for share in shares}
+    total: dict[identifiers.GpuUuid, reservations.Booking] = {}
+    holders: dict[identifiers.GpuUuid, list[pods.Pod]] = {}
+    for other in everybody:
+        for uuid, booking in other.booked(names).items():
+            if uuid in wanted:
+                total[uuid] = total.get(uuid, reservations.NOTHING).plus(booking)
+                holders.setdefault(uuid, []).append(other)
+    for uuid, booking in total.items():
+        gpu = inventory[uuid]
+        over = (
+            f"{booking.memory_mib}MB of {gpu.memory_mib}MB" if booking.memory_mib > gpu.memory_mib
+            else f"{booking.cores_percent}% of {gpu.cores_percent}% cores" if booking.cores_percent > gpu.cores_percent
+            else f"{booking.slots} of {gpu.slots} slots" if booking.slots > gpu.slots
+            else ""
+        )  # fmt: skip
+        if over and max(holders[uuid], key=_age).uid == pod.uid:
+            raise Doubt(error_codes.ALLOC_OVERSUBSCRIBED, f"{over} of {uuid} are promised, {pod.key} is the newest")
+
+
+def _age(pod: pods.Pod) -> tuple[int, str]:
+    time = pod.annotations.get(records.TIME, "")
+    return (int(time) if time.isdecimal() else 0, pod.metadata.uid)
+
+
+def candidates(
+    everybody: Iterable[pods.Pod],
+    entries: Iterable[checkpoint.Entry],
+    count: int,
+    node: str,
+    names: requests.ResourceNames,
+    *,
+    taken: frozenset[tuple[identifiers.PodUid, str]] = frozenset(),
+) -> list[tuple[pods.Pod, str, tuple[reservations.Share, ...]]]:
+    """The containers that may be asking for so many ids, likeliest first; for runtimes without CDI.
+
+    The kubelet allocates container by container, so of each pod only the first one that has nothing yet can ask.
+
+    Args:
+        everybody: The pods of this node.
+        entries: What was allocated already.
+        count: How many ids are asked for.
+        node: This node.
+        names: Under which names containers ask.
+        taken: Containers that were answered and may not be in the checkpoint yet.
+    """
+    allocated = {(entry.pod_uid, entry.container) for entry in entries} | taken
+    found = []
+    for pod in sorted(everybody, key=_age):
+        waiting = [
+            one.name
+            for one in pod.all_containers
+            if requests.asks_for_gpu((one,), names) and (pod.uid, one.name) not in allocated
+        ]
+        if not waiting:
+            continue
+        try:
+            found.append((pod, waiting[0], shares_of(pod, waiting[0], count, node, names)))
+        except Doubt:
+            continue
+    return found

@@ -1,0 +1,148 @@
+"""This node and its pods: what the plugin reads of them, the pods kept current by a watch of this node alone."""
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+import structlog
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import errors, identifiers, records, requests, reservations
+
+log = structlog.get_logger("pods")
+
+
+class Variable(msgspec.Struct, gc=False):
+    """An environment variable of a container."""
+
+    name: str = ""
+    value: str = ""
+
+
+class SecurityContext(msgspec.Struct, gc=False, rename="camel"):
+    """Who a container runs as."""
+
+    run_as_user: int | None = None
+
+
+class Container(objects.Container, gc=False, rename="camel"):
+    """A container with what isolation wants to know of it."""
+
+    env: list[Variable] | None = None
+    security_context: SecurityContext | None = None
+
+
+class Spec(objects.PodSpec, gc=False, rename="camel"):
+    """`spec` of a pod."""
+
+    containers: list[Container] | None = None  # type: ignore[assignment]
+    init_containers: list[Container] | None = None  # type: ignore[assignment]
+    security_context: SecurityContext | None = None
+
+
+class Pod(objects.Pod, gc=False):
+    """A pod of this node."""
+
+    spec: Spec = msgspec.field(default_factory=Spec)
+
+    @property
+    def uid(self) -> identifiers.PodUid:
+        """Its UID."""
+        return identifiers.PodUid(self.metadata.uid)
+
+    @property
+    def all_containers(self) -> list[Container]:
+        """Init containers first, as records count them."""
+        return [*(self.spec.init_containers or ()), *(self.spec.containers or ())]
+
+    def container(self, name: str) -> tuple[int, Container] | None:
+        """A container and its position."""
+        for position, one in enumerate(self.all_containers):
+            if one.name == name:
+                return position, one
+        return None
+
+    def user_of(self, container: Container) -> int:
+        """The user that a container runs as; root where nobody says."""
+        for context in (container.security_context, self.spec.security_context):
+            if context is not None and context.run_as_user is not None:
+                return context.run_as_user
+        return 0
+
+    def shares(self, names: requests.ResourceNames) -> reservations.Shares | None:
+        """What its record promises each container; None where it has no record.
+
+        Raises:
+            CorruptRecord: It does not decode, or does not match the containers.
+        """
+        text = self.annotations.get(records.ALLOCATED, "")
+        if not text.strip(";: "):
+            return None
+        asking = [requests.asks_for_gpu((container,), names) for container in self.all_containers]
+        return records.decode_shares(text, asking)
+
+    def booked(self, names: requests.ResourceNames) -> Mapping[identifiers.GpuUuid, reservations.Booking]:
+        """What it holds of each GPU by its record; of a record that does not decode, what can be read of it."""
+        try:
+            shares = self.shares(names)
+        except errors.CorruptRecord:
+            legible = records.legible_shares(self.annotations.get(records.ALLOCATED, ""))
+            return reservations.booked((reservations.Kind.APP,), (legible,))
+        kinds = requests.kinds_of(self.spec.init_containers or (), self.spec.containers or ())
+        return reservations.booked(kinds, shares) if shares else {}
+
+
+class NodeInfo(msgspec.Struct, gc=False, rename="camel"):
+    """What the kubelet says of its machine."""
+
+    container_runtime_version: str = ""
+
+
+class NodeStatus(msgspec.Struct, gc=False, rename="camel"):
+    """`status` of a node."""
+
+    node_info: NodeInfo = msgspec.field(default_factory=NodeInfo)
+
+
+class Node(objects.Node, gc=False):
+    """The node that the plugin serves."""
+
+    status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+
+
+class Pods:
+    """The watch's sink.
+
+    Attributes:
+        by_uid: The pods of this node that have not ended.
+    """
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.by_uid: dict[identifiers.PodUid, Pod] = {}
+        self._changed = changed
+
+    def named(self, namespace: str, name: str) -> Pod | None:
+        """The pod of that name; of two in a row, the newer."""
+        found = [pod for pod in self.by_uid.values() if pod.key == f"{namespace}/{name}"]
+        return max(found, key=lambda pod: int(pod.annotations.get(records.TIME) or 0), default=None)
+
+    def replaced(self, items: list[Pod], listed_at: float) -> None:
+        """See `watching.Sink`."""
+        self.by_uid = {pod.uid: pod for pod in items if not pod.has_ended}
+        self._changed()
+
+    def changed(self, item: Pod) -> None:
+        """See `watching.Sink`."""
+        if item.has_ended:
+            self.by_uid.pop(item.uid, None)
+        else:
+            self.by_uid[item.uid] = item
+        self._changed()
+
+    def deleted(self, item: Pod) -> None:
+        """See `watching.Sink`."""
+        self.by_uid.pop(item.uid, None)
+        self._changed()
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """See `watching.Sink`."""
+        log.error("a pod is not what a pod should be", cause=str(error), start=raw[:120].decode(errors="replace"))

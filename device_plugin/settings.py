@@ -1,0 +1,243 @@
+"""Every setting of the device plugin: one frozen class, filled from flags, environment variables and a node file."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from device_plugin.isolation import table
+from gpu_sharing.adapters import flags
+from gpu_sharing.core import errors, health, requests, xids
+
+IDENTITIES = ("auto", "cdi", "match")
+DELIVERIES = ("auto", "cdi", "envvar", "volume-mounts", "device-nodes")
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What of a GPU is offered, and how it is shared: the part that a node file may change while the plugin runs."""
+
+    split_count: int = 10
+    """How many containers may share one GPU."""
+    memory_scaling: float = 1.0
+    """How much memory is promised, as a multiple of what there is; more than 1 makes HAMi-core swap."""
+    cores_scaling: float = 1.0
+    """How much compute is promised, as a multiple of what there is."""
+    memory_headroom_mib: int = 0
+    """MiB of each GPU that are not promised, for the driver and contexts."""
+    isolation: str = table.AUTO
+    """How containers on one GPU are kept apart."""
+    hidden_uuids: frozenset[str] = frozenset()
+    """GPUs that are not offered."""
+    hidden_indices: frozenset[int] = frozenset()
+    """Likewise, by position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the device plugin runs."""
+
+    node_name: str = ""
+    """The node it serves."""
+    kubeconfig: pathlib.Path | None = None
+    """How to reach the API server; None is the in-cluster service account."""
+    kubelet_dir: pathlib.Path = pathlib.Path("/var/lib/kubelet")
+    """The kubelet's directory: its sockets and its device checkpoint."""
+    cdi_dir: pathlib.Path = pathlib.Path("/var/run/cdi")
+    """Where specifications for the container runtime are written."""
+    host_cdi_dirs: tuple[pathlib.Path, ...] = (pathlib.Path("/etc/cdi"),)
+    """Where, beside `cdi_dir`, the host's own specifications lie."""
+    hook_path: pathlib.Path = pathlib.Path("/usr/local")
+    """Folder of the HAMi-core library, `<hook_path>/vgpu/libvgpu.so`."""
+    sharing: Sharing = field(default_factory=Sharing)
+    """What is offered, where the node file does not say otherwise."""
+    config_file: pathlib.Path | None = None
+    """JSON with `nodeconfig` per node, as HAMi's; read again when it changes."""
+    identity: str = "auto"
+    """How an Allocate finds its container: `cdi` binds late, `match` guesses carefully and verifies."""
+    delivery: str = "auto"
+    """How device nodes and driver libraries reach a container."""
+    resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
+    """Under which names containers ask."""
+    health_bind: flags.Address = flags.Address("0.0.0.0", 8081)  # noqa: S104  # probes and Prometheus are outside the pod
+    """Health, readiness and metrics."""
+    health_rules: health.Rules = field(default_factory=health.Rules)
+    """When a GPU is unhealthy, and when it may come back."""
+    health_interval_seconds: float = 5.0
+    """How often each GPU is looked at."""
+    nvml_timeout_seconds: float = 5.0
+    """How long the driver may take for one call."""
+    boot_id_file: pathlib.Path = pathlib.Path("/proc/sys/kernel/random/boot_id")
+    """Where the kernel says which boot this is."""
+    mps_root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    """Folder of the MPS daemon's pipes and logs."""
+    mps_multi_user: bool = False
+    """Whether the driver lets clients of several users share one MPS server."""
+    disable_core_limit: bool = False
+    """Whether HAMi-core leaves compute unlimited."""
+    topology_score: bool = False
+    """Whether the links between GPUs are published for topology-aware placement."""
+    verbosity: int = 2
+    """0 to 6."""
+    log_format: str = "json"
+    """`json`, `text` or `console`."""
+    strange_words: tuple[str, ...] = ()
+    """What stands in DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS and means nothing."""
+
+
+HELP = {
+    "node-name": "the node's name (default: $NODE_NAME)",
+    "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
+    "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
+    "cdi-dir": "DIR of the container runtime's device specifications (default /var/run/cdi)",
+    "host-cdi-dirs": "DIRs, separated by commas, with the host's own specifications (default /etc/cdi)",
+    "hook-path": "DIR that holds vgpu/libvgpu.so (default /usr/local)",
+    "device-split-count": "containers that may share one GPU (default 10)",
+    "device-memory-scaling": "memory promised, as a multiple of what there is (default 1)",
+    "device-cores-scaling": "compute promised, as a multiple of what there is (default 1)",
+    "memory-headroom": "MiB of each GPU that are not promised (default 0)",
+    "config-file": "FILE: JSON with nodeconfig per node, read again when it changes (default: none)",
+    "isolation": "auto, none, mps, hami-core or mig (default auto: mig, else hami-core if there, else none)",
+    "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
+    "delivery": "auto, cdi, envvar, volume-mounts or device-nodes (default auto: cdi, else envvar)",
+    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
+    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
+    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
+    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    "health-bind": "HOST:PORT of health, readiness and metrics (default :8081)",
+    "health-interval": "seconds between two looks at a GPU (default 5)",
+    "health-hold": "seconds that a mended GPU is watched before it is used again (default 60)",
+    "nvml-timeout": "seconds that the driver may take for one call (default 5)",
+    "boot-id-file": "FILE that says which boot this is (default /proc/sys/kernel/random/boot_id)",
+    "mps-root": "DIR of the MPS daemon's pipes and logs (default /run/nvidia/mps)",
+    "mps-multi-user": "the driver lets several users share one MPS server (default false)",
+    "disable-core-limit": "do not limit compute with HAMi-core (default false)",
+    "topology-score": "publish how well GPUs are linked (default false; also ENABLE_TOPOLOGY_SCORE)",
+    "v": "verbosity 0 to 6 (default 2)",
+    "log-format": "json, text or console (default: console on a terminal, else json)",
+}
+"""Every flag, in the order of `--help`."""
+
+SWITCHES = ("mps-multi-user", "disable-core-limit", "topology-score")
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: A value that the process cannot start with.
+    """
+    environment = os.environ if environment is None else environment
+    value = flags.read(
+        "python -m device_plugin",
+        "GPU sharing's device plugin: gives each container its slice of a GPU, and says how the GPUs are.",
+        HELP,
+        arguments,
+        environment,
+        SWITCHES,
+    )
+    return _settings(value, environment)
+
+
+def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]) -> Settings:
+    default = Settings()
+    names = default.resource_names
+    node_name = value("node-name") or environment.get("NODE_NAME", "")
+    if not node_name:
+        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
+    overrides, strange = xids.read_overrides(
+        environment.get("DP_DISABLE_HEALTHCHECKS", ""), environment.get("DP_ENABLE_HEALTHCHECKS", "")
+    )
+    sharing = Sharing(
+        split_count=int(flags.number("--device-split-count", value("device-split-count"), 10, 1, 60_000)),
+        memory_scaling=flags.number("--device-memory-scaling", value("device-memory-scaling"), 1.0, 0.01, 100),
+        cores_scaling=flags.number("--device-cores-scaling", value("device-cores-scaling"), 1.0, 0.01, 100),
+        memory_headroom_mib=int(flags.number("--memory-headroom", value("memory-headroom"), 0, 0, 1_000_000)),
+        isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO),
+    )
+    host_dirs = value("host-cdi-dirs")
+    return Settings(
+        node_name=node_name,
+        kubeconfig=flags.path(value("kubeconfig")),
+        kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
+        cdi_dir=flags.path(value("cdi-dir")) or default.cdi_dir,
+        host_cdi_dirs=tuple(map(pathlib.Path, host_dirs.split(","))) if host_dirs else default.host_cdi_dirs,
+        hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
+        sharing=sharing,
+        config_file=flags.path(value("config-file")),
+        identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
+        delivery=flags.one_of("--delivery", value("delivery"), DELIVERIES, "auto"),
+        resource_names=requests.ResourceNames(
+            value("resource-name") or names.count,
+            value("resource-mem") or names.memory,
+            value("resource-mem-percentage") or names.memory_percent,
+            value("resource-cores") or names.cores,
+        ),
+        health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
+        health_rules=health.Rules(flags.number("--health-hold", value("health-hold"), 60, 0, 86_400), overrides),
+        health_interval_seconds=flags.number("--health-interval", value("health-interval"), 5, 0.1, 3600),
+        nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
+        boot_id_file=flags.path(value("boot-id-file")) or default.boot_id_file,
+        mps_root=flags.path(value("mps-root")) or default.mps_root,
+        mps_multi_user=flags.truth("--mps-multi-user", value("mps-multi-user")),
+        disable_core_limit=flags.truth("--disable-core-limit", value("disable-core-limit")),
+        topology_score=flags.truth(
+            "--topology-score", value("topology-score") or environment.get("ENABLE_TOPOLOGY_SCORE")
+        ),
+        verbosity=flags.verbosity(value("v")),
+        log_format=flags.log_format(value("log-format")),
+        strange_words=strange,
+    )
+
+
+def for_node(sharing: Sharing, text: str, node_name: str) -> Sharing:
+    """The sharing of a node by the file of all nodes.
+
+    Args:
+        sharing: By the flags.
+        text: JSON as HAMi's: `{"nodeconfig": [{"name": …, "devicesplitcount": …, "devicememoryscaling": …,
+            "operatingmode": …, "filterdevices": {"uuid": […], "index": […]}}]}`.
+        node_name: Whose entry counts.
+
+    Raises:
+        SettingsError: It is not that; names the entry.
+    """
+    try:
+        entries = json.loads(text).get("nodeconfig") or []
+        mine = [entry for entry in entries if entry.get("name") == node_name]
+    except (ValueError, AttributeError, TypeError) as cause:
+        raise errors.SettingsError(f"the node file is not JSON with a list nodeconfig: {cause}") from cause
+    for entry in mine:
+        sharing = _changed(sharing, entry)
+    return sharing
+
+
+def _changed(sharing: Sharing, entry: Mapping[str, Any]) -> Sharing:
+    name = entry.get("name")
+
+    def number(key: str, default: float, highest: float) -> float:
+        found = entry.get(key)
+        return flags.number(
+            f"nodeconfig of {name}: {key}", None if found is None else str(found), default, 0.01, highest
+        )
+
+    hidden = entry.get("filterdevices") or {}
+    mode = entry.get("operatingmode")
+    if not isinstance(hidden, dict) or not (mode is None or isinstance(mode, str)):
+        raise errors.SettingsError(f"nodeconfig of {name}: filterdevices is an object and operatingmode a word")
+    try:
+        indices = frozenset(int(index) for index in hidden.get("index") or ())
+        uuids = frozenset(str(uuid) for uuid in hidden.get("uuid") or ())
+    except (TypeError, ValueError) as cause:
+        raise errors.SettingsError(f"nodeconfig of {name}: filterdevices has no lists uuid and index") from cause
+    return replace(
+        sharing,
+        split_count=int(number("devicesplitcount", sharing.split_count, 60_000)),
+        memory_scaling=number("devicememoryscaling", sharing.memory_scaling, 100),
+        cores_scaling=number("devicecorescaling", sharing.cores_scaling, 100),
+        isolation=flags.one_of(f"nodeconfig of {name}: operatingmode", mode, table.CHOICES, sharing.isolation),
+        hidden_uuids=uuids,
+        hidden_indices=indices,
+    )

@@ -1,0 +1,86 @@
+"""Tells people what the node did: events on pods and on the node, and one log line each, with the same words."""
+
+from collections.abc import Iterable, Sequence
+
+import structlog
+
+from device_plugin import allocation, gpu_source, owners, pods
+from gpu_sharing.adapters import events
+from gpu_sharing.core import error_codes, health, records, xids
+
+_ALLOCATION, _HEALTH = "GPUAllocation", "GPUHealth"
+
+log = structlog.get_logger("node")
+
+
+def allocated_note(node: str, container: allocation.Container, devices: Sequence[gpu_source.Device]) -> str:
+    """The note of a `DeviceAllocated` event."""
+    names = ", ".join(f"GPU-{device.index}" for device in devices)
+    lines = [f"    {share.uuid}: {share.memory_mib}MB, {_cores(share.cores_percent)}" for share in container.shares]
+    last = f"    container {container.name}, isolation {container.mode}"
+    return "\n".join([f"Allocated {names} on {node}", *lines, last])
+
+
+def _cores(percent: int) -> str:
+    return f"{percent}% cores" if percent else "no limit of cores"
+
+
+def unhealthy_note(device: gpu_source.Device, state: health.Health) -> str:
+    """The note of a `DeviceUnhealthy` event."""
+    return f"GPU-{device.index} {device.uuid} is {state.state.value}: {state.cause}\n    {xids.WORDS[state.need]}"
+
+
+class Teller:
+    """Writes events and log lines for one node."""
+
+    def __init__(self, recorder: events.EventRecorder, node: str) -> None:
+        self._recorder = recorder
+        self._node = node
+
+    def allocated(self, pod: pods.Pod, container: allocation.Container, devices: Sequence[gpu_source.Device]) -> None:
+        """A container may start with its slice, for the first time."""
+        log.info(
+            "allocated",
+            pod=pod.key,
+            container=container.name,
+            gpus=[share.uuid for share in container.shares],
+            mode=container.mode,
+            decision_id=pod.annotations.get(records.DECISION),
+        )
+        note = allocated_note(self._node, container, devices)
+        self._tell_pod(pod, "DeviceAllocated", note, _ALLOCATION, warning=False)
+
+    def refused(self, pod: pods.Pod | None, doubt: owners.Doubt) -> None:
+        """A container must not start."""
+        log.error("not started", error_code=doubt.code, pod=pod.key if pod else None, cause=str(doubt))
+        if pod is not None:
+            entry = error_codes.REGISTRY[doubt.code]
+            self._tell_pod(
+                pod, "AllocationFailed", f"{doubt.code}: {doubt}\n    {entry.remedy}", _ALLOCATION, warning=True
+            )
+
+    def unhealthy(self, device: gpu_source.Device, state: health.Health, holders: Iterable[pods.Pod]) -> None:
+        """A GPU must not be used any more."""
+        log.error(
+            "GPU unhealthy", error_code=error_codes.HEALTH_GPU_UNHEALTHY, device=device.uuid, state=state.state.value,
+            cause=state.cause, need=state.need.name.lower(),
+        )  # fmt: skip
+        self._tell_all("DeviceUnhealthy", unhealthy_note(device, state), holders, warning=True)
+
+    def recovered(self, device: gpu_source.Device, before: health.Health, holders: Iterable[pods.Pod]) -> None:
+        """A GPU may be used again."""
+        log.info("GPU recovered", device=device.uuid, cause=before.cause)
+        note = f"GPU-{device.index} {device.uuid} is healthy again, after: {before.cause}"
+        self._tell_all("DeviceRecovered", note, holders, warning=False)
+
+    def _tell_all(self, reason: str, note: str, holders: Iterable[pods.Pod], *, warning: bool) -> None:
+        # kubectl describe node looks for the node's name in the place of its UID.
+        node = events.Regarding("Node", self._node, uid=self._node)
+        self._recorder.tell(events.Event(node, reason, note, _HEALTH, warning=warning))
+        for pod in holders:
+            self._tell_pod(pod, reason, note, _HEALTH, warning=warning)
+
+    def _tell_pod(self, pod: pods.Pod, reason: str, note: str, action: str, *, warning: bool) -> None:
+        metadata = pod.metadata
+        regarding = events.Regarding("Pod", metadata.name, metadata.namespace, metadata.uid)
+        self._recorder.tell(events.Event(regarding, reason, note, action, warning=warning))

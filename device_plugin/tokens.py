@@ -1,0 +1,82 @@
+"""The device ids that the kubelet sees: opaque tokens, any of which can stand for any GPU of the node.
+
+The kubelet hands ids to containers without asking which GPU a pod's record names, so an id must not name one: the
+record says which. What the ids do say is how many containers the node still takes. Pure.
+
+Source: kubelet's device manager (allocatable is the number of healthy ids; an id that is allocated still counts
+against allocatable as its pod's request) and gRPC's receive limit there of 4 MiB.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpu_sharing.core import errors, gpus, identifiers
+
+PREFIX = "slot-"
+MOST_TOKENS = 60_000
+MOST_BYTES = 4 * 1024 * 1024
+_BYTES_BESIDE_ID = 16
+"""Health and framing of one entry on the wire, rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One id as the kubelet is told it."""
+
+    token: str
+    healthy: bool
+
+
+def names(count: int) -> tuple[str, ...]:
+    """The ids of a node with so many slots: the same ones at every start.
+
+    Raises:
+        SettingsError: There are more than a kubelet takes.
+    """
+    width = max(len(str(count - 1)), 4)
+    size = count * (len(PREFIX) + width + _BYTES_BESIDE_ID)
+    if count > MOST_TOKENS or size > MOST_BYTES:
+        raise errors.SettingsError(
+            f"{count} slots are more than a kubelet takes ({MOST_TOKENS} ids, 4 MiB): lower --device-split-count"
+        )
+    return tuple(f"{PREFIX}{number:04d}" for number in range(count))
+
+
+def listing(
+    inventory: Sequence[gpus.Gpu], held: Mapping[str, identifiers.GpuUuid | None], sick: Iterable[identifiers.GpuUuid]
+) -> tuple[Listed, ...]:
+    """What to tell the kubelet, so that allocatable minus requests is the number of free slots on healthy GPUs.
+
+    A token that a sick GPU's container holds is unhealthy, which shows in that pod's status, and still counts as a
+    request. So of S slots on sick GPUs of which k are held, S - 2k free ones are unhealthy too; where that is
+    negative, as many spare healthy ones are added.
+
+    Args:
+        inventory: The node's GPUs.
+        held: Tokens that containers hold, and the GPU by their record; None where there is no record.
+        sick: The GPUs that must not be used.
+
+    Returns:
+        Every token, those that are still held from a time with more slots among them.
+
+    Raises:
+        SettingsError: More than a kubelet takes.
+    """
+    sick = frozenset(sick)
+    total = sum(gpu.slots for gpu in inventory)
+    own = names(total)
+    lost_slots = sum(gpu.slots for gpu in inventory if gpu.uuid in sick)
+    on_sick = {token for token, uuid in held.items() if uuid in sick}
+    withdrawn = lost_slots - 2 * len(on_sick)
+    listed = [Listed(token, token not in on_sick) for token in sorted(held.keys() - set(own))]
+    for token in reversed(own):
+        # From the end, because the kubelet takes ids in any order and people read them from the start.
+        if token in held:
+            listed.append(Listed(token, token not in on_sick))
+        else:
+            listed.append(Listed(token, withdrawn <= 0))
+            withdrawn -= 1
+    spare = max(2 * len(on_sick) - lost_slots, 0)
+    # A token held beyond the own ones takes the place of an own one: its request counts, so it must be allocatable too.
+    listed += [Listed(f"spare-{number:04d}", healthy=True) for number in range(spare)]
+    return tuple(sorted(listed, key=lambda one: one.token))

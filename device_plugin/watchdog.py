@@ -1,0 +1,130 @@
+"""Calls into a driver that may never return, each with a deadline.
+
+A hung call holds its thread for ever, so each GPU has a thread of its own: the others go on, and no more threads
+pile up behind the hung one, because it is not asked again before it has answered.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from device_plugin import gpu_source
+from gpu_sharing.core import health, identifiers
+
+T = TypeVar("T")
+
+
+class StillBusy(Exception):
+    """The thread has not come back from an earlier call."""
+
+
+class _Lane:
+    """One thread that does one call after another. A daemon, so that a hung driver cannot keep the process alive."""
+
+    def __init__(self, name: str) -> None:
+        self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._busy = False
+        threading.Thread(target=self._run, name=f"nvml {name}", daemon=True).start()
+
+    async def call(self, function: Callable[[], T], timeout_seconds: float) -> T:
+        """Raises `StillBusy` at once, or `TimeoutError`, or what the function raises."""
+        if self._busy:
+            raise StillBusy
+        self._busy = True
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = loop.create_future()
+        self._work.put((loop, function, answer))
+        return await asyncio.wait_for(answer, timeout_seconds)
+
+    def close(self) -> None:
+        """End the thread, once it has nothing to do."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (job := self._work.get()) is not None:
+            loop, function, answer = job
+            result, error = None, None
+            try:
+                result = function()
+            except Exception as raised:
+                error = raised
+            self._busy = False
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_settle, answer, result, error)
+
+
+def _settle(answer: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if answer.done():
+        return
+    if error is None:
+        answer.set_result(result)
+    else:
+        answer.set_exception(error)
+
+
+class Watched:
+    """A driver whose every call has a deadline; while there is none, it is looked for again at each enumeration."""
+
+    def __init__(self, connect: Callable[[], gpu_source.GpuSource], timeout_seconds: float) -> None:
+        self._connect = connect
+        self._source: gpu_source.GpuSource = gpu_source.NoGpus()
+        self._timeout_seconds = timeout_seconds
+        self._lanes: dict[str, _Lane] = {}
+
+    def _lane(self, name: str) -> _Lane:
+        if name not in self._lanes:
+            self._lanes[name] = _Lane(name)
+        return self._lanes[name]
+
+    async def devices(self) -> Sequence[gpu_source.Device]:
+        """The GPUs.
+
+        Raises:
+            DriverMissing: There is none.
+            DriverChanged: It was replaced.
+            GpuFailed: The driver does not answer; what was known before still holds.
+        """
+        return await self._answer("all", self._devices)
+
+    def _devices(self) -> Sequence[gpu_source.Device]:
+        if isinstance(self._source, gpu_source.NoGpus):
+            self._source = self._connect()
+        return self._source.devices()
+
+    async def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
+        """Scores of the links between GPUs. Errors as `devices`."""
+        return await self._answer("all", lambda: self._source.links())
+
+    async def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
+        """A look at one GPU; no answer in time is a reading, too."""
+        try:
+            return await self._lane(uuid).call(lambda: self._source.reading(uuid), self._timeout_seconds)
+        except StillBusy:
+            return health.Reading(answered=False, trouble="an earlier call has not come back")
+        except TimeoutError:
+            return health.Reading(answered=False, trouble=f"nothing within {self._timeout_seconds:g} s")
+        except gpu_source.GpuSourceError as refused:
+            return health.Reading(answered=False, trouble=str(refused))
+
+    async def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
+        """XIDs, as they come. Errors as `devices`."""
+        try:
+            return await self._lane("events").call(
+                lambda: self._source.next_faults(timeout_seconds), timeout_seconds + self._timeout_seconds
+            )
+        except (StillBusy, TimeoutError) as cause:
+            raise gpu_source.GpuFailed("the driver does not come back from waiting for events") from cause
+
+    async def _answer(self, lane: str, function: Callable[[], T]) -> T:
+        try:
+            return await self._lane(lane).call(function, self._timeout_seconds)
+        except (StillBusy, TimeoutError) as cause:
+            raise gpu_source.GpuFailed(f"the driver does not answer within {self._timeout_seconds:g} s") from cause
+
+    def close(self) -> None:
+        """End the threads that can be ended."""
+        for lane in self._lanes.values():
+            lane.close()
+        self._source.close()

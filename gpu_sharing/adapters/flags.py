@@ -1,0 +1,144 @@
+"""Flags and environment variables, read in one way by every process.
+
+Each flag is also an environment variable (`--http-bind` is `HAMI_HTTP_BIND`); the flag wins. HAMi's spellings with
+underscores are accepted.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from gpu_sharing.adapters import logs
+from gpu_sharing.core import errors
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a listener binds."""
+
+    host: str
+    port: int
+    """0 takes a free one; the first log line says which."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine (in a cluster: this pod) can reach it."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+
+def read(
+    program: str,
+    description: str,
+    texts: Mapping[str, str],
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    switches: Collection[str] = (),
+) -> Callable[[str], str | None]:
+    """Read a command line.
+
+    Args:
+        program: As a person starts it.
+        description: The first line of `--help`.
+        texts: Every flag and what it does, in the order of `--help`.
+        arguments: Without the program's name.
+        environment: Looked up for what no flag says, as `HAMI_` and the flag's name in capitals.
+        switches: Flags that may stand alone, which then means `true`.
+
+    Returns:
+        The value of a flag; None where nobody gave one.
+    """
+    environment = os.environ if environment is None else environment
+    first = next(iter(texts))
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=f"Each flag is also an environment variable: --{first} is {_variable(first)}.",
+    )
+    for name, text in texts.items():
+        spellings = [f"--{name}"] + ([f"--{name.replace('-', '_')}"] if "-" in name else [])
+        optional = {"nargs": "?", "const": "true"} if name in switches else {}
+        parser.add_argument(*spellings, dest=name, help=text, metavar="", **optional)  # type: ignore[arg-type]
+    given = vars(parser.parse_args(arguments))
+
+    def value(name: str) -> str | None:
+        found: str | None = given[name]
+        return found if found is not None else environment.get(_variable(name))
+
+    return value
+
+
+def _variable(name: str) -> str:
+    return "HAMI_" + name.upper().replace("-", "_")
+
+
+def default_log_format() -> str:
+    """Colours for a person, JSON for a machine."""
+    return "console" if sys.stdout.isatty() else "json"
+
+
+def verbosity(text: str | None) -> int:
+    """The value of `--v`, 2 by default."""
+    return int(number("--v", text, 2, 0, logs.HIGHEST))
+
+
+def log_format(text: str | None) -> str:
+    """The value of `--log-format`."""
+    return one_of("--log-format", text, logs.FORMATS, default_log_format())
+
+
+def path(text: str | None) -> pathlib.Path | None:
+    """A file or folder."""
+    return pathlib.Path(text) if text else None
+
+
+def address(flag: str, text: str | None, default: Address) -> Address:
+    """`HOST:PORT`; an empty host is every address.
+
+    Raises:
+        SettingsError: It is not.
+    """
+    if not text:
+        return default
+    match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]\s]*)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise errors.SettingsError(f"{flag} {text!r} is not HOST:PORT, for example 127.0.0.1:9444 or :8080")
+    return Address(match[1] or match[2] or "0.0.0.0", int(match[3]))  # noqa: S104  # an empty host means every address
+
+
+def truth(flag: str, text: str | None) -> bool:
+    """True or false, false by default."""
+    return one_of(flag, text.lower() if text else None, ("true", "false"), "false") == "true"
+
+
+def one_of(flag: str, text: str | None, accepted: Sequence[str], default: str) -> str:
+    """One of a few words.
+
+    Raises:
+        SettingsError: It is another.
+    """
+    if not text:
+        return default
+    if text not in accepted:
+        raise errors.SettingsError(f"{flag} {text!r} is not one of {', '.join(accepted)}")
+    return text
+
+
+def number(flag: str, text: str | None, default: float, lowest: float, highest: float) -> float:
+    """A number in a range.
+
+    Raises:
+        SettingsError: It is none, or outside.
+    """
+    if not text:
+        return default
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not lowest <= number <= highest:
+        raise errors.SettingsError(f"{flag} {text!r} is not a number from {lowest:g} to {highest:g}")
+    return number

@@ -1,0 +1,82 @@
+"""HTTP listeners: several in one process, which stop when the process says so and not by signals of their own."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+
+import structlog
+import uvicorn
+
+from gpu_sharing.adapters import flags
+
+_KEEP_ALIVE_SECONDS = 120
+_DRAIN_SECONDS = 20
+
+log = structlog.get_logger("listeners")
+
+
+class Listener(uvicorn.Server):
+    """A uvicorn server that leaves signals to us."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing: the process has its own handlers."""
+        yield
+
+
+def listener(app: object, certificate: pathlib.Path | None = None, key: pathlib.Path | None = None) -> Listener:
+    """A listener for an ASGI application, with TLS where there is a certificate."""
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http="httptools",
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        date_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+        ssl_certfile=str(certificate) if certificate else None,
+        ssl_keyfile=str(key) if key else None,
+    )
+    return Listener(config)
+
+
+@contextlib.asynccontextmanager
+async def serving(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> AsyncIterator[None]:
+    """Serve on all addresses; one log line says where."""
+    sockets = {name: _bind(address) for name, (address, _) in listeners.items()}
+    # Listening before it is said, so that whoever reads the line can connect.
+    for sock in sockets.values():
+        sock.listen(2048)
+    log.info("listening", pid=os.getpid(), **{name: _shown(sock) for name, sock in sockets.items()})
+    tasks = [asyncio.create_task(one.serve(sockets=[sockets[name]])) for name, (_, one) in listeners.items()]
+    try:
+        yield
+    finally:
+        stop(listeners)
+        await asyncio.gather(*tasks)
+
+
+def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:
+    """Take no new calls; those under way finish."""
+    for _, one in listeners.values():
+        one.should_exit = True
+
+
+def _bind(address: flags.Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind((address.host, address.port))
+    return sock
+
+
+def _shown(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,143 @@
+"""A driver whose GPUs a test makes up: a C library in the place of NVIDIA's, and the file it reads.
+
+The library is compiled once into the cache of the user; a C compiler is all it takes. Programs find it by
+`environment()`, and see every change of the state at their next call.
+"""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+
+from lab import gpus
+from lab.real import build
+
+_SOURCE = pathlib.Path(__file__).with_name("nvml.c")
+GPU_IS_LOST = 15
+NOT_SUPPORTED = -1
+"""As a value of a field: the driver cannot say."""
+
+
+@dataclass(slots=True)
+class Gpu:
+    """One GPU of the fake driver; change it and `write` the driver."""
+
+    uuid: str
+    name: str
+    memory_mib: int
+    bus_id: str
+    minor: int
+    used_mib: int = 0
+    compute_capability: tuple[int, int] = (8, 0)
+    temperature_celsius: int = 40
+    limit_celsius: int = 92
+    utilization_percent: int = 0
+    power_milliwatts: int = 60_000
+    uncorrected_errors: int = 0
+    rows_failed: int = 0
+    recovery_action: int = 0
+    mig_mode: int = 0
+    clock_event_reasons: int = 0
+
+    def line(self) -> str:
+        """Its line in the state file."""
+        values = (
+            self.uuid, self.name.replace(" ", "+"), self.bus_id, self.minor, self.memory_mib << 20, self.used_mib << 20,
+            ".".join(map(str, self.compute_capability)), self.temperature_celsius, self.limit_celsius,
+            self.utilization_percent, self.power_milliwatts, self.uncorrected_errors, self.rows_failed,
+            self.recovery_action, self.mig_mode, self.clock_event_reasons,
+        )  # fmt: skip
+        return "gpu " + " ".join(map(str, values))
+
+
+@dataclass(slots=True)
+class FakeDriver:
+    """The state of a fake driver in a file.
+
+    Attributes:
+        path: The file.
+        gpus: Its GPUs, in the driver's order.
+        rules: Lines such as `fail nvmlDeviceGetUUID 15 2` (function or `*`, code, GPU or -1) and `hang * 2`.
+        processes: Lines `process GPU PID BYTES PERCENT`.
+        links: Lines `link GPU GPU NVLINKS LEVEL`, level as in `nvmlGpuTopologyLevel_t`.
+        migs: Lines `mig GPU UUID BYTES`.
+        mismatch: Whether library and kernel module have different versions.
+    """
+
+    path: pathlib.Path
+    gpus: list[Gpu]
+    rules: list[str] = field(default_factory=list)
+    processes: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    migs: list[str] = field(default_factory=list)
+    mismatch: bool = False
+    _xids: list[str] = field(default_factory=list)
+
+    def write(self) -> None:
+        """Make the state that of the driver, from the next call on."""
+        lines = ["driver mismatch" if self.mismatch else "driver", *(gpu.line() for gpu in self.gpus)]
+        lines += [*self.rules, *self.processes, *self.links, *self.migs, *self._xids]
+        beside = self.path.with_suffix(".part")
+        beside.write_text("\n".join(lines) + "\n")
+        beside.rename(self.path)
+
+    def report_xid(self, gpu: int, xid: int) -> None:
+        """Let the driver report an XID."""
+        self._xids.append(f"xid {len(self._xids) + 1} {gpu} {xid}")
+        self.write()
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to find this driver in place of NVIDIA's."""
+        return {"LD_LIBRARY_PATH": str(library().parent), "FAKE_NVML_STATE": str(self.path)}
+
+
+def make(folder: pathlib.Path, node: str, count: int, model: gpus.Model = gpus.A100) -> FakeDriver:
+    """A driver with GPUs of one model, written."""
+    driver = FakeDriver(
+        folder / "gpus.txt",
+        [
+            Gpu(gpus.gpu_uuid(node, index), model.type, model.memory_mib, f"00000000:{0x10 + index:02X}:00.0", index)
+            for index in range(count)
+        ],
+    )
+    driver.write()
+    return driver
+
+
+def library() -> pathlib.Path:
+    """The library, compiled if it is not there yet.
+
+    Raises:
+        BuildFailed: There is no C compiler.
+    """
+    key = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    found = build.cache_folder() / f"fake-driver-{key}" / "libnvidia-ml.so.1"
+    if found.exists():
+        return found
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        raise build.BuildFailed("the fake NVIDIA driver is a C library: install a C compiler (gcc and libc6-dev)")
+    found.parent.mkdir(parents=True, exist_ok=True)
+    part = found.with_suffix(f".{os.getpid()}")
+    command = [
+        compiler,
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        "-o",
+        str(part),
+        str(_SOURCE),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise build.BuildFailed(f"the fake NVIDIA driver does not compile:\n{done.stderr[-3000:]}")
+    with contextlib.suppress(FileExistsError):
+        part.rename(found)
+    return found

@@ -1,0 +1,330 @@
+// libnvidia-ml.so.1 whose GPUs are lines of a text file, read again at each call.
+//
+// A program that uses NVIDIA's own bindings runs on it unchanged, while a test changes the GPUs under it. A function
+// that is missing here is reported by the bindings as one that an old driver lacks. The file is named by
+// FAKE_NVML_STATE; lab/fake_driver/__init__.py writes it and says what its lines are.
+//
+// Source: names, numbers and layouts as in NVIDIA's nvml.h and in nvidia-ml-py 13.615 (pynvml.py).
+#include <pthread.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { OK = 0, BAD_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, NO_DRIVER = 9, TIMEOUT = 10 };
+enum { MOST_GPUS = 16, MOST_RULES = 64, MOST_PROCESSES = 256, MOST_EVENTS = 256, MOST_LINKS = 128, TEXT = 96 };
+
+typedef struct {
+    char uuid[TEXT], name[TEXT], bus[TEXT];
+    unsigned long long memory, used;
+    int minor, major_cc, minor_cc, temperature, limit, utilization, power, recovery, rows_failed, mig, reasons;
+    long long ecc;
+} Gpu;
+typedef struct { char uuid[TEXT]; int gpu; unsigned long long memory; } Mig;
+typedef struct { char function[TEXT]; int code, gpu, hangs; } Rule;
+typedef struct { int gpu, pid, percent; unsigned long long memory; } Process;
+typedef struct { int gpu, xid; long sequence; } Event;
+typedef struct { int a, b, nvlinks, level; } Link;
+
+static struct {
+    int present, mismatch, gpus, migs, rules, processes, events, links;
+    Gpu gpu[MOST_GPUS]; Mig mig[64]; Rule rule[MOST_RULES]; Process process[MOST_PROCESSES];
+    Event event[MOST_EVENTS]; Link link[MOST_LINKS];
+} now;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static long told_events = -1;
+
+static void restore_spaces(char *text) { for (; *text; text++) if (*text == '+') *text = ' '; }
+
+static void load(void) {
+    const char *path = getenv("FAKE_NVML_STATE");
+    FILE *file = path ? fopen(path, "r") : NULL;
+    char line[1024], kind[TEXT];
+    memset(&now, 0, sizeof now);
+    if (!file) return;
+    while (fgets(line, sizeof line, file)) {
+        if (sscanf(line, "%95s", kind) != 1) continue;
+        if (!strcmp(kind, "driver")) now.present = 1, now.mismatch = strstr(line, "mismatch") != NULL;
+        else if (!strcmp(kind, "gpu") && now.gpus < MOST_GPUS) {
+            Gpu *g = &now.gpu[now.gpus];
+            if (sscanf(line, "gpu %95s %95s %95s %d %llu %llu %d.%d %d %d %d %d %lld %d %d %d %d", g->uuid, g->name, g->bus,
+                       &g->minor, &g->memory, &g->used, &g->major_cc, &g->minor_cc, &g->temperature, &g->limit,
+                       &g->utilization, &g->power, &g->ecc, &g->rows_failed, &g->recovery, &g->mig, &g->reasons) == 17)
+                restore_spaces(g->name), now.gpus++;
+        } else if (!strcmp(kind, "mig") && now.migs < 64) {
+            Mig *m = &now.mig[now.migs];
+            if (sscanf(line, "mig %d %95s %llu", &m->gpu, m->uuid, &m->memory) == 3) now.migs++;
+        } else if (!strcmp(kind, "fail") && now.rules < MOST_RULES) {
+            Rule *r = &now.rule[now.rules];
+            if (sscanf(line, "fail %95s %d %d", r->function, &r->code, &r->gpu) == 3) now.rules++;
+        } else if (!strcmp(kind, "hang") && now.rules < MOST_RULES) {
+            Rule *r = &now.rule[now.rules];
+            r->hangs = 1;
+            if (sscanf(line, "hang %95s %d", r->function, &r->gpu) == 2) now.rules++;
+        } else if (!strcmp(kind, "process") && now.processes < MOST_PROCESSES) {
+            Process *p = &now.process[now.processes];
+            if (sscanf(line, "process %d %d %llu %d", &p->gpu, &p->pid, &p->memory, &p->percent) == 4) now.processes++;
+        } else if (!strcmp(kind, "xid") && now.events < MOST_EVENTS) {
+            Event *e = &now.event[now.events];
+            if (sscanf(line, "xid %ld %d %d", &e->sequence, &e->gpu, &e->xid) == 3) now.events++;
+        } else if (!strcmp(kind, "link") && now.links < MOST_LINKS) {
+            Link *l = &now.link[now.links];
+            if (sscanf(line, "link %d %d %d %d", &l->a, &l->b, &l->nvlinks, &l->level) == 4) now.links++;
+        }
+    }
+    fclose(file);
+}
+
+// Loads the file and obeys its rules for this call; gpu is -1 where the call is about none. Returns with the lock held
+// only when it returns OK.
+static int enter(const char *function, int gpu) {
+    for (;;) {
+        int hangs = 0, code = OK;
+        pthread_mutex_lock(&lock);
+        load();
+        if (!now.present) code = NO_DRIVER;
+        else if (now.mismatch) code = 18;
+        else if (gpu >= now.gpus) code = 15;
+        for (int i = 0; i < now.rules; i++)
+            if ((!strcmp(now.rule[i].function, "*") || !strcmp(now.rule[i].function, function)) &&
+                (now.rule[i].gpu < 0 || now.rule[i].gpu == gpu)) {
+                hangs |= now.rule[i].hangs;
+                code = now.rule[i].hangs ? code : now.rule[i].code;
+            }
+        if (code != OK || hangs) pthread_mutex_unlock(&lock);
+        if (!hangs) return code;
+        usleep(20000);
+    }
+}
+
+#define LEAVE(result) do { pthread_mutex_unlock(&lock); return (result); } while (0)
+#define ENTER(gpu) do { int refused = enter(__func__, gpu); if (refused != OK) return refused; } while (0)
+static int index_of(const void *device) { return (int)((intptr_t)device & 0xff) - 1; }
+static int mig_of(const void *device) { return (int)((intptr_t)device >> 8) - 1; }
+static void *handle(int gpu, int mig) { return (void *)(intptr_t)((gpu + 1) | ((mig + 1) << 8)); }
+static int copy(char *out, unsigned size, const char *text) {
+    if (strlen(text) >= size) return SMALL;
+    strcpy(out, text);
+    return OK;
+}
+
+int nvmlInitWithFlags(unsigned flags) { (void)flags; ENTER(-1); LEAVE(OK); }
+int nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
+int nvmlShutdown(void) { return OK; }
+const char *nvmlErrorString(int code) {
+    switch (code) {
+        case OK: return "Success";
+        case NOT_SUPPORTED: return "Not Supported";
+        case 4: return "Insufficient Permissions";
+        case NO_DRIVER: return "Driver Not Loaded";
+        case TIMEOUT: return "Timeout";
+        case 15: return "GPU is lost";
+        case 18: return "Driver/library version mismatch";
+        default: return "Unknown Error";
+    }
+}
+int nvmlSystemGetDriverVersion(char *out, unsigned size) { ENTER(-1); LEAVE(copy(out, size, "570.86.15")); }
+int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(-1); *count = now.gpus; LEAVE(OK); }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
+    ENTER((int)index);
+    *device = handle(index, -1);
+    LEAVE(OK);
+}
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
+    ENTER(-1);
+    for (int i = 0; i < now.gpus; i++)
+        if (!strcmp(now.gpu[i].uuid, uuid)) {
+            *device = handle(i, -1);
+            LEAVE(OK);
+        }
+    LEAVE(NOT_FOUND);
+}
+#define GPU(device) now.gpu[index_of(device)]
+int nvmlDeviceGetUUID(void *device, char *out, unsigned size) {
+    ENTER(index_of(device));
+    LEAVE(copy(out, size, mig_of(device) >= 0 ? now.mig[mig_of(device)].uuid : GPU(device).uuid));
+}
+int nvmlDeviceGetName(void *device, char *out, unsigned size) {
+    ENTER(index_of(device));
+    char text[2 * TEXT];
+    snprintf(text, sizeof text, mig_of(device) >= 0 ? "%s MIG" : "%s", GPU(device).name);
+    LEAVE(copy(out, size, text));
+}
+typedef struct { unsigned long long total, free, used; } Memory;
+int nvmlDeviceGetMemoryInfo(void *device, Memory *out) {
+    ENTER(index_of(device));
+    out->total = mig_of(device) >= 0 ? now.mig[mig_of(device)].memory : GPU(device).memory;
+    out->used = mig_of(device) >= 0 ? 0 : GPU(device).used;
+    out->free = out->total - out->used;
+    LEAVE(OK);
+}
+int nvmlDeviceGetMinorNumber(void *device, unsigned *out) { ENTER(index_of(device)); *out = GPU(device).minor; LEAVE(OK); }
+typedef struct { char old[16]; unsigned domain, bus, device, id, subsystem; char bus_id[32]; } Pci;
+int nvmlDeviceGetPciInfo_v3(void *device, Pci *out) {
+    ENTER(index_of(device));
+    memset(out, 0, sizeof *out);
+    snprintf(out->bus_id, sizeof out->bus_id, "%.31s", GPU(device).bus);
+    sscanf(GPU(device).bus, "%x:%x:%x", &out->domain, &out->bus, &out->device);
+    LEAVE(OK);
+}
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
+    ENTER(index_of(device));
+    *major = GPU(device).major_cc, *minor = GPU(device).minor_cc;
+    LEAVE(OK);
+}
+int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending) {
+    ENTER(index_of(device));
+    if (GPU(device).mig < 0) LEAVE(NOT_SUPPORTED);
+    *current = *pending = GPU(device).mig;
+    LEAVE(OK);
+}
+int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *count) { ENTER(index_of(device)); *count = 7; LEAVE(OK); }
+int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned wanted, void **out) {
+    ENTER(index_of(device));
+    for (int i = 0, seen = 0; i < now.migs; i++)
+        if (now.mig[i].gpu == index_of(device) && seen++ == (int)wanted) {
+            *out = handle(index_of(device), i);
+            LEAVE(OK);
+        }
+    LEAVE(NOT_FOUND);
+}
+int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *out) {
+    (void)sensor;
+    ENTER(index_of(device));
+    *out = GPU(device).temperature;
+    LEAVE(OK);
+}
+int nvmlDeviceGetTemperatureThreshold(void *device, int kind, unsigned *out) {
+    ENTER(index_of(device));
+    *out = GPU(device).limit - (kind ? 5 : 0);
+    LEAVE(OK);
+}
+int nvmlDeviceGetUtilizationRates(void *device, unsigned out[2]) {
+    ENTER(index_of(device));
+    if (GPU(device).mig > 0) LEAVE(NOT_SUPPORTED);
+    out[0] = GPU(device).utilization, out[1] = GPU(device).utilization / 2;
+    LEAVE(OK);
+}
+int nvmlDeviceGetPowerUsage(void *device, unsigned *out) { ENTER(index_of(device)); *out = GPU(device).power; LEAVE(OK); }
+int nvmlDeviceGetTotalEccErrors(void *device, int type, int counter, unsigned long long *out) {
+    (void)type, (void)counter;
+    ENTER(index_of(device));
+    if (GPU(device).ecc < 0) LEAVE(NOT_SUPPORTED);
+    *out = GPU(device).ecc;
+    LEAVE(OK);
+}
+int nvmlDeviceGetRemappedRows(void *device, unsigned *corrected, unsigned *not, unsigned *pending, unsigned *failed) {
+    ENTER(index_of(device));
+    *corrected = *not = *pending = 0, *failed = GPU(device).rows_failed;
+    LEAVE(OK);
+}
+int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *out) {
+    ENTER(index_of(device));
+    *out = GPU(device).reasons;
+    LEAVE(OK);
+}
+typedef struct {
+    unsigned field, scope; long long timestamp, latency; int type, result;
+    union { double number; unsigned whole; unsigned long long large; } value;
+} Field;
+int nvmlDeviceGetFieldValues(void *device, int count, Field *fields) {
+    ENTER(index_of(device));
+    for (int i = 0; i < count; i++) {
+        int known = fields[i].field == 230 && GPU(device).recovery >= 0;
+        fields[i].result = known ? OK : NOT_SUPPORTED, fields[i].type = 1, fields[i].value.large = 0;
+        if (known) fields[i].value.whole = GPU(device).recovery;
+    }
+    LEAVE(OK);
+}
+int nvmlDeviceGetTopologyCommonAncestor(void *device, void *other, int *level) {
+    ENTER(index_of(device));
+    int a = index_of(device), b = index_of(other);
+    *level = 50;
+    for (int i = 0; i < now.links; i++)
+        if ((now.link[i].a == a && now.link[i].b == b) || (now.link[i].a == b && now.link[i].b == a)) *level = now.link[i].level;
+    LEAVE(OK);
+}
+// The NVLinks of a GPU are numbered through its peers in the order of the file.
+static int peer_of(int gpu, int wanted) {
+    for (int i = 0; i < now.links; i++) {
+        int peer = now.link[i].a == gpu ? now.link[i].b : now.link[i].b == gpu ? now.link[i].a : -1;
+        if (peer < 0) continue;
+        if (wanted < now.link[i].nvlinks) return peer;
+        wanted -= now.link[i].nvlinks;
+    }
+    return -1;
+}
+int nvmlDeviceGetNvLinkState(void *device, unsigned link, unsigned *active) {
+    ENTER(index_of(device));
+    if (link >= 18) LEAVE(BAD_ARGUMENT);
+    *active = peer_of(index_of(device), link) >= 0;
+    LEAVE(OK);
+}
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, Pci *out) {
+    ENTER(index_of(device));
+    int peer = peer_of(index_of(device), link);
+    if (peer < 0) LEAVE(NOT_FOUND);
+    memset(out, 0, sizeof *out);
+    snprintf(out->bus_id, sizeof out->bus_id, "%.31s", now.gpu[peer].bus);
+    LEAVE(OK);
+}
+typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; } Running;
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Running *out) {
+    ENTER(index_of(device));
+    unsigned found = 0, room = *count;
+    for (int i = 0; i < now.processes; i++) {
+        if (now.process[i].gpu != index_of(device)) continue;
+        if (found < room && out) out[found] = (Running){now.process[i].pid, now.process[i].memory, ~0u, ~0u};
+        found++;
+    }
+    *count = found;
+    LEAVE(found > room ? SMALL : OK);
+}
+typedef struct { unsigned pid; unsigned long long timestamp; unsigned sm, memory, encoder, decoder; } Sample;
+int nvmlDeviceGetProcessUtilization(void *device, Sample *out, unsigned *count, unsigned long long since) {
+    (void)since;
+    ENTER(index_of(device));
+    unsigned found = 0, room = out ? *count : 0;
+    for (int i = 0; i < now.processes; i++) {
+        if (now.process[i].gpu != index_of(device)) continue;
+        if (found < room) out[found] = (Sample){now.process[i].pid, (unsigned long long)time(NULL) * 1000000, now.process[i].percent, 0, 0, 0};
+        found++;
+    }
+    *count = found;
+    LEAVE(!found ? NOT_FOUND : found > room ? SMALL : OK);
+}
+int nvmlEventSetCreate(void **set) {
+    ENTER(-1);
+    if (told_events < 0) {  // What happened before is not told.
+        told_events = 0;
+        for (int i = 0; i < now.events; i++)
+            if (now.event[i].sequence > told_events) told_events = now.event[i].sequence;
+    }
+    *set = (void *)1;
+    LEAVE(OK);
+}
+int nvmlEventSetFree(void *set) { (void)set; return OK; }
+int nvmlDeviceGetSupportedEventTypes(void *device, unsigned long long *out) { ENTER(index_of(device)); *out = 0xf; LEAVE(OK); }
+int nvmlDeviceRegisterEvents(void *device, unsigned long long types, void *set) {
+    (void)types, (void)set;
+    ENTER(index_of(device));
+    LEAVE(OK);
+}
+typedef struct { void *device; unsigned long long type, data; unsigned gpu_instance, compute_instance; } Told;
+int nvmlEventSetWait_v2(void *set, Told *out, unsigned timeout_ms) {
+    (void)set;
+    for (unsigned waited = 0;; waited += 20) {
+        ENTER(-1);
+        for (int i = 0; i < now.events; i++)
+            if (now.event[i].sequence > told_events) {
+                told_events = now.event[i].sequence;
+                *out = (Told){handle(now.event[i].gpu, -1), 8, now.event[i].xid, ~0u, ~0u};
+                LEAVE(OK);
+            }
+        pthread_mutex_unlock(&lock);
+        if (waited >= timeout_ms) return TIMEOUT;
+        usleep(20000);
+    }
+}

@@ -1,0 +1,125 @@
+"""Nodes of the lab that are served as a real one is: GPUs, a stand-in kubelet, and our device plugin between them."""
+
+import asyncio
+import contextlib
+import pathlib
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from device_plugin import app, gpu_source, settings
+from gpu_sharing.adapters import flags, kubernetes
+from gpu_sharing.core import gpus, health, identifiers
+from lab import kubelet, store
+
+RUNTIME = "containerd://2.4.2"
+"""What these nodes say they run; the stand-in resolves CDI names as it does."""
+
+
+@dataclass(slots=True)
+class FakeGpus:
+    """A `GpuSource` of made-up GPUs, which a test changes while they are in use."""
+
+    listed: list[gpu_source.Device]
+    readings: dict[identifiers.GpuUuid, health.Reading] = field(default_factory=dict)
+    """What is not healthy; the others are."""
+    faults: "queue.SimpleQueue[gpu_source.Fault]" = field(default_factory=queue.SimpleQueue)
+    """XIDs to report."""
+
+    def devices(self) -> Sequence[gpu_source.Device]:
+        """See `GpuSource`."""
+        return tuple(self.listed)
+
+    def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
+        """See `GpuSource`."""
+        return self.readings.get(uuid, health.Reading(recovery_action=0))
+
+    def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
+        """See `GpuSource`."""
+        try:
+            return (self.faults.get(timeout=timeout_seconds),)
+        except queue.Empty:
+            return ()
+
+    def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
+        """See `GpuSource`."""
+        return {}
+
+    def close(self) -> None:
+        """See `GpuSource`."""
+
+
+def devices_of(inventory: Sequence[gpus.Gpu]) -> list[gpu_source.Device]:
+    """The GPUs of a fake node as a driver would describe them."""
+    return [
+        gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, compute_capability=(8, 0))
+        for gpu in inventory
+    ]
+
+
+def unserved(node: store.Object) -> store.Object:
+    """A fake node as it is before its device plugin comes: no inventory, no `nvidia.com/gpu`."""
+    status = dict(node["status"])
+    for name in ("capacity", "allocatable"):
+        status[name] = {key: value for key, value in status[name].items() if key != "nvidia.com/gpu"}
+    status["nodeInfo"] = {**status["nodeInfo"], "containerRuntimeVersion": RUNTIME}
+    kept = {
+        key: value
+        for key, value in node["metadata"]["annotations"].items()
+        if key not in ("hami.io/node-nvidia-register", "hami.io/agent")
+    }
+    return {**node, "metadata": {**node["metadata"], "annotations": kept}, "status": status}
+
+
+class GpuNode:
+    """One served node.
+
+    Attributes:
+        kubelet: Its stand-in kubelet.
+        gpus: Its GPUs.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, kubeconfig: pathlib.Path, node: store.Object, inventory: Sequence[gpus.Gpu]
+    ) -> None:
+        self.name: str = node["metadata"]["name"]
+        folder.mkdir(parents=True)
+        hook = folder / "hook" / "vgpu"
+        hook.mkdir(parents=True)
+        for name in ("libvgpu.so.1", "ld.so.preload"):  # Empty: nothing runs here that would load them.
+            (hook / name).touch()
+        self._options = settings.Settings(
+            node_name=self.name,
+            kubeconfig=kubeconfig,
+            kubelet_dir=folder / "kubelet",
+            cdi_dir=folder / "cdi",
+            host_cdi_dirs=(),
+            hook_path=folder / "hook",
+            delivery="envvar",
+            sharing=settings.Sharing(split_count=inventory[0].slots),
+            health_bind=flags.Address("127.0.0.1", 0),
+            health_rules=health.Rules(hold_seconds=1.0),
+            health_interval_seconds=0.5,
+        )
+        self.gpus = FakeGpus(devices_of(inventory))
+        self.kubelet = kubelet.Kubelet(self._options.kubelet_dir, self._options.cdi_dir)
+
+    async def run(self, keep: store.Store) -> None:
+        """Serve for ever; ends only by cancellation."""
+        agent = asyncio.create_task(kubelet.NodeAgent(keep, self.name, self.kubelet).run())
+        stop = asyncio.Event()
+        try:
+            async with kubernetes.Client(self._options.kubeconfig, "hami-device-plugin") as client:
+                plugin = asyncio.create_task(app.Plugin(self._options, client, lambda: self.gpus).run(stop))
+                try:
+                    await asyncio.wait([plugin, agent], return_when=asyncio.FIRST_COMPLETED)
+                    for task in (plugin, agent):
+                        if task.done():
+                            task.result()  # Neither ends by itself.
+                finally:
+                    stop.set()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await plugin
+        finally:
+            agent.cancel()
+            await asyncio.gather(agent, return_exceptions=True)

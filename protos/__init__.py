@@ -1,0 +1,1 @@
+"""Wire formats of the kubelet: the `.proto` files and the code that `make protos` generates from them."""

@@ -1,0 +1,1 @@
+"""The kubelet API that says which container holds which devices."""

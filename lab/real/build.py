@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 KUBERNETES_VERSION = "v1.36.3"
 ETCD_VERSION = "v3.7.3"
 CONTAINERD_VERSION = "v2.4.2"
-_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl", "kube-controller-manager", "kubelet")
+_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl", "kubelet")
 _CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 _NEED_C = ("kubelet", *_CONTAINERD)
 """Built with cgo: they read cgroups, mounts and namespaces through libc."""

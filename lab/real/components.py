@@ -3,12 +3,13 @@
 import contextlib
 import ctypes
 import http.client
+import os
 import pathlib
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lab.real import client
 
@@ -32,15 +33,32 @@ class Components:
         self.folder = folder
         self.binaries = binaries
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._wrapped: frozenset[str] = frozenset()
 
-    def start(self, name: str, *arguments: str | pathlib.Path) -> None:
-        """Start a program."""
+    def start(self, name: str, *arguments: str | pathlib.Path, within: Sequence[str] = ()) -> None:
+        """Start a program.
+
+        Args:
+            name: The program.
+            arguments: Its arguments.
+            within: A command, such as nsenter, that starts it as its child.
+        """
+        environment = {**os.environ, "PATH": f"{self.binaries}:{os.environ['PATH']}:/usr/sbin:/sbin"}
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [str(self.binaries / name), *map(str, arguments)],
+                [*within, str(self.binaries / name), *map(str, arguments)],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent, env=environment,
             )  # fmt: skip
+        self._wrapped = self._wrapped | {name} if within else self._wrapped - {name}
+
+    def pid(self, name: str) -> int:
+        """The program's own process, which is the child where another command started it."""
+        pid = self._processes[name].pid
+        if name in self._wrapped:
+            children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            return int(children[0]) if children else pid
+        return pid
 
     def wait(self, name: str, condition: Callable[[], bool]) -> None:
         """Wait until a started program is ready.
@@ -57,12 +75,14 @@ class Components:
         tail = (self.folder / f"{name}.log").read_bytes()[-3000:].decode(errors="replace")
         raise NotReady(f"{name} is not ready; its log ends:\n{tail}")
 
-    def end(self, name: str) -> None:
+    def end(self, name: str, number: int = signal.SIGTERM) -> None:
         """End a program, if it runs."""
-        process = self._processes.pop(name, None)
+        process = self._processes.get(name)
         if process is None:
             return
-        process.terminate()
+        with contextlib.suppress(OSError):
+            os.kill(self.pid(name), number)
+        del self._processes[name]
         try:
             process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -78,5 +98,6 @@ def free_port() -> int:
         return port
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: a child that is killed when this process ends, however it ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

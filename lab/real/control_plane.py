@@ -1,6 +1,7 @@
-"""A real etcd and kube-apiserver on loopback, without kubelets: for scheduling tests and benchmarks.
+"""A real etcd and kube-apiserver on loopback: for scheduling tests and benchmarks, and for a real node (`node`).
 
-Ready in about 4 s. Nodes are made by the API (`add_nodes`). Everything lies in one folder and dies with this process.
+Ready in about 4 s. Nodes without kubelet are made by the API (`add_nodes`). Everything lies in one folder and dies
+with this process.
 
 Source: kube-apiserver and etcd `--help`, 1.36.
 """
@@ -12,7 +13,7 @@ import secrets
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -31,6 +32,17 @@ EXTENDER_RULES = (
     {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
 )
 """What the extender may do, and nothing more: the tests run it with just these rights."""
+
+PLUGIN_RULES = (
+    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch", "patch"]},
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+    {"apiGroups": ["node.k8s.io"], "resources": ["runtimeclasses"], "verbs": ["get"]},
+)
+"""Likewise the device plugin."""
+
+NODE_NAME = "localhost"
+"""The only name by which the API server reaches a kubelet on loopback."""
 
 
 def add_nodes(api: client.Api, nodes: Iterable[dict[str, Any]]) -> None:
@@ -56,7 +68,7 @@ class ControlPlane:
 
     def __init__(self, parts: components.Components) -> None:
         self.parts = parts
-        self._tokens = {role: secrets.token_hex(16) for role in ("admin", "scheduler", "extender")}
+        self._tokens = {role: secrets.token_hex(16) for role in ("admin", "scheduler", "extender", "plugin", "node")}
         self._etcd_port, self._peer_port, self._api_port = (components.free_port() for _ in range(3))
         self.server = f"https://127.0.0.1:{self._api_port}"
         self.api = client.Api(self.server, self._tokens["admin"], ssl._create_unverified_context())
@@ -79,15 +91,17 @@ class ControlPlane:
             "kube-apiserver", "--etcd-servers", etcd, "--secure-port", str(self._api_port), "--bind-address",
             "127.0.0.1", "--cert-dir", folder / "certs", "--service-account-issuer", "https://lab",
             "--service-account-key-file", folder / "sa.pub", "--service-account-signing-key-file", folder / "sa.key",
-            "--token-auth-file", folder / "tokens.csv", "--authorization-mode", "RBAC",
+            "--token-auth-file", folder / "tokens.csv", "--authorization-mode", "Node,RBAC",
             "--disable-admission-plugins", "ServiceAccount", "--service-cluster-ip-range", "10.0.0.0/16",
+            "--allow-privileged", "--kubelet-preferred-address-types", "Hostname",
             "--max-requests-inflight", "3000", "--max-mutating-requests-inflight", "1000",
         )  # fmt: skip
         self.parts.wait("kube-apiserver", lambda: self.api("GET", "/readyz") == "ok")
-        self._grant_extender()
+        self._grant("hami-scheduler-extender", EXTENDER_RULES)
+        self._grant("hami-device-plugin", PLUGIN_RULES)
 
     def kubeconfig(self, role: str) -> pathlib.Path:
-        """The way in for `admin`, `scheduler` or `extender`."""
+        """The way in for `admin`, `scheduler`, `extender`, `plugin` or `node`."""
         path = self.parts.folder / f"{role}.kubeconfig"
         path.touch(mode=0o600)
         path.write_bytes(
@@ -118,17 +132,19 @@ class ControlPlane:
             f'{self._tokens["admin"]},admin,admin,"system:masters"\n'
             f"{self._tokens['scheduler']},system:kube-scheduler,scheduler\n"
             f"{self._tokens['extender']},hami-scheduler-extender,extender\n"
+            f"{self._tokens['plugin']},hami-device-plugin,plugin\n"
+            f'{self._tokens["node"]},system:node:{NODE_NAME},node,"system:nodes"\n'
         )
         for arguments in (["genrsa", "-out", "sa.key", "2048"], ["rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub"]):
             subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
-    def _grant_extender(self) -> None:
-        rbac = "/apis/rbac.authorization.k8s.io/v1"
-        metadata = {"name": "hami-scheduler-extender"}
-        self.api("POST", f"{rbac}/clusterroles", {"metadata": metadata, "rules": list(EXTENDER_RULES)})
-        user = {"kind": "User", "name": "hami-scheduler-extender", "apiGroup": "rbac.authorization.k8s.io"}
-        role = {"kind": "ClusterRole", "name": metadata["name"], "apiGroup": "rbac.authorization.k8s.io"}
-        self.api("POST", f"{rbac}/clusterrolebindings", {"metadata": metadata, "subjects": [user], "roleRef": role})
+    def _grant(self, user: str, rules: Sequence[Mapping[str, Any]]) -> None:
+        rbac, group = "/apis/rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
+        metadata = {"name": user}
+        self.api("POST", f"{rbac}/clusterroles", {"metadata": metadata, "rules": list(rules)})
+        subject = {"kind": "User", "name": user, "apiGroup": group}
+        role = {"kind": "ClusterRole", "name": user, "apiGroup": group}
+        self.api("POST", f"{rbac}/clusterrolebindings", {"metadata": metadata, "subjects": [subject], "roleRef": role})
 
 
 @contextlib.contextmanager

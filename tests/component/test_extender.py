@@ -167,7 +167,7 @@ def test_off_loopback_the_read_api_asks_for_a_token(server: api_server.Running, 
     )  # fmt: skip
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key))
     extender = Extender(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags)
-    extender.api = "0.0.0.0:0"
+    extender.addresses["api"] = "0.0.0.0:0"
     extender.start()
     try:
         extender.wait_ready()

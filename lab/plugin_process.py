@@ -1,0 +1,78 @@
+"""The device plugin as a real process on a fake driver, for tests and benchmarks."""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+
+from lab import fake_driver, service_process
+
+
+class PluginProcess(service_process.ServiceProcess):
+    """One device plugin."""
+
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        driver: fake_driver.FakeDriver,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Say what is to run.
+
+        Args:
+            folder: Where its log, its library folder and its boot id lie.
+            driver: The driver it finds.
+            arguments: Its flags, but those of this folder.
+            environment: More variables.
+        """
+        self.hook_path = folder / "hook"
+        self.boot_id_file = folder / "boot-id"
+        super().__init__(
+            "device_plugin",
+            {"health": "--health-bind"},
+            ["--hook-path", str(self.hook_path), "--boot-id-file", str(self.boot_id_file), *arguments],
+            folder / "plugin.log",
+            {**driver.environment(), **(environment or {})},
+        )
+        (self.hook_path / "vgpu").mkdir(parents=True, exist_ok=True)
+        for name in ("libvgpu.so.1", "ld.so.preload"):  # Empty: what is started here loads no library.
+            (self.hook_path / "vgpu" / name).touch()
+        self.reboot("first")
+
+    def reboot(self, name: str) -> None:
+        """Let the kernel be in another boot; takes effect when the plugin starts."""
+        self.boot_id_file.write_text(f"{name}\n")
+
+
+def host_cdi(folder: pathlib.Path, driver: fake_driver.FakeDriver) -> pathlib.Path:
+    """A CDI specification of the driver's GPUs as nvidia-ctk makes them, with `/dev/null` in the place of each GPU."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "cdiVersion": "0.5.0",
+        "kind": "nvidia.com/gpu",
+        "devices": [
+            {
+                "name": gpu.uuid,
+                "containerEdits": {"deviceNodes": [{"path": f"/dev/nvidia{gpu.minor}", "hostPath": "/dev/null"}]},
+            }
+            for gpu in driver.gpus
+        ],
+        "containerEdits": {
+            "env": ["NVIDIA_VISIBLE_DEVICES=void"],
+            "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": "/dev/null"}],
+        },
+    }
+    (folder / "nvidia.json").write_text(json.dumps(spec))
+    return folder
+
+
+@contextlib.contextmanager
+def running(plugin: PluginProcess) -> Iterator[PluginProcess]:
+    """A ready plugin for as long as the context lasts."""
+    plugin.start()
+    try:
+        plugin.wait_ready()
+        yield plugin
+    finally:
+        plugin.stop()

@@ -1,0 +1,153 @@
+"""One of our services as a real process: started, waited for, read from, killed and started again."""
+
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+_START_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+
+
+class ServiceFailed(Exception):
+    """The process ended, or is not ready in time; the text holds the end of its log."""
+
+
+class ServiceProcess:
+    """A service.
+
+    Attributes:
+        addresses: Where each of its listeners is, `HOST:PORT`; started again, it takes the same ports.
+        log_file: Its log, JSON lines.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        listeners: Mapping[str, str],
+        arguments: Sequence[str],
+        log_file: pathlib.Path,
+        environment: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+    ) -> None:
+        """Say what is to run.
+
+        Args:
+            module: As in `python -m`.
+            listeners: The flag of each listener, by the name under which the process logs it.
+            arguments: More flags.
+            log_file: Where its output goes.
+            environment: More variables.
+            within: A command that starts it.
+        """
+        self._module = module
+        self._listeners = listeners
+        self.arguments = list(arguments)
+        self.log_file = log_file
+        self._environment = dict(environment or {})
+        self._within = within
+        self._process: subprocess.Popen[bytes] | None = None
+        self.addresses = dict.fromkeys(listeners, "127.0.0.1:0")
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and wait until it listens.
+
+        Raises:
+            ServiceFailed: It does not.
+        """
+        binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
+        command = [*self._within, sys.executable, "-m", self._module, *binds, "--log-format", "json", *self.arguments]
+        offset = self.log_file.stat().st_size if self.log_file.exists() else 0
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+        with self.log_file.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        line = self._wait_for(lambda: self.logged("listening", offset), "listening")
+        self.addresses = {name: line[name] for name in self._listeners}
+
+    def wait_ready(self, timeout_seconds: float = _START_SECONDS) -> float:
+        """Wait until it is ready. Returns the seconds that took.
+
+        Raises:
+            ServiceFailed: It is not.
+        """
+        started = time.monotonic()
+        self._wait_for(lambda: self.get("health", "/readyz")[0] == 200, "ready", timeout_seconds)
+        return time.monotonic() - started
+
+    def get(self, listener: str, path: str) -> tuple[int, bytes]:
+        """Read from one of its listeners; status 0 when there is no answer."""
+        try:
+            with urllib.request.urlopen(f"http://{self.addresses[listener]}{path}", timeout=10) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as refused:
+            return refused.code, refused.read()
+        except OSError:
+            return 0, b""
+
+    def metric(self, name: str) -> float:
+        """The value of a series, with its labels as they are printed."""
+        for line in self.get("health", "/metrics")[1].decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        raise KeyError(name)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def wait_ended(self, timeout_seconds: float = 30.0) -> int:
+        """Wait until it has ended by itself. Returns its exit status."""
+        assert self._process is not None
+        return self._process.wait(timeout_seconds)
+
+    def stop(self) -> None:
+        """End it as Kubernetes does: SIGTERM, and SIGKILL when that does not help."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def log_lines(self, offset: int = 0) -> Iterator[dict[str, Any]]:
+        """Its log, line by line; lines that are no JSON are left out."""
+        with self.log_file.open("rb") as log:
+            log.seek(offset)
+            for line in log:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+
+    def logged(self, event: str, offset: int = 0) -> dict[str, Any] | None:
+        """The first line of its log with that event."""
+        return next((line for line in self.log_lines(offset) if line.get("event") == event), None)
+
+    def _wait_for(self, condition: Any, what: str, timeout_seconds: float = _START_SECONDS) -> Any:
+        assert self._process is not None
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            found = condition()
+            if found:
+                return found
+            if self._process.poll() is not None:
+                break
+            time.sleep(_POLL_SECONDS)
+        tail = self.log_file.read_bytes()[-3000:].decode(errors="replace")
+        raise ServiceFailed(f"{self._module} is not {what}; its log ends:\n{tail}")

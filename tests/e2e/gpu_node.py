@@ -1,0 +1,210 @@
+"""One real node with fake GPUs: control plane, scheduler, extender, kubelet, containerd and our device plugin."""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from gpu_sharing.core import records, requests
+from lab import extender_process, fake_driver, plugin_process
+from lab.real import control_plane, images, kube_scheduler
+from lab.real import node as real_nodes
+
+NODE = control_plane.NODE_NAME
+NAMES = requests.ResourceNames()
+PODS = "/api/v1/namespaces/default/pods"
+SHOW = (
+    "env; echo ==mounts; cat /proc/self/mountinfo; echo ==devices; ls /dev; echo ==end; "
+    "while [ ! -e /tmp/crash ]; do sleep 0.2; done"
+)
+SHOW_ONCE = "env; echo ==mounts; cat /proc/self/mountinfo; echo ==devices; ls /dev; echo ==end"
+
+
+@dataclasses.dataclass
+class GpuNode:
+    """A running site."""
+
+    plane: control_plane.ControlPlane
+    node: real_nodes.Node
+    driver: fake_driver.FakeDriver
+    plugin: plugin_process.PluginProcess
+    extender: extender_process.ExtenderProcess
+    scheduler: kube_scheduler.KubeScheduler
+
+    def create(self, *bodies: dict[str, Any]) -> None:
+        self.plane.api.many(("POST", PODS, body) for body in bodies)
+
+    def delete(self, *names: str) -> None:
+        for name in names:
+            self.plane.api("DELETE", f"{PODS}/{name}?gracePeriodSeconds=1")
+
+    def delete_and_wait(self, *names: str) -> None:
+        self.delete(*names)
+        self.wait("they are gone", lambda: not {pod["metadata"]["name"] for pod in self.pods()} & set(names), 90)
+
+    def delete_all(self) -> None:
+        self.delete(*(pod["metadata"]["name"] for pod in self.pods()))
+        self.wait("all pods are gone", lambda: not self.pods(), 90)
+
+    def pods(self) -> list[Any]:
+        return self.plane.api.pages(PODS)
+
+    def pod(self, name: str) -> Any:
+        return self.plane.api("GET", f"{PODS}/{name}")
+
+    def node_object(self) -> Any:
+        return self.plane.api("GET", f"/api/v1/nodes/{NODE}")
+
+    def events(self, reason: str) -> list[Any]:
+        found = self.plane.api("GET", "/apis/events.k8s.io/v1/events")["items"]
+        return [event for event in found if event["reason"] == reason]
+
+    def wait(self, what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = condition()
+            if found:
+                return found
+            time.sleep(0.1)
+        states = collections.Counter(
+            (pod["status"]["phase"], pod["status"].get("reason"), *_waiting(pod)) for pod in self.pods()
+        )
+        logs = [
+            f"the log of {service.log_file.stem} ends:\n{service.log_file.read_text()[-3000:]}"
+            for service in (self.plugin, self.extender)
+        ]
+        raise AssertionError("\n".join([f"not within {seconds:g} s: {what}; pods: {states}", *logs]))
+
+    def wait_running(self, *names: str, seconds: float = 120.0) -> None:
+        self.wait(f"{len(names)} pods run", lambda: all(_runs(pod) for pod in self._named(names)), seconds)
+
+    def wait_settled(self, *names: str, seconds: float = 240.0) -> set[str]:
+        """Wait until all run or have failed. Returns those that have failed."""
+        self.wait(
+            f"{len(names)} pods run or have failed",
+            lambda: all(_runs(pod) or pod["status"]["phase"] == "Failed" for pod in self._named(names)),
+            seconds,
+        )
+        return {pod["metadata"]["name"] for pod in self._named(names) if pod["status"]["phase"] == "Failed"}
+
+    def _named(self, names: Sequence[str]) -> list[Any]:
+        found = {pod["metadata"]["name"]: pod for pod in self.pods()}
+        return [found[name] for name in names]
+
+    def allocatable(self) -> int:
+        return int(self.node_object()["status"]["allocatable"].get("nvidia.com/gpu", "0"))
+
+    def token_health(self, pod_name: str) -> set[str]:
+        """What the kubelet says of the pod's ids in `allocatedResourcesStatus`."""
+        return {
+            resource["health"]
+            for one in self.pod(pod_name)["status"].get("containerStatuses", ())
+            for status in one.get("allocatedResourcesStatus", ())
+            for resource in status["resources"]
+        }
+
+    def mismatches(self) -> list[str]:
+        """Every container whose environment, mounts or devices are not its own record's."""
+        found = []
+        for pod in self.pods():
+            text = pod["metadata"]["annotations"][records.ALLOCATED]
+            containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
+            for container, shares in zip(
+                containers, records.decode_shares(text, [True] * len(containers)), strict=True
+            ):
+                log = self.node.log(pod, container["name"])
+                found += [
+                    f"{pod['metadata']['name']}/{container['name']}: {what}"
+                    for what in self._differences(pod, container["name"], shares, log)
+                ]
+        return found
+
+    def _differences(self, pod: Any, container: str, shares: Sequence[Any], log: str) -> Iterator[str]:
+        if "==end" not in log:
+            yield f"has written nothing: {log[:200]!r}"
+            return
+        variables, rest = log.split("==mounts", 1)
+        mounts, devices = rest.split("==devices", 1)
+        environment = dict(line.split("=", 1) for line in variables.strip().splitlines() if "=" in line)
+        wanted = {"NVIDIA_VISIBLE_DEVICES": ",".join(share.uuid for share in shares)}
+        wanted |= {f"CUDA_DEVICE_MEMORY_LIMIT_{i}": f"{share.memory_mib}m" for i, share in enumerate(shares)}
+        if any(share.cores_percent for share in shares):
+            wanted |= {f"CUDA_DEVICE_SM_LIMIT_{i}": str(share.cores_percent) for i, share in enumerate(shares)}
+        yield from (
+            f"{key} is {environment.get(key)}, not {value}"
+            for key, value in wanted.items()
+            if environment.get(key) != value
+        )
+        extra = [key for key in environment if key.startswith("CUDA_DEVICE_MEMORY_LIMIT_") and key not in wanted]
+        yield from (f"{key} is set" for key in extra)
+        own = f"containers/{pod['metadata']['uid']}_{container}"
+        caches = {part for line in mounts.splitlines() for part in line.split() if "/vgpu/containers/" in part}
+        if len(caches) != 1 or not caches.pop().endswith(own):
+            yield "another container's cache directory is mounted"
+        minors = {gpu.uuid: gpu.minor for gpu in self.driver.gpus}
+        there = {name for name in devices.split() if name.startswith("nvidia") and name[6:].isdigit()}
+        if there != {f"nvidia{minors[share.uuid]}" for share in shares}:
+            yield f"has the devices {sorted(there)}"
+
+
+def _runs(pod: Any) -> bool:
+    statuses = pod["status"].get("containerStatuses", ())
+    return bool(statuses) and all(one.get("started") for one in statuses)
+
+
+def _waiting(pod: Any) -> list[str]:
+    statuses = [*pod["status"].get("initContainerStatuses", ()), *pod["status"].get("containerStatuses", ())]
+    return [
+        f"{one['state']['waiting'].get('reason')}: {one['state']['waiting'].get('message', '')[:300]}"
+        for one in statuses
+        if "waiting" in one.get("state", {})
+    ]
+
+
+def container(name: str, memory_mib: int, cores: int = 0, command: str = SHOW, count: int = 1) -> dict[str, Any]:
+    limits = {"nvidia.com/gpu": str(count), "nvidia.com/gpumem": str(memory_mib)}
+    if cores:
+        limits["nvidia.com/gpucores"] = str(cores)
+    return {
+        "name": name,
+        "image": images.BUSYBOX,
+        "imagePullPolicy": "Never",
+        "command": ["sh", "-c", command],
+        "resources": {"limits": limits},
+    }
+
+
+def pod(name: str, *containers: dict[str, Any], init: Sequence[dict[str, Any]] = (), **spec: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name},
+        "spec": {
+            "schedulerName": "hami-scheduler",
+            "terminationGracePeriodSeconds": 1,
+            "initContainers": list(init),
+            "containers": list(containers),
+            **spec,
+        },
+    }
+
+
+@contextlib.contextmanager
+def running(folder: pathlib.Path, gpus: int = 4, *arguments: str) -> Iterator[GpuNode]:
+    with contextlib.ExitStack() as stack:
+        plane = stack.enter_context(control_plane.running(folder))
+        node = stack.enter_context(real_nodes.running(plane))
+        driver = fake_driver.make(folder, NODE, gpus)
+        host = plugin_process.host_cdi(folder / "host-cdi", driver)
+        flags = [
+            "--kubeconfig", str(plane.kubeconfig("plugin")), "--node-name", NODE,
+            "--kubelet-dir", str(node.kubelet_dir), "--cdi-dir", str(node.cdi_dir), "--host-cdi-dirs", str(host),
+            "--device-split-count", "20", "--health-interval", "0.5", *arguments,
+        ]  # fmt: skip
+        plugin = stack.enter_context(plugin_process.running(plugin_process.PluginProcess(folder, driver, flags)))
+        extender = stack.enter_context(extender_process.running(plane.kubeconfig("extender"), folder / "extender.log"))
+        scheduler = stack.enter_context(plane.scheduler(f"http://{extender.verbs}"))
+        site = GpuNode(plane, node, driver, plugin, extender, scheduler)
+        site.wait("the node offers its slots", lambda: site.allocatable() == 20 * gpus)
+        yield site

@@ -111,7 +111,7 @@ class Allocator:
         self._synced = synced
         self._forgotten_seconds = forgotten_seconds
         self._confirmed: set[tuple[identifiers.PodUid, str]] = set()
-        self._matched: dict[tuple[identifiers.PodUid, str], float] = {}
+        self._matched: dict[str, tuple[tuple[identifiers.PodUid, str], float]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     async def allocate(self, tokens: frozenset[str]) -> edits.Edits | str:
@@ -288,12 +288,18 @@ class Allocator:
         """Without CDI: answer the record of the container that most likely asks."""
         deadline = time.monotonic() + _MATCH_SECONDS
         now = time.monotonic()
-        self._matched = {key: at for key, at in self._matched.items() if now - at < self._forgotten_seconds}
         while True:
-            found = owners.candidates(
-                self._pods.by_uid.values(), self._entries_or_none(), count, self._node.name, self._names,
-                taken=frozenset(self._matched),
-            )  # fmt: skip
+            entries = self._entries_or_none()
+            # What was answered is taken until the checkpoint says to whom the kubelet gave the answer.
+            seen = {entry.environment.get(NAME_VARIABLE) for entry in entries}
+            self._matched = {
+                name: (key, at)
+                for name, (key, at) in self._matched.items()
+                if name not in seen and now - at < self._forgotten_seconds
+            }
+            taken = frozenset(key for key, _ in self._matched.values())
+            everybody = self._pods.by_uid.values()
+            found = owners.candidates(everybody, entries, count, self._node.name, self._names, taken=taken)
             if found or time.monotonic() > deadline:
                 break
             await asyncio.sleep(_POLL_SECONDS)
@@ -302,7 +308,7 @@ class Allocator:
         for pod, container, _ in found:
             with contextlib.suppress(owners.Doubt):
                 wanted = self._wanted(pod, container, count, device)
-                self._matched[(pod.uid, container)] = now
+                self._matched[device] = ((pod.uid, container), now)
                 return wanted
         return edits.Edits({delivery.VISIBLE: delivery.VOID, NAME_VARIABLE: device})
 

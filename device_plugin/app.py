@@ -39,8 +39,9 @@ _COMPONENT = "hami-device-plugin"
 AGENT = f"{records.AGENT_NAME}/0.1.0"
 _TEND_SECONDS = 0.5
 _COLLECT_SECONDS = 60.0
-_PATIENCE_SECONDS = 20.0
-"""How long the first registration waits for the API server: pods that are admitted without us fail for good."""
+_PATIENCE_SECONDS = 10.0
+"""How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
+good, so that it must not wait for ever."""
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_DRAIN_SECONDS = 3.0
 _CONTAINERD_WITH_CDI = 2
@@ -153,7 +154,7 @@ class Plugin:
                 await asyncio.sleep(self._options.health_interval_seconds)
 
     async def _register(self) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = self._started_at + 2 * _PATIENCE_SECONDS
         while not self._pod_watch.synced and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await self.link.run()
@@ -174,7 +175,7 @@ class Plugin:
     async def _read_node(self) -> None:
         """What an earlier process knew, and what the node's runtime can do."""
         path = f"/api/v1/nodes/{self._options.node_name}"
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = self._started_at + _PATIENCE_SECONDS
         while True:
             try:
                 node = await self._client.get(path, pods.Node)

@@ -134,6 +134,7 @@ class Kubelet:
         for server in self._servers:
             await server.stop(grace=None)
         self._servers, self._channel, self._following = [], None, None
+        self.devices = dict.fromkeys(self.devices, False)
 
     async def restart(self) -> None:
         """Stop, and start anew."""
@@ -246,10 +247,18 @@ class Kubelet:
                         return found
         raise NotStarted(f"CDI device injection failed: unresolvable CDI devices {name}")
 
-    def _stub(self) -> "api_pb2_grpc.DevicePluginAsyncStub":
+    def channel(self) -> grpc.aio.Channel:
+        """The way to the plugin.
+
+        Raises:
+            Rejected: None has registered.
+        """
         if self._channel is None:
             raise Rejected("Allocate failed due to can't allocate unregistered device")
-        return api_pb2_grpc.DevicePluginStub(self._channel)
+        return self._channel
+
+    def _stub(self) -> "api_pb2_grpc.DevicePluginAsyncStub":
+        return api_pb2_grpc.DevicePluginStub(self.channel())
 
     def release(self, uid: str) -> None:
         """A pod has ended: its ids are free again."""

@@ -50,7 +50,7 @@ class ServiceProcess:
         """
         self._module = module
         self._listeners = listeners
-        self.arguments = list(arguments)
+        self._arguments = list(arguments)
         self.log_file = log_file
         self._environment = dict(environment or {})
         self._within = within
@@ -63,18 +63,27 @@ class ServiceProcess:
         assert self._process is not None
         return self._process.pid
 
+    def command(self) -> list[str]:
+        """The command line."""
+        binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
+        program = [*self._within, sys.executable, "-m", self._module]
+        return [*program, *binds, "--log-format", "json", *self._arguments]
+
+    def environment(self) -> dict[str, str]:
+        """All of its variables."""
+        return {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
+
     def start(self) -> None:
         """Start, and wait until it listens.
 
         Raises:
             ServiceFailed: It does not.
         """
-        binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
-        command = [*self._within, sys.executable, "-m", self._module, *binds, "--log-format", "json", *self.arguments]
         offset = self.log_file.stat().st_size if self.log_file.exists() else 0
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
         with self.log_file.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+            self._process = subprocess.Popen(
+                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
+            )
         line = self._wait_for(lambda: self.logged("listening", offset), "listening")
         self.addresses = {name: line[name] for name in self._listeners}
 

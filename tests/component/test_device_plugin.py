@@ -1,0 +1,428 @@
+"""The device plugin between a kubelet that does everything wrong and an API server that says too much or too little."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from gpu_sharing.core import records
+from lab import kinds, kubelet
+from protos.deviceplugin.v1beta1 import api_pb2
+from tests.component import gpu_node
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[gpu_node.GpuNode]:
+    with gpu_node.running() as found:
+        yield found
+
+
+@pytest.fixture
+def node(shared: gpu_node.GpuNode) -> Iterator[gpu_node.GpuNode]:
+    """The same node for all tests of this file, without pods."""
+    yield shared
+    for pod in shared.server.request("GET", "/api/v1/namespaces/default/pods")["items"]:
+        shared.delete(pod)
+
+
+def annotate(node: gpu_node.GpuNode, name: str, **annotations: str | None) -> None:
+    body = {"metadata": {"annotations": annotations}}
+    node.server.request("PATCH", f"/api/v1/namespaces/default/pods/{name}", body, "application/merge-patch+json")
+
+
+def refused(node: gpu_node.GpuNode, pod: dict[str, Any], code: str, name: str = "c0") -> None:
+    with pytest.raises(kubelet.NotStarted, match=f"{code}: .+"):
+        node.start(pod, name)
+
+
+def test_a_container_gets_its_own_record(node: gpu_node.GpuNode) -> None:
+    """Environment and mounts by its record, the phase in its pod, the event in its words."""
+    pod = node.create("one", "1:4000:30", annotations={records.DECISION: "d1"})
+
+    started = node.run(pod)
+
+    assert started.environment["NVIDIA_VISIBLE_DEVICES"] == node.uuid(1)
+    assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "4000m"
+    assert started.environment["CUDA_DEVICE_SM_LIMIT"] == "30"
+    assert started.mounts[f"{node.plugin.hook_path}/vgpu"].endswith(f"containers/{pod['metadata']['uid']}_c0")
+    node.wait(
+        "the phase is written", lambda: node.pod("one")["metadata"]["annotations"][records.BIND_PHASE] == "success"
+    )
+    expected = (
+        f"Allocated GPU-1 on node-01\n    {node.uuid(1)}: 4000MB, 30% cores\n    container c0, isolation hami-core"
+    )
+    node.wait("it is told", lambda: expected in node.notes("DeviceAllocated"))
+    line = next(line for line in node.plugin.log_lines() if line.get("pod") == "default/one")
+    assert (line["event"], line["decision_id"]) == ("allocated", "d1")
+
+
+def test_what_allocate_answers_gives_no_gpu_to_a_runtime_that_ignores_cdi(node: gpu_node.GpuNode) -> None:
+    """The plain environment says void; only the specification overrides it."""
+    pod = node.create("plain", "0:1000:0")
+    node.admit(pod)
+
+    (given,) = node.kubelet.given.values()
+
+    assert dict(given.answer.envs) == {"NVIDIA_VISIBLE_DEVICES": "void"}
+    assert given.answer.cdi_devices[0].name.startswith("hami.io/vgpu=")
+
+
+def test_several_gpus_in_the_order_of_the_record(node: gpu_node.GpuNode) -> None:
+    started = node.run(node.create("two", "1:4000:30+0:2000:10"))
+
+    assert started.environment["NVIDIA_VISIBLE_DEVICES"] == f"{node.uuid(1)},{node.uuid(0)}"
+    assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_1"] == "2000m"
+
+
+def test_an_init_container_and_the_app_that_reuses_its_ids_get_each_its_own(node: gpu_node.GpuNode) -> None:
+    pod = node.create("init", "1:300:0", "0:400:0", init=["0:200:0"])
+    node.admit(pod)
+
+    limits = [node.start(pod, name).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] for name in ("init0", "c0", "c1")]
+
+    assert limits == ["200m", "300m", "400m"]
+
+
+def test_a_request_of_an_init_container_alone(node: gpu_node.GpuNode) -> None:
+    """It appears nowhere in podresources."""
+    pod = node.create("init-only", "0:1:0", init=["1:200:0"])
+    pod["spec"]["containers"][0]["resources"] = {}
+    keep = node.server.app.store
+    key = ("default", "init-only")
+    record = f"{node.uuid(1)},NVIDIA,200,0:;;"
+    found = node.pod("init-only")
+    changed = {**found, "spec": pod["spec"]}
+    changed["metadata"]["annotations"][records.ALLOCATED] = record
+    node.server.call(lambda: keep.replace(kinds.PODS, key, keep.get(kinds.PODS, *key), changed))
+    node.admit(changed)
+
+    assert node.start(changed, "init0").environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "200m"
+
+
+def test_a_sidecar_keeps_its_own_ids(node: gpu_node.GpuNode) -> None:
+    pod = node.create("sidecar", "1:300:0", init=["0:200:0"], sidecar=True)
+    node.admit(pod)
+
+    assert len({token for given in node.kubelet.given.values() for token in given.tokens}) == 2
+    assert node.start(pod, "init0").environment["NVIDIA_VISIBLE_DEVICES"] == node.uuid(0)
+    assert node.start(pod, "c0").environment["NVIDIA_VISIBLE_DEVICES"] == node.uuid(1)
+
+
+def test_a_container_that_restarts_gets_the_same_again(node: gpu_node.GpuNode) -> None:
+    pod = node.create("again", "0:500:0")
+
+    assert node.run(pod) == node.start(pod)
+
+
+def test_a_pod_of_somebody_else_is_not_started_until_it_has_a_record(node: gpu_node.GpuNode) -> None:
+    """It fails closed, says what to do, and the kubelet's next try succeeds once that is done."""
+    pod = node.create("foreign", "0:500:0", record="")
+    node.admit(pod)
+
+    refused(node, pod, "ALLOC_NO_RECORD")
+    node.wait(
+        "it is told", lambda: any("schedulerName: hami-scheduler" in one for one in node.notes("AllocationFailed"))
+    )
+    annotate(node, "foreign", **{records.ALLOCATED: f"{node.uuid(0)},NVIDIA,700,0:;"})
+    node.wait("the watch has it", lambda: _starts(node, pod))
+
+
+def _starts(node: gpu_node.GpuNode, pod: dict[str, Any]) -> bool:
+    try:
+        return bool(node.start(pod).environment)
+    except kubelet.NotStarted:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("record", "code"),
+    [("GPU-elsewhere,NVIDIA,1,1:;", "ALLOC_WRONG_NODE"), ("garbage", "ALLOC_CORRUPT_RECORD"),
+     ("GPU-a,NVIDIA,1,1:GPU-b,NVIDIA,1,1:;", "ALLOC_CORRUPT_RECORD"), ("hami.io/v9;;;", "ALLOC_CORRUPT_RECORD")],
+)  # fmt: skip
+def test_a_record_that_is_forged_or_of_another_version_starts_nothing(
+    node: gpu_node.GpuNode, record: str, code: str
+) -> None:
+    pod = node.create("forged", "0:500:0", record=record)
+    node.admit(pod)
+
+    refused(node, pod, code)
+    node.wait(
+        "the phase is written", lambda: node.pod("forged")["metadata"]["annotations"][records.BIND_PHASE] == "failed"
+    )
+
+
+def test_the_record_of_another_node_starts_nothing(node: gpu_node.GpuNode) -> None:
+    pod = node.create("lost", "0:500:0", annotations={records.NODE: "node-02"})
+    node.admit(pod)
+
+    refused(node, pod, "ALLOC_WRONG_NODE")
+
+
+def test_two_pods_of_one_name_are_two(node: gpu_node.GpuNode) -> None:
+    """The second gets its own, although everything but the UID is the same."""
+    first = node.create("same", "0:500:0")
+    before = node.run(first)
+    node.delete(first)
+    second = node.create("same", "1:600:0")
+
+    after = node.run(second)
+
+    assert (before.environment["CUDA_DEVICE_MEMORY_LIMIT_0"], after.environment["CUDA_DEVICE_MEMORY_LIMIT_0"]) == (
+        "500m", "600m",
+    )  # fmt: skip
+
+
+def test_the_newest_of_records_that_promise_too_much_is_not_started(node: gpu_node.GpuNode) -> None:
+    """The last guard, should two schedulers ever have bound at one time."""
+    older, newer = node.create("older", "0:50000:0"), node.create("newer", "0:50000:0", bound_at=101)
+
+    node.run(older)
+    node.admit(newer)
+
+    refused(node, newer, "ALLOC_OVERSUBSCRIBED")
+
+
+def test_a_mode_that_the_node_does_not_offer_starts_nothing(node: gpu_node.GpuNode) -> None:
+    pod = node.create("wants-mps", "0:500:0", annotations={"nvidia.com/vgpu-mode": "mps"})
+    node.admit(pod)
+
+    refused(node, pod, "ALLOC_ISOLATION")
+
+
+def test_ids_that_nobody_listed_and_none_at_all_are_refused(node: gpu_node.GpuNode) -> None:
+    async def call(method: str, ids: list[str]) -> str:
+        stub = node.stub()
+        request: Any = api_pb2.PreStartContainerRequest(devices_ids=ids)
+        if method == "Allocate":
+            request = api_pb2.AllocateRequest(container_requests=[api_pb2.ContainerAllocateRequest(devices_ids=ids)])
+        try:
+            await getattr(stub, method)(request)
+        except grpc.aio.AioRpcError as error:
+            return str(error.details())
+        return ""
+
+    for method in ("Allocate", "PreStartContainer"):
+        assert "device id 'GPU-7::3' is none of ours" in node.do(call(method, ["GPU-7::3"]))
+        assert "asks for no device ids" in node.do(call(method, []))
+        assert "none of ours" in node.do(call(method, ["slot-0001", "x" * 5000]))
+
+
+def test_an_allocate_that_is_repeated_never_gets_the_same_name(node: gpu_node.GpuNode) -> None:
+    async def names() -> set[str]:
+        stub = node.stub()
+        request = api_pb2.AllocateRequest(
+            container_requests=[api_pb2.ContainerAllocateRequest(devices_ids=["slot-0001"])]
+        )
+        answers = [await stub.Allocate(request) for _ in range(20)]
+        return {answer.container_responses[0].cdi_devices[0].name for answer in answers}
+
+    assert len(node.do(names())) == 20
+
+
+def test_a_kubelet_that_dies_between_allocate_and_start_finds_everything_again(node: gpu_node.GpuNode) -> None:
+    pod = node.create("interrupted", "1:800:0")
+    node.admit(pod)
+
+    node.do(node.kubelet.restart())
+    node.wait("the plugin has registered again", lambda: node.allocatable() == 20)
+
+    assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "800m"
+
+
+def test_a_plugin_that_dies_between_allocate_and_start_finds_everything_again(node: gpu_node.GpuNode) -> None:
+    pod = node.create("orphaned", "1:900:0")
+    node.admit(pod)
+
+    node.plugin.kill()
+    with pytest.raises(kubelet.NotStarted):
+        node.start(pod)
+    node.plugin.start()
+    node.plugin.wait_ready()
+    node.wait("it serves", lambda: node.allocatable() == 20)
+
+    assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "900m"
+
+
+def test_after_a_reboot_specifications_are_back_before_the_kubelet_knows_us(node: gpu_node.GpuNode) -> None:
+    """The runtime's directory is empty then, and the kubelet may start containers without asking."""
+    pod = node.create("rebooted", "0:950:0")
+    node.run(pod)
+    node.plugin.kill()
+    shutil.rmtree(node.cdi_dir)
+    offset = node.plugin.log_file.stat().st_size
+
+    node.plugin.start()
+    node.plugin.wait_ready()
+
+    events = [line.get("event") for line in node.plugin.log_lines(offset)]
+    assert events.index("device specifications are in place") < events.index("registered")
+    assert any("950m" in path.read_text() for path in node.cdi_dir.iterdir())
+    node.wait("it serves", lambda: node.allocatable() == 20)
+
+
+def test_our_own_socket_is_made_again(node: gpu_node.GpuNode) -> None:
+    sockets = list((node.folder / "kubelet" / "device-plugins").glob("hami-*.sock"))
+    sockets[0].unlink()
+
+    node.wait("it is there again", lambda: sockets[0].exists())
+    node.wait("it serves", lambda: node.allocatable() == 20)
+
+
+def test_a_folder_that_takes_no_specification_is_a_coded_error_until_it_does(node: gpu_node.GpuNode) -> None:
+    pod = node.create("stuck", "0:100:0")
+    shutil.rmtree(node.cdi_dir, ignore_errors=True)
+    node.cdi_dir.touch()
+    node.admit(pod)
+
+    refused(node, pod, "ALLOC_SPEC_NOT_WRITTEN")
+    node.cdi_dir.unlink()
+
+    assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "100m"
+
+
+def test_a_checkpoint_that_cannot_be_read_starts_nothing(node: gpu_node.GpuNode) -> None:
+    pod = node.create("blind", "0:100:0")
+    node.admit(pod)
+    path = node.folder / "kubelet" / "device-plugins" / "kubelet_internal_checkpoint"
+    path.write_text('{"Data": 7}')
+
+    began = time.monotonic()
+    refused(node, pod, "PLUGIN_CHECKPOINT_UNREADABLE")
+    assert time.monotonic() - began < 30  # The kubelet waits no longer.
+    node.server.call(node.kubelet.write_checkpoint)
+
+    assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "100m"
+
+
+def test_podresources_of_another_owner_starts_nothing(node: gpu_node.GpuNode) -> None:
+    pod, other = node.create("mine", "0:100:0"), node.create("theirs", "1:100:0")
+    node.admit(pod)
+    (given,) = node.kubelet.given.values()
+    stolen = kubelet.Given("x", "default", "theirs", "c9", init=False, tokens=given.tokens, answer=given.answer)
+
+    node.kubelet.given[("x", "c9")] = stolen
+
+    refused(node, pod, "ALLOC_OWNER_CONFLICT")
+    del node.kubelet.given[("x", "c9")]
+    assert other["metadata"]["name"] == "theirs"
+
+
+def test_a_sick_gpu_starts_nothing_and_its_pods_learn_why(node: gpu_node.GpuNode) -> None:
+    """Placed just before the fault: the container does not start on it."""
+    pod = node.create("unlucky", "1:100:0")
+    node.admit(pod)
+    node.driver.gpus[1].recovery_action = 2
+    node.driver.write()
+    node.wait("it is withdrawn", lambda: node.allocatable() == 11)
+
+    refused(node, pod, "ALLOC_GPU_UNHEALTHY")
+    assert [one.healthy for one in records.decode_inventory(_inventory(node))] == [True, False]
+    node.wait("it is told", lambda: len(node.notes("DeviceUnhealthy")) == 2)
+    assert node.plugin.get("health", "/readyz")[0] == 200
+
+    node.driver.gpus[1].recovery_action = 0
+    node.driver.write()
+    node.plugin.kill()
+    node.plugin.reboot("next")
+    node.plugin.start()
+    node.plugin.wait_ready()
+    node.wait("it is back", lambda: node.allocatable() == 20)
+
+
+def _inventory(node: gpu_node.GpuNode) -> str:
+    text: str = node.node()["metadata"]["annotations"][records.INVENTORY]
+    return text
+
+
+def test_health_and_metrics(node: gpu_node.GpuNode) -> None:
+    """The names that dashboards know."""
+    node.run(node.create("counted", "0:100:0"))
+
+    facts = json.loads(node.plugin.get("health", "/healthz")[1])
+    text = node.plugin.get("health", "/metrics")[1].decode()
+
+    assert facts["status"] == "ok"
+    assert node.uuid(0) in facts["tokens"].values()
+    assert f'hami_device_plugin_device_count{{node="{gpu_node.NODE}"}} 2.0' in text
+    assert f'hami_device_plugin_healthy_status{{device="{node.uuid(0)}",node="{gpu_node.NODE}"}} 1.0' in text
+    assert "hami_device_plugin_allocate_duration_seconds_count" in text
+
+
+def test_a_heartbeat_does_not_wake_the_cluster(node: gpu_node.GpuNode) -> None:
+    """The node object changes when its GPUs do, and not otherwise."""
+    before = node.node()["metadata"]["resourceVersion"]
+    time.sleep(1.0)
+
+    assert node.node()["metadata"]["resourceVersion"] == before
+
+
+@pytest.mark.parametrize("runtime", ["containerd://1.7.20", "docker://24.0", ""])
+def test_without_cdi_containers_are_matched_and_verified(runtime: str) -> None:
+    """The oldest pod that waits is answered; a container that was answered another's slice does not start."""
+    with gpu_node.running(runtime=runtime) as node:
+        first, second = node.create("first", "0:500:0"), node.create("second", "1:600:0", bound_at=101)
+        node.admit(first)
+        node.admit(second)
+
+        assert node.start(first).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "500m"
+        assert node.start(second).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "600m"
+        assert not node.cdi_dir.exists()
+
+        late, early = node.create("late", "0:700:0", bound_at=103), node.create("early", "1:800:0", bound_at=102)
+        node.admit(late)  # Out of order: it is answered the record of the other.
+        refused(node, late, "ALLOC_WRONG_MATCH")
+        node.delete(late)
+        again = node.create("late", "0:700:0", bound_at=104)
+        node.admit(early)
+        node.admit(again)
+        assert node.start(again).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "700m"
+
+
+def test_settings_of_the_node_are_read_again_when_they_change(tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    with gpu_node.running(2, "--config-file", str(config)) as node:
+        config.write_text('{"nodeconfig":[{"name":"node-01","devicesplitcount":3,"devicememoryscaling":2}]}')
+        node.wait("the kubelet knows", lambda: node.allocatable() == 6)
+        node.wait("the scheduler knows", lambda: records.decode_inventory(_inventory(node))[0].memory_mib == 2 * 81_920)
+
+        config.write_text("{ broken")
+        node.wait("it is told", lambda: node.plugin.logged("node file") is not None)
+        time.sleep(0.5)
+        assert node.allocatable() == 6
+
+
+def test_while_the_api_server_is_away_what_was_written_for_a_container_holds() -> None:
+    """A restarted plugin cannot read records then; containers that ran may run again, others wait."""
+    with gpu_node.running() as node:
+        pod, fresh = node.create("kept", "0:500:0"), node.create("fresh", "1:600:0")
+        node.run(pod)
+        node.plugin.kill()
+        text = node.kubeconfig.read_text()
+        node.kubeconfig.write_text(text.replace(node.server.url, "http://127.0.0.1:1"))
+        node.plugin.start()
+        node.wait("it serves", lambda: node.allocatable() == 20, 40)
+
+        assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "500m"
+        node.admit(fresh)
+        refused(node, fresh, "ALLOC_OWNER_UNKNOWN")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--device-split-count", "40000"], 2), (["--isolation", "x"], 2)], ids=["slots", "word"]
+)
+def test_a_setting_that_cannot_be_ends_the_start_with_its_name(arguments: list[str], code: int) -> None:
+    with gpu_node.running() as node:
+        node.plugin.stop()
+        command = [*node.plugin.command(), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=node.plugin.environment())
+
+        assert done.returncode == code
+        assert arguments[0] in done.stderr

@@ -1,0 +1,134 @@
+import dataclasses
+from typing import Any
+
+import msgspec
+import pytest
+
+from device_plugin import checkpoint, gpu_source, owners, pods
+from gpu_sharing.core import error_codes, gpus, identifiers, records, requests
+
+NAMES = requests.ResourceNames()
+A = identifiers.GpuUuid("GPU-a")
+LIMITS = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100"}
+
+
+def pod(name: str = "p", uid: str = "u", record: str | None = "GPU-a,NVIDIA,100,30:;", **spec: Any) -> pods.Pod:
+    annotations = {records.NODE: "n", records.TIME: "10"} | ({records.ALLOCATED: record} if record else {})
+    body = {
+        "metadata": {"name": name, "namespace": "d", "uid": uid, "annotations": annotations},
+        "spec": {"nodeName": "n", "containers": [{"name": "c", "resources": {"limits": LIMITS}}], **spec},
+    }
+    return msgspec.convert(body, pods.Pod)
+
+
+def entry(uid: str = "u", container: str = "c", *tokens: str) -> checkpoint.Entry:
+    return checkpoint.Entry(identifiers.PodUid(uid), container, frozenset(tokens or ("slot-0001",)), (), {})
+
+
+def doubt(code: error_codes.Code, *, passing: bool = False) -> Any:
+    return pytest.raises(owners.Doubt, check=lambda raised: raised.code == code and raised.passing is passing)
+
+
+TOKENS = frozenset(["slot-0001"])
+
+
+def test_an_init_container_and_the_app_container_that_reuses_its_ids_are_both_meant() -> None:
+    found = owners.entries_of([entry("u", "i"), entry("u", "c"), entry("v", "c", "slot-0002")], TOKENS)
+
+    assert [one.container for one in found] == ["i", "c"]
+
+
+def test_ids_of_nobody_or_of_two_pods_are_doubted_for_now() -> None:
+    with doubt(error_codes.ALLOC_OWNER_UNKNOWN, passing=True):
+        owners.entries_of([], TOKENS)
+    with doubt(error_codes.ALLOC_OWNER_UNKNOWN, passing=True):
+        owners.entries_of([entry("u"), entry("v")], TOKENS)
+
+
+def test_checkpoint_and_podresources_must_agree() -> None:
+    mine = owners.Listed("d", "p", "c", TOKENS)
+    other = dataclasses.replace(mine, pod="q")
+
+    owners.cross_check(pod(), [entry()], TOKENS, [mine])
+    with doubt(error_codes.ALLOC_OWNER_CONFLICT):
+        owners.cross_check(pod(), [entry()], TOKENS, [other])
+    with doubt(error_codes.ALLOC_OWNER_UNKNOWN, passing=True):
+        owners.cross_check(pod(), [entry()], TOKENS, [])
+
+
+def test_podresources_never_lists_plain_init_containers() -> None:
+    """An init-only request appears nowhere there; a sidecar does."""
+    init = {"name": "i", "resources": {"limits": LIMITS}}
+    plain = pod(initContainers=[init])
+    sidecar = pod(initContainers=[{**init, "restartPolicy": "Always"}])
+
+    owners.cross_check(plain, [entry("u", "i")], TOKENS, [])
+    with doubt(error_codes.ALLOC_OWNER_UNKNOWN, passing=True):
+        owners.cross_check(sidecar, [entry("u", "i")], TOKENS, [])
+
+
+def test_a_containers_own_shares() -> None:
+    assert owners.shares_of(pod(), "c", 1, "n", NAMES)[0].memory_mib == 100
+
+
+@pytest.mark.parametrize(
+    ("body", "container", "count", "node", "code"),
+    [
+        (pod(record=None), "c", 1, "n", error_codes.ALLOC_NO_RECORD),
+        (pod(record="garbage"), "c", 1, "n", error_codes.ALLOC_CORRUPT_RECORD),
+        (pod(record="GPU-a,NVIDIA,1,1:;GPU-a,NVIDIA,1,1:;"), "c", 1, "n", error_codes.ALLOC_CORRUPT_RECORD),
+        (pod(), "c", 2, "n", error_codes.ALLOC_CORRUPT_RECORD),
+        (pod(), "x", 1, "n", error_codes.ALLOC_CORRUPT_RECORD),
+        (pod(), "c", 1, "m", error_codes.ALLOC_WRONG_NODE),
+    ],
+)
+def test_records_that_are_missing_forged_or_of_another_place_start_nothing(
+    body: pods.Pod, container: str, count: int, node: str, code: error_codes.Code
+) -> None:
+    with doubt(code):
+        owners.shares_of(body, container, count, node, NAMES)
+
+
+def test_a_gpu_that_is_not_here_starts_nothing() -> None:
+    device = gpu_source.Device(identifiers.GpuUuid("GPU-b"), 0, "T", 1, 0)
+
+    with doubt(error_codes.ALLOC_WRONG_NODE):
+        owners.devices_of(pod(), owners.shares_of(pod(), "c", 1, "n", NAMES), {device.uuid: device})
+
+
+@pytest.mark.parametrize(
+    ("gpu", "refuses"),
+    [
+        (gpus.Gpu(A, 0, 200, 100, 10, "T"), False),
+        (gpus.Gpu(A, 0, 199, 100, 10, "T"), True),
+        (gpus.Gpu(A, 0, 200, 59, 10, "T"), True),
+        (gpus.Gpu(A, 0, 200, 100, 1, "T"), True),
+    ],
+)
+def test_of_two_records_that_promise_too_much_the_newest_is_refused(gpu: gpus.Gpu, refuses: bool) -> None:
+    older, newer = pod("p", "u"), pod("q", "v")
+    newer.annotations[records.TIME] = "11"
+    shares = owners.shares_of(newer, "c", 1, "n", NAMES)
+
+    owners.guard(older, shares, [older, newer], {A: gpu}, NAMES)
+    if refuses:
+        with doubt(error_codes.ALLOC_OVERSUBSCRIBED):
+            owners.guard(newer, shares, [older, newer], {A: gpu}, NAMES)
+    else:
+        owners.guard(newer, shares, [older, newer], {A: gpu}, NAMES)
+
+
+def test_without_cdi_the_first_container_of_each_pod_that_has_nothing_may_be_asking() -> None:
+    two = pod(
+        "q", "v", record="GPU-a,NVIDIA,1,1:;GPU-a,NVIDIA,2,2:;",
+        initContainers=[{"name": "i", "resources": {"limits": LIMITS}}],
+    )  # fmt: skip
+    none = pod("r", "w", record=None)
+
+    found = owners.candidates([pod(), two, none], [entry("u", "c")], 1, "n", NAMES)
+    then = owners.candidates([pod(), two, none], [entry("u", "c"), entry("v", "i")], 1, "n", NAMES)
+
+    assert [(one.metadata.name, name) for one, name, _ in found] == [("q", "i")]
+    assert [(one.metadata.name, name, shares[0].memory_mib) for one, name, shares in then] == [("q", "c", 2)]
+    taken = frozenset([(identifiers.PodUid("v"), "i")])
+    assert [name for _, name, _ in owners.candidates([two], [], 1, "n", NAMES, taken=taken)] == ["c"]

@@ -1,0 +1,95 @@
+import pathlib
+
+import pytest
+
+from device_plugin import inventory, settings
+from device_plugin.isolation import hami_core, mps, table
+from gpu_sharing.core import errors, health, identifiers
+from tests.unit.plugin.test_isolation import INSTANCE, A, B, device
+
+BACKENDS = table.build(hami_core.Options(pathlib.Path("/x")), mps.Options(pathlib.Path("/x")))
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    found = settings.parse([], {"NODE_NAME": "n"})
+
+    assert (found.node_name, found.kubelet_dir, found.cdi_dir, found.sharing.split_count) == (
+        "n", pathlib.Path("/var/lib/kubelet"), pathlib.Path("/var/run/cdi"), 10,
+    )  # fmt: skip
+
+
+def test_flags_environment_and_hamis_spellings() -> None:
+    found = settings.parse(
+        ["--node-name", "n", "--device_split_count", "4", "--mps-multi-user"],
+        {"HAMI_DEVICE_MEMORY_SCALING": "1.5", "HOOK_PATH": "/h", "DP_DISABLE_HEALTHCHECKS": "79,what"},
+    )
+
+    assert found.sharing.split_count == 4
+    assert found.sharing.memory_scaling == 1.5
+    assert found.hook_path == pathlib.Path("/h")
+    assert found.mps_multi_user
+    assert found.health_rules.overrides.disabled == {79}
+    assert found.strange_words == ("what",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [([], "--node-name"), (["--node-name", "n", "--device-split-count", "0"], "--device-split-count"),
+     (["--node-name", "n", "--isolation", "magic"], "--isolation"),
+     (["--node-name", "n", "--identity", "guess"], "--identity")],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named(arguments: list[str], named: str) -> None:
+    with pytest.raises(errors.SettingsError, match=named):
+        settings.parse(arguments, {})
+
+
+def test_a_nodes_own_entry_wins() -> None:
+    """The file that HAMi's users have."""
+    text = """{"nodeconfig":[{"name":"n","devicesplitcount":3,"devicememoryscaling":1.8,"operatingmode":"none",
+        "filterdevices":{"uuid":["GPU-a"],"index":[1]}},{"name":"m","devicesplitcount":9}]}"""
+
+    found = settings.for_node(settings.Sharing(), text, "n")
+
+    assert found == settings.Sharing(
+        3, 1.8, isolation="none", hidden_uuids=frozenset(["GPU-a"]), hidden_indices=frozenset([1])
+    )
+    assert settings.for_node(settings.Sharing(), text, "other") == settings.Sharing()
+    assert settings.for_node(settings.Sharing(), "{}", "n") == settings.Sharing()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"nodeconfig":[7]}', '{"nodeconfig":[{"name":"n","devicesplitcount":"many"}]}',
+     '{"nodeconfig":[{"name":"n","operatingmode":"magic"}]}', '{"nodeconfig":[{"name":"n","operatingmode":7}]}',
+     '{"nodeconfig":[{"name":"n","filterdevices":[1]}]}',
+     '{"nodeconfig":[{"name":"n","filterdevices":{"index":["x"]}}]}'],
+)  # fmt: skip
+def test_a_file_that_cannot_be_read_is_an_error(text: str) -> None:
+    with pytest.raises(errors.SettingsError):
+        settings.for_node(settings.Sharing(), text, "n")
+
+
+def test_what_a_node_offers() -> None:
+    """Headroom comes off before scaling; hidden GPUs are not offered; MPS and MIG know their own most."""
+    sharing = settings.Sharing(20, 2.0, 1.5, memory_headroom_mib=100, hidden_indices=frozenset([1]))
+    devices = [device(), device(B, 1), device(identifiers.GpuUuid("GPU-c"), 2, mig_enabled=True, migs=(INSTANCE,))]
+    sick = health.after_xid(health.Health(), 79, 0.0, "b", health.Rules())
+
+    offered = inventory.build(devices, {A: sick}, {A: "mps", B: "none", devices[2].uuid: "mig"}, sharing, BACKENDS)
+
+    assert [(gpu.uuid, gpu.memory_mib, gpu.cores_percent, gpu.slots, gpu.mode, gpu.healthy) for gpu in offered] == [
+        ("GPU-a", 1800, 150, 1, "mps", False),
+        ("GPU-c", 1800, 150, 1, "mig", True),
+    ]
+    assert offered[0].type == "NVIDIA-T"
+
+
+def test_sick_gpus_outlive_the_process_but_not_a_restart_of_the_node() -> None:
+    sick = health.after_xid(health.Health(), 79, 0.0, "b1", health.Rules())
+    written = inventory.annotations([], {A: sick, B: health.Health()}, {A: {B: 100}}, "hami-py/1")
+
+    assert inventory.remembered(written["hami.io/gpu-health"], "b1", 0.0) == {A: sick}
+    assert inventory.remembered(written["hami.io/gpu-health"], "b2", 0.0) == {}
+    assert written["hami.io/node-nvidia-score"] == '[{"uuid":"GPU-a","score":{"GPU-b":100}}]'
+    for garbage in ("", "{", "[]", '{"GPU-a":7}', '{"GPU-a":{"boot":"b1"}}'):
+        assert inventory.remembered(garbage, "b1", 0.0) == {}

@@ -6,9 +6,9 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, report, scale, throughput
+from bench import handlers, node, report, scale, throughput
 
-QUESTIONS = {"handlers": handlers.run, "throughput": throughput.run, "scale": scale.run}
+QUESTIONS = {"handlers": handlers.run, "throughput": throughput.run, "scale": scale.run, "node": node.run}
 
 
 def main() -> int:

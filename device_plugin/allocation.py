@@ -12,13 +12,13 @@ import hashlib
 import pathlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import structlog
 
 from device_plugin import cdi, checkpoint, delivery, edits, gpu_source, isolation, owners, podresources, pods
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records, requests, reservations
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records, requests
 from gpu_sharing.core.reservations import Share
 
 _CACHE_SECONDS = 0.1
@@ -111,6 +111,8 @@ class Allocator:
         self._synced = synced
         self._forgotten_seconds = forgotten_seconds
         self._confirmed: set[tuple[identifiers.PodUid, str]] = set()
+        self._checked: dict[bytes, checkpoint.Entry] = {}
+        self._read: tuple[tuple[int, int, int], tuple[checkpoint.Entry, ...]] | None = None
         self._matched: dict[str, tuple[tuple[identifiers.PodUid, str], float]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
@@ -144,11 +146,7 @@ class Allocator:
         pod = self._pods.by_uid.get(entries[0].pod_uid)
         if pod is None:
             return self._trust_disk(entries)
-        try:
-            listed = await self._resources.listed()
-        except podresources.Unanswered as cause:
-            raise owners.Doubt(error_codes.ALLOC_OWNER_UNKNOWN, str(cause), passing=True) from cause
-        owners.cross_check(pod, entries, tokens, listed)
+        await self._cross_check(pod, entries, tokens)
         wait = 0.0
         for entry in entries:
             wait = max(wait, self._settle(pod, entry))
@@ -161,6 +159,19 @@ class Allocator:
         new = tuple(one for one in containers if (pod.uid, one.name) not in self._confirmed)
         self._confirmed |= {(pod.uid, one.name) for one in containers}
         return Confirmed(pod, tuple(containers), new)
+
+    async def _cross_check(self, pod: pods.Pod, entries: Sequence[checkpoint.Entry], tokens: frozenset[str]) -> None:
+        """Compare with podresources, once: an answer is unique and never gets another owner."""
+        if all(self._checked.get(entry.answer) == entry for entry in entries):
+            return
+        try:
+            listed = await self._resources.listed()
+        except podresources.Unanswered as cause:
+            raise owners.Doubt(error_codes.ALLOC_OWNER_UNKNOWN, str(cause), passing=True) from cause
+        owners.cross_check(pod, entries, tokens, listed)
+        for entry in entries:
+            if _device_name(entry) is not None:
+                self._checked[entry.answer] = entry
 
     def _trust_disk(self, entries: Sequence[checkpoint.Entry]) -> Confirmed:
         """The pod is not known. If the API server cannot be asked, what an earlier confirmation wrote holds."""
@@ -221,7 +232,7 @@ class Allocator:
             state = self._node.states.get(share.uuid, health.Health())
             if state.state in (health.State.UNHEALTHY, health.State.RECOVERING):
                 raise owners.Doubt(error_codes.ALLOC_GPU_UNHEALTHY, f"{share.uuid}: {state.cause}")
-        owners.guard(pod, shares, self._pods.by_uid.values(), self._node.inventory, self._names)
+        owners.guard(pod, shares, self._pods.holders, self._node.inventory)
         mode = self._mode(shares)
         wished = pod.annotations.get(requests.MODE, "")
         if wished and wished != mode:
@@ -257,16 +268,15 @@ class Allocator:
             mig_uuids=records.mig_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position),
         )
 
-    def _neighbours(self, pod: pods.Pod, container: str, shares: Iterable[Share]) -> list[isolation.Granted]:
+    def _neighbours(self, pod: pods.Pod, container: str, shares: Sequence[Share]) -> Iterator[isolation.Granted]:
         """The other containers on the same GPUs, by their records."""
         wanted = {share.uuid for share in shares}
-        found = []
-        for other in self._pods.by_uid.values():
+        others = {other.uid: other for uuid in wanted for other, _ in self._pods.holders(uuid)}
+        for other in others.values():
             with contextlib.suppress(errors.CorruptRecord):
                 for one, theirs in zip(other.all_containers, other.shares(self._names) or (), strict=False):
                     if (other.uid, one.name) != (pod.uid, container) and wanted & {share.uuid for share in theirs}:
-                        found.append(self._granted(other, one.name, "", theirs, ()))
-        return found
+                        yield self._granted(other, one.name, "", theirs, ())
 
     def _mode(self, shares: Iterable[Share]) -> str:
         return next((self._node.inventory[share.uuid].mode for share in shares), "")
@@ -282,6 +292,7 @@ class Allocator:
                     pod = self._pods.by_uid.get(entry.pod_uid)
                     if name in entry.cdi_names and pod is not None:
                         self._settle(pod, entry)
+                        await self._cross_check(pod, (entry,), entry.tokens)
                         return
 
     async def _match(self, device: str, count: int) -> edits.Edits:
@@ -319,11 +330,16 @@ class Allocator:
             Doubt: Its checkpoint cannot be read.
         """
         try:
-            return checkpoint.read(self.checkpoint_file.read_bytes(), self._names.count)
+            status = self.checkpoint_file.stat()
+            version = (status.st_ino, status.st_mtime_ns, status.st_size)
+            if self._read is None or self._read[0] != version:
+                # Read after it was looked at: if it is replaced in between, the next look finds another version.
+                self._read = version, checkpoint.read(self.checkpoint_file.read_bytes(), self._names.count)
         except FileNotFoundError:
             return ()
         except (OSError, errors.CorruptRecord) as cause:
             raise owners.Doubt(error_codes.PLUGIN_CHECKPOINT_UNREADABLE, str(cause), passing=True) from cause
+        return self._read[1]
 
     def _entries_or_none(self) -> tuple[checkpoint.Entry, ...]:
         try:
@@ -335,6 +351,10 @@ class Allocator:
         """The pod that was given just these ids, as far as the checkpoint tells."""
         found = [entry.pod_uid for entry in self._entries_or_none() if entry.tokens == tokens]
         return self._pods.by_uid.get(found[0]) if len(set(found)) == 1 else None
+
+    def held_tokens(self) -> set[str]:
+        """The tokens that containers hold."""
+        return {token for entry in self._entries_or_none() for token in entry.tokens}
 
     def held(self) -> dict[str, identifiers.GpuUuid | None]:
         """The tokens that containers hold, each with its GPU by the record; None where that is not known."""
@@ -396,6 +416,8 @@ class Allocator:
                     deleted += 1
         alive = {(entry.pod_uid, entry.container) for entry in entries}
         self._confirmed &= alive
+        answers = {entry.answer for entry in entries}
+        self._checked = {answer: entry for answer, entry in self._checked.items() if answer in answers}
         return deleted
 
 
@@ -406,11 +428,3 @@ def _device_name(entry: checkpoint.Entry) -> str | None:
         if kind == cdi.KIND and equals:
             return device
     return None
-
-
-def holdings(
-    everybody: Iterable[pods.Pod], uuid: identifiers.GpuUuid, names: requests.ResourceNames
-) -> list[tuple[pods.Pod, reservations.Booking]]:
-    """The pods that hold a GPU."""
-    found = ((pod, pod.booked(names).get(uuid)) for pod in everybody)
-    return [(pod, booking) for pod, booking in found if booking is not None]

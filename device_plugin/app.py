@@ -32,7 +32,7 @@ from device_plugin import (
     watchdog,
 )
 from device_plugin.isolation import hami_core, mps, table
-from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, watching
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener, watching
 from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
@@ -75,7 +75,7 @@ class Plugin:
         self._health = health_watch.HealthWatch(
             self._driver, options.health_rules, self._boot, self.metrics, self._health_changed
         )
-        self.pods = pods.Pods(self._mark)
+        self.pods = pods.Pods(self._names, self._mark)
         self._pod_watch = watching.Reflector(
             client,
             f"/api/v1/pods?fieldSelector=spec.nodeName%3D{options.node_name}",
@@ -102,12 +102,7 @@ class Plugin:
         self._delivery_trouble = ""
         self._config_text: str | None = None
         self._writes: set[asyncio.Task[None]] = set()
-        self.health_listener = {
-            "health": (
-                options.health_bind,
-                listeners.listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)),
-            )
-        }
+        self._endpoint = health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until told to stop.
@@ -119,7 +114,10 @@ class Plugin:
         for word in self._options.strange_words:
             log.warning("not an XID", variable="DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS", word=word)
         try:
-            async with listeners.serving(self.health_listener), asyncio.TaskGroup() as tasks:
+            async with (
+                plain_listener.serving("health", self._options.health_bind, self._endpoint.answer),
+                asyncio.TaskGroup() as tasks,
+            ):
                 work = [tasks.create_task(one) for one in (self._recorder.run(), self._pod_watch.run(), self._serve())]
                 await stop.wait()
                 log.info("stopping")
@@ -261,7 +259,9 @@ class Plugin:
     def _refresh_listing(self) -> None:
         inventory_now = tuple(self._node.inventory.values())
         sick = [gpu.uuid for gpu in inventory_now if not gpu.healthy]
-        listed = tokens.listing(inventory_now, self.allocator.held(), sick)
+        # Whose GPU a token stands for matters only while one is sick, and is dear to find out.
+        held = self.allocator.held() if sick else dict.fromkeys(self.allocator.held_tokens())
+        listed = tokens.listing(inventory_now, held, sick)
         self._listing.set(listed)
         self._dirty = False
 
@@ -300,7 +300,7 @@ class Plugin:
             }  # fmt: skip
             self._refresh_listing()
         self._publisher.change()
-        holders = [pod for pod, _ in allocation.holdings(self.pods.by_uid.values(), device.uuid, self._names)]
+        holders = [pod for pod, _ in self.pods.holders(device.uuid)]
         if not after.available and (before.available or after.cause != before.cause):
             self._teller.unhealthy(device, after, holders)
         elif after.available and not before.available:

@@ -9,6 +9,7 @@ node; a plain list before).
 
 import base64
 import binascii
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +30,26 @@ class Entry:
     pod_uid: identifiers.PodUid
     container: str
     tokens: frozenset[str]
-    cdi_names: tuple[str, ...]
-    """The CDI devices that Allocate answered, in their fully qualified form."""
-    environment: Mapping[str, str]
-    """The variables that Allocate answered."""
+    answer: bytes
+    """What Allocate answered, as it was on the wire."""
+
+    @property
+    def cdi_names(self) -> tuple[str, ...]:
+        """The CDI devices that Allocate answered, in their fully qualified form."""
+        return tuple(device.name for device in self._decoded().cdi_devices)
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """The variables that Allocate answered."""
+        return dict(self._decoded().envs)
+
+    def _decoded(self) -> api_pb2.ContainerAllocateResponse:
+        return _decoded(self.answer)
+
+
+@functools.lru_cache(maxsize=4096)
+def _decoded(answer: bytes) -> api_pb2.ContainerAllocateResponse:
+    return api_pb2.ContainerAllocateResponse.FromString(answer)
 
 
 class _PodDevices(msgspec.Struct, rename={"pod_uid": "PodUID"}):
@@ -68,20 +85,14 @@ def read(text: bytes, resource: str) -> tuple[Entry, ...]:
 
 
 def _entry(one: _PodDevices) -> Entry:
-    answer = api_pb2.ContainerAllocateResponse()
     try:
-        answer.ParseFromString(base64.b64decode(one.answer or "", validate=True))
+        answer = base64.b64decode(one.answer or "", validate=True)
+        _decoded(answer)
     except (binascii.Error, ValueError, message.DecodeError) as cause:
         raise errors.CorruptRecord(
             f"the kubelet's device checkpoint has an answer that cannot be read: {cause}"
         ) from cause
-    return Entry(
-        identifiers.PodUid(one.pod_uid),
-        one.container_name,
-        frozenset(_ids(one.device_ids)),
-        tuple(device.name for device in answer.cdi_devices),
-        dict(answer.envs),
-    )
+    return Entry(identifiers.PodUid(one.pod_uid), one.container_name, frozenset(_ids(one.device_ids)), answer)
 
 
 def _ids(found: Any) -> Iterator[str]:

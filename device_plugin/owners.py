@@ -5,7 +5,7 @@ without plain init containers); the record of what a pod holds is the pod's anno
 container is not started: an answer is only ever the asking container's own record.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from device_plugin import checkpoint, gpu_source, pods
@@ -126,32 +126,32 @@ def devices_of(
 def guard(
     pod: pods.Pod,
     shares: Iterable[reservations.Share],
-    everybody: Iterable[pods.Pod],
+    holders: Callable[[identifiers.GpuUuid], Sequence[tuple[pods.Pod, reservations.Booking]]],
     inventory: Mapping[identifiers.GpuUuid, gpus.Gpu],
-    names: requests.ResourceNames,
 ) -> None:
     """The last guard against a GPU that is promised twice, should two schedulers ever have bound at one time.
+
+    Args:
+        pod: Whose container is to start.
+        shares: What it is to get.
+        holders: Who holds a GPU by their records, and what of it.
+        inventory: What there is.
 
     Raises:
         Doubt: The records promise more than there is, and this one is the newest of them.
     """
-    wanted = {share.uuid for share in shares}
-    total: dict[identifiers.GpuUuid, reservations.Booking] = {}
-    holders: dict[identifiers.GpuUuid, list[pods.Pod]] = {}
-    for other in everybody:
-        for uuid, booking in other.booked(names).items():
-            if uuid in wanted:
-                total[uuid] = total.get(uuid, reservations.NOTHING).plus(booking)
-                holders.setdefault(uuid, []).append(other)
-    for uuid, booking in total.items():
-        gpu = inventory[uuid]
+    for uuid in {share.uuid for share in shares}:
+        held, gpu = holders(uuid), inventory[uuid]
+        slots = sum(booking.slots for _, booking in held)
+        memory_mib = sum(booking.memory_mib for _, booking in held)
+        cores = sum(booking.cores_percent for _, booking in held)
         over = (
-            f"{booking.memory_mib}MB of {gpu.memory_mib}MB" if booking.memory_mib > gpu.memory_mib
-            else f"{booking.cores_percent}% of {gpu.cores_percent}% cores" if booking.cores_percent > gpu.cores_percent
-            else f"{booking.slots} of {gpu.slots} slots" if booking.slots > gpu.slots
+            f"{memory_mib}MB of {gpu.memory_mib}MB" if memory_mib > gpu.memory_mib
+            else f"{cores}% of {gpu.cores_percent}% cores" if cores > gpu.cores_percent
+            else f"{slots} of {gpu.slots} slots" if slots > gpu.slots
             else ""
         )  # fmt: skip
-        if over and max(holders[uuid], key=_age).uid == pod.uid:
+        if over and max((other for other, _ in held), key=_age).uid == pod.uid:
             raise Doubt(error_codes.ALLOC_OVERSUBSCRIBED, f"{over} of {uuid} are promised, {pod.key} is the newest")
 
 

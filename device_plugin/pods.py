@@ -116,33 +116,49 @@ class Pods:
         by_uid: The pods of this node that have not ended.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, names: requests.ResourceNames, changed: Callable[[], None]) -> None:
         self.by_uid: dict[identifiers.PodUid, Pod] = {}
+        self._names = names
         self._changed = changed
+        self._booked: dict[identifiers.PodUid, Mapping[identifiers.GpuUuid, reservations.Booking]] = {}
+        self._holders: dict[identifiers.GpuUuid, dict[identifiers.PodUid, reservations.Booking]] = {}
 
-    def named(self, namespace: str, name: str) -> Pod | None:
-        """The pod of that name; of two in a row, the newer."""
-        found = [pod for pod in self.by_uid.values() if pod.key == f"{namespace}/{name}"]
-        return max(found, key=lambda pod: int(pod.annotations.get(records.TIME) or 0), default=None)
+    def holders(self, uuid: identifiers.GpuUuid) -> list[tuple[Pod, reservations.Booking]]:
+        """The pods that hold a GPU by their records, and what of it."""
+        return [(self.by_uid[uid], booking) for uid, booking in self._holders.get(uuid, {}).items()]
 
     def replaced(self, items: list[Pod], listed_at: float) -> None:
         """See `watching.Sink`."""
-        self.by_uid = {pod.uid: pod for pod in items if not pod.has_ended}
+        for uid in list(self.by_uid):
+            self._drop(uid)
+        for pod in items:
+            self._take(pod)
         self._changed()
 
     def changed(self, item: Pod) -> None:
         """See `watching.Sink`."""
-        if item.has_ended:
-            self.by_uid.pop(item.uid, None)
-        else:
-            self.by_uid[item.uid] = item
+        self._drop(item.uid)
+        self._take(item)
         self._changed()
 
     def deleted(self, item: Pod) -> None:
         """See `watching.Sink`."""
-        self.by_uid.pop(item.uid, None)
+        self._drop(item.uid)
         self._changed()
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """See `watching.Sink`."""
         log.error("a pod is not what a pod should be", cause=str(error), start=raw[:120].decode(errors="replace"))
+
+    def _take(self, pod: Pod) -> None:
+        if pod.has_ended:
+            return
+        self.by_uid[pod.uid] = pod
+        self._booked[pod.uid] = pod.booked(self._names)
+        for uuid, booking in self._booked[pod.uid].items():
+            self._holders.setdefault(uuid, {})[pod.uid] = booking
+
+    def _drop(self, uid: identifiers.PodUid) -> None:
+        self.by_uid.pop(uid, None)
+        for uuid in self._booked.pop(uid, {}):
+            del self._holders[uuid][uid]

@@ -17,6 +17,7 @@ class PluginProcess(service_process.ServiceProcess):
         driver: fake_driver.FakeDriver,
         arguments: Sequence[str],
         environment: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
     ) -> None:
         """Say what is to run.
 
@@ -25,6 +26,7 @@ class PluginProcess(service_process.ServiceProcess):
             driver: The driver it finds.
             arguments: Its flags, but those of this folder.
             environment: More variables.
+            within: A command that starts it.
         """
         self.hook_path = folder / "hook"
         self.boot_id_file = folder / "boot-id"
@@ -34,6 +36,7 @@ class PluginProcess(service_process.ServiceProcess):
             ["--hook-path", str(self.hook_path), "--boot-id-file", str(self.boot_id_file), *arguments],
             folder / "plugin.log",
             {**driver.environment(), **(environment or {})},
+            within,
         )
         (self.hook_path / "vgpu").mkdir(parents=True, exist_ok=True)
         for name in ("libvgpu.so.1", "ld.so.preload"):  # Empty: what is started here loads no library.

@@ -66,7 +66,11 @@ class ServiceProcess:
     def command(self) -> list[str]:
         """The command line."""
         binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
-        program = [*self._within, sys.executable, "-m", self._module]
+        # Without what only the developers' environment has, as in the images: structlog loads rich where it is.
+        start = (
+            f"import runpy, sys; sys.modules['rich'] = None; runpy.run_module({self._module!r}, run_name='__main__')"
+        )
+        program = [*self._within, sys.executable, "-c", start]
         return [*program, *binds, "--log-format", "json", *self._arguments]
 
     def environment(self) -> dict[str, str]:

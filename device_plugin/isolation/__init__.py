@@ -3,7 +3,7 @@
 A backend says what the node must run, and what edits a container gets so that it stays within its record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -50,7 +50,7 @@ class Backend(Protocol):
     def visible(self, granted: Granted) -> tuple[str, ...]:
         """The names under which the driver shows the container its GPUs."""
 
-    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
         """What the container gets, beside containers that share its GPUs.
 
         Raises:

@@ -12,7 +12,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from device_plugin import edits
@@ -53,7 +53,7 @@ class HamiCore(none.TimeSlicing):
         self._options = options
         self._containers = options.hook_path / "vgpu" / "containers"
 
-    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
         """Limits as environment, the library, its preload and a cache directory of the container's own."""
         options = self._options
         found = library(options.hook_path)

@@ -3,7 +3,7 @@
 The instances exist already (an administrator or NVIDIA's MIG manager made them); none is created here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from device_plugin import edits
 from device_plugin.isolation import Granted, Refused, none
@@ -16,7 +16,7 @@ class Mig(none.TimeSlicing):
         """The instances of the record."""
         return granted.mig_uuids
 
-    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
         """Nothing beside the instances, which must exist and be nobody else's."""
         if not granted.mig_uuids:
             raise Refused("the GPU is in MIG mode and the pod's record (hami.io/vgpu-mig-allocations) has no instance")

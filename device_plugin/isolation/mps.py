@@ -13,7 +13,7 @@ NVIDIA/k8s-device-plugin for limits by index.
 
 import asyncio
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -85,7 +85,7 @@ class Mps(none.TimeSlicing):
                 return clients
         return 1
 
-    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
         """The way to the daemon, and limits by the index that the container sees."""
         if not self._running:
             raise Refused("the MPS control daemon does not run (yet)")

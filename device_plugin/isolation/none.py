@@ -1,6 +1,6 @@
 """No isolation: containers take turns on the GPU and see all of its memory. Their records hold by agreement."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from device_plugin import edits, gpu_source
 from device_plugin.isolation import Granted
@@ -20,7 +20,7 @@ class TimeSlicing:
         """The GPUs of the record."""
         return tuple(share.uuid for share in granted.shares)
 
-    def edits(self, granted: Granted, neighbours: Sequence[Granted]) -> edits.Edits:
+    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
         """Nothing beside the GPUs themselves."""
         return edits.NOTHING
 

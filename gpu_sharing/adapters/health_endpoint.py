@@ -53,14 +53,15 @@ class HealthEndpoint:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        path = _ALIASES.get(scope["path"], scope["path"])
-        status, body, kind = self._answer(path) if scope["method"] in ("GET", "HEAD") else (405, b"", b"text/plain")
+        path = scope["path"]
+        status, body, kind = self.answer(path) if scope["method"] in ("GET", "HEAD") else (405, b"", b"text/plain")
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _answer(self, path: str) -> tuple[int, bytes, bytes]:
-        match path:
+    def answer(self, path: str) -> tuple[int, bytes, bytes]:
+        """The status, body and content type for a path."""
+        match _ALIASES.get(path, path):
             case "/livez":
                 return 200, b"ok\n", b"text/plain"
             case "/readyz":

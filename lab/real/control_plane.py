@@ -114,6 +114,10 @@ class ControlPlane:
         )  # fmt: skip
         return path
 
+    def token(self, role: str) -> str:
+        """The bearer token of a role."""
+        return self._tokens[role]
+
     def scheduler(self, extender_url: str | None) -> contextlib.AbstractContextManager[kube_scheduler.KubeScheduler]:
         """A kube-scheduler of this control plane; `kube_scheduler.running` says more."""
         return kube_scheduler.running(self.parts, self.kubeconfig("scheduler"), extender_url)

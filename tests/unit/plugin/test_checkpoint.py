@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_plugin import checkpoint
-from gpu_sharing.core import errors, identifiers
+from gpu_sharing.core import errors
 from protos.deviceplugin.v1beta1 import api_pb2
 
 GPU = "nvidia.com/gpu"
@@ -35,11 +35,11 @@ def test_reads_what_each_container_was_given(ids: Any) -> None:
     """In the formats of the kubelet's versions; other resources are left out."""
     found = checkpoint.read(written(entry(DeviceIDs=ids), entry(ResourceName="x.io/y")), GPU)
 
-    assert found == (
-        checkpoint.Entry(
-            identifiers.PodUid("u1"), "c", frozenset({"slot-0001", "slot-0002"}), ("hami.io/vgpu=x-1",), {"A": "b"}
-        ),
-    )
+    assert len(found) == 1
+    assert (found[0].pod_uid, found[0].container) == ("u1", "c")
+    assert found[0].tokens == {"slot-0001", "slot-0002"}
+    assert found[0].cdi_names == ("hami.io/vgpu=x-1",)
+    assert found[0].environment == {"A": "b"}
 
 
 def test_a_fresh_checkpoint_is_empty() -> None:

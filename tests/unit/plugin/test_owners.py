@@ -22,7 +22,7 @@ def pod(name: str = "p", uid: str = "u", record: str | None = "GPU-a,NVIDIA,100,
 
 
 def entry(uid: str = "u", container: str = "c", *tokens: str) -> checkpoint.Entry:
-    return checkpoint.Entry(identifiers.PodUid(uid), container, frozenset(tokens or ("slot-0001",)), (), {})
+    return checkpoint.Entry(identifiers.PodUid(uid), container, frozenset(tokens or ("slot-0001",)), b"")
 
 
 def doubt(code: error_codes.Code, *, passing: bool = False) -> Any:
@@ -110,12 +110,15 @@ def test_of_two_records_that_promise_too_much_the_newest_is_refused(gpu: gpus.Gp
     newer.annotations[records.TIME] = "11"
     shares = owners.shares_of(newer, "c", 1, "n", NAMES)
 
-    owners.guard(older, shares, [older, newer], {A: gpu}, NAMES)
+    here = pods.Pods(NAMES, lambda: None)
+    here.replaced([older, newer], 0.0)
+
+    owners.guard(older, shares, here.holders, {A: gpu})
     if refuses:
         with doubt(error_codes.ALLOC_OVERSUBSCRIBED):
-            owners.guard(newer, shares, [older, newer], {A: gpu}, NAMES)
+            owners.guard(newer, shares, here.holders, {A: gpu})
     else:
-        owners.guard(newer, shares, [older, newer], {A: gpu}, NAMES)
+        owners.guard(newer, shares, here.holders, {A: gpu})
 
 
 def test_without_cdi_the_first_container_of_each_pod_that_has_nothing_may_be_asking() -> None:

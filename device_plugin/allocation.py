@@ -88,7 +88,7 @@ class Allocator:
         resources: podresources.PodResources,
         names: requests.ResourceNames,
         synced: Callable[[], bool],
-        forgotten_seconds: float = 120.0,
+        forget_seconds: float,
     ) -> None:
         """Join what it needs.
 
@@ -100,7 +100,7 @@ class Allocator:
             resources: The kubelet's podresources.
             names: Under which names containers ask.
             synced: Whether the pods are current.
-            forgotten_seconds: What the checkpoint does not have is deleted once it is older: it may not be there *yet*.
+            forget_seconds: What the checkpoint does not have is deleted once it is older: it may not be there *yet*.
         """
         self._node = node
         self._pods = here
@@ -109,7 +109,7 @@ class Allocator:
         self._resources = resources
         self._names = names
         self._synced = synced
-        self._forgotten_seconds = forgotten_seconds
+        self._forget_seconds = forget_seconds
         self._confirmed: set[tuple[identifiers.PodUid, str]] = set()
         self._checked: dict[bytes, checkpoint.Entry] = {}
         self._read: tuple[tuple[int, int, int], tuple[checkpoint.Entry, ...]] | None = None
@@ -306,7 +306,7 @@ class Allocator:
             self._matched = {
                 name: (key, at)
                 for name, (key, at) in self._matched.items()
-                if name not in seen and now - at < self._forgotten_seconds
+                if name not in seen and now - at < self._forget_seconds
             }
             taken = frozenset(key for key, _ in self._matched.values())
             everybody = self._pods.by_uid.values()
@@ -346,6 +346,10 @@ class Allocator:
             return self.entries()
         except owners.Doubt:
             return ()
+
+    def is_late(self, uid: identifiers.PodUid, container: str) -> bool:
+        """Whether this process confirmed a container that was bound by CDI."""
+        return self._node.late and (uid, container) in self._confirmed
 
     def pod_of(self, tokens: frozenset[str]) -> pods.Pod | None:
         """The pod that was given just these ids, as far as the checkpoint tells."""
@@ -405,12 +409,12 @@ class Allocator:
         folders |= {entry.environment.get(NAME_VARIABLE, "") for entry in entries}
         deleted = 0
         for written in self._store.all():
-            old = self._store.age_seconds(written.device, written.pod_uid) > self._forgotten_seconds
+            old = self._store.age_seconds(written.device, written.pod_uid) > self._forget_seconds
             if written.name not in names and old:
                 self._store.delete(written)
                 deleted += 1
         for backend in self._node.backends.values():
-            for folder in backend.folders(self._forgotten_seconds):
+            for folder in backend.folders(self._forget_seconds):
                 if folder not in folders:
                     backend.forget(folder)
                     deleted += 1

@@ -27,6 +27,7 @@ from device_plugin import (
     pods,
     servicer,
     settings,
+    started,
     telling,
     tokens,
     watchdog,
@@ -38,11 +39,11 @@ from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, rec
 _COMPONENT = "hami-device-plugin"
 AGENT = f"{records.AGENT_NAME}/0.1.0"
 _TEND_SECONDS = 0.5
-_COLLECT_SECONDS = 60.0
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
 _EVENTS_PER_SECOND = 20.0
+_EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
 _CONTAINERD_WITH_CDI = 2
 
@@ -69,7 +70,9 @@ class Plugin:
         self._started_at = time.monotonic()
         self._boot = _read_boot(options)
         self.metrics = metrics.Metrics()
-        self._recorder = events.EventRecorder(client, _COMPONENT, options.node_name, _EVENTS_PER_SECOND)
+        self._recorder = events.EventRecorder(
+            client, _COMPONENT, options.node_name, _EVENTS_PER_SECOND, queue_length=_EVENTS_QUEUED
+        )
         self._teller = telling.Teller(self._recorder, options.node_name)
         self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
         self._health = health_watch.HealthWatch(
@@ -90,8 +93,9 @@ class Plugin:
         self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
         self.allocator = allocation.Allocator(
             self._node, self.pods, options.kubelet_dir, self._store, self._resources, self._names,
-            lambda: self._pod_watch.synced and not self._pod_watch.trouble,
+            lambda: self._pod_watch.synced and not self._pod_watch.trouble, options.forget_seconds,
         )  # fmt: skip
+        self._starts = started.Starts(options.proc_dir, self.pods, self.allocator.is_late, self._unmarked)
         self._listing = servicer.Listing()
         service = servicer.Servicer(self.allocator, self._listing, self.metrics, self._confirmed, self._doubted)
         self.link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
@@ -139,6 +143,7 @@ class Plugin:
             tasks.create_task(self._health.follow_xids())
             tasks.create_task(self._tend())
             tasks.create_task(self._collect())
+            tasks.create_task(self._starts.run())
             registering: asyncio.Task[None] | None = None
             while True:
                 self._reload()
@@ -282,7 +287,7 @@ class Plugin:
 
     async def _collect(self) -> None:
         while True:
-            await asyncio.sleep(_COLLECT_SECONDS)
+            await asyncio.sleep(self._options.forget_seconds / 2)
             try:
                 deleted = self.allocator.collect()
             except owners.Doubt as doubt:
@@ -317,6 +322,11 @@ class Plugin:
         self._teller.refused(pod, doubt)
         if pod is not None and pod.annotations.get(records.ALLOCATED):
             self._set_phase(pod, records.PHASE_FAILED)
+
+    def _unmarked(self, pod: pods.Pod, container: str) -> None:
+        doubt = owners.Doubt(error_codes.ALLOC_CDI_IGNORED, f"container {container} of {pod.key} runs without its mark")
+        self.metrics.failed(doubt.code)
+        self._teller.refused(pod, doubt)
 
     def _set_phase(self, pod: pods.Pod, phase: str) -> None:
         if pod.annotations.get(records.BIND_PHASE) != phase:

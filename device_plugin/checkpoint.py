@@ -47,7 +47,7 @@ class Entry:
         return _decoded(self.answer)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _decoded(answer: bytes) -> api_pb2.ContainerAllocateResponse:
     return api_pb2.ContainerAllocateResponse.FromString(answer)
 

@@ -39,10 +39,37 @@ class Spec(objects.PodSpec, gc=False, rename="camel"):
     security_context: SecurityContext | None = None
 
 
+class ContainerState(msgspec.Struct, gc=False):
+    """What a container does now; empty objects count."""
+
+    running: dict[str, str] | None = None
+
+
+class ContainerStatus(msgspec.Struct, gc=False, rename={"container_id": "containerID"}):
+    """Status of one container."""
+
+    name: str = ""
+    container_id: str = ""
+    state: ContainerState | None = None
+
+
+class Status(objects.PodStatus, gc=False, rename="camel"):
+    """`status` of a pod."""
+
+    container_statuses: list[ContainerStatus] | None = None
+
+
 class Pod(objects.Pod, gc=False):
     """A pod of this node."""
 
     spec: Spec = msgspec.field(default_factory=Spec)
+    status: Status | None = None
+
+    @property
+    def running_containers(self) -> list[ContainerStatus]:
+        """Its app containers that run now."""
+        statuses = (self.status.container_statuses or ()) if self.status else ()
+        return [one for one in statuses if one.state and one.state.running is not None and one.container_id]
 
     @property
     def uid(self) -> identifiers.PodUid:

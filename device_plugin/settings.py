@@ -69,6 +69,10 @@ class Settings:
     """How often each GPU is looked at."""
     nvml_timeout_seconds: float = 5.0
     """How long the driver may take for one call."""
+    forget_seconds: float = 120.0
+    """How long what was made for a container outlives the kubelet's memory of it."""
+    proc_dir: pathlib.Path = pathlib.Path("/proc")
+    """The host's /proc, where running containers are looked at."""
     boot_id_file: pathlib.Path = pathlib.Path("/proc/sys/kernel/random/boot_id")
     """Where the kernel says which boot this is."""
     mps_root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
@@ -110,6 +114,8 @@ HELP = {
     "health-interval": "seconds between two looks at a GPU (default 5)",
     "health-hold": "seconds that a mended GPU is watched before it is used again (default 60)",
     "nvml-timeout": "seconds that the driver may take for one call (default 5)",
+    "forget-after": "seconds after which what ended containers left is deleted (default 120)",
+    "proc-dir": "DIR of the host's processes (default /proc)",
     "boot-id-file": "FILE that says which boot this is (default /proc/sys/kernel/random/boot_id)",
     "mps-root": "DIR of the MPS daemon's pipes and logs (default /run/nvidia/mps)",
     "mps-multi-user": "the driver lets several users share one MPS server (default false)",
@@ -179,6 +185,8 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         health_rules=health.Rules(flags.number("--health-hold", value("health-hold"), 60, 0, 86_400), overrides),
         health_interval_seconds=flags.number("--health-interval", value("health-interval"), 5, 0.1, 3600),
         nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
+        forget_seconds=flags.number("--forget-after", value("forget-after"), 120, 1, 86_400),
+        proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
         boot_id_file=flags.path(value("boot-id-file")) or default.boot_id_file,
         mps_root=flags.path(value("mps-root")) or default.mps_root,
         mps_multi_user=flags.truth("--mps-multi-user", value("mps-multi-user")),

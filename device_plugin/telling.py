@@ -22,7 +22,7 @@ def allocated_note(node: str, container: allocation.Container, devices: Sequence
 
 
 def _cores(percent: int) -> str:
-    return f"{percent}% cores" if percent else "no limit of cores"
+    return f"cores {percent}%" if percent else "cores not limited"
 
 
 def unhealthy_note(device: gpu_source.Device, state: health.Health) -> str:
@@ -51,8 +51,8 @@ class Teller:
         self._tell_pod(pod, "DeviceAllocated", note, _ALLOCATION, warning=False)
 
     def refused(self, pod: pods.Pod | None, doubt: owners.Doubt) -> None:
-        """A container must not start."""
-        log.error("not started", error_code=doubt.code, pod=pod.key if pod else None, cause=str(doubt))
+        """A container must not start, or should not have."""
+        log.error("refused", error_code=doubt.code, pod=pod.key if pod else None, cause=str(doubt))
         if pod is not None:
             entry = error_codes.REGISTRY[doubt.code]
             self._tell_pod(

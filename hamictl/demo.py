@@ -1,7 +1,11 @@
-"""`hamictl demo`: a whole cluster in this process, a real extender beside it, and a story that anyone can check."""
+"""`hamictl demo`: a whole cluster in this process, a real extender beside it, and a story that anyone can check.
+
+In the story each node has a device plugin and a stand-in kubelet; with many nodes one task stands in for all kubelets.
+"""
 
 import argparse
 import json
+import logging
 import pathlib
 import signal
 import statistics
@@ -13,6 +17,7 @@ from typing import Any
 
 import rich.console
 import rich.progress
+import structlog
 
 from gpu_sharing.core import records
 from hamictl import rendering, story
@@ -34,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", type=pathlib.Path, nargs="?", const=traces.SMALL, metavar="FILE",
         help="replay a trace (an openb pod list with its node list beside it; without FILE a small one)",
     )  # fmt: skip
+    parser.add_argument(
+        "--show-environment", action="store_true", help="print what each container of the story was started with"
+    )
     parser.add_argument(
         "--port", type=int, default=0, metavar="PORT", help="port of the API server (default: a free one)"
     )
@@ -58,10 +66,13 @@ def run(options: argparse.Namespace) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    plugins = not (options.trace or options.nodes or options.pods)
+    # The device plugins run in this process, and their logs are not part of the story.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
-        with clusters.running(nodes, port=options.port) as cluster:
+        with clusters.running(nodes, port=options.port, plugins=plugins) as cluster:
             return _tell(options, console, cluster, chapters, stop)
-    except (extender_process.ExtenderFailed, OSError) as failed:
+    except (extender_process.ExtenderFailed, clusters.NodesNotReady, OSError) as failed:
         print(f"hamictl demo: the cluster does not come up: {failed}", file=sys.stderr)
         return 2
 
@@ -85,7 +96,7 @@ def _tell(
     console.print(f"A cluster of {len(cluster.all(kinds.NODES))} nodes runs. To look around:")
     console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
     console.print()
-    expectations = story.common()
+    expectations = story.common() + (story.on_the_nodes() if cluster.gpu_nodes else [])
     started = time.monotonic()
     for chapter in chapters:
         if stop.is_set():
@@ -95,7 +106,7 @@ def _tell(
         if len(chapter.pods) <= rendering.MOST_PODS_SHOWN:
             world = look(cluster)
             for body in chapter.pods:
-                console.print(rendering.pod(world, body["metadata"]["name"]))
+                console.print(rendering.pod(world, body["metadata"]["name"], environment=options.show_environment))
         expectations += chapter.expectations
     seconds = time.monotonic() - started
     world = look(cluster)
@@ -146,8 +157,12 @@ def _submit(
 
 
 def _settled(cluster: clusters.Cluster) -> set[str]:
-    """The pods that run, and those that have been refused and told so."""
-    told = {event["regarding"]["name"] for event in cluster.all(kinds.EVENTS) if event.get("reason") in _TOLD}
+    """The pods that run, and those that have been refused, and all have been told so."""
+    events = [(event["regarding"]["name"], event.get("reason")) for event in cluster.all(kinds.EVENTS)]
+    told = {name for name, reason in events if reason in _TOLD}
+    if cluster.gpu_nodes:
+        refused = {name for name, reason in events if reason == "FailedScheduling"}
+        told &= refused | {name for name, reason in events if reason == "DeviceAllocated"}
     return {
         pod["metadata"]["name"]
         for pod in cluster.all(kinds.PODS)
@@ -178,7 +193,17 @@ def look(cluster: clusters.Cluster) -> story.World:
             for node in cluster.all(kinds.NODES)
         },
         notes,
+        _environments(cluster),
     )
+
+
+def _environments(cluster: clusters.Cluster) -> dict[str, dict[str, dict[str, str]]]:
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for node in cluster.gpu_nodes.values():
+        for key, started in list(node.kubelet.started.items()):
+            given = node.kubelet.given[key]
+            found.setdefault(given.pod, {})[given.container] = dict(started.environment)
+    return found
 
 
 def report(world: story.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
@@ -193,6 +218,7 @@ def report(world: story.World, held: Iterable[tuple[str, bool]]) -> dict[str, An
                 "gpus": [share._asdict() for shares in world.shares(name) for share in shares],
                 "reason": world.note(name, "FailedScheduling").split("\n")[0],
                 "events": list(world.notes.get(name, ())),
+                "containers": world.environments.get(name, {}),
             }
             for name, pod in sorted(world.pods.items())
         ],

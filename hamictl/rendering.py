@@ -28,8 +28,8 @@ def promised(world: story.World) -> dict[str, reservations.Booking]:
     return found
 
 
-def pod(world: story.World, name: str) -> rich.text.Text:
-    """One pod: what it asked for, and what came of it."""
+def pod(world: story.World, name: str, *, environment: bool = False) -> rich.text.Text:
+    """One pod: what it asked for, what came of it, and if wanted what its containers were started with."""
     one = world.pods[name]
     line = rich.text.Text(f"  {name}", style="bold")
     line.append(f"  asked {_asked(one)}\n", style="default")
@@ -37,10 +37,15 @@ def pod(world: story.World, name: str) -> rich.text.Text:
     refused = world.note(name, "FailedScheduling")
     if placed:
         line.append(_indented(placed), style="green")
+        allocated = world.note(name, "DeviceAllocated").partition("\n")[0]
+        line.append(f"\n      {allocated}" if allocated else "", style="green")
     elif refused:
         line.append(_indented(refused), style="yellow")
     else:
         line.append("      waits", style="red")
+    for container, variables in sorted(world.environments.get(name, {}).items()) if environment else ():
+        line.append(f"\n      container {container}", style="bold")
+        line.append("".join(f"\n        {key}={value}" for key, value in sorted(variables.items())), style="dim")
     return line
 
 

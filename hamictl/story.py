@@ -21,7 +21,9 @@ class World:
     nodes: Mapping[str, Sequence[gpus.Gpu]]
     """The GPUs of each node."""
     notes: Mapping[str, Sequence[str]]
-    """Notes of the extender's events on each pod, `reason: note`."""
+    """Notes of our events on each pod, `reason: note`."""
+    environments: Mapping[str, Mapping[str, Mapping[str, str]]] = field(default_factory=dict)
+    """The environment of each container that was started, by pod and container; empty where no device plugin runs."""
 
     def shares(self, name: str) -> reservations.Shares:
         """What each container of a pod holds; empty for one that is not bound."""
@@ -244,6 +246,33 @@ def common() -> list[Expectation]:
         Expectation("no GPU is promised more memory, cores or slots than it has", balanced),
         Expectation("every GPU pod is placed with a record, or knows why it is not", told),
     ]
+
+
+def on_the_nodes() -> list[Expectation]:
+    """What must hold where a device plugin serves each node."""
+
+    def own_slice(world: World) -> bool:
+        return all(_started_as_recorded(world, name) for name in world.pods if world.uuids(name))
+
+    return [
+        Expectation("every container was started with its own record's GPUs and limits", own_slice),
+        Expectation(
+            "every placed pod has a DeviceAllocated event",
+            lambda world: all(world.note(name, "DeviceAllocated") for name in world.pods if world.uuids(name)),
+        ),
+    ]
+
+
+def _started_as_recorded(world: World, name: str) -> bool:
+    spec = world.pods[name]["spec"]
+    containers = [*spec.get("initContainers", ()), *spec["containers"]]
+    for container, shares in zip(containers, world.shares(name), strict=True):
+        environment = world.environments.get(name, {}).get(container["name"], {})
+        wanted = {"NVIDIA_VISIBLE_DEVICES": ",".join(share.uuid for share in shares)}
+        wanted |= {f"CUDA_DEVICE_MEMORY_LIMIT_{i}": f"{share.memory_mib}m" for i, share in enumerate(shares)}
+        if shares and not wanted.items() <= environment.items():
+            return False
+    return True
 
 
 def _asks(world: World, name: str) -> bool:

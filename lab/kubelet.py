@@ -99,6 +99,7 @@ class Kubelet:
         self.given: dict[tuple[str, str], Given] = {}
         self.started: dict[tuple[str, str], Started] = {}
         self.listed: Callable[[], None] = lambda: None
+        self._admission = asyncio.Lock()
         self._servers: list[grpc.aio.Server] = []
         self._channel: grpc.aio.Channel | None = None
         self._following: asyncio.Task[None] | None = None
@@ -161,11 +162,15 @@ class Kubelet:
         self.listed()
 
     async def admit(self, pod: store.Object) -> None:
-        """Give a pod's containers their ids, init containers first, which app containers use again.
+        """Give a pod's containers their ids, init containers first, which app containers use again. One pod at a time.
 
         Raises:
             Rejected: There are too few ids, or Allocate fails.
         """
+        async with self._admission:
+            await self._admit(pod)
+
+    async def _admit(self, pod: store.Object) -> None:
         reusable: set[str] = set()
         try:
             for container, init in _containers(pod):

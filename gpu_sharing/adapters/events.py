@@ -22,8 +22,6 @@ from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import error_codes, errors
 
 LONGEST_NOTE_BYTES = 1024
-_QUEUE_LENGTH = 10_000
-_REMEMBERED = 20_000
 _BUSY_PER_SECOND = 5.0
 _IDLE_CHECK_SECONDS = 0.02
 _SERIES_SECONDS = 10.0
@@ -97,12 +95,24 @@ class EventRecorder:
         instance: str,
         per_second: float,
         is_busy: Callable[[], bool] = lambda: False,
+        queue_length: int = 10_000,
     ) -> None:
+        """Make a recorder; `run` writes.
+
+        Args:
+            client: The API server.
+            controller: The component, as events name it.
+            instance: Which of its processes.
+            per_second: Events written at most.
+            is_busy: Whether the process has better things to do now.
+            queue_length: How many may wait; twice as many written ones are remembered for series.
+        """
         self._client = client
         self._controller = controller
         self._instance = instance[:128]
         self._per_second = per_second
         self._is_busy = is_busy
+        self._queue_length = queue_length
         self._next_at = 0.0
         self._warnings: collections.deque[Event] = collections.deque()
         self._normals: collections.deque[Event] = collections.deque()
@@ -119,7 +129,7 @@ class EventRecorder:
 
     def tell(self, event: Event) -> None:
         """Take an event; it is written when its turn comes."""
-        if self.waiting >= _QUEUE_LENGTH:
+        if self.waiting >= self._queue_length:
             (self._normals or self._warnings).popleft()
             self.dropped += 1
             if self.dropped == 1 or self.dropped % 1000 == 0:
@@ -179,7 +189,7 @@ class EventRecorder:
         await self._client.post(path, orjson.dumps(self._body(event, namespace, name)))
         self.written += 1
         self._told[key] = _Told(f"{path}/{name}", 1, now)
-        if len(self._told) > _REMEMBERED:
+        if len(self._told) > 2 * self._queue_length:
             self._told.popitem(last=False)
 
     def _body(self, event: Event, namespace: str, name: str) -> dict[str, object]:

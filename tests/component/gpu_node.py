@@ -35,14 +35,20 @@ class GpuNode:
         ]  # fmt: skip
         self.plugin = plugin_process.PluginProcess(folder, self.driver, flags)
 
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
+    def do(self, work: Coroutine[Any, Any, T], seconds: float = 60.0) -> T:
         """Something on the loop of the stand-ins."""
-        return asyncio.run_coroutine_threadsafe(work, self.server.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(work, self.server.loop).result(seconds)
 
     def uuid(self, index: int) -> str:
         return self.driver.gpus[index].uuid
 
-    def create(
+    def create(self, name: str, *shares: str, **how: Any) -> dict[str, Any]:
+        """A pod that was bound here; see `body`."""
+        body = self.body(name, *shares, **how)
+        created: dict[str, Any] = self.server.request("POST", "/api/v1/namespaces/default/pods", body)
+        return created
+
+    def body(
         self,
         name: str,
         *shares: str,
@@ -68,16 +74,15 @@ class GpuNode:
             records.NODE: NODE, records.TIME: str(bound_at), records.BIND_PHASE: "allocating", **(annotations or {}),
         }  # fmt: skip
         inits = [container("init", index, one) for index, one in enumerate(init)]
-        body = {
+        return {
             "metadata": {"name": name, "annotations": {key: value for key, value in written.items() if value}},
             "spec": {
                 "nodeName": NODE,
                 "initContainers": [{**one, **({"restartPolicy": "Always"} if sidecar else {})} for one in inits],
                 "containers": [container("c", index, one) for index, one in enumerate(shares)],
             },
+            "status": {"phase": "Pending"},
         }
-        created: dict[str, Any] = self.server.request("POST", "/api/v1/namespaces/default/pods", body)
-        return created
 
     def admit(self, pod: dict[str, Any]) -> None:
         self.do(self.kubelet.admit(pod))

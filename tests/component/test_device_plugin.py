@@ -56,7 +56,7 @@ def test_a_container_gets_its_own_record(node: gpu_node.GpuNode) -> None:
         "the phase is written", lambda: node.pod("one")["metadata"]["annotations"][records.BIND_PHASE] == "success"
     )
     expected = (
-        f"Allocated GPU-1 on node-01\n    {node.uuid(1)}: 4000MB, 30% cores\n    container c0, isolation hami-core"
+        f"Allocated GPU-1 on node-01\n    {node.uuid(1)}: 4000MB, cores 30%\n    container c0, isolation hami-core"
     )
     node.wait("it is told", lambda: expected in node.notes("DeviceAllocated"))
     line = next(line for line in node.plugin.log_lines() if line.get("pod") == "default/one")

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import pathlib
 import re
+import time
 from collections.abc import Awaitable, Callable
 
 import grpc
@@ -88,7 +89,7 @@ class Link:
                 said = refused.details() if isinstance(refused, grpc.aio.AioRpcError) else refused
                 self.trouble = f"{said}"
                 log.error("not registered", error_code=error_codes.PLUGIN_NOT_REGISTERED, cause=self.trouble)
-                await asyncio.sleep(backoff)
+                await self._wait_for_kubelet(backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
             finally:
                 self.registered = False
@@ -115,6 +116,12 @@ class Link:
         self.registered, self.trouble = True, ""
         self.registrations += 1
         log.info("registered", resource=self._resource, endpoint=self._endpoint)
+
+    async def _wait_for_kubelet(self, seconds: float) -> None:
+        """Wait, but not once the kubelet has come anew: pods that it admits without us fail for good."""
+        seen, deadline = self._identity()[0], time.monotonic() + seconds
+        while time.monotonic() < deadline and self._identity()[0] == seen:
+            await asyncio.sleep(min(_POLL_SECONDS, seconds))
 
     def _identity(self) -> tuple[tuple[int, int] | None, bool]:
         """Which kubelet socket is there, and whether ours is."""

@@ -1,13 +1,17 @@
 """Documents and code say the same."""
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
+from device_plugin import settings as plugin_settings
 from docs import generate
 from gpu_sharing.core import error_codes
-from scheduler_extender import settings
+from scheduler_extender import settings as extender_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -44,9 +48,9 @@ def test_every_field_of_the_settings_is_explained() -> None:
     """Unit, default and effect stand under each."""
     page = generate.settings_page()
 
-    for field in settings.Settings.__dataclass_fields__:
-        assert field == "resource_names" or f"- `{field}`: " in page, field
-    assert "- `resource_names`: " in page
+    for module in (extender_settings, plugin_settings):
+        for field in module.Settings.__dataclass_fields__:
+            assert f"- `{field}`: " in page, field
 
 
 def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index() -> None:
@@ -55,3 +59,18 @@ def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index() -> Non
     for pattern in ("*.md", "*.toml", "Makefile", "requirements/*.txt", "docs/**/*.md", ".ci/*"):
         for path in ROOT.glob(pattern):
             assert not forbidden.search(path.read_text()), path
+
+
+def test_the_code_of_the_wire_formats_is_fresh(tmp_path: pathlib.Path) -> None:
+    """What was generated is what `make protos` generates now from the formats as they stand."""
+    recipe = re.search(r"^protos:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert recipe is not None
+    command = (
+        recipe[1].replace("$(BIN)", str(pathlib.Path(sys.executable).parent)).replace("_out=quiet:.", "_out=quiet:$OUT")
+    )
+    command = re.sub(r"(python|grpc_python)_out=\.", r"\1_out=$OUT", command)
+    subprocess.run(["sh", "-c", command], cwd=ROOT, env={**os.environ, "OUT": str(tmp_path)}, check=True)
+
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len(made) == 8
+    assert [path for path in made if (tmp_path / path).read_text() != (ROOT / path).read_text()] == []

@@ -33,6 +33,7 @@ class GpuNode:
     plugin: plugin_process.PluginProcess
     extender: extender_process.ExtenderProcess
     scheduler: kube_scheduler.KubeScheduler
+    plugin_flags: Sequence[str]
 
     def create(self, *bodies: dict[str, Any]) -> None:
         self.plane.api.many(("POST", PODS, body) for body in bodies)
@@ -81,11 +82,13 @@ class GpuNode:
     def wait_running(self, *names: str, seconds: float = 120.0) -> None:
         self.wait(f"{len(names)} pods run", lambda: all(_runs(pod) for pod in self._named(names)), seconds)
 
-    def wait_settled(self, *names: str, seconds: float = 240.0) -> set[str]:
-        """Wait until all run or have failed. Returns those that have failed."""
+    def wait_settled(self, *names: str, seconds: float = 240.0, restarted: bool = False) -> set[str]:
+        """Wait until all run (again) or have failed. Returns those that have failed."""
         self.wait(
             f"{len(names)} pods run or have failed",
-            lambda: all(_runs(pod) or pod["status"]["phase"] == "Failed" for pod in self._named(names)),
+            lambda: all(
+                _runs(pod, restarted=restarted) or pod["status"]["phase"] == "Failed" for pod in self._named(names)
+            ),
             seconds,
         )
         return {pod["metadata"]["name"] for pod in self._named(names) if pod["status"]["phase"] == "Failed"}
@@ -106,8 +109,11 @@ class GpuNode:
             for resource in status["resources"]
         }
 
-    def mismatches(self) -> list[str]:
-        """Every container whose environment, mounts or devices are not its own record's."""
+    def mismatches(self, *, folders: bool = True) -> list[str]:
+        """Every container whose environment, mounts or devices are not its own record's.
+
+        Without CDI (`folders=False`) devices come by no specification, and cache folders bear the allocation's name.
+        """
         found = []
         for pod in self.pods():
             text = pod["metadata"]["annotations"][records.ALLOCATED]
@@ -118,11 +124,13 @@ class GpuNode:
                 log = self.node.log(pod, container["name"])
                 found += [
                     f"{pod['metadata']['name']}/{container['name']}: {what}"
-                    for what in self._differences(pod, container["name"], shares, log)
+                    for what in self._differences(pod, container["name"], shares, log, folders=folders)
                 ]
         return found
 
-    def _differences(self, pod: Any, container: str, shares: Sequence[Any], log: str) -> Iterator[str]:
+    def _differences(
+        self, pod: Any, container: str, shares: Sequence[Any], log: str, *, folders: bool
+    ) -> Iterator[str]:
         if "==end" not in log:
             yield f"has written nothing: {log[:200]!r}"
             return
@@ -140,6 +148,8 @@ class GpuNode:
         )
         extra = [key for key in environment if key.startswith("CUDA_DEVICE_MEMORY_LIMIT_") and key not in wanted]
         yield from (f"{key} is set" for key in extra)
+        if not folders:
+            return
         own = f"containers/{pod['metadata']['uid']}_{container}"
         caches = {part for line in mounts.splitlines() for part in line.split() if "/vgpu/containers/" in part}
         if len(caches) != 1 or not caches.pop().endswith(own):
@@ -150,9 +160,10 @@ class GpuNode:
             yield f"has the devices {sorted(there)}"
 
 
-def _runs(pod: Any) -> bool:
+def _runs(pod: Any, *, restarted: bool = False) -> bool:
     statuses = pod["status"].get("containerStatuses", ())
-    return bool(statuses) and all(one.get("started") for one in statuses)
+    again = all(one["restartCount"] > 0 for one in statuses) or not restarted
+    return bool(statuses) and again and all(one.get("started") for one in statuses)
 
 
 def _waiting(pod: Any) -> list[str]:
@@ -191,10 +202,10 @@ def pod(name: str, *containers: dict[str, Any], init: Sequence[dict[str, Any]] =
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path, gpus: int = 4, *arguments: str) -> Iterator[GpuNode]:
+def running(folder: pathlib.Path, gpus: int = 4, *arguments: str, enable_cdi: bool = True) -> Iterator[GpuNode]:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(control_plane.running(folder))
-        node = stack.enter_context(real_nodes.running(plane))
+        node = stack.enter_context(real_nodes.running(plane, enable_cdi=enable_cdi))
         driver = fake_driver.make(folder, NODE, gpus)
         host = plugin_process.host_cdi(folder / "host-cdi", driver)
         flags = [
@@ -205,6 +216,6 @@ def running(folder: pathlib.Path, gpus: int = 4, *arguments: str) -> Iterator[Gp
         plugin = stack.enter_context(plugin_process.running(plugin_process.PluginProcess(folder, driver, flags)))
         extender = stack.enter_context(extender_process.running(plane.kubeconfig("extender"), folder / "extender.log"))
         scheduler = stack.enter_context(plane.scheduler(f"http://{extender.verbs}"))
-        site = GpuNode(plane, node, driver, plugin, extender, scheduler)
+        site = GpuNode(plane, node, driver, plugin, extender, scheduler, flags)
         site.wait("the node offers its slots", lambda: site.allocatable() == 20 * gpus)
         yield site

@@ -1,0 +1,219 @@
+"""What happens to containers and their node over time, on a real kubelet and containerd."""
+
+import os
+import pathlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gpu_sharing.core import records
+from lab import plugin_process
+from tests.e2e import gpu_node
+
+
+@pytest.fixture(scope="module")
+def node(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu_node.GpuNode]:
+    with gpu_node.running(tmp_path_factory.mktemp("node"), 2) as site:
+        yield site
+
+
+def crash(node: gpu_node.GpuNode, pod: Any) -> None:
+    """Kill every process of a pod's containers, as a fault of theirs would."""
+    ids = [one["containerID"].rpartition("/")[2] for one in pod["status"]["containerStatuses"]]
+    for process in pathlib.Path("/proc").iterdir():
+        if process.name.isdecimal() and any(one in _cgroup(process) for one in ids):
+            os.kill(int(process.name), signal.SIGKILL)
+
+
+def _cgroup(process: pathlib.Path) -> str:
+    try:
+        return (process / "cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def restarts(node: gpu_node.GpuNode, name: str) -> int:
+    return sum(one["restartCount"] for one in node.pod(name)["status"].get("containerStatuses", ()))
+
+
+def told(node: gpu_node.GpuNode) -> None:
+    node.wait("all have told", lambda: not any("written nothing" in one for one in node.mismatches()), 20)
+    assert node.mismatches() == []
+
+
+def test_sidecars_init_only_requests_and_several_gpus(node: gpu_node.GpuNode) -> None:
+    """Kinds of containers that the kubelet treats differently, each with its own slice."""
+    sidecar = {**gpu_node.container("side", 150), "restartPolicy": "Always"}
+    plain = {key: value for key, value in gpu_node.container("c", 1).items() if key != "resources"}
+    node.create(
+        gpu_node.pod("sidecar", gpu_node.container("c", 250), init=[sidecar]),
+        gpu_node.pod("two-gpus", gpu_node.container("c", 350, cores=5, count=2)),
+        gpu_node.pod("init-only", plain, init=[gpu_node.container("i", 450, command=gpu_node.SHOW_ONCE)]),
+    )
+
+    node.wait_running("sidecar", "two-gpus", "init-only")
+
+    node.wait("all have told", lambda: "==end" in node.node.log(node.pod("two-gpus"), "c"))
+    init = node.node.log(node.pod("init-only"), "i")
+    without = node.node.log(node.pod("init-only"), "c")
+    assert "CUDA_DEVICE_MEMORY_LIMIT_0=450m" in init
+    assert "CUDA_DEVICE_MEMORY_LIMIT" not in without
+    node.delete_and_wait("init-only")
+    told(node)
+    node.delete_all()
+
+
+def test_a_container_that_crashes_comes_back_with_the_same_slice(node: gpu_node.GpuNode) -> None:
+    node.create(gpu_node.pod("crasher", gpu_node.container("c", 500, cores=7)))
+    node.wait_running("crasher")
+
+    crash(node, node.pod("crasher"))
+
+    node.wait("it was restarted", lambda: restarts(node, "crasher") > 0)
+    node.wait_running("crasher")
+    told(node)
+    node.delete_all()
+
+
+def test_a_container_that_crashes_while_the_plugin_is_away_waits_for_it(node: gpu_node.GpuNode) -> None:
+    node.create(gpu_node.pod("crasher", gpu_node.container("c", 500)))
+    node.wait_running("crasher")
+
+    node.plugin.kill()
+    crash(node, node.pod("crasher"))
+    node.wait("the kubelet refuses", lambda: "has been stopped" in str(node.pod("crasher")["status"]), 30)
+    node.plugin.start()
+
+    node.wait("it was restarted", lambda: restarts(node, "crasher") > 0)
+    node.wait_running("crasher")
+    told(node)
+    node.delete_all()
+
+
+def test_a_pod_of_somebody_else_is_not_started_and_says_why(node: gpu_node.GpuNode) -> None:
+    """Bound past the scheduler: `kubectl describe pod` shows our text, verbatim."""
+    body = gpu_node.pod("foreign", gpu_node.container("c", 500), nodeName=gpu_node.NODE)
+    node.create(body)
+
+    text = node.wait("it is refused", lambda: _waits_for(node.pod("foreign"), "CreateContainerConfigError"))
+
+    assert "ALLOC_NO_RECORD: default/foreign has no record of GPUs" in text
+    assert "Set schedulerName: hami-scheduler" in text
+    node.wait("it has an event", lambda: node.events("AllocationFailed"))
+    node.delete_all()
+
+
+def _waits_for(pod: Any, reason: str) -> str:
+    for one in pod["status"].get("containerStatuses", ()):
+        waiting = one["state"].get("waiting", {})
+        if waiting.get("reason") == reason:
+            return str(waiting["message"])
+    return ""
+
+
+def test_after_a_restart_of_the_node_every_container_has_its_own(node: gpu_node.GpuNode) -> None:
+    """All processes are gone, and the runtime's directory of specifications is empty; the kubelet comes first.
+
+    A pod that the kubelet admits before the plugin is back fails for good, whatever the plugin does; its controller
+    makes it again, as this test does.
+    """
+    bodies = {
+        f"pod-{number}": gpu_node.pod(f"pod-{number}", gpu_node.container("c", 600 + number)) for number in range(6)
+    }
+    node.create(*bodies.values())
+    node.wait_running(*bodies)
+    before = [node.pod(name) for name in bodies]
+
+    node.plugin.kill()
+    node.node.kill_kubelet()
+    for path in node.node.cdi_dir.iterdir():
+        path.unlink()
+    for pod in before:
+        crash(node, pod)
+    node.plugin.reboot("next")
+    node.node.start_kubelet()
+    node.plugin.start()
+    node.plugin.wait_ready()
+
+    failed = node.wait_settled(*bodies, restarted=True)
+    node.delete_and_wait(*failed)
+    node.create(*(bodies[name] for name in failed))
+    node.wait_running(*bodies)
+    told(node)
+
+
+def test_containers_that_outlive_a_restart_of_kubelet_and_plugin_have_their_specification_again(
+    node: gpu_node.GpuNode,
+) -> None:
+    """The directory was emptied in between; when they crash later, they come back with their own slice."""
+    names = [pod["metadata"]["name"] for pod in node.pods()]
+    node.plugin.kill()
+    node.node.kill_kubelet()
+    for path in node.node.cdi_dir.iterdir():
+        path.unlink()
+    node.node.start_kubelet()
+    node.plugin.start()
+    node.plugin.wait_ready()
+
+    for name in names:
+        crash(node, node.pod(name))
+
+    node.wait("all were restarted", lambda: all(restarts(node, name) > 0 for name in names), 120)
+    node.wait_running(*names)
+    told(node)
+    node.delete_all()
+
+
+def test_specifications_and_caches_go_with_their_pods(
+    programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And a runtime that ignores CDI is found out; then, matched, no container starts with another's slice."""
+    folder = tmp_path_factory.mktemp("node")
+    with gpu_node.running(folder, 2, "--identity", "cdi", "--forget-after", "2", enable_cdi=False) as node:
+        node.create(gpu_node.pod("ignored", gpu_node.container("c", 700)))
+        node.wait("it is found out", lambda: _told_of(node, "ALLOC_CDI_IGNORED"), 30)
+        node.delete_all()
+        assert list(node.node.cdi_dir.glob("hami-vgpu_*"))
+        cleared = [gpu_node.pod("later", gpu_node.container("c", 701))]
+        node.create(*cleared)  # The kubelet forgets ended pods when it gives something out.
+        node.wait("one specification is left", lambda: len(list(node.node.cdi_dir.glob("hami-vgpu_*"))) == 1, 30)
+        node.delete_all()
+
+        node.plugin.stop()
+        matching = plugin_process.PluginProcess(folder, node.driver, [*node.plugin_flags, "--identity", "match"])
+        with plugin_process.running(matching):
+            node.wait("the node offers its slots", lambda: node.allocatable() == 40)
+            names = [f"match-{number}" for number in range(8)]
+            node.create(*(gpu_node.pod(name, gpu_node.container("c", 800 + int(name[6:]))) for name in names))
+            node.wait("all are decided", lambda: all(_decided(node.pod(name)) for name in names), 90)
+            for name in names:
+                if not _runs(node.pod(name)):
+                    assert "ALLOC_WRONG_MATCH" in str(node.pod(name)["status"])
+                    node.delete_and_wait(name)
+            node.wait("all have told", lambda: not any("nothing" in one for one in node.mismatches(folders=False)), 20)
+            assert node.mismatches(folders=False) == []
+
+
+def _told_of(node: gpu_node.GpuNode, code: str) -> bool:
+    return any(code in event["note"] for event in node.events("AllocationFailed"))
+
+
+def _runs(pod: Any) -> bool:
+    return any(one.get("started") for one in pod["status"].get("containerStatuses", ()))
+
+
+def _decided(pod: Any) -> bool:
+    return _runs(pod) or "ALLOC_WRONG_MATCH" in str(pod["status"])
+
+
+def test_the_phase_of_a_pod_is_written_with_just_the_plugins_rights(node: gpu_node.GpuNode) -> None:
+    node.create(gpu_node.pod("phase", gpu_node.container("c", 900)))
+    node.wait_running("phase")
+
+    node.wait(
+        "the phase is written",
+        lambda: node.pod("phase")["metadata"]["annotations"][records.BIND_PHASE] == records.PHASE_SUCCESS,
+    )
+    node.delete_all()

@@ -1,0 +1,178 @@
+"""The real bindings on the fake driver: what the driver says, refuses, hangs in and takes away."""
+
+import asyncio
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from device_plugin import gpu_source, watchdog
+from gpu_sharing.core import health, identifiers
+from lab import fake_driver
+
+# NVIDIA's library is loaded once a process, so each test is a process of its own.
+PROGRAM = """
+import json, pathlib, sys
+from device_plugin import gpu_source, nvml
+from lab import fake_driver
+source = nvml.connect()
+def show(found):
+    print(json.dumps(found, default=str))
+"""
+
+
+@pytest.fixture
+def driver() -> Iterator[fake_driver.FakeDriver]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield fake_driver.make(pathlib.Path(folder), "n", 3)
+
+
+def run(driver: fake_driver.FakeDriver, text: str) -> list[Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + text], env={"PATH": "/usr/bin:/bin", **driver.environment()},
+        capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[3],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", "{", '"', "n", "t"))]
+
+
+def test_gpus_as_the_driver_describes_them(driver: fake_driver.FakeDriver) -> None:
+    driver.gpus[1].memory_mib = 40_960
+    driver.gpus[2].mig_mode = 1
+    driver.migs = [f"mig 2 MIG-{number} {10 << 30}" for number in range(2)]
+    driver.write()
+
+    (found,) = run(
+        driver,
+        "show([[d.index, d.memory_mib, d.minor, d.mig_enabled, [m.memory_mib for m in d.migs]]"
+        " for d in source.devices()])",
+    )
+
+    assert found == [[0, 81_920, 0, False, []], [1, 40_960, 1, False, []], [2, 81_920, 2, True, [10_240, 10_240]]]
+
+
+def test_a_gpu_that_is_lost_does_not_take_its_neighbours_along(driver: fake_driver.FakeDriver) -> None:
+    driver.rules = ["fail * 15 1"]
+    driver.write()
+
+    devices, lost, well = run(
+        driver,
+        "devices = source.devices()\nshow([d.index for d in devices])\n"
+        f"show(source.reading('{driver.gpus[1].uuid}').lost)\nshow(source.reading(devices[0].uuid).answered)",
+    )
+
+    assert (devices, lost, well) == ([0, 2], True, True)
+
+
+def test_what_the_driver_cannot_say_is_no_fault(driver: fake_driver.FakeDriver) -> None:
+    for gpu in driver.gpus:
+        gpu.recovery_action = gpu.uncorrected_errors = fake_driver.NOT_SUPPORTED
+    driver.rules = ["fail nvmlDeviceGetRemappedRows 3 -1", "fail nvmlDeviceGetTemperatureThreshold 3 -1"]
+    driver.write()
+
+    (found,) = run(
+        driver,
+        "r = source.reading(source.devices()[0].uuid)\n"
+        "show([r.answered, r.recovery_action, r.uncorrected_errors, r.rows_failed, r.limit_celsius])",
+    )
+
+    assert found == [True, None, None, False, None]
+
+
+def test_readings_follow_the_driver(driver: fake_driver.FakeDriver) -> None:
+    gpu = driver.gpus[0]
+    gpu.recovery_action, gpu.uncorrected_errors, gpu.rows_failed = 2, 5, 1
+    gpu.temperature_celsius, gpu.clock_event_reasons = 91, 0x80
+    driver.write()
+
+    (found,) = run(
+        driver,
+        "r = source.reading(source.devices()[0].uuid)\nshow([r.recovery_action, r.uncorrected_errors, r.rows_failed, "
+        "r.temperature_celsius, r.limit_celsius, r.power_brake])",
+    )
+
+    assert found == [2, 5, True, 91, 92, True]
+
+
+def test_xids_with_their_gpu_and_none_from_before(driver: fake_driver.FakeDriver) -> None:
+    driver.report_xid(0, 31)
+
+    first, second = run(
+        driver,
+        "devices = source.devices()\nshow([f.xid for f in source.next_faults(0.05)])\n"
+        f"path = pathlib.Path('{driver.path}')\npath.write_text(path.read_text() + 'xid 9 2 79\\n')\n"
+        "show([[f.xid, f.uuid == devices[2].uuid] for f in source.next_faults(2)])",
+    )
+
+    assert (first, second) == ([], [[79, True]])
+
+
+def test_links_between_gpus_as_hami_scores_them(driver: fake_driver.FakeDriver) -> None:
+    driver.links = ["link 0 1 12 10", "link 1 2 0 20"]
+    driver.write()
+
+    (found,) = run(driver, "source.devices()\nshow([list(one.values()) for one in source.links().values()])")
+
+    assert found == [[1200, 10], [1200, 40], [10, 40]]
+
+
+@pytest.mark.parametrize(("state", "error"), [("driver mismatch\n", "DriverChanged"), ("", "DriverMissing")])
+def test_a_driver_that_is_replaced_or_taken_away(driver: fake_driver.FakeDriver, state: str, error: str) -> None:
+    (found,) = run(
+        driver,
+        f"pathlib.Path('{driver.path}').write_text({state!r})\n"
+        "try: source.devices()\nexcept gpu_source.GpuSourceError as error: show(type(error).__name__)",
+    )
+
+    assert found == error
+
+
+class Hanging:
+    """A driver one of whose GPUs does not come back until it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def devices(self) -> list[gpu_source.Device]:
+        return []
+
+    def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
+        if uuid == "GPU-hung":
+            self.let_go.wait()
+        return health.Reading()
+
+    def next_faults(self, timeout_seconds: float) -> list[gpu_source.Fault]:
+        raise gpu_source.GpuFailed("no events")
+
+    def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
+        return {}
+
+    def close(self) -> None:
+        self.let_go.set()
+
+
+def test_every_call_has_a_deadline_and_a_hung_gpu_is_not_asked_twice() -> None:
+    """Its thread is the only one that it holds."""
+    driver = Hanging()
+    hung, well = identifiers.GpuUuid("GPU-hung"), identifiers.GpuUuid("GPU-well")
+
+    async def story() -> list[str]:
+        watched = watchdog.Watched(lambda: driver, 0.1)
+        await watched.devices()
+        first, neighbour = await asyncio.gather(watched.reading(hung), watched.reading(well))
+        second = await watched.reading(hung)
+        driver.let_go.set()
+        await asyncio.sleep(0.05)
+        third = await watched.reading(hung)
+        with pytest.raises(gpu_source.GpuFailed):
+            await watched.next_faults(0.1)
+        watched.close()
+        return [one.trouble for one in (first, neighbour, second, third)]
+
+    assert asyncio.run(story()) == ["nothing within 0.1 s", "", "an earlier call has not come back", ""]

@@ -43,11 +43,11 @@ class Node:
         cdi_dir: Where containerd looks for device specifications.
     """
 
-    def __init__(self, plane: control_plane.ControlPlane, *, enable_cdi: bool) -> None:
+    def __init__(self, plane: control_plane.ControlPlane, runc: str) -> None:
         self._plane = plane
         self._parts = plane.parts
         self._folder = plane.parts.folder
-        self._enable_cdi = enable_cdi
+        self._runc = runc
         self._holder: subprocess.Popen[bytes] | None = None
         self._init = 0
         self._forwarding = _FORWARDING.read_text()
@@ -181,7 +181,6 @@ disabled_plugins = ["io.containerd.tracing.processor.v1.otlp", "io.containerd.nr
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{images.PAUSE}"
 [plugins."io.containerd.cri.v1.runtime"]
-  enable_cdi = {str(self._enable_cdi).lower()}
   cdi_spec_dirs = ["{self.cdi_dir}"]
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
@@ -191,7 +190,7 @@ disabled_plugins = ["io.containerd.tracing.processor.v1.otlp", "io.containerd.nr
   [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
-      BinaryName = "{shutil.which("runc")}"
+      BinaryName = "{self._runc}"
       SystemdCgroup = false
 """)
 
@@ -224,18 +223,18 @@ def _demand_programs() -> None:
 
 
 @contextlib.contextmanager
-def running(plane: control_plane.ControlPlane, *, enable_cdi: bool = True) -> Iterator[Node]:
+def running(plane: control_plane.ControlPlane, runc: pathlib.Path | None = None) -> Iterator[Node]:
     """A node for as long as the context lasts.
 
     Args:
         plane: Whose node it is.
-        enable_cdi: Whether containerd resolves CDI names, as it does by default since 2.0.
+        runc: What containerd runs in place of runc.
 
     Raises:
         BuildFailed: A program is missing here.
         NotReady: It does not come up.
     """
-    node = Node(plane, enable_cdi=enable_cdi)
+    node = Node(plane, str(runc or shutil.which("runc")))
     try:
         node.start()
         yield node

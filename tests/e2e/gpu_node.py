@@ -202,10 +202,12 @@ def pod(name: str, *containers: dict[str, Any], init: Sequence[dict[str, Any]] =
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path, gpus: int = 4, *arguments: str, enable_cdi: bool = True) -> Iterator[GpuNode]:
+def running(
+    folder: pathlib.Path, gpus: int = 4, *arguments: str, runc: pathlib.Path | None = None
+) -> Iterator[GpuNode]:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(control_plane.running(folder))
-        node = stack.enter_context(real_nodes.running(plane, enable_cdi=enable_cdi))
+        node = stack.enter_context(real_nodes.running(plane, runc))
         driver = fake_driver.make(folder, NODE, gpus)
         host = plugin_process.host_cdi(folder / "host-cdi", driver)
         flags = [

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 
 from gpu_sharing.core import records
-from lab import plugin_process
 from tests.e2e import gpu_node
 
 
@@ -166,34 +166,59 @@ def test_containers_that_outlive_a_restart_of_kubelet_and_plugin_have_their_spec
     node.delete_all()
 
 
-def test_specifications_and_caches_go_with_their_pods(
+@pytest.fixture(scope="module")
+def deaf(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu_node.GpuNode]:
+    """A node whose runtime ignores what CDI says: containerd 2.4 always listens, so runc is kept from hearing."""
+    folder = tmp_path_factory.mktemp("node")
+    runc = tmp_path_factory.mktemp("bin") / "runc"
+    runc.write_text(DEAF_RUNC.format(runc=shutil.which("runc")))
+    runc.chmod(0o755)
+    with gpu_node.running(folder, 2, "--identity", "cdi", "--forget-after", "2", runc=runc) as site:
+        yield site
+
+
+DEAF_RUNC = """#!/bin/sh
+for argument; do
+  if [ "$last" = --bundle ]; then
+    sed -i -E 's/"(HAMI_|CUDA_|NVIDIA_)[A-Z_0-9]*=[^"]*",?//g; s/,]/]/g' "$argument/config.json"
+  fi
+  last=$argument
+done
+exec {runc} "$@"
+"""
+
+
+def test_a_runtime_that_ignores_cdi_is_found_out(deaf: gpu_node.GpuNode) -> None:
+    deaf.create(gpu_node.pod("ignored", gpu_node.container("c", 700)))
+
+    deaf.wait("it is found out", lambda: _told_of(deaf, "ALLOC_CDI_IGNORED"), 30)
+    deaf.delete_all()
+
+
+def test_specifications_and_caches_go_with_their_pods(deaf: gpu_node.GpuNode) -> None:
+    deaf.create(gpu_node.pod("later", gpu_node.container("c", 701)))  # The kubelet forgets pods when it gives ids out.
+    deaf.wait_running("later")
+
+    deaf.wait("one specification is left", lambda: len(list(deaf.node.cdi_dir.glob("hami-vgpu_*"))) == 1, 30)
+    containers = deaf.plugin.hook_path / "vgpu" / "containers"
+    deaf.wait("one cache is left", lambda: len(list(containers.iterdir())) == 1, 30)
+    deaf.delete_all()
+
+
+def test_without_cdi_no_container_starts_with_anothers_slice(
     programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """And a runtime that ignores CDI is found out; then, matched, no container starts with another's slice."""
-    folder = tmp_path_factory.mktemp("node")
-    with gpu_node.running(folder, 2, "--identity", "cdi", "--forget-after", "2", enable_cdi=False) as node:
-        node.create(gpu_node.pod("ignored", gpu_node.container("c", 700)))
-        node.wait("it is found out", lambda: _told_of(node, "ALLOC_CDI_IGNORED"), 30)
-        node.delete_all()
-        assert list(node.node.cdi_dir.glob("hami-vgpu_*"))
-        cleared = [gpu_node.pod("later", gpu_node.container("c", 701))]
-        node.create(*cleared)  # The kubelet forgets ended pods when it gives something out.
-        node.wait("one specification is left", lambda: len(list(node.node.cdi_dir.glob("hami-vgpu_*"))) == 1, 30)
-        node.delete_all()
-
-        node.plugin.stop()
-        matching = plugin_process.PluginProcess(folder, node.driver, [*node.plugin_flags, "--identity", "match"])
-        with plugin_process.running(matching):
-            node.wait("the node offers its slots", lambda: node.allocatable() == 40)
-            names = [f"match-{number}" for number in range(8)]
-            node.create(*(gpu_node.pod(name, gpu_node.container("c", 800 + int(name[6:]))) for name in names))
-            node.wait("all are decided", lambda: all(_decided(node.pod(name)) for name in names), 90)
-            for name in names:
-                if not _runs(node.pod(name)):
-                    assert "ALLOC_WRONG_MATCH" in str(node.pod(name)["status"])
-                    node.delete_and_wait(name)
-            node.wait("all have told", lambda: not any("nothing" in one for one in node.mismatches(folders=False)), 20)
-            assert node.mismatches(folders=False) == []
+    """Eight at once, matched; whoever was answered another's record does not start, and says why."""
+    with gpu_node.running(tmp_path_factory.mktemp("node"), 2, "--identity", "match", "--delivery", "envvar") as node:
+        names = [f"match-{number}" for number in range(8)]
+        node.create(*(gpu_node.pod(name, gpu_node.container("c", 800 + int(name[6:]))) for name in names))
+        node.wait("all are decided", lambda: all(_decided(node.pod(name)) for name in names), 90)
+        for name in names:
+            if not _runs(node.pod(name)):
+                assert "ALLOC_WRONG_MATCH" in str(node.pod(name)["status"])
+                node.delete_and_wait(name)
+        node.wait("all have told", lambda: not any("nothing" in one for one in node.mismatches(folders=False)), 20)
+        assert node.mismatches(folders=False) == []
 
 
 def _told_of(node: gpu_node.GpuNode, code: str) -> bool:

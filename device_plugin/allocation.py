@@ -12,13 +12,24 @@ import hashlib
 import pathlib
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import structlog
 
-from device_plugin import cdi, checkpoint, delivery, edits, gpu_source, isolation, owners, podresources, pods
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records, requests
+from device_plugin import (
+    cdi,
+    checkpoint,
+    delivery,
+    edits,
+    gpu_source,
+    isolation,
+    node_state,
+    owners,
+    podresources,
+    pods,
+)
+from gpu_sharing.core import error_codes, errors, health, identifiers, records, requests
 from gpu_sharing.core.reservations import Share
 
 _CACHE_SECONDS = 0.1
@@ -32,23 +43,6 @@ NAME_VARIABLE = "HAMI_ALLOCATION"
 """Tells a running container's allocation; its absence there shows a runtime that ignores CDI."""
 
 log = structlog.get_logger("allocation")
-
-
-@dataclass(slots=True)
-class Node:
-    """What the plugin knows of its node now; others keep it current."""
-
-    name: str
-    devices: Mapping[identifiers.GpuUuid, gpu_source.Device] = field(default_factory=dict)
-    inventory: Mapping[identifiers.GpuUuid, gpus.Gpu] = field(default_factory=dict)
-    states: Mapping[identifiers.GpuUuid, health.Health] = field(default_factory=dict)
-    host: cdi.HostSpecs = field(default_factory=lambda: cdi.HostSpecs("0.5.0", {}, ()))
-    way: str = "envvar"
-    """How GPUs are delivered."""
-    late: bool = True
-    """Whether containers are bound late, by CDI."""
-    backends: Mapping[str, isolation.Backend] = field(default_factory=dict)
-    """Isolation by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +75,7 @@ class Allocator:
 
     def __init__(
         self,
-        node: Node,
+        node: node_state.NodeState,
         here: pods.Pods,
         kubelet_dir: pathlib.Path,
         store: cdi.Store,

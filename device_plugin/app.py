@@ -22,6 +22,8 @@ from device_plugin import (
     isolation,
     kubelet,
     metrics,
+    node_facts,
+    node_state,
     owners,
     podresources,
     pods,
@@ -45,7 +47,6 @@ good, so that it must not wait for ever."""
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
-_CONTAINERD_WITH_CDI = 2
 
 log = structlog.get_logger("plugin")
 
@@ -68,7 +69,7 @@ class Plugin:
         self._names = options.resource_names
         self._sharing = options.sharing
         self._started_at = time.monotonic()
-        self._boot = _read_boot(options)
+        self._boot = node_facts.boot(options.boot_id_file)
         self.metrics = metrics.Metrics()
         self._recorder = events.EventRecorder(
             client, _COMPONENT, options.node_name, _EVENTS_PER_SECOND, queue_length=_EVENTS_QUEUED
@@ -87,7 +88,7 @@ class Plugin:
             lambda pod: pod.metadata.resource_version,
         )
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations)
-        self._node = allocation.Node(options.node_name, late=options.identity != "match")
+        self._node = node_state.NodeState(options.node_name, late=options.identity != "match")
         self._set_backends()
         self._store = cdi.Store(options.cdi_dir)
         self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
@@ -177,30 +178,16 @@ class Plugin:
 
     async def _read_node(self) -> None:
         """What an earlier process knew, and what the node's runtime can do."""
-        path = f"/api/v1/nodes/{self._options.node_name}"
-        deadline = self._started_at + _PATIENCE_SECONDS
-        while True:
-            try:
-                node = await self._client.get(path, pods.Node)
-                break
-            except errors.KubernetesError as refused:
-                log.warning("the node cannot be read", cause=str(refused))
-                if time.monotonic() > deadline:
-                    return
-                await asyncio.sleep(1.0)
-        found = node.metadata.annotations or {}
-        states = inventory.remembered(found.get(records.HEALTH, ""), self._boot, time.monotonic())
-        earlier: tuple[gpus.Gpu, ...] = ()
-        with contextlib.suppress(errors.CorruptRecord):
-            earlier = records.decode_inventory(found.get(records.INVENTORY, "[]"))
-        self._health.remember(states, [_device_from(gpu) for gpu in earlier])
-        runtime = node.status.node_info.container_runtime_version
+        patience = self._started_at + _PATIENCE_SECONDS
+        found = await node_facts.read(self._client, self._options.node_name, self._boot, patience)
+        if found is None:
+            return
+        self._health.remember(found.sick, found.devices)
         if self._options.identity == "auto":
-            self._node.late = _knows_cdi(runtime)
-        with contextlib.suppress(errors.KubernetesError):
-            await self._client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", pods.Node)
-            self._runtime_class = True
-        log.info("node", runtime=runtime, identity="cdi" if self._node.late else "match", remembered=len(states))
+            self._node.late = found.knows_cdi
+        self._runtime_class = found.has_runtime_class
+        identity = "cdi" if self._node.late else "match"
+        log.info("node", runtime=found.runtime, identity=identity, remembered=len(found.sick))
 
     def _reload(self) -> None:
         """The node file, if it changed."""
@@ -218,6 +205,7 @@ class Plugin:
         self._config_text = text
         try:
             sharing = settings.for_node(self._options.sharing, text, self._options.node_name) if text else self._sharing
+            tokens.names(sharing.split_count * len(self._health.devices))
         except errors.SettingsError as refused:
             log.error("node file", error_code=error_codes.PLUGIN_NODE_SETTINGS, cause=str(refused))
             return
@@ -241,8 +229,8 @@ class Plugin:
         }
         before = self._node.inventory
         offered = inventory.build(self._health.devices, self._health.states, modes, self._sharing, self._node.backends)
-        self._node.devices = {device.uuid: device for device in self._health.devices}
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
+        self._node.devices = {one.uuid: one for one in self._health.devices if one.uuid in self._node.inventory}
         self._node.states = self._health.states
         self._node.host = cdi.host_specs((*self._options.host_cdi_dirs, self._options.cdi_dir))
         self._choose_delivery()
@@ -398,25 +386,6 @@ def _with_health(gpu: gpus.Gpu, *, healthy: bool) -> gpus.Gpu:
     return gpus.Gpu(
         gpu.uuid, gpu.index, gpu.memory_mib, gpu.cores_percent, gpu.slots, gpu.type, gpu.numa, gpu.mode, healthy
     )
-
-
-def _device_from(gpu: gpus.Gpu) -> gpu_source.Device:
-    """A GPU that the driver hides, as an earlier process published it."""
-    return gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, gpu.numa)
-
-
-def _read_boot(options: settings.Settings) -> str:
-    try:
-        return options.boot_id_file.read_text().strip()
-    except OSError as cause:
-        raise errors.SettingsError(f"--boot-id-file {options.boot_id_file}: {cause.strerror or cause}") from cause
-
-
-def _knows_cdi(runtime: str) -> bool:
-    """Whether a runtime (`containerd://2.0.1`, `cri-o://1.31.0`) resolves CDI names as it comes."""
-    name, _, version = runtime.partition("://")
-    major = version.partition(".")[0].lstrip("v")
-    return name == "cri-o" or (name == "containerd" and major.isdecimal() and int(major) >= _CONTAINERD_WITH_CDI)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -80,6 +80,8 @@ class Store:
             part.write_bytes(content)
             part.rename(path)
         except OSError as cause:
+            with contextlib.suppress(OSError):
+                path.with_suffix(".part").unlink(missing_ok=True)
             raise NotWritten(f"{path}: {cause.strerror or cause}") from cause
         return True
 

@@ -225,11 +225,9 @@ def for_node(sharing: Sharing, text: str, node_name: str) -> Sharing:
 def _changed(sharing: Sharing, entry: Mapping[str, Any]) -> Sharing:
     name = entry.get("name")
 
-    def number(key: str, default: float, highest: float) -> float:
-        found = entry.get(key)
-        return flags.number(
-            f"nodeconfig of {name}: {key}", None if found is None else str(found), default, 0.01, highest
-        )
+    def number(key: str, default: float, lowest: float, highest: float) -> float:
+        text = None if entry.get(key) is None else str(entry[key])
+        return flags.number(f"nodeconfig of {name}: {key}", text, default, lowest, highest)
 
     hidden = entry.get("filterdevices") or {}
     mode = entry.get("operatingmode")
@@ -242,9 +240,9 @@ def _changed(sharing: Sharing, entry: Mapping[str, Any]) -> Sharing:
         raise errors.SettingsError(f"nodeconfig of {name}: filterdevices has no lists uuid and index") from cause
     return replace(
         sharing,
-        split_count=int(number("devicesplitcount", sharing.split_count, 60_000)),
-        memory_scaling=number("devicememoryscaling", sharing.memory_scaling, 100),
-        cores_scaling=number("devicecorescaling", sharing.cores_scaling, 100),
+        split_count=int(number("devicesplitcount", sharing.split_count, 1, 60_000)),
+        memory_scaling=number("devicememoryscaling", sharing.memory_scaling, 0.01, 100),
+        cores_scaling=number("devicecorescaling", sharing.cores_scaling, 0.01, 100),
         isolation=flags.one_of(f"nodeconfig of {name}: operatingmode", mode, table.CHOICES, sharing.isolation),
         hidden_uuids=uuids,
         hidden_indices=indices,

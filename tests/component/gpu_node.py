@@ -57,6 +57,7 @@ class GpuNode:
         annotations: dict[str, str] | None = None,
         bound_at: int = 100,
         record: str | None = None,
+        init_name: str = "init0",
     ) -> dict[str, Any]:
         """A pod that was bound here, with shares `<index>:<MiB>:<cores>` of each container (`+` between GPUs)."""
 
@@ -74,6 +75,8 @@ class GpuNode:
             records.NODE: NODE, records.TIME: str(bound_at), records.BIND_PHASE: "allocating", **(annotations or {}),
         }  # fmt: skip
         inits = [container("init", index, one) for index, one in enumerate(init)]
+        if inits:
+            inits[0]["name"] = init_name
         return {
             "metadata": {"name": name, "annotations": {key: value for key, value in written.items() if value}},
             "spec": {

@@ -16,6 +16,7 @@ from gpu_sharing.core import records
 from lab import kinds, kubelet
 from protos.deviceplugin.v1beta1 import api_pb2
 from tests.component import gpu_node
+from tests.contracts import kubelet as contract
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,14 @@ def test_an_init_container_and_the_app_that_reuses_its_ids_get_each_its_own(node
     limits = [node.start(pod, name).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] for name in ("init0", "c0", "c1")]
 
     assert limits == ["200m", "300m", "400m"]
+
+
+def test_the_stand_in_kubelet_keeps_its_books_like_the_real_one(node: gpu_node.GpuNode) -> None:
+    """The same expectations are run on a real kubelet."""
+    pod = node.create("books", "1:300:0", "0:400:0", init=["0:200:0"], init_name="prepare")
+    node.admit(pod)
+
+    contract.check_books(node.folder / "kubelet", pod)
 
 
 def test_a_request_of_an_init_container_alone(node: gpu_node.GpuNode) -> None:
@@ -393,10 +402,27 @@ def test_settings_of_the_node_are_read_again_when_they_change(tmp_path: pathlib.
         node.wait("the kubelet knows", lambda: node.allocatable() == 6)
         node.wait("the scheduler knows", lambda: records.decode_inventory(_inventory(node))[0].memory_mib == 2 * 81_920)
 
-        config.write_text("{ broken")
-        node.wait("it is told", lambda: node.plugin.logged("node file") is not None)
-        time.sleep(0.5)
-        assert node.allocatable() == 6
+        for wrong in ("{ broken", '{"nodeconfig":[{"name":"node-01","devicesplitcount":50000}]}'):
+            told = _count(node, "node file")
+            config.write_text(wrong)
+            node.wait("it is told", lambda before=told: _count(node, "node file") > before)  # type: ignore[misc]
+            assert node.allocatable() == 6
+
+
+def _count(node: gpu_node.GpuNode, event: str) -> int:
+    return sum(line.get("event") == event for line in node.plugin.log_lines())
+
+
+def test_a_gpu_that_is_hidden_from_the_scheduler_starts_nothing_more(tmp_path: pathlib.Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    with gpu_node.running(2, "--config-file", str(config)) as node:
+        pod = node.create("late", "1:100:0")
+        node.admit(pod)
+        config.write_text('{"nodeconfig":[{"name":"node-01","filterdevices":{"index":[1]}}]}')
+        node.wait("it is hidden", lambda: node.allocatable() == 10)
+
+        refused(node, pod, "ALLOC_WRONG_NODE")
 
 
 def test_while_the_api_server_is_away_what_was_written_for_a_container_holds() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.contracts import kubelet as contract
 from tests.e2e import gpu_node
 
 PODS = 30
@@ -65,6 +66,7 @@ def test_thirty_pods_at_once_get_each_its_own(
     node.wait("all have told", lambda: not any("written nothing" in one for one in node.mismatches()), 20)
     assert node.mismatches() == []
     assert rejected == set() or disturb is not undisturbed
+    contract.check_books(node.node.kubelet_dir, node.pod(next(iter(bodies))))
     told = {event["regarding"]["name"] for event in node.events("DeviceAllocated")}
     assert set(bodies) <= told
     node.delete_all()

@@ -1,6 +1,9 @@
+import json
 import pathlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from device_plugin import inventory, settings
 from device_plugin.isolation import hami_core, mps, table
@@ -93,3 +96,21 @@ def test_sick_gpus_outlive_the_process_but_not_a_restart_of_the_node() -> None:
     assert written["hami.io/node-nvidia-score"] == '[{"uuid":"GPU-a","score":{"GPU-b":100}}]'
     for garbage in ("", "{", "[]", '{"GPU-a":7}', '{"GPU-a":{"boot":"b1"}}'):
         assert inventory.remembered(garbage, "b1", 0.0) == {}
+
+
+keys = st.sampled_from(
+    ["name", "devicesplitcount", "devicememoryscaling", "operatingmode", "filterdevices", "uuid", "index"]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4))
+
+
+@given(st.lists(st.dictionaries(keys, values), max_size=3))
+def test_any_node_file_is_settings_or_an_error(entries: list[dict[str, object]]) -> None:
+    """Nobody's typing error takes a node's plugin down."""
+    text = json.dumps({"nodeconfig": [{**entry, "name": "n"} for entry in entries]})
+
+    try:
+        assert settings.for_node(settings.Sharing(), text, "n").split_count >= 1
+    except errors.SettingsError:
+        return

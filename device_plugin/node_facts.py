@@ -1,0 +1,85 @@
+"""What is to be known of the node at start: what an earlier process saw, and what its container runtime can do."""
+
+import asyncio
+import contextlib
+import pathlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from device_plugin import gpu_source, inventory, pods
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import errors, gpus, health, identifiers, records
+
+_RETRY_SECONDS = 1.0
+_CONTAINERD_WITH_CDI = 2
+"""The first major version that resolves CDI names as it comes."""
+
+log = structlog.get_logger("node")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """The node as the API server has it."""
+
+    sick: Mapping[identifiers.GpuUuid, health.Health]
+    """GPUs that were not healthy in this boot."""
+    devices: tuple[gpu_source.Device, ...]
+    """GPUs that were offered, should the driver hide one now."""
+    runtime: str
+    """Such as `containerd://2.0.1`."""
+    has_runtime_class: bool
+    """Whether the cluster has the RuntimeClass `nvidia`."""
+
+    @property
+    def knows_cdi(self) -> bool:
+        """Whether the runtime resolves CDI names without being told to."""
+        name, _, version = self.runtime.partition("://")
+        major = version.partition(".")[0].lstrip("v")
+        return name == "cri-o" or (name == "containerd" and major.isdecimal() and int(major) >= _CONTAINERD_WITH_CDI)
+
+
+async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline: float) -> NodeFacts | None:
+    """Ask the API server until it answers; None once the deadline (monotonic seconds) has passed."""
+    while True:
+        try:
+            node = await client.get(f"/api/v1/nodes/{node_name}", pods.Node)
+            break
+        except errors.KubernetesError as refused:
+            log.warning("the node cannot be read", cause=str(refused))
+            if time.monotonic() > deadline:
+                return None
+            await asyncio.sleep(_RETRY_SECONDS)
+    found = node.metadata.annotations or {}
+    earlier: tuple[gpus.Gpu, ...] = ()
+    with contextlib.suppress(errors.CorruptRecord):
+        earlier = records.decode_inventory(found.get(records.INVENTORY, "[]"))
+    has_runtime_class = False
+    with contextlib.suppress(errors.KubernetesError):
+        await client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", pods.Node)
+        has_runtime_class = True
+    return NodeFacts(
+        inventory.remembered(found.get(records.HEALTH, ""), boot_id, time.monotonic()),
+        tuple(_device(gpu) for gpu in earlier),
+        node.status.node_info.container_runtime_version,
+        has_runtime_class,
+    )
+
+
+def boot(path: pathlib.Path) -> str:
+    """Which boot of the node this is.
+
+    Raises:
+        SettingsError: The kernel does not say.
+    """
+    try:
+        return path.read_text().strip()
+    except OSError as cause:
+        raise errors.SettingsError(f"--boot-id-file {path}: {cause.strerror or cause}") from cause
+
+
+def _device(gpu: gpus.Gpu) -> gpu_source.Device:
+    """A GPU as an earlier process published it."""
+    return gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, gpu.numa)

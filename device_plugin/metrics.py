@@ -1,34 +1,19 @@
 """What the plugin counts. Names that dashboards know are fixed by the contract; the rest are in base units."""
 
-import prometheus_client
-from prometheus_client import core as prometheus_core
-
+from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class Metrics:
-    """All series of the process, in a registry of their own so that tests can have several."""
+class Metrics(series.Series):
+    """All series of the process."""
 
     def __init__(self) -> None:
-        self.registry = prometheus_core.CollectorRegistry()
-
-        def histogram(name: str, text: str) -> prometheus_client.Histogram:
-            return prometheus_client.Histogram(name, text, buckets=_SECONDS, registry=self.registry)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> prometheus_client.Counter:
-            return prometheus_client.Counter(name, text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> prometheus_client.Gauge:
-            return prometheus_client.Gauge(name, text, labels, registry=self.registry)
-
-        self.allocate_seconds = histogram(
+        super().__init__()
+        counter, gauge = self.counter, self.gauge
+        self.allocate_seconds = self.seconds(
             "hami_device_plugin_allocate_duration_seconds", "Time to answer an Allocate call."
         )
-        self.confirm_seconds = histogram(
+        self.confirm_seconds = self.seconds(
             "hami_device_plugin_confirm_duration_seconds", "Time to confirm a container in PreStartContainer."
         )
         self.device_count = gauge("hami_device_plugin_device_count", "GPUs that the node offers.", ("node",))
@@ -47,7 +32,3 @@ class Metrics:
     def failed(self, code: error_codes.Code) -> None:
         """Count a container that was refused."""
         self.failures.labels(error_code=code).inc()
-
-    def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return prometheus_client.generate_latest(self.registry)

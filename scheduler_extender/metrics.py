@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Iterable
 
-import prometheus_client
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
+from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes
-
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 LIVE = {
     "events_written": "Pod events written.",
@@ -16,8 +14,6 @@ LIVE = {
     "watch_failures": "Lists and watches that broke.",
 }
 """Counters that other objects keep: name without prefix and suffix, and help."""
-
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class _Live(registry.Collector):
@@ -30,24 +26,15 @@ class _Live(registry.Collector):
         yield prometheus_core.CounterMetricFamily(self._name, self._text, value=self._value())
 
 
-class Metrics:
-    """All series of the process, in a registry of their own so that tests can have several."""
+class Metrics(series.Series):
+    """All series of the process."""
 
     def __init__(self) -> None:
-        self.registry = prometheus_core.CollectorRegistry()
-
-        def histogram(name: str, text: str) -> prometheus_client.Histogram:
-            return prometheus_client.Histogram(name, text, buckets=_SECONDS, registry=self.registry)
-
-        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> prometheus_client.Counter:
-            return prometheus_client.Counter(name, text, labels, registry=self.registry)
-
-        def gauge(name: str, text: str) -> prometheus_client.Gauge:
-            return prometheus_client.Gauge(name, text, registry=self.registry)
-
-        self.filter_seconds = histogram("hami_scheduler_filter_duration_seconds", "Time to answer a filter call.")
-        self.score_seconds = histogram("hami_scheduler_score_duration_seconds", "Time to answer a prioritize call.")
-        self.bind_seconds = histogram("hami_scheduler_bind_duration_seconds", "Time to answer a bind call.")
+        super().__init__()
+        counter, gauge = self.counter, self.gauge
+        self.filter_seconds = self.seconds("hami_scheduler_filter_duration_seconds", "Time to answer a filter call.")
+        self.score_seconds = self.seconds("hami_scheduler_score_duration_seconds", "Time to answer a prioritize call.")
+        self.bind_seconds = self.seconds("hami_scheduler_bind_duration_seconds", "Time to answer a bind call.")
         self.bind_success = counter("hami_scheduler_bind_success_total", "Pods bound with their record.")
         self.bind_failure = counter("hami_scheduler_bind_failure_total", "Bind calls answered with an error.")
         self.bind_failures_by_code = counter(
@@ -82,7 +69,3 @@ class Metrics:
         """Count a failed bind, in total and by code."""
         self.bind_failure.inc()
         self.bind_failures_by_code.labels(error_code=code).inc()
-
-    def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return prometheus_client.generate_latest(self.registry)

@@ -340,7 +340,8 @@ class Plugin:
         return {
             "gpus": health_endpoint.Component(
                 has_gpus, f"{len(self._node.inventory)} offered" if has_gpus else "no driver, or no GPU",
-                now - (self._health.looked_at or self._started_at), required=False,
+                now - (self._health.looked_at or self._started_at),
+                required=not self._health.looked_at,  # Not ready before the first look; without a GPU thereafter.
             ),
             "delivery": health_endpoint.Component(
                 not self._delivery_trouble, self._delivery_trouble or self._node.way, required=has_gpus

@@ -84,6 +84,8 @@ class HealthWatch:
     async def _reading(
         self, device: gpu_source.Device, found: Mapping[identifiers.GpuUuid, gpu_source.Device]
     ) -> health.Reading:
+        if self._driver_missing:
+            return health.Reading(answered=False, trouble="the driver is gone")
         if device.uuid not in found:
             return health.Reading(lost=True)
         return await self._driver.reading(device.uuid)

@@ -36,7 +36,7 @@ _WITH_ACCOUNT = f'mkdir -p {_ACCOUNT}; mount --bind "$1" {_ACCOUNT}; shift; exec
 
 
 def run(quick: bool) -> report.Report:
-    calls, faults = (20, 5) if quick else (200, 40)
+    calls, faults = (20, 5) if quick else (200, 20)
     with tempfile.TemporaryDirectory(prefix="bench-") as text, control_plane.running() as plane:
         folder = pathlib.Path(text)
         driver = fake_driver.make(folder, NODE, GPUS)

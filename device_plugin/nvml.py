@@ -193,9 +193,8 @@ class Nvml:
 
     def close(self) -> None:
         """See `GpuSource`."""
+        # The set of events is left alone: a thread may be waiting in it.
         with contextlib.suppress(pynvml.NVMLError):
-            if self._event_set is not None:
-                pynvml.nvmlEventSetFree(self._event_set)
             pynvml.nvmlShutdown()
 
 

@@ -50,7 +50,13 @@ class PodResources:
         self._next = None
         if self._channel is None:
             self._channel = grpc.aio.insecure_channel(
-                self._address, options=[("grpc.max_receive_message_length", _LARGEST_MESSAGE)]
+                self._address,
+                options=[
+                    ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+                    # A kubelet that restarts is back within seconds; by default gRPC would look again after minutes.
+                    ("grpc.initial_reconnect_backoff_ms", 100),
+                    ("grpc.max_reconnect_backoff_ms", 1000),
+                ],
             )
         stub = api_pb2_grpc.PodResourcesListerStub(self._channel)
         for tried in range(1, _TRIES + 1):

@@ -120,7 +120,7 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
         started = time.perf_counter()
         asked = frozenset(request.devices_ids)
         try:
-            confirmed = await self._allocator.confirm(_tokens(request.devices_ids))
+            confirmed = await self._confirm(request.devices_ids)
         except owners.Doubt as doubt:
             self._metrics.failed(doubt.code)
             self._doubted(asked, doubt)
@@ -129,6 +129,15 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
         self._metrics.confirm_seconds.observe(time.perf_counter() - started)
         self._confirmed(confirmed)
         return api_pb2.PreStartContainerResponse()
+
+    async def _confirm(self, ids: Sequence[str]) -> allocation.Confirmed:
+        try:
+            return await self._allocator.confirm(_tokens(ids))
+        except owners.Doubt:
+            raise
+        except Exception as defect:
+            log.exception("defect", error_code=error_codes.ALLOC_INTERNAL)
+            raise owners.Doubt(error_codes.ALLOC_INTERNAL, f"{type(defect).__name__}: {defect}") from defect
 
 
 def _tokens(ids: Sequence[str]) -> frozenset[str]:

@@ -91,7 +91,13 @@ class Watched:
     def _devices(self) -> Sequence[gpu_source.Device]:
         if isinstance(self._source, gpu_source.NoGpus):
             self._source = self._connect()
-        return self._source.devices()
+        try:
+            return self._source.devices()
+        except gpu_source.DriverMissing:
+            # It was unloaded; one that is loaded again wants to be greeted anew.
+            self._source.close()
+            self._source = gpu_source.NoGpus()
+            raise
 
     async def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """Scores of the links between GPUs. Errors as `devices`."""

@@ -307,6 +307,11 @@ ALLOC_CDI_IGNORED = _register(
     "A container was started without its device specification: the container runtime ignores CDI names.",
     "Enable CDI in the container runtime (containerd 2.0 or newer, or CRI-O), or set --identity match.",
 )
+ALLOC_INTERNAL = _register(
+    "ALLOC_INTERNAL",
+    "A defect in the device plugin; the container is not started.",
+    "Report it with the log line that carries this code; the kubelet tries again in some seconds.",
+)
 
 # Health of GPUs.
 HEALTH_GPU_UNHEALTHY = _register(

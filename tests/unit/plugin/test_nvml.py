@@ -133,6 +133,22 @@ def test_a_driver_that_is_replaced_or_taken_away(driver: fake_driver.FakeDriver,
     assert found == error
 
 
+def test_a_machine_without_a_driver_says_so(tmp_path: pathlib.Path) -> None:
+    """What lies in the library's place is none; on a machine with a driver too."""
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    program = (
+        "from device_plugin import gpu_source, nvml\n"
+        "try: nvml.connect()\nexcept gpu_source.DriverMissing as error: print(error)"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[3],
+    )  # fmt: skip
+
+    assert done.stdout == "NVML Shared Library Not Found\n", done.stderr
+
+
 class Hanging:
     """A driver one of whose GPUs does not come back until it is let go."""
 

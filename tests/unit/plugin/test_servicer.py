@@ -1,0 +1,92 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+import grpc
+import pytest
+
+from device_plugin import allocation, metrics, owners, servicer, tokens
+from gpu_sharing.core import error_codes
+from protos.deviceplugin.v1beta1 import api_pb2
+
+
+class Aborted(Exception):
+    """What gRPC raises in the place of an answer."""
+
+
+class Context:
+    """Only the way out that the servicer uses."""
+
+    async def abort(self, code: grpc.StatusCode, text: str) -> None:
+        raise Aborted(code, text)
+
+
+class Broken:
+    """An allocator with a defect."""
+
+    async def confirm(self, asked: frozenset[str]) -> Any:
+        raise KeyError("GPU-x")
+
+
+def make(
+    listing: servicer.Listing | None = None,
+    counters: metrics.Metrics | None = None,
+    doubted: Callable[[owners.Doubt], None] = lambda doubt: None,
+) -> servicer.Servicer:
+    allocator = cast("allocation.Allocator", Broken())
+    return servicer.Servicer(
+        allocator,
+        listing or servicer.Listing(),
+        counters or metrics.Metrics(),
+        lambda confirmed: None,
+        lambda asked, doubt: doubted(doubt),
+    )
+
+
+def test_a_defect_is_a_coded_error_that_starts_nothing() -> None:
+    """Nobody is left with the name of an exception alone."""
+    doubts: list[owners.Doubt] = []
+    counters = metrics.Metrics()
+    service = make(counters=counters, doubted=doubts.append)
+
+    with pytest.raises(Aborted, match="ALLOC_INTERNAL: KeyError: 'GPU-x'"):
+        asyncio.run(service.PreStartContainer(api_pb2.PreStartContainerRequest(devices_ids=["slot-0001"]), Context()))
+
+    assert [doubt.code for doubt in doubts] == [error_codes.ALLOC_INTERNAL]
+    assert b'failures_total{error_code="ALLOC_INTERNAL"} 1.0' in counters.exposition()
+
+
+def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:
+    async def story() -> list[list[tuple[str, str]]]:
+        listing = servicer.Listing()
+        service = make(listing)
+        heard: list[list[tuple[str, str]]] = []
+
+        async def follow() -> None:
+            async for answer in service.ListAndWatch(api_pb2.Empty(), Context()):
+                told = [(device.ID, device.health) for device in answer.devices]
+                heard.append(told)
+
+        following = asyncio.create_task(follow())
+        one = tokens.Listed("slot-0000", healthy=True)
+        for listed in ((one,), (one,), (tokens.Listed("slot-0000", healthy=False),)):
+            listing.set(listed)
+            await asyncio.sleep(0.01)
+        following.cancel()
+        return heard
+
+    assert asyncio.run(story()) == [[("slot-0000", "Healthy")], [("slot-0000", "Unhealthy")]]
+
+
+def test_any_token_is_as_good_as_another() -> None:
+    asked = api_pb2.ContainerPreferredAllocationRequest(
+        available_deviceIDs=["slot-0001", "slot-0002", "slot-0003"], must_include_deviceIDs=["slot-0003"],
+        allocation_size=2,
+    )  # fmt: skip
+    service = make()
+
+    answer = asyncio.run(
+        service.GetPreferredAllocation(api_pb2.PreferredAllocationRequest(container_requests=[asked]), Context())
+    )
+
+    assert list(answer.container_responses[0].deviceIDs) == ["slot-0003", "slot-0001"]

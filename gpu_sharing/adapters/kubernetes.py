@@ -53,19 +53,24 @@ _status_decoder = msgspec.json.Decoder(_Status)
 
 
 @dataclass(slots=True)
-class _Access:
+class Access:
     """How to reach an API server."""
 
     host: str
+    """Its URL."""
     tls: ssl.SSLContext | bool
+    """How to verify it; False where it speaks plain HTTP."""
     authorization: Callable[[], str]
     """Asked for again and again, so that a token that was renewed on disk is used."""
 
 
-def _in_cluster() -> _Access:
+def in_cluster() -> Access:
     """By the service account that the kubelet mounts. Read by ourselves: the official client costs 19 MiB a process.
 
     Source: kubernetes.io/docs/tasks/run-application/access-api-from-pod
+
+    Raises:
+        SettingsError: There is none.
     """
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
@@ -77,10 +82,10 @@ def _in_cluster() -> _Access:
     except OSError as cause:
         raise errors.SettingsError(f"the service account cannot be read (or give --kubeconfig): {cause}") from cause
     name = f"[{host}]" if ":" in host else host
-    return _Access(f"https://{name}:{port}", tls, lambda: f"Bearer {token.read_text().strip()}")
+    return Access(f"https://{name}:{port}", tls, lambda: f"Bearer {token.read_text().strip()}")
 
 
-def _by_kubeconfig(path: pathlib.Path) -> _Access:
+def _by_kubeconfig(path: pathlib.Path) -> Access:
     import kubernetes.client  # Here, because most processes run in a cluster and need not pay for it.
     import kubernetes.config
 
@@ -102,14 +107,14 @@ def _by_kubeconfig(path: pathlib.Path) -> _Access:
         token: str | None = configuration.get_api_key_with_prefix("authorization", alias="BearerToken")
         return token or (configuration.get_basic_auth_token() if configuration.username else "") or ""
 
-    return _Access(configuration.host, tls, authorization)
+    return Access(configuration.host, tls, authorization)
 
 
 class Client:
     """A connection pool to one API server. Use as an async context manager."""
 
     def __init__(self, kubeconfig: pathlib.Path | None, user_agent: str) -> None:
-        self._access = _by_kubeconfig(kubeconfig) if kubeconfig else _in_cluster()
+        self._access = _by_kubeconfig(kubeconfig) if kubeconfig else in_cluster()
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
         self._host = self._access.host

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import pathlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,6 +42,8 @@ _MATCH_SECONDS = 2.0
 _POLL_SECONDS = 0.02
 NAME_VARIABLE = "HAMI_ALLOCATION"
 """Tells a running container's allocation; its absence there shows a runtime that ignores CDI."""
+
+_LIMIT = re.compile(r"NVIDIA_VISIBLE_DEVICES|CUDA_DEVICE_MEMORY_LIMIT_\d+|CUDA_DEVICE_SM_LIMIT")
 
 log = structlog.get_logger("allocation")
 
@@ -205,13 +208,17 @@ class Allocator:
         return max(_CACHE_SECONDS - self._store.age_seconds(device, pod.uid), 0.0)
 
     def _verify(self, pod: pods.Pod, entry: checkpoint.Entry, wanted: edits.Edits) -> None:
-        """What was answered at Allocate cannot be changed any more: it must be what this container is to get."""
+        """What was answered at Allocate cannot be changed any more: it must be what this container is to get.
+
+        An answer without our mark is that of HAMi's plugin, which served the node before: its limits have to be right.
+        """
+        answered = entry.environment
+        ours = NAME_VARIABLE in answered
         for name, value in wanted.environment.items():
-            if name != NAME_VARIABLE and entry.environment.get(name) != value:
+            if (ours or _LIMIT.fullmatch(name)) and answered.get(name) != value:
                 raise owners.Doubt(
                     error_codes.ALLOC_WRONG_MATCH,
-                    f"{pod.key}: {entry.container} was answered {name}={entry.environment.get(name)}, "
-                    f"its record says {value}",
+                    f"{pod.key}: {entry.container} was answered {name}={answered.get(name)}, its record says {value}",
                 )
 
     def _wanted(self, pod: pods.Pod, container: str, count: int, allocation: str) -> edits.Edits:
@@ -397,6 +404,8 @@ class Allocator:
         Raises:
             Doubt: The checkpoint cannot be read, so nothing is deleted.
         """
+        if not self.checkpoint_file.exists():
+            return 0  # A kubelet that never gave anything out, or one that we cannot see.
         entries = self.entries()
         names = {name for entry in entries for name in entry.cdi_names}
         folders = {f"{entry.pod_uid}_{entry.container}" for entry in entries}

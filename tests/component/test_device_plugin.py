@@ -174,6 +174,24 @@ def test_the_record_of_another_node_starts_nothing(node: gpu_node.GpuNode) -> No
     refused(node, pod, "ALLOC_WRONG_NODE")
 
 
+def test_a_container_that_hamis_plugin_allocated_goes_on_if_its_limits_are_right(node: gpu_node.GpuNode) -> None:
+    """After an upgrade its running containers restart here, with what that plugin answered."""
+    pod, other = node.create("adopted", "1:4000:30"), node.create("wrong", "1:5000:30")
+    hamis = {
+        "NVIDIA_VISIBLE_DEVICES": node.uuid(1), "CUDA_DEVICE_MEMORY_LIMIT_0": "4000m", "CUDA_DEVICE_SM_LIMIT": "30",
+        "CUDA_DEVICE_MEMORY_SHARED_CACHE": "/usr/local/vgpu/5f1e.cache",
+    }  # fmt: skip
+    for one, token in ((pod, "slot-0001"), (other, "slot-0002")):
+        node.kubelet.given[(one["metadata"]["uid"], "c0")] = kubelet.Given(
+            one["metadata"]["uid"], "default", one["metadata"]["name"], "c0", init=False, tokens=frozenset([token]),
+            answer=api_pb2.ContainerAllocateResponse(envs=hamis),
+        )  # fmt: skip
+    node.server.call(node.kubelet.write_checkpoint)
+
+    assert node.start(pod).environment == hamis
+    refused(node, other, "ALLOC_WRONG_MATCH")
+
+
 def test_two_pods_of_one_name_are_two(node: gpu_node.GpuNode) -> None:
     """The second gets its own, although everything but the UID is the same."""
     first = node.create("same", "0:500:0")

@@ -146,6 +146,7 @@ class Allocator:
         await self._cross_check(pod, entries, tokens)
         wait = 0.0
         for entry in entries:
+            await self._prepare(pod, entry)
             wait = max(wait, self._settle(pod, entry))
         if wait:
             await asyncio.sleep(wait)
@@ -190,6 +191,17 @@ class Allocator:
         pod = pods.Pod()
         pod.metadata.uid = uid
         return Confirmed(pod, (), ())
+
+    async def _prepare(self, pod: pods.Pod, entry: checkpoint.Entry) -> None:
+        """Make on the node what a container needs there, such as a MIG instance."""
+        shares = owners.shares_of(pod, entry.container, len(entry.tokens), self._node.name, self._names)
+        devices = owners.devices_of(pod, shares, self._node.devices)
+        try:
+            await self._node.backends[self._mode(shares)].prepare(
+                self._granted(pod, entry.container, "", shares, devices)
+            )
+        except isolation.Refused as cause:
+            raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key}: {cause}") from cause
 
     def _settle(self, pod: pods.Pod, entry: checkpoint.Entry) -> float:
         """Write or verify what one container gets. Returns the seconds that the runtime needs to see it."""
@@ -266,7 +278,7 @@ class Allocator:
             devices=devices,
             environment={variable.name: variable.value for variable in spec.env or ()},
             user=pod.user_of(spec),
-            mig_uuids=records.mig_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position),
+            migs=records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position),
         )
 
     def _neighbours(self, pod: pods.Pod, container: str, shares: Sequence[Share]) -> Iterator[isolation.Granted]:
@@ -277,7 +289,10 @@ class Allocator:
             with contextlib.suppress(errors.CorruptRecord):
                 for one, theirs in zip(other.all_containers, other.shares(self._names) or (), strict=False):
                     if (other.uid, one.name) != (pod.uid, container) and wanted & {share.uuid for share in theirs}:
-                        yield self._granted(other, one.name, "", theirs, ())
+                        devices = tuple(
+                            self._node.devices[one.uuid] for one in theirs if one.uuid in self._node.devices
+                        )
+                        yield self._granted(other, one.name, "", theirs, devices)
 
     def _mode(self, shares: Iterable[Share]) -> str:
         return next((self._node.inventory[share.uuid].mode for share in shares), "")
@@ -292,6 +307,7 @@ class Allocator:
                 for entry in self.entries():
                     pod = self._pods.by_uid.get(entry.pod_uid)
                     if name in entry.cdi_names and pod is not None:
+                        await self._prepare(pod, entry)
                         self._settle(pod, entry)
                         await self._cross_check(pod, (entry,), entry.tokens)
                         return

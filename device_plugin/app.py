@@ -34,7 +34,7 @@ from device_plugin import (
     tokens,
     watchdog,
 )
-from device_plugin.isolation import hami_core, mps, table
+from device_plugin.isolation import hami_core, mig, mps, table
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener, watching
 from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
 
@@ -217,7 +217,8 @@ class Plugin:
     def _set_backends(self) -> None:
         options = self._options
         core = hami_core.Options(options.hook_path, self._sharing.memory_scaling > 1, options.disable_core_limit)
-        made = table.build(core, mps.Options(options.mps_root, multi_user=options.mps_multi_user))
+        server = mps.Options(options.mps_root, multi_user=options.mps_multi_user)
+        made = table.build(core, server, self._create_mig if self._sharing.isolation == table.MIG else None)
         # The running MPS daemon keeps its backend.
         self._node.backends = {**made, **{name: one for name, one in self._node.backends.items() if name == table.MPS}}
 
@@ -239,6 +240,26 @@ class Plugin:
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
             self.link.register_again()  # What the new kind of isolation needs is started before.
         self._refresh_listing()
+
+    async def _create_mig(self, share: records.MigShare) -> None:
+        """Make a MIG instance, and know it."""
+        await self._driver.create_mig(share.gpu_uuid, share.profile, share.start, share.size)
+        log.info("MIG instance made", device=share.gpu_uuid, profile=share.profile, start=share.start)
+        await self._health.look()
+        self._refresh()
+
+    async def _reclaim_migs(self) -> None:
+        """Take away the MIG instances that no pod's record names, on a node whose instances are ours."""
+        if self._sharing.isolation != table.MIG or not self._pod_watch.synced:
+            return
+        shares = [share for pod in self.pods.by_uid.values() for share in pod.mig_shares()]
+        for device in self._health.devices:
+            for uuid in mig.unneeded(device, shares):
+                try:
+                    await self._driver.destroy_mig(device.uuid, uuid)
+                    log.info("MIG instance taken away", device=device.uuid, instance=uuid)
+                except gpu_source.GpuSourceError as refused:
+                    log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
 
     def _choose_delivery(self) -> None:
         devices = [self._node.devices[uuid] for uuid in self._node.inventory]
@@ -276,6 +297,7 @@ class Plugin:
     async def _collect(self) -> None:
         while True:
             await asyncio.sleep(self._options.forget_seconds / 2)
+            await self._reclaim_migs()
             try:
                 deleted = self.allocator.collect()
             except owners.Doubt as doubt:

@@ -39,6 +39,8 @@ class MigInstance:
     profile: str
     """Such as `1g.10gb`."""
     memory_mib: int
+    start: int = 0
+    """Its first slot of the GPU's memory slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Device:
     compute_capability: tuple[int, int] = (0, 0)
     mig_enabled: bool = False
     migs: tuple[MigInstance, ...] = ()
+    most_migs: int = 0
+    """How many instances it can be divided into."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,26 @@ class GpuSource(Protocol):
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """How well each GPU reaches each other: HAMi's score of link kinds, larger is nearer."""
 
+    def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
+        """Make a MIG instance with one compute instance of its whole size.
+
+        Args:
+            uuid: Of a GPU in MIG mode.
+            profile: Such as `1g.10gb`.
+            start: Its first memory slice.
+            size: How many memory slices it has.
+
+        Raises:
+            GpuFailed: There is no such profile, or no room there.
+        """
+
+    def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
+        """Take a MIG instance away.
+
+        Raises:
+            GpuFailed: It is in use.
+        """
+
     def close(self) -> None:
         """Let go of the driver."""
 
@@ -111,6 +135,14 @@ class NoGpus:
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """None."""
         return {}
+
+    def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
+        """Nobody asks, as there is no GPU."""
+        raise DriverMissing(f"there is no driver to divide {uuid}")
+
+    def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
+        """Nobody asks, as there is no GPU."""
+        raise DriverMissing(f"there is no driver to undo {mig_uuid}")
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -38,7 +38,8 @@ def build(
         most = backends[mode].most_clients(device)
         slots = min(sharing.split_count, most) if most else sharing.split_count
         if mode == table.MIG:
-            slots = min(slots, len(device.migs))
+            # Where instances are made as records ask for them, each of them is a slot.
+            slots = min(slots, device.most_migs if sharing.isolation == table.MIG else len(device.migs))
         offered.append(
             gpus.Gpu(
                 uuid=device.uuid,

@@ -7,6 +7,7 @@ Source: NVIDIA's NVML API reference; scores of links as HAMi v2.10 has them.
 """
 
 import contextlib
+import ctypes
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -24,6 +25,8 @@ _LINK_SCORES = {0: 60, 10: 50, 20: 40, 30: 30, 40: 20, 50: 10}
 """`nvmlGpuTopologyLevel_t` from the same board to across CPUs."""
 _NVLINK_SCORE = 100
 _POWER_BRAKE = 0x80
+_COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
+"""`NVML_COMPUTE_INSTANCE_PROFILE_*` by number of slices."""
 _RECOVERY_ACTION = 230
 
 log = structlog.get_logger("nvml")
@@ -103,6 +106,7 @@ class Nvml:
             compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
             mig_enabled=bool(mig),
             migs=tuple(_migs(handle)) if mig else (),
+            most_migs=(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0) if mig else 0,
         )
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
@@ -191,6 +195,36 @@ class Nvml:
                 scores[uuid][other] = nvlinks * _NVLINK_SCORE if nvlinks else _LINK_SCORES.get(level or 0, 0)
         return scores
 
+    def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
+        """See `GpuSource`."""
+        with _translated():
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            found = _profile(handle, profile)
+            if found is None:
+                raise gpu_source.GpuFailed(f"{uuid} has no MIG profile {profile}")
+            placement = pynvml.c_nvmlGpuInstancePlacement_t(start, size)
+            instance = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(handle, found.id, ctypes.byref(placement))
+            try:
+                whole = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(
+                    instance, _COMPUTE_PROFILES[found.sliceCount], pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
+                )
+                pynvml.nvmlGpuInstanceCreateComputeInstance(instance, whole.id)
+            except pynvml.NVMLError:
+                pynvml.nvmlGpuInstanceDestroy(instance)
+                raise
+
+    def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
+        """See `GpuSource`."""
+        with _translated():
+            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            for mig in _mig_handles(handle):
+                if _text(pynvml.nvmlDeviceGetUUID(mig)) == mig_uuid:
+                    instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(mig))
+                    compute = pynvml.nvmlDeviceGetComputeInstanceId(mig)
+                    pynvml.nvmlComputeInstanceDestroy(pynvml.nvmlGpuInstanceGetComputeInstanceById(instance, compute))
+                    pynvml.nvmlGpuInstanceDestroy(instance)
+                    return
+
     def close(self) -> None:
         """See `GpuSource`."""
         # The set of events is left alone: a thread may be waiting in it.
@@ -215,14 +249,32 @@ def _recovery_action(handle: Any) -> int | None:
     return int(fields[0].value.uiVal)
 
 
-def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
+def _mig_handles(handle: Any) -> Iterator[Any]:
     for number in range(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
         mig = _or_none(lambda number=number: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))  # type: ignore[misc]
-        if mig is None:
-            continue
+        if mig is not None:
+            yield mig
+
+
+def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
+    for mig in _mig_handles(handle):
+        instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(mig))
         name = _text(pynvml.nvmlDeviceGetName(mig))
-        memory = pynvml.nvmlDeviceGetMemoryInfo(mig).total >> 20
-        yield gpu_source.MigInstance(_text(pynvml.nvmlDeviceGetUUID(mig)), name.rpartition("MIG ")[2], memory)
+        yield gpu_source.MigInstance(
+            _text(pynvml.nvmlDeviceGetUUID(mig)),
+            name.rpartition("MIG ")[2],
+            pynvml.nvmlDeviceGetMemoryInfo(mig).total >> 20,
+            pynvml.nvmlGpuInstanceGetInfo(instance).placement.start,
+        )
+
+
+def _profile(handle: Any, name: str) -> Any:
+    """What the GPU says of a profile; None where it has none of that name."""
+    for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+        found = _or_none(lambda number=number: pynvml.nvmlDeviceGetGpuInstanceProfileInfo(handle, number))  # type: ignore[misc]
+        if found is not None and _text(found.name).removeprefix("MIG ") == name:
+            return found
+    return None
 
 
 def _nvlink_peers(handle: Any) -> Iterator[str]:

@@ -107,6 +107,12 @@ class Pod(objects.Pod, gc=False):
         asking = [requests.asks_for_gpu((container,), names) for container in self.all_containers]
         return records.decode_shares(text, asking)
 
+    def mig_shares(self) -> tuple[records.MigShare, ...]:
+        """The MIG instances that its record names, of all its containers."""
+        text = self.annotations.get(records.MIG_ALLOCATIONS, "")
+        every = range(len(self.all_containers)) if text else ()
+        return tuple(share for position in every for share in records.mig_shares(text, position))
+
     def booked(self, names: requests.ResourceNames) -> Mapping[identifiers.GpuUuid, reservations.Booking]:
         """What it holds of each GPU by its record; of a record that does not decode, what can be read of it."""
         try:

@@ -123,6 +123,14 @@ class Watched:
         except (StillBusy, TimeoutError) as cause:
             raise gpu_source.GpuFailed("the driver does not come back from waiting for events") from cause
 
+    async def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
+        """Make a MIG instance. Errors as `GpuSource.create_mig` and `devices`."""
+        await self._answer("all", lambda: self._source.create_mig(uuid, profile, start, size))
+
+    async def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
+        """Take a MIG instance away. Errors as `GpuSource.destroy_mig` and `devices`."""
+        await self._answer("all", lambda: self._source.destroy_mig(uuid, mig_uuid))
+
     async def _answer(self, lane: str, function: Callable[[], T]) -> T:
         try:
             return await self._lane(lane).call(function, self._timeout_seconds)

@@ -45,6 +45,14 @@ class FakeGpus:
         """See `GpuSource`."""
         return {}
 
+    def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
+        """See `GpuSource`; these GPUs cannot be divided."""
+        raise gpu_source.GpuFailed(f"{uuid} has no MIG profile {profile}")
+
+    def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
+        """See `GpuSource`; there are none."""
+        raise gpu_source.GpuFailed(f"{uuid} has no MIG instance {mig_uuid}")
+
     def close(self) -> None:
         """See `GpuSource`."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from device_plugin import edits, gpu_source
-from gpu_sharing.core import reservations
+from gpu_sharing.core import records, reservations
 
 
 class Refused(Exception):
@@ -30,8 +30,8 @@ class Granted:
     """What the pod's own specification sets."""
     user: int = 0
     """Who the container runs as."""
-    mig_uuids: tuple[str, ...] = ()
-    """The MIG instances that the pod's record names; empty where it names none."""
+    migs: tuple[records.MigShare, ...] = ()
+    """The MIG instances of the pod's record; empty where it has none."""
 
 
 class Backend(Protocol):
@@ -46,6 +46,13 @@ class Backend(Protocol):
 
     def most_clients(self, device: gpu_source.Device) -> int:
         """How many containers may share a GPU at most; 0 is no limit of its own."""
+
+    async def prepare(self, granted: Granted) -> None:
+        """Make on the node what the container needs, if it is not there.
+
+        Raises:
+            Refused: It cannot be made.
+        """
 
     def visible(self, granted: Granted) -> tuple[str, ...]:
         """The names under which the driver shows the container its GPUs."""

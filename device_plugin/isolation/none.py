@@ -16,6 +16,9 @@ class TimeSlicing:
         """No limit."""
         return 0
 
+    async def prepare(self, granted: Granted) -> None:
+        """Nothing to make."""
+
     def visible(self, granted: Granted) -> tuple[str, ...]:
         """The GPUs of the record."""
         return tuple(share.uuid for share in granted.shares)

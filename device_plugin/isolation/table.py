@@ -10,9 +10,16 @@ AUTO, NONE, HAMI_CORE, MPS, MIG = "auto", "none", "hami-core", "mps", "mig"
 CHOICES = (AUTO, NONE, MPS, HAMI_CORE, MIG)
 
 
-def build(core: hami_core.Options, server: mps.Options) -> Mapping[str, isolation.Backend]:
-    """All backends by name."""
-    return {NONE: none.TimeSlicing(), HAMI_CORE: hami_core.HamiCore(core), MPS: mps.Mps(server), MIG: mig.Mig()}
+def build(
+    core: hami_core.Options, server: mps.Options, create_mig: mig.Create | None = None
+) -> Mapping[str, isolation.Backend]:
+    """All backends by name; `create_mig` where MIG instances may be made."""
+    return {
+        NONE: none.TimeSlicing(),
+        HAMI_CORE: hami_core.HamiCore(core),
+        MPS: mps.Mps(server),
+        MIG: mig.Mig(create_mig),
+    }
 
 
 def mode_of(device: gpu_source.Device, setting: str, hook_path: pathlib.Path) -> str:

@@ -9,6 +9,7 @@ Source: HAMi v2.10 `pkg/device/devices.go` (MarshalNodeDevices, EncodePodDevices
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from gpu_sharing.core import errors, gpus, identifiers, reservations
 
@@ -244,16 +245,40 @@ def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
     return f"the value of {unprintable[0]} is not printable" if unprintable else ""
 
 
-def mig_instances(text: str, container_index: int) -> tuple[str, ...]:
-    """The MIG instances that a pod's record names for one of its containers, in the order of its GPUs.
+class MigShare(NamedTuple):
+    """What a pod's record says of one MIG instance of one of its containers."""
+
+    gpu_uuid: identifiers.GpuUuid
+    mig_uuid: str
+    """Of an instance that exists; empty where one is to be made."""
+    profile: str
+    start: int
+    """First memory slice of the instance."""
+    size: int
+    """Its memory slices."""
+
+
+def mig_shares(text: str, container_index: int) -> tuple[MigShare, ...]:
+    """The MIG instances that a pod's record gives one of its containers, in the order of its GPUs.
 
     Args:
-        text: The value of `hami.io/vgpu-mig-allocations`; what does not decode names none.
+        text: The value of `hami.io/vgpu-mig-allocations`; what does not decode gives none.
         container_index: Position of the container, init containers first.
     """
     try:
         items = json.loads(text) if text else []
-        mine = [item for item in items if item.get("containerIndex", 0) == container_index and item.get("migUUID")]
-        return tuple(str(item["migUUID"]) for item in sorted(mine, key=lambda item: int(item.get("deviceIndex", 0))))
+        mine = [item for item in items if item.get("containerIndex", 0) == container_index]
+        return tuple(_mig_share(item) for item in sorted(mine, key=lambda item: int(item.get("deviceIndex", 0))))
     except (ValueError, AttributeError, TypeError, RecursionError):
         return ()
+
+
+def _mig_share(item: Mapping[str, Any]) -> MigShare:
+    placement = item.get("placement") or {}
+    return MigShare(
+        identifiers.GpuUuid(str(item.get("gpuUUID", ""))),
+        str(item.get("migUUID", "")),
+        str(item.get("profile", "")),
+        int(placement.get("start", 0)),
+        int(placement.get("size", 0)),
+    )

@@ -63,7 +63,8 @@ class FakeDriver:
         rules: Lines such as `fail nvmlDeviceGetUUID 15 2` (function or `*`, code, GPU or -1) and `hang * 2`.
         processes: Lines `process GPU PID BYTES PERCENT`.
         links: Lines `link GPU GPU NVLINKS LEVEL`, level as in `nvmlGpuTopologyLevel_t`.
-        migs: Lines `mig GPU UUID BYTES`.
+        migs: Lines `mig GPU UUID BYTES ID START SIZE PROFILE`, the profile as NVML numbers it. Those that programs make
+            lie in a file beside.
         mismatch: Whether library and kernel module have different versions.
     """
 

@@ -22,7 +22,13 @@ typedef struct {
     int minor, major_cc, minor_cc, temperature, limit, utilization, power, recovery, rows_failed, mig, reasons;
     long long ecc;
 } Gpu;
-typedef struct { char uuid[TEXT]; int gpu; unsigned long long memory; } Mig;
+typedef struct { char uuid[TEXT]; int gpu, id, start, size, profile; unsigned long long memory; } Mig;
+typedef struct { int id, slices, size, megabytes; const char *name; } Profile;
+// Those of an A100 with 80 GB, by NVML_GPU_INSTANCE_PROFILE_*.
+static const Profile profiles[] = {{19, 1, 1, 9728, "MIG 1g.10gb"}, {14, 2, 2, 19968, "MIG 2g.20gb"},
+                                   {9, 3, 4, 40448, "MIG 3g.40gb"}, {5, 4, 4, 40448, "MIG 4g.40gb"},
+                                   {0, 7, 8, 81152, "MIG 7g.80gb"}};
+enum { PROFILES = sizeof profiles / sizeof *profiles };
 typedef struct { char function[TEXT]; int code, gpu, hangs; } Rule;
 typedef struct { int gpu, pid, percent; unsigned long long memory; } Process;
 typedef struct { int gpu, xid; long sequence; } Event;
@@ -38,11 +44,12 @@ static long told_events = -1;
 
 static void restore_spaces(char *text) { for (; *text; text++) if (*text == '+') *text = ' '; }
 
-static void load(void) {
-    const char *path = getenv("FAKE_NVML_STATE");
-    FILE *file = path ? fopen(path, "r") : NULL;
+// Instances that programs made lie beside the state, as they would in the GPU.
+static void made_file(char *out, size_t size) { snprintf(out, size, "%s.migs", getenv("FAKE_NVML_STATE")); }
+
+static void load_file(const char *path) {
+    FILE *file = fopen(path, "r");
     char line[1024], kind[TEXT];
-    memset(&now, 0, sizeof now);
     if (!file) return;
     while (fgets(line, sizeof line, file)) {
         if (sscanf(line, "%95s", kind) != 1) continue;
@@ -55,7 +62,9 @@ static void load(void) {
                 restore_spaces(g->name), now.gpus++;
         } else if (!strcmp(kind, "mig") && now.migs < 64) {
             Mig *m = &now.mig[now.migs];
-            if (sscanf(line, "mig %d %95s %llu", &m->gpu, m->uuid, &m->memory) == 3) now.migs++;
+            if (sscanf(line, "mig %d %95s %llu %d %d %d %d", &m->gpu, m->uuid, &m->memory, &m->id, &m->start, &m->size,
+                       &m->profile) == 7)
+                now.migs++;
         } else if (!strcmp(kind, "fail") && now.rules < MOST_RULES) {
             Rule *r = &now.rule[now.rules];
             if (sscanf(line, "fail %95s %d %d", r->function, &r->code, &r->gpu) == 3) now.rules++;
@@ -75,6 +84,15 @@ static void load(void) {
         }
     }
     fclose(file);
+}
+
+static void load(void) {
+    char made[1024];
+    memset(&now, 0, sizeof now);
+    if (!getenv("FAKE_NVML_STATE")) return;
+    load_file(getenv("FAKE_NVML_STATE"));
+    made_file(made, sizeof made);
+    load_file(made);
 }
 
 // Loads the file and obeys its rules for this call; gpu is -1 where the call is about none. Returns with the lock held
@@ -120,6 +138,7 @@ const char *nvmlErrorString(int code) {
         case 4: return "Insufficient Permissions";
         case NO_DRIVER: return "Driver Not Loaded";
         case TIMEOUT: return "Timeout";
+        case 23: return "Insufficient Resources";
         case 15: return "GPU is lost";
         case 18: return "Driver/library version mismatch";
         default: return "Unknown Error";
@@ -149,7 +168,10 @@ int nvmlDeviceGetUUID(void *device, char *out, unsigned size) {
 int nvmlDeviceGetName(void *device, char *out, unsigned size) {
     ENTER(index_of(device));
     char text[2 * TEXT];
-    snprintf(text, sizeof text, mig_of(device) >= 0 ? "%s MIG" : "%s", GPU(device).name);
+    const char *instance = "";
+    for (int i = 0; mig_of(device) >= 0 && i < PROFILES; i++)
+        if (profiles[i].id == now.mig[mig_of(device)].profile) instance = profiles[i].name;
+    snprintf(text, sizeof text, "%s%s%s", GPU(device).name, *instance ? " " : "", instance);
     LEAVE(copy(out, size, text));
 }
 typedef struct { unsigned long long total, free, used; } Memory;
@@ -189,6 +211,98 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned wanted, void **ou
             LEAVE(OK);
         }
     LEAVE(NOT_FOUND);
+}
+int nvmlDeviceGetGpuInstanceId(void *mig, unsigned *id) { ENTER(index_of(mig)); *id = now.mig[mig_of(mig)].id; LEAVE(OK); }
+int nvmlDeviceGetComputeInstanceId(void *mig, unsigned *id) { ENTER(index_of(mig)); *id = 0; LEAVE(OK); }
+int nvmlDeviceGetGpuInstanceById(void *device, unsigned id, void **out) {
+    ENTER(index_of(device));
+    for (int i = 0; i < now.migs; i++)
+        if (now.mig[i].gpu == index_of(device) && now.mig[i].id == (int)id) {
+            *out = handle(index_of(device), i);
+            LEAVE(OK);
+        }
+    LEAVE(NOT_FOUND);
+}
+typedef struct { void *device; unsigned id, profile, start, size; } InstanceInfo;
+int nvmlGpuInstanceGetInfo(void *instance, InstanceInfo *out) {
+    ENTER(index_of(instance));
+    Mig *m = &now.mig[mig_of(instance)];
+    *out = (InstanceInfo){handle(m->gpu, -1), m->id, m->profile, m->start, m->size};
+    LEAVE(OK);
+}
+typedef struct {
+    unsigned version, id, p2p, slices, instances, processors, copy, decoders, encoders, jpeg, ofa;
+    unsigned long long megabytes;
+    char name[96];
+} ProfileInfo;
+int nvmlDeviceGetGpuInstanceProfileInfoV(void *device, unsigned profile, ProfileInfo *out) {
+    ENTER(index_of(device));
+    if (profile >= PROFILES) LEAVE(NOT_SUPPORTED);
+    out->id = profiles[profile].id, out->slices = profiles[profile].slices, out->megabytes = profiles[profile].megabytes;
+    strcpy(out->name, profiles[profile].name);
+    LEAVE(OK);
+}
+typedef struct { unsigned start, size; } Placement;
+int nvmlDeviceCreateGpuInstanceWithPlacement(void *device, unsigned id, const Placement *wanted, void **out) {
+    ENTER(index_of(device));
+    const Profile *profile = NULL;
+    int next = 1;
+    for (int i = 0; i < PROFILES; i++)
+        if (profiles[i].id == (int)id) profile = &profiles[i];
+    if (!profile || profile->size != (int)wanted->size || GPU(device).mig != 1) LEAVE(BAD_ARGUMENT);
+    for (int i = 0; i < now.migs; i++) {
+        Mig *m = &now.mig[i];
+        if (m->id >= next) next = m->id + 1;
+        if (m->gpu == index_of(device) && (int)wanted->start < m->start + m->size && m->start < (int)(wanted->start + wanted->size))
+            LEAVE(23);
+    }
+    char made[1024];
+    made_file(made, sizeof made);
+    FILE *file = fopen(made, "a");
+    if (!file) LEAVE(4);
+    fprintf(file, "mig %d MIG-made-%d-%d %llu %d %u %u %u\n", index_of(device), index_of(device), next,
+            (unsigned long long)profile->megabytes << 20, next, wanted->start, wanted->size, id);
+    fclose(file);
+    load();
+    for (int i = 0; i < now.migs; i++)
+        if (now.mig[i].id == next && now.mig[i].gpu == index_of(device)) *out = handle(index_of(device), i);
+    LEAVE(OK);
+}
+typedef struct {
+    unsigned version, id, slices, instances, processors, copy, decoders, encoders, jpeg, ofa;
+    char name[96];
+} ComputeProfileInfo;
+int nvmlGpuInstanceGetComputeInstanceProfileInfoV(void *instance, unsigned profile, unsigned engines, ComputeProfileInfo *out) {
+    (void)engines;
+    ENTER(index_of(instance));
+    out->id = profile, out->slices = profile + 1;
+    LEAVE(OK);
+}
+int nvmlGpuInstanceCreateComputeInstance(void *instance, unsigned profile, void **out) {
+    (void)profile;
+    ENTER(index_of(instance));
+    *out = instance;
+    LEAVE(OK);
+}
+int nvmlGpuInstanceGetComputeInstanceById(void *instance, unsigned id, void **out) {
+    (void)id;
+    ENTER(index_of(instance));
+    *out = instance;
+    LEAVE(OK);
+}
+int nvmlComputeInstanceDestroy(void *compute) { ENTER(index_of(compute)); LEAVE(OK); }
+int nvmlGpuInstanceDestroy(void *instance) {
+    ENTER(index_of(instance));
+    Mig gone = now.mig[mig_of(instance)];
+    char made[1024], part[1040], line[1024], uuid[TEXT];
+    made_file(made, sizeof made);
+    snprintf(part, sizeof part, "%s.part", made);
+    FILE *from = fopen(made, "r"), *to = fopen(part, "w");
+    while (from && to && fgets(line, sizeof line, from))
+        if (sscanf(line, "mig %*d %95s", uuid) != 1 || strcmp(uuid, gone.uuid)) fputs(line, to);
+    if (from) fclose(from);
+    if (to) fclose(to), rename(part, made);
+    LEAVE(OK);
 }
 int nvmlDeviceGetTemperature(void *device, int sensor, unsigned *out) {
     (void)sensor;

@@ -136,20 +136,24 @@ class GpuNode:
 
 
 @contextlib.contextmanager
-def running(count: int = 2, *arguments: str, runtime: str = gpu_nodes.RUNTIME) -> Iterator[GpuNode]:
+def running(count: int = 2, *arguments: str, runtime: str = gpu_nodes.RUNTIME, mig: bool = False) -> Iterator[GpuNode]:
     """A registered node for as long as the context lasts."""
     with contextlib.ExitStack() as stack:
         # Not pytest's folder: the path of a unix socket has at most 107 characters.
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-node-")))
         server = stack.enter_context(api_server.running())
         node = GpuNode(folder, server, count, arguments)
+        for gpu in node.driver.gpus:
+            gpu.mig_mode = int(mig)
+        node.driver.write()
+        slots = 7 if mig else 10
         body = gpu_nodes.unserved(gpus.gpu_node(NODE, gpus.A100, count))
         body["status"]["nodeInfo"]["containerRuntimeVersion"] = runtime
         server.call(lambda: server.app.store.create(kinds.NODES, "", body))
         node.do(node.kubelet.start())
         try:
             with plugin_process.running(node.plugin):
-                node.wait("slots are offered", lambda: node.allocatable() == 10 * count)
+                node.wait("slots are offered", lambda: node.allocatable() == slots * count)
                 yield node
         finally:
             node.do(node.kubelet.stop())

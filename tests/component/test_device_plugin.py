@@ -412,6 +412,33 @@ def test_without_cdi_containers_are_matched_and_verified(runtime: str) -> None:
         assert node.start(again).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "700m"
 
 
+def test_mig_instances_are_made_for_a_pod_and_taken_away_after_it() -> None:
+    """On a node that is set to mig: by the record's profile and place; the next pod may have the place."""
+    with gpu_node.running(1, "--isolation", "mig", "--forget-after", "1", mig=True) as node:
+        pods = [
+            node.create(f"mig-{start}", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", start, 1)})
+            for start in (0, 3)
+        ]
+
+        visible = [node.run(pod).environment["NVIDIA_VISIBLE_DEVICES"] for pod in pods]
+
+        assert visible == ["MIG-made-0-1", "MIG-made-0-2"]
+        node.delete(pods[0])
+        node.wait("the first is taken away", lambda: node.plugin.logged("MIG instance taken away"))
+        whole = node.create("mig-next", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "2g.20gb", 0, 2)})
+        assert node.run(whole).environment["NVIDIA_VISIBLE_DEVICES"] == "MIG-made-0-3"
+        crowded = node.create("mig-late", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 3, 1)})
+        node.admit(crowded)
+        refused(node, crowded, "ALLOC_ISOLATION")
+
+
+MIGS = "hami.io/vgpu-mig-allocations"
+
+
+def mig_record(gpu: str, profile: str, start: int, size: int) -> str:
+    return json.dumps([{"gpuUUID": gpu, "profile": profile, "placement": {"start": start, "size": size}}])
+
+
 def test_settings_of_the_node_are_read_again_when_they_change(tmp_path: pathlib.Path) -> None:
     config = tmp_path / "config.json"
     config.write_text("{}")

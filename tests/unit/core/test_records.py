@@ -163,16 +163,23 @@ def test_metadata_that_would_break_the_pod_is_not_sent() -> None:
 
 
 def test_mig_instances_of_a_container_in_the_order_of_its_gpus() -> None:
+    """Those that exist by their UUID, those to be made by profile and place."""
     text = (
-        '[{"containerIndex":1,"deviceIndex":1,"migUUID":"MIG-b"},{"containerIndex":1,"migUUID":"MIG-a"},'
-        '{"migUUID":"MIG-c"},{"containerIndex":1,"profile":"1g.10gb"}]'
+        '[{"containerIndex":1,"deviceIndex":1,"gpuUUID":"GPU-a","migUUID":"MIG-b"},'
+        '{"containerIndex":1,"gpuUUID":"GPU-a","profile":"3g.40gb","placement":{"start":4,"size":4}},{"migUUID":"MIG-c"}]'
     )
 
-    assert records.mig_instances(text, 1) == ("MIG-a", "MIG-b")
-    assert records.mig_instances(text, 0) == ("MIG-c",)
-    assert records.mig_instances("", 0) == ()
+    assert records.mig_shares(text, 1) == (
+        records.MigShare(A, "", "3g.40gb", 4, 4),
+        records.MigShare(A, "MIG-b", "", 0, 0),
+    )
+    assert [share.mig_uuid for share in records.mig_shares(text, 0)] == ["MIG-c"]
+    assert records.mig_shares("", 0) == ()
 
 
-@pytest.mark.parametrize("text", ["{", "7", "[1]", '[{"containerIndex":0,"migUUID":"m","deviceIndex":"x"}]'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "7", "[1]", '[{"migUUID":"m","deviceIndex":"x"}]', '[{"placement":{"start":"x"}}]', '[{"placement":7}]'],
+)
 def test_mig_instances_that_do_not_decode_are_none(text: str) -> None:
-    assert records.mig_instances(text, 0) == ()
+    assert records.mig_shares(text, 0) == ()

@@ -6,7 +6,7 @@ import pytest
 
 from device_plugin import edits, gpu_source, isolation
 from device_plugin.isolation import hami_core, mig, mps, none, table
-from gpu_sharing.core import identifiers
+from gpu_sharing.core import identifiers, records
 from gpu_sharing.core.reservations import Share
 
 A, B = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")
@@ -109,18 +109,58 @@ def test_time_slicing_adds_nothing() -> None:
     assert backend.visible(granted(Share(A, 1, 0), Share(B, 1, 0))) == ("GPU-a", "GPU-b")
 
 
-def test_mig_gives_the_instances_of_the_record() -> None:
-    backend = mig.Mig()
-    mine = granted(Share(A, 1, 0), mig_uuids=("MIG-1",), devices=(device(mig_enabled=True, migs=(INSTANCE,)),))
+def share(uuid: str = "", profile: str = "", start: int = 0, size: int = 1) -> records.MigShare:
+    return records.MigShare(A, uuid, profile, start, size)
 
-    assert backend.visible(mine) == ("MIG-1",)
-    assert backend.edits(mine, []) == edits.NOTHING
-    with pytest.raises(isolation.Refused, match="another container's"):
-        backend.edits(mine, [granted(Share(A, 1, 0), mig_uuids=("MIG-1",))])
-    with pytest.raises(isolation.Refused, match="does not exist"):
-        backend.edits(granted(Share(A, 1, 0), mig_uuids=("MIG-2",)), [])
-    with pytest.raises(isolation.Refused, match="has no instance"):
-        backend.edits(granted(Share(A, 1, 0)), [])
+
+def divided(*instances: gpu_source.MigInstance) -> gpu_source.Device:
+    return device(mig_enabled=True, migs=instances, most_migs=7)
+
+
+def test_mig_gives_the_instances_of_the_record() -> None:
+    """By UUID or by profile and place; never one that is another's, or that is not there."""
+    backend = mig.Mig()
+    gpus = (divided(INSTANCE),)
+    for one in (share("MIG-1"), share(profile="1g.10gb")):
+        mine = granted(Share(A, 1, 0), migs=(one,), devices=gpus)
+        assert backend.visible(mine) == ("MIG-1",)
+        assert backend.edits(mine, []) == edits.NOTHING
+        with pytest.raises(isolation.Refused, match="another container's"):
+            backend.edits(mine, [granted(Share(A, 1, 0), migs=(share("MIG-1"),), devices=gpus)])
+    with pytest.raises(isolation.Refused, match="MIG-2 does not exist"):
+        backend.edits(granted(Share(A, 1, 0), migs=(share("MIG-2"),), devices=gpus), [])
+    with pytest.raises(isolation.Refused, match="0 instances for 1 GPUs"):
+        backend.edits(granted(Share(A, 1, 0), devices=gpus), [])
+
+
+def test_mig_instances_are_made_only_where_they_are_ours_and_missing() -> None:
+    made: list[records.MigShare] = []
+
+    async def create(one: records.MigShare) -> None:
+        made.append(one)
+        if one.profile == "9g.9gb":
+            raise gpu_source.GpuFailed("no such profile")
+
+    async def story() -> None:
+        missing, there = share(profile="3g.40gb", start=4, size=4), share(profile="1g.10gb")
+        mine = granted(Share(A, 1, 0), Share(A, 1, 0), migs=(missing, there), devices=(divided(INSTANCE),))
+        await mig.Mig().prepare(mine)
+        assert made == []
+        await mig.Mig(create).prepare(mine)
+        assert made == [missing]
+        with pytest.raises(isolation.Refused, match=r"9g\.9gb at 0 of GPU-a: no such profile"):
+            await mig.Mig(create).prepare(
+                granted(Share(A, 1, 0), migs=(share(profile="9g.9gb"),), devices=(divided(),))
+            )
+
+    asyncio.run(story())
+
+
+def test_mig_instances_that_no_record_names_are_not_needed() -> None:
+    second = gpu_source.MigInstance("MIG-2", "1g.10gb", 10_000, start=1)
+
+    assert mig.unneeded(divided(INSTANCE, second), [share(profile="1g.10gb", start=1)]) == ("MIG-1",)
+    assert mig.unneeded(divided(INSTANCE, second), [share("MIG-1"), share("MIG-2")]) == ()
 
 
 # A stand-in that speaks the control daemon's command language and writes down what it was told.

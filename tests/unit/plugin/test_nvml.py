@@ -45,7 +45,7 @@ def run(driver: fake_driver.FakeDriver, text: str) -> list[Any]:
 def test_gpus_as_the_driver_describes_them(driver: fake_driver.FakeDriver) -> None:
     driver.gpus[1].memory_mib = 40_960
     driver.gpus[2].mig_mode = 1
-    driver.migs = [f"mig 2 MIG-{number} {10 << 30}" for number in range(2)]
+    driver.migs = [f"mig 2 MIG-{number} {10 << 30} {number + 1} {number} 1 19" for number in range(2)]
     driver.write()
 
     (found,) = run(
@@ -55,6 +55,29 @@ def test_gpus_as_the_driver_describes_them(driver: fake_driver.FakeDriver) -> No
     )
 
     assert found == [[0, 81_920, 0, False, []], [1, 40_960, 1, False, []], [2, 81_920, 2, True, [10_240, 10_240]]]
+
+
+def test_mig_instances_are_made_and_taken_away(driver: fake_driver.FakeDriver) -> None:
+    """By profile and place, each with a compute instance; what does not fit is an error."""
+    driver.gpus[1].mig_mode = 1
+    driver.write()
+    uuid = driver.gpus[1].uuid
+
+    made, errors, left = run(
+        driver,
+        "def migs(): return [[m.profile, m.start] for m in source.devices()[1].migs]\n"
+        f"for one in (('1g.10gb', 2, 1), ('3g.40gb', 4, 4)): source.create_mig('{uuid}', *one)\n"
+        "show(migs())\nfound = []\n"
+        "for one in (('1g.10gb', 2, 1), ('9g.9gb', 0, 1)):\n"
+        f"    try: source.create_mig('{uuid}', *one)\n"
+        "    except gpu_source.GpuFailed as error: found.append(str(error))\n"
+        "show(found)\n"
+        f"source.destroy_mig('{uuid}', source.devices()[1].migs[0].uuid)\nshow(migs())",
+    )
+
+    assert made == [["1g.10gb", 2], ["3g.40gb", 4]]
+    assert errors == ["Insufficient Resources", f"{uuid} has no MIG profile 9g.9gb"]
+    assert left == [["3g.40gb", 4]]
 
 
 def test_a_gpu_that_is_lost_does_not_take_its_neighbours_along(driver: fake_driver.FakeDriver) -> None:
@@ -168,6 +191,12 @@ class Hanging:
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         return {}
+
+    def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
+        raise gpu_source.GpuFailed("cannot be divided")
+
+    def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
+        raise gpu_source.GpuFailed("cannot be divided")
 
     def close(self) -> None:
         self.let_go.set()

@@ -6,6 +6,7 @@ then register with the kubelet. Stopping: SIGTERM ends the calls and tells the l
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 
@@ -36,7 +37,7 @@ from device_plugin import (
 )
 from device_plugin.isolation import hami_core, mig, mps, table
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener, watching
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
+from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
 AGENT = f"{records.AGENT_NAME}/0.1.0"
@@ -70,21 +71,21 @@ class Plugin:
         self._sharing = options.sharing
         self._started_at = time.monotonic()
         self._boot = node_facts.boot(options.boot_id_file)
-        self.metrics = metrics.Metrics()
+        self._metrics = metrics.Metrics()
         self._recorder = events.EventRecorder(
             client, _COMPONENT, options.node_name, _EVENTS_PER_SECOND, queue_length=_EVENTS_QUEUED
         )
         self._teller = telling.Teller(self._recorder, options.node_name)
         self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
         self._health = health_watch.HealthWatch(
-            self._driver, options.health_rules, self._boot, self.metrics, self._health_changed
+            self._driver, options.health_rules, self._boot, self._metrics, self._health_changed
         )
-        self.pods = pods.Pods(self._names, self._mark)
+        self._pods = pods.Pods(self._names, self._mark)
         self._pod_watch = watching.Reflector(
             client,
             f"/api/v1/pods?fieldSelector=spec.nodeName%3D{options.node_name}",
             pods.Pod,
-            self.pods,
+            self._pods,
             lambda pod: pod.metadata.resource_version,
         )
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations)
@@ -92,14 +93,14 @@ class Plugin:
         self._set_backends()
         self._store = cdi.Store(options.cdi_dir)
         self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
-        self.allocator = allocation.Allocator(
-            self._node, self.pods, options.kubelet_dir, self._store, self._resources, self._names,
+        self._allocator = allocation.Allocator(
+            self._node, self._pods, options.kubelet_dir, self._store, self._resources, self._names,
             lambda: self._pod_watch.synced and not self._pod_watch.trouble, options.forget_seconds,
         )  # fmt: skip
-        self._starts = started.Starts(options.proc_dir, self.pods, self.allocator.is_late, self._unmarked)
+        self._starts = started.Starts(options.proc_dir, self._pods, self._allocator.is_late, self._unmarked)
         self._listing = servicer.Listing()
-        service = servicer.Servicer(self.allocator, self._listing, self.metrics, self._confirmed, self._doubted)
-        self.link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
+        service = servicer.Servicer(self._allocator, self._listing, self._metrics, self._confirmed, self._doubted)
+        self._link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
         self._links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]] = {}
         self._runtime_class = False
         self._dirty = True
@@ -161,7 +162,7 @@ class Plugin:
         deadline = self._started_at + 2 * _PATIENCE_SECONDS
         while not self._pod_watch.synced and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        await self.link.run()
+        await self._link.run()
 
     async def _prepare(self) -> None:
         """Before each registration: what containers may need that start right after."""
@@ -171,7 +172,7 @@ class Plugin:
                 await self._node.backends[mode].start(devices)
             except isolation.Refused as refused:
                 raise RuntimeError(f"{error_codes.ALLOC_ISOLATION}: {refused}") from refused
-        rebuilt = self.allocator.rebuild()
+        rebuilt = self._allocator.rebuild()
         if rebuilt:
             log.info("device specifications are in place", containers=rebuilt)
         self._refresh_listing()
@@ -238,7 +239,7 @@ class Plugin:
         if self._node.inventory != before:
             self._publisher.change()
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
-            self.link.register_again()  # What the new kind of isolation needs is started before.
+            self._link.register_again()  # What the new kind of isolation needs is started before.
         self._refresh_listing()
 
     async def _create_mig(self, share: records.MigShare) -> None:
@@ -252,7 +253,7 @@ class Plugin:
         """Take away the MIG instances that no pod's record names, on a node whose instances are ours."""
         if self._sharing.isolation != table.MIG or not self._pod_watch.synced:
             return
-        shares = [share for pod in self.pods.by_uid.values() for share in pod.mig_shares()]
+        shares = [share for pod in self._pods.by_uid.values() for share in pod.mig_shares()]
         for device in self._health.devices:
             for uuid in mig.unneeded(device, shares):
                 try:
@@ -274,7 +275,7 @@ class Plugin:
         inventory_now = tuple(self._node.inventory.values())
         sick = [gpu.uuid for gpu in inventory_now if not gpu.healthy]
         # Whose GPU a token stands for matters only while one is sick, and is dear to find out.
-        held = self.allocator.held() if sick else dict.fromkeys(self.allocator.held_tokens())
+        held = self._allocator.held() if sick else dict.fromkeys(self._allocator.held_tokens())
         listed = tokens.listing(inventory_now, held, sick)
         self._listing.set(listed)
         self._dirty = False
@@ -284,7 +285,7 @@ class Plugin:
 
     async def _tend(self) -> None:
         """Keep the list of tokens right while containers come and go."""
-        path = self.allocator.checkpoint_file
+        path = self._allocator.checkpoint_file
         while True:
             await asyncio.sleep(_TEND_SECONDS)
             with contextlib.suppress(OSError):
@@ -299,7 +300,7 @@ class Plugin:
             await asyncio.sleep(self._options.forget_seconds / 2)
             await self._reclaim_migs()
             try:
-                deleted = self.allocator.collect()
+                deleted = self._allocator.collect()
             except owners.Doubt as doubt:
                 log.error("nothing is deleted", error_code=doubt.code, cause=str(doubt))
                 continue
@@ -310,12 +311,11 @@ class Plugin:
         """A GPU's health is another one: everybody learns it at once, in the same words."""
         gpu = self._node.inventory.get(device.uuid)
         if gpu is not None and gpu.healthy != after.available:
-            self._node.inventory = {
-                **self._node.inventory, device.uuid: _with_health(gpu, healthy=after.available),
-            }  # fmt: skip
+            changed = dataclasses.replace(gpu, healthy=after.available)
+            self._node.inventory = {**self._node.inventory, device.uuid: changed}
             self._refresh_listing()
         self._publisher.change()
-        holders = [pod for pod, _ in self.pods.holders(device.uuid)]
+        holders = [pod for pod, _ in self._pods.holders(device.uuid)]
         if not after.available and (before.available or after.cause != before.cause):
             self._teller.unhealthy(device, after, holders)
         elif after.available and not before.available:
@@ -328,14 +328,14 @@ class Plugin:
             self._set_phase(confirmed.pod, records.PHASE_SUCCESS)
 
     def _doubted(self, asked: frozenset[str], doubt: owners.Doubt) -> None:
-        pod = self.allocator.pod_of(asked)
+        pod = self._allocator.pod_of(asked)
         self._teller.refused(pod, doubt)
         if pod is not None and pod.annotations.get(records.ALLOCATED):
             self._set_phase(pod, records.PHASE_FAILED)
 
     def _unmarked(self, pod: pods.Pod, container: str) -> None:
         doubt = owners.Doubt(error_codes.ALLOC_CDI_IGNORED, f"container {container} of {pod.key} runs without its mark")
-        self.metrics.failed(doubt.code)
+        self._metrics.failed(doubt.code)
         self._teller.refused(pod, doubt)
 
     def _set_phase(self, pod: pods.Pod, phase: str) -> None:
@@ -369,7 +369,7 @@ class Plugin:
                 not self._delivery_trouble, self._delivery_trouble or self._node.way, required=has_gpus
             ),
             "kubelet": health_endpoint.Component(
-                self.link.registered, self.link.trouble or "registered", required=has_gpus
+                self._link.registered, self._link.trouble or "registered", required=has_gpus
             ),
             "pods": health_endpoint.Component(
                 watch.synced, watch.trouble or ("watching" if watch.synced else "not listed yet"),
@@ -389,26 +389,20 @@ class Plugin:
                 uuid: {"mode": gpu.mode, **health.to_facts(self._health.states.get(uuid, health.Health()))}
                 for uuid, gpu in self._node.inventory.items()
             },
-            "tokens": dict(sorted(self.allocator.held().items())),
+            "tokens": dict(sorted(self._allocator.held().items())),
         }
 
     def _exposition(self) -> bytes:
-        counters, node = self.metrics, self._options.node_name
+        counters, node = self._metrics, self._options.node_name
         counters.device_count.labels(node=node).set(len(self._node.inventory))
         for uuid, gpu in self._node.inventory.items():
             counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
         for word, wanted in (("healthy", True), ("unhealthy", False)):
             counters.tokens.labels(health=word).set(sum(one.healthy is wanted for one in self._listing.current))
-        counters.registered.set(self.link.registered)
-        counters.registrations.set(self.link.registrations)
+        counters.registered.set(self._link.registered)
+        counters.registrations.set(self._link.registrations)
         counters.events_dropped.set(self._recorder.dropped)
         return counters.exposition()
-
-
-def _with_health(gpu: gpus.Gpu, *, healthy: bool) -> gpus.Gpu:
-    return gpus.Gpu(
-        gpu.uuid, gpu.index, gpu.memory_mib, gpu.cores_percent, gpu.slots, gpu.type, gpu.numa, gpu.mode, healthy
-    )
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -25,7 +25,11 @@ log = structlog.get_logger("kubelet")
 
 
 class Listing:
-    """The list of tokens that the kubelet is told, and who waits for the next one."""
+    """The list of tokens that the kubelet is told, and who waits for the next one.
+
+    Attributes:
+        current: The list now.
+    """
 
     def __init__(self) -> None:
         self.current: tuple[tokens.Listed, ...] = ()

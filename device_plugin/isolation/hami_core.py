@@ -11,6 +11,7 @@ an SM limit per device index.
 import pathlib
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class HamiCore(none.TimeSlicing):
         try:
             for folder in (cache, pathlib.Path(_LOCK)):
                 folder.mkdir(parents=True, exist_ok=True)
-                folder.chmod(_OPEN_TO_ALL)
+                if stat.S_IMODE(folder.stat().st_mode) != _OPEN_TO_ALL:
+                    folder.chmod(_OPEN_TO_ALL)
         except OSError as cause:
             raise Refused(f"{cause.filename}: {cause.strerror or cause}") from cause
         environment = {

@@ -4,7 +4,7 @@ They and all containers live in a mount and PID namespace of their own, whose in
 it ends, and every mount goes with it. The folder's `kubelet` lies over `/var/lib/kubelet` there, because the kubelet's
 device plugin directory is a constant; from outside it is used directly.
 
-Source: kubelet and containerd 2 configuration references; runs on cgroup v1 and v2 with the cgroupfs driver.
+Source: kubelet and containerd 2 configuration references. Tried on cgroup v1 with the cgroupfs driver.
 """
 
 import contextlib

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ from lab.real import build, components, control_plane, images
 _PROGRAMS = {"runc": "runc", "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount"}
 _CNI = pathlib.Path("/usr/lib/cni")
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
+_CGROUP_SECONDS = 10.0
+"""How long killed processes may take to end."""
 _FORWARDING = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
 _INIT = """
 mount --make-rshared /
@@ -51,7 +54,8 @@ class Node:
         self._holder: subprocess.Popen[bytes] | None = None
         self._init = 0
         self._forwarding = _FORWARDING.read_text()
-        self._cgroup = f"lab-{os.getpid()}"
+        # Of its own: a kubelet ends what it finds under its root and does not know.
+        self._cgroup = f"lab-{os.getpid()}-{secrets.token_hex(3)}"
         self.kubelet_dir = self._folder / "kubelet"
         self.cdi_dir = self._folder / "cdi"
 
@@ -116,10 +120,17 @@ class Node:
             self._holder.kill()
             self._holder.wait()
         _FORWARDING.write_text(self._forwarding)  # The network plugin sets it.
+        deadline = time.monotonic() + _CGROUP_SECONDS
+        while self._remove_cgroups() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _remove_cgroups(self) -> bool:
+        """Returns whether some are left, because their processes are still ending."""
         for top in self._cgroup_folders():
             for path, _, _ in os.walk(top, topdown=False):
                 with contextlib.suppress(OSError):
                     pathlib.Path(path).rmdir()
+        return any(top.exists() for top in self._cgroup_folders())
 
     def _is_ready(self, since: float) -> bool:
         node: Any = self._plane.api("GET", f"/api/v1/nodes/{control_plane.NODE_NAME}")

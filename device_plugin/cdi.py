@@ -70,18 +70,18 @@ class Store:
         }
         content = json.dumps(spec, indent=1, sort_keys=True).encode()
         path = self._path(device, pod_uid)
+        # The runtime reads what ends in .json or .yaml, so the half-written file must not.
+        part = path.with_suffix(".part")
         try:
             with contextlib.suppress(FileNotFoundError):
                 if path.read_bytes() == content:
                     return False
             self._folder.mkdir(parents=True, exist_ok=True)
-            # The runtime reads what ends in .json or .yaml, so the half-written file must not.
-            part = path.with_suffix(".part")
             part.write_bytes(content)
             part.rename(path)
         except OSError as cause:
             with contextlib.suppress(OSError):
-                path.with_suffix(".part").unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
             raise NotWritten(f"{path}: {cause.strerror or cause}") from cause
         return True
 

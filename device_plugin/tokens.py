@@ -77,6 +77,5 @@ def listing(
             listed.append(Listed(token, withdrawn <= 0))
             withdrawn -= 1
     spare = max(2 * len(on_sick) - lost_slots, 0)
-    # A token held beyond the own ones takes the place of an own one: its request counts, so it must be allocatable too.
     listed += [Listed(f"spare-{number:04d}", healthy=True) for number in range(spare)]
     return tuple(sorted(listed, key=lambda one: one.token))

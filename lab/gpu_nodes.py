@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from device_plugin import app, gpu_source, settings
 from gpu_sharing.adapters import flags, kubernetes
-from gpu_sharing.core import gpus, health, identifiers
+from gpu_sharing.core import gpus, health, identifiers, records
 from lab import kubelet, store
 
 RUNTIME = "containerd://2.4.2"
@@ -74,7 +74,7 @@ def unserved(node: store.Object) -> store.Object:
     kept = {
         key: value
         for key, value in node["metadata"]["annotations"].items()
-        if key not in ("hami.io/node-nvidia-register", "hami.io/agent")
+        if key not in (records.INVENTORY, records.AGENT)
     }
     return {**node, "metadata": {**node["metadata"], "annotations": kept}, "status": status}
 

@@ -75,19 +75,14 @@ def _variable(name: str) -> str:
     return "HAMI_" + name.upper().replace("-", "_")
 
 
-def default_log_format() -> str:
-    """Colours for a person, JSON for a machine."""
-    return "console" if sys.stdout.isatty() else "json"
-
-
 def verbosity(text: str | None) -> int:
     """The value of `--v`, 2 by default."""
     return int(number("--v", text, 2, 0, logs.HIGHEST))
 
 
 def log_format(text: str | None) -> str:
-    """The value of `--log-format`."""
-    return one_of("--log-format", text, logs.FORMATS, default_log_format())
+    """The value of `--log-format`: by default colours for a person, JSON for a machine."""
+    return one_of("--log-format", text, logs.FORMATS, "console" if sys.stdout.isatty() else "json")
 
 
 def path(text: str | None) -> pathlib.Path | None:

@@ -274,8 +274,9 @@ class Plugin:
     def _refresh_listing(self) -> None:
         inventory_now = tuple(self._node.inventory.values())
         sick = [gpu.uuid for gpu in inventory_now if not gpu.healthy]
-        # Whose GPU a token stands for matters only while one is sick, and is dear to find out.
-        held = self._allocator.held() if sick else dict.fromkeys(self._allocator.held_tokens())
+        # Whose GPU a token stands for matters only while one is sick or hidden, and is dear to find out.
+        all_usable = not sick and len(inventory_now) == len(self._health.devices)
+        held = dict.fromkeys(self._allocator.held_tokens()) if all_usable else self._allocator.held()
         listed = tokens.listing(inventory_now, held, sick)
         self._listing.set(listed)
         self._dirty = False

@@ -7,6 +7,7 @@ Source: kubelet's device manager (allocatable is the number of healthy ids; an i
 against allocatable as its pod's request) and gRPC's receive limit there of 4 MiB.
 """
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,35 +48,34 @@ def listing(
 ) -> tuple[Listed, ...]:
     """What to tell the kubelet, so that allocatable minus requests is the number of free slots on healthy GPUs.
 
-    A token that a sick GPU's container holds is unhealthy, which shows in that pod's status, and still counts as a
-    request. So of S slots on sick GPUs of which k are held, S - 2k free ones are unhealthy too; where that is
-    negative, as many spare healthy ones are added.
+    Every held token counts as a request. One that a sick GPU's container holds is unhealthy, which shows in that
+    pod's status and takes it from allocatable, so that one more free token has to be healthy in its place.
 
     Args:
         inventory: The node's GPUs.
-        held: Tokens that containers hold, and the GPU by their record; None where there is no record.
+        held: Tokens that containers hold, and the GPU by their record, which the node may no longer offer; None where
+            there is no record.
         sick: The GPUs that must not be used.
 
     Returns:
-        Every token, those that are still held from a time with more slots among them.
+        The tokens, those that are still held from a time with more slots among them.
 
     Raises:
         SettingsError: More than a kubelet takes.
     """
     sick = frozenset(sick)
-    total = sum(gpu.slots for gpu in inventory)
-    own = names(total)
-    lost_slots = sum(gpu.slots for gpu in inventory if gpu.uuid in sick)
+    usable = {gpu.uuid for gpu in inventory} - sick
+    own = names(sum(gpu.slots for gpu in inventory))
+    usable_slots = sum(gpu.slots for gpu in inventory if gpu.uuid in usable)
     on_sick = {token for token, uuid in held.items() if uuid in sick}
-    withdrawn = lost_slots - 2 * len(on_sick)
-    listed = [Listed(token, token not in on_sick) for token in sorted(held.keys() - set(own))]
-    for token in reversed(own):
-        # From the end, because the kubelet takes ids in any order and people read them from the start.
-        if token in held:
-            listed.append(Listed(token, token not in on_sick))
-        else:
-            listed.append(Listed(token, withdrawn <= 0))
-            withdrawn -= 1
-    spare = max(2 * len(on_sick) - lost_slots, 0)
-    listed += [Listed(f"spare-{number:04d}", healthy=True) for number in range(spare)]
+    on_usable = sum(uuid is None or uuid in usable for uuid in held.values())
+    healthy = max(usable_slots - on_usable, 0) + len(on_sick)
+    free = [token for token in own if token not in held]
+    # From the start, because the kubelet takes ids in any order and people read them from there.
+    listed = [Listed(token, healthy=True) for token in free[:healthy]]
+    listed += [Listed(token, healthy=False) for token in free[healthy : healthy + len(own) - usable_slots]]
+    spare = (f"spare-{number:04d}" for number in itertools.count())
+    unheld = (token for token in spare if token not in held)
+    listed += [Listed(token, healthy=True) for token in itertools.islice(unheld, max(healthy - len(free), 0))]
+    listed += [Listed(token, token not in on_sick) for token in held]
     return tuple(sorted(listed, key=lambda one: one.token))

@@ -47,19 +47,21 @@ def test_more_ids_than_a_kubelet_takes_are_refused_with_the_setting_to_change(sl
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.data())
 def test_allocatable_minus_requests_is_what_is_free_on_healthy_gpus(slots: list[int], data: st.DataObject) -> None:
-    """Whichever GPUs are sick and whoever holds what: kube-scheduler counts right."""
-    inventory = [gpu(f"g{index}", count) for index, count in enumerate(slots)]
-    sick = {one.uuid for one in inventory if data.draw(st.booleans())}
-    names = data.draw(st.permutations(tokens.names(sum(slots))))
+    """Whichever GPUs are sick or no longer offered, and whoever holds what: kube-scheduler counts right."""
+    gpus_before = [gpu(f"g{index}", count) for index, count in enumerate(slots)]
+    state = {one.uuid: data.draw(st.sampled_from(["fine", "sick", "hidden"])) for one in gpus_before}
+    spares = [f"spare-000{number}" for number in range(3)]
+    names = data.draw(st.permutations([*tokens.names(sum(slots)), *spares]))
     held: dict[str, identifiers.GpuUuid | None] = {}
     free = 0
-    for one in inventory:
+    for one in gpus_before:
         used = data.draw(st.integers(0, one.slots))
-        free += one.slots - used if one.uuid not in sick else 0
+        free += one.slots - used if state[one.uuid] == "fine" else 0
         for _ in range(used):
             held[names[len(held)]] = one.uuid
+    sick = [uuid for uuid, word in state.items() if word == "sick"]
 
-    listed = tokens.listing(inventory, held, sick)
+    listed = tokens.listing([one for one in gpus_before if state[one.uuid] != "hidden"], held, sick)
 
     assert len(healthy(listed)) - len(held) == free
     assert len({one.token for one in listed}) == len(listed)

@@ -244,7 +244,7 @@ class ReadApi:
 
     def _verdict(self, pod: facts.Waiting, request: requests.PodRequest, name: identifiers.NodeName) -> dict[str, Any]:
         state = self._mirror.ledger.view_for(name, pod.uid, pod.priority, nominations=False)
-        answer = placement.fit(request, state, request.gpu_policy or self._options.gpu_policy)
+        answer = placement.fit(request, state, request.gpu_policy_or(self._options.gpu_policy))
         if isinstance(answer, placement.Placement):
             return _verdict(name, "", "its GPUs fit", curable=False)
         return _verdict(name, answer.code, str(answer), curable=answer.explanation.curable)

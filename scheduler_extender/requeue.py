@@ -114,7 +114,7 @@ class Refusals:
     ) -> ledger.Claim | None:
         """A place for the pod on one of the nodes where something became free."""
         books = self._mirror.ledger
-        policy = request.gpu_policy or self._options.gpu_policy
+        policy = request.gpu_policy_or(self._options.gpu_policy)
         names = sorted(freed)
         if len(names) > _FEW_NODES:
             arrays = books.settle()

@@ -142,14 +142,14 @@ class Teller:
         """Why one node does not take the pod; a node that would was not offered."""
         assert isinstance(pod.request, requests.PodRequest)
         state = self._mirror.ledger.view_for(name, pod.uid, pod.priority, nominations=name in offered)
-        answer = placement.fit(pod.request, state, pod.request.gpu_policy or self._options.gpu_policy)
+        answer = placement.fit(pod.request, state, pod.request.gpu_policy_or(self._options.gpu_policy))
         return answer if isinstance(answer, rejections.Rejection) else rejections.Rejection(Reason.NOT_OFFERED)
 
     def _groups(
         self, pod: facts.Waiting, request: requests.PodRequest, offered: frozenset[identifiers.NodeName]
     ) -> list[narration.Group]:
         arrays = self._mirror.ledger.settle()
-        fitting = fit.fit_all(arrays, request, request.gpu_policy or self._options.gpu_policy)
+        fitting = fit.fit_all(arrays, request, request.gpu_policy_or(self._options.gpu_policy))
         live = np.array([bool(name) for name in arrays.names])
         # The GPU that would have to be taken last tells how near a node came.
         depth = min(max(request.gpus, 1), arrays.exists.shape[0])
@@ -165,7 +165,7 @@ class Teller:
         """The code of the reason that most nodes give."""
         assert isinstance(pod.request, requests.PodRequest)
         arrays = self._mirror.ledger.settle()
-        reasons = fit.fit_all(arrays, pod.request, pod.request.gpu_policy or self._options.gpu_policy).reasons
+        reasons = fit.fit_all(arrays, pod.request, pod.request.gpu_policy_or(self._options.gpu_policy)).reasons
         live = reasons[np.array([bool(name) for name in arrays.names], np.bool_)]
         if not len(live):
             return error_codes.NODE_NOT_REGISTERED

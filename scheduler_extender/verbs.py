@@ -142,7 +142,7 @@ class Verbs:
 
     def place(self, request: requests.PodRequest, node: placement.NodeState) -> memo.Answer:
         """The GPUs that the pod gets on a node, by the policy that applies to it, or why there are none."""
-        return self._placements.fit(request, node, request.gpu_policy or self._options.gpu_policy)
+        return self._placements.fit(request, node, request.gpu_policy_or(self._options.gpu_policy))
 
     def new_decision_id(self, uid: identifiers.PodUid) -> identifiers.DecisionId:
         """One id for all that is decided about a pod, from its first filter to its bind."""
@@ -177,7 +177,7 @@ class Verbs:
         books.expire(self._clock())
         books.drop_nomination(uid)
         arrays = books.settle()
-        answer = self._shapes.fit(request, request.gpu_policy or self._options.gpu_policy)
+        answer = self._shapes.fit(request, request.gpu_policy_or(self._options.gpu_policy))
         decision.fitting = answer.fitting
         known = answer.refused
         refused = {name: known[name] for name in names if name in known} if known else {}
@@ -206,7 +206,7 @@ class Verbs:
         arrays = self._books.settle()
         fitting = decision.fitting
         if fitting is None or len(fitting.fits) != arrays.columns:
-            fitting = self._shapes.fit(request, request.gpu_policy or self._options.gpu_policy).fitting
+            fitting = self._shapes.fit(request, request.gpu_policy_or(self._options.gpu_policy)).fitting
         candidates = np.flatnonzero(fitting.fits)
         if len(candidates) != len(names):
             columns = arrays.columns_of(map(identifiers.NodeName, names))

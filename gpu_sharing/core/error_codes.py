@@ -48,13 +48,18 @@ PERCENT_OUT_OF_RANGE = _register(
 )
 CONTRADICTORY_REQUEST = _register(
     "SCHED_CONTRADICTORY_REQUEST",
-    "A container asks for a share of a GPU and for zero GPUs.",
-    "Remove nvidia.com/gpu: 0, or the memory and cores beside it.",
+    "A pod asks for two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",
+    "Remove one of the two: nvidia.com/gpu: 0 or the memory and cores beside it, use-… or nouse-….",
 )
 UNKNOWN_POLICY = _register(
     "SCHED_UNKNOWN_POLICY",
     "A scheduling annotation of the pod names something that this version does not do.",
     "Use binpack or spread, or remove the annotation.",
+)
+BAD_SCORING_WEIGHTS = _register(
+    "SCHED_BAD_SCORING_WEIGHTS",
+    "hami.io/device-scoring-weights does not say how much slots, cores and memory count.",
+    "Write all three as whole numbers, not all of them 0: slot=1,core=1,memory=3.",
 )
 
 # A node cannot take the pod.
@@ -137,6 +142,11 @@ INSUFFICIENT_GPU_CORES = _register(
     "SCHED_INSUFFICIENT_GPU_CORES",
     "No GPU of the node has that share of its cores left.",
     "Ask for less nvidia.com/gpucores, or wait for a pod to end.",
+)
+NUMA_MISMATCH = _register(
+    "SCHED_NUMA_MISMATCH",
+    "The node has enough fitting GPUs, but not on one NUMA node, as nvidia.com/numa-bind wants.",
+    "Ask for fewer GPUs, wait, or remove nvidia.com/numa-bind.",
 )
 NOT_OFFERED = _register(
     "SCHED_NOT_OFFERED",

@@ -4,6 +4,7 @@
 this one is also what turns a refusal into numbers, and what bind asks about its one node.
 """
 
+import collections
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -74,13 +75,17 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
         beside = _running_beside(request.kinds, position)
         states = _with_shares(node.states, request, chosen, beside)
         rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state)]
-        if len(rows) < ask.gpus:
-            return _why_not(ask, request.selectors, states)
         at_home = {row for rows_of_one in chosen for row in rows_of_one}
         is_init = request.kinds[position] is reservations.Kind.INIT
         rows.sort(
-            key=lambda row: (not (is_init and row in at_home), -policy.sign * policies.fullness(states[row]), row)
-        )
+            key=lambda row: (
+                not (is_init and row in at_home), -policy.sign * policies.fullness(states[row], policy.weights), row
+            )
+        )  # fmt: skip
+        if request.numa_bind:
+            rows = _on_one_numa_node(rows, states, ask.gpus)
+        if len(rows) < ask.gpus:
+            return _why_not(ask, request.selectors, states)
         chosen[position] = tuple(rows[: ask.gpus])
     if node.slots_used + request.slots > node.slots_total:
         free = max(node.slots_total - node.slots_used, 0)
@@ -184,6 +189,15 @@ def _has_room(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
     return _has_slot(state) and _is_open(ask, state) and _has_memory(ask, state) and _has_cores(ask, state)
 
 
+def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], count: int) -> list[int]:
+    """Of GPUs, best first, those of one NUMA node: the one of the first GPU that has enough beside it there."""
+    for row in rows:
+        together = [other for other in rows if states[other].gpu.numa == states[row].gpu.numa]
+        if len(together) >= count:
+            return together
+    return []
+
+
 def _why_not(
     ask: requests.GpuRequest, selectors: requests.Selectors, states: Sequence[gpus.GpuState]
 ) -> rejections.Rejection:
@@ -201,13 +215,14 @@ def _why_not(
         (Reason.SLOTS, _has_slot),
         (Reason.EXCLUSIVE, lambda state: _is_open(ask, state)),
         (Reason.MEMORY, lambda state: _has_memory(ask, state)),
+        (Reason.CORES, lambda state: _has_cores(ask, state)),
     )  # fmt: skip
     for reason, passes in stages:
         passing = [state for state in left if passes(state)]
         if len(passing) < ask.gpus:
             return _with_numbers(reason, ask, selectors, left)
         left = passing
-    return _with_numbers(Reason.CORES, ask, selectors, left)
+    return _with_numbers(Reason.NUMA, ask, selectors, left)
 
 
 def _with_numbers(
@@ -238,6 +253,9 @@ def _with_numbers(
         case Reason.CORES:
             free = kth_most(state.gpu.cores_percent - state.used.cores_percent for state in left)
             return rejections.Rejection(reason, f"{max(ask.cores_percent, 1)}%", f"{free}%")
+        case Reason.NUMA:
+            most = max(collections.Counter(state.gpu.numa for state in left).values())
+            return rejections.Rejection(reason, str(ask.gpus), str(most))
         case _:
             return rejections.Rejection(reason)
 

@@ -31,7 +31,8 @@ class Reason(enum.IntEnum):
     EXCLUSIVE = 14
     MEMORY = 15
     CORES = 16
-    NOT_OFFERED = 17
+    NUMA = 17
+    NOT_OFFERED = 18
     """The GPUs fit, but kube-scheduler did not offer the node."""
 
 
@@ -63,6 +64,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.EXCLUSIVE: Explanation(error_codes.GPU_NOT_EXCLUSIVE, "no GPU free for exclusive use", curable=True),
     Reason.MEMORY: Explanation(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
     Reason.CORES: Explanation(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
+    Reason.NUMA: Explanation(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),
     Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
 }
 

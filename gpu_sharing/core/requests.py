@@ -6,6 +6,7 @@ with the sentence that says what to write.
 Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/config.go`, for names and defaults.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -130,6 +131,10 @@ class PodRequest:
     node_policy: policies.Policy | None = None
     """The pod's own choice; None leaves it to the setting."""
     gpu_policy: policies.Policy | None = None
+    weights: policies.Weights | None = None
+    """What counts for the policy among a node's GPUs; None for everything alike."""
+    numa_bind: bool = False
+    """Whether all GPUs of a container have to be on one NUMA node."""
     warnings: tuple[str, ...] = ()
     """What was understood otherwise than it may have been meant."""
 
@@ -137,6 +142,11 @@ class PodRequest:
     def wants_gpu(self) -> bool:
         """Whether any container asks for a GPU."""
         return any(self.containers)
+
+    def gpu_policy_or(self, default: policies.Policy) -> policies.Policy:
+        """Which of a node's GPUs to prefer: the pod's own choice, or the default, with the pod's weights."""
+        policy = self.gpu_policy or default
+        return policy if self.weights is None else dataclasses.replace(policy, weights=self.weights)
 
     @property
     def slots(self) -> int:
@@ -190,10 +200,14 @@ def read(
         selectors = _selectors(annotations)
         node_policy = _policy(annotations, NODE_POLICY)
         gpu_policy = _policy(annotations, GPU_POLICY)
+        text = annotations.get(SCORING_WEIGHTS, "").strip()
+        weights = policies.weights(text, SCORING_WEIGHTS) if text else None
+        numa_bind = _numa_bind(annotations)
         _refuse_unsupported(annotations)
     except errors.BadQuantity as refused:
         return InvalidRequest(refused.code, refused.sentence)
-    return PodRequest(kinds_of(init_containers, containers), asks, selectors, node_policy, gpu_policy, tuple(warnings))
+    kinds = kinds_of(init_containers, containers)
+    return PodRequest(kinds, asks, selectors, node_policy, gpu_policy, weights, numa_bind, tuple(warnings))
 
 
 def kinds_of(
@@ -246,13 +260,33 @@ def _selectors(annotations: Mapping[str, str]) -> Selectors:
             error_codes.UNKNOWN_POLICY,
             f"{MODE}: {mode[:40]!r} is not a mode that this version shares GPUs in; write hami-core or mps",
         )
-    return Selectors(
+    wishes = Selectors(
         use_types=tuple(item.lower() for item in _list(annotations, USE_TYPE)),
         nouse_types=tuple(item.lower() for item in _list(annotations, NOUSE_TYPE)),
         use_uuids=_list(annotations, USE_UUID),
         nouse_uuids=_list(annotations, NOUSE_UUID),
         mode=mode,
     )
+    _refuse_contradiction(USE_TYPE, wishes.use_types, NOUSE_TYPE, wishes.nouse_types)
+    _refuse_contradiction(USE_UUID, wishes.use_uuids, NOUSE_UUID, wishes.nouse_uuids)
+    return wishes
+
+
+def _refuse_contradiction(use: str, wanted: Sequence[str], nouse: str, unwanted: Sequence[str]) -> None:
+    both = [item for item in wanted if item in unwanted]
+    if both:
+        raise errors.BadQuantity(
+            error_codes.CONTRADICTORY_REQUEST, f"{use} and {nouse} both name {both[0][:60]!r}; remove it from one"
+        )
+
+
+def _numa_bind(annotations: Mapping[str, str]) -> bool:
+    text = annotations.get(NUMA_BIND, "").strip().lower()
+    if text not in ("", "true", "false"):
+        raise errors.BadQuantity(
+            error_codes.UNKNOWN_POLICY, f"{NUMA_BIND}: {text[:40]!r} is neither true nor false; write one of them"
+        )
+    return text == "true"
 
 
 def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
@@ -271,10 +305,7 @@ def _policy(annotations: Mapping[str, str], key: str) -> policies.Policy | None:
 
 def _refuse_unsupported(annotations: Mapping[str, str]) -> None:
     """What this version cannot honour it refuses, instead of placing the pod as if it had not been asked."""
-    asked = [key for key in (SCORING_WEIGHTS, NUMA_ALIGNMENT) if annotations.get(key, "").strip()]
-    if annotations.get(NUMA_BIND, "").strip().lower() == "true":
-        asked.append(NUMA_BIND)
-    if asked:
+    if annotations.get(NUMA_ALIGNMENT, "").strip():
         raise errors.BadQuantity(
-            error_codes.UNKNOWN_POLICY, f"{asked[0]}: this version does not do that yet; remove the annotation"
+            error_codes.UNKNOWN_POLICY, f"{NUMA_ALIGNMENT}: this version does not do that yet; remove the annotation"
         )

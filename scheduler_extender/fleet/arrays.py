@@ -61,6 +61,7 @@ class Arrays:
         """Exists, is healthy, not cordoned, usage known, and not in MIG mode, on a node that may be chosen."""
         self.type_id: Codes = grown("type_id", np.int16, whole)
         self.mode_id: Codes = grown("mode_id", np.int16, whole)
+        self.numa: Ints = grown("numa", np.int64, whole)
         self.memory_total: Ints = grown("memory_total", np.int64, whole)
         self.cores_total: Ints = grown("cores_total", np.int64, whole)
         self.slots_total: Ints = grown("slots_total", np.int64, whole)
@@ -75,7 +76,7 @@ class Arrays:
         self.empty: Bools = grown("empty", np.bool_, whole)
         """Usable, with a free slot, and nobody is on it."""
         self.fullness: Floats = grown("fullness", np.float64, whole)
-        """`policies.fullness` of each GPU."""
+        """`policies.fullness` of each GPU, everything counted alike."""
         self.standing: Codes = grown("standing", np.int8, line)
         """`[columns]`: a `Reason` why the node is out of question whatever is free, or NONE."""
         self.free_tokens: Ints = grown("free_tokens", np.int64, line)
@@ -175,13 +176,13 @@ class Arrays:
         for row, uuid in enumerate(self._uuids[column]):
             self._places.setdefault(uuid, set()).add((row, column))
         fields: tuple[npt.NDArray[Any], ...] = (
-            self.exists, self.type_id, self.mode_id, self.memory_total, self.cores_total, self.slots_total,
+            self.exists, self.type_id, self.mode_id, self.numa, self.memory_total, self.cores_total, self.slots_total,
         )  # fmt: skip
         for row, state in enumerate(node.states):
             gpu = state.gpu
             type_id = self.type_ids.setdefault(gpu.type, len(self.type_ids))
             mode_id = self.mode_ids.setdefault(gpu.mode, len(self.mode_ids))
-            values = (True, type_id, mode_id, gpu.memory_mib, gpu.cores_percent, gpu.slots)
+            values = (True, type_id, mode_id, gpu.numa, gpu.memory_mib, gpu.cores_percent, gpu.slots)
             for field, value in zip(fields, values, strict=True):
                 field[row, column] = value
         for row in range(len(node.states), self.exists.shape[0]):

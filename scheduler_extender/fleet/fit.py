@@ -33,7 +33,8 @@ class _Used:
     shareable: Bools
     empty: Bools
     fullness: Floats
-    slot_free: Bools
+    """With slots, cores and memory counted alike."""
+    slots_used: Ints
 
 
 def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Policy) -> Fitting:
@@ -58,6 +59,8 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
         assert ask is not None
         used = _used_beside(arrays, request, chosen, placement.running_beside(request, position))
         room = _room(arrays, ask, used, accepted)
+        if request.numa_bind:
+            room = _with_enough_beside(arrays, room, ask.gpus)
         enough = _count(room) >= ask.gpus
         failing = fits & ~enough
         if failing.any():
@@ -65,7 +68,7 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
         fits &= enough
         is_init = request.kinds[position] is reservations.Kind.INIT
         at_home = np.logical_or.reduce(list(chosen.values())) if is_init and chosen else None
-        chosen[position] = _best(room, policy.sign * used.fullness, ask.gpus, at_home)
+        chosen[position] = _chosen(arrays, request, room, _liking(arrays, used, policy), ask.gpus, at_home)
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -101,6 +104,8 @@ def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
     count = arrays.columns
     used = _now(arrays)
     room = _room(arrays, ask, used, accepted)
+    if request.numa_bind:
+        room = _with_enough_beside(arrays, room, ask.gpus)
     fits: Bools = np.logical_or.reduce(room, axis=0) if ask.gpus == 1 else _count(room) >= ask.gpus
     reasons = np.zeros(count, np.int8)
     if not fits.all():
@@ -111,7 +116,7 @@ def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
     if request.kinds[position] is reservations.Kind.INIT:
         memory = 0
     elif not ask.memory_mib:
-        picked = _best(room, policy.sign * used.fullness, ask.gpus, None)
+        picked = _chosen(arrays, request, room, _liking(arrays, used, policy), ask.gpus, None)
         memory = (picked * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
 
@@ -146,7 +151,7 @@ def _now(arrays: Arrays) -> _Used:
     return _Used(
         arrays.memory_free[:, :count], arrays.cores_free[:, :count], arrays.shareable[:, :count],
         arrays.empty[:, :count], arrays.fullness[:, :count],
-        arrays.slots_used[:, :count] < arrays.slots_total[:, :count],
+        arrays.slots_used[:, :count],
     )  # fmt: skip
 
 
@@ -171,11 +176,10 @@ def _used_beside(
         if ask.exclusive:
             exclusive += picked
     total = arrays.memory_total[:, :count], arrays.cores_total[:, :count], arrays.slots_total[:, :count]
-    slot_free = slots < total[2]
-    open_slot = arrays.usable[:, :count] & slot_free
+    open_slot = arrays.usable[:, :count] & (slots < total[2])
     fullness = memory / np.maximum(total[0], 1) + cores / np.maximum(total[1], 1) + slots / np.maximum(total[2], 1)
     return _Used(
-        total[0] - memory, total[1] - cores, open_slot & (exclusive == 0), open_slot & (slots == 0), fullness, slot_free
+        total[0] - memory, total[1] - cores, open_slot & (exclusive == 0), open_slot & (slots == 0), fullness, slots
     )
 
 
@@ -190,6 +194,41 @@ def _room(arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools
     if accepted is not None:
         room &= accepted
     return room
+
+
+def _with_enough_beside(arrays: Arrays, room: Bools, gpus: int) -> Bools:
+    """Of the GPUs with room, those that have as many as asked for on their NUMA node, themselves included."""
+    numa = arrays.numa[:, : arrays.columns]
+    found = np.zeros_like(room)
+    for one in np.unique(numa):
+        there = room & (numa == one)
+        found |= there & (_count(there) >= gpus)
+    return found
+
+
+def _liking(arrays: Arrays, used: _Used, policy: policies.Policy) -> Floats:
+    """`[rows, columns]`: how much the policy likes each GPU."""
+    weights, count = policy.weights, arrays.columns
+    if weights == policies.Weights():
+        return policy.sign * used.fullness
+    memory, cores = arrays.memory_total[:, :count], arrays.cores_total[:, :count]
+    fullness: Floats = (
+        weights.memory * ((memory - used.memory_free) / np.maximum(memory, 1))
+        + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
+        + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
+    )
+    return policy.sign * fullness
+
+
+def _chosen(
+    arrays: Arrays, request: requests.PodRequest, room: Bools, liking: Floats, gpus: int, at_home: Bools | None
+) -> Bools:
+    """The GPUs that a container gets in each column."""
+    if request.numa_bind:
+        numa = arrays.numa[:, : arrays.columns]
+        first = _best(room, liking, 1, at_home)
+        room = room & (numa == (numa * first).sum(0))
+    return _best(room, liking, gpus, at_home)
 
 
 def _count(mask: Bools) -> Ints:
@@ -214,7 +253,7 @@ def _best(room: Bools, liking: Floats, gpus: int, at_home: Bools | None) -> Bool
 
 
 def _reasons(arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selectors, used: _Used) -> Codes:
-    """`[columns]`: the first stage that leaves fewer GPUs than asked for."""
+    """`[columns]`: the first stage that leaves fewer GPUs than asked for; meaningless where the container fits."""
     count = arrays.columns
     left = arrays.exists[:, :count].copy()
     found = np.where(_count(left) < ask.gpus, np.int8(Reason.TOO_FEW_GPUS), np.int8(0))
@@ -229,7 +268,7 @@ def _reasons(arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selec
         (Reason.UNHEALTHY, arrays.healthy[:, :count]),
         (Reason.CORDONED, ~arrays.cordoned[:, :count]),
         (Reason.UNKNOWN_USAGE, ~arrays.unknown[:, :count]),
-        (Reason.SLOTS, used.slot_free),
+        (Reason.SLOTS, used.slots_used < arrays.slots_total[:, :count]),
         (Reason.EXCLUSIVE, used.empty if ask.exclusive else used.shareable),
         (Reason.MEMORY, used.memory_free >= _memory(arrays, ask)),
         (Reason.CORES, used.cores_free >= max(ask.cores_percent, 1)),
@@ -237,4 +276,5 @@ def _reasons(arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selec
     for reason, passes in stages:
         left &= passes
         found[(found == 0) & (_count(left) < ask.gpus)] = reason
+    found[found == 0] = Reason.NUMA  # Enough GPUs have room; only where they are can still be in the way.
     return found

@@ -36,12 +36,14 @@ class Shapes:
     def __init__(self, books: ledger.Ledger, placements: memo.Memo) -> None:
         self._books = books
         self._placements = placements
-        self._answers: collections.OrderedDict[tuple[requests.PodRequest, str], Answer] = collections.OrderedDict()
+        self._answers: collections.OrderedDict[tuple[requests.PodRequest, policies.Policy], Answer] = (
+            collections.OrderedDict()
+        )
 
     def fit(self, request: requests.PodRequest, policy: policies.Policy) -> Answer:
         """Where the shape fits now."""
         arrays = self._books.settle()
-        key = (request, policy.name)
+        key = (request, policy)
         answer = self._answers.get(key)
         changed = self._books.changed_since(answer.seen) if answer and answer.columns == arrays.columns else None
         if answer is None or changed is None or len(changed) > _FEW_COLUMNS:

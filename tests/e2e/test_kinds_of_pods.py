@@ -34,6 +34,13 @@ def test_every_kind_of_hami_pod_lands_with_its_record_and_event(site: sites.Site
             "by-uuid", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"},
             annotations={"nvidia.com/use-gpuuuid": wanted},
         ),
+        "numa": site.pod_body(
+            "numa", {"nvidia.com/gpu": "2", "nvidia.com/gpumem": "700"},
+            annotations={
+                "nvidia.com/use-gputype": "T4", "nvidia.com/numa-bind": "true",
+                "hami.io/device-scoring-weights": "slot=1,core=1,memory=3",
+            },
+        ),
         "two": site.pod_body("two", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3000"}, {"cpu": "1"}),
         "init": site.pod_body("init", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "2000"}, initContainers=[init]),
         "count": site.pod_body("count", {"nvidia.com/gpu": "1"}, annotations={"nvidia.com/use-gputype": "A100"}),
@@ -55,6 +62,7 @@ def test_every_kind_of_hami_pod_lands_with_its_record_and_event(site: sites.Site
         "cores": [[(3000, 30)]],
         "by-type": [[(1000, 0)]],
         "by-uuid": [[(1000, 0)]],
+        "numa": [[(700, 0), (700, 0)]],
         "two": [[(3000, 0)], []],
         "init": [[(500, 0)], [(2000, 0)]],
         "count": [[(16_000, 100)]],

@@ -53,6 +53,7 @@ def gpu_states(draw: st.DrawFn, node: str, index: int) -> gpus.GpuState:
         type=draw(st.sampled_from(TYPES)),
         mode=draw(st.sampled_from(["", "", "hami-core", "mig"])),
         healthy=draw(st.sampled_from([True, True, True, False])),
+        numa=draw(st.sampled_from([-1, 0, 0, 1])),
     )
     rare = st.sampled_from([False] * 5 + [True])
     return gpus.GpuState(one, draw(bookings), draw(rare), draw(rare))
@@ -99,7 +100,13 @@ def pod_requests(draw: st.DrawFn) -> requests.PodRequest:
     asks = [draw(st.one_of(st.none(), gpu_requests())) for _ in kinds]
     if not any(asks):
         asks[-1] = draw(gpu_requests())
-    return requests.PodRequest(kinds, tuple(asks), draw(st.one_of(st.just(requests.Selectors()), selectors)))
+    return requests.PodRequest(
+        kinds,
+        tuple(asks),
+        draw(st.one_of(st.just(requests.Selectors()), selectors)),
+        numa_bind=draw(st.sampled_from([False, False, True])),
+    )
 
 
-any_policy = st.sampled_from([policies.BINPACK, policies.SPREAD])
+weights = st.sampled_from([policies.Weights(), policies.Weights(1, 0, 3), policies.Weights(0, 5, 0)])
+any_policy = st.builds(policies.Policy, st.just("any"), st.sampled_from([1, -1]), weights)

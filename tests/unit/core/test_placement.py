@@ -1,5 +1,7 @@
 """Where a pod fits on one node, and why it does not."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 
@@ -133,3 +135,42 @@ def test_what_fits_never_oversubscribes_a_gpu(
                 assert not one.usage_unknown
         for ask_, shares in zip(request.containers, placed.shares, strict=True):
             assert len({share.uuid for share in shares}) == len(shares) == (ask_.gpus if ask_ else 0)
+
+
+def numa_node(*states: gpus.GpuState) -> placement.NodeState:
+    """Two GPUs of 16,000 MiB on each of two NUMA nodes."""
+    return node(
+        *(dataclasses.replace(one, gpu=dataclasses.replace(one.gpu, numa=one.gpu.index // 2)) for one in states)
+    )
+
+
+@pytest.mark.parametrize(
+    ("used_mib", "indices"),
+    [
+        ((0, 8000, 0, 0), ["GPU-n-1", "GPU-n-0"]),
+        ((0, 0, 4000, 0), ["GPU-n-2", "GPU-n-3"]),
+        ((0, 15_000, 0, 2000), ["GPU-n-3", "GPU-n-2"]),
+    ],
+    ids=["the fullest GPU decides which NUMA node", "the other way", "but it needs enough beside it"],
+)
+def test_numa_bind_takes_all_gpus_of_a_container_from_one_numa_node(
+    used_mib: tuple[int, ...], indices: list[str]
+) -> None:
+    request = dataclasses.replace(ask(2000, count=2), numa_bind=True)
+    where = numa_node(*(state(index, Booking(1 if mib else 0, mib)) for index, mib in enumerate(used_mib)))
+
+    placed = fit(request, where)
+
+    assert isinstance(placed, placement.Placement)
+    assert [share.uuid for share in placed.shares[0]] == indices
+
+
+def test_numa_bind_is_refused_where_the_gpus_lie_apart_though_each_has_room() -> None:
+    """Without the wish the pod fits; with it, the event says how many there are together."""
+    full = Booking(1, 16_000)
+    where = numa_node(state(0), state(1, full), state(2), state(3, full))
+
+    assert isinstance(fit(ask(2000, count=2), where), placement.Placement)
+    refused = fit(dataclasses.replace(ask(2000, count=2), numa_bind=True), where)
+
+    assert str(refused) == "too few GPUs on one NUMA node (requested 2, available 1)"

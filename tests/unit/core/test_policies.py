@@ -1,5 +1,7 @@
 """Golden tests: neither policy is ever reversed."""
 
+import dataclasses
+
 import pytest
 
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement, policies, reservations
@@ -22,6 +24,30 @@ def node(name: str, *used_mib: int) -> placement.NodeState:
 def test_binpack_takes_the_fullest_gpu_that_fits_and_spread_the_emptiest(policy: policies.Policy, gpu: str) -> None:
     """Whole GPUs stay free for those who need one, or neighbours stay far apart, as was asked."""
     placed = placement.fit(builders.pod_request(builders.share_of(4000)), node("n", 4000, 10_000, 0, 15_000), policy)
+
+    assert isinstance(placed, placement.Placement)
+    assert [share.uuid for share in placed.shares[0]] == [gpu]
+
+
+@pytest.mark.parametrize(
+    ("weights", "gpu"),
+    [
+        ("slot=1,core=1,memory=1", "GPU-n-0"),
+        ("slot=0,core=0,memory=1", "GPU-n-1"),
+        ("slot=5,core=0,memory=1", "GPU-n-0"),
+    ],
+)
+def test_weights_say_what_makes_a_gpu_full(weights: str, gpu: str) -> None:
+    """One GPU has many small neighbours, the other one that takes most of the memory."""
+    states = (
+        gpus.GpuState(builders.gpu("n", 0), reservations.Booking(8, 2000, 40)),
+        gpus.GpuState(builders.gpu("n", 1), reservations.Booking(1, 12_000, 0)),
+    )
+    policy = dataclasses.replace(policies.BINPACK, weights=policies.weights(weights, "annotation"))
+
+    placed = placement.fit(
+        builders.pod_request(builders.share_of(1000)), placement.NodeState(identifiers.NodeName("n"), states), policy
+    )
 
     assert isinstance(placed, placement.Placement)
     assert [share.uuid for share in placed.shares[0]] == [gpu]

@@ -105,13 +105,58 @@ def test_a_request_that_makes_no_sense_is_refused_with_a_code(limits: Mapping[st
     "annotations",
     [
         {requests.NODE_POLICY: "random"}, {requests.GPU_POLICY: "topology-aware"}, {requests.MODE: "mig"},
-        {requests.SCORING_WEIGHTS: "slot=1,core=1,memory=3"}, {requests.NUMA_BIND: "true"},
+        {requests.NUMA_BIND: "yes"},
         {requests.NUMA_ALIGNMENT: "strict"}, {requests.USE_UUID: ",".join(f"GPU-{i}" for i in range(65))},
     ],
 )  # fmt: skip
 def test_a_wish_that_cannot_be_honoured_is_refused_not_ignored(annotations: Mapping[str, str]) -> None:
     """A pod is never placed as if it had not asked."""
     assert refuse({GPU: "1"}, annotations).code == error_codes.UNKNOWN_POLICY
+
+
+@pytest.mark.parametrize(
+    ("use", "nouse", "named"),
+    [
+        ({requests.USE_UUID: "GPU-a,GPU-b"}, {requests.NOUSE_UUID: "GPU-b"}, "'GPU-b'"),
+        ({requests.USE_TYPE: "A100"}, {requests.NOUSE_TYPE: "T4,a100"}, "'a100'"),
+    ],
+    ids=["uuid", "type"],
+)
+def test_what_is_both_wanted_and_excluded_is_refused(
+    use: Mapping[str, str], nouse: Mapping[str, str], named: str
+) -> None:
+    """One of the two is a mistake, and nobody but its writer knows which."""
+    refused = refuse({GPU: "1"}, {**use, **nouse})
+
+    assert refused.code == error_codes.CONTRADICTORY_REQUEST
+    assert f"both name {named}" in refused.sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "slot=1,core=1", "slot=1,core=1,memory=3,disk=1", "slot=0,core=0,memory=0", "slot=-1,core=1,memory=1",
+        "slot=1.5,core=1,memory=1", "slot=1,slot=1,core=1,memory=1", "memory", ",", "slot=1,core=1,memory=",
+        "slot=1,core=1,memory=9999999", "slot=1,core=1,memory=\u0663",
+    ],
+)  # fmt: skip
+def test_weights_that_do_not_say_what_counts_are_refused_with_an_example(text: str) -> None:
+    refused = refuse({GPU: "1"}, {requests.SCORING_WEIGHTS: text})
+
+    assert refused.code == error_codes.BAD_SCORING_WEIGHTS
+    assert refused.sentence.endswith("such as slot=1,core=1,memory=3")
+
+
+def test_weights_change_the_pods_policy_or_the_default_alike() -> None:
+    asked = {requests.SCORING_WEIGHTS: " memory=3, slot=1,core=0 "}
+    weights = policies.Weights(slot=1, core=0, memory=3)
+
+    by_default = read({GPU: "1"}, annotations=asked).gpu_policy_or(policies.BINPACK)
+    by_choice = read({GPU: "1"}, annotations={**asked, requests.GPU_POLICY: "spread"}).gpu_policy_or(policies.BINPACK)
+
+    assert (by_default.name, by_default.weights) == ("binpack", weights)
+    assert (by_choice.name, by_choice.weights) == ("spread", weights)
+    assert read({GPU: "1"}).gpu_policy_or(policies.SPREAD) is policies.SPREAD
 
 
 def test_annotations_select_gpus_and_policies() -> None:

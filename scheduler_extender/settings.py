@@ -63,7 +63,7 @@ HELP = {
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
     "node-scheduler-policy": "binpack or spread over nodes, where a pod does not say (default binpack)",
-    "gpu-scheduler-policy": "binpack or spread over a node's GPUs, where a pod does not say (default binpack)",
+    "gpu-scheduler-policy": "binpack, spread, numa, mutex or several with commas, over a node's GPUs (default binpack)",
     "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
@@ -114,8 +114,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         leader_lease=_lease(value("leader-lease") or ""),
         identity=value("identity") or "",
         scheduler_name=value("scheduler-name") or default.scheduler_name,
-        node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy")),
-        gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy")),
+        node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy"), policies.named),
+        gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy"), policies.chain),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=requests.ResourceNames(
             value("resource-name") or names.count,
@@ -145,8 +145,8 @@ def _lease(text: str) -> str:
     return text
 
 
-def _policy(flag: str, text: str | None) -> policies.Policy:
+def _policy(flag: str, text: str | None, meant: Callable[[str, str], policies.Policy]) -> policies.Policy:
     try:
-        return policies.named(text, flag) if text else policies.BINPACK
+        return meant(text, flag) if text else policies.BINPACK
     except errors.BadQuantity as cause:
         raise errors.SettingsError(cause.sentence) from cause

@@ -54,7 +54,7 @@ CONTRADICTORY_REQUEST = _register(
 UNKNOWN_POLICY = _register(
     "SCHED_UNKNOWN_POLICY",
     "A scheduling annotation of the pod names something that this version does not do.",
-    "Use binpack or spread, or remove the annotation.",
+    "Use one of the policies or modes that the event names, or remove the annotation.",
 )
 BAD_SCORING_WEIGHTS = _register(
     "SCHED_BAD_SCORING_WEIGHTS",

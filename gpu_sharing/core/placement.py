@@ -74,18 +74,15 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
         assert ask is not None
         beside = _running_beside(request.kinds, position)
         states = _with_shares(node.states, request, chosen, beside)
-        rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state)]
+        idle = ask.exclusive or policy.only_idle
+        rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state, idle=idle)]
         at_home = {row for rows_of_one in chosen for row in rows_of_one}
         is_init = request.kinds[position] is reservations.Kind.INIT
-        rows.sort(
-            key=lambda row: (
-                not (is_init and row in at_home), -policy.sign * policies.fullness(states[row], policy.weights), row
-            )
-        )  # fmt: skip
+        rows.sort(key=lambda row: (not (is_init and row in at_home), policy.key(states[row]), row))
         if request.numa_bind:
             rows = _on_one_numa_node(rows, states, ask.gpus)
         if len(rows) < ask.gpus:
-            return _why_not(ask, request.selectors, states)
+            return _why_not(ask, request.selectors, states, idle=idle)
         chosen[position] = tuple(rows[: ask.gpus])
     if node.slots_used + request.slots > node.slots_total:
         free = max(node.slots_total - node.slots_used, 0)
@@ -172,8 +169,9 @@ def _has_slot(state: gpus.GpuState) -> bool:
     return state.used.slots < state.gpu.slots
 
 
-def _is_open(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
-    return state.used.slots == 0 if ask.exclusive else state.used.exclusive == 0
+def _is_open(state: gpus.GpuState, *, idle: bool) -> bool:
+    """Whether nobody keeps a container off the GPU, be it one that wants it `idle`."""
+    return state.used.slots == 0 if idle else state.used.exclusive == 0
 
 
 def _has_memory(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
@@ -185,8 +183,8 @@ def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
     return state.used.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
 
 
-def _has_room(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
-    return _has_slot(state) and _is_open(ask, state) and _has_memory(ask, state) and _has_cores(ask, state)
+def _has_room(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool:
+    return _has_slot(state) and _is_open(state, idle=idle) and _has_memory(ask, state) and _has_cores(ask, state)
 
 
 def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], count: int) -> list[int]:
@@ -199,7 +197,7 @@ def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], coun
 
 
 def _why_not(
-    ask: requests.GpuRequest, selectors: requests.Selectors, states: Sequence[gpus.GpuState]
+    ask: requests.GpuRequest, selectors: requests.Selectors, states: Sequence[gpus.GpuState], *, idle: bool
 ) -> rejections.Rejection:
     """The first stage that leaves fewer GPUs than asked for, with what the GPUs left could give at best."""
     left = list(states)
@@ -213,7 +211,7 @@ def _why_not(
         (Reason.CORDONED, lambda state: not state.cordoned),
         (Reason.UNKNOWN_USAGE, lambda state: not state.usage_unknown),
         (Reason.SLOTS, _has_slot),
-        (Reason.EXCLUSIVE, lambda state: _is_open(ask, state)),
+        (Reason.EXCLUSIVE, lambda state: _is_open(state, idle=idle)),
         (Reason.MEMORY, lambda state: _has_memory(ask, state)),
         (Reason.CORES, lambda state: _has_cores(ask, state)),
     )  # fmt: skip

@@ -1,8 +1,10 @@
-"""Which of several places that fit is the better one: a table of named policies.
+"""Which of several places that fit is the better one: a table of named preferences.
 
-A policy is a preference over *fullness*, at the level of nodes and of GPUs alike. Scores leave the core in [0, 1].
+Over nodes a policy prefers the fuller or the emptier ones; scores leave the core in [0, 1]. Over the GPUs of a node it
+is a chain of such orders.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpu_sharing.core import error_codes, errors, gpus
@@ -22,26 +24,66 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A preference for fuller or emptier places."""
+    """A preference among places that fit."""
 
     name: str
-    sign: int
-    """1 to prefer the fullest, -1 the emptiest."""
+    """As users write it."""
+    orders: tuple[str, ...]
+    """Names from `ORDERS`; the first that tells two GPUs apart decides. Over nodes there is just one."""
+    only_idle: bool = False
+    """Whether GPUs that anybody holds are out of question."""
     weights: Weights = Weights()
     """What counts among the GPUs of a node; between nodes everything counts alike."""
 
+    def key(self, state: gpus.GpuState) -> tuple[float, ...]:
+        """By what to sort GPUs, the best-liked first."""
+        return tuple(ORDERS[name](state, self.weights) for name in self.orders)
+
+    @property
+    def prefers_empty(self) -> bool:
+        """Whether the emptier of two nodes is the better one."""
+        return self.orders == SPREAD.orders
+
     def score(self, used_fraction: float) -> float:
         """How good a node is, from 0 to 1, by the fraction of it in use after the placement."""
-        return used_fraction if self.sign > 0 else 1.0 - used_fraction
+        return 1.0 - used_fraction if self.prefers_empty else used_fraction
 
 
-BINPACK = Policy("binpack", 1)
-SPREAD = Policy("spread", -1)
+def fullness(state: gpus.GpuState, counting: Weights = Weights()) -> float:
+    """How full a GPU is: the used fractions of memory, cores and slots, times their weights, added up.
+
+    The array engine computes the same sum in the same order, so that both break ties alike.
+    """
+    gpu, used = state.gpu, state.used
+    return (
+        counting.memory * (used.memory_mib / max(gpu.memory_mib, 1))
+        + counting.core * (used.cores_percent / max(gpu.cores_percent, 1))
+        + counting.slot * (used.slots / max(gpu.slots, 1))
+    )
+
+
+def _by_numa(state: gpus.GpuState, _: Weights) -> float:
+    return state.gpu.numa
+
+
+ORDERS: dict[str, Callable[[gpus.GpuState, Weights], float]] = {
+    "binpack": lambda state, counting: -fullness(state, counting),
+    "spread": fullness,
+    "numa": _by_numa,
+}
+"""What can be preferred among GPUs: the lowest value comes first."""
+
+BINPACK = Policy("binpack", ("binpack",))
+SPREAD = Policy("spread", ("spread",))
 POLICIES = {policy.name: policy for policy in (BINPACK, SPREAD)}
+"""Over nodes."""
+
+MUTEX = "mutex"
+"""The word for `only_idle`."""
 
 
 def named(name: str, where: str) -> Policy:
-    """The policy of that name.
+    """The policy over nodes of that name.
 
     Args:
         name: As the user wrote it.
@@ -57,6 +99,33 @@ def named(name: str, where: str) -> Policy:
             error_codes.UNKNOWN_POLICY, f"{where}: {name[:40]!r} is not a policy of this version; write {known}"
         )
     return policy
+
+
+def chain(text: str, where: str) -> Policy:
+    """The policy over a node's GPUs of that name, or of several with commas between, such as `binpack,numa`.
+
+    Args:
+        text: As the user wrote it. The orders among the names count in the order written; `mutex` stands anywhere.
+        where: The setting or annotation it stands in, for the message.
+
+    Raises:
+        BadQuantity: There is no such policy, or two of them contradict each other.
+
+    Source: HAMi v2.10, `pkg/scheduler/policy/gpu_policy.go` and `IsValidGPUSchedulerPolicy`.
+    """
+    names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
+    for name in names:
+        if name not in ORDERS and name != MUTEX:
+            raise errors.BadQuantity(
+                error_codes.UNKNOWN_POLICY,
+                f"{where}: {name[:40]!r} is not a policy of this version; write {', '.join(ORDERS)} or {MUTEX}",
+            )
+    if "binpack" in names and "spread" in names:
+        raise errors.BadQuantity(
+            error_codes.CONTRADICTORY_REQUEST, f"{where}: binpack and spread exclude each other; write one of them"
+        )
+    orders = tuple(name for name in names if name != MUTEX)
+    return Policy(",".join(names), orders or BINPACK.orders, only_idle=MUTEX in names)
 
 
 def weights(text: str, where: str) -> Weights:
@@ -82,16 +151,3 @@ def weights(text: str, where: str) -> Weights:
             "of them 0, such as slot=1,core=1,memory=3",
         )
     return Weights(**values)
-
-
-def fullness(state: gpus.GpuState, counting: Weights = Weights()) -> float:
-    """How full a GPU is: the used fractions of memory, cores and slots, times their weights, added up.
-
-    The array engine computes the same sum in the same order, so that both break ties alike.
-    """
-    gpu, used = state.gpu, state.used
-    return (
-        counting.memory * (used.memory_mib / max(gpu.memory_mib, 1))
-        + counting.core * (used.cores_percent / max(gpu.cores_percent, 1))
-        + counting.slot * (used.slots / max(gpu.slots, 1))
-    )

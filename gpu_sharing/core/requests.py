@@ -7,7 +7,7 @@ Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/conf
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -198,8 +198,8 @@ def read(
     try:
         asks = tuple(_container(spec, names, warnings) for spec in (*init_containers, *containers))
         selectors = _selectors(annotations)
-        node_policy = _policy(annotations, NODE_POLICY)
-        gpu_policy = _policy(annotations, GPU_POLICY)
+        node_policy = _policy(annotations, NODE_POLICY, policies.named)
+        gpu_policy = _policy(annotations, GPU_POLICY, policies.chain)
         text = annotations.get(SCORING_WEIGHTS, "").strip()
         weights = policies.weights(text, SCORING_WEIGHTS) if text else None
         numa_bind = _numa_bind(annotations)
@@ -298,9 +298,11 @@ def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
     return items
 
 
-def _policy(annotations: Mapping[str, str], key: str) -> policies.Policy | None:
+def _policy(
+    annotations: Mapping[str, str], key: str, meant: Callable[[str, str], policies.Policy]
+) -> policies.Policy | None:
     text = annotations.get(key, "").strip()
-    return policies.named(text, key) if text else None
+    return meant(text, key) if text else None
 
 
 def _refuse_unsupported(annotations: Mapping[str, str]) -> None:

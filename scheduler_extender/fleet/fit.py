@@ -58,13 +58,14 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
         ask = request.containers[position]
         assert ask is not None
         used = _used_beside(arrays, request, chosen, placement.running_beside(request, position))
-        room = _room(arrays, ask, used, accepted)
+        idle = ask.exclusive or policy.only_idle
+        room = _room(arrays, ask, used, accepted, idle=idle)
         if request.numa_bind:
             room = _with_enough_beside(arrays, room, ask.gpus)
         enough = _count(room) >= ask.gpus
         failing = fits & ~enough
         if failing.any():
-            reasons[failing] = _reasons(arrays, ask, request.selectors, used)[failing]
+            reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         fits &= enough
         is_init = request.kinds[position] is reservations.Kind.INIT
         at_home = np.logical_or.reduce(list(chosen.values())) if is_init and chosen else None
@@ -85,7 +86,7 @@ def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, polic
         (used[0] + slots) / total[0] + (used[1] + cores) / total[1] + (used[2] + fitting.memory_mib) / total[2]
     ) / 3
     np.minimum(fraction, 1.0, out=fraction)
-    result: Floats = fraction if policy.sign > 0 else 1.0 - fraction
+    result: Floats = 1.0 - fraction if policy.prefers_empty else fraction
     return result
 
 
@@ -103,14 +104,15 @@ def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
     assert ask is not None
     count = arrays.columns
     used = _now(arrays)
-    room = _room(arrays, ask, used, accepted)
+    idle = ask.exclusive or policy.only_idle
+    room = _room(arrays, ask, used, accepted, idle=idle)
     if request.numa_bind:
         room = _with_enough_beside(arrays, room, ask.gpus)
     fits: Bools = np.logical_or.reduce(room, axis=0) if ask.gpus == 1 else _count(room) >= ask.gpus
     reasons = np.zeros(count, np.int8)
     if not fits.all():
         failing = ~fits
-        reasons[failing] = _reasons(arrays, ask, request.selectors, used)[failing]
+        reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         np.copyto(reasons, arrays.standing[:count], where=arrays.standing[:count] != 0)
     memory: Ints | int = ask.gpus * ask.memory_mib
     if request.kinds[position] is reservations.Kind.INIT:
@@ -187,10 +189,10 @@ def _memory(arrays: Arrays, ask: requests.GpuRequest) -> Ints | int:
     return ask.memory_mib or arrays.memory_of_percent(ask.memory_percent)[:, : arrays.columns]
 
 
-def _room(arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None) -> Bools:
+def _room(arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None, *, idle: bool) -> Bools:
     room = used.memory_free >= _memory(arrays, ask)
     room &= used.cores_free >= max(ask.cores_percent, 1)
-    room &= used.empty if ask.exclusive else used.shareable
+    room &= used.empty if idle else used.shareable
     if accepted is not None:
         room &= accepted
     return room
@@ -207,17 +209,28 @@ def _with_enough_beside(arrays: Arrays, room: Bools, gpus: int) -> Bools:
 
 
 def _liking(arrays: Arrays, used: _Used, policy: policies.Policy) -> Floats:
-    """`[rows, columns]`: how much the policy likes each GPU."""
-    weights, count = policy.weights, arrays.columns
-    if weights == policies.Weights():
-        return policy.sign * used.fullness
-    memory, cores = arrays.memory_total[:, :count], arrays.cores_total[:, :count]
-    fullness: Floats = (
-        weights.memory * ((memory - used.memory_free) / np.maximum(memory, 1))
-        + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
-        + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
-    )
-    return policy.sign * fullness
+    """`[rows, columns]`: how much the policy likes each GPU, in any unit; between equals the first row is better."""
+    values = [_order(arrays, used, policy.weights, name) for name in policy.orders]
+    if len(values) == 1:
+        return -values[0]
+    ranks = np.lexsort(values[::-1], axis=0).argsort(axis=0)
+    return -ranks.astype(np.float64)
+
+
+def _order(arrays: Arrays, used: _Used, weights: policies.Weights, name: str) -> Floats:
+    """`policies.ORDERS` on arrays: the lowest value comes first."""
+    count = arrays.columns
+    if name == "numa":
+        return arrays.numa[:, :count].astype(np.float64)
+    fullness = used.fullness
+    if weights != policies.Weights():
+        memory, cores = arrays.memory_total[:, :count], arrays.cores_total[:, :count]
+        fullness = (
+            weights.memory * ((memory - used.memory_free) / np.maximum(memory, 1))
+            + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
+            + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
+        )
+    return -fullness if name == "binpack" else fullness
 
 
 def _chosen(
@@ -252,7 +265,9 @@ def _best(room: Bools, liking: Floats, gpus: int, at_home: Bools | None) -> Bool
     return picked & room
 
 
-def _reasons(arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selectors, used: _Used) -> Codes:
+def _reasons(
+    arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selectors, used: _Used, *, idle: bool
+) -> Codes:
     """`[columns]`: the first stage that leaves fewer GPUs than asked for; meaningless where the container fits."""
     count = arrays.columns
     left = arrays.exists[:, :count].copy()
@@ -269,7 +284,7 @@ def _reasons(arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selec
         (Reason.CORDONED, ~arrays.cordoned[:, :count]),
         (Reason.UNKNOWN_USAGE, ~arrays.unknown[:, :count]),
         (Reason.SLOTS, used.slots_used < arrays.slots_total[:, :count]),
-        (Reason.EXCLUSIVE, used.empty if ask.exclusive else used.shareable),
+        (Reason.EXCLUSIVE, used.empty if idle else used.shareable),
         (Reason.MEMORY, used.memory_free >= _memory(arrays, ask)),
         (Reason.CORES, used.cores_free >= max(ask.cores_percent, 1)),
     ]

@@ -39,6 +39,7 @@ def test_every_kind_of_hami_pod_lands_with_its_record_and_event(site: sites.Site
             annotations={
                 "nvidia.com/use-gputype": "T4", "nvidia.com/numa-bind": "true",
                 "hami.io/device-scoring-weights": "slot=1,core=1,memory=3",
+                "hami.io/gpu-scheduler-policy": "numa,binpack",
             },
         ),
         "two": site.pod_body("two", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "3000"}, {"cpu": "1"}),

@@ -109,4 +109,11 @@ def pod_requests(draw: st.DrawFn) -> requests.PodRequest:
 
 
 weights = st.sampled_from([policies.Weights(), policies.Weights(1, 0, 3), policies.Weights(0, 5, 0)])
-any_policy = st.builds(policies.Policy, st.just("any"), st.sampled_from([1, -1]), weights)
+node_policies = st.sampled_from([policies.BINPACK, policies.SPREAD])
+gpu_policies = st.builds(
+    policies.Policy,
+    st.just("any"),
+    st.sampled_from([("binpack",), ("spread",), ("numa",), ("spread", "numa"), ("numa", "binpack")]),
+    st.sampled_from([False, False, True]),
+    weights,
+)

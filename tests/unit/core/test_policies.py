@@ -76,3 +76,51 @@ def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
     assert refused.value.code == error_codes.UNKNOWN_POLICY
     assert refused.value.sentence.endswith("write binpack or spread")
     assert policies.named(" Spread ", "x") is policies.SPREAD
+    assert policies.chain(" Spread ", "x") == policies.SPREAD
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "ending"),
+    [
+        ("binpack,topology", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa or mutex"),
+        ("binpack,", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa or mutex"),
+        ("numa,spread,binpack", error_codes.CONTRADICTORY_REQUEST, "write one of them"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused(text: str, code: str, ending: str) -> None:
+    with pytest.raises(errors.BadQuantity) as refused:
+        policies.chain(text, "hami.io/gpu-scheduler-policy")
+
+    assert refused.value.code == code
+    assert refused.value.sentence.endswith(ending)
+
+
+@pytest.mark.parametrize(
+    ("text", "gpu"),
+    [
+        ("binpack", "GPU-n-3"), ("spread", "GPU-n-0"), ("numa", "GPU-n-1"), ("numa,binpack", "GPU-n-2"),
+        ("numa,spread", "GPU-n-1"), ("spread,numa", "GPU-n-1"), ("mutex", "GPU-n-0"), ("numa,mutex", "GPU-n-1"),
+    ],
+)  # fmt: skip
+def test_a_chain_prefers_gpus_by_its_first_word_then_by_the_next(text: str, gpu: str) -> None:
+    """GPUs 0 (empty) and 3 (the fullest) are on NUMA node 1, GPUs 1 (empty) and 2 (busy) on NUMA node 0."""
+    states = [
+        gpus.GpuState(builders.gpu("n", index, numa=numa), reservations.Booking(1 if mib else 0, mib))
+        for index, (numa, mib) in enumerate([(1, 0), (0, 0), (0, 4000), (1, 8000)])
+    ]
+    where = placement.NodeState(identifiers.NodeName("n"), tuple(states))
+
+    placed = placement.fit(builders.pod_request(builders.share_of(1000)), where, policies.chain(text, "annotation"))
+
+    assert isinstance(placed, placement.Placement)
+    assert [share.uuid for share in placed.shares[0]] == [gpu]
+
+
+def test_mutex_takes_no_gpu_that_anybody_holds() -> None:
+    """A pod that must not be disturbed at its start waits, and is told that no GPU is free."""
+    request = builders.pod_request(builders.share_of(1000, gpus=2))
+
+    refused = placement.fit(request, node("n", 100, 0), policies.chain("mutex", "annotation"))
+
+    assert str(refused) == "no GPU free for exclusive use"
+    assert isinstance(placement.fit(request, node("n", 0, 0), policies.chain("mutex", "x")), placement.Placement)

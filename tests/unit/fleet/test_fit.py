@@ -21,8 +21,8 @@ def table(nodes: list[placement.NodeState]) -> arrays.Arrays:
 @given(
     st.tuples(*(builders.node_states(name) for name in "abc")),
     builders.pod_requests(),
-    builders.any_policy,
-    builders.any_policy,
+    builders.gpu_policies,
+    builders.node_policies,
 )
 def test_arrays_answer_as_the_specification_does(
     nodes: tuple[placement.NodeState, ...],

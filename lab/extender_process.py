@@ -8,7 +8,7 @@ from lab import service_process
 
 ExtenderFailed = service_process.ServiceFailed
 
-_LISTENERS = {"verbs": "--http-bind", "api": "--api-bind", "health": "--health-bind"}
+_LISTENERS = {"verbs": "--http-bind", "api": "--api-bind", "health": "--health-bind", "webhook": "--webhook-bind"}
 
 
 class ExtenderProcess(service_process.ServiceProcess):
@@ -31,6 +31,11 @@ class ExtenderProcess(service_process.ServiceProcess):
     def api(self) -> str:
         """Where its read API is."""
         return self.addresses["api"]
+
+    @property
+    def webhook(self) -> str:
+        """Where its admission webhook is, if it has a certificate."""
+        return self.addresses["webhook"]
 
     @property
     def health(self) -> str:

@@ -89,7 +89,7 @@ class ServiceProcess:
                 self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
             )
         line = self._wait_for(lambda: self.logged("listening", offset), "listening")
-        self.addresses = {name: line[name] for name in self._listeners}
+        self.addresses |= {name: line[name] for name in self._listeners if name in line}
 
     def wait_ready(self, timeout_seconds: float = _START_SECONDS) -> float:
         """Wait until it is ready. Returns the seconds that took.

@@ -25,6 +25,7 @@ from scheduler_extender import (
     settings,
     telling,
     verbs,
+    webhook,
 )
 
 _COMPONENT = "hami-scheduler"
@@ -86,6 +87,12 @@ class Extender:
                 listeners.listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)),
             ),
         }
+        if options.tls_cert:
+            hook = webhook.Webhook(self._mirror, options, self._synced)
+            self._listeners["webhook"] = (
+                options.webhook_bind,
+                listeners.listener(hook, options.tls_cert, options.tls_key),
+            )
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -97,6 +104,9 @@ class Extender:
             work = [
                 tasks.create_task(coroutine) for coroutine in (self._follow(), self._recorder.run(), self._leader.run())
             ]
+            if self._options.tls_cert and self._options.tls_key:
+                tls = [one for _, one in self._listeners.values()]
+                work.append(tasks.create_task(listeners.renew(tls, self._options.tls_cert, self._options.tls_key)))
             await stop.wait()
             log.info("stopping", binds_under_way=self._binder.under_way)
             listeners.stop(self._listeners)

@@ -19,10 +19,12 @@ class Settings:
     """Where kube-scheduler's verbs are served. Not authenticated, so loopback unless a network policy guards it."""
     api_bind: flags.Address = flags.Address("127.0.0.1", 9446)
     """Where the read API is served; off loopback it demands TLS and a bearer token."""
+    webhook_bind: flags.Address = flags.Address("0.0.0.0", 9443)  # noqa: S104  # the API server comes from outside the pod
+    """Where the admission webhook is served, with TLS; not at all without a certificate."""
     health_bind: flags.Address = flags.Address("0.0.0.0", 8080)  # noqa: S104  # probes and Prometheus come from outside the pod
     """Health, readiness and metrics."""
     tls_cert: pathlib.Path | None = None
-    """Certificate of the read API, PEM."""
+    """Certificate of the read API and the webhook, PEM; read again when the file changes."""
     tls_key: pathlib.Path | None = None
     """Key of that certificate, PEM."""
     leader_lease: str = ""
@@ -35,6 +37,14 @@ class Settings:
     """Which of several nodes that fit is best, where a pod does not say."""
     gpu_policy: policies.Policy = policies.BINPACK
     """Which of several GPUs that fit is best, where a pod does not say."""
+    force_overwrite: bool = True
+    """Whether the webhook makes pods with GPUs ours that name no scheduler."""
+    runtime_class_name: str = ""
+    """`runtimeClassName` that the webhook gives pods with GPUs that have none; empty: none."""
+    hide_gpus: bool = False
+    """Whether the webhook hides the GPUs from containers that ask for none, whatever their image says."""
+    allow_privileged: bool = False
+    """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
     allow_hami_nodes: bool = False
     """Whether nodes of HAMi's own device plugin may be chosen, one starting pod at a time."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
@@ -56,14 +66,19 @@ HELP = {
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "http-bind": "HOST:PORT of kube-scheduler's verbs (default 127.0.0.1:9444)",
     "api-bind": "HOST:PORT of the read API (default 127.0.0.1:9446); off loopback it needs TLS and a bearer token",
+    "webhook-bind": "HOST:PORT of the admission webhook (default :9443); served where there is a certificate",
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8080)",
-    "tls-cert": "FILE: certificate of the read API, PEM",
+    "tls-cert": "FILE: certificate of the read API and the webhook, PEM; read again when it changes",
     "tls-key": "FILE: its key, PEM",
     "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
     "node-scheduler-policy": "binpack or spread over nodes, where a pod does not say (default binpack)",
     "gpu-scheduler-policy": "binpack, spread, numa, mutex or several with commas, over a node's GPUs (default binpack)",
+    "force-overwrite-default-scheduler": "true or false: the webhook takes default-scheduler's GPU pods (default true)",
+    "runtime-class-name": "runtimeClassName that the webhook gives pods with GPUs that have none (default: none)",
+    "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
+    "allow-privileged": "let privileged containers ask for GPUs (default false)",
     "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
@@ -96,7 +111,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
             HELP,
             arguments,
             environment,
-            switches=("allow-hami-nodes",),
+            switches=("allow-hami-nodes", "hide-gpus", "allow-privileged"),
         )
     )
 
@@ -108,6 +123,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         kubeconfig=flags.path(value("kubeconfig")),
         http_bind=flags.address("--http-bind", value("http-bind"), default.http_bind),
         api_bind=flags.address("--api-bind", value("api-bind"), default.api_bind),
+        webhook_bind=flags.address("--webhook-bind", value("webhook-bind"), default.webhook_bind),
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
         tls_cert=flags.path(value("tls-cert")),
         tls_key=flags.path(value("tls-key")),
@@ -116,6 +132,12 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         scheduler_name=value("scheduler-name") or default.scheduler_name,
         node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy"), policies.named),
         gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy"), policies.chain),
+        force_overwrite=flags.truth(
+            "--force-overwrite-default-scheduler", value("force-overwrite-default-scheduler") or "true"
+        ),
+        runtime_class_name=value("runtime-class-name") or "",
+        hide_gpus=flags.truth("--hide-gpus", value("hide-gpus")),
+        allow_privileged=flags.truth("--allow-privileged", value("allow-privileged")),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=requests.ResourceNames(
             value("resource-name") or names.count,

@@ -5,15 +5,17 @@ import contextlib
 import os
 import pathlib
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 import structlog
 import uvicorn
 
 from gpu_sharing.adapters import flags
+from gpu_sharing.core import error_codes
 
 _KEEP_ALIVE_SECONDS = 120
 _DRAIN_SECONDS = 20
+_CERTIFICATE_SECONDS = 2.0
 
 log = structlog.get_logger("listeners")
 
@@ -44,7 +46,40 @@ def listener(app: object, certificate: pathlib.Path | None = None, key: pathlib.
         ssl_certfile=str(certificate) if certificate else None,
         ssl_keyfile=str(key) if key else None,
     )
+    if certificate:
+        config.load()  # So that its TLS context is there to be given a newer certificate.
     return Listener(config)
+
+
+async def renew(listeners: Iterable[Listener], certificate: pathlib.Path, key: pathlib.Path) -> None:
+    """Give listeners the certificate anew whenever its file changes; ends only by cancellation.
+
+    Connections that are open keep theirs. A certificate that cannot be read leaves the old one in use.
+    """
+    contexts = [one.config.ssl for one in listeners if one.config.ssl]
+    seen = _changed_at(certificate, key)
+    while True:
+        await asyncio.sleep(_CERTIFICATE_SECONDS)
+        now = _changed_at(certificate, key)
+        if now == seen:
+            continue
+        try:
+            for context in contexts:
+                context.load_cert_chain(certificate, key)
+        except OSError as refused:
+            # Perhaps one of the two files is not written yet: look again.
+            log.error("certificate", error_code=error_codes.CERTIFICATE, cause=str(refused))
+            continue
+        seen = now
+        log.info("certificate read again", file=str(certificate))
+
+
+def _changed_at(*files: pathlib.Path) -> list[int]:
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            found.append(file.stat().st_mtime_ns)
+    return found
 
 
 @contextlib.asynccontextmanager

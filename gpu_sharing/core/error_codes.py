@@ -61,6 +61,16 @@ BAD_SCORING_WEIGHTS = _register(
     "hami.io/device-scoring-weights does not say how much slots, cores and memory count.",
     "Write all three as whole numbers, not all of them 0: slot=1,core=1,memory=3.",
 )
+NODE_NAME_SET = _register(
+    "SCHED_NODE_NAME_SET",
+    "A pod that asks for GPUs names its node itself, so that no scheduler chooses GPUs for it.",
+    "Remove spec.nodeName and write a nodeSelector for kubernetes.io/hostname.",
+)
+PRIVILEGED = _register(
+    "SCHED_PRIVILEGED",
+    "A privileged container asks for a GPU, and would see all GPUs of its node.",
+    "Remove securityContext.privileged or the GPU request; --allow-privileged permits it.",
+)
 
 # A node cannot take the pod.
 NODE_UNKNOWN = _register(
@@ -249,6 +259,11 @@ WATCH_FAILED = _register(
     "SCHED_WATCH_FAILED",
     "A watch of the API server broke and will be resumed.",
     "Nothing if it is rare; else check the API server and the extender's RBAC rules.",
+)
+CERTIFICATE = _register(
+    "SCHED_CERTIFICATE",
+    "The certificate of the read API and webhook changed and cannot be read; the one before stays in use.",
+    "Check that --tls-cert and --tls-key are a PEM certificate and its own key; they are looked at again every 2 s.",
 )
 INVALID_SETTING = _register(
     "SCHED_INVALID_SETTING",

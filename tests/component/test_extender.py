@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from lab import api_server, cluster, extender_process, faults, gpus, kinds
+from lab import api_server, certificates, cluster, extender_process, faults, gpus, kinds
 from tests.component import calls
 from tests.component.conftest import SMALL
 
@@ -161,10 +161,7 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
 def test_off_loopback_the_read_api_asks_for_a_token(server: api_server.Running, tmp_path: pathlib.Path) -> None:
     """Who holds what is nobody else's business."""
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
-         "-keyout", str(key), "-out", str(certificate)], check=True, capture_output=True,
-    )  # fmt: skip
+    certificates.write(certificate, key)
     flags = ("--tls-cert", str(certificate), "--tls-key", str(key))
     extender = Extender(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags)
     extender.addresses["api"] = "0.0.0.0:0"

@@ -1,0 +1,99 @@
+"""The admission webhook's wire: AdmissionReview in, AdmissionReview out.
+
+It changes nothing by itself, so any replica answers. Configured with `failurePolicy: Ignore`: while no replica answers,
+pods are created as they are, and what is wrong with them shows in their events instead.
+
+Source: k8s.io/api admission/v1.
+"""
+
+import base64
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import orjson
+import structlog
+
+from gpu_sharing.core import error_codes
+from scheduler_extender import admission, mirror, server, settings
+from scheduler_extender.fleet import extent
+
+PATH = "/webhook"
+_MOST_BODY_BYTES = 8 * 1024 * 1024
+"""The API server takes pods of 3 MiB."""
+
+log = structlog.get_logger("webhook")
+
+
+class _Asked(msgspec.Struct):
+    uid: str
+    operation: str = ""
+    namespace: str = ""
+    object: dict[str, Any] | None = None
+
+
+class _Review(msgspec.Struct):
+    request: _Asked
+
+
+class Webhook:
+    """The ASGI application that the API server calls."""
+
+    def __init__(self, cluster: mirror.Mirror, options: settings.Settings, synced: Callable[[], bool]) -> None:
+        self._books = cluster.ledger
+        self._options = options
+        self._synced = synced
+
+    async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        if scope["path"].rstrip("/") != PATH or scope["method"] != "POST":
+            await server.answer(send, 404, server.problem(error_codes.UNKNOWN_ROUTE, f"POST {PATH} is all there is"))
+            return
+        try:
+            asked = msgspec.json.decode(await server.read_body(receive, _MOST_BODY_BYTES), type=_Review).request
+            verdict = self._judge(asked)
+        except server.CallerGone:
+            return
+        except server.BodyTooLarge:
+            text = f"the body is larger than {_MOST_BODY_BYTES} bytes"
+            await server.answer(send, 413, server.problem(error_codes.BODY_TOO_LARGE, text))
+        except (msgspec.MsgspecError, UnicodeDecodeError) as bad:
+            await server.answer(send, 400, server.problem(error_codes.BAD_REQUEST, f"no AdmissionReview: {bad}"))
+        except Exception:
+            log.exception("defect", error_code=error_codes.INTERNAL)
+            text = "the webhook failed; see the extender's log"
+            await server.answer(send, 500, server.problem(error_codes.INTERNAL, text))
+        else:
+            self._tell(asked, verdict)
+            await server.answer(send, 200, _encoded(asked.uid, verdict))
+
+    def _judge(self, asked: _Asked) -> admission.Verdict:
+        if asked.operation != "CREATE" or asked.object is None:
+            return admission.Verdict()
+        verdict = admission.review(asked.object, self._options)
+        if verdict.request is None or not self._synced():
+            return verdict
+        more = extent.beyond(self._books.settle(), verdict.request)
+        return dataclasses.replace(verdict, warnings=(*verdict.warnings, *more))
+
+    def _tell(self, asked: _Asked, verdict: admission.Verdict) -> None:
+        metadata = (asked.object or {}).get("metadata") or {}
+        name = metadata.get("name") or metadata.get("generateName", "")
+        if verdict.refused:
+            code = verdict.refused.partition(":")[0]
+            log.info("pod refused", error_code=code, pod=f"{asked.namespace}/{name}", cause=verdict.refused)
+
+
+def _encoded(uid: str, verdict: admission.Verdict) -> bytes:
+    response: dict[str, Any] = {"uid": uid, "allowed": not verdict.refused}
+    if verdict.refused:
+        response["status"] = {"code": 403, "reason": "Forbidden", "message": verdict.refused}
+    if verdict.patch:
+        response["patchType"] = "JSONPatch"
+        response["patch"] = base64.b64encode(orjson.dumps(verdict.patch)).decode()
+    if verdict.warnings:
+        response["warnings"] = list(verdict.warnings)
+    return orjson.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})

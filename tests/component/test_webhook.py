@@ -1,0 +1,104 @@
+"""The admission webhook as the API server calls it: over TLS, with a certificate that is renewed."""
+
+import base64
+import http.client
+import json
+import pathlib
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import api_server, certificates, extender_process
+from tests.component import calls
+
+CONTAINER = {"name": "c", "resources": {"limits": {"nvidia.com/gpumem": "4k"}}}
+POD = {"metadata": {"name": "p"}, "spec": {"containers": [CONTAINER]}}
+
+
+@pytest.fixture
+def extender(server: api_server.Running, tmp_path: pathlib.Path) -> Iterator[extender_process.ExtenderProcess]:
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificates.write(certificate, key)
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with extender_process.running(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags) as running:
+        yield running
+
+
+def post(
+    extender: extender_process.ExtenderProcess, body: bytes, path: str = "/webhook", method: str = "POST"
+) -> tuple[int, Any]:
+    connection = http.client.HTTPSConnection(extender.webhook, context=ssl._create_unverified_context(), timeout=10)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+def asked(pod: Any, **request: Any) -> bytes:
+    return json.dumps({"request": {"uid": "u-1", "operation": "CREATE", "object": pod, **request}}).encode()
+
+
+def test_a_pod_is_mended_or_refused_or_let_through(extender: extender_process.ExtenderProcess) -> None:
+    """In the words of admission/v1."""
+    status, good = post(extender, asked(POD))
+    bad = post(extender, asked({**POD, "metadata": {"annotations": {"nvidia.com/numa-bind": "perhaps"}}}))[1]
+    large = {"spec": {"containers": [{"name": "c", "resources": {"limits": {"nvidia.com/gpumem": "99000"}}}]}}
+    warned = post(extender, asked(large))[1]
+
+    assert (status, good["kind"], good["response"]["uid"], good["response"]["allowed"]) == (
+        200, "AdmissionReview", "u-1", True,
+    )  # fmt: skip
+    operations = json.loads(base64.b64decode(good["response"]["patch"]))
+    assert {"op": "add", "path": "/spec/schedulerName", "value": "hami-scheduler"} in operations
+    assert bad["response"]["allowed"] is False
+    assert bad["response"]["status"]["message"].startswith("SCHED_UNKNOWN_POLICY: nvidia.com/numa-bind")
+    assert "the largest that it accepts has 16000 MiB" in warned["response"]["warnings"][0]
+    assert post(extender, asked(POD, operation="UPDATE"))[1]["response"] == {"uid": "u-1", "allowed": True}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{", 400, "SCHED_BAD_REQUEST"), (b"[]", 400, "SCHED_BAD_REQUEST"),
+        (b'{"request":{}}', 400, "SCHED_BAD_REQUEST"),
+        (b"\xff", 400, "SCHED_BAD_REQUEST"), (asked({"spec": 1}), 400, "SCHED_BAD_REQUEST"),
+        (asked({"spec": {"containers": [{"name": "c", "resources": []}]}}), 400, "SCHED_BAD_REQUEST"),
+        (b" " * (8 * 1024 * 1024 + 1), 413, "SCHED_BODY_TOO_LARGE"),
+    ],
+)  # fmt: skip
+def test_what_is_no_review_of_a_pod_is_refused_with_a_code(
+    extender: extender_process.ExtenderProcess, body: bytes, status: int, code: str
+) -> None:
+    found = post(extender, body)
+
+    assert (found[0], found[1]["error_code"]) == (status, code)
+
+
+def test_other_paths_and_methods_are_none(extender: extender_process.ExtenderProcess) -> None:
+    assert post(extender, b"{}", path="/filter")[0] == 404
+    assert post(extender, b"", method="GET")[0] == 404
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(
+    extender: extender_process.ExtenderProcess, tmp_path: pathlib.Path
+) -> None:
+    """And half a renewal, a key that is another's, leaves the old one in use until the rest is there."""
+    host, _, port = extender.webhook.partition(":")
+
+    def shown() -> str:
+        return ssl.get_server_certificate((host, int(port)))
+
+    before = shown()
+    certificates.write(tmp_path / "new.crt", tmp_path / "new.key", "renewed")
+    (tmp_path / "new.crt").replace(tmp_path / "tls.crt")
+    calls.eventually(lambda: "SCHED_CERTIFICATE" in (tmp_path / "log").read_text(), 10)
+    assert shown() == before
+
+    (tmp_path / "new.key").replace(tmp_path / "tls.key")
+
+    calls.eventually(lambda: shown().strip() == (tmp_path / "tls.crt").read_text().strip(), 10)
+    assert post(extender, asked(POD))[1]["response"]["allowed"]

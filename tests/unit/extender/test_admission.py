@@ -1,0 +1,158 @@
+"""What is said of a pod while it is being created."""
+
+from typing import Any
+
+import pytest
+
+from gpu_sharing.core import gpus, identifiers, placement, requests
+from scheduler_extender import admission, settings
+from scheduler_extender.fleet import arrays, extent
+from tests.unit import builders
+
+GPU, MEM, CORES, PRIORITY = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpucores", "nvidia.com/priority"
+DEFAULTS = settings.Settings()
+
+
+def pod(limits: dict[str, str], spec: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
+    """A pod as the API server sends it: with its defaults."""
+    container = {"name": "main", "image": "x", "resources": {"limits": limits, "requests": limits}}
+    return {
+        "metadata": {"name": "p", **metadata},
+        "spec": {"schedulerName": "default-scheduler", "containers": [container], **(spec or {})},
+    }
+
+
+def mended(body: dict[str, Any], options: settings.Settings = DEFAULTS) -> dict[str, Any]:
+    """What a patch sets, by path."""
+    verdict = admission.review(body, options)
+    assert not verdict.refused
+    return {operation["path"]: operation["value"] for operation in verdict.patch}
+
+
+def test_a_gpu_pod_becomes_ours_and_what_it_left_unsaid_is_written_down() -> None:
+    """Memory alone means one GPU, a count alone the whole of it: as `kubectl get -o yaml` then shows."""
+    assert mended(pod({MEM: "4000"})) == {
+        "/spec/containers/0/resources": {
+            "limits": {MEM: "4000", GPU: "1"}, "requests": {MEM: "4000", GPU: "1"},
+        },
+        "/spec/schedulerName": "hami-scheduler",
+    }  # fmt: skip
+    assert mended(pod({GPU: "1"}))["/spec/containers/0/resources"]["limits"] == {GPU: "1", CORES: "100"}
+    bare = pod({})
+    bare["spec"]["initContainers"] = [{"name": "first", "resources": {"requests": {GPU: "1"}}}]
+    bare["spec"]["containers"][0]["resources"] = None
+    assert mended(bare)["/spec/initContainers/0/resources"] == {
+        "limits": {CORES: "100"}, "requests": {GPU: "1", CORES: "100"},
+    }  # fmt: skip
+    complete = pod({GPU: "1", MEM: "4000"}, {"schedulerName": "hami-scheduler"})
+    assert mended(complete) == {}
+
+
+def test_priority_becomes_the_variable_that_hami_core_reads_and_the_runtime_class_is_set_where_there_is_none() -> None:
+    options = settings.Settings(runtime_class_name="nvidia")
+    asked = {GPU: "1", MEM: "1", PRIORITY: "1"}
+
+    found = mended(pod(asked), options)
+
+    assert found["/spec/containers/0/env"] == [{"name": "CUDA_TASK_PRIORITY", "value": "1"}]
+    assert found["/spec/runtimeClassName"] == "nvidia"
+    assert "/spec/runtimeClassName" not in mended(pod(asked, {"runtimeClassName": "kata"}), options)
+    refused = admission.review(pod({**asked, PRIORITY: "high"}), options).refused
+    assert refused.startswith("SCHED_INVALID_QUANTITY: container main: nvidia.com/priority")
+
+
+@pytest.mark.parametrize(
+    "env", [None, [{"name": "A", "value": "b"}, {"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]]
+)
+def test_gpus_are_hidden_from_containers_without_one_if_that_is_set(env: list[dict[str, str]] | None) -> None:
+    """An image that says NVIDIA_VISIBLE_DEVICES=all, or a pod, gets none: also beside a container that asks."""
+    body = pod({GPU: "1", MEM: "1"}, {"schedulerName": "hami-scheduler"})
+    body["spec"]["containers"].append({"name": "side", "env": env})
+    kept = [{"name": "A", "value": "b"}] if env else []
+
+    found = mended(body, settings.Settings(hide_gpus=True))
+
+    assert found == {"/spec/containers/1/env": [*kept, {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}
+    assert mended(body) == {}
+    without = mended(pod({}), settings.Settings(hide_gpus=True))
+    assert without == {"/spec/containers/0/env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "words"),
+    [
+        (pod({MEM: "8M"}), "SCHED_AMBIGUOUS_MEMORY", "4000"),
+        (pod({GPU: "1", CORES: "150"}), "SCHED_PERCENT_OUT_OF_RANGE", "nvidia.com/gpucores"),
+        (
+            pod({GPU: "1"}, annotations={"hami.io/gpu-scheduler-policy": "binpack,spread"}),
+            "SCHED_CONTRADICTORY_REQUEST", "write one of them",
+        ),
+        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET", "kubernetes.io/hostname: node-7"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_refused_with_its_code_and_what_to_write(body: dict[str, Any], code: str, words: str) -> None:
+    """`kubectl apply` prints it."""
+    refused = admission.review(body, DEFAULTS).refused
+
+    assert refused.startswith(f"{code}: ")
+    assert words in refused
+
+
+def test_a_privileged_container_may_not_ask_for_a_gpu_unless_that_is_set() -> None:
+    """It would see every GPU of its node, whatever it asked for."""
+    body = pod({GPU: "1", MEM: "1"})
+    body["spec"]["containers"][0]["securityContext"] = {"privileged": True}
+
+    assert admission.review(body, DEFAULTS).refused.startswith("SCHED_PRIVILEGED: container main is privileged")
+    assert not admission.review(body, settings.Settings(allow_privileged=True)).refused
+    body["spec"]["containers"][0]["resources"] = {}
+    assert not admission.review(body, DEFAULTS).refused
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pod({}), pod({}, {"nodeName": "node-7"}), pod({GPU: "0"}),
+        pod({GPU: "x"}, labels={"hami.io/webhook": "ignore"}),
+        pod({GPU: "x"}, {"nodeName": "n"}, annotations={"kubernetes.io/config.mirror": "1"}),
+    ],
+)  # fmt: skip
+def test_pods_without_gpus_those_that_opt_out_and_static_pods_are_left_alone(body: dict[str, Any]) -> None:
+    assert mended(body) == {}
+    assert admission.review(body, DEFAULTS).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [("volcano", DEFAULTS), ("default-scheduler", settings.Settings(force_overwrite=False))],
+)
+def test_a_pod_of_another_scheduler_is_left_alone_with_a_warning(scheduler: str, options: settings.Settings) -> None:
+    verdict = admission.review(pod({GPU: "1", MEM: "8M"}, {"schedulerName": scheduler}), options)
+
+    assert (verdict.refused, verdict.patch) == ("", ())
+    assert f"schedulerName {scheduler} is not hami-scheduler" in verdict.warnings[0]
+
+
+def test_what_the_request_ignores_is_a_warning() -> None:
+    verdict = admission.review(pod({GPU: "1", MEM: "4000", "nvidia.com/gpumem-percentage": "50"}), DEFAULTS)
+
+    assert "nvidia.com/gpumem-percentage is ignored" in verdict.warnings[0]
+
+
+def test_a_request_beyond_every_gpu_of_the_cluster_is_known_at_once() -> None:
+    """No wait cures it; but the cluster may grow, so it is a warning."""
+    fleet = arrays.Arrays()
+    assert extent.beyond(fleet, builders.pod_request(builders.share_of(99_000))) == ()
+    states = tuple(gpus.GpuState(builders.gpu("n", index)) for index in range(2))
+    node = placement.NodeState(identifiers.NodeName("n"), states)
+    fleet.write(fleet.column(node.name), node, inventory_changed=True)
+    wrong_type = requests.Selectors(use_types=("h100",))
+
+    assert extent.beyond(fleet, builders.pod_request(builders.share_of(16_000, gpus=2))) == ()
+    assert extent.beyond(fleet, builders.pod_request(builders.share_of(17_000, gpus=3))) == (
+        "the pod cannot be placed: 17000 MiB are asked of one GPU; the largest that it accepts has 16000 MiB",
+        "the pod cannot be placed: 3 GPUs are asked for one container; no node has more than 2 it accepts",
+    )
+    assert extent.beyond(fleet, builders.pod_request(builders.share_of(1), selectors=wrong_type)) == (
+        f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {builders.TYPES[0]}",
+    )

@@ -71,6 +71,11 @@ PRIVILEGED = _register(
     "A privileged container asks for a GPU, and would see all GPUs of its node.",
     "Remove securityContext.privileged or the GPU request; --allow-privileged permits it.",
 )
+RECORD_GUARDED = _register(
+    "SCHED_RECORD_GUARDED",
+    "Somebody writes, changes or removes a record of promised GPUs who is neither the extender nor the node's plugin.",
+    "Leave out hami.io/vgpu-*, hami.io/bind-* and hami.io/decision-id, such as when copying a pod's YAML.",
+)
 
 # A node cannot take the pod.
 NODE_UNKNOWN = _register(

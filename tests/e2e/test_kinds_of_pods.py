@@ -97,7 +97,8 @@ def check_record(name: str, pod: dict) -> None:  # type: ignore[type-arg]
 def check_scheduled_event(note: str, pod: dict) -> None:  # type: ignore[type-arg]
     first, second, third, *_ = note.split("\n")
     assert first == f"Successfully assigned pod to {pod['spec']['nodeName']}"
-    assert re.fullmatch(r"    GPU: 1/4, Memory: (\d+|\d+-\d+)MB", second)
+    count = len({uuid for container in accounting.devices(pod) for uuid, _, _ in container})
+    assert re.fullmatch(rf"    GPU: {count}/4, Memory: (\d+|\d+-\d+)MB", second)
     assert re.fullmatch(r"    Score: \d{1,3}, Policy: binpack", third)
 
 

@@ -5,6 +5,7 @@ import contextlib
 import os
 import pathlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 import structlog
@@ -64,6 +65,8 @@ async def renew(listeners: Iterable[Listener], certificate: pathlib.Path, key: p
         if now == seen:
             continue
         try:
+            # Tried on a context of its own first: a key of another certificate would leave a context with neither.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
             for context in contexts:
                 context.load_cert_chain(certificate, key)
         except OSError as refused:

@@ -87,10 +87,11 @@ def test_a_renewed_certificate_is_used_without_a_restart(
     extender: extender_process.ExtenderProcess, tmp_path: pathlib.Path
 ) -> None:
     """And half a renewal, a key that is another's, leaves the old one in use until the rest is there."""
-    host, _, port = extender.webhook.partition(":")
 
-    def shown() -> str:
-        return ssl.get_server_certificate((host, int(port)))
+    def shown() -> set[str]:
+        """By the webhook and the read API."""
+        addresses = (address.partition(":") for address in (extender.webhook, extender.api))
+        return {ssl.get_server_certificate((host, int(port))).strip() for host, _, port in addresses}
 
     before = shown()
     certificates.write(tmp_path / "new.crt", tmp_path / "new.key", "renewed")
@@ -100,5 +101,5 @@ def test_a_renewed_certificate_is_used_without_a_restart(
 
     (tmp_path / "new.key").replace(tmp_path / "tls.key")
 
-    calls.eventually(lambda: shown().strip() == (tmp_path / "tls.crt").read_text().strip(), 10)
+    calls.eventually(lambda: shown() == {(tmp_path / "tls.crt").read_text().strip()}, 10)
     assert post(extender, asked(POD))[1]["response"]["allowed"]

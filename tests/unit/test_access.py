@@ -1,21 +1,18 @@
 """How a process finds its API server from within a pod."""
 
 import pathlib
-import subprocess
 
 import pytest
 
 from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import errors
+from lab import certificates
 
 
 @pytest.fixture
 def account(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
     """A service account as the kubelet mounts it."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=lab",
-         "-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "ca.crt")], check=True, capture_output=True,
-    )  # fmt: skip
+    certificates.write(tmp_path / "ca.crt", tmp_path / "key")
     (tmp_path / "token").write_text("first\n")
     monkeypatch.setattr(kubernetes, "SERVICE_ACCOUNT", tmp_path)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")

@@ -16,7 +16,7 @@ from bench import report
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records, reservations
 from lab import gpus
-from scheduler_extender import metrics, mirror, requeue, settings, telling, verbs
+from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, verbs
 
 TARGET = 10.0
 
@@ -95,13 +95,14 @@ def _cluster(names: list[str], filled_percent: int) -> tuple[mirror.Mirror, verb
     cluster = mirror.Mirror(options, counters)
     for name in names:
         cluster.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, 8), objects.Node))
-    teller = telling.Teller(cluster, _Silent(), options, lambda: True)
-    refusals = requeue.Refusals(cluster, options, counters)
+    placer = placing.Placer(cluster.ledger, options)
+    teller = telling.Teller(cluster, placer, _Silent(), options, lambda: True)
+    refusals = requeue.Refusals(cluster, placer, options, counters)
     chosen = random.Random(2)
     for index in range(len(names) * 8 * filled_percent // 100 * 2):
         _hold(cluster, index, chosen.choice(names), chosen.randrange(8))
     cluster.ledger.settle()
-    return cluster, verbs.Verbs(cluster, teller, refusals, options, counters)
+    return cluster, verbs.Verbs(cluster, placer, teller, refusals, options, counters)
 
 
 def _hold(cluster: mirror.Mirror, index: int, node: str, gpu: int) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import structlog
 
@@ -19,6 +20,7 @@ from scheduler_extender import (
     leadership,
     metrics,
     mirror,
+    placing,
     read_api,
     requeue,
     server,
@@ -48,24 +50,26 @@ class Extender:
         self._mirror = mirror.Mirror(options, self._metrics)
         identity = options.identity or socket.gethostname()
         self._recorder = events.EventRecorder(client, _COMPONENT, identity, options.event_rate, self._is_busy)
-        self._node_watch = watching.Reflector(
-            client, "/api/v1/nodes", objects.Node, self._mirror.nodes, lambda node: node.metadata.resource_version
-        )
-        self._pod_watch = watching.Reflector(
-            client, "/api/v1/pods", objects.Pod, self._mirror.pods, lambda pod: pod.metadata.resource_version
-        )
+        self._watches: Mapping[str, watching.Reflector[Any]] = {
+            "nodes": watching.Reflector(client, "/api/v1/nodes", objects.Node, self._mirror.nodes, _version),
+            "pods": watching.Reflector(client, "/api/v1/pods", objects.Pod, self._mirror.pods, _version),
+            "quotas": watching.Reflector(
+                client, "/api/v1/resourcequotas", objects.ResourceQuota, self._mirror.quotas, _version
+            ),
+        }
         self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
         if options.leader_lease:
             self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._list_again)
         self._metrics.count_live("events_written", lambda: self._recorder.written)
         self._metrics.count_live("events_dropped", lambda: self._recorder.dropped)
         self._metrics.count_live("watch_failures", self._watch_failures)
-        teller = telling.Teller(self._mirror, self._recorder, options, self._leads)
+        placer = placing.Placer(self._mirror.ledger, options)
+        teller = telling.Teller(self._mirror, placer, self._recorder, options, self._leads)
         self._mirror.listener = teller
-        self._refusals = requeue.Refusals(self._mirror, options, self._metrics)
-        choices = verbs.Verbs(self._mirror, teller, self._refusals, options, self._metrics)
+        self._refusals = requeue.Refusals(self._mirror, placer, options, self._metrics)
+        choices = verbs.Verbs(self._mirror, placer, teller, self._refusals, options, self._metrics)
         self._binder = binding.Binder(
-            client, self._mirror, choices, self._refusals, teller, options, self._metrics, self._leads
+            client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
         )
         gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
@@ -77,7 +81,7 @@ class Extender:
             "api": (
                 options.api_bind,
                 listeners.listener(
-                    read_api.ReadApi(self._mirror, teller, options, gate, self._synced),
+                    read_api.ReadApi(self._mirror, placer, teller, gate, self._synced),
                     options.tls_cert,
                     options.tls_key,
                 ),
@@ -121,8 +125,8 @@ class Extender:
         """List and watch, and wake refused pods, once a predecessor's last Binding must be done."""
         await asyncio.sleep(max(self._process_started_at + self._options.start_delay_seconds - time.monotonic(), 0))
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._node_watch.run())
-            tasks.create_task(self._pod_watch.run())
+            for watch in self._watches.values():
+                tasks.create_task(watch.run())
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
@@ -135,10 +139,10 @@ class Extender:
             await self._refusals.run(self._client, self._leads)
 
     async def _list_again(self) -> None:
-        await asyncio.gather(self._node_watch.list_again(), self._pod_watch.list_again())
+        await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))
 
     def _synced(self) -> bool:
-        return self._node_watch.synced and self._pod_watch.synced
+        return all(watch.synced for watch in self._watches.values())
 
     def _leads(self) -> bool:
         return self._leader.leads()
@@ -147,7 +151,7 @@ class Extender:
         return time.monotonic() - self._verb_server.last_call_at < _BUSY_SECONDS
 
     def _watch_failures(self) -> int:
-        return self._node_watch.failures + self._pod_watch.failures
+        return sum(watch.failures for watch in self._watches.values())
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
         now = time.monotonic()
@@ -157,7 +161,7 @@ class Extender:
                 watch.trouble or ("watching" if watch.synced else "not listed yet"),
                 now - (watch.last_heard or self._process_started_at),
             )
-            for name, watch in (("nodes", self._node_watch), ("pods", self._pod_watch))
+            for name, watch in self._watches.items()
         } | {
             "events": health_endpoint.Component(
                 not self._recorder.dropped, f"{self._recorder.waiting} waiting", required=False
@@ -184,6 +188,10 @@ class Extender:
         counters.pods_holding.set(sum(1 for _ in books.pods()))
         counters.pods_waiting.set(len(self._mirror.waiting))
         return counters.exposition()
+
+
+def _version(item: objects.Node | objects.Pod | objects.ResourceQuota) -> str:
+    return item.metadata.resource_version
 
 
 async def run(options: settings.Settings, process_started_at: float) -> None:

@@ -18,8 +18,18 @@ import orjson
 import structlog
 
 from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import error_codes, errors, identifiers, placement, records, rejections, requests, reservations
-from scheduler_extender import facts, leadership, metrics, mirror, requeue, settings, telling, verbs, wire
+from gpu_sharing.core import (
+    error_codes,
+    errors,
+    identifiers,
+    placement,
+    quotas,
+    records,
+    rejections,
+    requests,
+    reservations,
+)
+from scheduler_extender import facts, leadership, metrics, mirror, placing, requeue, settings, telling, verbs, wire
 from scheduler_extender.fleet import ledger
 
 _MOST_AT_ONCE = 64
@@ -62,6 +72,7 @@ class Binder:
         self,
         client: kubernetes.Client,
         cluster: mirror.Mirror,
+        placer: placing.Placer,
         choices: verbs.Verbs,
         refusals: requeue.Refusals,
         teller: telling.Teller,
@@ -72,6 +83,7 @@ class Binder:
         self._client = client
         self._mirror = cluster
         self._books = cluster.ledger
+        self._placer = placer
         self._choices = choices
         self._refusals = refusals
         self._teller = teller
@@ -167,9 +179,11 @@ class Binder:
             raise BindRefused(pod.request.code, pod.request.sentence)
         self._books.drop_nomination(pod.uid)
         state = self._books.view_for(node, pod.uid, pod.priority, nominations=False)
-        answer = self._choices.place(pod.request, state)
+        answer = self._placer.place(pod, state)
         if isinstance(answer, rejections.Rejection):
             self._refusals.add(pod, self._books.generation)
+            if answer.namespace:
+                raise BindRefused(answer.code, str(answer))
             raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
         score = self._choices.score(pod, state, answer)
         return _Order(pod, node, answer, self._choices.new_decision_id(pod.uid), score)
@@ -198,7 +212,8 @@ class Binder:
         pod, shares = order.pod, order.placed.shares
         assert isinstance(pod.request, requests.PodRequest)
         bookings = reservations.booked(pod.request.kinds, shares)
-        self._books.assume(ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, starting=True))
+        amounts = quotas.amounts(pod.request.kinds, shares)
+        self._books.assume(ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, amounts, starting=True))
 
     async def _post(self, order: _Order, body: bytes) -> None:
         uid, path = order.pod.uid, _pod_path(order.pod.key)

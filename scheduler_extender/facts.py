@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import errors, identifiers, records, requests, reservations
+from gpu_sharing.core import errors, identifiers, quotas, records, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import ledger
 
@@ -24,6 +24,11 @@ class Waiting:
     stopped_by: str
     """The message of a `PodScheduled=False` condition, empty while there is none."""
     is_deleting: bool
+
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        return self.key.partition("/")[0]
 
 
 def is_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
@@ -82,20 +87,24 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     kinds = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
-        return ledger.PodFacts(uid, key, node, foreign_slots=_device_ids(pod, names))
+        slots = _device_ids(pod, names)
+        return ledger.PodFacts(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots)
     asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
     try:
         shares = records.decode_shares(text, asking)
     except errors.CorruptRecord:
         legible = records.legible_shares(text)
-        bookings = reservations.booked((reservations.Kind.APP,), (legible,))
-        return ledger.PodFacts(uid, key, node, bookings, (legible,), corrupt=True)
+        alone = (reservations.Kind.APP,)
+        bookings, amounts = reservations.booked(alone, (legible,)), quotas.amounts(alone, (legible,))
+        return ledger.PodFacts(uid, key, node, bookings, (legible,), amounts, corrupt=True)
+    init_done = _init_done(pod)
     return ledger.PodFacts(
         uid,
         key,
         node,
-        reservations.booked(kinds, shares, init_done=_init_done(pod)),
+        reservations.booked(kinds, shares, init_done=init_done),
         shares,
+        quotas.amounts(kinds, shares, init_done=init_done),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
     )
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, identifiers, requests
+from gpu_sharing.core import error_codes, identifiers, quotas, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, settings
 from scheduler_extender.fleet import ledger
@@ -53,6 +53,7 @@ class Mirror:
         self._confirmed_at: dict[identifiers.PodUid, float] = {}
         self.nodes = NodeSink(self)
         self.pods = PodSink(self)
+        self.quotas = QuotaSink(self)
 
     def waiting_by_key(self, key: str) -> facts.Waiting | None:
         """A waiting pod by `<namespace>/<name>`."""
@@ -123,6 +124,18 @@ class Mirror:
                 self.forget_pod(uid)
         for pod in pods:
             self.see_pod(pod)
+
+    def see_quota(self, quota: objects.ResourceQuota) -> None:
+        """A ResourceQuota was added or modified."""
+        name, namespace = quota.metadata.name, quota.metadata.namespace
+        read = quotas.read(name, quota.spec.hard or {}, self._names)
+        if self.ledger.set_quota(namespace, name, read) and read is not None and read.unreadable:
+            log.error(
+                "quota unreadable",
+                error_code=error_codes.QUOTA_UNREADABLE,
+                quota=f"{namespace}/{name}",
+                cause=read.unreadable,
+            )
 
     def _outdate_lists(self, uid: identifiers.PodUid) -> None:
         if self.ledger.pod(uid) is not None:
@@ -201,3 +214,32 @@ class PodSink:
         """Something that is no pod."""
         self._mirror._metrics.undecodable_objects.inc()
         log.error("object unreadable", error_code=error_codes.CORRUPT_POD_RECORD, kind="Pod", cause=str(error))
+
+
+class QuotaSink:
+    """What a reflector of resource quotas feeds."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+
+    def replaced(self, items: list[objects.ResourceQuota], listed_at: float) -> None:
+        """All quotas."""
+        listed = {(item.metadata.namespace, item.metadata.name) for item in items}
+        for namespace, name in self._mirror.ledger.budgets.names():
+            if (namespace, name) not in listed:
+                self._mirror.ledger.set_quota(namespace, name, None)
+        for item in items:
+            self._mirror.see_quota(item)
+
+    def changed(self, item: objects.ResourceQuota) -> None:
+        """One quota."""
+        self._mirror.see_quota(item)
+
+    def deleted(self, item: objects.ResourceQuota) -> None:
+        """A quota is gone."""
+        self._mirror.ledger.set_quota(item.metadata.namespace, item.metadata.name, None)
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """Something that is no quota."""
+        self._mirror._metrics.undecodable_objects.inc()
+        log.error("object unreadable", error_code=error_codes.QUOTA_UNREADABLE, kind="ResourceQuota", cause=str(error))

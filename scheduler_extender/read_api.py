@@ -16,7 +16,7 @@ import orjson
 
 from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
-from scheduler_extender import facts, mirror, server, settings, telling
+from scheduler_extender import facts, mirror, placing, server, telling
 from scheduler_extender.fleet import ledger
 
 PREFIX = "/api/v1"
@@ -105,12 +105,12 @@ class ReadApi:
     """The ASGI application."""
 
     def __init__(
-        self, cluster: mirror.Mirror, teller: telling.Teller, options: settings.Settings, gate: Gate,
+        self, cluster: mirror.Mirror, placer: placing.Placer, teller: telling.Teller, gate: Gate,
         ready: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._mirror = cluster
+        self._placer = placer
         self._teller = teller
-        self._options = options
         self._gate = gate
         self._ready = ready
         self._openapi = importlib.resources.files("scheduler_extender").joinpath("openapi.json").read_bytes()
@@ -235,16 +235,15 @@ class ReadApi:
                 return None
             return {"pod": key, "phase": "holding", "node": held.node, "summary": "", "nodes": []}
         names = sorted(books.node_names())
-        summary = self._teller.explain(pod, names)
+        summary = self._teller.explain(pod, names).note
         if isinstance(pod.request, requests.InvalidRequest):
             verdicts = [_verdict(name, pod.request.code, pod.request.sentence, curable=False) for name in names]
         else:
-            verdicts = [self._verdict(pod, pod.request, name) for name in names]
+            verdicts = [self._verdict(pod, name) for name in names]
         return {"pod": key, "phase": "waiting", "node": None, "summary": summary, "nodes": verdicts}
 
-    def _verdict(self, pod: facts.Waiting, request: requests.PodRequest, name: identifiers.NodeName) -> dict[str, Any]:
-        state = self._mirror.ledger.view_for(name, pod.uid, pod.priority, nominations=False)
-        answer = placement.fit(request, state, request.gpu_policy_or(self._options.gpu_policy))
+    def _verdict(self, pod: facts.Waiting, name: identifiers.NodeName) -> dict[str, Any]:
+        answer = self._placer.place_on(pod, name, nominations=False)
         if isinstance(answer, placement.Placement):
             return _verdict(name, "", "its GPUs fit", curable=False)
         return _verdict(name, answer.code, str(answer), curable=answer.explanation.curable)

@@ -7,6 +7,7 @@ that fit only one after another are woken one after another.
 """
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ import orjson
 import structlog
 
 from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import errors, identifiers, placement, requests, reservations
-from scheduler_extender import facts, metrics, mirror, settings
-from scheduler_extender.fleet import fit, ledger
+from gpu_sharing.core import errors, identifiers, placement, quotas, requests
+from scheduler_extender import facts, metrics, mirror, placing, settings
 
 RETRY = "hami.io/retry"
 _EVERY_SECONDS = 0.2
@@ -41,11 +41,13 @@ class Refusals:
     def __init__(
         self,
         cluster: mirror.Mirror,
+        placer: placing.Placer,
         options: settings.Settings,
         counters: metrics.Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mirror = cluster
+        self._placer = placer
         self._options = options
         self._metrics = counters
         self._clock = clock
@@ -66,24 +68,30 @@ class Refusals:
         """The pods to wake now; the place of each is kept for it for a while."""
         books = self._mirror.ledger
         books.expire(self._clock())
-        freed = books.take_freed()
+        freed, relieved = books.take_freed(), books.budgets.take_relieved()
         for uid in [uid for uid in self._refused if uid not in self._mirror.waiting]:
             del self._refused[uid]
-        if not freed or not self._refused:
+        if not (freed or relieved) or not self._refused:
             return []
-        hopeless: set[requests.PodRequest] = set()
+        hopeless: set[tuple[str, requests.PodRequest]] = set()
+        promised: dict[str, quotas.Amounts] = {}
         woken = []
         for refusal in sorted(self._refused.values(), key=lambda refusal: (-refusal.pod.priority, refusal.generation)):
             pod, request = refusal.pod, refusal.pod.request
-            if isinstance(request, requests.InvalidRequest) or request in hopeless:
+            limited = pod.namespace if books.budgets.is_limited(pod.namespace) or pod.namespace in relieved else ""
+            if isinstance(request, requests.InvalidRequest) or (limited, request) in hopeless:
                 continue
             if refusal.generation >= books.generation:
                 continue
-            place = self._place(pod, request, freed)
-            if place is None:
-                hopeless.add(request)
+            found = self._place(pod, request, None if pod.namespace in relieved else freed)
+            more = promised.get(limited, quotas.NOTHING)
+            if found is not None:
+                more = more.plus(quotas.amounts(request.kinds, found[1].shares))
+            if found is None or books.budgets.excess(pod.namespace, more):
+                hopeless.add((limited, request))
                 continue
-            books.nominate(place)
+            promised[limited] = more
+            books.nominate(self._placer.claim(pod, *found, self._clock() + self._options.nomination_seconds))
             del self._refused[pod.uid]
             woken.append(pod)
         return woken
@@ -110,20 +118,17 @@ class Refusals:
             log.info("woken", pod=pod.key)
 
     def _place(
-        self, pod: facts.Waiting, request: requests.PodRequest, freed: frozenset[identifiers.NodeName]
-    ) -> ledger.Claim | None:
-        """A place for the pod on one of the nodes where something became free."""
-        books = self._mirror.ledger
-        policy = request.gpu_policy_or(self._options.gpu_policy)
-        names = sorted(freed)
-        if len(names) > _FEW_NODES:
-            arrays = books.settle()
-            fitting = np.flatnonzero(fit.fit_all(arrays, request, policy).fits)
-            names = [name for column in fitting if (name := arrays.names[column]) in freed][:_FEW_NODES]
+        self, pod: facts.Waiting, request: requests.PodRequest, freed: frozenset[identifiers.NodeName] | None
+    ) -> tuple[identifiers.NodeName, placement.Placement] | None:
+        """A place for the pod on one of the nodes where something became free, or with None on any."""
+        names = sorted(freed) if freed is not None else None
+        if names is None or len(names) > _FEW_NODES:
+            arrays = self._mirror.ledger.settle()
+            fitting = np.flatnonzero(self._placer.everywhere(request).fitting.fits)
+            fit = (arrays.names[column] for column in fitting)
+            names = list(itertools.islice((name for name in fit if freed is None or name in freed), _FEW_NODES))
         for name in names:
-            answer = placement.fit(request, books.view_for(name, pod.uid, pod.priority, nominations=True), policy)
+            answer = self._placer.place_on(pod, name, nominations=True)
             if isinstance(answer, placement.Placement):
-                bookings = reservations.booked(request.kinds, answer.shares)
-                expires_at = self._clock() + self._options.nomination_seconds
-                return ledger.Claim(pod.uid, name, bookings, pod.priority, expires_at=expires_at)
+                return name, answer
         return None

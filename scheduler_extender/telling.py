@@ -8,6 +8,7 @@ import asyncio
 import collections
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,8 @@ import structlog
 from gpu_sharing.adapters import events
 from gpu_sharing.core import error_codes, identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, mirror, narration, settings
-from scheduler_extender.fleet import fit, ledger
+from scheduler_extender import facts, mirror, narration, placing, settings
+from scheduler_extender.fleet import ledger
 
 _SAME_REFUSAL_SECONDS = 5.0
 _STOPPED_GRACE_SECONDS = 1.0
@@ -34,18 +35,30 @@ class Recorder(Protocol):
         """Take an event without waiting."""
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a pod waits."""
+
+    note: str
+    """The note of its `FailedScheduling` event."""
+    code: error_codes.Code
+    """Of the reason that most nodes give."""
+
+
 class Teller:
     """Writes the story of each pod."""
 
     def __init__(
         self,
         cluster: mirror.Mirror,
+        placer: placing.Placer,
         recorder: Recorder,
         options: settings.Settings,
         leads: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mirror = cluster
+        self._placer = placer
         self._recorder = recorder
         self._options = options
         self._leads = leads
@@ -64,7 +77,7 @@ class Teller:
         assert isinstance(pod.request, requests.PodRequest)
         node_facts = self._mirror.ledger.node_facts(node)
         gpus_on_node = len(node_facts.inventory) if node_facts else placed.gpu_count
-        policy = (pod.request.node_policy or self._options.node_policy).name
+        policy = self._placer.node_policy(pod.request).name
         log.info(
             "bound",
             pod=pod.key,
@@ -82,15 +95,14 @@ class Teller:
     ) -> None:
         """No offered node takes the pod."""
         explained = self.explain(pod, offered)
-        summary = explained.partition("\n")[0]
+        summary = explained.note.partition("\n")[0]
         now = self._clock()
         before = self._told.get(pod.uid)
         if before and before[0] == summary and now - before[1] < _SAME_REFUSAL_SECONDS:
             return
         self._remember(pod.uid, summary, now)
-        code = pod.request.code if isinstance(pod.request, requests.InvalidRequest) else self._main_code(pod)
-        log.error("refused", error_code=code, pod=pod.key, why=explained, decision_id=decision)
-        self._pod_event(pod.key, pod.uid, "FailedScheduling", explained, _SCHEDULING, warning=True)
+        log.error("refused", error_code=explained.code, pod=pod.key, why=explained.note, decision_id=decision)
+        self._pod_event(pod.key, pod.uid, "FailedScheduling", explained.note, _SCHEDULING, warning=True)
 
     def bind_failed(
         self,
@@ -120,36 +132,37 @@ class Teller:
         """kube-scheduler says it cannot place a pod: explain its GPUs too, unless it was us who refused."""
         asyncio.get_running_loop().call_later(_STOPPED_GRACE_SECONDS, self._explain_stopped, pod.uid)
 
-    def explain(self, pod: facts.Waiting, offered: Iterable[identifiers.NodeName]) -> str:
-        """The note of a `FailedScheduling` event: every node of the cluster and why it does not take the pod."""
+    def explain(self, pod: facts.Waiting, offered: Iterable[identifiers.NodeName]) -> Explanation:
+        """Every node of the cluster and why it does not take the pod, and the reason that most nodes give."""
         books = self._mirror.ledger
         total = books.settle().live
         if isinstance(pod.request, requests.InvalidRequest):
-            return narration.refused_everywhere(total, pod.request)
+            return Explanation(narration.refused_everywhere(total, pod.request), pod.request.code)
         allowed = frozenset(offered)
         if total <= narration.MOST_NODES_LISTED:
             lines = [(str(name), self.why_not(pod, name, allowed)) for name in sorted(books.node_names())]
             counts = collections.Counter(rejection.reason for _, rejection in lines)
-            return narration.refused(total, list(counts.items()), lines)
-        groups = self._groups(pod, pod.request, allowed)
-        return narration.refused(
-            total, [(group.nearest.reason, group.count) for group in groups], narration.grouped(groups)
-        )
+        else:
+            groups = self._groups(pod, pod.request, allowed)
+            lines = narration.grouped(groups)
+            counts = collections.Counter()
+            for group in groups:
+                counts[group.nearest.reason] += group.count
+        main = min(counts, key=lambda reason: (-counts[reason], reason), default=Reason.NODE_NOT_REGISTERED)
+        return Explanation(narration.refused(total, list(counts.items()), lines), rejections.EXPLANATIONS[main].code)
 
     def why_not(
         self, pod: facts.Waiting, name: identifiers.NodeName, offered: frozenset[identifiers.NodeName]
     ) -> rejections.Rejection:
         """Why one node does not take the pod; a node that would was not offered."""
-        assert isinstance(pod.request, requests.PodRequest)
-        state = self._mirror.ledger.view_for(name, pod.uid, pod.priority, nominations=name in offered)
-        answer = placement.fit(pod.request, state, pod.request.gpu_policy_or(self._options.gpu_policy))
+        answer = self._placer.place_on(pod, name, nominations=name in offered)
         return answer if isinstance(answer, rejections.Rejection) else rejections.Rejection(Reason.NOT_OFFERED)
 
     def _groups(
         self, pod: facts.Waiting, request: requests.PodRequest, offered: frozenset[identifiers.NodeName]
     ) -> list[narration.Group]:
         arrays = self._mirror.ledger.settle()
-        fitting = fit.fit_all(arrays, request, request.gpu_policy_or(self._options.gpu_policy))
+        fitting = self._placer.everywhere(request).fitting
         live = np.array([bool(name) for name in arrays.names])
         # The GPU that would have to be taken last tells how near a node came.
         depth = min(max(request.gpus, 1), arrays.exists.shape[0])
@@ -160,17 +173,6 @@ class Teller:
             nearest = arrays.names[int(columns[nearness[columns].argmax()])]
             groups.append(narration.Group(len(columns), nearest, self.why_not(pod, nearest, offered)))
         return groups
-
-    def _main_code(self, pod: facts.Waiting) -> error_codes.Code:
-        """The code of the reason that most nodes give."""
-        assert isinstance(pod.request, requests.PodRequest)
-        arrays = self._mirror.ledger.settle()
-        reasons = fit.fit_all(arrays, pod.request, pod.request.gpu_policy_or(self._options.gpu_policy)).reasons
-        live = reasons[np.array([bool(name) for name in arrays.names], np.bool_)]
-        if not len(live):
-            return error_codes.NODE_NOT_REGISTERED
-        reason = Reason(int(np.bincount(live).argmax()))
-        return rejections.EXPLANATIONS[Reason.NOT_OFFERED if reason is Reason.NONE else reason].code
 
     def _explain_stopped(self, uid: identifiers.PodUid) -> None:
         pod = self._mirror.waiting.get(uid)

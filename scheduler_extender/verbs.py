@@ -14,10 +14,10 @@ import numpy as np
 import structlog
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, placement, rejections, requests, reservations
+from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, metrics, mirror, requeue, settings, telling, wire
-from scheduler_extender.fleet import fit, ledger, memo, shapes
+from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, wire
+from scheduler_extender.fleet import fit
 
 _BEST_SCORE = 10
 _SOFT_SCORE = 1
@@ -48,6 +48,7 @@ class Verbs:
     def __init__(
         self,
         cluster: mirror.Mirror,
+        placer: placing.Placer,
         teller: telling.Teller,
         refusals: requeue.Refusals,
         options: settings.Settings,
@@ -56,13 +57,12 @@ class Verbs:
     ) -> None:
         self._mirror = cluster
         self._books = cluster.ledger
+        self._placer = placer
         self._teller = teller
         self._refusals = refusals
         self._options = options
         self._metrics = counters
         self._clock = clock
-        self._placements = memo.Memo()
-        self._shapes = shapes.Shapes(cluster.ledger, self._placements)
         self._priorities = wire.Priorities()
         self._decisions: collections.OrderedDict[identifiers.PodUid, Decision] = collections.OrderedDict()
 
@@ -138,11 +138,7 @@ class Verbs:
     def score(self, pod: facts.Waiting, node: placement.NodeState, placed: placement.Placement) -> float:
         """How good a node is for a pod, from 0 to 1, by the policy that applies to the pod."""
         assert isinstance(pod.request, requests.PodRequest)
-        return placement.node_score(pod.request, node, placed, pod.request.node_policy or self._options.node_policy)
-
-    def place(self, request: requests.PodRequest, node: placement.NodeState) -> memo.Answer:
-        """The GPUs that the pod gets on a node, by the policy that applies to it, or why there are none."""
-        return self._placements.fit(request, node, request.gpu_policy_or(self._options.gpu_policy))
+        return placement.node_score(pod.request, node, placed, self._placer.node_policy(pod.request))
 
     def new_decision_id(self, uid: identifiers.PodUid) -> identifiers.DecisionId:
         """One id for all that is decided about a pod, from its first filter to its bind."""
@@ -177,7 +173,7 @@ class Verbs:
         books.expire(self._clock())
         books.drop_nomination(uid)
         arrays = books.settle()
-        answer = self._shapes.fit(request, request.gpu_policy_or(self._options.gpu_policy))
+        answer = self._placer.everywhere(request)
         decision.fitting = answer.fitting
         known = answer.refused
         refused = {name: known[name] for name in names if name in known} if known else {}
@@ -190,23 +186,21 @@ class Verbs:
         if none_fits:
             again |= books.claimed_nodes()  # Nothing is free, so only holds of its priority stand in its way.
         for name in again.intersection(names):
-            found = self._place(decision.pod, request, name, nominations=not none_fits)
+            found = self._placer.place_on(decision.pod, name, nominations=not none_fits)
             if isinstance(found, placement.Placement):
                 refused.pop(name, None)
             else:
                 refused[name] = int(found.reason)
+        if books.budgets.is_limited(decision.pod.namespace):
+            over = self._placer.over_quota(decision.pod, [name for name in names if name not in refused])
+            refused.update((name, int(rejection.reason)) for name, rejection in over.items())
         return refused
-
-    def _place(
-        self, pod: facts.Waiting, request: requests.PodRequest, name: identifiers.NodeName, *, nominations: bool
-    ) -> memo.Answer:
-        return self.place(request, self._books.view_for(name, pod.uid, pod.priority, nominations=nominations))
 
     def _best(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> identifiers.NodeName | None:
         arrays = self._books.settle()
         fitting = decision.fitting
         if fitting is None or len(fitting.fits) != arrays.columns:
-            fitting = self._shapes.fit(request, request.gpu_policy_or(self._options.gpu_policy)).fitting
+            fitting = self._placer.everywhere(request).fitting
         candidates = np.flatnonzero(fitting.fits)
         if len(candidates) != len(names):
             columns = arrays.columns_of(map(identifiers.NodeName, names))
@@ -215,20 +209,17 @@ class Verbs:
         if not len(candidates):
             # Filter let the pod in where only claims of others stand; the first by name is as good as any.
             return identifiers.NodeName(min(names)) if names and names is decision.names else None
-        values = fit.scores(arrays, request, fitting, request.node_policy or self._options.node_policy)
+        values = fit.scores(arrays, request, fitting, self._placer.node_policy(request))
         column = fit.best(arrays, values, candidates)
         decision.score = float(values[column])
         return arrays.names[column]
 
     def _nominate(self, decision: Decision, name: identifiers.NodeName) -> None:
-        request, pod = decision.pod.request, decision.pod
-        assert isinstance(request, requests.PodRequest)
         decision.node = name
-        answer = self._place(pod, request, name, nominations=True)
+        answer = self._placer.place_on(decision.pod, name, nominations=True)
         if isinstance(answer, placement.Placement):
-            bookings = reservations.booked(request.kinds, answer.shares)
             expires_at = self._clock() + self._options.nomination_seconds
-            self._books.nominate(ledger.Claim(pod.uid, name, bookings, pod.priority, expires_at=expires_at))
+            self._books.nominate(self._placer.claim(decision.pod, name, answer, expires_at))
 
     def _log_nodes(self, pod: facts.Waiting, names: list[str], refused: dict[str, int]) -> None:
         if self._options.verbosity < 4:

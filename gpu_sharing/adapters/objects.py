@@ -181,6 +181,19 @@ class Node(msgspec.Struct, gc=False):
     metadata: Metadata = msgspec.field(default_factory=Metadata)
 
 
+class ResourceQuotaSpec(msgspec.Struct, gc=False):
+    """`spec` of a ResourceQuota."""
+
+    hard: dict[str, str | int | float | bool | None] | None = None
+
+
+class ResourceQuota(msgspec.Struct, gc=False):
+    """A ResourceQuota."""
+
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: ResourceQuotaSpec = msgspec.field(default_factory=ResourceQuotaSpec)
+
+
 class LeaseSpec(msgspec.Struct, gc=False, rename="camel"):
     """`spec` of a Lease."""
 

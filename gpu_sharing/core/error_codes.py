@@ -163,6 +163,16 @@ NUMA_MISMATCH = _register(
     "The node has enough fitting GPUs, but not on one NUMA node, as nvidia.com/numa-bind wants.",
     "Ask for fewer GPUs, wait, or remove nvidia.com/numa-bind.",
 )
+QUOTA_EXCEEDED = _register(
+    "SCHED_QUOTA_EXCEEDED",
+    "With this pod its namespace would hold more GPUs, GPU memory or GPU cores than its ResourceQuota allows.",
+    "Wait for a pod of the namespace to end, ask for less, or raise the limits.nvidia.com/… keys of the ResourceQuota.",
+)
+QUOTA_UNREADABLE = _register(
+    "SCHED_QUOTA_UNREADABLE",
+    "A ResourceQuota of the pod's namespace limits GPUs by a quantity that cannot be read, so nothing is placed there.",
+    "Write whole numbers, for example limits.nvidia.com/gpumem: 40000 (MiB) or 40Gi.",
+)
 NOT_OFFERED = _register(
     "SCHED_NOT_OFFERED",
     "The node's GPUs fit, but kube-scheduler ruled the node out for reasons of its own.",

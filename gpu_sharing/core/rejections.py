@@ -32,7 +32,9 @@ class Reason(enum.IntEnum):
     MEMORY = 15
     CORES = 16
     NUMA = 17
-    NOT_OFFERED = 18
+    QUOTA = 18
+    QUOTA_UNREADABLE = 19
+    NOT_OFFERED = 20
     """The GPUs fit, but kube-scheduler did not offer the node."""
 
 
@@ -65,6 +67,8 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.MEMORY: Explanation(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
     Reason.CORES: Explanation(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
     Reason.NUMA: Explanation(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),
+    Reason.QUOTA: Explanation(error_codes.QUOTA_EXCEEDED, "quota exceeded"),
+    Reason.QUOTA_UNREADABLE: Explanation(error_codes.QUOTA_UNREADABLE, "quota unreadable"),
     Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
 }
 
@@ -78,6 +82,10 @@ class Rejection:
     """What was asked for, with its unit, such as `8000MB`; empty where the reason has no numbers."""
     available: str = ""
     """The most that the node could give, in the same unit."""
+    namespace: str = ""
+    """The namespace whose quota it is, where it is a quota."""
+    detail: str = ""
+    """What is to be said beyond the phrase, as a sentence of its own."""
 
     @property
     def explanation(self) -> Explanation:
@@ -90,6 +98,8 @@ class Rejection:
         return self.explanation.code
 
     def __str__(self) -> str:
+        if self.namespace:
+            return f"{self.explanation.phrase} (namespace {self.namespace}): {self.detail}"
         if not self.requested:
             return self.explanation.phrase
         verb = "has" if self.reason in (Reason.TYPE, Reason.MODE, Reason.TOO_FEW_GPUS) else "available"

@@ -14,9 +14,9 @@ Pure: the time is handed in. Not thread-safe: everything happens on one event lo
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, requests, reservations
+from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, requests, reservations
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.fleet import arrays
+from scheduler_extender.fleet import arrays, budgets
 
 _LONGEST_JOURNAL = 20_000
 
@@ -45,12 +45,19 @@ class PodFacts:
     bookings: Bookings = field(default_factory=dict)
     shares: reservations.Shares = ()
     """Per container, for people to look at; `bookings` is what counts."""
+    amounts: quotas.Amounts = quotas.NOTHING
+    """What it counts against its namespace's quota."""
     foreign_slots: int = 0
     """Device ids of a pod that has no record of ours."""
     corrupt: bool = False
     """The record does not decode: the node's GPUs that `bookings` does not name are unknown."""
     starting: bool = False
     """The device plugin has not handed the GPUs over yet."""
+
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        return self.key.partition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +105,13 @@ class Ledger:
 
     Attributes:
         arrays: The same facts for all nodes at once, claims included; call `settle` before reading.
+        budgets: What each namespace may hold and holds.
         generation: Grows with every change that may make room for a refused pod.
     """
 
     def __init__(self) -> None:
         self.arrays = arrays.Arrays()
+        self.budgets = budgets.Budgets()
         self.generation = 0
         self._nodes: dict[identifiers.NodeName, _Node] = {}
         self._pods: dict[identifiers.PodUid, PodFacts] = {}
@@ -149,6 +158,16 @@ class Ledger:
         self.drop_nomination(uid)
         self.drop_hold(uid)
         self._take(uid)
+
+    def set_quota(self, namespace: str, name: str, quota: quotas.Quota | None) -> bool:
+        """Learn a quota of a namespace, or with None that it is gone or says nothing of GPUs.
+
+        Returns:
+            Whether that is news.
+        """
+        changed = self.budgets.set_quota(namespace, name, quota)
+        self.generation += changed
+        return changed
 
     def set_hold(self, claim: Claim) -> None:
         """Learn that an unbound pod is nominated to a node by somebody (`status.nominatedNodeName`)."""
@@ -256,6 +275,11 @@ class Ledger:
         node = self._nodes.get(name)
         return node.facts if node and node.facts.standing is not Reason.NODE_UNKNOWN else None
 
+    def gpu_memories(self, name: identifiers.NodeName) -> set[int]:
+        """The different sizes of a node's GPUs, in MiB."""
+        node = self._nodes.get(name)
+        return {gpu.memory_mib for gpu in node.facts.inventory} if node else set()
+
     def node_names(self) -> list[identifiers.NodeName]:
         """All nodes known to the API server."""
         return [name for name, node in self._nodes.items() if node.facts.standing is not Reason.NODE_UNKNOWN]
@@ -308,6 +332,7 @@ class Ledger:
         node.pods[facts.uid] = facts
         _add(node.used, facts.bookings)
         node.foreign_slots += facts.foreign_slots
+        self.budgets.add(facts.namespace, facts.amounts)
         node.held = None
         self._touch(facts.node)
 
@@ -318,6 +343,7 @@ class Ledger:
             del node.pods[uid]
             _subtract(node.used, before.bookings)
             node.foreign_slots -= before.foreign_slots
+            self.budgets.subtract(before.namespace, before.amounts)
             node.held = None
             self._touch(before.node, freed=True)
 

@@ -85,12 +85,12 @@ class Site:
         self.api("DELETE", f"/api/v1/namespaces/{self.namespace}/pods/{name}", body)
 
     def events(self, name: str, reason: str) -> list[str]:
-        """Notes of the events that our extender wrote about a pod."""
+        """Notes of the events that our extender wrote about a pod; some of Kubernetes' own name no object."""
         found = self.api.pages(f"/apis/events.k8s.io/v1/namespaces/{self.namespace}/events")
         return [
             event["note"]
             for event in found
-            if event["regarding"]["name"] == name
+            if event["regarding"].get("name") == name
             and event["reason"] == reason
             and event["reportingController"] == SCHEDULER
             and event.get("action") in ("GPUScheduling", "GPUBinding")

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import records
 from lab import gpus
-from scheduler_extender import binding, leadership, metrics, mirror, requeue, telling, verbs, wire
+from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, verbs, wire
 from scheduler_extender import settings as settings_module
 from tests.e2e import accounting
 from tests.unit.extender import fakes
@@ -27,6 +27,16 @@ LIMITS = [
     {"nvidia.com/gpu": "1"},
     {"nvidia.com/gpu": "1", "nvidia.com/gpumem-percentage": "30", "nvidia.com/gpucores": "30"},
 ]
+
+
+MOST_MIB = 20_000
+QUOTA = msgspec.convert(
+    {
+        "metadata": {"name": "ours", "namespace": "default"},
+        "spec": {"hard": {"limits.nvidia.com/gpumem": str(MOST_MIB)}},
+    },
+    objects.ResourceQuota,
+)
 
 
 class Books(RuleBasedStateMachine):
@@ -46,15 +56,19 @@ class Books(RuleBasedStateMachine):
         """An extender that has just listed."""
         options, counters = settings_module.Settings(), metrics.Metrics()
         self.mirror = mirror.Mirror(options, counters)
+        self.placer = placing.Placer(self.mirror.ledger, options)
+        self.mirror.quotas.replaced([QUOTA], 0.0)
         for node in self.nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
         self.api.stream.clear()
         self.mirror.replace_pods(self.api.objects(), self.loop.time())
-        teller = telling.Teller(self.mirror, fakes.SilentRecorder(), options, lambda: False)
-        refusals = requeue.Refusals(self.mirror, options, counters)
-        self.verbs = verbs.Verbs(self.mirror, teller, refusals, options, counters)
+        teller = telling.Teller(self.mirror, self.placer, fakes.SilentRecorder(), options, lambda: False)
+        refusals = requeue.Refusals(self.mirror, self.placer, options, counters)
+        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, refusals, options, counters)
         client: Any = self.api
-        self.binder = binding.Binder(client, self.mirror, self.verbs, refusals, teller, options, counters, lambda: True)
+        self.binder = binding.Binder(
+            client, self.mirror, self.placer, self.verbs, refusals, teller, options, counters, lambda: True
+        )
         self.last_seen = self.begun = None
 
     @rule()
@@ -176,6 +190,12 @@ class Books(RuleBasedStateMachine):
         live = [pod for pod in self.api.pods.values() if pod["status"]["phase"] != "Succeeded"]
         assert accounting.violations(self.nodes, live) == []
 
+    @invariant()
+    def no_namespace_is_ever_over_its_quota(self) -> None:
+        """Likewise by the API objects alone."""
+        live = [pod for pod in self.api.pods.values() if pod["status"]["phase"] != "Succeeded"]
+        assert sum(mib for pod in live for held in accounting.devices(pod) for _, mib, _ in held) <= MOST_MIB
+
     def teardown(self) -> None:
         """Once the watch has caught up, the ledger is what a new one would be."""
         if not hasattr(self, "mirror"):
@@ -191,6 +211,7 @@ class Books(RuleBasedStateMachine):
         anew.replace_pods(self.api.objects(), 0.0)
         for name in NODES:
             assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
+        assert self.mirror.ledger.budgets.held("default") == anew.ledger.budgets.held("default")
         assert set(self.mirror.waiting) == set(anew.waiting)
         self.loop.close()
 

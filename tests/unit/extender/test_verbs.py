@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records, reservations
 from lab import gpus
-from scheduler_extender import metrics, mirror, requeue, settings, telling, verbs, wire
+from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, verbs, wire
 from tests.unit.extender import fakes
 
 A100 = gpus.Model("NVIDIA A100", 16_000)
@@ -33,10 +33,13 @@ class World:
         options, counters = settings.Settings(**changes), metrics.Metrics()
         self.mirror = mirror.Mirror(options, counters, self.clock)
         self.recorder = fakes.SilentRecorder()
-        teller = telling.Teller(self.mirror, self.recorder, options, lambda: True, self.clock)
+        self.placer = placing.Placer(self.mirror.ledger, options)
+        self.teller = teller = telling.Teller(
+            self.mirror, self.placer, self.recorder, options, lambda: True, self.clock
+        )
         self.mirror.listener = teller
-        self.refusals = requeue.Refusals(self.mirror, options, counters, self.clock)
-        self.verbs = verbs.Verbs(self.mirror, teller, self.refusals, options, counters, self.clock)
+        self.refusals = requeue.Refusals(self.mirror, self.placer, options, counters, self.clock)
+        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, self.refusals, options, counters, self.clock)
         for node in nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
 

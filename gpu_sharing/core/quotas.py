@@ -1,0 +1,113 @@
+"""How much of the cluster's GPUs the pods of a namespace may hold together.
+
+A namespace's `ResourceQuota` may limit GPUs, their memory and their cores. What counts is what pods hold after percent
+and whole GPUs were turned into MiB, which only the scheduler knows; the API server's own quota, on `requests.…`, counts
+what the user wrote.
+
+Source: HAMi v2.10, `pkg/device/quota.go`: it reads the `limits.` keys and takes no notice of scopes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gpu_sharing.core import errors, identifiers, quantities, rejections, requests, reservations
+from gpu_sharing.core.rejections import Reason
+
+
+class Amounts(NamedTuple):
+    """What pods hold, over all GPUs."""
+
+    gpus: int = 0
+    """Device ids: a GPU shared by two containers counts twice."""
+    memory_mib: int = 0
+    cores_percent: int = 0
+    """A container without a limit of its cores counts as 0."""
+
+    def plus(self, other: "Amounts") -> "Amounts":
+        """Both together."""
+        return Amounts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def minus(self, other: "Amounts") -> "Amounts":
+        """This without a part of it."""
+        return Amounts(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+NOTHING = Amounts()
+_ANY = identifiers.GpuUuid("")
+_UNITS = (("GPUs", ""), ("GPU memory", "MB"), ("GPU cores", "%"))
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """One `ResourceQuota`, as far as it speaks of GPUs."""
+
+    name: str
+    limits: tuple[int | None, int | None, int | None]
+    """Of `Amounts`, in its order; None where there is no limit."""
+    unreadable: str = ""
+    """Why it cannot be read: then its namespace gets nothing, because nobody knows how much is too much."""
+
+
+def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.ResourceNames) -> Quota | None:
+    """A `ResourceQuota` by its `spec.hard`, or None if it says nothing of GPUs.
+
+    Args:
+        name: The quota's own name, for messages.
+        hard: The limits, as quantities.
+        names: Under which names containers ask.
+    """
+    keys = [f"limits.{resource}" for resource in (names.count, names.memory, names.cores)]
+    readers = (quantities.count, quantities.memory_mib, quantities.count)
+    if not any(key in hard for key in keys):
+        return None
+    try:
+        gpus, memory, cores = (
+            reader(f"ResourceQuota {name}: {key}", hard[key]) if key in hard else None
+            for key, reader in zip(keys, readers, strict=True)
+        )
+    except errors.BadQuantity as refused:
+        return Quota(name, (None, None, None), refused.sentence)
+    return Quota(name, (gpus, memory, cores))
+
+
+def amounts(
+    kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]], *, init_done: bool = False
+) -> Amounts:
+    """What a pod counts: the most that its containers hold at any one time, each quantity by itself.
+
+    Args:
+        kinds: One per container.
+        shares: One entry per container, in the same order.
+        init_done: All init containers succeeded; as in `reservations.booked`, only the device ids stay.
+    """
+    phases = [_together(shares[position] for position in phase) for phase in reservations.phases(kinds)]
+    most = Amounts(*(max(values) for values in zip(*phases, strict=True)))
+    return phases[-1]._replace(gpus=most.gpus) if init_done else most
+
+
+def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:
+    """What a pod would count on GPUs of that size."""
+    shares = [
+        [reservations.Share(_ANY, ask.memory_on(gpu_memory_mib), ask.cores_percent)] * ask.gpus if ask else []
+        for ask in request.containers
+    ]
+    return amounts(request.kinds, shares)
+
+
+def excess(namespace: str, quotas: Iterable[Quota], held: Amounts, more: Amounts) -> rejections.Rejection | None:
+    """Why a namespace may not hold `more` beside what it holds, or None if it may."""
+    for quota in quotas:
+        if quota.unreadable:
+            return rejections.Rejection(Reason.QUOTA_UNREADABLE, namespace=namespace, detail=quota.unreadable)
+        for (what, unit), limit, has, wants in zip(_UNITS, quota.limits, held, more, strict=True):
+            if limit is not None and wants and has + wants > limit:
+                left = max(limit - has, 0)
+                detail = f"{what} requested {wants}{unit}, left {left}{unit} of {limit}{unit} by {quota.name}"
+                return rejections.Rejection(Reason.QUOTA, f"{wants}{unit}", f"{left}{unit}", namespace, detail)
+    return None
+
+
+def _together(shares: Iterable[Iterable[reservations.Share]]) -> Amounts:
+    held = [share for container in shares for share in container]
+    return Amounts(len(held), sum(share.memory_mib for share in held), sum(share.cores_percent for share in held))

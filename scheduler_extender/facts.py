@@ -47,12 +47,15 @@ def node_facts(node: objects.Node, *, allow_hami_nodes: bool) -> ledger.NodeFact
         inventory = records.decode_inventory(text)
     except errors.CorruptRecord:
         return ledger.NodeFacts(name, standing=Reason.CORRUPT_NODE_RECORD)
+    links, bad_links = records.decode_links(annotations.get(records.SCORE, ""), inventory)
     ours = records.is_our_agent(annotations.get(records.AGENT))
     return ledger.NodeFacts(
         name,
         inventory,
         records.decode_cordon(annotations.get(records.CORDON, "")),
         Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
+        links,
+        bad_links,
         one_at_a_time=not ours,
     )
 

@@ -28,6 +28,9 @@ class Listener(Protocol):
     def corrupt(self, pod: ledger.PodFacts) -> None:
         """A pod's record does not decode."""
 
+    def bad_links(self, node: ledger.NodeFacts) -> None:
+        """A node's record of links cannot be read or contradicts itself."""
+
     def stopped(self, pod: facts.Waiting) -> None:
         """kube-scheduler says it cannot place a pod."""
 
@@ -72,6 +75,10 @@ class Mirror:
         if seen.standing is Reason.CORRUPT_NODE_RECORD and (before is None or before.standing is not seen.standing):
             self._metrics.corrupt_records.inc()
             log.error("node record unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, node=seen.name)
+        if seen.bad_links and (before is None or before.bad_links != seen.bad_links):
+            log.error("links unreadable", error_code=error_codes.BAD_LINKS, node=seen.name, cause=seen.bad_links)
+            if self.listener:
+                self.listener.bad_links(seen)
         self.ledger.set_node(seen)
 
     def see_read_pod(self, pod: objects.Pod) -> None:

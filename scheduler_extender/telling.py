@@ -128,6 +128,15 @@ class Teller:
         """A pod's record does not decode."""
         self._problem(pod, "CorruptGPURecord", error_codes.REGISTRY[error_codes.CORRUPT_POD_RECORD])
 
+    def bad_links(self, node: ledger.NodeFacts) -> None:
+        """A node's record of links cannot be read or contradicts itself."""
+        if self._leads():
+            entry = error_codes.REGISTRY[error_codes.BAD_LINKS]
+            note = f"{entry.code}: {node.bad_links}\n    {entry.remedy}"
+            # The kubelet names a node by its name where others have a UID, and `kubectl describe node` looks for that.
+            regarding = events.Regarding("Node", node.name, "", node.name)
+            self._recorder.tell(events.Event(regarding, "BadGPULinks", note, _SCHEDULING, warning=True))
+
     def stopped(self, pod: facts.Waiting) -> None:
         """kube-scheduler says it cannot place a pod: explain its GPUs too, unless it was us who refused."""
         asyncio.get_running_loop().call_later(_STOPPED_GRACE_SECONDS, self._explain_stopped, pod.uid)

@@ -93,6 +93,11 @@ CORRUPT_NODE_RECORD = _register(
     "The node's record of its GPUs cannot be read.",
     "Restart the device plugin of that node, which writes its record anew.",
 )
+BAD_LINKS = _register(
+    "SCHED_BAD_LINKS",
+    "The node's record of links between its GPUs cannot be read or contradicts itself; those links count as none.",
+    "Restart the device plugin of that node; if two GPUs still disagree about their link, see nvidia-smi topo -m.",
+)
 FOREIGN_AGENT = _register(
     "SCHED_FOREIGN_AGENT",
     "The node's GPUs are served by another device plugin than this project's.",

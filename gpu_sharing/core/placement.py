@@ -8,7 +8,7 @@ import collections
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from gpu_sharing.core import gpus, identifiers, policies, rejections, requests, reservations
+from gpu_sharing.core import gpus, identifiers, policies, rejections, requests, reservations, topology
 from gpu_sharing.core.rejections import Reason
 
 
@@ -23,6 +23,8 @@ class NodeState:
     """Device ids that pods without a record of ours hold on the node."""
     standing: Reason = Reason.NONE
     """Why the node is out of question whatever is free there, or NONE."""
+    links: topology.Links = ()
+    """How well its GPUs reach each other, in the order of `states`."""
 
     @property
     def slots_total(self) -> int:
@@ -83,7 +85,8 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
             rows = _on_one_numa_node(rows, states, ask.gpus)
         if len(rows) < ask.gpus:
             return _why_not(ask, request.selectors, states, idle=idle)
-        chosen[position] = tuple(rows[: ask.gpus])
+        by_links = policy.by_links and not is_init
+        chosen[position] = topology.best_set(rows, node.links, ask.gpus) if by_links else tuple(rows[: ask.gpus])
     if node.slots_used + request.slots > node.slots_total:
         free = max(node.slots_total - node.slots_used, 0)
         return rejections.Rejection(Reason.SLOTS, str(request.slots), str(free))

@@ -34,6 +34,8 @@ class Policy:
     """Whether GPUs that anybody holds are out of question."""
     weights: Weights = Weights()
     """What counts among the GPUs of a node; between nodes everything counts alike."""
+    by_links: bool = False
+    """Whether links between GPUs come before the orders, where the node publishes them."""
 
     def key(self, state: gpus.GpuState) -> tuple[float, ...]:
         """By what to sort GPUs, the best-liked first."""
@@ -81,6 +83,9 @@ POLICIES = {policy.name: policy for policy in (BINPACK, SPREAD)}
 MUTEX = "mutex"
 """The word for `only_idle`."""
 
+TOPOLOGY = "topology-aware"
+"""The word for `by_links`."""
+
 
 def named(name: str, where: str) -> Policy:
     """The policy over nodes of that name.
@@ -105,7 +110,8 @@ def chain(text: str, where: str) -> Policy:
     """The policy over a node's GPUs of that name, or of several with commas between, such as `binpack,numa`.
 
     Args:
-        text: As the user wrote it. The orders among the names count in the order written; `mutex` stands anywhere.
+        text: As the user wrote it. The orders among the names count in the order written; `mutex` and `topology-aware`
+            stand anywhere.
         where: The setting or annotation it stands in, for the message.
 
     Raises:
@@ -115,17 +121,18 @@ def chain(text: str, where: str) -> Policy:
     """
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
     for name in names:
-        if name not in ORDERS and name != MUTEX:
+        if name not in (*ORDERS, MUTEX, TOPOLOGY):
             raise errors.BadQuantity(
                 error_codes.UNKNOWN_POLICY,
-                f"{where}: {name[:40]!r} is not a policy of this version; write {', '.join(ORDERS)} or {MUTEX}",
+                f"{where}: {name[:40]!r} is not a policy of this version; write {', '.join(ORDERS)}, {MUTEX} or "
+                f"{TOPOLOGY}",
             )
     if "binpack" in names and "spread" in names:
         raise errors.BadQuantity(
             error_codes.CONTRADICTORY_REQUEST, f"{where}: binpack and spread exclude each other; write one of them"
         )
-    orders = tuple(name for name in names if name != MUTEX)
-    return Policy(",".join(names), orders or BINPACK.orders, only_idle=MUTEX in names)
+    orders = tuple(name for name in names if name in ORDERS) or BINPACK.orders
+    return Policy(",".join(names), orders, only_idle=MUTEX in names, by_links=TOPOLOGY in names)
 
 
 def weights(text: str, where: str) -> Weights:

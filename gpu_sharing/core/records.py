@@ -6,12 +6,13 @@ for. Whatever does not decode raises; nothing is ever taken for "nothing".
 Source: HAMi v2.10 `pkg/device/devices.go` (MarshalNodeDevices, EncodePodDevices) and its docs/develop/protocol.md.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gpu_sharing.core import errors, gpus, identifiers, reservations
+from gpu_sharing.core import errors, gpus, identifiers, reservations, topology
 
 INVENTORY = "hami.io/node-nvidia-register"
 AGENT = "hami.io/agent"
@@ -130,6 +131,40 @@ def _numa(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= 4096:
         raise errors.CorruptRecord(f"{INVENTORY}: numa is {str(value)[:40]!r}, not a NUMA node")
     return value
+
+
+def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Links, str]:
+    """How well the GPUs of a node reach each other, and what is wrong with the record, or an empty string.
+
+    A pair that the record scores differently in the two directions counts as not linked, as in HAMi; a record that does
+    not decode counts as none. Links are a preference, so neither keeps a pod off the node.
+
+    Args:
+        text: The value of `hami.io/node-nvidia-score`; GPUs that the node does not advertise are left out.
+        inventory: The node's GPUs in row order.
+    """
+    if not text:
+        return (), ""
+    try:
+        if len(text) > _MOST_BYTES:
+            raise ValueError("too large")
+        scores = {item["uuid"]: dict(item.get("score") or {}) for item in json.loads(text)}
+        values = [value for peers in scores.values() for value in peers.values()]
+        if not all(type(value) is int and 0 <= value <= _LARGEST for value in values):
+            raise ValueError("a score is no number")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as cause:
+        return (), f"{SCORE} cannot be read: {cause}"[:200]
+    uuids = [gpu.uuid for gpu in inventory]
+
+    def score(one: str, other: str) -> int:
+        return 0 if one == other else int(scores.get(one, {}).get(other, 0))
+
+    uneven = next((pair for pair in itertools.combinations(uuids, 2) if score(*pair) != score(*pair[::-1])), None)
+    matrix = tuple(
+        tuple(score(one, other) if score(one, other) == score(other, one) else 0 for other in uuids) for one in uuids
+    )
+    trouble = f"{SCORE}: {uneven[0]} and {uneven[1]} disagree about their link" if uneven else ""
+    return (matrix if any(map(any, matrix)) else ()), trouble
 
 
 def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:

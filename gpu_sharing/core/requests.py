@@ -203,7 +203,7 @@ def read(
         text = annotations.get(SCORING_WEIGHTS, "").strip()
         weights = policies.weights(text, SCORING_WEIGHTS) if text else None
         numa_bind = _numa_bind(annotations)
-        _refuse_unsupported(annotations)
+        _align_numa(annotations, warnings)
     except errors.BadQuantity as refused:
         return InvalidRequest(refused.code, refused.sentence)
     kinds = kinds_of(init_containers, containers)
@@ -305,9 +305,14 @@ def _policy(
     return meant(text, key) if text else None
 
 
-def _refuse_unsupported(annotations: Mapping[str, str]) -> None:
-    """What this version cannot honour it refuses, instead of placing the pod as if it had not been asked."""
-    if annotations.get(NUMA_ALIGNMENT, "").strip():
+def _align_numa(annotations: Mapping[str, str], warnings: list[str]) -> None:
+    """Near the container's CPUs no GPU can be promised: the kubelet chooses CPUs after the GPU is, and does not say."""
+    text = annotations.get(NUMA_ALIGNMENT, "").strip().lower()
+    if text == "best-effort":
+        warnings.append(f"{NUMA_ALIGNMENT} has no effect: GPUs are chosen before the kubelet chooses CPUs")
+    elif text:
         raise errors.BadQuantity(
-            error_codes.UNKNOWN_POLICY, f"{NUMA_ALIGNMENT}: this version does not do that yet; remove the annotation"
+            error_codes.UNKNOWN_POLICY,
+            f"{NUMA_ALIGNMENT}: {text[:40]!r} cannot be promised, because GPUs are chosen before the kubelet chooses "
+            "CPUs; write best-effort or remove it",
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, requests
+from gpu_sharing.core import gpus, identifiers, placement, policies, requests, topology
 from gpu_sharing.core.rejections import Reason
 
 Ints = npt.NDArray[np.int64]
@@ -40,6 +40,8 @@ class Arrays:
         self.mode_ids: dict[str, int] = {}
         self._places: dict[str, set[tuple[int, int]]] = {}
         self._uuids: dict[int, tuple[str, ...]] = {}
+        self.links: dict[int, topology.Links] = {}
+        """How well the GPUs of a column reach each other, for those columns that say so."""
         self._allocate(_FIRST_ROWS, _FIRST_COLUMNS)
 
     def _allocate(self, rows: int, columns: int) -> None:
@@ -193,6 +195,10 @@ class Arrays:
             max(sum(state.gpu.cores_percent for state in node.states), 1),
             max(sum(state.gpu.memory_mib for state in node.states), 1),
         )
+        if node.links:
+            self.links[column] = node.links
+        else:
+            self.links.pop(column, None)
         self._inventory_generation += 1
         self._by_percent.clear()
 
@@ -204,6 +210,13 @@ class Arrays:
         if found is None:
             found = self._by_percent[percent] = self.memory_total * percent // 100
         return found
+
+    def mixed(self) -> Bools:
+        """`[columns]`: whether the GPUs of a node differ in the size of their memory."""
+        exists, memory = self.exists[:, : self.columns], self.memory_total[:, : self.columns]
+        largest = memory.max(0)
+        mixed: Bools = (exists & (memory != largest)).any(0)
+        return mixed
 
     def accepts_uuids(self, selectors: requests.Selectors) -> Bools:
         """`[rows, columns]`: which GPUs the pod's wishes by UUID leave."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpu_sharing.core import placement, policies, requests, reservations
+from gpu_sharing.core import placement, policies, requests, reservations, topology
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet.arrays import Arrays, Bools, Codes, Floats, Ints
 
@@ -69,7 +69,10 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
         fits &= enough
         is_init = request.kinds[position] is reservations.Kind.INIT
         at_home = np.logical_or.reduce(list(chosen.values())) if is_init and chosen else None
-        chosen[position] = _chosen(arrays, request, room, _liking(arrays, used, policy), ask.gpus, at_home)
+        liking = _liking(arrays, used, policy)
+        chosen[position] = _chosen(arrays, request, room, liking, ask.gpus, at_home)
+        if policy.by_links and not is_init:
+            _choose_by_links(arrays, request, room, liking, ask.gpus, chosen[position], np.flatnonzero(enough))
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -118,7 +121,10 @@ def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
     if request.kinds[position] is reservations.Kind.INIT:
         memory = 0
     elif not ask.memory_mib:
-        picked = _chosen(arrays, request, room, _liking(arrays, used, policy), ask.gpus, None)
+        liking = _liking(arrays, used, policy)
+        picked = _chosen(arrays, request, room, liking, ask.gpus, None)
+        if policy.by_links:  # It matters only where GPUs differ in size.
+            _choose_by_links(arrays, request, room, liking, ask.gpus, picked, np.flatnonzero(fits & arrays.mixed()))
         memory = (picked * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
 
@@ -242,6 +248,22 @@ def _chosen(
         first = _best(room, liking, 1, at_home)
         room = room & (numa == (numa * first).sum(0))
     return _best(room, liking, gpus, at_home)
+
+
+def _choose_by_links(
+    arrays: Arrays, request: requests.PodRequest, room: Bools, liking: Floats, gpus: int, chosen: Bools, columns: Ints
+) -> None:
+    """Choose anew in those of the columns whose GPUs have links, one by one: such nodes and requests are few."""
+    for column in columns.tolist():
+        matrix = arrays.links.get(column)
+        if not matrix:
+            continue
+        rows = [row for row in np.argsort(-liking[:, column], kind="stable").tolist() if room[row, column]]
+        if request.numa_bind:
+            numa = arrays.numa[chosen[:, column].argmax(), column]
+            rows = [row for row in rows if arrays.numa[row, column] == numa]
+        chosen[:, column] = False
+        chosen[list(topology.best_set(rows, matrix, gpus)), column] = True
 
 
 def _count(mask: Bools) -> Ints:

@@ -14,7 +14,7 @@ Pure: the time is handed in. Not thread-safe: everything happens on one event lo
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, requests, reservations
+from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, requests, reservations, topology
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays, budgets
 
@@ -31,6 +31,10 @@ class NodeFacts:
     inventory: tuple[gpus.Gpu, ...] = ()
     cordoned: frozenset[identifiers.GpuUuid] = frozenset()
     standing: Reason = Reason.NONE
+    links: topology.Links = ()
+    """How well its GPUs reach each other, in the order of `inventory`."""
+    bad_links: str = ""
+    """What is wrong with the record of its links."""
     one_at_a_time: bool = False
     """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
 
@@ -132,7 +136,8 @@ class Ledger:
             node = self._nodes[facts.name] = _Node(facts)
         elif node.facts == facts:
             return
-        node.inventory_changed |= node.facts.inventory != facts.inventory or facts.name not in self.arrays.column_of
+        same = node.facts.inventory == facts.inventory and node.facts.links == facts.links
+        node.inventory_changed |= not same or facts.name not in self.arrays.column_of
         node.facts = facts
         node.held = None
         self._touch(facts.name, freed=True)
@@ -417,6 +422,7 @@ class Ledger:
             ),
             node.foreign_slots,
             standing,
+            facts.links,
         )
 
 
@@ -446,7 +452,7 @@ def _with_taken(state: placement.NodeState, taken: Bookings) -> placement.NodeSt
     if not taken:
         return state
     states = [one.with_used(taken[one.gpu.uuid]) if one.gpu.uuid in taken else one for one in state.states]
-    return placement.NodeState(state.name, tuple(states), state.foreign_slots, state.standing)
+    return placement.NodeState(state.name, tuple(states), state.foreign_slots, state.standing, state.links)
 
 
 def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:

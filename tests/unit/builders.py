@@ -1,8 +1,10 @@
 """Values for tests, by hand and by hypothesis: small enough to collide often."""
 
+import itertools
+
 from hypothesis import strategies as st
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, requests, reservations
+from gpu_sharing.core import gpus, identifiers, placement, policies, requests, reservations, topology
 from gpu_sharing.core.rejections import Reason
 
 KIND = reservations.Kind
@@ -60,13 +62,24 @@ def gpu_states(draw: st.DrawFn, node: str, index: int) -> gpus.GpuState:
 
 
 @st.composite
+def link_matrices(draw: st.DrawFn, count: int) -> topology.Links:
+    scores = {
+        frozenset(pair): draw(st.sampled_from([0, 10, 50, 100, 1200]))
+        for pair in itertools.combinations(range(count), 2)
+    }
+    return tuple(tuple(scores.get(frozenset((one, other)), 0) for other in range(count)) for one in range(count))
+
+
+@st.composite
 def node_states(draw: st.DrawFn, name: str) -> placement.NodeState:
     count = draw(st.integers(0, 4))
+    links = draw(st.one_of(st.just(()), link_matrices(count)))
     return placement.NodeState(
         identifiers.NodeName(name),
         tuple(draw(gpu_states(name, index)) for index in range(count)),
         draw(st.sampled_from([0, 0, 0, 3])),
         draw(st.sampled_from([Reason.NONE] * 6 + [Reason.FOREIGN_AGENT])),
+        links,
     )
 
 
@@ -116,4 +129,5 @@ gpu_policies = st.builds(
     st.sampled_from([("binpack",), ("spread",), ("numa",), ("spread", "numa"), ("numa", "binpack")]),
     st.sampled_from([False, False, True]),
     weights,
+    st.booleans(),
 )

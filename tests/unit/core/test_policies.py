@@ -82,8 +82,8 @@ def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
 @pytest.mark.parametrize(
     ("text", "code", "ending"),
     [
-        ("binpack,topology", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa or mutex"),
-        ("binpack,", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa or mutex"),
+        ("binpack,topology", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa, mutex or topology-aware"),
+        ("binpack,", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa, mutex or topology-aware"),
         ("numa,spread,binpack", error_codes.CONTRADICTORY_REQUEST, "write one of them"),
     ],
 )

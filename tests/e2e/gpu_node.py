@@ -73,9 +73,10 @@ class GpuNode:
         states = collections.Counter(
             (pod["status"]["phase"], pod["status"].get("reason"), *_waiting(pod)) for pod in self.pods()
         )
+        parts = [self.plane.parts.folder / f"{name}.log" for name in ("kubelet", "containerd")]
         logs = [
-            f"the log of {service.log_file.stem} ends:\n{service.log_file.read_text()[-3000:]}"
-            for service in (self.plugin, self.extender)
+            f"{path.name} ends:\n{path.read_text(errors='replace')[-6000:]}"
+            for path in (self.plugin.log_file, self.extender.log_file, *parts)
         ]
         raise AssertionError("\n".join([f"not within {seconds:g} s: {what}; pods: {states}", *logs]))
 

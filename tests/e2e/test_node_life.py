@@ -1,5 +1,6 @@
 """What happens to containers and their node over time, on a real kubelet and containerd."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -24,7 +25,8 @@ def crash(node: gpu_node.GpuNode, pod: Any) -> None:
     ids = [one["containerID"].rpartition("/")[2] for one in pod["status"]["containerStatuses"]]
     for process in pathlib.Path("/proc").iterdir():
         if process.name.isdecimal() and any(one in _cgroup(process) for one in ids):
-            os.kill(int(process.name), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # It may have ended meanwhile, as a `sleep` does.
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 def _cgroup(process: pathlib.Path) -> str:

@@ -5,6 +5,7 @@ from tests.e2e import accounting
 from tests.e2e import site as sites
 
 A100 = gpus.Model("NVIDIA A100-SXM4-40GB", 40_000)
+MERGE = "application/merge-patch+json"
 PATH = "/api/v1/namespaces/default/resourcequotas"
 
 
@@ -42,7 +43,7 @@ def test_a_namespace_gets_what_its_quota_allows_and_the_rest_when_that_is_freed(
         sites.wait_for(lambda: len(bound()) == 4, 10, lambda: f"{bound()}")
         assert _held_mib(own_site) == 32_000
 
-        own_site.api("PATCH", f"{PATH}/ai-team", {"spec": {"hard": {"limits.nvidia.com/gpumem": "40Gi"}}})
+        own_site.api("PATCH", f"{PATH}/ai-team", {"spec": {"hard": {"limits.nvidia.com/gpumem": "40Gi"}}}, MERGE)
         sites.wait_for(lambda: len(bound()) == 5, 10, lambda: f"{bound()}")
         assert _held_mib(own_site) == 40_000
     finally:

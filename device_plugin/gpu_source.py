@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpu_sharing.core import errors, health, identifiers
+from gpu_sharing.core import errors, health, identifiers, mig
 
 
 class GpuSourceError(errors.GpuSharingError):
@@ -41,6 +41,8 @@ class MigInstance:
     memory_mib: int
     start: int = 0
     """Its first slot of the GPU's memory slices."""
+    size: int = 1
+    """Its memory slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Device:
     migs: tuple[MigInstance, ...] = ()
     most_migs: int = 0
     """How many instances it can be divided into."""
+    mig_profiles: tuple[mig.Profile, ...] = ()
+    """The kinds of instances that it can be divided into, wherever there are some now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import structlog
 from device_plugin import gpu_source, isolation, settings
 from device_plugin.isolation import table
 from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, records
 
 _HEARTBEAT_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
@@ -50,10 +50,23 @@ def build(
                 type=device.name if device.name.startswith("NVIDIA") else f"NVIDIA-{device.name}",
                 numa=device.numa,
                 mode=mode,
+                mig_profiles=_profiles(device, ours=sharing.isolation == table.MIG) if mode == table.MIG else (),
                 healthy=states.get(device.uuid, health.Health()).available,
             )
         )
     return tuple(offered)
+
+
+def _profiles(device: gpu_source.Device, *, ours: bool) -> tuple[mig.Profile, ...]:
+    """What the scheduler may promise: all kinds of instances where they are made as needed, else those there are."""
+    if ours:
+        return device.mig_profiles
+    there = {(one.profile, one.start, one.size) for one in device.migs}
+    kept = (
+        profile._replace(places=tuple(place for place in profile.places if (profile.name, *place) in there))
+        for profile in device.mig_profiles
+    )
+    return tuple(profile for profile in kept if profile.places)
 
 
 def annotations(

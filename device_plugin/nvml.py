@@ -16,7 +16,7 @@ import pynvml
 import structlog
 
 from device_plugin import gpu_source
-from gpu_sharing.core import health, identifiers
+from gpu_sharing.core import health, identifiers, mig
 
 T = TypeVar("T")
 
@@ -94,7 +94,7 @@ class Nvml:
 
     def _device(self, handle: Any, index: int) -> gpu_source.Device:
         bus_id = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
-        mig = _or_none(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
+        divided = _or_none(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
         return gpu_source.Device(
             uuid=identifiers.GpuUuid(_text(pynvml.nvmlDeviceGetUUID(handle))),
             index=index,
@@ -104,9 +104,10 @@ class Nvml:
             numa=_numa(bus_id),
             bus_id=bus_id,
             compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-            mig_enabled=bool(mig),
-            migs=tuple(_migs(handle)) if mig else (),
-            most_migs=(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0) if mig else 0,
+            mig_enabled=bool(divided),
+            migs=tuple(_migs(handle)) if divided else (),
+            mig_profiles=tuple(_profiles(handle)) if divided else (),
+            most_migs=(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0) if divided else 0,
         )
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
@@ -217,10 +218,10 @@ class Nvml:
         """See `GpuSource`."""
         with _translated():
             handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            for mig in _mig_handles(handle):
-                if _text(pynvml.nvmlDeviceGetUUID(mig)) == mig_uuid:
-                    instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(mig))
-                    compute = pynvml.nvmlDeviceGetComputeInstanceId(mig)
+            for made in _mig_handles(handle):
+                if _text(pynvml.nvmlDeviceGetUUID(made)) == mig_uuid:
+                    instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(made))
+                    compute = pynvml.nvmlDeviceGetComputeInstanceId(made)
                     pynvml.nvmlComputeInstanceDestroy(pynvml.nvmlGpuInstanceGetComputeInstanceById(instance, compute))
                     pynvml.nvmlGpuInstanceDestroy(instance)
                     return
@@ -251,30 +252,56 @@ def _recovery_action(handle: Any) -> int | None:
 
 def _mig_handles(handle: Any) -> Iterator[Any]:
     for number in range(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
-        mig = _or_none(lambda number=number: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))  # type: ignore[misc]
-        if mig is not None:
-            yield mig
+        made = _or_none(lambda number=number: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))  # type: ignore[misc]
+        if made is not None:
+            yield made
 
 
 def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
-    for mig in _mig_handles(handle):
-        instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(mig))
-        name = _text(pynvml.nvmlDeviceGetName(mig))
+    for made in _mig_handles(handle):
+        instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(made))
+        name = _text(pynvml.nvmlDeviceGetName(made))
         yield gpu_source.MigInstance(
-            _text(pynvml.nvmlDeviceGetUUID(mig)),
+            _text(pynvml.nvmlDeviceGetUUID(made)),
             name.rpartition("MIG ")[2],
-            pynvml.nvmlDeviceGetMemoryInfo(mig).total >> 20,
-            pynvml.nvmlGpuInstanceGetInfo(instance).placement.start,
+            pynvml.nvmlDeviceGetMemoryInfo(made).total >> 20,
+            *_place(pynvml.nvmlGpuInstanceGetInfo(instance).placement),
         )
+
+
+def _profiles(handle: Any) -> Iterator[mig.Profile]:
+    """The kinds of instances that a GPU can be divided into, without those that have extra engines."""
+    known = [info for info in _profile_infos(handle) if "+" not in _text(info.name)]
+    whole = max((info.sliceCount for info in known), default=1)
+    for info in known:
+        count = ctypes.c_uint(0)
+        places = _or_none(lambda info=info, count=count: _places(handle, info.id, count))  # type: ignore[misc]
+        if places:
+            name = _text(info.name).removeprefix("MIG ")
+            yield mig.Profile(name, info.memorySizeMB, 100 * info.sliceCount // whole, places)
+
+
+def _places(handle: Any, profile_id: int, count: ctypes.c_uint) -> tuple[mig.Slices, ...]:
+    pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, None, ctypes.byref(count))
+    found = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
+    pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
+    return tuple(_place(one) for one in found[: count.value])
+
+
+def _place(placement: Any) -> mig.Slices:
+    return mig.Slices(placement.start, placement.size)
+
+
+def _profile_infos(handle: Any) -> Iterator[Any]:
+    for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
+        found = _or_none(lambda number=number: pynvml.nvmlDeviceGetGpuInstanceProfileInfo(handle, number))  # type: ignore[misc]
+        if found is not None:
+            yield found
 
 
 def _profile(handle: Any, name: str) -> Any:
     """What the GPU says of a profile; None where it has none of that name."""
-    for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
-        found = _or_none(lambda number=number: pynvml.nvmlDeviceGetGpuInstanceProfileInfo(handle, number))  # type: ignore[misc]
-        if found is not None and _text(found.name).removeprefix("MIG ") == name:
-            return found
-    return None
+    return next((info for info in _profile_infos(handle) if _text(info.name).removeprefix("MIG ") == name), None)
 
 
 def _nvlink_peers(handle: Any) -> Iterator[str]:

@@ -95,6 +95,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
     try:
         shares = records.decode_shares(text, asking)
+        shares = records.decode_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), shares)
     except errors.CorruptRecord:
         legible = records.legible_shares(text)
         alone = (reservations.Kind.APP,)

@@ -6,7 +6,7 @@ another mind.
 
 from collections.abc import Iterable
 
-from gpu_sharing.core import identifiers, placement, policies, quotas, rejections, requests, reservations
+from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, rejections, requests, reservations
 from scheduler_extender import facts, settings
 from scheduler_extender.fleet import ledger, memo, shapes
 
@@ -60,7 +60,8 @@ class Placer:
         assert isinstance(request, requests.PodRequest)
         if not budgets.is_limited(pod.namespace):
             return {}
-        if all(ask.memory_mib for ask in request.containers if ask):
+        divided = request.selectors.mode == gpus.MIG_MODE  # Then what counts is the size of the instances.
+        if not divided and all(ask.memory_mib for ask in request.containers if ask):
             found = budgets.excess(pod.namespace, quotas.asked(request, 0))
             return dict.fromkeys(names, found) if found else {}
         over = {}
@@ -68,7 +69,7 @@ class Placer:
         for name in names:
             # A share in percent counts for as much as the GPU is large.
             sizes = self._books.gpu_memories(identifiers.NodeName(name))
-            if len(sizes) == 1:
+            if len(sizes) == 1 and not divided:
                 (size,) = sizes
                 if size not in by_memory:
                     by_memory[size] = budgets.excess(pod.namespace, quotas.asked(request, size))

@@ -168,6 +168,11 @@ NUMA_MISMATCH = _register(
     "The node has enough fitting GPUs, but not on one NUMA node, as nvidia.com/numa-bind wants.",
     "Ask for fewer GPUs, wait, or remove nvidia.com/numa-bind.",
 )
+NO_MIG_INSTANCE = _register(
+    "SCHED_NO_MIG_INSTANCE",
+    "No GPU in MIG mode has an instance of that size left, or free slices where one may begin.",
+    "Ask for less nvidia.com/gpumem or gpucores, or wait for a pod to end.",
+)
 QUOTA_EXCEEDED = _register(
     "SCHED_QUOTA_EXCEEDED",
     "With this pod its namespace would hold more GPUs, GPU memory or GPU cores than its ResourceQuota allows.",

@@ -5,7 +5,7 @@ The inventory (`Gpu`) is what the node's device plugin publishes; the state (`Gp
 
 from dataclasses import dataclass
 
-from gpu_sharing.core import identifiers, reservations
+from gpu_sharing.core import identifiers, mig, reservations
 
 EXCLUSIVE_CORES_PERCENT = 100
 """A container that asks for this many cores, or more, wants the GPU for itself."""
@@ -32,6 +32,8 @@ class Gpu:
     mode: str = ""
     """How the node shares the GPU: `hami-core`, `mps`, `mig`, or empty for the plugin's default."""
     healthy: bool = True
+    mig_profiles: tuple[mig.Profile, ...] = ()
+    """In MIG mode: the kinds of instances that it can be divided into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,15 @@ this one is also what turns a refusal into numbers, and what bind asks about its
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from gpu_sharing.core import gpus, identifiers, policies, rejections, requests, reservations, topology
+from gpu_sharing.core import gpus, identifiers, mig, policies, rejections, requests, reservations, topology
 from gpu_sharing.core.rejections import Reason
+
+_Stages = Sequence[tuple[Reason, Callable[[gpus.GpuState], bool]]]
+"""What a GPU must pass, in this order, and the reason where it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +68,9 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
     """
     if node.standing is not Reason.NONE:
         return rejections.Rejection(node.standing)
-    eligible = [
-        state.gpu.healthy and not state.cordoned and not state.usage_unknown
-        and request.selectors.accept_mode(state.gpu.mode) and request.selectors.accept_uuid(state.gpu.uuid)
-        and request.selectors.accept_type(state.gpu.type)
-        for state in node.states
-    ]  # fmt: skip
+    if request.selectors.mode == gpus.MIG_MODE:
+        return _fit_instances(request, node, policy)
+    eligible = _eligible(request, node)
     chosen: list[tuple[int, ...]] = [()] * len(request.kinds)
     for position in _order(request):
         ask = request.containers[position]
@@ -84,18 +85,74 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
         if request.numa_bind:
             rows = _on_one_numa_node(rows, states, ask.gpus)
         if len(rows) < ask.gpus:
-            return _why_not(ask, request.selectors, states, idle=idle)
+            return _why_not(ask, request.selectors, states, _stages(ask, idle=idle), Reason.NUMA)
         by_links = policy.by_links and not is_init
         chosen[position] = topology.best_set(rows, node.links, ask.gpus) if by_links else tuple(rows[: ask.gpus])
-    if node.slots_used + request.slots > node.slots_total:
-        free = max(node.slots_total - node.slots_used, 0)
-        return rejections.Rejection(Reason.SLOTS, str(request.slots), str(free))
-    return Placement(
+    return _too_few_slots(request, node) or Placement(
         tuple(
             tuple(_share(ask, node.states[row].gpu) for row in rows) if ask else ()
             for ask, rows in zip(request.containers, chosen, strict=True)
         )
     )
+
+
+def _fit_instances(
+    request: requests.PodRequest, node: NodeState, policy: policies.Policy
+) -> Placement | rejections.Rejection:
+    """The same on GPUs in MIG mode: an instance for each GPU asked for, of which one GPU may give several.
+
+    All containers count as running together, because an instance is made for one container and not handed on. A GPU
+    that has an instance of just the size comes before one that would have to give a larger one.
+    """
+    states = list(node.states)
+    eligible = _eligible(request, node)
+    shares: list[tuple[reservations.Share, ...]] = [()] * len(request.kinds)
+    idle = policy.only_idle
+    room: _Stages = ((Reason.SLOTS, _has_slot),)
+    if idle:
+        room = (*room, (Reason.EXCLUSIVE, lambda state: _is_open(state, idle=True)))
+    for position in _order(request):
+        ask = request.containers[position]
+        assert ask is not None
+        rows = [row for row, may in enumerate(eligible) if may]
+        for _ in range(ask.gpus):
+            free = {
+                row: found
+                for row in rows
+                if _has_slot(states[row]) and (not idle or _is_open(node.states[row], idle=True))
+                and (found := _instance(ask, states[row]))
+            }  # fmt: skip
+            if not free:
+                one = dataclasses.replace(ask, gpus=1)
+                return _why_not(one, request.selectors, states, room, Reason.MIG_INSTANCE)
+            row = min(free, key=lambda row: (free[row][1].size, policy.key(states[row]), row))
+            profile, place = free[row]
+            instance = mig.Instance(profile.name, *place)
+            share = reservations.Share(states[row].gpu.uuid, profile.memory_mib, profile.cores_percent, instance)
+            shares[position] = (*shares[position], share)
+            states[row] = states[row].with_used(reservations.booking_of(share))
+            if request.numa_bind:
+                rows = [other for other in rows if states[other].gpu.numa == states[row].gpu.numa]
+    return _too_few_slots(request, node) or Placement(tuple(shares))
+
+
+def _instance(ask: requests.GpuRequest, state: gpus.GpuState) -> tuple[mig.Profile, mig.Slices] | None:
+    return mig.choose(state.gpu.mig_profiles, state.used.slices, ask.memory_mib, ask.memory_percent, ask.cores_percent)
+
+
+def _eligible(request: requests.PodRequest, node: NodeState) -> list[bool]:
+    """Which GPUs the pod may use at all, whatever is free on them."""
+    return [
+        state.gpu.healthy and not state.cordoned and not state.usage_unknown
+        and request.selectors.accept_mode(state.gpu.mode) and request.selectors.accept_uuid(state.gpu.uuid)
+        and request.selectors.accept_type(state.gpu.type)
+        for state in node.states
+    ]  # fmt: skip
+
+
+def _too_few_slots(request: requests.PodRequest, node: NodeState) -> rejections.Rejection | None:
+    free = node.slots_total - node.slots_used
+    return rejections.Rejection(Reason.SLOTS, str(request.slots), str(max(free, 0))) if free < request.slots else None
 
 
 def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.Policy) -> float:
@@ -199,31 +256,49 @@ def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], coun
     return []
 
 
+def _stages(ask: requests.GpuRequest, *, idle: bool) -> _Stages:
+    return (
+        (Reason.SLOTS, _has_slot),
+        (Reason.EXCLUSIVE, lambda state: _is_open(state, idle=idle)),
+        (Reason.MEMORY, lambda state: _has_memory(ask, state)),
+        (Reason.CORES, lambda state: _has_cores(ask, state)),
+    )
+
+
 def _why_not(
-    ask: requests.GpuRequest, selectors: requests.Selectors, states: Sequence[gpus.GpuState], *, idle: bool
+    ask: requests.GpuRequest,
+    selectors: requests.Selectors,
+    states: Sequence[gpus.GpuState],
+    room: _Stages,
+    last: Reason,
 ) -> rejections.Rejection:
-    """The first stage that leaves fewer GPUs than asked for, with what the GPUs left could give at best."""
+    """The first stage that leaves fewer GPUs than asked for, with what the GPUs left could give at best.
+
+    Args:
+        ask: What a container asks for.
+        selectors: Which GPUs it accepts.
+        states: The node's GPUs.
+        room: The stages after those that have nothing to do with what is free.
+        last: What it is if all stages are passed.
+    """
     left = list(states)
     if len(left) < ask.gpus:
         return rejections.Rejection(Reason.TOO_FEW_GPUS, str(ask.gpus), str(len(left)))
-    stages = (
+    stages: _Stages = (
         (Reason.MODE, lambda state: selectors.accept_mode(state.gpu.mode)),
         (Reason.UUID, lambda state: selectors.accept_uuid(state.gpu.uuid)),
         (Reason.TYPE, lambda state: selectors.accept_type(state.gpu.type)),
         (Reason.UNHEALTHY, lambda state: state.gpu.healthy),
         (Reason.CORDONED, lambda state: not state.cordoned),
         (Reason.UNKNOWN_USAGE, lambda state: not state.usage_unknown),
-        (Reason.SLOTS, _has_slot),
-        (Reason.EXCLUSIVE, lambda state: _is_open(state, idle=idle)),
-        (Reason.MEMORY, lambda state: _has_memory(ask, state)),
-        (Reason.CORES, lambda state: _has_cores(ask, state)),
+        *room,
     )  # fmt: skip
     for reason, passes in stages:
         passing = [state for state in left if passes(state)]
         if len(passing) < ask.gpus:
             return _with_numbers(reason, ask, selectors, left)
         left = passing
-    return _with_numbers(Reason.NUMA, ask, selectors, left)
+    return _with_numbers(last, ask, selectors, left)
 
 
 def _with_numbers(
@@ -254,6 +329,11 @@ def _with_numbers(
         case Reason.CORES:
             free = kth_most(state.gpu.cores_percent - state.used.cores_percent for state in left)
             return rejections.Rejection(reason, f"{max(ask.cores_percent, 1)}%", f"{free}%")
+        case Reason.MIG_INSTANCE:
+            most_memory, most_cores = zip(*(mig.largest(s.gpu.mig_profiles, s.used.slices) for s in left), strict=True)
+            cores = f" with {ask.cores_percent}% of cores" if ask.cores_percent else ""
+            has = f"{max(most_memory)}MB" + (f" with {max(most_cores)}% of cores" if cores else "")
+            return rejections.Rejection(reason, ask.memory_words + cores, has)
         case Reason.NUMA:
             most = max(collections.Counter(state.gpu.numa for state in left).values())
             return rejections.Rejection(reason, str(ask.gpus), str(most))

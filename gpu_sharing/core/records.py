@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gpu_sharing.core import errors, gpus, identifiers, reservations, topology
+from gpu_sharing.core import errors, gpus, identifiers, mig, reservations, topology
 
 INVENTORY = "hami.io/node-nvidia-register"
 AGENT = "hami.io/agent"
@@ -39,6 +39,8 @@ _MOST_BYTES = 256 * 1024
 """The API server's own limit for all annotations of an object."""
 _UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _NUMBER = re.compile(r"\d{1,10}")
+_PROFILE = re.compile(r"[1-9]g\.[1-9][0-9]{0,3}gb(\.[a-z]{1,8})?")
+_MOST_PROFILES = 32
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
@@ -51,6 +53,13 @@ def _inventory_item(gpu: gpus.Gpu) -> dict[str, object]:
     item: dict[str, object] = {
         "id": gpu.uuid, "index": gpu.index, "count": gpu.slots, "devmem": gpu.memory_mib, "devcore": gpu.cores_percent,
         "type": gpu.type, "numa": gpu.numa, "mode": gpu.mode, "health": gpu.healthy,
+        "migProfiles": [
+            {
+                "name": one.name, "memoryMB": one.memory_mib, "core": one.cores_percent,
+                "placements": [{"start": place.start, "size": place.size} for place in one.places],
+            }
+            for one in gpu.mig_profiles
+        ],
     }  # fmt: skip
     return {key: value for key, value in item.items() if value}
 
@@ -123,7 +132,45 @@ def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
         uuid=identifiers.GpuUuid(uuid), index=number("index", 4096), memory_mib=number("devmem"),
         cores_percent=number("devcore", 100_000), slots=number("count", 10_000), type=word("type"),
         numa=_numa(item.get("numa", 0)), mode=word("mode"), healthy=health,
+        mig_profiles=_profiles(item.get("migProfiles") or []),
     )  # fmt: skip
+
+
+def _profiles(items: Any) -> tuple[mig.Profile, ...]:
+    """The kinds of instances that a GPU can be divided into.
+
+    Those with extra engines (`1g.10gb+me`) are left out: a GPU has just one of them, and nobody can ask for it.
+    """
+
+    def whole(value: Any, largest: int) -> int:
+        if type(value) is not int or not 0 <= value <= largest:
+            raise ValueError(f"{str(value)[:40]!r} is not a number up to {largest}")
+        return value
+
+    try:
+        if len(items) > _MOST_PROFILES:
+            raise ValueError(f"{len(items)} profiles are too many")
+        return tuple(
+            mig.Profile(
+                _profile_name(item["name"]),
+                whole(item["memoryMB"], _LARGEST),
+                whole(item.get("core", 0), 100),
+                tuple(
+                    mig.Slices(whole(place.get("start", 0), 15), whole(place["size"], 16) or 1)
+                    for place in item["placements"][:_MOST_PROFILES]
+                ),
+            )
+            for item in items
+            if "+" not in item["name"]
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as cause:
+        raise errors.CorruptRecord(f"{INVENTORY}: migProfiles cannot be read: {cause}") from cause
+
+
+def _profile_name(value: Any) -> str:
+    if not isinstance(value, str) or not _PROFILE.fullmatch(value):
+        raise ValueError(f"{str(value)[:40]!r} is not the name of a profile")
+    return value
 
 
 def _numa(value: object) -> int:
@@ -216,6 +263,47 @@ def decode_shares(text: str, asking: Sequence[bool]) -> reservations.Shares:
     return tuple(next(rest) if asks else () for asks in asking)
 
 
+def encode_instances(shares: reservations.Shares) -> str:
+    """The MIG instances among a pod's shares, as a JSON list; empty where there are none."""
+    items = [
+        {
+            "containerIndex": position, "deviceIndex": number, "gpuUUID": share.uuid,
+            "profile": share.instance.profile,
+            "placement": {"start": share.instance.start, "size": share.instance.size},
+        }
+        for position, container in enumerate(shares)
+        for number, share in enumerate(container)
+        if share.instance
+    ]  # fmt: skip
+    return json.dumps(items, separators=(",", ":")) if items else ""
+
+
+def decode_instances(text: str, shares: reservations.Shares) -> reservations.Shares:
+    """The same shares with the MIG instances that the pod's other record gives them.
+
+    Raises:
+        CorruptRecord: It does not parse, or names a share that is not there.
+    """
+    if not text:
+        return shares
+    filled = [list(container) for container in shares]
+    try:
+        if len(text) > _MOST_BYTES:
+            raise ValueError("too large")
+        for item in json.loads(text):
+            found = _mig_share(item)
+            position, number = item.get("containerIndex", 0), item.get("deviceIndex", 0)
+            if not (0 <= found.start < 16 and 0 < found.size <= 16) or min(position, number) < 0:
+                raise ValueError("no such slices")
+            share = filled[position][number]
+            if share.uuid != found.gpu_uuid:
+                raise ValueError("another GPU")
+            filled[position][number] = share._replace(instance=mig.Instance(found.profile, found.start, found.size))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as cause:
+        raise errors.CorruptRecord(f"{MIG_ALLOCATIONS} cannot be read: {cause}") from cause
+    return tuple(map(tuple, filled))
+
+
 def legible_shares(text: str) -> tuple[reservations.Share, ...]:
     """The shares that can be read in a record that does not decode as a whole.
 
@@ -247,7 +335,7 @@ def pod_annotations(
     shares: reservations.Shares, node: identifiers.NodeName, unix_seconds: int, decision: identifiers.DecisionId
 ) -> dict[str, str]:
     """What a Binding merges into the pod: its record, and how far its start has come."""
-    record = encode_shares(shares)
+    record, instances = encode_shares(shares), encode_instances(shares)
     return {
         NODE: node,
         TIME: str(unix_seconds),
@@ -256,6 +344,7 @@ def pod_annotations(
         BIND_PHASE: PHASE_ALLOCATING,
         BIND_TIME: str(unix_seconds),
         DECISION: decision,
+        **({MIG_ALLOCATIONS: instances} if instances else {}),
     }
 
 

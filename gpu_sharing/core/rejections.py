@@ -34,7 +34,8 @@ class Reason(enum.IntEnum):
     NUMA = 17
     QUOTA = 18
     QUOTA_UNREADABLE = 19
-    NOT_OFFERED = 20
+    MIG_INSTANCE = 20
+    NOT_OFFERED = 21
     """The GPUs fit, but kube-scheduler did not offer the node."""
 
 
@@ -69,6 +70,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.NUMA: Explanation(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),
     Reason.QUOTA: Explanation(error_codes.QUOTA_EXCEEDED, "quota exceeded"),
     Reason.QUOTA_UNREADABLE: Explanation(error_codes.QUOTA_UNREADABLE, "quota unreadable"),
+    Reason.MIG_INSTANCE: Explanation(error_codes.NO_MIG_INSTANCE, "no MIG instance free", curable=True),
     Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
 }
 

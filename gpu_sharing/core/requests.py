@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpu_sharing.core import error_codes, errors, policies, quantities, reservations
+from gpu_sharing.core import error_codes, errors, gpus, policies, quantities, reservations
 
 USE_TYPE = "nvidia.com/use-gputype"
 NOUSE_TYPE = "nvidia.com/nouse-gputype"
@@ -24,7 +24,7 @@ GPU_POLICY = "hami.io/gpu-scheduler-policy"
 SCORING_WEIGHTS = "hami.io/device-scoring-weights"
 NUMA_ALIGNMENT = "hami.io/numa-alignment"
 
-_MODES = ("", "hami-core", "mps")
+_MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
 """Items in a list annotation; more than any cluster has GPU models."""
 
@@ -116,7 +116,7 @@ class Selectors:
 
     def accept_mode(self, gpu_mode: str) -> bool:
         """Whether a GPU that runs in that mode may be used; MIG only ever when asked for."""
-        return gpu_mode == self.mode or (gpu_mode != "mig" and (not self.mode or not gpu_mode))
+        return gpu_mode == self.mode or (gpu_mode != gpus.MIG_MODE and (not self.mode or not gpu_mode))
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +258,7 @@ def _selectors(annotations: Mapping[str, str]) -> Selectors:
     if mode not in _MODES:
         raise errors.BadQuantity(
             error_codes.UNKNOWN_POLICY,
-            f"{MODE}: {mode[:40]!r} is not a mode that this version shares GPUs in; write hami-core or mps",
+            f"{MODE}: {mode[:40]!r} is not a mode in which GPUs are shared; write hami-core, mps or mig",
         )
     wishes = Selectors(
         use_types=tuple(item.lower() for item in _list(annotations, USE_TYPE)),

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpu_sharing.core import identifiers
+from gpu_sharing.core import identifiers, mig
 
 
 class Kind(enum.Enum):
@@ -33,6 +33,8 @@ class Share(NamedTuple):
     memory_mib: int
     cores_percent: int
     """Percent of the GPU's compute; 0 is no limit and no claim, 100 is the GPU to itself."""
+    instance: mig.Instance | None = None
+    """On a GPU in MIG mode: the instance."""
 
 
 class Booking(NamedTuple):
@@ -43,6 +45,8 @@ class Booking(NamedTuple):
     cores_percent: int = 0
     exclusive: int = 0
     """How many holders want the GPU for themselves; more than one is a defect elsewhere."""
+    slices: int = 0
+    """On a GPU in MIG mode: who holds which memory slice, as `mig.taken` writes it."""
 
     def plus(self, other: "Booking") -> "Booking":
         """Both together."""
@@ -51,6 +55,7 @@ class Booking(NamedTuple):
             self.memory_mib + other.memory_mib,
             self.cores_percent + other.cores_percent,
             self.exclusive + other.exclusive,
+            self.slices + other.slices,
         )
 
     def minus(self, other: "Booking") -> "Booking":
@@ -60,11 +65,13 @@ class Booking(NamedTuple):
             self.memory_mib - other.memory_mib,
             self.cores_percent - other.cores_percent,
             self.exclusive - other.exclusive,
+            self.slices - other.slices,
         )
 
     def at_least(self, other: "Booking") -> "Booking":
         """The larger of each quantity."""
-        return Booking(*(max(mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+        most = Booking(*(max(mine, theirs) for mine, theirs in zip(self, other, strict=True)))
+        return most._replace(slices=mig.at_least(self.slices, other.slices))
 
 
 NOTHING = Booking()
@@ -86,7 +93,8 @@ class Reservation:
 
 def booking_of(share: Share) -> Booking:
     """What one share books: a slot, its memory, its cores, and the GPU for itself at 100 percent of cores."""
-    return Booking(1, share.memory_mib, share.cores_percent, int(share.cores_percent >= 100))
+    slices = mig.taken(share.instance.start, share.instance.size) if share.instance else 0
+    return Booking(1, share.memory_mib, share.cores_percent, int(share.cores_percent >= 100), slices)
 
 
 def phases(kinds: Sequence[Kind]) -> Iterator[tuple[int, ...]]:

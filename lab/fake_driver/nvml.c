@@ -243,6 +243,20 @@ int nvmlDeviceGetGpuInstanceProfileInfoV(void *device, unsigned profile, Profile
     LEAVE(OK);
 }
 typedef struct { unsigned start, size; } Placement;
+// Every profile begins at multiples of its size, below the seven compute slices; 4g begins at 0 only.
+int nvmlDeviceGetGpuInstancePossiblePlacements_v2(void *device, unsigned id, Placement *out, unsigned *count) {
+    ENTER(index_of(device));
+    unsigned found = 0;
+    for (int i = 0; i < PROFILES; i++)
+        for (int start = 0; profiles[i].id == (int)id && start < 7; start += profiles[i].size) {
+            if (start + profiles[i].slices > 7 || (profiles[i].slices == 4 && start)) break;
+            if (out && found < *count) out[found] = (Placement){start, profiles[i].size};
+            found++;
+        }
+    if (!found) LEAVE(BAD_ARGUMENT);
+    *count = found;
+    LEAVE(OK);
+}
 int nvmlDeviceCreateGpuInstanceWithPlacement(void *device, unsigned id, const Placement *wanted, void **out) {
     ENTER(index_of(device));
     const Profile *profile = NULL;

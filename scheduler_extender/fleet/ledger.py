@@ -409,6 +409,7 @@ class Ledger:
         if facts.one_at_a_time and standing is Reason.NONE and any(pod.starting for pod in node.pods.values()):
             standing = Reason.HAMI_NODE_BUSY
         corrupt = any(pod.corrupt for pod in node.pods.values())
+        undivided = _undivided(node) if any(gpu.mode == gpus.MIG_MODE for gpu in facts.inventory) else ()
         return placement.NodeState(
             facts.name,
             tuple(
@@ -416,7 +417,7 @@ class Ledger:
                     gpu,
                     used.get(gpu.uuid, reservations.NOTHING),
                     cordoned=gpu.uuid in facts.cordoned,
-                    usage_unknown=corrupt and gpu.uuid not in used,
+                    usage_unknown=(corrupt and gpu.uuid not in used) or gpu.uuid in undivided,
                 )
                 for gpu in facts.inventory
             ),
@@ -424,6 +425,12 @@ class Ledger:
             standing,
             facts.links,
         )
+
+
+def _undivided(node: _Node) -> frozenset[identifiers.GpuUuid]:
+    """The GPUs of which some pod holds a part without saying which instance."""
+    held = (share for pod in node.pods.values() for container in pod.shares for share in container)
+    return frozenset(share.uuid for share in held if share.instance is None)
 
 
 def _with_claims(state: placement.NodeState, claims: Iterable[Claim]) -> placement.NodeState:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpu_sharing.core import placement, policies, requests
+from gpu_sharing.core import gpus, placement, policies, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import fit, ledger, memo
 
@@ -59,6 +59,8 @@ class Shapes:
 
     def _anew(self, request: requests.PodRequest, policy: policies.Policy) -> Answer:
         arrays = self._books.arrays
+        if request.selectors.mode == gpus.MIG_MODE:
+            return self._with_instances(request, policy)
         fitting = fit.fit_all(arrays, request, policy)
         unfit = np.flatnonzero(~fitting.fits).tolist()
         codes = fitting.reasons[unfit].tolist()
@@ -67,6 +69,21 @@ class Shapes:
             names[column]: code for column, code in zip(unfit, codes, strict=True) if names[column]
         }
         return Answer(fitting, refused, arrays.columns, self._books.changes)
+
+    def _with_instances(self, request: requests.PodRequest, policy: policies.Policy) -> Answer:
+        """The arrays know nothing of MIG: nodes that have such GPUs are asked one by one."""
+        arrays = self._books.arrays
+        count = arrays.columns
+        some = arrays.exists[:, :count].any(0)
+        reasons = np.where(some, np.int8(Reason.MODE), np.int8(Reason.TOO_FEW_GPUS))
+        np.copyto(reasons, arrays.standing[:count], where=arrays.standing[:count] != 0)
+        fitting = fit.Fitting(np.zeros(count, np.bool_), reasons, np.zeros(count, np.int64))
+        refused = {str(name): int(reason) for name, reason in zip(arrays.names, reasons, strict=True) if name}
+        answer = Answer(fitting, refused, count, self._books.changes)
+        divided = arrays.exists[:, :count] & (arrays.mode_id[:, :count] == arrays.mode_ids.get(gpus.MIG_MODE, -1))
+        for column in np.flatnonzero(divided.any(0)).tolist():
+            self._look_again(answer, request, policy, column)
+        return answer
 
     def _look_again(self, answer: Answer, request: requests.PodRequest, policy: policies.Policy, column: int) -> None:
         name = self._books.arrays.names[column]

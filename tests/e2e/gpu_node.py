@@ -204,12 +204,15 @@ def pod(name: str, *containers: dict[str, Any], init: Sequence[dict[str, Any]] =
 
 @contextlib.contextmanager
 def running(
-    folder: pathlib.Path, gpus: int = 4, *arguments: str, runc: pathlib.Path | None = None
+    folder: pathlib.Path, gpus: int = 4, *arguments: str, runc: pathlib.Path | None = None, mig: bool = False
 ) -> Iterator[GpuNode]:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(control_plane.running(folder))
         node = stack.enter_context(real_nodes.running(plane, runc))
         driver = fake_driver.make(folder, NODE, gpus)
+        for gpu in driver.gpus:
+            gpu.mig_mode = int(mig)
+        driver.write()
         host = plugin_process.host_cdi(folder / "host-cdi", driver)
         flags = [
             "--kubeconfig", str(plane.kubeconfig("plugin")), "--node-name", NODE,
@@ -220,5 +223,5 @@ def running(
         extender = stack.enter_context(extender_process.running(plane.kubeconfig("extender"), folder / "extender.log"))
         scheduler = stack.enter_context(plane.scheduler(f"http://{extender.verbs}"))
         site = GpuNode(plane, node, driver, plugin, extender, scheduler, flags)
-        site.wait("the node offers its slots", lambda: site.allocatable() == 20 * gpus)
+        site.wait("the node offers its slots", lambda: site.allocatable() == (7 if mig else 20) * gpus)
         yield site

@@ -4,17 +4,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_sharing.core import errors, gpus, identifiers, records, reservations
+from gpu_sharing.core import errors, gpus, identifiers, mig, records, reservations
 from gpu_sharing.core.reservations import Share
 
 A = identifiers.GpuUuid("GPU-a")
 uuids = st.from_regex(r"GPU-[0-9a-f-]{1,20}", fullmatch=True).map(identifiers.GpuUuid)
 numbers = st.integers(0, 2**31 - 1)
-shares = st.builds(Share, uuids, numbers, st.integers(0, 400))
+profile_names = st.sampled_from(["1g.10gb", "2g.20gb", "7g.80gb"])
+shares = st.builds(Share, uuids, numbers, st.integers(0, 400), st.none())
+divided_shares = st.builds(
+    Share, uuids, numbers, st.integers(0, 400),
+    st.one_of(st.none(), st.builds(mig.Instance, profile_names, st.integers(0, 15), st.integers(1, 16))),
+)  # fmt: skip
+profiles = st.builds(
+    mig.Profile, profile_names, numbers, st.integers(0, 100),
+    st.lists(st.builds(mig.Slices, st.integers(0, 15), st.integers(1, 16)), max_size=8).map(tuple),
+)  # fmt: skip
 gpu_lists = st.lists(
     st.builds(
         gpus.Gpu, uuids, st.integers(0, 4096), numbers, st.integers(0, 1000), st.integers(0, 100), st.text(max_size=30),
         st.integers(-1, 8), st.sampled_from(["", "hami-core", "mig"]), st.booleans(),
+        st.lists(profiles, max_size=3).map(tuple),
     ),
     max_size=8,
     unique_by=lambda gpu: gpu.uuid,
@@ -183,3 +193,66 @@ def test_mig_instances_of_a_container_in_the_order_of_its_gpus() -> None:
 )
 def test_mig_instances_that_do_not_decode_are_none(text: str) -> None:
     assert records.mig_shares(text, 0) == ()
+
+
+@given(st.lists(st.lists(divided_shares, max_size=3).map(tuple), min_size=1, max_size=4).map(tuple))
+def test_records_of_instances_round_trip(held: reservations.Shares) -> None:
+    """The two annotations together are what was decided."""
+    asking = [bool(container) for container in held]
+    shares_only = records.decode_shares(records.encode_shares(held), asking)
+
+    assert records.decode_instances(records.encode_instances(held), shares_only) == held
+
+
+def test_a_record_of_an_instance_is_written_as_hami_writes_it() -> None:
+    """Container and device by position, the place as NVML gives it; a pod without instances has no such record."""
+    held = ((), (Share(A, 1, 2), Share(A, 9728, 14, mig.Instance("1g.10gb", 6, 1))))
+
+    assert records.encode_instances(held) == (
+        '[{"containerIndex":1,"deviceIndex":1,"gpuUUID":"GPU-a","profile":"1g.10gb","placement":{"start":6,"size":1}}]'
+    )
+    assert records.encode_instances(((Share(A, 1, 2),),)) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "7", "[7]", "[{}]", '[{"gpuUUID":"GPU-b","profile":"1g.10gb","placement":{"size":1}}]',
+        '[{"gpuUUID":"GPU-a","profile":"1g.10gb","placement":{"size":0}}]',
+        '[{"gpuUUID":"GPU-a","profile":"1g.10gb","placement":{"start":16,"size":1}}]',
+        '[{"gpuUUID":"GPU-a","profile":"1g.10gb","placement":{"size":1},"containerIndex":1}]',
+        '[{"gpuUUID":"GPU-a","profile":"1g.10gb","placement":{"size":1},"deviceIndex":-1}]', " " * 300_000 + "[]",
+    ],
+)  # fmt: skip
+def test_a_record_of_instances_that_does_not_match_is_corrupt(text: str) -> None:
+    """Where the slices are is not guessed."""
+    with pytest.raises(errors.CorruptRecord):
+        records.decode_instances(text, ((Share(A, 1, 2),),))
+
+
+@pytest.mark.parametrize(
+    "profiles",
+    [
+        "7", '["1g.10gb"]', '[{"name":"huge","memoryMB":1,"placements":[]}]',
+        '[{"name":"1g.10gb","memoryMB":-1,"placements":[]}]',
+        '[{"name":"1g.10gb","memoryMB":1,"placements":[{"start":99,"size":1}]}]',
+        '[{"name":"1g.10gb","memoryMB":1}]', '[{"name":"1g.10gb","memoryMB":true,"placements":[]}]',
+        "[" + ",".join(['{"name":"1g.10gb","memoryMB":1,"placements":[]}'] * 33) + "]",
+    ],
+)  # fmt: skip
+def test_profiles_that_cannot_be_are_corrupt(profiles: str) -> None:
+    """The node's record is not read in part."""
+    with pytest.raises(errors.CorruptRecord):
+        records.decode_inventory(f'[{{"id":"GPU-a","mode":"mig","migProfiles":{profiles}}}]')
+
+
+def test_profiles_with_extra_engines_are_left_out() -> None:
+    """A GPU has just one of them, and nobody can ask for it."""
+    text = (
+        '[{"id":"GPU-a","migProfiles":[{"name":"1g.10gb+me","memoryMB":9728,"core":14,"placements":[{"size":1}]},'
+        '{"name":"1g.10gb","memoryMB":9728,"core":14,"placements":[{"size":1},{"start":1,"size":1}]}]}]'
+    )
+
+    (gpu,) = records.decode_inventory(text)
+
+    assert gpu.mig_profiles == (mig.Profile("1g.10gb", 9728, 14, (mig.Slices(0, 1), mig.Slices(1, 1))),)

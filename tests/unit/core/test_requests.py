@@ -104,7 +104,7 @@ def test_a_request_that_makes_no_sense_is_refused_with_a_code(limits: Mapping[st
 @pytest.mark.parametrize(
     "annotations",
     [
-        {requests.NODE_POLICY: "random"}, {requests.GPU_POLICY: "topology"}, {requests.MODE: "mig"},
+        {requests.NODE_POLICY: "random"}, {requests.GPU_POLICY: "topology"}, {requests.MODE: "MIGG"},
         {requests.NUMA_BIND: "yes"},
         {requests.NUMA_ALIGNMENT: "strict"}, {requests.USE_UUID: ",".join(f"GPU-{i}" for i in range(65))},
     ],

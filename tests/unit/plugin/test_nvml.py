@@ -80,6 +80,20 @@ def test_mig_instances_are_made_and_taken_away(driver: fake_driver.FakeDriver) -
     assert left == [["3g.40gb", 4]]
 
 
+def test_what_a_gpu_can_be_divided_into_is_the_drivers_word(driver: fake_driver.FakeDriver) -> None:
+    """Each profile with its memory, its part of the compute and the places where it may begin."""
+    driver.gpus[1].mig_mode = 1
+    driver.write()
+
+    plain, divided = run(driver, "for device in source.devices()[:2]: show(device.mig_profiles)")
+
+    assert plain == []
+    assert [[name, memory, cores, [start for start, _ in places]] for name, memory, cores, places in divided] == [
+        ["1g.10gb", 9_728, 14, [0, 1, 2, 3, 4, 5, 6]], ["2g.20gb", 19_968, 28, [0, 2, 4]],
+        ["3g.40gb", 40_448, 42, [0, 4]], ["4g.40gb", 40_448, 57, [0]], ["7g.80gb", 81_152, 100, [0]],
+    ]  # fmt: skip
+
+
 def test_a_gpu_that_is_lost_does_not_take_its_neighbours_along(driver: fake_driver.FakeDriver) -> None:
     driver.rules = ["fail * 15 1"]
     driver.write()

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin import inventory, settings
+from device_plugin import gpu_source, inventory, settings
 from device_plugin.isolation import hami_core, mps, table
-from gpu_sharing.core import errors, health, identifiers
+from gpu_sharing.core import errors, gpus, health, identifiers, mig
 from tests.unit.plugin.test_isolation import INSTANCE, A, B, device
 
 BACKENDS = table.build(hami_core.Options(pathlib.Path("/x")), mps.Options(pathlib.Path("/x")))
@@ -85,6 +85,25 @@ def test_what_a_node_offers() -> None:
         ("GPU-c", 1800, 150, 1, "mig", True),
     ]
     assert offered[0].type == "NVIDIA-T"
+
+
+def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_else_those_there() -> None:
+    """The scheduler promises no instance that nobody would make."""
+    profiles = (
+        mig.Profile("1g.10gb", 9728, 14, tuple(mig.Slices(start, 1) for start in range(7))),
+        mig.Profile("3g.40gb", 40448, 42, (mig.Slices(0, 4), mig.Slices(4, 4))),
+    )
+    there = (gpu_source.MigInstance("MIG-1", "3g.40gb", 40448, 4, 4),)
+    divided = device(mig_enabled=True, migs=there, most_migs=7, mig_profiles=profiles)
+
+    def offered(isolation: str) -> gpus.Gpu:
+        sharing = settings.Sharing(20, isolation=isolation)
+        (gpu,) = inventory.build([divided], {}, {A: "mig"}, sharing, BACKENDS)
+        return gpu
+
+    assert offered("mig").mig_profiles == profiles
+    assert offered("auto").mig_profiles == (mig.Profile("3g.40gb", 40448, 42, (mig.Slices(4, 4),)),)
+    assert (offered("mig").slots, offered("auto").slots) == (7, 1)
 
 
 def test_sick_gpus_outlive_the_process_but_not_a_restart_of_the_node() -> None:

@@ -1,0 +1,100 @@
+"""MIG: which instance of a divided GPU serves a request, and where on the GPU it goes.
+
+A GPU in MIG mode has memory slices. A profile such as `2g.20gb` takes some of them, beginning only at certain ones, so
+that what is free counts for nothing where no profile may begin. Who holds which slice is a number with four bits a
+slice, so that it adds up and subtracts as all that is booked on a GPU does.
+
+Source: NVIDIA Multi-Instance GPU User Guide, "Supported MIG Profiles" and "GPU Instance Placements".
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+_BITS = 4
+_DIGIT = (1 << _BITS) - 1
+
+
+class Slices(NamedTuple):
+    """A run of memory slices."""
+
+    start: int
+    size: int
+
+
+class Profile(NamedTuple):
+    """A kind of instance that a GPU can be divided into."""
+
+    name: str
+    """Such as `2g.20gb`."""
+    memory_mib: int
+    cores_percent: int
+    """Of the whole GPU's compute, rounded down."""
+    places: tuple[Slices, ...]
+    """Where an instance of it may lie."""
+
+
+class Instance(NamedTuple):
+    """An instance that is promised to a container."""
+
+    profile: str
+    start: int
+    size: int
+
+
+def taken(start: int, size: int) -> int:
+    """One holder of each of those slices, as a number that adds up."""
+    return sum(1 << (_BITS * slice_) for slice_ in range(start, start + size))
+
+
+def is_free(slices: int, place: Slices) -> bool:
+    """Whether nobody holds any of those slices."""
+    return not (slices >> (_BITS * place.start)) & ((1 << (_BITS * place.size)) - 1)
+
+
+def at_least(one: int, other: int) -> int:
+    """The larger number of holders of each slice."""
+    most, shift = 0, 0
+    while one >> shift or other >> shift:
+        most |= max((one >> shift) & _DIGIT, (other >> shift) & _DIGIT) << shift
+        shift += _BITS
+    return most
+
+
+def choose(
+    profiles: Sequence[Profile], slices: int, memory_mib: int, memory_percent: int, cores_percent: int
+) -> tuple[Profile, Slices] | None:
+    """The smallest instance that serves a request, at the free place that leaves most to choose from; None if none is.
+
+    Args:
+        profiles: What the GPU can be divided into.
+        slices: Who holds which slice.
+        memory_mib: The memory asked for; 0 where `memory_percent` says it.
+        memory_percent: In percent of the largest profile, because no instance has all the memory of its GPU.
+        cores_percent: The compute asked for; more than the largest profile has means that one.
+    """
+    most_memory, most_cores = largest(profiles)
+    memory = memory_mib or most_memory * memory_percent // 100
+    cores = min(cores_percent, most_cores)
+    for profile in sorted(profiles, key=_size):
+        if profile.memory_mib < memory or profile.cores_percent < cores:
+            continue
+        free = [place for place in profile.places if is_free(slices, place)]
+        if free:
+            return profile, max(free, key=lambda place: (_choice_left(profiles, slices + taken(*place)), place.start))
+    return None
+
+
+def largest(profiles: Iterable[Profile], slices: int = 0) -> tuple[int, int]:
+    """The most memory (MiB) and the most cores (percent) that an instance can have beside what is held."""
+    open_ = [one for one in profiles if any(is_free(slices, place) for place in one.places)]
+    return max((one.memory_mib for one in open_), default=0), max((one.cores_percent for one in open_), default=0)
+
+
+def _size(profile: Profile) -> tuple[int, int, int, str]:
+    slices = min((place.size for place in profile.places), default=0)
+    return slices, profile.memory_mib, profile.cores_percent, profile.name
+
+
+def _choice_left(profiles: Iterable[Profile], slices: int) -> int:
+    """How much could still be placed: the free places of all profiles, larger ones counting for more."""
+    return sum(place.size for profile in profiles for place in profile.places if is_free(slices, place))

@@ -215,7 +215,11 @@ def report(world: story.World, held: Iterable[tuple[str, bool]]) -> dict[str, An
                 "name": name,
                 "phase": pod["status"]["phase"],
                 "node": pod["spec"].get("nodeName"),
-                "gpus": [share._asdict() for shares in world.shares(name) for share in shares],
+                "gpus": [
+                    {"uuid": share.uuid, "memory_mib": share.memory_mib, "cores_percent": share.cores_percent}
+                    for shares in world.shares(name)
+                    for share in shares
+                ],
                 "reason": world.note(name, "FailedScheduling").split("\n")[0],
                 "events": list(world.notes.get(name, ())),
                 "containers": world.environments.get(name, {}),

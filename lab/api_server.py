@@ -256,7 +256,14 @@ class ApiServer:
         )
 
     def _evict(self, request: _Request) -> tuple[int, bytes]:
-        self._delete(request)
+        """Without budgets: every eviction is let through."""
+        options = request.json().get("deleteOptions") or {}
+        assert request.resource is not None
+        before = self.store.get(request.resource, request.namespace, request.name)
+        self._demand_uid(request, before, options)
+        if request.query.get("dryRun") != "All":
+            key = (request.namespace, request.name)
+            self._begin_deletion(request.resource, key, before, options.get("gracePeriodSeconds"))
         return 201, orjson.dumps({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201})
 
     def _delete(self, request: _Request) -> bytes:
@@ -264,11 +271,16 @@ class ApiServer:
         assert resource is not None
         before = self.store.get(resource, *key)
         options = request.json()
-        wanted = (options.get("preconditions") or {}).get("uid")
-        if wanted and wanted != before["metadata"]["uid"]:
-            raise store.conflict(resource, key[1], f"Precondition failed: UID in precondition: {wanted}")
+        self._demand_uid(request, before, options)
         grace = options.get("gracePeriodSeconds", request.query.get("gracePeriodSeconds"))
         return self._encoded(resource, self._begin_deletion(resource, key, before, grace))
+
+    @staticmethod
+    def _demand_uid(request: _Request, before: store.Object, options: dict[str, Any]) -> None:
+        wanted = (options.get("preconditions") or {}).get("uid")
+        if wanted and wanted != before["metadata"]["uid"]:
+            assert request.resource is not None
+            raise store.conflict(request.resource, request.name, f"Precondition failed: UID in precondition: {wanted}")
 
     def _begin_deletion(
         self, resource: kinds.Resource, key: store.Key, before: store.Object, grace: Any

@@ -21,12 +21,14 @@ from scheduler_extender import (
     metrics,
     mirror,
     placing,
+    preempting,
     read_api,
     requeue,
     server,
     settings,
     telling,
     verbs,
+    victims,
     webhook,
 )
 
@@ -67,6 +69,16 @@ class Extender:
         teller = telling.Teller(self._mirror, placer, self._recorder, options, self._leads)
         self._mirror.listener = teller
         self._refusals = requeue.Refusals(self._mirror, placer, options, self._metrics)
+        self._preemptor = preempting.Preemptor(
+            client,
+            self._mirror,
+            placer,
+            victims.Victims(self._mirror.ledger, placer),
+            self._refusals,
+            teller,
+            options,
+            self._metrics,
+        )
         choices = verbs.Verbs(self._mirror, placer, teller, self._refusals, options, self._metrics)
         self._binder = binding.Binder(
             client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
@@ -136,7 +148,8 @@ class Extender:
             self._mirror.ledger.settle()
             self._mirror.ledger.take_freed()
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
-            await self._refusals.run(self._client, self._leads)
+            tasks.create_task(self._refusals.run(self._client, self._leads))
+            tasks.create_task(self._preemptor.run(self._leads))
 
     async def _list_again(self) -> None:
         await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))

@@ -192,6 +192,8 @@ class Binder:
         pod = order.pod
         namespace, _, name = pod.key.partition("/")
         annotations = records.pod_annotations(order.placed.shares, order.node, int(time.time()), order.decision)
+        if pod.hold:
+            annotations[records.HOLD] = ""  # It has what was kept for it; a Binding takes no annotation away.
         unsafe = records.unsafe_metadata(annotations, pod.annotation_bytes)
         if unsafe:
             raise BindRefused(error_codes.UNSAFE_METADATA, unsafe)
@@ -213,7 +215,10 @@ class Binder:
         assert isinstance(pod.request, requests.PodRequest)
         bookings = reservations.booked(pod.request.kinds, shares)
         amounts = quotas.amounts(pod.request.kinds, shares)
-        self._books.assume(ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, amounts, starting=True))
+        plain = ledger.Plain(pod.priority)
+        self._books.assume(
+            ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, amounts, starting=True, plain=plain)
+        )
 
     async def _post(self, order: _Order, body: bytes) -> None:
         uid, path = order.pod.uid, _pod_path(order.pod.key)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import errors, identifiers, quotas, records, requests, reservations
+from gpu_sharing.core import errors, identifiers, quantities, quotas, records, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import ledger
 
@@ -24,6 +24,10 @@ class Waiting:
     stopped_by: str
     """The message of a `PodScheduled=False` condition, empty while there is none."""
     is_deleting: bool
+    preempts: bool = True
+    """Whether others may be evicted for it."""
+    hold: records.Hold | None = None
+    """The GPUs that are kept for it while others leave them."""
 
     @property
     def namespace(self) -> str:
@@ -76,6 +80,8 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
         has_soft_preferences=pod.has_soft_preferences,
         stopped_by=unscheduled[0].message if unscheduled else "",
         is_deleting=pod.metadata.deletion_timestamp is not None,
+        preempts=pod.spec.preemption_policy != "Never",
+        hold=records.decode_hold(pod.annotations.get(records.HOLD, "")),
     )
 
 
@@ -87,11 +93,16 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     """
     uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
     node = identifiers.NodeName(pod.spec.node_name)
+    plain = ledger.Plain(
+        pod.spec.priority or 0,
+        pod.metadata.deletion_timestamp is not None,
+        *(sum(quantities.thousandths(one.requests.get(name)) for one in pod.containers) for name in ("cpu", "memory")),
+    )
     kinds = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
         slots = _device_ids(pod, names)
-        return ledger.PodFacts(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots)
+        return ledger.PodFacts(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots, plain=plain)
     asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
     try:
         shares = records.decode_shares(text, asking)
@@ -100,7 +111,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
         legible = records.legible_shares(text)
         alone = (reservations.Kind.APP,)
         bookings, amounts = reservations.booked(alone, (legible,)), quotas.amounts(alone, (legible,))
-        return ledger.PodFacts(uid, key, node, bookings, (legible,), amounts, corrupt=True)
+        return ledger.PodFacts(uid, key, node, bookings, (legible,), amounts, corrupt=True, plain=plain)
     init_done = _init_done(pod)
     return ledger.PodFacts(
         uid,
@@ -110,6 +121,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
         shares,
         quotas.amounts(kinds, shares, init_done=init_done),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
+        plain=plain,
     )
 
 

@@ -53,6 +53,10 @@ class Metrics(series.Series):
             "hami_scheduler_undecodable_objects_total", "Objects of the API server that are not of their kind."
         )
         self.retries = counter("hami_scheduler_pod_retries_total", "Refused pods woken because room was made for them.")
+        self.preemptions = counter(
+            "hami_scheduler_preemptions_total", "Pods for which others of lower priority had to go."
+        )
+        self.evictions = counter("hami_scheduler_evictions_total", "Pods evicted for others of higher priority.")
         self.in_flight = gauge("hami_scheduler_in_flight_calls", "Calls being answered now.")
         self.leading = gauge("hami_scheduler_leading", "1 while this replica may bind, else 0.")
         self.ready = gauge("hami_scheduler_ready", "1 once the cluster has been read, else 0.")

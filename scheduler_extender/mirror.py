@@ -158,6 +158,9 @@ class Mirror:
             self.ledger.drop_nomination(pod.uid)
         if pod.nominated_node and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:
             self.ledger.set_hold(ledger.Claim(pod.uid, pod.nominated_node, {}, pod.priority, pod.request))
+        elif pod.hold and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:
+            kept = ledger.Claim(pod.uid, pod.hold.node, {}, pod.priority, pod.request, pod.hold.gpus)
+            self.ledger.set_hold(kept)
         else:
             self.ledger.drop_hold(pod.uid)
         if self.listener and pod.stopped_by and (before is None or before.stopped_by != pod.stopped_by):

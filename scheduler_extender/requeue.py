@@ -9,7 +9,7 @@ that fit only one after another are woken one after another.
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from urllib import parse
 
@@ -33,6 +33,10 @@ class _Refusal:
     pod: facts.Waiting
     generation: int
     """The ledger's generation when the pod was refused: what was freed later it has not seen."""
+    offered: tuple[str, ...]
+    """The nodes that kube-scheduler would have taken."""
+    since: float
+    """When it was refused first without having fitted in between."""
 
 
 class Refusals:
@@ -56,9 +60,19 @@ class Refusals:
     def __len__(self) -> int:
         return len(self._refused)
 
-    def add(self, pod: facts.Waiting, generation: int) -> None:
-        """A pod was refused in the light of that generation."""
-        self._refused[pod.uid] = _Refusal(pod, generation)
+    def add(self, pod: facts.Waiting, generation: int, offered: Iterable[str] = ()) -> None:
+        """A pod was refused in the light of that generation, on those nodes."""
+        before = self._refused.get(pod.uid)
+        since = before.since if before else self._clock()
+        self._refused[pod.uid] = _Refusal(pod, generation, tuple(offered), since)
+
+    def refused_for(self, seconds: float) -> list[tuple[facts.Waiting, tuple[str, ...]]]:
+        """The pods that have been refused for so long, by priority, then age, each with the nodes it was offered."""
+        long_ago = self._clock() - seconds
+        waiting = self._mirror.waiting
+        found = [one for uid, one in self._refused.items() if one.since <= long_ago and one.offered and uid in waiting]
+        found.sort(key=lambda refusal: (-refusal.pod.priority, refusal.since))
+        return [(waiting[one.pod.uid], one.offered) for one in found]
 
     def drop(self, uid: identifiers.PodUid) -> None:
         """A pod is bound or fits."""

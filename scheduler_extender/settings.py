@@ -45,6 +45,8 @@ class Settings:
     """Whether the webhook hides the GPUs from containers that ask for none, whatever their image says."""
     allow_privileged: bool = False
     """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
+    preempts: bool = True
+    """Whether pods of lower priority are evicted for one whose GPUs fit nowhere."""
     allow_hami_nodes: bool = False
     """Whether nodes of HAMi's own device plugin may be chosen, one starting pod at a time."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
@@ -79,6 +81,7 @@ HELP = {
     "runtime-class-name": "runtimeClassName that the webhook gives pods with GPUs that have none (default: none)",
     "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
     "allow-privileged": "let privileged containers ask for GPUs (default false)",
+    "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
     "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
@@ -138,6 +141,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         runtime_class_name=value("runtime-class-name") or "",
         hide_gpus=flags.truth("--hide-gpus", value("hide-gpus")),
         allow_privileged=flags.truth("--allow-privileged", value("allow-privileged")),
+        preempts=flags.truth("--preempt", value("preempt") or "true"),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=requests.ResourceNames(
             value("resource-name") or names.count,

@@ -128,6 +128,18 @@ class Teller:
         """A pod's record does not decode."""
         self._problem(pod, "CorruptGPURecord", error_codes.REGISTRY[error_codes.CORRUPT_POD_RECORD])
 
+    def preempting(self, pod: facts.Waiting, node: identifiers.NodeName, gone: Iterable[ledger.PodFacts]) -> None:
+        """Pods of lower priority are evicted for a pod."""
+        names = [f"{one.key} (priority {one.plain.priority})" for one in gone]
+        log.info("preempting", pod=pod.key, node=node, priority=pod.priority, victims=names)
+        note = "\n    ".join([f"Evicting {len(names)} of lower priority on {node} for its GPUs", *names])
+        self._pod_event(pod.key, pod.uid, "Preempting", note, _SCHEDULING)
+
+    def preempted(self, gone: ledger.PodFacts, pod: facts.Waiting) -> None:
+        """A pod is evicted for another."""
+        note = f"Preempted by {pod.key} (priority {pod.priority}), which needs its GPU memory or cores on {gone.node}"
+        self._pod_event(gone.key, gone.uid, "Preempted", note, _SCHEDULING, warning=True)
+
     def bad_links(self, node: ledger.NodeFacts) -> None:
         """A node's record of links cannot be read or contradicts itself."""
         if self._leads():

@@ -16,7 +16,7 @@ import structlog
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, wire
+from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, victims, wire
 from scheduler_extender.fleet import fit
 
 _BEST_SCORE = 10
@@ -58,6 +58,7 @@ class Verbs:
         self._mirror = cluster
         self._books = cluster.ledger
         self._placer = placer
+        self._victims = victims.Victims(cluster.ledger, placer)
         self._teller = teller
         self._refusals = refusals
         self._options = options
@@ -94,6 +95,7 @@ class Verbs:
         if not decision.names:
             self._refuse(decision, names)
         else:
+            self._refusals.drop(pod.uid)
             self._teller.asked(pod.uid)
             if len(decision.names) == 1:  # kube-scheduler skips prioritize then.
                 self._nominate(decision, identifiers.NodeName(decision.names[0]))
@@ -128,12 +130,25 @@ class Verbs:
         return self._priorities.encode(names, best, _SOFT_SCORE if pod.has_soft_preferences else _BEST_SCORE)
 
     def preempt(self, body: bytes) -> bytes:
-        """The victims that kube-scheduler chose, unchanged.
+        """The victims that kube-scheduler chose, made such that the pod's GPUs fit; nodes where none do are left out.
 
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
-        return wire.preempt_result(wire.decode_preempt(body))
+        args = wire.decode_preempt(body)
+        assert args.pod is not None
+        chosen, pod = wire.victims_of(args), self._waiting(args.pod)
+        if pod is None or not isinstance(pod.request, requests.PodRequest) or not pod.request.wants_gpu:
+            return wire.preempt_result(chosen)
+        corrected = {}
+        for name, victims_there in chosen.items():
+            uids = [identifiers.PodUid(one.uid) for one in victims_there.pods or ()]
+            found = self._victims.corrected(pod, identifiers.NodeName(name), uids)
+            if found:
+                pods = [wire.MetaPod(uid) for uid in found]
+                corrected[name] = wire.MetaVictims(pods, victims_there.num_pdb_violations)
+        log.info("victims", pod=pod.key, asked=len(chosen), helping=len(corrected))
+        return wire.preempt_result(corrected)
 
     def score(self, pod: facts.Waiting, node: placement.NodeState, placed: placement.Placement) -> float:
         """How good a node is for a pod, from 0 to 1, by the policy that applies to the pod."""
@@ -155,7 +170,7 @@ class Verbs:
 
     def _refuse(self, decision: Decision, offered: Sequence[str]) -> None:
         self._metrics.refusals.inc()
-        self._refusals.add(decision.pod, self._books.generation)
+        self._refusals.add(decision.pod, self._books.generation, offered)
         self._teller.refused(decision.pod, (identifiers.NodeName(name) for name in offered), decision.id)
 
     def _waiting(self, pod: objects.Pod) -> facts.Waiting | None:

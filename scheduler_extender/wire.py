@@ -239,12 +239,17 @@ class Priorities:
         return b"[%b]" % b",".join(hosts)
 
 
-def preempt_result(args: PreemptArgs) -> bytes:
-    """The victims that kube-scheduler chose, by UID, as it wants them back."""
+def victims_of(args: PreemptArgs) -> dict[str, MetaVictims]:
+    """The victims that kube-scheduler chose on each node, by UID, in whatever form it sent them."""
     victims: dict[str, MetaVictims] = dict(args.node_name_to_meta_victims or {})
     for name, chosen in (args.node_name_to_victims or {}).items():
         pods = [MetaPod(pod.metadata.uid) for pod in chosen.pods or ()]
         victims[name] = MetaVictims(pods, chosen.num_pdb_violations)
+    return victims
+
+
+def preempt_result(victims: dict[str, MetaVictims]) -> bytes:
+    """The answer of preempt: on which nodes eviction helps, and who goes there."""
     return msgspec.json.encode({"NodeNameToMetaVictims": victims})
 
 

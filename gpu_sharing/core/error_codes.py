@@ -189,6 +189,12 @@ NOT_OFFERED = _register(
     "See kube-scheduler's own FailedScheduling event: CPU, memory, taints, affinity or volumes.",
 )
 
+PREEMPTION_FAILED = _register(
+    "SCHED_PREEMPTION_FAILED",
+    "Pods of lower priority were to make room for a pod, and that did not help or took too long.",
+    "Nothing: it is tried again; see the pod's events for who was evicted, and look for pods that do not end.",
+)
+
 # Binding.
 POD_GONE = _register(
     "SCHED_POD_GONE",

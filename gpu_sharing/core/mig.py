@@ -10,6 +10,8 @@ Source: NVIDIA Multi-Instance GPU User Guide, "Supported MIG Profiles" and "GPU 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+MOST_SLICES = 16
+"""More than any GPU has."""
 _BITS = 4
 _DIGIT = (1 << _BITS) - 1
 

@@ -6,7 +6,7 @@ this one is also what turns a refusal into numbers, and what bind asks about its
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.core import gpus, identifiers, mig, policies, rejections, requests, reservations, topology
@@ -29,6 +29,14 @@ class NodeState:
     """Why the node is out of question whatever is free there, or NONE."""
     links: topology.Links = ()
     """How well its GPUs reach each other, in the order of `states`."""
+
+    def relieved(self, freed: Mapping[identifiers.GpuUuid, reservations.Booking], foreign_slots: int) -> "NodeState":
+        """The node without some of what is held there."""
+        states = tuple(
+            one.with_used(reservations.NOTHING.minus(freed[one.gpu.uuid])) if one.gpu.uuid in freed else one
+            for one in self.states
+        )
+        return NodeState(self.name, states, self.foreign_slots - foreign_slots, self.standing, self.links)
 
     @property
     def slots_total(self) -> int:

@@ -6,6 +6,7 @@ else here than elsewhere: no suffix, `k` and exponents are plain numbers; byte s
 Source: k8s.io/apimachinery/pkg/api/resource, grammar in the documentation of `Quantity`.
 """
 
+import math
 import re
 from fractions import Fraction
 
@@ -58,6 +59,19 @@ def _parse(name: str, raw: Raw) -> tuple[Fraction, str]:
 def _shown(raw: Raw) -> str:
     text = repr(raw)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def thousandths(raw: Raw) -> int:
+    """A quantity of CPU, memory or anything else in thousandths, rounded up; 0 for what is no quantity.
+
+    Only for comparing what pods free; the API server has checked it.
+    """
+    match = _GRAMMAR.fullmatch(str(raw)) if raw is not None and len(str(raw)) <= _LONGEST else None
+    if match is None:
+        return 0
+    _, digits, suffix, exponent = match.groups()
+    scale = Fraction(10) ** int(exponent) if exponent is not None else _SUFFIXES[suffix or ""]
+    return math.ceil(Fraction(digits.rstrip(".")) * scale * 1000)
 
 
 def count(name: str, raw: Raw) -> int:

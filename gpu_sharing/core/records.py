@@ -26,6 +26,7 @@ BIND_PHASE = "hami.io/bind-phase"
 BIND_TIME = "hami.io/bind-time"
 DECISION = "hami.io/decision-id"
 MIG_ALLOCATIONS = "hami.io/vgpu-mig-allocations"
+HOLD = "hami.io/vgpu-hold"
 SCORE = "hami.io/node-nvidia-score"
 HEALTH = "hami.io/gpu-health"
 PHASE_ALLOCATING = "allocating"
@@ -156,7 +157,9 @@ def _profiles(items: Any) -> tuple[mig.Profile, ...]:
                 whole(item["memoryMB"], _LARGEST),
                 whole(item.get("core", 0), 100),
                 tuple(
-                    mig.Slices(whole(place.get("start", 0), 15), whole(place["size"], 16) or 1)
+                    mig.Slices(
+                        whole(place.get("start", 0), mig.MOST_SLICES - 1), whole(place["size"], mig.MOST_SLICES) or 1
+                    )
                     for place in item["placements"][:_MOST_PROFILES]
                 ),
             )
@@ -293,7 +296,10 @@ def decode_instances(text: str, shares: reservations.Shares) -> reservations.Sha
         for item in json.loads(text):
             found = _mig_share(item)
             position, number = item.get("containerIndex", 0), item.get("deviceIndex", 0)
-            if not (0 <= found.start < 16 and 0 < found.size <= 16) or min(position, number) < 0:
+            if (
+                not (0 <= found.start < mig.MOST_SLICES and 0 < found.size <= mig.MOST_SLICES)
+                or min(position, number) < 0
+            ):
                 raise ValueError("no such slices")
             share = filled[position][number]
             if share.uuid != found.gpu_uuid:
@@ -367,6 +373,32 @@ def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
         return f"the pod's annotations would have {size} bytes, more than {_MOST_BYTES}"
     unprintable = [key for key, value in annotations.items() if not value.isprintable()]
     return f"the value of {unprintable[0]} is not printable" if unprintable else ""
+
+
+class Hold(NamedTuple):
+    """GPUs that are kept for a pod that waits, while others leave them."""
+
+    node: identifiers.NodeName
+    gpus: frozenset[identifiers.GpuUuid]
+    until: int
+    """Unix seconds after which nobody waits any longer."""
+
+
+def encode_hold(hold: Hold) -> str:
+    """The annotation that keeps GPUs for a pod."""
+    return json.dumps({"node": hold.node, "gpus": sorted(hold.gpus), "until": hold.until}, separators=(",", ":"))
+
+
+def decode_hold(text: str) -> Hold | None:
+    """What is kept for a pod; None for nothing, and for what does not decode, which then keeps nothing."""
+    try:
+        item = json.loads(text) if len(text) <= _MOST_BYTES else {}
+        uuids = [uuid for uuid in item["gpus"] if _UUID.fullmatch(uuid)]
+        if type(item["until"]) is not int or not isinstance(item["node"], str):
+            return None
+        return Hold(identifiers.NodeName(item["node"]), frozenset(map(identifiers.GpuUuid, uuids)), item["until"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
 
 
 class MigShare(NamedTuple):

@@ -26,7 +26,8 @@ EXTENDER_RULES = (
     {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": [""], "resources": ["resourcequotas"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["pods/binding"], "verbs": ["create"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]},
+    {"apiGroups": [""], "resources": ["pods", "pods/status"], "verbs": ["patch"]},
+    {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get"]},
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
@@ -119,9 +120,11 @@ class ControlPlane:
         """The bearer token of a role."""
         return self._tokens[role]
 
-    def scheduler(self, extender_url: str | None) -> contextlib.AbstractContextManager[kube_scheduler.KubeScheduler]:
+    def scheduler(
+        self, extender_url: str | None, without: Sequence[str] = ()
+    ) -> contextlib.AbstractContextManager[kube_scheduler.KubeScheduler]:
         """A kube-scheduler of this control plane; `kube_scheduler.running` says more."""
-        return kube_scheduler.running(self.parts, self.kubeconfig("scheduler"), extender_url)
+        return kube_scheduler.running(self.parts, self.kubeconfig("scheduler"), extender_url, without=without)
 
     def stop(self) -> None:
         """Stop everything."""

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import yaml
 
@@ -29,7 +29,9 @@ class KubeScheduler:
                 found[result] = found.get(result, 0) + int(float(line.split()[-1]))
         return {result: count for result, count in found.items() if count}
 
-    def start(self, kubeconfig: pathlib.Path, extender_url: str | None, content_type: str) -> None:
+    def start(
+        self, kubeconfig: pathlib.Path, extender_url: str | None, content_type: str, without: Sequence[str] = ()
+    ) -> None:
         """Start it; see `running`."""
         config = yaml.safe_load(CONFIG.read_text())
         config["clientConnection"] |= {"kubeconfig": str(kubeconfig), "contentType": content_type}
@@ -38,6 +40,8 @@ class KubeScheduler:
             del config["extenders"]
         else:
             config["extenders"][0]["urlPrefix"] = extender_url
+            for verb in without:
+                del config["extenders"][0][verb]
         path = self._parts.folder / "kube-scheduler.yaml"
         path.write_text(yaml.safe_dump(config))
         self._parts.start(
@@ -59,6 +63,7 @@ def running(
     kubeconfig: pathlib.Path,
     extender_url: str | None,
     content_type: str = "application/vnd.kubernetes.protobuf",
+    without: Sequence[str] = (),
 ) -> Iterator[KubeScheduler]:
     """A kube-scheduler for as long as the context lasts.
 
@@ -67,13 +72,14 @@ def running(
         kubeconfig: Its way in to the API server.
         extender_url: Where the extender is; None runs it without any.
         content_type: What it speaks; the default is its own.
+        without: Verbs of the extender, as its configuration names them, that it must not use.
 
     Raises:
         NotReady: It does not come up.
     """
     scheduler = KubeScheduler(parts)
     try:
-        scheduler.start(kubeconfig, extender_url, content_type)
+        scheduler.start(kubeconfig, extender_url, content_type, without)
         yield scheduler
     finally:
         scheduler.stop()

@@ -11,10 +11,12 @@ where nothing fits that way, `view_for` says what a pod may see instead.
 Pure: the time is handed in. Not thread-safe: everything happens on one event loop.
 """
 
+import collections
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, requests, reservations, topology
+from gpu_sharing.core import gpus, identifiers, mig, placement, policies, quotas, requests, reservations, topology
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays, budgets
 
@@ -39,6 +41,21 @@ class NodeFacts:
     """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
 
 
+class Plain(NamedTuple):
+    """What a bound pod is apart from its GPUs, for those who consider evicting it."""
+
+    priority: int = 0
+    ending: bool = False
+    """It is being deleted."""
+    cpu_thousandths: int = 0
+    """What its containers request."""
+    memory_thousandths: int = 0
+    """In thousandths of a byte."""
+
+
+_NOTHING_KNOWN = Plain()
+
+
 @dataclass(frozen=True, slots=True)
 class PodFacts:
     """What a pod holds, by the API server's word or by a bind of ours."""
@@ -57,6 +74,7 @@ class PodFacts:
     """The record does not decode: the node's GPUs that `bookings` does not name are unknown."""
     starting: bool = False
     """The device plugin has not handed the GPUs over yet."""
+    plain: Plain = _NOTHING_KNOWN
 
     @property
     def namespace(self) -> str:
@@ -74,6 +92,8 @@ class Claim:
     priority: int = 0
     request: requests.PodRequest | None = None
     """Set for a hold, whose place is chosen anew whenever its node changes."""
+    closes: frozenset[identifiers.GpuUuid] = frozenset()
+    """For a hold that waits for others to leave: the GPUs of which nobody else may have what becomes free."""
     expires_at: float = float("inf")
     """Seconds on the clock of the caller; never for a hold."""
 
@@ -126,6 +146,7 @@ class Ledger:
         self._journal: list[int] = []
         self._journal_start = 0
         self._freed: set[identifiers.NodeName] = set()
+        self._priorities: collections.Counter[int] = collections.Counter()
 
     # What the API server says.
 
@@ -275,6 +296,10 @@ class Ledger:
         """All pods that hold something."""
         return self._pods.values()
 
+    def holds_below(self, priority: int) -> bool:
+        """Whether any pod of a lower priority holds something."""
+        return any(one < priority for one in self._priorities)
+
     def node_facts(self, name: identifiers.NodeName) -> NodeFacts | None:
         """What is known of a node, or None."""
         node = self._nodes.get(name)
@@ -338,6 +363,7 @@ class Ledger:
         _add(node.used, facts.bookings)
         node.foreign_slots += facts.foreign_slots
         self.budgets.add(facts.namespace, facts.amounts)
+        self._priorities[facts.plain.priority] += 1
         node.held = None
         self._touch(facts.node)
 
@@ -349,6 +375,9 @@ class Ledger:
             _subtract(node.used, before.bookings)
             node.foreign_slots -= before.foreign_slots
             self.budgets.subtract(before.namespace, before.amounts)
+            self._priorities[before.plain.priority] -= 1
+            if not self._priorities[before.plain.priority]:
+                del self._priorities[before.plain.priority]
             node.held = None
             self._touch(before.node, freed=True)
 
@@ -448,11 +477,23 @@ def _with_claims(state: placement.NodeState, claims: Iterable[Claim]) -> placeme
             _add(taken, claim.bookings)
     state = _with_taken(state, taken)
     for claim in sorted(holds, key=lambda hold: (-hold.priority, hold.uid)):
+        if claim.closes:
+            state = _with_taken(
+                state, {one.gpu.uuid: _rest(one) for one in state.states if one.gpu.uuid in claim.closes}
+            )
+            continue
         assert claim.request is not None
         placed = placement.fit(claim.request, state, policies.BINPACK)
         if isinstance(placed, placement.Placement):
             state = _with_taken(state, reservations.booked(claim.request.kinds, placed.shares))
     return state
+
+
+def _rest(state: gpus.GpuState) -> reservations.Booking:
+    """All that is free on a GPU, but for its slots."""
+    memory = max(state.gpu.memory_mib - state.used.memory_mib, 0)
+    cores = max(state.gpu.cores_percent - state.used.cores_percent, 0)
+    return reservations.Booking(0, memory, cores, 0, mig.taken(0, mig.MOST_SLICES))
 
 
 def _with_taken(state: placement.NodeState, taken: Bookings) -> placement.NodeState:

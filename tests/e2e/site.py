@@ -131,14 +131,14 @@ def wait_for(condition: Callable[[], object], seconds: float, otherwise: Callabl
 
 
 @contextlib.contextmanager
-def own(folder: pathlib.Path, *extender_flags: str) -> Iterator[Site]:
+def own(folder: pathlib.Path, *extender_flags: str, without: Sequence[str] = ()) -> Iterator[Site]:
     """A fresh control plane with our extender and kube-scheduler."""
     with control_plane.running(folder) as plane:
         kubeconfig = plane.kubeconfig("extender")
         log = folder / "extender.log"
         with extender_process.running(kubeconfig, log, *extender_flags) as extender:
             kubectl = [str(plane.parts.binaries / "kubectl"), "--kubeconfig", str(plane.kubeconfig("admin"))]
-            with plane.scheduler(f"http://{extender.verbs}") as scheduler:
+            with plane.scheduler(f"http://{extender.verbs}", without) as scheduler:
                 yield Site(plane.api, "default", "own", kubectl, plane, extender, scheduler)
 
 

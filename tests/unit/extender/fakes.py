@@ -28,6 +28,8 @@ class FakeApi:
         pods: By name.
         stream: Events that nobody has read yet.
         told: How many events there were so far.
+        protected: Pods that a disruption budget protects.
+        evicted: Pods that were evicted, in order; they stay until somebody deletes them.
         loses: How the next Bindings go: `""` as they should, `"answer"` done but not answered, `"request"` neither.
     """
 
@@ -38,6 +40,8 @@ class FakeApi:
         self._history: list[tuple[str, dict[str, Any]]] = []
         self._version = 0
         self.patches: list[tuple[str, Any]] = []
+        self.protected: set[str] = set()
+        self.evicted: list[str] = []
 
     def put(self, pod: dict[str, Any]) -> None:
         self._version += 1
@@ -62,6 +66,8 @@ class FakeApi:
 
     async def post(self, path: str, body: bytes, timeout_seconds: float = 1.0) -> bytes:
         del timeout_seconds
+        if "/eviction" in path:
+            return self._evict(path, orjson.loads(body))
         outcome = self.loses.pop(0) if self.loses else ""
         if outcome == "request":
             raise errors.Unavailable("lost")
@@ -82,6 +88,20 @@ class FakeApi:
             raise errors.Unavailable("lost")
         return b"{}"
 
+    def _evict(self, path: str, body: Any) -> bytes:
+        name = parse.urlsplit(path).path.split("/")[6]
+        pod = self.pods.get(name)
+        if pod is None:
+            raise errors.NotFound(name, 404)
+        if pod["metadata"]["uid"] != body["deleteOptions"]["preconditions"]["uid"]:
+            raise errors.Conflict("Precondition failed: UID in precondition", 409)
+        if name in self.protected:
+            raise errors.Unavailable("Cannot evict pod as it would violate the pod's disruption budget.", 429)
+        if "dryRun" not in path:
+            self.evicted.append(name)
+            self.put({**pod, "metadata": {**pod["metadata"], "deletionTimestamp": "2026-01-01T00:00:00Z"}})
+        return b"{}"
+
     async def get(self, path: str, kind: type[Any], timeout_seconds: float = 1.0) -> Any:
         del timeout_seconds
         name = path.split("/")[6]
@@ -91,7 +111,18 @@ class FakeApi:
 
     async def patch(self, path: str, body: bytes, timeout_seconds: float = 1.0) -> bytes:
         del timeout_seconds
-        self.patches.append((path, orjson.loads(body)))
+        change = orjson.loads(body)
+        self.patches.append((path, change))
+        pod = self.pods.get(path.split("/")[6])
+        if pod is not None:
+            changed = copy.deepcopy(pod)
+            annotations = changed["metadata"].setdefault("annotations", {})
+            for key, value in change["metadata"].get("annotations", {}).items():
+                annotations.pop(key, None)
+                if value is not None:
+                    annotations[key] = value
+            changed["status"].update(change.get("status", {}))
+            self.put(changed)
         return b"{}"
 
     def objects(self) -> list[objects.Pod]:

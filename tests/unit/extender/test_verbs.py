@@ -289,11 +289,11 @@ def test_the_same_refusal_is_not_told_twice_in_a_row() -> None:
     assert len(world.recorder.told) == 2
 
 
-def test_preempt_gives_back_the_victims_by_uid() -> None:
+def test_preempt_gives_a_pod_without_gpus_its_victims_back_by_uid() -> None:
     """What kube-scheduler chose stands, in either form of the question."""
     world = World()
-    whole = {"Pod": pod("p"), "NodeNameToVictims": {"a": {"Pods": [pod("v")], "NumPDBViolations": 1}}}
-    meta = {"Pod": pod("p"), "NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
+    whole = {"Pod": pod("p", {}), "NodeNameToVictims": {"a": {"Pods": [pod("v")], "NumPDBViolations": 1}}}
+    meta = {"Pod": pod("p", {}), "NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
     expected = {"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
 
     assert [orjson.loads(world.verbs.preempt(orjson.dumps(body))) for body in (whole, meta)] == [expected, expected]

@@ -1,0 +1,214 @@
+"""Makes room for a pod whose GPUs fit nowhere, by evicting pods of lower priority.
+
+kube-scheduler never asks for this: what is short is GPU memory or cores, which it does not count. The leader picks the
+best set of victims on one of the nodes that kube-scheduler offered, writes on the waiting pod which GPUs are kept for
+it (`hami.io/vgpu-hold`), and evicts through the eviction API, which honours disruption budgets and grace periods. Once
+there is room it nominates the node. Everything it has to remember is that annotation, so a successor goes on where it
+stopped.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from urllib import parse
+
+import orjson
+import structlog
+
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import error_codes, errors, identifiers, placement, preemption, records, requests
+from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, victims
+from scheduler_extender.fleet import ledger
+
+_EVERY_SECONDS = 0.5
+_REFUSED_FOR_SECONDS = 1.0
+"""A pod must have been refused for so long: what frees by itself comes first."""
+_HOLD_SECONDS = 600
+"""How long GPUs are kept for a pod whose victims do not end."""
+_SPARED_SECONDS = 30.0
+"""How long a pod that a disruption budget protects is not tried again."""
+_BACKOFF_SECONDS = 10.0
+_MOST_NOMINATIONS = 3
+_MOST_HELPING_NODES = 100
+_NODES_AT_A_TIME = 16
+_ANSWER_WITHIN_SECONDS = 5.0
+
+log = structlog.get_logger("preemption")
+
+
+class Preemptor:
+    """Makes room, one pod at a time."""
+
+    def __init__(
+        self,
+        client: kubernetes.Client,
+        cluster: mirror.Mirror,
+        placer: placing.Placer,
+        choices: victims.Victims,
+        refusals: requeue.Refusals,
+        teller: telling.Teller,
+        options: settings.Settings,
+        counters: metrics.Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._mirror = cluster
+        self._books = cluster.ledger
+        self._placer = placer
+        self._choices = choices
+        self._refusals = refusals
+        self._teller = teller
+        self._options = options
+        self._metrics = counters
+        self._clock = clock
+        self._spared_until: dict[identifiers.PodUid, float] = {}
+        self._rests_until: dict[identifiers.PodUid, float] = {}
+        self._nominations: dict[identifiers.PodUid, int] = {}
+
+    async def run(self, leads: Callable[[], bool]) -> None:
+        """Make room for ever; ends only by cancellation."""
+        while True:
+            await asyncio.sleep(_EVERY_SECONDS)
+            if leads() and self._options.preempts:
+                await self.step()
+
+    async def step(self) -> None:
+        """Go on with what was begun, then begin at most one more."""
+        now = self._clock()
+        for times in (self._spared_until, self._rests_until):
+            for uid in [uid for uid, until in times.items() if until <= now]:
+                del times[uid]
+        for pod in [pod for pod in self._mirror.waiting.values() if pod.hold]:
+            await self._go_on(pod)
+        for uid in [uid for uid in self._nominations if uid not in self._mirror.waiting]:
+            del self._nominations[uid]
+        for pod, offered in self._refusals.refused_for(_REFUSED_FOR_SECONDS):
+            if self._may_preempt(pod) and await self._begin(pod, offered):
+                return
+
+    def _may_preempt(self, pod: facts.Waiting) -> bool:
+        return (
+            pod.preempts
+            and isinstance(pod.request, requests.PodRequest)
+            and not (pod.hold or pod.nominated_node or pod.is_deleting)
+            and pod.scheduler_name == self._options.scheduler_name
+            and pod.uid not in self._rests_until
+            and self._books.holds_below(pod.priority)
+        )
+
+    async def _begin(self, pod: facts.Waiting, offered: tuple[str, ...]) -> bool:
+        """Find victims for a pod and evict them. Returns whether anybody is evicted."""
+        plan = await self._plan(pod, offered)
+        if plan is None:
+            self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
+            return False
+        name, chosen = plan
+        if not chosen:
+            return False  # Room comes by itself; whoever frees it wakes the pod.
+        held = [one for victim in chosen if (one := self._books.pod(victim.uid)) is not None]
+        if not await self._all_may_go(held):
+            return False  # Whom a budget protects is spared next time.
+        gpus = self._choices.gpus_for(pod, name, chosen)
+        hold = records.Hold(name, gpus, int(time.time()) + _HOLD_SECONDS)
+        if not gpus or not await self._annotate(pod, records.encode_hold(hold)):
+            return False
+        self._metrics.preemptions.inc()
+        self._teller.preempting(pod, name, held)
+        for one in held:
+            await self._evict(one, pod)
+        return True
+
+    async def _plan(
+        self, pod: facts.Waiting, offered: tuple[str, ...]
+    ) -> tuple[identifiers.NodeName, tuple[preemption.Victim, ...]] | None:
+        """The node where eviction costs least, and who goes there."""
+        best: tuple[tuple[int, int, int], identifiers.NodeName, tuple[preemption.Victim, ...]] | None = None
+        helping = 0
+        for number, name in enumerate(map(identifiers.NodeName, sorted(offered))):
+            if number % _NODES_AT_A_TIME == 0:
+                await asyncio.sleep(0)  # kube-scheduler's calls come first.
+            chosen = self._choices.choose(pod, name, self._spared_until)
+            if chosen is None:
+                continue
+            cost = preemption.cost(chosen)
+            if best is None or cost < best[0]:
+                best = (cost, name, chosen)
+            helping += 1
+            if helping >= _MOST_HELPING_NODES or not chosen:
+                break
+        return best and best[1:]
+
+    async def _go_on(self, pod: facts.Waiting) -> None:
+        hold = pod.hold
+        assert hold is not None
+        if pod.nominated_node or not isinstance(pod.request, requests.PodRequest):
+            await self._annotate(pod, None)
+            return
+        if isinstance(self._placer.place_on(pod, hold.node, nominations=False), placement.Placement):
+            await self._nominate(pod, hold.node)
+            return
+        chosen = self._choices.choose(pod, hold.node, self._spared_until)
+        if chosen is None or time.time() > hold.until:
+            log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
+            self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
+            await self._annotate(pod, None)
+            return
+        # Whoever wrote the hold may have been stopped before the evictions.
+        for victim in chosen:
+            held = self._books.pod(victim.uid)
+            if held is not None:
+                await self._evict(held, pod)
+
+    async def _nominate(self, pod: facts.Waiting, node: identifiers.NodeName) -> None:
+        count = self._nominations.get(pod.uid, 0)
+        if count >= _MOST_NOMINATIONS:
+            await self._annotate(pod, None)  # That wakes it too, and it goes the ordinary way.
+            return
+        self._nominations[pod.uid] = count + 1
+        body = {"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": node}}
+        try:
+            await self._client.patch(f"{_path(pod.key)}/status", orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
+            log.info("nominated", pod=pod.key, node=node)
+        except errors.KubernetesError as refused:
+            log.warning("not nominated", pod=pod.key, node=node, cause=str(refused))
+
+    async def _annotate(self, pod: facts.Waiting, value: str | None) -> bool:
+        body = {"metadata": {"uid": pod.uid, "annotations": {records.HOLD: value}}}
+        try:
+            await self._client.patch(_path(pod.key), orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
+        except errors.KubernetesError as refused:
+            log.warning("hold not written", pod=pod.key, cause=str(refused))
+            return False
+        return True
+
+    async def _all_may_go(self, held: list[ledger.PodFacts]) -> bool:
+        """Ask the API server whether it would let every one of them be evicted."""
+        return all([await self._ask(one, "?dryRun=All") for one in held])
+
+    async def _evict(self, held: ledger.PodFacts, pod: facts.Waiting) -> None:
+        if await self._ask(held, ""):
+            self._metrics.evictions.inc()
+            self._teller.preempted(held, pod)
+            log.info("evicted", pod=held.key, node=held.node, preemptor=pod.key)
+
+    async def _ask(self, held: ledger.PodFacts, query: str) -> bool:
+        """Ask for an eviction. Returns whether it is, or would be, done; a pod that is gone already counts as that."""
+        namespace, _, name = held.key.partition("/")
+        body = {
+            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace},
+            "deleteOptions": {"preconditions": {"uid": held.uid}},
+        }  # fmt: skip
+        try:
+            await self._client.post(f"{_path(held.key)}/eviction{query}", orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
+        except (errors.NotFound, errors.Conflict):
+            return True  # It is gone, or another of its name is there.
+        except errors.KubernetesError as refused:
+            self._spared_until[held.uid] = self._clock() + _SPARED_SECONDS
+            log.info("not evicted", pod=held.key, cause=str(refused))
+            return False
+        return True
+
+
+def _path(key: str) -> str:
+    namespace, _, name = key.partition("/")
+    return f"/api/v1/namespaces/{parse.quote(namespace)}/pods/{parse.quote(name)}"

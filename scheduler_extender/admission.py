@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, errors, quantities, requests
+from gpu_sharing.core import error_codes, errors, gangs, quantities, requests
 from scheduler_extender import facts, settings
 
 IGNORE_LABEL, IGNORE = "hami.io/webhook", "ignore"
@@ -38,6 +38,7 @@ class Verdict:
     """What the user should know, as `kubectl` prints it."""
     request: requests.PodRequest | None = None
     """What it asks for, where the pod is ours."""
+    gang: gangs.Gang | None = None
 
 
 def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
@@ -76,10 +77,15 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
             "remove securityContext.privileged or its GPU request"
         )
     try:
+        gang = gangs.read(pod.annotations, pod.metadata.labels or {}) if request.wants_gpu else None
         mended = _mended(body, request, options)
+        if gang:
+            gates = mended["spec"].get("schedulingGates") or []
+            if {"name": gangs.GATE} not in gates:
+                mended["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
     except errors.BadQuantity as bad:
         return Verdict(f"{bad.code}: {bad.sentence}")
-    return Verdict(patch=_patch(body, mended), warnings=request.warnings, request=request)
+    return Verdict(patch=_patch(body, mended), warnings=request.warnings, request=request, gang=gang)
 
 
 def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, options: settings.Settings) -> dict[str, Any]:
@@ -145,7 +151,7 @@ def _patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Mapping
             ]
     operations += [
         {"op": "add", "path": f"/spec/{key}", "value": new[key]}
-        for key in ("schedulerName", "runtimeClassName")
+        for key in ("schedulerName", "runtimeClassName", "schedulingGates")
         if new.get(key) != old.get(key)
     ]
     return tuple(operations)

@@ -17,10 +17,12 @@ import structlog
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, objects, watching
 from scheduler_extender import (
     binding,
+    gang_planner,
     leadership,
     metrics,
     mirror,
     placing,
+    pod_writer,
     preempting,
     read_api,
     requeue,
@@ -69,8 +71,10 @@ class Extender:
         teller = telling.Teller(self._mirror, placer, self._recorder, options, self._leads)
         self._mirror.listener = teller
         self._refusals = requeue.Refusals(self._mirror, placer, options, self._metrics)
+        self._writer = pod_writer.PodWriter(client)
+        self._gangs = gang_planner.GangPlanner(self._writer, self._mirror, placer, teller, options, self._metrics)
         self._preemptor = preempting.Preemptor(
-            client,
+            self._writer,
             self._mirror,
             placer,
             victims.Victims(self._mirror.ledger, placer),
@@ -148,7 +152,8 @@ class Extender:
             self._mirror.ledger.settle()
             self._mirror.ledger.take_freed()
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
-            tasks.create_task(self._refusals.run(self._client, self._leads))
+            tasks.create_task(self._refusals.run(self._writer, self._leads))
+            tasks.create_task(self._gangs.run(self._leads))
             tasks.create_task(self._preemptor.run(self._leads))
 
     async def _list_again(self) -> None:

@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib import parse
 
 import orjson
 import structlog
@@ -29,7 +28,19 @@ from gpu_sharing.core import (
     requests,
     reservations,
 )
-from scheduler_extender import facts, leadership, metrics, mirror, placing, requeue, settings, telling, verbs, wire
+from scheduler_extender import (
+    facts,
+    leadership,
+    metrics,
+    mirror,
+    placing,
+    pod_writer,
+    requeue,
+    settings,
+    telling,
+    verbs,
+    wire,
+)
 from scheduler_extender.fleet import ledger
 
 _MOST_AT_ONCE = 64
@@ -158,7 +169,7 @@ class Binder:
     ) -> facts.Waiting | None:
         """The pod from the API server, where the mirror has not seen it yet; None if it is bound as asked already."""
         try:
-            pod = await self._client.get(_pod_path(key), objects.Pod, _ANSWER_WITHIN_SECONDS)
+            pod = await self._client.get(pod_writer.path(key), objects.Pod, _ANSWER_WITHIN_SECONDS)
         except errors.NotFound as cause:
             raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
         except errors.KubernetesError as cause:
@@ -182,7 +193,7 @@ class Binder:
         answer = self._placer.place(pod, state)
         if isinstance(answer, rejections.Rejection):
             self._refusals.add(pod, self._books.generation)
-            if answer.namespace:
+            if answer.detail:
                 raise BindRefused(answer.code, str(answer))
             raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
         score = self._choices.score(pod, state, answer)
@@ -215,13 +226,13 @@ class Binder:
         assert isinstance(pod.request, requests.PodRequest)
         bookings = reservations.booked(pod.request.kinds, shares)
         amounts = quotas.amounts(pod.request.kinds, shares)
-        plain = ledger.Plain(pod.priority)
+        plain = ledger.Plain(pod.priority, gang=pod.gang, bound_at=int(time.time()))
         self._books.assume(
             ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, amounts, starting=True, plain=plain)
         )
 
     async def _post(self, order: _Order, body: bytes) -> None:
-        uid, path = order.pod.uid, _pod_path(order.pod.key)
+        uid, path = order.pod.uid, pod_writer.path(order.pod.key)
         timeout = f"timeout={leadership.BINDING_TIMEOUT_SECONDS:g}s"
         try:
             await self._client.post(f"{path}/binding?{timeout}", body, _ANSWER_WITHIN_SECONDS)
@@ -281,8 +292,3 @@ class Binder:
                 error_codes.ALREADY_BOUND_ELSEWHERE, f"the pod is bound to node {pod.spec.node_name} by somebody else"
             )
         raise BindRefused(error_codes.BIND_FAILED, str(refused) if refused else "the API server did not do the Binding")
-
-
-def _pod_path(key: str) -> str:
-    namespace, _, name = key.partition("/")
-    return f"/api/v1/namespaces/{parse.quote(namespace)}/pods/{parse.quote(name)}"

@@ -1,10 +1,12 @@
 """From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import errors, identifiers, quantities, quotas, records, requests, reservations
+from gpu_sharing.core import errors, gangs, identifiers, quantities, quotas, records, requests, reservations
 from gpu_sharing.core.rejections import Reason
+from scheduler_extender import constraints
 from scheduler_extender.fleet import ledger
 
 
@@ -27,7 +29,11 @@ class Waiting:
     preempts: bool = True
     """Whether others may be evicted for it."""
     hold: records.Hold | None = None
-    """The GPUs that are kept for it while others leave them."""
+    """The GPUs that are kept for it while others leave them, or until its whole gang is bound."""
+    gang: gangs.Gang | None = None
+    gates: tuple[dict[str, Any], ...] = ()
+    """Its scheduling gates."""
+    wishes: constraints.Wishes = constraints.NONE
 
     @property
     def namespace(self) -> str:
@@ -59,6 +65,8 @@ def node_facts(node: objects.Node, *, allow_hami_nodes: bool) -> ledger.NodeFact
         records.decode_cordon(annotations.get(records.CORDON, "")),
         Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
         links,
+        node.metadata.labels or {},
+        tuple(ledger.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
         bad_links,
         one_at_a_time=not ours,
     )
@@ -67,12 +75,18 @@ def node_facts(node: objects.Node, *, allow_hami_nodes: bool) -> ledger.NodeFact
 def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
     """What an unbound pod asks for."""
     status = pod.status or objects.PodStatus()
+    request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
+    gang = None
+    try:
+        gang = gangs.read(pod.annotations, pod.metadata.labels or {})
+    except errors.BadQuantity as refused:
+        request = requests.InvalidRequest(refused.code, refused.sentence)
     unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
     return Waiting(
         uid=identifiers.PodUid(pod.metadata.uid),
         key=identifiers.PodKey(pod.key),
         resource_version=pod.metadata.resource_version,
-        request=requests.read(pod.init_containers, pod.containers, pod.annotations, names),
+        request=request,
         priority=pod.spec.priority or 0,
         scheduler_name=pod.spec.scheduler_name,
         annotation_bytes=sum(len(key) + len(value.encode()) for key, value in pod.annotations.items()),
@@ -82,6 +96,9 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
         is_deleting=pod.metadata.deletion_timestamp is not None,
         preempts=pod.spec.preemption_policy != "Never",
         hold=records.decode_hold(pod.annotations.get(records.HOLD, "")),
+        gang=gang,
+        gates=tuple(pod.spec.scheduling_gates or ()),
+        wishes=constraints.wishes(pod) if gang else constraints.NONE,
     )
 
 
@@ -93,11 +110,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     """
     uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
     node = identifiers.NodeName(pod.spec.node_name)
-    plain = ledger.Plain(
-        pod.spec.priority or 0,
-        pod.metadata.deletion_timestamp is not None,
-        *(sum(quantities.thousandths(one.requests.get(name)) for one in pod.containers) for name in ("cpu", "memory")),
-    )
+    plain = _plain(pod)
     kinds = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
@@ -122,6 +135,26 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
         quotas.amounts(kinds, shares, init_done=init_done),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
         plain=plain,
+    )
+
+
+def _plain(pod: objects.Pod) -> ledger.Plain:
+    """What a bound pod is apart from its GPUs."""
+    cpu, memory = (
+        sum(quantities.thousandths(one.requests.get(name)) for one in pod.containers) for name in ("cpu", "memory")
+    )
+    try:
+        gang = gangs.read(pod.annotations, pod.metadata.labels or {})
+    except errors.BadQuantity:
+        gang = None
+    bound_at = pod.annotations.get(records.BIND_TIME, "")
+    return ledger.Plain(
+        pod.spec.priority or 0,
+        pod.metadata.deletion_timestamp is not None,
+        cpu,
+        memory,
+        gang,
+        int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
     )
 
 

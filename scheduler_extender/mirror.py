@@ -66,7 +66,7 @@ class Mirror:
         """A bind of ours was answered: no list that began earlier can say otherwise."""
         self._outdate_lists(uid)
         self.ledger.confirm(uid)
-        self.waiting.pop(uid, None)
+        self._waits_no_more(uid)
 
     def see_node(self, node: objects.Node) -> None:
         """A node was added or modified."""
@@ -94,7 +94,7 @@ class Mirror:
         if pod.has_ended:
             self.forget_pod(uid)
         elif pod.spec.node_name:
-            self.waiting.pop(uid, None)
+            self._waits_no_more(uid)
             self._confirmed_at.pop(uid, None)
             before = self.ledger.pod(uid)
             held = facts.pod_facts(pod, self._names)
@@ -105,7 +105,7 @@ class Mirror:
 
     def forget_pod(self, uid: identifiers.PodUid) -> None:
         """A pod is gone or has ended."""
-        self.waiting.pop(uid, None)
+        self._waits_no_more(uid)
         self._confirmed_at.pop(uid, None)
         self.ledger.remove_pod(uid)
 
@@ -148,12 +148,18 @@ class Mirror:
         if self.ledger.pod(uid) is not None:
             self._confirmed_at[uid] = self._clock()
 
+    def _waits_no_more(self, uid: identifiers.PodUid) -> None:
+        self.waiting.pop(uid, None)
+        self.ledger.rolls.waits_no_more(uid)
+
     def _see_waiting(self, pod: facts.Waiting) -> None:
         held = self.ledger.pod(pod.uid)
         if held is not None:
             return  # We bound it, and this event is older.
         before = self.waiting.get(pod.uid)
         self.waiting[pod.uid] = pod
+        reserved_until = pod.hold.until if pod.hold else 0
+        self.ledger.rolls.waits(pod.uid, pod.namespace, None if pod.is_deleting else pod.gang, reserved_until)
         if pod.is_deleting:
             self.ledger.drop_nomination(pod.uid)
         if pod.nominated_node and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:

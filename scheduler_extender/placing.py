@@ -4,7 +4,8 @@ Everybody who asks whether a pod fits (filter, bind, wake-ups, explanations) ask
 another mind.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, rejections, requests, reservations
 from scheduler_extender import facts, settings
@@ -14,8 +15,9 @@ from scheduler_extender.fleet import ledger, memo, shapes
 class Placer:
     """Answers about one pod at a time, from the books as they are."""
 
-    def __init__(self, books: ledger.Ledger, options: settings.Settings) -> None:
+    def __init__(self, books: ledger.Ledger, options: settings.Settings, now: Callable[[], float] = time.time) -> None:
         self._books = books
+        self._now = now
         self._options = options
         self._placements = memo.Memo()
         self._shapes = shapes.Shapes(books, self._placements)
@@ -32,15 +34,26 @@ class Placer:
         """Where the GPUs fit, on all nodes at once and whoever asks: claims count as taken, quotas do not."""
         return self._shapes.fit(request, self.gpu_policy(request))
 
+    def fit(self, request: requests.PodRequest, node: placement.NodeState) -> memo.Answer:
+        """The GPUs that such a pod gets on a node in that state, or why there are none, whoever it is."""
+        return self._placements.fit(request, node, self.gpu_policy(request))
+
+    def excuse(self, pod: facts.Waiting) -> rejections.Rejection | None:
+        """Why the pod must not start now, whatever its GPUs; or None."""
+        return self._books.rolls.excuse(pod.uid, pod.namespace, pod.gang, self._now()) if pod.gang else None
+
     def place(self, pod: facts.Waiting, node: placement.NodeState) -> memo.Answer:
         """The GPUs that the pod gets on a node in that state, or why there are none."""
         request = pod.request
         assert isinstance(request, requests.PodRequest)
-        answer = self._placements.fit(request, node, self.gpu_policy(request))
-        if isinstance(answer, placement.Placement) and self._books.budgets.is_limited(pod.namespace):
-            more = quotas.amounts(request.kinds, answer.shares)
-            return self._books.budgets.excess(pod.namespace, more) or answer
-        return answer
+        answer = self.fit(request, node)
+        if not isinstance(answer, placement.Placement):
+            return answer
+        if self._books.budgets.is_limited(pod.namespace):
+            excess = self._books.budgets.excess(pod.namespace, quotas.amounts(request.kinds, answer.shares))
+            if excess is not None:
+                return excess
+        return self.excuse(pod) or answer
 
     def place_on(self, pod: facts.Waiting, name: identifiers.NodeName, *, nominations: bool) -> memo.Answer:
         """The same on a node as the pod must see it now; `Ledger.view_for` says what counts as taken."""

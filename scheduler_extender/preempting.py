@@ -10,14 +10,11 @@ stopped.
 import asyncio
 import time
 from collections.abc import Callable
-from urllib import parse
 
-import orjson
 import structlog
 
-from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors, identifiers, placement, preemption, records, requests
-from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, victims
+from gpu_sharing.core import error_codes, identifiers, placement, preemption, records, requests
+from scheduler_extender import facts, metrics, mirror, placing, pod_writer, requeue, settings, telling, victims
 from scheduler_extender.fleet import ledger
 
 _EVERY_SECONDS = 0.5
@@ -31,7 +28,6 @@ _BACKOFF_SECONDS = 10.0
 _MOST_NOMINATIONS = 3
 _MOST_HELPING_NODES = 100
 _NODES_AT_A_TIME = 16
-_ANSWER_WITHIN_SECONDS = 5.0
 
 log = structlog.get_logger("preemption")
 
@@ -41,7 +37,7 @@ class Preemptor:
 
     def __init__(
         self,
-        client: kubernetes.Client,
+        writer: pod_writer.PodWriter,
         cluster: mirror.Mirror,
         placer: placing.Placer,
         choices: victims.Victims,
@@ -51,7 +47,7 @@ class Preemptor:
         counters: metrics.Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = client
+        self._writer = writer
         self._mirror = cluster
         self._books = cluster.ledger
         self._placer = placer
@@ -78,7 +74,7 @@ class Preemptor:
         for times in (self._spared_until, self._rests_until):
             for uid in [uid for uid, until in times.items() if until <= now]:
                 del times[uid]
-        for pod in [pod for pod in self._mirror.waiting.values() if pod.hold]:
+        for pod in [pod for pod in self._mirror.waiting.values() if pod.hold and not pod.gang]:
             await self._go_on(pod)
         for uid in [uid for uid in self._nominations if uid not in self._mirror.waiting]:
             del self._nominations[uid]
@@ -90,7 +86,7 @@ class Preemptor:
         return (
             pod.preempts
             and isinstance(pod.request, requests.PodRequest)
-            and not (pod.hold or pod.nominated_node or pod.is_deleting)
+            and not (pod.hold or pod.nominated_node or pod.is_deleting or pod.gang)
             and pod.scheduler_name == self._options.scheduler_name
             and pod.uid not in self._rests_until
             and self._books.holds_below(pod.priority)
@@ -110,7 +106,7 @@ class Preemptor:
             return False  # Whom a budget protects is spared next time.
         gpus = self._choices.gpus_for(pod, name, chosen)
         hold = records.Hold(name, gpus, int(time.time()) + _HOLD_SECONDS)
-        if not gpus or not await self._annotate(pod, records.encode_hold(hold)):
+        if not gpus or not await self._writer.hold(pod.key, pod.uid, hold):
             return False
         self._metrics.preemptions.inc()
         self._teller.preempting(pod, name, held)
@@ -142,7 +138,7 @@ class Preemptor:
         hold = pod.hold
         assert hold is not None
         if pod.nominated_node or not isinstance(pod.request, requests.PodRequest):
-            await self._annotate(pod, None)
+            await self._writer.hold(pod.key, pod.uid, None)
             return
         if isinstance(self._placer.place_on(pod, hold.node, nominations=False), placement.Placement):
             await self._nominate(pod, hold.node)
@@ -151,7 +147,7 @@ class Preemptor:
         if chosen is None or time.time() > hold.until:
             log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
-            await self._annotate(pod, None)
+            await self._writer.hold(pod.key, pod.uid, None)
             return
         # Whoever wrote the hold may have been stopped before the evictions.
         for victim in chosen:
@@ -162,53 +158,25 @@ class Preemptor:
     async def _nominate(self, pod: facts.Waiting, node: identifiers.NodeName) -> None:
         count = self._nominations.get(pod.uid, 0)
         if count >= _MOST_NOMINATIONS:
-            await self._annotate(pod, None)  # That wakes it too, and it goes the ordinary way.
+            await self._writer.hold(pod.key, pod.uid, None)  # That wakes it too, and it goes the ordinary way.
             return
         self._nominations[pod.uid] = count + 1
-        body = {"metadata": {"uid": pod.uid}, "status": {"nominatedNodeName": node}}
-        try:
-            await self._client.patch(f"{_path(pod.key)}/status", orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
+        if await self._writer.nominate(pod.key, pod.uid, node):
             log.info("nominated", pod=pod.key, node=node)
-        except errors.KubernetesError as refused:
-            log.warning("not nominated", pod=pod.key, node=node, cause=str(refused))
-
-    async def _annotate(self, pod: facts.Waiting, value: str | None) -> bool:
-        body = {"metadata": {"uid": pod.uid, "annotations": {records.HOLD: value}}}
-        try:
-            await self._client.patch(_path(pod.key), orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
-        except errors.KubernetesError as refused:
-            log.warning("hold not written", pod=pod.key, cause=str(refused))
-            return False
-        return True
 
     async def _all_may_go(self, held: list[ledger.PodFacts]) -> bool:
         """Ask the API server whether it would let every one of them be evicted."""
-        return all([await self._ask(one, "?dryRun=All") for one in held])
+        return all([await self._ask(one, dry_run=True) for one in held])
 
     async def _evict(self, held: ledger.PodFacts, pod: facts.Waiting) -> None:
-        if await self._ask(held, ""):
+        if await self._ask(held, dry_run=False):
             self._metrics.evictions.inc()
             self._teller.preempted(held, pod)
             log.info("evicted", pod=held.key, node=held.node, preemptor=pod.key)
 
-    async def _ask(self, held: ledger.PodFacts, query: str) -> bool:
-        """Ask for an eviction. Returns whether it is, or would be, done; a pod that is gone already counts as that."""
-        namespace, _, name = held.key.partition("/")
-        body = {
-            "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace},
-            "deleteOptions": {"preconditions": {"uid": held.uid}},
-        }  # fmt: skip
-        try:
-            await self._client.post(f"{_path(held.key)}/eviction{query}", orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
-        except (errors.NotFound, errors.Conflict):
-            return True  # It is gone, or another of its name is there.
-        except errors.KubernetesError as refused:
+    async def _ask(self, held: ledger.PodFacts, *, dry_run: bool) -> bool:
+        """Evict, or ask whether that would be let through; whoever may not go is spared for a while."""
+        goes = await self._writer.evict(held.key, held.uid, dry_run=dry_run)
+        if not goes:
             self._spared_until[held.uid] = self._clock() + _SPARED_SECONDS
-            log.info("not evicted", pod=held.key, cause=str(refused))
-            return False
-        return True
-
-
-def _path(key: str) -> str:
-    namespace, _, name = key.partition("/")
-    return f"/api/v1/namespaces/{parse.quote(namespace)}/pods/{parse.quote(name)}"
+        return goes

@@ -11,15 +11,12 @@ import itertools
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from urllib import parse
 
 import numpy as np
-import orjson
 import structlog
 
-from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import errors, identifiers, placement, quotas, requests
-from scheduler_extender import facts, metrics, mirror, placing, settings
+from gpu_sharing.core import identifiers, placement, quotas, requests
+from scheduler_extender import facts, metrics, mirror, placing, pod_writer, settings
 
 RETRY = "hami.io/retry"
 _EVERY_SECONDS = 0.2
@@ -102,7 +99,8 @@ class Refusals:
             if found is not None:
                 more = more.plus(quotas.amounts(request.kinds, found[1].shares))
             if found is None or books.budgets.excess(pod.namespace, more):
-                hopeless.add((limited, request))
+                if not pod.gang:  # A member may be held back by its gang, which says nothing of others.
+                    hopeless.add((limited, request))
                 continue
             promised[limited] = more
             books.nominate(self._placer.claim(pod, *found, self._clock() + self._options.nomination_seconds))
@@ -110,24 +108,16 @@ class Refusals:
             woken.append(pod)
         return woken
 
-    async def run(self, client: kubernetes.Client, leads: Callable[[], bool]) -> None:
+    async def run(self, writer: pod_writer.PodWriter, leads: Callable[[], bool]) -> None:
         """Wake pods for ever; ends only by cancellation."""
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             if leads():
                 for pod in self.due():
-                    await self._wake(client, pod)
+                    await self._wake(writer, pod)
 
-    async def _wake(self, client: kubernetes.Client, pod: facts.Waiting) -> None:
-        namespace, _, name = pod.key.partition("/")
-        body = {"metadata": {"uid": pod.uid, "annotations": {RETRY: str(int(time.time() * 1000))}}}
-        try:
-            await client.patch(
-                f"/api/v1/namespaces/{parse.quote(namespace)}/pods/{parse.quote(name)}", orjson.dumps(body), 5
-            )
-        except errors.KubernetesError as trouble:
-            log.warning("pod not woken", pod=pod.key, cause=str(trouble))
-        else:
+    async def _wake(self, writer: pod_writer.PodWriter, pod: facts.Waiting) -> None:
+        if await writer.annotate(pod.key, pod.uid, RETRY, str(int(time.time() * 1000))):
             self._metrics.retries.inc()
             log.info("woken", pod=pod.key)
 

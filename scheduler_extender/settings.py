@@ -47,6 +47,10 @@ class Settings:
     """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
     preempts: bool = True
     """Whether pods of lower priority are evicted for one whose GPUs fit nowhere."""
+    gang_deadline_seconds: float = 60.0
+    """How long all members of a gang may take to be bound once there is room for all."""
+    gang_evicts: bool = True
+    """Whether members that are bound by then are evicted if others are not; else they stay and hold their GPUs."""
     allow_hami_nodes: bool = False
     """Whether nodes of HAMi's own device plugin may be chosen, one starting pod at a time."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
@@ -82,6 +86,8 @@ HELP = {
     "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
     "allow-privileged": "let privileged containers ask for GPUs (default false)",
     "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
+    "gang-deadline-seconds": "seconds in which all members of a gang must be bound once there is room (default 60)",
+    "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
@@ -142,6 +148,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         hide_gpus=flags.truth("--hide-gpus", value("hide-gpus")),
         allow_privileged=flags.truth("--allow-privileged", value("allow-privileged")),
         preempts=flags.truth("--preempt", value("preempt") or "true"),
+        gang_deadline_seconds=flags.number("--gang-deadline-seconds", value("gang-deadline-seconds"), 60.0, 1, 86_400),
+        gang_evicts=flags.truth("--gang-evict", value("gang-evict") or "true"),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=requests.ResourceNames(
             value("resource-name") or names.count,

@@ -140,6 +140,18 @@ class Teller:
         note = f"Preempted by {pod.key} (priority {pod.priority}), which needs its GPU memory or cores on {gone.node}"
         self._pod_event(gone.key, gone.uid, "Preempted", note, _SCHEDULING, warning=True)
 
+    def gang_torn(
+        self, gang: str, unbound: Iterable[facts.Waiting], bound: Iterable[ledger.PodFacts], *, evicting: bool
+    ) -> None:
+        """Not all members of a gang were bound in time."""
+        waiting, held = list(unbound), list(bound)
+        head = f"{error_codes.GANG_TORN}: of gang {gang} {len(waiting)} were not bound in time, {len(held)} were"
+        for one in waiting:
+            self._pod_event(one.key, one.uid, "GangTorn", head, _SCHEDULING, warning=True)
+        end = "it is evicted, to start with the others" if evicting else "it stays, and holds its GPUs"
+        for gone in held:
+            self._pod_event(gone.key, gone.uid, "GangTorn", f"{head}\n    {end}", _SCHEDULING, warning=True)
+
     def bad_links(self, node: ledger.NodeFacts) -> None:
         """A node's record of links cannot be read or contradicts itself."""
         if self._leads():

@@ -206,12 +206,18 @@ class Verbs:
                 refused.pop(name, None)
             else:
                 refused[name] = int(found.reason)
-        if books.budgets.is_limited(decision.pod.namespace):
+        excuse = self._placer.excuse(decision.pod)
+        if excuse is not None:
+            refused.update((name, int(excuse.reason)) for name in names if name not in refused)
+        elif books.budgets.is_limited(decision.pod.namespace):
             over = self._placer.over_quota(decision.pod, [name for name in names if name not in refused])
             refused.update((name, int(rejection.reason)) for name, rejection in over.items())
         return refused
 
     def _best(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> identifiers.NodeName | None:
+        hold = self._books.hold_of(decision.pod.uid)
+        if hold is not None and hold.node in names:
+            return hold.node  # It was planned there.
         arrays = self._books.settle()
         fitting = decision.fitting
         if fitting is None or len(fitting.fits) != arrays.columns:

@@ -76,6 +76,10 @@ class Webhook:
         verdict = admission.review(asked.object, self._options)
         if verdict.request is None or not self._synced():
             return verdict
+        if verdict.gang:
+            why = self._books.rolls.joins(asked.namespace, verdict.gang)
+            if why:
+                return admission.Verdict(f"{error_codes.BAD_GANG}: {why}")
         more = extent.beyond(self._books.settle(), verdict.request)
         return dataclasses.replace(verdict, warnings=(*verdict.warnings, *more))
 

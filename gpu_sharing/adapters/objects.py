@@ -62,16 +62,60 @@ class PreferredTerm(msgspec.Struct, gc=False):
     weight: int = 0
 
 
+class Requirement(msgspec.Struct, gc=False, frozen=True):
+    """One expression of a node selector term."""
+
+    key: str = ""
+    operator: str = ""
+    values: list[str] | None = None
+
+
+class NodeSelectorTerm(msgspec.Struct, gc=False, frozen=True, rename="camel"):
+    """A term of a node affinity: all its expressions must hold."""
+
+    match_expressions: list[Requirement] | None = None
+    match_fields: list[Requirement] | None = None
+
+
+class NodeSelector(msgspec.Struct, gc=False, frozen=True, rename="camel"):
+    """Terms of which one must hold."""
+
+    node_selector_terms: list[NodeSelectorTerm] | None = None
+
+
+class Toleration(msgspec.Struct, gc=False, frozen=True):
+    """A taint that a pod does not mind."""
+
+    key: str = ""
+    operator: str = ""
+    value: str = ""
+    effect: str = ""
+
+
+class Taint(msgspec.Struct, gc=False, frozen=True):
+    """What keeps pods off a node."""
+
+    key: str = ""
+    value: str = ""
+    effect: str = ""
+
+
 class AffinityKind(msgspec.Struct, gc=False, rename="camel"):
     """Node, pod or pod anti-affinity."""
 
     preferred_during_scheduling_ignored_during_execution: list[PreferredTerm] | None = None
 
 
+class NodeAffinity(AffinityKind, gc=False, rename="camel"):
+    """`spec.affinity.nodeAffinity`."""
+
+    required_during_scheduling_ignored_during_execution: NodeSelector | None = None
+
+
 class Affinity(msgspec.Struct, gc=False, rename="camel"):
     """`spec.affinity`."""
 
-    node_affinity: AffinityKind | None = None
+    node_affinity: NodeAffinity | None = None
     pod_affinity: AffinityKind | None = None
     pod_anti_affinity: AffinityKind | None = None
 
@@ -93,7 +137,9 @@ class PodSpec(msgspec.Struct, gc=False, rename="camel"):
     preemption_policy: str | None = None
     affinity: Affinity | None = None
     topology_spread_constraints: list[SpreadConstraint] | None = None
-    scheduling_gates: list[Any] | None = None
+    scheduling_gates: list[dict[str, Any]] | None = None
+    node_selector: dict[str, str] | None = None
+    tolerations: list[Toleration] | None = None
 
 
 class Condition(msgspec.Struct, gc=False, rename="camel"):
@@ -176,10 +222,17 @@ class Pod(msgspec.Struct, gc=False):
         )
 
 
+class NodeSpec(msgspec.Struct, gc=False):
+    """`spec` of a node."""
+
+    taints: list[Taint] | None = None
+
+
 class Node(msgspec.Struct, gc=False):
     """A node."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
 
 
 class ResourceQuotaSpec(msgspec.Struct, gc=False):

@@ -77,6 +77,12 @@ RECORD_GUARDED = _register(
     "Leave out hami.io/vgpu-*, hami.io/bind-* and hami.io/decision-id, such as when copying a pod's YAML.",
 )
 
+BAD_GANG = _register(
+    "SCHED_BAD_GANG",
+    "What the pod says of its gang cannot be: no name, no size, two names, a size that others contradict, or too many.",
+    "Write hami.io/gang and hami.io/gang-size on every member, the same on all, and the size as many as there are.",
+)
+
 # A node cannot take the pod.
 NODE_UNKNOWN = _register(
     "SCHED_NODE_UNKNOWN",
@@ -167,6 +173,16 @@ NUMA_MISMATCH = _register(
     "SCHED_NUMA_MISMATCH",
     "The node has enough fitting GPUs, but not on one NUMA node, as nvidia.com/numa-bind wants.",
     "Ask for fewer GPUs, wait, or remove nvidia.com/numa-bind.",
+)
+GANG_WAITS = _register(
+    "SCHED_GANG_WAITS",
+    "The pod's GPUs would fit, but its gang is not complete, or there is no room for all of its members at once.",
+    "Wait, create the missing members, or see the event for what is short; all members start together.",
+)
+GANG_TORN = _register(
+    "SCHED_GANG_TORN",
+    "Some members of a gang were not bound in time, so that nothing is kept for the gang any more.",
+    "Look at the members' events for what kept them; it is planned anew by itself, on other nodes first.",
 )
 NO_MIG_INSTANCE = _register(
     "SCHED_NO_MIG_INSTANCE",

@@ -30,13 +30,14 @@ class NodeState:
     links: topology.Links = ()
     """How well its GPUs reach each other, in the order of `states`."""
 
-    def relieved(self, freed: Mapping[identifiers.GpuUuid, reservations.Booking], foreign_slots: int) -> "NodeState":
-        """The node without some of what is held there."""
+    def plus(self, bookings: Mapping[identifiers.GpuUuid, reservations.Booking], foreign_slots: int = 0) -> "NodeState":
+        """The node with more held there, or less where a booking is negative."""
+        if not bookings and not foreign_slots:
+            return self
         states = tuple(
-            one.with_used(reservations.NOTHING.minus(freed[one.gpu.uuid])) if one.gpu.uuid in freed else one
-            for one in self.states
+            one.with_used(bookings[one.gpu.uuid]) if one.gpu.uuid in bookings else one for one in self.states
         )
-        return NodeState(self.name, states, self.foreign_slots - foreign_slots, self.standing, self.links)
+        return NodeState(self.name, states, self.foreign_slots + foreign_slots, self.standing, self.links)
 
     @property
     def slots_total(self) -> int:

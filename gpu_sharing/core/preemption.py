@@ -87,13 +87,13 @@ def cost(victims: Sequence[Victim]) -> tuple[int, int, int]:
 
 def without(node: placement.NodeState, gone: Iterable[Victim]) -> placement.NodeState:
     """The node once some pods have left it."""
-    freed: dict[identifiers.GpuUuid, reservations.Booking] = {}
+    change: dict[identifiers.GpuUuid, reservations.Booking] = {}
     foreign = 0
     for victim in gone:
-        foreign += victim.foreign_slots
+        foreign -= victim.foreign_slots
         for uuid, booking in victim.bookings.items():
-            freed[uuid] = freed.get(uuid, reservations.NOTHING).plus(booking)
-    return node.relieved(freed, foreign)
+            change[uuid] = change.get(uuid, reservations.NOTHING).minus(booking)
+    return node.plus(change, foreign)
 
 
 def _cost(victims: Sequence[Victim]) -> tuple[int, int]:

@@ -35,7 +35,8 @@ class Reason(enum.IntEnum):
     QUOTA = 18
     QUOTA_UNREADABLE = 19
     MIG_INSTANCE = 20
-    NOT_OFFERED = 21
+    GANG = 21
+    NOT_OFFERED = 22
     """The GPUs fit, but kube-scheduler did not offer the node."""
 
 
@@ -71,6 +72,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.QUOTA: Explanation(error_codes.QUOTA_EXCEEDED, "quota exceeded"),
     Reason.QUOTA_UNREADABLE: Explanation(error_codes.QUOTA_UNREADABLE, "quota unreadable"),
     Reason.MIG_INSTANCE: Explanation(error_codes.NO_MIG_INSTANCE, "no MIG instance free", curable=True),
+    Reason.GANG: Explanation(error_codes.GANG_WAITS, "waits for its gang"),
     Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
 }
 
@@ -102,6 +104,8 @@ class Rejection:
     def __str__(self) -> str:
         if self.namespace:
             return f"{self.explanation.phrase} (namespace {self.namespace}): {self.detail}"
+        if self.detail:
+            return f"{self.explanation.phrase} ({self.detail})"
         if not self.requested:
             return self.explanation.phrase
         verb = "has" if self.reason in (Reason.TYPE, Reason.MODE, Reason.TOO_FEW_GPUS) else "available"

@@ -16,13 +16,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from gpu_sharing.core import gpus, identifiers, mig, placement, policies, quotas, requests, reservations, topology
+from gpu_sharing.core import (
+    gangs,
+    gpus,
+    identifiers,
+    mig,
+    placement,
+    policies,
+    quotas,
+    requests,
+    reservations,
+    topology,
+)
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.fleet import arrays, budgets
+from scheduler_extender.fleet import arrays, budgets, rolls
 
 _LONGEST_JOURNAL = 20_000
 
 Bookings = Mapping[identifiers.GpuUuid, reservations.Booking]
+
+
+class Taint(NamedTuple):
+    """What keeps pods off a node."""
+
+    key: str
+    value: str
+    effect: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +54,8 @@ class NodeFacts:
     standing: Reason = Reason.NONE
     links: topology.Links = ()
     """How well its GPUs reach each other, in the order of `inventory`."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
     bad_links: str = ""
     """What is wrong with the record of its links."""
     one_at_a_time: bool = False
@@ -51,6 +72,9 @@ class Plain(NamedTuple):
     """What its containers request."""
     memory_thousandths: int = 0
     """In thousandths of a byte."""
+    gang: gangs.Gang | None = None
+    bound_at: int = 0
+    """Unix seconds of its Binding, by its record."""
 
 
 _NOTHING_KNOWN = Plain()
@@ -130,12 +154,14 @@ class Ledger:
     Attributes:
         arrays: The same facts for all nodes at once, claims included; call `settle` before reading.
         budgets: What each namespace may hold and holds.
+        rolls: Who belongs to which gang.
         generation: Grows with every change that may make room for a refused pod.
     """
 
     def __init__(self) -> None:
         self.arrays = arrays.Arrays()
         self.budgets = budgets.Budgets()
+        self.rolls = rolls.Rolls()
         self.generation = 0
         self._nodes: dict[identifiers.NodeName, _Node] = {}
         self._pods: dict[identifiers.PodUid, PodFacts] = {}
@@ -215,6 +241,9 @@ class Ledger:
         """Count a bind that is about to be written."""
         self._assumed.add(facts.uid)
         self.drop_nomination(facts.uid)
+        hold = self._holds.get(facts.uid)
+        if hold is not None:
+            self._unclaim(hold)  # What it holds now counts; what was kept for it must not count as well.
         self._put(facts)
 
     def confirm(self, uid: identifiers.PodUid) -> None:
@@ -226,6 +255,9 @@ class Ledger:
         if uid in self._assumed:
             self._assumed.discard(uid)
             self._take(uid)
+            hold = self._holds.get(uid)
+            if hold is not None:
+                self._claim(hold)
 
     def nominate(self, claim: Claim) -> None:
         """Note where a pod will probably go. Its earlier nomination is replaced."""
@@ -364,6 +396,7 @@ class Ledger:
         node.foreign_slots += facts.foreign_slots
         self.budgets.add(facts.namespace, facts.amounts)
         self._priorities[facts.plain.priority] += 1
+        self.rolls.holds(facts.uid, facts.namespace, None if facts.plain.ending else facts.plain.gang)
         node.held = None
         self._touch(facts.node)
 
@@ -375,6 +408,7 @@ class Ledger:
             _subtract(node.used, before.bookings)
             node.foreign_slots -= before.foreign_slots
             self.budgets.subtract(before.namespace, before.amounts)
+            self.rolls.holds_no_more(uid)
             self._priorities[before.plain.priority] -= 1
             if not self._priorities[before.plain.priority]:
                 del self._priorities[before.plain.priority]
@@ -475,17 +509,15 @@ def _with_claims(state: placement.NodeState, claims: Iterable[Claim]) -> placeme
             holds.append(claim)
         else:
             _add(taken, claim.bookings)
-    state = _with_taken(state, taken)
+    state = state.plus(taken)
     for claim in sorted(holds, key=lambda hold: (-hold.priority, hold.uid)):
         if claim.closes:
-            state = _with_taken(
-                state, {one.gpu.uuid: _rest(one) for one in state.states if one.gpu.uuid in claim.closes}
-            )
+            state = state.plus({one.gpu.uuid: _rest(one) for one in state.states if one.gpu.uuid in claim.closes})
             continue
         assert claim.request is not None
         placed = placement.fit(claim.request, state, policies.BINPACK)
         if isinstance(placed, placement.Placement):
-            state = _with_taken(state, reservations.booked(claim.request.kinds, placed.shares))
+            state = state.plus(reservations.booked(claim.request.kinds, placed.shares))
     return state
 
 
@@ -494,13 +526,6 @@ def _rest(state: gpus.GpuState) -> reservations.Booking:
     memory = max(state.gpu.memory_mib - state.used.memory_mib, 0)
     cores = max(state.gpu.cores_percent - state.used.cores_percent, 0)
     return reservations.Booking(0, memory, cores, 0, mig.taken(0, mig.MOST_SLICES))
-
-
-def _with_taken(state: placement.NodeState, taken: Bookings) -> placement.NodeState:
-    if not taken:
-        return state
-    states = [one.with_used(taken[one.gpu.uuid]) if one.gpu.uuid in taken else one for one in state.states]
-    return placement.NodeState(state.name, tuple(states), state.foreign_slots, state.standing, state.links)
 
 
 def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:

@@ -69,6 +69,13 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
             capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         bound = site.wait_bound("plain")["plain"]
+        gang = {"hami.io/gang": "train", "hami.io/gang-size": "2"}
+        members = [site.pod_body(f"m{n}", {MEM: "4000"}, annotations=gang, schedulerName=UNNAMED) for n in range(3)]
+        site.create(members[0])
+        gates = site.pod("m0")["spec"]["schedulingGates"]
+        site.create(members[1])
+        site.wait_bound("m0", "m1")
+        third = _refusal(site, members[2])
 
     assert "SCHED_PERCENT_OUT_OF_RANGE: container c0: nvidia.com/gpucores" in refused
     assert "SCHED_NODE_NAME_SET" in pinned
@@ -76,6 +83,8 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
     assert bound["spec"]["schedulerName"] == "hami-scheduler"
     assert [[mib for _, mib, _ in one] for one in accounting.devices(bound)] == [[4000], []]
     assert bound["spec"]["containers"][1]["env"] == [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]
+    assert gates == [{"name": "hami.io/gang"}]
+    assert "SCHED_BAD_GANG: gang train has its 2 members already" in third
     assert applied.returncode == 0
     assert "Warning: the pod cannot be placed: 99000 MiB are asked of one GPU" in applied.stderr
 

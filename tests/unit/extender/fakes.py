@@ -116,14 +116,19 @@ class FakeApi:
         pod = self.pods.get(path.split("/")[6])
         if pod is not None:
             changed = copy.deepcopy(pod)
-            annotations = changed["metadata"].setdefault("annotations", {})
-            for key, value in change["metadata"].get("annotations", {}).items():
-                annotations.pop(key, None)
-                if value is not None:
-                    annotations[key] = value
-            changed["status"].update(change.get("status", {}))
+            _merge(changed["metadata"].setdefault("annotations", {}), change["metadata"].get("annotations", {}))
+            _merge(changed["status"], change.get("status", {}))
+            _merge(changed["spec"], change.get("spec", {}))
             self.put(changed)
         return b"{}"
 
     def objects(self) -> list[objects.Pod]:
         return [msgspec.convert(pod, objects.Pod) for pod in self.pods.values()]
+
+
+def _merge(target: dict[str, Any], change: dict[str, Any]) -> None:
+    """As a JSON merge patch does on one level: null takes away."""
+    for key, value in change.items():
+        target.pop(key, None)
+        if value is not None:
+            target[key] = value

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from gpu_sharing.core import gpus, identifiers, placement, requests
+from gpu_sharing.core import gangs, gpus, identifiers, placement, requests
 from scheduler_extender import admission, settings
-from scheduler_extender.fleet import arrays, extent
+from scheduler_extender.fleet import arrays, extent, rolls
 from tests.unit import builders
 
 GPU, MEM, CORES, PRIORITY = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpucores", "nvidia.com/priority"
@@ -156,3 +156,36 @@ def test_a_request_beyond_every_gpu_of_the_cluster_is_known_at_once() -> None:
     assert extent.beyond(fleet, builders.pod_request(builders.share_of(1), selectors=wrong_type)) == (
         f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {builders.TYPES[0]}",
     )
+
+
+def test_members_of_a_gang_are_given_the_gate_that_keeps_them_together() -> None:
+    """Beside gates that others put there; pods of no gang, and members that ask for no GPU, get none."""
+    member = {"annotations": {"hami.io/gang": "train", "hami.io/gang-size": "2"}}
+    theirs = {"schedulingGates": [{"name": "quota"}]}
+
+    assert mended(pod({GPU: "1"}, **member))["/spec/schedulingGates"] == [{"name": "hami.io/gang"}]
+    assert mended(pod({GPU: "1"}, theirs, **member))["/spec/schedulingGates"] == [
+        {"name": "quota"}, {"name": "hami.io/gang"},
+    ]  # fmt: skip
+    assert "/spec/schedulingGates" not in mended(pod({GPU: "1"}, theirs))
+    assert "/spec/schedulingGates" not in mended(pod({"cpu": "1"}, **member))
+    refused = admission.review(pod({GPU: "1"}, annotations={"hami.io/gang": "train"}), DEFAULTS).refused
+    assert refused.startswith("SCHED_BAD_GANG: the gang 'train' has no size")
+
+
+def test_one_member_too_many_or_of_another_size_cannot_join() -> None:
+    """Counted are those that wait and those that hold GPUs."""
+    gang = gangs.Gang("train", 2)
+    known = rolls.Rolls()
+    known.waits(identifiers.PodUid("a"), "default", gang)
+
+    assert known.joins("default", gang) == ""
+    assert known.joins("default", gangs.Gang("train", 3)) == (
+        "the other members of gang train say that it has 2 members, this one says 3"
+    )
+    known.holds(identifiers.PodUid("b"), "default", gang)
+    assert known.joins("default", gang) == "gang train has its 2 members already"
+    assert known.joins("elsewhere", gang) == ""
+    known.holds_no_more(identifiers.PodUid("b"))
+    known.waits_no_more(identifiers.PodUid("a"))
+    assert known.joins("default", gangs.Gang("train", 3)) == ""

@@ -11,7 +11,7 @@ import pytest
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender import metrics, preempting, settings, victims
+from scheduler_extender import metrics, pod_writer, preempting, settings, victims
 from tests.unit.extender import fakes
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
@@ -33,8 +33,8 @@ class Scene:
         world = self.world
         choices = victims.Victims(world.mirror.ledger, world.placer)
         self.preemptor = preempting.Preemptor(
-            client, world.mirror, world.placer, choices, world.refusals, world.teller, settings.Settings(),
-            metrics.Metrics(), world.clock,
+            pod_writer.PodWriter(client), world.mirror, world.placer, choices, world.refusals, world.teller,
+            settings.Settings(), metrics.Metrics(), world.clock,
         )  # fmt: skip
 
     def put(self, *bodies: dict[str, Any]) -> None:

@@ -1,0 +1,253 @@
+"""Places gangs: all members at once, or nobody.
+
+The leader plans a gang once all of its members are there: each member beside those placed before it. What it finds it
+writes on every member (`hami.io/vgpu-hold`), which keeps the room from others. Only when all members have that does it
+nominate their nodes and open their scheduling gates; until then filter refuses them, gated or not. Members that are not
+bound when the hold ends lose it, and those of that attempt that are bound are evicted. All it has to remember stands on
+the pods, so a successor goes on where it stopped; as one process plans, two gangs never hold half of what both need.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import structlog
+
+from gpu_sharing.core import error_codes, gangs, identifiers, placement, quotas, records, requests, reservations
+from scheduler_extender import constraints, facts, metrics, mirror, placing, pod_writer, settings, telling
+from scheduler_extender.fleet import fit, ledger, rolls
+
+_EVERY_SECONDS = 0.5
+_SEEN_WITHIN_SECONDS = 3.0
+"""How long what was written may take to come back by the watch before it is planned anew."""
+
+
+_MOST_NOMINATIONS = 3
+
+log = structlog.get_logger("gangs")
+
+
+class GangPlanner:
+    """Brings gangs from waiting to bound."""
+
+    def __init__(
+        self,
+        writer: pod_writer.PodWriter,
+        cluster: mirror.Mirror,
+        placer: placing.Placer,
+        teller: telling.Teller,
+        options: settings.Settings,
+        counters: metrics.Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._writer = writer
+        self._mirror = cluster
+        self._books = cluster.ledger
+        self._placer = placer
+        self._teller = teller
+        self._options = options
+        self._metrics = counters
+        self._clock = clock
+        self._now = now
+        self._in_vain: dict[rolls.Key, tuple[int, frozenset[identifiers.PodUid]]] = {}
+        self._written: dict[rolls.Key, tuple[frozenset[identifiers.PodUid], float]] = {}
+        self._avoided_until: dict[tuple[rolls.Key, identifiers.NodeName], float] = {}
+        self._nominations: dict[identifiers.PodUid, int] = {}
+        self._told: dict[rolls.Key, str] = {}
+
+    async def run(self, leads: Callable[[], bool]) -> None:
+        """Place gangs for ever; ends only by cancellation."""
+        while True:
+            await asyncio.sleep(_EVERY_SECONDS)
+            if leads():
+                await self.step()
+
+    async def step(self) -> None:
+        """Bring every gang one step on."""
+        now, waiting = self._clock(), self._books.rolls.keys()
+        for place in [place for place, until in self._avoided_until.items() if until <= now]:
+            del self._avoided_until[place]
+            self._in_vain.pop(place[0], None)
+        for uid in [uid for uid in self._nominations if uid not in self._mirror.waiting]:
+            del self._nominations[uid]
+        for memory in (self._in_vain, self._written, self._told):
+            for key in memory.keys() - set(waiting):
+                del memory[key]
+        for key in waiting:
+            await self._go_on(key)
+
+    async def _go_on(self, key: rolls.Key) -> None:
+        roll = self._books.rolls.roll(key)
+        members = [
+            member
+            for uid in sorted(roll.waiting)
+            if uid not in roll.bound and (member := self._mirror.waiting.get(uid)) and member.gang
+        ]
+        if not members:
+            return
+        held = [member for member in members if member.hold]
+        missing = [member for member in members if not member.hold]
+        gang = members[0].gang
+        assert gang is not None
+        if roll.trouble(gang.name) or roll.present < gang.size:
+            await self._release(held)
+            self._tell(key, members)
+        elif held and min(member.hold.until for member in held if member.hold) <= self._now():
+            await self._tear(key, roll, held)
+        elif not missing:
+            await asyncio.gather(*(self._admit(member) for member in members))
+        elif not self._is_on_its_way(key, missing):
+            await self._reserve(key, gang, held, missing)
+
+    async def _reserve(
+        self, key: rolls.Key, gang: gangs.Gang, held: Sequence[facts.Waiting], missing: Sequence[facts.Waiting]
+    ) -> None:
+        """Find a place for every member that has none, and keep it."""
+        question = (self._books.generation, frozenset(member.uid for member in missing))
+        if self._in_vain.get(key) == question:
+            return
+        plan = self._plan(key, missing)
+        if plan is None:
+            self._in_vain[key] = question
+            await self._release(held)
+            self._tell(key, [*held, *missing])
+            return
+        for claim in plan.values():
+            self._books.nominate(claim)  # Until the holds come back by the watch, the next gang must see them too.
+        ends = [member.hold.until for member in held if member.hold]
+        until = min(ends, default=int(self._now() + self._options.gang_deadline_seconds))
+        self._written[key] = (frozenset(plan), self._clock() + _SEEN_WITHIN_SECONDS)
+        self._told.pop(key, None)
+        log.info(
+            "gang planned", gang="/".join(key), size=gang.size, nodes=sorted({claim.node for claim in plan.values()})
+        )
+        self._metrics.gangs_planned.inc()
+        await asyncio.gather(
+            *(
+                self._writer.hold(member.key, member.uid, records.Hold(plan[member.uid].node, frozenset(), until))
+                for member in missing
+            )
+        )
+
+    def _is_on_its_way(self, key: rolls.Key, missing: Sequence[facts.Waiting]) -> bool:
+        """Whether what was written on these members just has not come back by the watch yet."""
+        uids, until = self._written.get(key, (frozenset(), 0.0))
+        return self._clock() < until and uids >= {member.uid for member in missing}
+
+    async def _admit(self, member: facts.Waiting) -> None:
+        """Let kube-scheduler have a member whose whole gang has a place."""
+        assert member.hold is not None
+        count = self._nominations.get(member.uid, 0)
+        if member.nominated_node != member.hold.node and count < _MOST_NOMINATIONS:
+            self._nominations[member.uid] = count + 1
+            await self._writer.nominate(member.key, member.uid, member.hold.node)
+        if any(gate.get("name") == gangs.GATE for gate in member.gates):
+            others = [gate for gate in member.gates if gate.get("name") != gangs.GATE]
+            await self._writer.set_gates(member.key, member.uid, others)
+
+    async def _release(self, held: Sequence[facts.Waiting]) -> None:
+        """Keep nothing for these members any more, here or in kube-scheduler."""
+        await asyncio.gather(
+            *(self._writer.hold(member.key, member.uid, None) for member in held),
+            *(self._writer.nominate(member.key, member.uid, None) for member in held if member.nominated_node),
+        )
+
+    async def _tear(self, key: rolls.Key, roll: rolls.Roll, held: Sequence[facts.Waiting]) -> None:
+        """Not all members were bound in time: give everything back, and keep off the nodes that failed for a while."""
+        until = min(member.hold.until for member in held if member.hold)
+        begun_at = until - self._options.gang_deadline_seconds
+        for member in held:
+            if member.hold:
+                self._avoided_until[key, member.hold.node] = self._clock() + self._options.gang_deadline_seconds
+        bound = [one for uid in sorted(roll.bound) if (one := self._books.pod(uid)) and one.plain.bound_at >= begun_at]
+        evicts = self._options.gang_evicts
+        log.error(
+            "gang torn", error_code=error_codes.GANG_TORN, gang="/".join(key), unbound=[one.key for one in held],
+            bound=[one.key for one in bound], evicting=evicts,
+        )  # fmt: skip
+        self._metrics.gangs_torn.inc()
+        self._teller.gang_torn(key[1], held, bound, evicting=evicts)
+        await self._release(held)
+        if evicts:
+            await asyncio.gather(*(self._writer.evict(one.key, one.uid) for one in bound))
+
+    def _tell(self, key: rolls.Key, members: Sequence[facts.Waiting]) -> None:
+        """Tell every member why it waits, once for each reason."""
+        excuse = self._placer.excuse(members[0])
+        text = str(excuse or "")
+        if text and self._told.get(key) != text:
+            self._told[key] = text
+            for member in members:
+                self._teller.refused(member, (), identifiers.DecisionId(""))
+
+    def _plan(self, key: rolls.Key, members: Sequence[facts.Waiting]) -> dict[identifiers.PodUid, ledger.Claim] | None:
+        """A place for every member, the largest first; None if some member has none, or the quota is too small."""
+        scratch: dict[identifiers.NodeName, placement.NodeState] = {}
+        plan: dict[identifiers.PodUid, ledger.Claim] = {}
+        asked = quotas.NOTHING
+        for member in sorted(members, key=_largest_first):
+            request = member.request
+            if not isinstance(request, requests.PodRequest):
+                return None
+            found = self._place(key, member, request, scratch)
+            if found is None:
+                return None
+            name, state, placed = found
+            asked = asked.plus(quotas.amounts(request.kinds, placed.shares))
+            scratch[name] = state.plus(reservations.booked(request.kinds, placed.shares))
+            expires_at = self._clock() + _SEEN_WITHIN_SECONDS
+            plan[member.uid] = self._placer.claim(member, name, placed, expires_at)
+        return None if self._books.budgets.excess(key[0], asked) else plan
+
+    def _place(
+        self,
+        key: rolls.Key,
+        member: facts.Waiting,
+        request: requests.PodRequest,
+        scratch: dict[identifiers.NodeName, placement.NodeState],
+    ) -> tuple[identifiers.NodeName, placement.NodeState, placement.Placement] | None:
+        policy = self._placer.node_policy(request)
+        found = []
+        for name, state in [*scratch.items(), *self._fresh(key, member, request, scratch)]:
+            answer = self._placer.fit(request, state)
+            if isinstance(answer, placement.Placement) and self._admits(key, member, name):
+                found.append((-placement.node_score(request, state, answer, policy), name, state, answer))
+        return min(found, key=lambda one: one[:2])[1:] if found else None
+
+    def _fresh(
+        self,
+        key: rolls.Key,
+        member: facts.Waiting,
+        request: requests.PodRequest,
+        scratch: dict[identifiers.NodeName, placement.NodeState],
+    ) -> list[tuple[identifiers.NodeName, placement.NodeState]]:
+        """The best node that the plan does not use yet."""
+        arrays = self._books.settle()
+        fitting = self._placer.everywhere(request).fitting
+        values = fit.scores(arrays, request, fitting, self._placer.node_policy(request))
+        columns = np.flatnonzero(fitting.fits)
+        for column in columns[np.lexsort((arrays.name_rank()[columns], -values[columns]))]:
+            name = arrays.names[column]
+            if name not in scratch and self._admits(key, member, name):
+                return [(name, self._books.view_for(name, member.uid, member.priority, nominations=True))]
+        return []
+
+    def _admits(self, key: rolls.Key, member: facts.Waiting, name: identifiers.NodeName) -> bool:
+        node = self._books.node_facts(name)
+        return (
+            node is not None
+            and (key, name) not in self._avoided_until
+            and constraints.admits(member.wishes, name, node.labels, node.taints)
+        )
+
+
+def _largest_first(member: facts.Waiting) -> tuple[int, int, str]:
+    request = member.request
+    if not isinstance(request, requests.PodRequest):
+        return 0, 0, member.key
+    memory = sum(
+        ask.gpus * (ask.memory_mib or 1_000_000 * ask.memory_percent // 100) for ask in request.containers if ask
+    )
+    return -request.gpus, -memory, member.key

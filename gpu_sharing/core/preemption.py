@@ -69,15 +69,15 @@ def choose(
             raise _Spent
         return fits(gone)
 
-    grounds = _grounds(request, pool, fits)
+    grounds, size = _grounds(request, pool, fits), 0
     try:
-        for size in range(1, len(pool) + 1):
+        while True:  # All of them together are enough, so that it ends.
+            size += 1
             helping = [gone for ground in grounds for gone in _sets(ground, size) if affordable(gone)]
             if helping:
                 return min(helping, key=_cost)
     except _Spent:
-        pass
-    return min((_spared(ground, fits) for ground in grounds), key=_cost)
+        return min((_spared(ground, fits) for ground in grounds), key=_cost)
 
 
 def cost(victims: Sequence[Victim]) -> tuple[int, int, int]:

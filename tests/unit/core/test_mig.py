@@ -1,5 +1,7 @@
 """Which instance, and where: never over another's slices, and never refused while a place is free."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,6 +119,18 @@ def test_an_instance_of_just_the_size_comes_before_a_larger_one() -> None:
     assert place(four, node(0, mig.taken(0, 4))) == ["1 1g.5gb@6"]
     assert place(four, node(0, mig.taken(0, 4)), "spread") == ["0 1g.5gb@6"]
     assert place(four, node(mig.taken(0, 4), 0), "mutex") == ["1 1g.5gb@6"]
+
+
+def test_instances_of_a_container_are_kept_on_one_numa_node_where_that_is_asked() -> None:
+    """The second GPU is elsewhere, and is taken for the third instance only without that wish."""
+    three = builders.pod_request(builders.share_of(15_000, gpus=3), selectors=MIG)
+    where = node(0, 0)
+    apart = dataclasses.replace(where.states[1], gpu=dataclasses.replace(where.states[1].gpu, numa=1))
+    where = placement.NodeState(where.name, (where.states[0], apart))
+
+    assert [gpu[0] for gpu in place(three, where)] == ["0", "0", "1"]
+    bound = dataclasses.replace(three, numa_bind=True)
+    assert place(bound, where)[0].startswith("no MIG instance free")
 
 
 def test_whole_gpu_means_the_largest_instance() -> None:

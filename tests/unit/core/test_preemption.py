@@ -86,7 +86,9 @@ def test_a_pod_without_a_record_gives_its_device_ids() -> None:
     stranger = preemption.Victim(identifiers.PodUid("stranger"), 0, {}, foreign_slots=2)
     pods = [stranger, victim("a", 0, 1_000, 0, slots=1)]
 
-    assert chosen(builders.pod_request(builders.share_of(1_000)), node(1, pods, slots=3), pods) == ["stranger"]
+    need = builders.pod_request(builders.share_of(1_000))
+    assert chosen(need, node(1, pods, slots=3), pods) == ["stranger"]
+    assert chosen(need, node(1, [stranger], slots=2), [stranger]) == ["stranger"]
 
 
 def test_a_full_node_of_many_small_pods_is_decided_in_few_tries() -> None:

@@ -251,3 +251,11 @@ def test_any_pod_is_read_or_refused_with_a_code(limits: dict[str, Any], annotati
     else:
         for ask in found.containers:
             assert ask is None or (ask.gpus >= 1 and (ask.memory_mib > 0) != (ask.memory_percent > 0))
+
+
+def test_a_wish_without_effect_is_granted_with_a_note() -> None:
+    """Where the CPUs will be is not known when the GPU is chosen."""
+    found = requests.read([], [Container({GPU: "1"})], {requests.NUMA_ALIGNMENT: "best-effort"}, NAMES)
+
+    assert isinstance(found, requests.PodRequest)
+    assert found.warnings == ("hami.io/numa-alignment has no effect: GPUs are chosen before the kubelet chooses CPUs",)

@@ -56,8 +56,19 @@ def _explain(pod: str, extender: str) -> int:
         print(f"{key} is on node {found['node']}")
         return 0
     print(f"{key} waits: {found['summary'].splitlines()[0]}")
+    if found["gates"]:
+        print(f"  kube-scheduler is kept from it by the gates {', '.join(found['gates'])}")
     for node in found["nodes"]:
         print(f"  {node['node']}: {node['sentence']}" + (f" [{node['code']}]" if node["code"] else ""))
+        if node["advice"]:
+            print(f"      {node['advice']}")
+        if node["waits_for"]:
+            print(f"      it fits once these have ended: {', '.join(node['waits_for'])}")
+        if node["evictable"]:
+            print(f"      preemption would evict {', '.join(node['evictable'])}")
+    if found["nearest"]:
+        print(f"nearest: {found['nearest']}")
+    print(f"what to do: {found['remedy']}")
     return 0
 
 

@@ -17,6 +17,7 @@ import structlog
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, objects, watching
 from scheduler_extender import (
     binding,
+    explaining,
     gang_planner,
     leadership,
     metrics,
@@ -87,6 +88,7 @@ class Extender:
         self._binder = binding.Binder(
             client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
         )
+        explainer = explaining.Explainer(self._mirror, placer, teller, options)
         gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
         self._listeners = {
@@ -97,7 +99,7 @@ class Extender:
             "api": (
                 options.api_bind,
                 listeners.listener(
-                    read_api.ReadApi(self._mirror, placer, teller, gate, self._synced),
+                    read_api.ReadApi(self._mirror, explainer, gate, self._synced),
                     options.tls_cert,
                     options.tls_key,
                 ),

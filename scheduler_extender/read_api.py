@@ -15,8 +15,8 @@ import msgspec
 import orjson
 
 from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
-from scheduler_extender import facts, mirror, placing, server, telling
+from gpu_sharing.core import error_codes, errors, identifiers
+from scheduler_extender import explaining, facts, mirror, server
 from scheduler_extender.fleet import ledger
 
 PREFIX = "/api/v1"
@@ -105,12 +105,10 @@ class ReadApi:
     """The ASGI application."""
 
     def __init__(
-        self, cluster: mirror.Mirror, placer: placing.Placer, teller: telling.Teller, gate: Gate,
-        ready: Callable[[], bool],
+        self, cluster: mirror.Mirror, explainer: explaining.Explainer, gate: Gate, ready: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._mirror = cluster
-        self._placer = placer
-        self._teller = teller
+        self._explainer = explainer
         self._gate = gate
         self._ready = ready
         self._openapi = importlib.resources.files("scheduler_extender").joinpath("openapi.json").read_bytes()
@@ -233,21 +231,20 @@ class ReadApi:
             held = next((one for one in books.pods() if one.key == key), None)
             if held is None:
                 return None
-            return {"pod": key, "phase": "holding", "node": held.node, "summary": "", "nodes": []}
-        names = sorted(books.node_names())
-        summary = self._teller.explain(pod, names).note
-        if isinstance(pod.request, requests.InvalidRequest):
-            verdicts = [_verdict(name, pod.request.code, pod.request.sentence, curable=False) for name in names]
-        else:
-            verdicts = [self._verdict(pod, name) for name in names]
-        return {"pod": key, "phase": "waiting", "node": None, "summary": summary, "nodes": verdicts}
-
-    def _verdict(self, pod: facts.Waiting, name: identifiers.NodeName) -> dict[str, Any]:
-        answer = self._placer.place_on(pod, name, nominations=False)
-        if isinstance(answer, placement.Placement):
-            return _verdict(name, "", "its GPUs fit", curable=False)
-        return _verdict(name, answer.code, str(answer), curable=answer.explanation.curable)
-
-
-def _verdict(name: str, code: str, sentence: str, *, curable: bool) -> dict[str, Any]:
-    return {"node": name, "fits": not code, "code": code, "sentence": sentence, "curable": curable}
+            return {
+                "pod": key, "phase": "holding", "node": held.node, "summary": "", "remedy": "", "nearest": None,
+                "gates": [], "nodes": [],
+            }  # fmt: skip
+        answer = self._explainer.explain(pod)
+        return {
+            "pod": key, "phase": "waiting", "node": None, "summary": answer.summary, "remedy": answer.remedy,
+            "nearest": answer.nearest, "gates": answer.gates,
+            "nodes": [
+                {
+                    "node": one.node, "fits": one.code is None, "code": one.code or "", "sentence": one.sentence,
+                    "curable": one.curable, "advice": one.advice, "waits_for": one.waits_for,
+                    "evictable": one.evictable,
+                }
+                for one in answer.verdicts
+            ],
+        }  # fmt: skip

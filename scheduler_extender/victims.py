@@ -19,7 +19,12 @@ class Victims:
         self._placer = placer
 
     def choose(
-        self, pod: facts.Waiting, name: identifiers.NodeName, spared: Collection[identifiers.PodUid] = ()
+        self,
+        pod: facts.Waiting,
+        name: identifiers.NodeName,
+        spared: Collection[identifiers.PodUid] = (),
+        *,
+        anybody: bool = False,
     ) -> tuple[preemption.Victim, ...] | None:
         """The best set of pods to evict, nobody if those that end anyway are enough, None if no set helps.
 
@@ -27,8 +32,9 @@ class Victims:
             pod: Who needs the room.
             name: Where.
             spared: Pods that must not be evicted.
+            anybody: Whether every pod counts, whatever its priority: for saying whose end the pod waits for.
         """
-        state, others = self._state(pod, name), self._others(pod, name)
+        state, others = self._state(pod, name), self._others(pod, name, anybody=anybody)
         return self._choose(pod, state, [one for one in others if one.uid not in spared])
 
     def gpus_for(
@@ -76,12 +82,14 @@ class Victims:
         ending = [_victim(held) for held in self._books.pods_on(name) if held.plain.ending]
         return preemption.without(state, ending) if ending else state
 
-    def _others(self, pod: facts.Waiting, name: identifiers.NodeName) -> list[preemption.Victim]:
+    def _others(
+        self, pod: facts.Waiting, name: identifiers.NodeName, *, anybody: bool = False
+    ) -> list[preemption.Victim]:
         """Who may be evicted for the pod: whoever has a lower priority, is not ending and whose share is known."""
         return [
             _victim(held)
             for held in self._books.pods_on(name)
-            if held.plain.priority < pod.priority
+            if (anybody or held.plain.priority < pod.priority)
             and not held.plain.ending
             and not held.corrupt
             and not self._books.is_assumed(held.uid)

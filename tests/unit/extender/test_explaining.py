@@ -1,0 +1,94 @@
+"""What is said of a waiting pod: whose end it waits for, whom preemption would evict, what to write instead."""
+
+from typing import Any
+
+import pytest
+
+from gpu_sharing.core import identifiers
+from lab import gpus
+from scheduler_extender import explaining, settings
+from tests.unit.extender.test_verbs import A100, World, held, pod
+
+
+def explain(world: World, body: dict[str, Any], **changes: Any) -> explaining.Answer:
+    world.see(body)
+    waiting = world.mirror.waiting[identifiers.PodUid(body["metadata"]["uid"])]
+    options = settings.Settings(**changes)
+    return explaining.Explainer(world.mirror, world.placer, world.teller, options).explain(waiting)
+
+
+def full_node() -> World:
+    """Two GPUs of 16,000 MiB: one has two pods of which one is important, the other one small pod too many."""
+    world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", A100, 1))
+    for name, node, index, mib, priority in (
+        ("important", "a", 0, 9_000, 50), ("small", "a", 0, 4_000, 0), ("one", "a", 1, 6_000, 0),
+        ("two", "a", 1, 6_000, 0), ("alone", "b", 0, 14_000, 50),
+    ):  # fmt: skip
+        body = held(name, node, index, mib)
+        body["spec"]["priority"] = priority
+        world.see(body)
+    return world
+
+
+def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
+    """The fewest pods of any priority, and the best victims of a lower one."""
+    answer = explain(full_node(), pod("p", {"nvidia.com/gpumem": "11000"}, priority=10))
+
+    a, b = answer.verdicts
+    assert a.waits_for == ("default/one", "default/two")
+    assert a.evictable == ("default/one", "default/two")
+    assert a.advice == "ask for at most 4000MB of each GPU's memory"
+    assert (b.waits_for, b.evictable) == (("default/alone",), ())
+    assert answer.nearest == "b"
+
+
+@pytest.mark.parametrize(
+    ("more", "changes"), [({"preemptionPolicy": "Never"}, {}), ({"priority": 0}, {}), ({}, {"preempts": False})]
+)
+def test_nobody_is_called_evictable_who_would_not_be_evicted(more: dict[str, Any], changes: dict[str, Any]) -> None:
+    """By its own policy, its priority, or the setting."""
+    answer = explain(full_node(), pod("p", {"nvidia.com/gpumem": "11000"}, **{"priority": 10, **more}), **changes)
+
+    assert [one.evictable for one in answer.verdicts] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("limits", "annotations", "advice"),
+    [
+        ({"nvidia.com/gpu": "3", "nvidia.com/gpumem": "1"}, {}, "ask for at most 2 GPUs in one container"),
+        (
+            {"nvidia.com/gpu": "1"},
+            {"nvidia.com/use-gputype": "T4"},
+            "the annotation nvidia.com/use-gputype excludes it",
+        ),
+        (
+            {"nvidia.com/gpu": "1"},
+            {"nvidia.com/nouse-gputype": "A1"},
+            "the annotation nvidia.com/nouse-gputype excludes it",
+        ),
+        (
+            {"nvidia.com/gpu": "1"},
+            {"nvidia.com/use-gpuuuid": "GPU-x"},
+            "the annotation nvidia.com/use-gpuuuid excludes it",
+        ),
+        ({}, {"nvidia.com/vgpu-mode": "mps"}, "write nvidia.com/vgpu-mode: hami-core"),
+    ],
+)
+def test_it_says_what_to_write_instead(limits: dict[str, str], annotations: dict[str, str], advice: str) -> None:
+    """Where what was written is in the way, and not what others hold."""
+    answer = explain(full_node(), pod("p", limits or {"nvidia.com/gpu": "1"}, annotations=annotations))
+
+    assert answer.verdicts[0].advice == advice
+    assert answer.verdicts[0].waits_for == ()
+
+
+def test_gates_and_gangs_are_told() -> None:
+    """A gated pod is never asked about, so that this is the only place where its GPUs are explained."""
+    annotations = {"hami.io/gang": "train", "hami.io/gang-size": "2"}
+    body = pod("p", {"nvidia.com/gpumem": "1000"}, annotations=annotations, schedulingGates=[{"name": "hami.io/gang"}])
+
+    answer = explain(full_node(), body)
+
+    assert answer.gates == ("hami.io/gang",)
+    assert answer.verdicts[0].sentence == "waits for its gang (train: 1 of 2 members are there)"
+    assert answer.remedy.startswith("Wait, create the missing members")

@@ -130,7 +130,7 @@ class NodeInfo(msgspec.Struct, gc=False, rename="camel"):
     container_runtime_version: str = ""
 
 
-class NodeStatus(msgspec.Struct, gc=False, rename="camel"):
+class NodeStatus(objects.NodeStatus, gc=False, rename="camel"):
     """`status` of a node."""
 
     node_info: NodeInfo = msgspec.field(default_factory=NodeInfo)

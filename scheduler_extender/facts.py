@@ -46,13 +46,18 @@ def is_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
     return requests.asks_for_gpu((*pod.init_containers, *pod.containers), names)
 
 
-def node_facts(node: objects.Node, *, allow_hami_nodes: bool) -> ledger.NodeFacts:
-    """What a node says of its GPUs."""
+def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_nodes: bool) -> ledger.NodeFacts:
+    """What a node says of its GPUs.
+
+    One that offers them to the kubelet without a record is served by another plugin, such as NVIDIA's own.
+    """
     name = identifiers.NodeName(node.metadata.name)
     annotations = node.metadata.annotations or {}
     text = annotations.get(records.INVENTORY)
     if not text:
-        return ledger.NodeFacts(name, standing=Reason.NODE_NOT_REGISTERED)
+        offered = (node.status.allocatable or {}).get(names.count)
+        foreign = offered is not None and quantities.thousandths(offered) > 0
+        return ledger.NodeFacts(name, standing=Reason.FOREIGN_AGENT if foreign else Reason.NODE_NOT_REGISTERED)
     try:
         inventory = records.decode_inventory(text)
     except errors.CorruptRecord:

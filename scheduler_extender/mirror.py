@@ -70,7 +70,7 @@ class Mirror:
 
     def see_node(self, node: objects.Node) -> None:
         """A node was added or modified."""
-        seen = facts.node_facts(node, allow_hami_nodes=self._options.allow_hami_nodes)
+        seen = facts.node_facts(node, self._names, allow_hami_nodes=self._options.allow_hami_nodes)
         before = self.ledger.node_facts(seen.name)
         if seen.standing is Reason.CORRUPT_NODE_RECORD and (before is None or before.standing is not seen.standing):
             self._metrics.corrupt_records.inc()

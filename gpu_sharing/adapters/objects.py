@@ -228,11 +228,18 @@ class NodeSpec(msgspec.Struct, gc=False):
     taints: list[Taint] | None = None
 
 
+class NodeStatus(msgspec.Struct, gc=False):
+    """`status` of a node."""
+
+    allocatable: dict[str, quantities.Raw] | None = None
+
+
 class Node(msgspec.Struct, gc=False):
     """A node."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
+    status: NodeStatus = msgspec.field(default_factory=NodeStatus)
 
 
 class ResourceQuotaSpec(msgspec.Struct, gc=False):

@@ -225,6 +225,19 @@ def test_nodes_of_another_plugin_are_not_chosen_unless_allowed_and_then_one_pod_
     assert world.filter(pod("q"), "a")["FailedAndUnresolvableNodes"] == {"a": "node still starting another GPU pod"}
 
 
+def test_a_node_that_offers_gpus_without_a_record_is_somebody_elses() -> None:
+    """As with NVIDIA's own plugin, or before a driver is there; `allow_hami_nodes` does not change that."""
+    theirs, empty = gpus.gpu_node("theirs", A100, 1), gpus.gpu_node("empty", A100, 1)
+    theirs["metadata"]["annotations"] = empty["metadata"]["annotations"] = {}
+    empty["status"]["allocatable"] = {"nvidia.com/gpu": "0", "cpu": "4"}
+
+    answer = World(theirs, empty, allow_hami_nodes=True).filter(pod("p"), "theirs", "empty")
+
+    assert answer["FailedAndUnresolvableNodes"] == {
+        "theirs": "GPUs served by another device plugin", "empty": "no GPUs registered",
+    }  # fmt: skip
+
+
 def test_a_refused_pod_is_woken_once_when_its_room_is_made() -> None:
     """And the one behind it, which would fit only instead of it, sleeps on."""
     world = World(gpus.gpu_node("a", A100, 1))
@@ -239,6 +252,29 @@ def test_a_refused_pod_is_woken_once_when_its_room_is_made() -> None:
 
     assert [one.key for one in world.refusals.due()] == ["default/urgent"]
     assert world.refusals.due() == []
+
+
+@pytest.mark.parametrize("trouble", ["cordoned", "sick", "unregistered"])
+def test_a_refused_pod_is_woken_when_its_node_is_well_again(trouble: str) -> None:
+    """A cordon is lifted, a GPU recovers, a device plugin comes up."""
+    well, ill = gpus.gpu_node("a", A100, 1), gpus.gpu_node("a", A100, 1)
+    annotations = ill["metadata"]["annotations"]
+    if trouble == "cordoned":
+        annotations[records.CORDON] = gpus.gpu_uuid("a", 0)
+    elif trouble == "sick":
+        annotations[records.INVENTORY] = annotations[records.INVENTORY].replace(',"health":true', "")
+    else:
+        del annotations[records.INVENTORY]
+    world = World(ill)
+    world.see(pod("p"))
+    world.see(pod("large", {"nvidia.com/gpumem": "99000"}))
+    for name, limits in (("p", LIMITS), ("large", {"nvidia.com/gpumem": "99000"})):
+        assert world.filter(pod(name, limits), "a")["NodeNames"] == []
+    world.refusals.due()
+
+    world.mirror.see_node(msgspec.convert(well, objects.Node))
+
+    assert [one.key for one in world.refusals.due()] == ["default/p"]
 
 
 def test_a_pod_that_was_asked_about_after_the_room_was_made_is_not_woken() -> None:

@@ -16,7 +16,7 @@ from bench import report
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records, reservations
 from lab import gpus
-from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, verbs
+from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, usage, verbs
 
 TARGET = 10.0
 
@@ -102,7 +102,7 @@ def _cluster(names: list[str], filled_percent: int) -> tuple[mirror.Mirror, verb
     for index in range(len(names) * 8 * filled_percent // 100 * 2):
         _hold(cluster, index, chosen.choice(names), chosen.randrange(8))
     cluster.ledger.settle()
-    return cluster, verbs.Verbs(cluster, placer, teller, refusals, options, counters)
+    return cluster, verbs.Verbs(cluster, placer, teller, refusals, options, counters, usage.Usage(options))
 
 
 def _hold(cluster: mirror.Mirror, index: int, node: str, gpu: int) -> None:

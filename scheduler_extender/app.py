@@ -30,6 +30,7 @@ from scheduler_extender import (
     server,
     settings,
     telling,
+    usage,
     verbs,
     victims,
     webhook,
@@ -84,7 +85,8 @@ class Extender:
             options,
             self._metrics,
         )
-        choices = verbs.Verbs(self._mirror, placer, teller, self._refusals, options, self._metrics)
+        self._usage = usage.Usage(options)
+        choices = verbs.Verbs(self._mirror, placer, teller, self._refusals, options, self._metrics, self._usage)
         self._binder = binding.Binder(
             client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
         )
@@ -156,6 +158,8 @@ class Extender:
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
             tasks.create_task(self._refusals.run(self._writer, self._leads))
             tasks.create_task(self._gangs.run(self._leads))
+            if self._usage.counts:
+                tasks.create_task(self._usage.run())
             tasks.create_task(self._preemptor.run(self._leads))
 
     async def _list_again(self) -> None:

@@ -47,6 +47,10 @@ class Settings:
     """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
     preempts: bool = True
     """Whether pods of lower priority are evicted for one whose GPUs fit nowhere."""
+    prometheus_url: str = ""
+    """Where measured use of GPUs is asked for; empty: nowhere."""
+    usage_weight: float = 0.0
+    """How much measured use counts when nodes are compared, from 0 to 1; the policy over nodes has the rest."""
     gang_deadline_seconds: float = 60.0
     """How long all members of a gang may take to be bound once there is room for all."""
     gang_evicts: bool = True
@@ -86,6 +90,8 @@ HELP = {
     "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
     "allow-privileged": "let privileged containers ask for GPUs (default false)",
     "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
+    "prometheus-url": "URL of a Prometheus that scrapes the monitors, for --usage-weight (default: none)",
+    "usage-weight": "0 to 1: how much measured use of GPUs counts when nodes are compared (default 0, not at all)",
     "gang-deadline-seconds": "seconds in which all members of a gang must be bound once there is room (default 60)",
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
@@ -148,6 +154,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         hide_gpus=flags.truth("--hide-gpus", value("hide-gpus")),
         allow_privileged=flags.truth("--allow-privileged", value("allow-privileged")),
         preempts=flags.truth("--preempt", value("preempt") or "true"),
+        prometheus_url=_url(value("prometheus-url") or ""),
+        usage_weight=flags.number("--usage-weight", value("usage-weight"), 0.0, 0, 1),
         gang_deadline_seconds=flags.number("--gang-deadline-seconds", value("gang-deadline-seconds"), 60.0, 1, 86_400),
         gang_evicts=flags.truth("--gang-evict", value("gang-evict") or "true"),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
@@ -170,7 +178,17 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise errors.SettingsError("--tls-cert and --tls-key belong together: give both or neither")
+    if settings.usage_weight and not settings.prometheus_url:
+        raise errors.SettingsError("--usage-weight needs --prometheus-url: the measured use comes from there")
     return settings
+
+
+def _url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[^\s?#]+", text):
+        raise errors.SettingsError(
+            f"--prometheus-url {text!r} is no URL, for example http://prometheus.monitoring:9090"
+        )
+    return text
 
 
 def _lease(text: str) -> str:

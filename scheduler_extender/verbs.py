@@ -16,7 +16,7 @@ import structlog
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, victims, wire
+from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, usage, victims, wire
 from scheduler_extender.fleet import fit
 
 _BEST_SCORE = 10
@@ -53,6 +53,7 @@ class Verbs:
         refusals: requeue.Refusals,
         options: settings.Settings,
         counters: metrics.Metrics,
+        measured: usage.Usage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mirror = cluster
@@ -63,6 +64,7 @@ class Verbs:
         self._refusals = refusals
         self._options = options
         self._metrics = counters
+        self._usage = measured
         self._clock = clock
         self._priorities = wire.Priorities()
         self._decisions: collections.OrderedDict[identifiers.PodUid, Decision] = collections.OrderedDict()
@@ -231,6 +233,8 @@ class Verbs:
             # Filter let the pod in where only claims of others stand; the first by name is as good as any.
             return identifiers.NodeName(min(names)) if names and names is decision.names else None
         values = fit.scores(arrays, request, fitting, self._placer.node_policy(request))
+        if self._usage.counts:
+            values = self._usage.weighed(values, arrays)
         column = fit.best(arrays, values, candidates)
         decision.score = float(values[column])
         return arrays.names[column]

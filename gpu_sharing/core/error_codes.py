@@ -302,6 +302,11 @@ EVENTS_DROPPED = _register(
     "More pod events waited than the queue holds; the oldest ordinary ones were dropped.",
     "Nothing; the decisions are in the log.",
 )
+USAGE_UNKNOWN = _register(
+    "SCHED_USAGE_UNKNOWN",
+    "Prometheus does not say how busy GPUs are, so that only what is promised counts when nodes are compared.",
+    "Check --prometheus-url and that the monitors are scraped; it is asked again every 15 s.",
+)
 WATCH_FAILED = _register(
     "SCHED_WATCH_FAILED",
     "A watch of the API server broke and will be resumed.",

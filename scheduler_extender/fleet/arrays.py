@@ -33,7 +33,8 @@ class Arrays:
         """Name of each column in use; an empty string marks a free column."""
         self.column_of: dict[identifiers.NodeName, int] = {}
         self._free: list[int] = []
-        self._inventory_generation = 0
+        self.inventory_generation = 0
+        """Grows whenever a column gets another node or other GPUs."""
         self._by_percent: dict[int, Ints] = {}
         self._name_rank: tuple[int, Ints] | None = None
         self.type_ids: dict[str, int] = {}
@@ -199,7 +200,7 @@ class Arrays:
             self.links[column] = node.links
         else:
             self.links.pop(column, None)
-        self._inventory_generation += 1
+        self.inventory_generation += 1
         self._by_percent.clear()
 
     def memory_of_percent(self, percent: int) -> Ints:
@@ -229,10 +230,10 @@ class Arrays:
 
     def name_rank(self) -> Ints:
         """`[columns]`: the position of each node among all names in order; ties between nodes break by it."""
-        if self._name_rank is None or self._name_rank[0] != self._inventory_generation:
+        if self._name_rank is None or self._name_rank[0] != self.inventory_generation:
             rank = np.empty(self.columns, np.int64)
             rank[np.argsort(np.array(self.names))] = np.arange(self.columns)
-            self._name_rank = (self._inventory_generation, rank)
+            self._name_rank = (self.inventory_generation, rank)
         return self._name_rank[1]
 
     def columns_of(self, names: Iterable[identifiers.NodeName]) -> Ints:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import records
 from lab import gpus
-from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, verbs, wire
+from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, usage, verbs, wire
 from scheduler_extender import settings as settings_module
 from tests.e2e import accounting
 from tests.unit.extender import fakes
@@ -64,7 +64,7 @@ class Books(RuleBasedStateMachine):
         self.mirror.replace_pods(self.api.objects(), self.loop.time())
         teller = telling.Teller(self.mirror, self.placer, fakes.SilentRecorder(), options, lambda: False)
         refusals = requeue.Refusals(self.mirror, self.placer, options, counters)
-        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, refusals, options, counters)
+        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, refusals, options, counters, usage.Usage(options))
         client: Any = self.api
         self.binder = binding.Binder(
             client, self.mirror, self.placer, self.verbs, refusals, teller, options, counters, lambda: True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records, reservations
 from lab import gpus
-from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, verbs, wire
+from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, usage, verbs, wire
 from tests.unit.extender import fakes
 
 A100 = gpus.Model("NVIDIA A100", 16_000)
@@ -39,7 +39,10 @@ class World:
         )
         self.mirror.listener = teller
         self.refusals = requeue.Refusals(self.mirror, self.placer, options, counters, self.clock)
-        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, self.refusals, options, counters, self.clock)
+        self.usage = usage.Usage(options, self.clock)
+        self.verbs = verbs.Verbs(
+            self.mirror, self.placer, teller, self.refusals, options, counters, self.usage, self.clock
+        )
         for node in nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
 

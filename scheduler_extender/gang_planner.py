@@ -10,6 +10,7 @@ the pods, so a successor goes on where it stopped; as one process plans, two gan
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import structlog
@@ -24,8 +25,19 @@ _SEEN_WITHIN_SECONDS = 3.0
 
 
 _MOST_NOMINATIONS = 3
+_MEMBERS_AT_A_TIME = 8
 
 log = structlog.get_logger("gangs")
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
+
+    states: dict[identifiers.NodeName, placement.NodeState] = field(default_factory=dict)
+    """The nodes that it uses, with what it has put there."""
+    full: set[tuple[requests.PodRequest, identifiers.NodeName]] = field(default_factory=set)
+    """Where no more pod of a shape fits: nodes only fill up while a plan is made."""
 
 
 class GangPlanner:
@@ -62,7 +74,10 @@ class GangPlanner:
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             if leads():
-                await self.step()
+                try:
+                    await self.step()
+                except Exception:
+                    log.exception("defect", error_code=error_codes.INTERNAL)
 
     async def step(self) -> None:
         """Bring every gang one step on."""
@@ -108,7 +123,7 @@ class GangPlanner:
         question = (self._books.generation, frozenset(member.uid for member in missing))
         if self._in_vain.get(key) == question:
             return
-        plan = self._plan(key, missing)
+        plan = await self._plan(key, missing)
         if plan is None:
             self._in_vain[key] = question
             await self._release(held)
@@ -182,21 +197,25 @@ class GangPlanner:
             for member in members:
                 self._teller.refused(member, (), identifiers.DecisionId(""))
 
-    def _plan(self, key: rolls.Key, members: Sequence[facts.Waiting]) -> dict[identifiers.PodUid, ledger.Claim] | None:
+    async def _plan(
+        self, key: rolls.Key, members: Sequence[facts.Waiting]
+    ) -> dict[identifiers.PodUid, ledger.Claim] | None:
         """A place for every member, the largest first; None if some member has none, or the quota is too small."""
-        scratch: dict[identifiers.NodeName, placement.NodeState] = {}
+        draft = _Draft()
         plan: dict[identifiers.PodUid, ledger.Claim] = {}
         asked = quotas.NOTHING
-        for member in sorted(members, key=_largest_first):
+        for number, member in enumerate(sorted(members, key=_largest_first)):
+            if number % _MEMBERS_AT_A_TIME == _MEMBERS_AT_A_TIME - 1:
+                await asyncio.sleep(0)  # kube-scheduler's calls come first.
             request = member.request
             if not isinstance(request, requests.PodRequest):
                 return None
-            found = self._place(key, member, request, scratch)
+            found = self._place(key, member, request, draft)
             if found is None:
                 return None
             name, state, placed = found
             asked = asked.plus(quotas.amounts(request.kinds, placed.shares))
-            scratch[name] = state.plus(reservations.booked(request.kinds, placed.shares))
+            draft.states[name] = state.plus(reservations.booked(request.kinds, placed.shares))
             expires_at = self._clock() + _SEEN_WITHIN_SECONDS
             plan[member.uid] = self._placer.claim(member, name, placed, expires_at)
         return None if self._books.budgets.excess(key[0], asked) else plan
@@ -206,13 +225,16 @@ class GangPlanner:
         key: rolls.Key,
         member: facts.Waiting,
         request: requests.PodRequest,
-        scratch: dict[identifiers.NodeName, placement.NodeState],
+        draft: _Draft,
     ) -> tuple[identifiers.NodeName, placement.NodeState, placement.Placement] | None:
         policy = self._placer.node_policy(request)
         found = []
-        for name, state in [*scratch.items(), *self._fresh(key, member, request, scratch)]:
+        begun = [item for item in draft.states.items() if (request, item[0]) not in draft.full]
+        for name, state in [*begun, *self._fresh(key, member, request, draft)]:
             answer = self._placer.fit(request, state)
-            if isinstance(answer, placement.Placement) and self._admits(key, member, name):
+            if not isinstance(answer, placement.Placement):
+                draft.full.add((request, name))
+            elif self._admits(key, member, name):
                 found.append((-placement.node_score(request, state, answer, policy), name, state, answer))
         return min(found, key=lambda one: one[:2])[1:] if found else None
 
@@ -221,7 +243,7 @@ class GangPlanner:
         key: rolls.Key,
         member: facts.Waiting,
         request: requests.PodRequest,
-        scratch: dict[identifiers.NodeName, placement.NodeState],
+        draft: _Draft,
     ) -> list[tuple[identifiers.NodeName, placement.NodeState]]:
         """The best node that the plan does not use yet."""
         arrays = self._books.settle()
@@ -230,7 +252,7 @@ class GangPlanner:
         columns = np.flatnonzero(fitting.fits)
         for column in columns[np.lexsort((arrays.name_rank()[columns], -values[columns]))]:
             name = arrays.names[column]
-            if name not in scratch and self._admits(key, member, name):
+            if name not in draft.states and self._admits(key, member, name):
                 return [(name, self._books.view_for(name, member.uid, member.priority, nominations=True))]
         return []
 

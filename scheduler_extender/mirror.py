@@ -158,8 +158,9 @@ class Mirror:
             return  # We bound it, and this event is older.
         before = self.waiting.get(pod.uid)
         self.waiting[pod.uid] = pod
+        counts = not pod.is_deleting and pod.scheduler_name == self._options.scheduler_name
         reserved_until = pod.hold.until if pod.hold else 0
-        self.ledger.rolls.waits(pod.uid, pod.namespace, None if pod.is_deleting else pod.gang, reserved_until)
+        self.ledger.rolls.waits(pod.uid, pod.namespace, pod.gang if counts else None, reserved_until)
         if pod.is_deleting:
             self.ledger.drop_nomination(pod.uid)
         if pod.nominated_node and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:

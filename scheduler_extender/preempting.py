@@ -66,7 +66,10 @@ class Preemptor:
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             if leads() and self._options.preempts:
-                await self.step()
+                try:
+                    await self.step()
+                except Exception:
+                    log.exception("defect", error_code=error_codes.INTERNAL)
 
     async def step(self) -> None:
         """Go on with what was begun, then begin at most one more."""
@@ -120,10 +123,11 @@ class Preemptor:
         """The node where eviction costs least, and who goes there."""
         best: tuple[tuple[int, int, int], identifiers.NodeName, tuple[preemption.Victim, ...]] | None = None
         helping = 0
+        over_quota = {name for name, why in self._placer.over_quota(pod, offered).items() if why.namespace}
         for number, name in enumerate(map(identifiers.NodeName, sorted(offered))):
             if number % _NODES_AT_A_TIME == 0:
                 await asyncio.sleep(0)  # kube-scheduler's calls come first.
-            chosen = self._choices.choose(pod, name, self._spared_until)
+            chosen = None if name in over_quota else self._choices.choose(pod, name, self._spared_until)
             if chosen is None:
                 continue
             cost = preemption.cost(chosen)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from gpu_sharing.core import identifiers, placement, quotas, requests
+from gpu_sharing.core import error_codes, identifiers, placement, quotas, requests
 from scheduler_extender import facts, metrics, mirror, placing, pod_writer, settings
 
 RETRY = "hami.io/retry"
@@ -113,8 +113,11 @@ class Refusals:
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             if leads():
-                for pod in self.due():
-                    await self._wake(writer, pod)
+                try:
+                    for pod in self.due():
+                        await self._wake(writer, pod)
+                except Exception:
+                    log.exception("defect", error_code=error_codes.INTERNAL)
 
     async def _wake(self, writer: pod_writer.PodWriter, pod: facts.Waiting) -> None:
         if await writer.annotate(pod.key, pod.uid, RETRY, str(int(time.time() * 1000))):

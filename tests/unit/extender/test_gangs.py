@@ -234,6 +234,29 @@ def test_a_plan_keeps_to_what_the_pods_say_of_nodes() -> None:
     assert scene.planned(["t0", "t1"]) == ["", ""]
 
 
+def test_pods_of_another_scheduler_are_no_members() -> None:
+    """Nobody plans for them, and they make no gang whole."""
+    scene = Scene(node("a", 2))
+    scene.put(member("m0", "train", 2), member("m1", "train", 2, schedulerName="another"))
+
+    scene.step()
+
+    assert scene.planned(["m0", "m1"]) == ["", ""]
+
+
+def test_a_large_gang_fills_nodes_one_after_the_other() -> None:
+    """Of two shapes, the larger first, on the fewest nodes."""
+    scene = Scene(*(node(f"n{number}", 4) for number in range(8)))
+    pairs, singles = [f"pair-{number}" for number in range(6)], [f"one-{number:02d}" for number in range(14)]
+    scene.put(*(member(name, "train", 20, {"nvidia.com/gpu": "2"}) for name in pairs))
+    scene.put(*(member(name, "train", 20) for name in singles))
+
+    scene.step()
+
+    assert sorted(scene.planned(pairs)) == ["n0", "n0", "n1", "n1", "n2", "n2"]
+    assert sorted(scene.planned(singles)) == ["n3"] * 4 + ["n4"] * 4 + ["n5"] * 4 + ["n6"] * 2
+
+
 def test_a_gang_counts_against_the_quota_as_a_whole() -> None:
     """Half a gang within the quota is no use."""
     scene = Scene(node("a", 2))

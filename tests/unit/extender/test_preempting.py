@@ -152,10 +152,22 @@ def test_nobody_goes_for_a_pod_that_may_not_preempt(more: dict[str, Any]) -> Non
 
 
 def test_nobody_goes_where_it_would_not_help() -> None:
-    """The GPU is too small, or the namespace has no quota left."""
+    """The GPU is too small."""
     scene = Scene("a", gpus_each=1)
     scene.holder("other", "a", 0, 12_000)
     scene.put(urgent(limits={"nvidia.com/gpumem": "20000"}))
+    scene.refuse("urgent")
+
+    assert scene.step() == []
+
+
+def test_nobody_goes_for_a_pod_that_its_quota_holds_back() -> None:
+    """The room would be made and never used."""
+    scene = Scene("a", gpus_each=1)
+    scene.holder("other", "a", 0, 12_000)
+    body = {"metadata": {"name": "q", "namespace": "default"}, "spec": {"hard": {"limits.nvidia.com/gpumem": "13000"}}}
+    scene.world.mirror.quotas.changed(msgspec.convert(body, objects.ResourceQuota))
+    scene.put(urgent())
     scene.refuse("urgent")
 
     assert scene.step() == []

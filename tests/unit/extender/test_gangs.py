@@ -12,19 +12,18 @@ from gpu_sharing.core import error_codes, errors, gangs, identifiers, records, r
 from lab import gpus
 from scheduler_extender import constraints, gang_planner, metrics, pod_writer, settings
 from scheduler_extender.fleet import ledger
-from tests.unit.extender import fakes
+from tests.unit.extender import scenes
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
 WHOLE = {"nvidia.com/gpu": "1"}
 GATES = [{"name": "someone-elses"}, {"name": gangs.GATE}]
 
 
-class Scene:
+class Scene(scenes.Scene):
     """A world whose API server can be changed, and a planner."""
 
     def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
-        self.world = World(*nodes)
-        self.api = fakes.FakeApi()
+        super().__init__(*nodes)
         self.now = 1_000_000.0
         self.options = settings.Settings(**changes)
         self.world.placer._now = lambda: self.now
@@ -38,23 +37,6 @@ class Scene:
             pod_writer.PodWriter(client), world.mirror, world.placer, world.teller, self.options, metrics.Metrics(),
             world.clock, lambda: self.now,
         )  # fmt: skip
-
-    def put(self, *bodies: dict[str, Any]) -> None:
-        for body in bodies:
-            self.api.put(body)
-        self.watch()
-
-    def delete(self, *names: str) -> None:
-        for name in names:
-            self.api.delete(name)
-        self.watch()
-
-    def watch(self) -> None:
-        for kind, body in self.api.stream:
-            seen = msgspec.convert(body, objects.Pod)
-            sink = self.world.mirror.pods
-            sink.deleted(seen) if kind == "DELETED" else sink.changed(seen)
-        self.api.stream.clear()
 
     def step(self, times: int = 3) -> None:
         """Some rounds, each of which sees what the one before has written."""
@@ -73,9 +55,6 @@ class Scene:
             annotations[records.BIND_TIME] = str(int(self.now))
             spec = {**body["spec"], "nodeName": hold.node}
             self.put({**body, "metadata": {**body["metadata"], "annotations": annotations}, "spec": spec})
-
-    def hold(self, name: str) -> records.Hold | None:
-        return records.decode_hold(self.api.pods[name]["metadata"]["annotations"].get(records.HOLD, ""))
 
     def planned(self, names: Sequence[str]) -> list[str]:
         """Where each member is planned, is nominated, and whether its gate is open."""

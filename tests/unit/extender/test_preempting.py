@@ -12,18 +12,17 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
 from scheduler_extender import metrics, pod_writer, preempting, settings, victims
-from tests.unit.extender import fakes
+from tests.unit.extender import scenes
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
 LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
 
 
-class Scene:
+class Scene(scenes.Scene):
     """A world whose API server can be changed, and a preemptor."""
 
     def __init__(self, *nodes: str, gpus_each: int = 2) -> None:
-        self.world = World(*(gpus.gpu_node(name, A100, gpus_each) for name in nodes))
-        self.api = fakes.FakeApi()
+        super().__init__(*(gpus.gpu_node(name, A100, gpus_each) for name in nodes))
         self.nodes = nodes
         self.restart()
 
@@ -37,27 +36,10 @@ class Scene:
             settings.Settings(), metrics.Metrics(), world.clock,
         )  # fmt: skip
 
-    def put(self, *bodies: dict[str, Any]) -> None:
-        for body in bodies:
-            self.api.put(body)
-        self.watch()
-
     def holder(self, name: str, node: str, index: int, memory_mib: int, priority: int = 0) -> None:
         body = held(name, node, index, memory_mib)
         body["spec"]["priority"] = priority
         self.put(body)
-
-    def delete(self, *names: str) -> None:
-        for name in names:
-            self.api.delete(name)
-        self.watch()
-
-    def watch(self) -> None:
-        for kind, body in self.api.stream:
-            seen = msgspec.convert(body, objects.Pod)
-            sink = self.world.mirror.pods
-            sink.deleted(seen) if kind == "DELETED" else sink.changed(seen)
-        self.api.stream.clear()
 
     def refuse(self, name: str, offered: Sequence[str] = ()) -> None:
         """kube-scheduler asks, and that is a while ago."""
@@ -71,9 +53,6 @@ class Scene:
         asyncio.run(self.preemptor.step())
         self.watch()
         return self.api.evicted[before:]
-
-    def hold(self, name: str) -> records.Hold | None:
-        return records.decode_hold(self.api.pods[name]["metadata"]["annotations"].get(records.HOLD, ""))
 
     def nominated(self, name: str) -> str:
         return str(self.api.pods[name]["status"].get("nominatedNodeName", ""))

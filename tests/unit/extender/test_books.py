@@ -1,6 +1,7 @@
 """The books balance under any interleaving: binds, deletions, duplicates, lost answers, watch gaps and restarts."""
 
 import asyncio
+import copy
 from typing import Any
 
 import msgspec
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import records
+from gpu_sharing.core import identifiers, records
 from lab import gpus
 from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, usage, verbs, wire
 from scheduler_extender import settings as settings_module
@@ -138,6 +139,19 @@ class Books(RuleBasedStateMachine):
         if pod["spec"].get("nodeName"):
             self.api.put({**pod, "status": {"phase": "Succeeded"}, "metadata": dict(pod["metadata"])})
 
+    @precondition(lambda self: self.api.pods)
+    @rule(data=st.data(), node=st.sampled_from(NODES), how=st.sampled_from(["nominated", "kept", "closed", "neither"]))
+    def somebody_keeps_room_for(self, data: st.DataObject, node: str, how: str) -> None:
+        """A controller or kube-scheduler says where a pod that waits is expected, or takes that back."""
+        pod = copy.deepcopy(data.draw(st.sampled_from(list(self.api.pods.values()))))
+        if pod["spec"].get("nodeName"):
+            return
+        closes = frozenset([gpus.gpu_uuid(node, 0)]) if how == "closed" else frozenset()
+        hold = records.encode_hold(records.Hold(identifiers.NodeName(node), closes, 2**40))
+        pod["metadata"]["annotations"] = {records.HOLD: hold} if how in ("kept", "closed") else {}
+        pod["status"] = {"phase": "Pending", **({"nominatedNodeName": node} if how == "nominated" else {})}
+        self.api.put(pod)
+
     @precondition(lambda self: self.api.stream and self.begun is None)
     @rule(count=st.integers(1, 4))
     def watch_catches_up_a_little(self, count: int) -> None:
@@ -211,6 +225,10 @@ class Books(RuleBasedStateMachine):
         anew.replace_pods(self.api.objects(), 0.0)
         for name in NODES:
             assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
+        for books in (self.mirror.ledger, anew.ledger):
+            books.expire(float("inf"))  # Nominations are no facts.
+        for name in NODES:
+            assert self.mirror.ledger.settled(name) == anew.ledger.settled(name)  # type: ignore[arg-type]
         assert self.mirror.ledger.budgets.held("default") == anew.ledger.budgets.held("default")
         assert set(self.mirror.waiting) == set(anew.waiting)
         self.loop.close()

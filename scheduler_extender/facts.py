@@ -83,7 +83,7 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
     gang = None
     try:
-        gang = gangs.read(pod.annotations, pod.metadata.labels or {})
+        gang = gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller)
     except errors.BadQuantity as refused:
         request = requests.InvalidRequest(refused.code, refused.sentence)
     unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
@@ -143,22 +143,26 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     )
 
 
+def gang_of(pod: objects.Pod) -> gangs.Gang | None:
+    """The gang of a pod that is past being refused for what it says of it."""
+    try:
+        return gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller)
+    except errors.BadQuantity:
+        return None
+
+
 def _plain(pod: objects.Pod) -> ledger.Plain:
     """What a bound pod is apart from its GPUs."""
     cpu, memory = (
         sum(quantities.thousandths(one.requests.get(name)) for one in pod.containers) for name in ("cpu", "memory")
     )
-    try:
-        gang = gangs.read(pod.annotations, pod.metadata.labels or {})
-    except errors.BadQuantity:
-        gang = None
     bound_at = pod.annotations.get(records.BIND_TIME, "")
     return ledger.Plain(
         pod.spec.priority or 0,
         pod.metadata.deletion_timestamp is not None,
         cpu,
         memory,
-        gang,
+        gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
     )
 

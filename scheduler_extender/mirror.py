@@ -93,6 +93,8 @@ class Mirror:
         uid = identifiers.PodUid(pod.metadata.uid)
         if pod.has_ended:
             self.forget_pod(uid)
+            if pod.status and pod.status.phase == "Succeeded":
+                self.ledger.rolls.is_done(uid, pod.metadata.namespace, facts.gang_of(pod))
         elif pod.spec.node_name:
             self._waits_no_more(uid)
             self._confirmed_at.pop(uid, None)
@@ -108,6 +110,7 @@ class Mirror:
         self._waits_no_more(uid)
         self._confirmed_at.pop(uid, None)
         self.ledger.remove_pod(uid)
+        self.ledger.rolls.is_gone(uid)
 
     def replace_nodes(self, nodes: list[objects.Node]) -> None:
         """These are all nodes."""
@@ -129,6 +132,9 @@ class Mirror:
         for uid in list(self.waiting):
             if uid not in listed:
                 self.forget_pod(uid)
+        for uid in self.ledger.rolls.done():
+            if uid not in listed:
+                self.ledger.rolls.is_gone(uid)
         for pod in pods:
             self.see_pod(pod)
 

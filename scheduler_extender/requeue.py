@@ -31,7 +31,7 @@ class _Refusal:
     generation: int
     """The ledger's generation when the pod was refused: what was freed later it has not seen."""
     offered: tuple[str, ...]
-    """The nodes that kube-scheduler would have taken."""
+    """The nodes that kube-scheduler would have taken; none where nobody could be evicted anyway."""
     since: float
     """When it was refused first without having fitted in between."""
 
@@ -53,6 +53,7 @@ class Refusals:
         self._metrics = counters
         self._clock = clock
         self._refused: dict[identifiers.PodUid, _Refusal] = {}
+        self._offered_last: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self._refused)
@@ -61,7 +62,11 @@ class Refusals:
         """A pod was refused in the light of that generation, on those nodes."""
         before = self._refused.get(pod.uid)
         since = before.since if before else self._clock()
-        self._refused[pod.uid] = _Refusal(pod, generation, tuple(offered), since)
+        nodes = tuple(offered) if pod.preempts and self._mirror.ledger.holds_below(pod.priority) else ()
+        if nodes == self._offered_last:
+            nodes = self._offered_last  # Thousands of pods may wait for the same thousands of nodes.
+        self._offered_last = nodes
+        self._refused[pod.uid] = _Refusal(pod, generation, nodes, since)
 
     def refused_for(self, seconds: float) -> list[tuple[facts.Waiting, tuple[str, ...]]]:
         """The pods that have been refused for so long, by priority, then age, each with the nodes it was offered."""

@@ -13,6 +13,13 @@ import msgspec
 from gpu_sharing.core import quantities
 
 
+class OwnerReference(msgspec.Struct, gc=False):
+    """Whose object it is."""
+
+    uid: str = ""
+    controller: bool | None = None
+
+
 class Metadata(msgspec.Struct, gc=False, rename="camel"):
     """`metadata` of any object."""
 
@@ -24,6 +31,12 @@ class Metadata(msgspec.Struct, gc=False, rename="camel"):
     deletion_timestamp: str | None = None
     annotations: dict[str, str] | None = None
     labels: dict[str, str] | None = None
+    owner_references: list[OwnerReference] | None = None
+
+    @property
+    def controller(self) -> str:
+        """UID of the object that made this one, or an empty string."""
+        return next((one.uid for one in self.owner_references or () if one.controller), "")
 
 
 class Resources(msgspec.Struct, gc=False):

@@ -25,9 +25,11 @@ class Gang(NamedTuple):
     name: str
     size: int
     """How many pods that ask for GPUs it has, at least 1."""
+    owner: str = ""
+    """UID of the pod's controller, such as its Job; another run has another."""
 
 
-def read(annotations: Mapping[str, str], labels: Mapping[str, str]) -> Gang | None:
+def read(annotations: Mapping[str, str], labels: Mapping[str, str], owner: str = "") -> Gang | None:
     """The gang of a pod, or None.
 
     Raises:
@@ -50,4 +52,4 @@ def read(annotations: Mapping[str, str], labels: Mapping[str, str]) -> Gang | No
     count = quantities.count(SIZE, size)
     if not 1 <= count <= MOST_MEMBERS:
         raise errors.BadQuantity(error_codes.BAD_GANG, f"{SIZE}: {count} is outside 1 to {MOST_MEMBERS}")
-    return Gang(name[:253], count)
+    return Gang(name[:253], count, owner)

@@ -1,4 +1,4 @@
-"""Who belongs to which gang: those that wait and those that hold GPUs, kept as pods come and go."""
+"""Who belongs to which gang: those that wait, hold GPUs or are done, kept as pods come and go."""
 
 from dataclasses import dataclass, field
 
@@ -11,22 +11,30 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Roll:
-    """The members of one gang, with the size that each of them says."""
+    """The members of one gang, with what each of them says of it."""
 
-    waiting: dict[identifiers.PodUid, int] = field(default_factory=dict)
-    bound: dict[identifiers.PodUid, int] = field(default_factory=dict)
+    waiting: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
+    bound: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
+    done: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
+    """Those that have succeeded and are still there to be seen."""
     reserved_until: dict[identifiers.PodUid, int] = field(default_factory=dict)
     """Unix seconds until which a place is kept for a waiting member."""
 
     @property
-    def present(self) -> int:
-        """How many members there are."""
+    def live(self) -> int:
+        """How many members wait or hold GPUs."""
         return len(self.waiting.keys() | self.bound.keys())
+
+    @property
+    def present(self) -> int:
+        """How many members there are, those included that are done: in the same run, so of the same controllers."""
+        owners = {one.owner for one in (*self.waiting.values(), *self.bound.values()) if one.owner}
+        return self.live + sum(one.owner in owners for one in self.done.values())
 
     @property
     def sizes(self) -> set[int]:
         """The sizes that members say; more than one is a contradiction."""
-        return {*self.waiting.values(), *self.bound.values()}
+        return {one.size for one in (*self.waiting.values(), *self.bound.values())}
 
     def trouble(self, name: str) -> str:
         """Why the gang can never start, or an empty string."""
@@ -35,8 +43,8 @@ class Roll:
             said = " and ".join(map(str, sorted(sizes)))
             return f"{name}: the members disagree about its size, {said}"
         size = next(iter(sizes), 0)
-        if self.present > size:
-            return f"{name}: {self.present} members are there, and its size is {size}"
+        if self.live > size:
+            return f"{name}: {self.live} members are there, and its size is {size}"
         return ""
 
 
@@ -47,6 +55,7 @@ class Rolls:
         self._rolls: dict[Key, Roll] = {}
         self._waiting: dict[identifiers.PodUid, Key] = {}
         self._bound: dict[identifiers.PodUid, Key] = {}
+        self._done: dict[identifiers.PodUid, Key] = {}
 
     def keys(self) -> list[Key]:
         """All gangs that somebody waits for."""
@@ -62,7 +71,7 @@ class Rolls:
         if gang is not None:
             roll = self._rolls.setdefault((namespace, gang.name), Roll())
             self._waiting[uid] = (namespace, gang.name)
-            roll.waiting[uid] = gang.size
+            roll.waiting[uid] = gang
             if reserved_until:
                 roll.reserved_until[uid] = reserved_until
 
@@ -79,7 +88,7 @@ class Rolls:
         """A pod is bound, or about to be."""
         if gang is not None:
             self._bound[uid] = (namespace, gang.name)
-            self._rolls.setdefault((namespace, gang.name), Roll()).bound[uid] = gang.size
+            self._rolls.setdefault((namespace, gang.name), Roll()).bound[uid] = gang
 
     def holds_no_more(self, uid: identifiers.PodUid) -> None:
         """A bound pod is gone, or was not bound after all."""
@@ -87,6 +96,23 @@ class Rolls:
         if key is not None:
             del self._rolls[key].bound[uid]
             self._tidy(key)
+
+    def is_done(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
+        """A pod has succeeded: it holds nothing, and its gang has not lost it."""
+        if gang is not None and gang.owner:
+            self._done[uid] = (namespace, gang.name)
+            self._rolls.setdefault((namespace, gang.name), Roll()).done[uid] = gang
+
+    def is_gone(self, uid: identifiers.PodUid) -> None:
+        """A pod that was done is deleted."""
+        key = self._done.pop(uid, None)
+        if key is not None:
+            del self._rolls[key].done[uid]
+            self._tidy(key)
+
+    def done(self) -> list[identifiers.PodUid]:
+        """All pods that are done and were not seen to go."""
+        return list(self._done)
 
     def excuse(
         self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None, now: float
@@ -119,11 +145,11 @@ class Rolls:
         if roll.sizes - {gang.size}:
             said = ", ".join(map(str, sorted(roll.sizes)))
             return f"the other members of gang {gang.name} say that it has {said} members, this one says {gang.size}"
-        if roll.present >= gang.size:
+        if roll.live >= gang.size:
             return f"gang {gang.name} has its {gang.size} members already"
         return ""
 
     def _tidy(self, key: Key) -> None:
         roll = self._rolls[key]
-        if not roll.waiting and not roll.bound:
+        if not roll.waiting and not roll.bound and not roll.done:
             del self._rolls[key]

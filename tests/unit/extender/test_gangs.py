@@ -155,6 +155,38 @@ def test_a_member_that_dies_is_planned_beside_those_that_run() -> None:
     assert scene.planned(["again"]) != [""]
 
 
+def test_members_that_are_done_make_a_gang_whole_for_one_that_comes_again_but_not_for_the_next_run() -> None:
+    """A Job whose other pods have succeeded restarts a failed one; the next Job of that name is another gang run."""
+    scene = Scene(node("a"), node("b"))
+
+    def run(name: str, job: str) -> dict[str, Any]:
+        body = member(name, "train", 2)
+        body["metadata"]["ownerReferences"] = [{"uid": job, "controller": True}]
+        return body
+
+    scene.put(run("m0", "job-1"), run("m1", "job-1"))
+    scene.step()
+    scene.bind("m0", "m1")
+    scene.put({**scene.api.pods["m0"], "status": {"phase": "Succeeded"}})
+    scene.delete("m1")
+
+    scene.put(run("m1-again", "job-1"))
+    scene.step()
+    assert scene.planned(["m1-again"]) != [""]
+
+    scene.delete("m1-again")
+    scene.put(run("next-0", "job-2"))
+    scene.step()
+    assert scene.planned(["next-0"]) == [""]
+    scene.put(run("next-1", "job-2"))
+    scene.step()
+    assert sorted(scene.planned(["next-0", "next-1"])) == ["a", "b"]
+
+    left = [one for one in scene.api.objects() if one.metadata.name != "m0"]
+    scene.world.mirror.replace_pods(left, 0.0)
+    assert scene.world.mirror.ledger.rolls.done() == []
+
+
 @pytest.mark.parametrize("evicts", [True, False])
 def test_when_not_all_are_bound_in_time_everything_is_given_back(evicts: bool) -> None:
     """The bound ones of this attempt go, or are reported; the nodes where it failed are avoided next time."""

@@ -153,9 +153,12 @@ def gang_of(pod: objects.Pod) -> gangs.Gang | None:
 
 def _plain(pod: objects.Pod) -> ledger.Plain:
     """What a bound pod is apart from its GPUs."""
-    cpu, memory = (
-        sum(quantities.thousandths(one.requests.get(name)) for one in pod.containers) for name in ("cpu", "memory")
-    )
+    cpu = memory = 0
+    for one in pod.containers:
+        asked = one.requests
+        if asked:
+            cpu += quantities.thousandths(asked.get("cpu"))
+            memory += quantities.thousandths(asked.get("memory"))
     bound_at = pod.annotations.get(records.BIND_TIME, "")
     return ledger.Plain(
         pod.spec.priority or 0,

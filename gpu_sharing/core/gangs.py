@@ -35,6 +35,8 @@ def read(annotations: Mapping[str, str], labels: Mapping[str, str], owner: str =
     Raises:
         BadQuantity: It names a gang and no size, a size and no gang, or two gangs, or the size is no such number.
     """
+    if NAME not in annotations and SIZE not in annotations and LABEL not in labels:
+        return None
     named, grouped, size = annotations.get(NAME, "").strip(), labels.get(LABEL, ""), annotations.get(SIZE, "").strip()
     if named and grouped and named != grouped:
         raise errors.BadQuantity(

@@ -6,6 +6,7 @@ else here than elsewhere: no suffix, `k` and exponents are plain numbers; byte s
 Source: k8s.io/apimachinery/pkg/api/resource, grammar in the documentation of `Quantity`.
 """
 
+import functools
 import math
 import re
 from fractions import Fraction
@@ -61,6 +62,7 @@ def _shown(raw: Raw) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
+@functools.lru_cache(maxsize=4096, typed=True)
 def thousandths(raw: Raw) -> int:
     """A quantity of CPU, memory or anything else in thousandths, rounded up; 0 for what is no quantity.
 

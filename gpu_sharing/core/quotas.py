@@ -26,11 +26,15 @@ class Amounts(NamedTuple):
 
     def plus(self, other: "Amounts") -> "Amounts":
         """Both together."""
-        return Amounts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
+        return Amounts(
+            self.gpus + other.gpus, self.memory_mib + other.memory_mib, self.cores_percent + other.cores_percent
+        )
 
     def minus(self, other: "Amounts") -> "Amounts":
         """This without a part of it."""
-        return Amounts(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+        return Amounts(
+            self.gpus - other.gpus, self.memory_mib - other.memory_mib, self.cores_percent - other.cores_percent
+        )
 
 
 NOTHING = Amounts()
@@ -81,6 +85,8 @@ def amounts(
         shares: One entry per container, in the same order.
         init_done: All init containers succeeded; as in `reservations.booked`, only the device ids stay.
     """
+    if reservations.Kind.INIT not in kinds:  # All run together, as in most pods.
+        return _together(shares)
     phases = [_together(shares[position] for position in phase) for phase in reservations.phases(kinds)]
     most = Amounts(*(max(values) for values in zip(*phases, strict=True)))
     return phases[-1]._replace(gpus=most.gpus) if init_done else most
@@ -109,5 +115,10 @@ def excess(namespace: str, quotas: Iterable[Quota], held: Amounts, more: Amounts
 
 
 def _together(shares: Iterable[Iterable[reservations.Share]]) -> Amounts:
-    held = [share for container in shares for share in container]
-    return Amounts(len(held), sum(share.memory_mib for share in held), sum(share.cores_percent for share in held))
+    count = memory = cores = 0
+    for container in shares:
+        for share in container:
+            count += 1
+            memory += share.memory_mib
+            cores += share.cores_percent
+    return Amounts(count, memory, cores)

@@ -391,6 +391,8 @@ def encode_hold(hold: Hold) -> str:
 
 def decode_hold(text: str) -> Hold | None:
     """What is kept for a pod; None for nothing, and for what does not decode, which then keeps nothing."""
+    if not text:
+        return None
     try:
         item = json.loads(text) if len(text) <= _MOST_BYTES else {}
         uuids = [uuid for uuid in item["gpus"] if _UUID.fullmatch(uuid)]

@@ -67,7 +67,8 @@ class Rolls:
 
     def waits(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None, reserved_until: int = 0) -> None:
         """A pod waits, with a place kept for it until then or none."""
-        self.waits_no_more(uid)
+        if uid in self._waiting:
+            self.waits_no_more(uid)
         if gang is not None:
             roll = self._rolls.setdefault((namespace, gang.name), Roll())
             self._waiting[uid] = (namespace, gang.name)

@@ -15,6 +15,7 @@ from typing import Any
 import structlog
 
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, objects, watching
+from gpu_sharing.core import errors
 from scheduler_extender import (
     binding,
     explaining,
@@ -38,6 +39,7 @@ from scheduler_extender import (
 
 _COMPONENT = "hami-scheduler"
 _DRAIN_SECONDS = 20
+_DRA_AGAIN_SECONDS, _DRA_RETRY_SECONDS = 600.0, 15.0
 _EVENTS_DRAIN_SECONDS = 3.0
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
@@ -147,6 +149,7 @@ class Extender:
         async with asyncio.TaskGroup() as tasks:
             for watch in self._watches.values():
                 tasks.create_task(watch.run())
+            tasks.create_task(self._follow_slices())
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
@@ -161,6 +164,23 @@ class Extender:
             if self._usage.counts:
                 tasks.create_task(self._usage.run())
             tasks.create_task(self._preemptor.run(self._leads))
+
+    async def _follow_slices(self) -> None:
+        """List and watch what DRA drivers offer, where the cluster has that API; nothing waits for it."""
+        path = "/apis/resource.k8s.io/v1/resourceslices"
+        while True:
+            try:
+                await self._client.get(f"{path}?limit=1", objects.ResourceSlice)
+                break
+            except errors.NotFound:
+                log.info("no DRA in this cluster", path=path)
+                await asyncio.sleep(_DRA_AGAIN_SECONDS)
+            except errors.KubernetesError as trouble:
+                log.warning("DRA unknown", path=path, cause=str(trouble))
+                await asyncio.sleep(_DRA_RETRY_SECONDS)
+        await watching.Reflector(
+            self._client, path, objects.ResourceSlice, self._mirror.slices, lambda item: item.metadata.resource_version
+        ).run()
 
     async def _list_again(self) -> None:
         await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))

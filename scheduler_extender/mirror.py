@@ -16,6 +16,9 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, settings
 from scheduler_extender.fleet import ledger
 
+DRA_DRIVER = "gpu.nvidia.com"
+"""The name under which NVIDIA's DRA driver offers GPUs."""
+
 log = structlog.get_logger("mirror")
 
 
@@ -57,6 +60,7 @@ class Mirror:
         self.nodes = NodeSink(self)
         self.pods = PodSink(self)
         self.quotas = QuotaSink(self)
+        self.slices = SliceSink(self)
 
     def waiting_by_key(self, key: str) -> facts.Waiting | None:
         """A waiting pod by `<namespace>/<name>`."""
@@ -266,3 +270,40 @@ class QuotaSink:
         """Something that is no quota."""
         self._mirror._metrics.undecodable_objects.inc()
         log.error("object unreadable", error_code=error_codes.QUOTA_UNREADABLE, kind="ResourceQuota", cause=str(error))
+
+
+class SliceSink:
+    """What a reflector of DRA's resource slices feeds."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._nodes: dict[str, identifiers.NodeName] = {}
+
+    def replaced(self, items: list[objects.ResourceSlice], listed_at: float) -> None:
+        """All slices."""
+        self._nodes.clear()
+        for item in items:
+            self._learn(item)
+        self._tell()
+
+    def changed(self, item: objects.ResourceSlice) -> None:
+        """One slice."""
+        self._learn(item)
+        self._tell()
+
+    def deleted(self, item: objects.ResourceSlice) -> None:
+        """A slice is gone."""
+        self._nodes.pop(item.metadata.name, None)
+        self._tell()
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """Something that is no slice."""
+        self._mirror._metrics.undecodable_objects.inc()
+        log.error("object unreadable", error_code=error_codes.DRA_NODE, kind="ResourceSlice", cause=str(error))
+
+    def _learn(self, item: objects.ResourceSlice) -> None:
+        if item.spec.driver == DRA_DRIVER and item.spec.node_name:
+            self._nodes[item.metadata.name] = identifiers.NodeName(item.spec.node_name)
+
+    def _tell(self) -> None:
+        self._mirror.ledger.set_dra_nodes(frozenset(self._nodes.values()))

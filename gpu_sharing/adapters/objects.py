@@ -268,6 +268,20 @@ class ResourceQuota(msgspec.Struct, gc=False):
     spec: ResourceQuotaSpec = msgspec.field(default_factory=ResourceQuotaSpec)
 
 
+class ResourceSliceSpec(msgspec.Struct, gc=False, rename="camel"):
+    """`spec` of a ResourceSlice."""
+
+    driver: str = ""
+    node_name: str = ""
+
+
+class ResourceSlice(msgspec.Struct, gc=False):
+    """What a DRA driver offers on a node."""
+
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: ResourceSliceSpec = msgspec.field(default_factory=ResourceSliceSpec)
+
+
 class LeaseSpec(msgspec.Struct, gc=False, rename="camel"):
     """`spec` of a Lease."""
 

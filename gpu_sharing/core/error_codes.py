@@ -109,6 +109,11 @@ FOREIGN_AGENT = _register(
     "The node's GPUs are served by another device plugin than this project's.",
     "Install this project's device plugin there, or allow such nodes with --allow-hami-nodes for a transition.",
 )
+DRA_NODE = _register(
+    "SCHED_DRA_NODE",
+    "A DRA driver gives out the node's GPUs (there are ResourceSlices of gpu.nvidia.com), and a GPU has one master.",
+    "Use another node, or remove NVIDIA's DRA driver from this one before installing the device plugin there.",
+)
 HAMI_NODE_BUSY = _register(
     "SCHED_HAMI_NODE_BUSY",
     "A node of another device plugin is still starting a pod, and takes one at a time.",

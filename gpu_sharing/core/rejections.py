@@ -36,7 +36,9 @@ class Reason(enum.IntEnum):
     QUOTA_UNREADABLE = 19
     MIG_INSTANCE = 20
     GANG = 21
-    NOT_OFFERED = 22
+    DRA = 22
+    """The GPUs are given out by dynamic resource allocation."""
+    NOT_OFFERED = 23
     """The GPUs fit, but kube-scheduler did not offer the node."""
 
 
@@ -56,6 +58,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.NODE_NOT_REGISTERED: Explanation(error_codes.NODE_NOT_REGISTERED, "no GPUs registered"),
     Reason.CORRUPT_NODE_RECORD: Explanation(error_codes.CORRUPT_NODE_RECORD, "GPU record of the node unreadable"),
     Reason.FOREIGN_AGENT: Explanation(error_codes.FOREIGN_AGENT, "GPUs served by another device plugin"),
+    Reason.DRA: Explanation(error_codes.DRA_NODE, "GPUs given out by DRA"),
     Reason.HAMI_NODE_BUSY: Explanation(error_codes.HAMI_NODE_BUSY, "node still starting another GPU pod"),
     Reason.TOO_FEW_GPUS: Explanation(error_codes.TOO_FEW_GPUS, "too few GPUs"),
     Reason.MODE: Explanation(error_codes.MODE_MISMATCH, "GPU mode mismatch"),

@@ -172,6 +172,7 @@ class Ledger:
         self._journal: list[int] = []
         self._journal_start = 0
         self._freed: set[identifiers.NodeName] = set()
+        self._dra: frozenset[identifiers.NodeName] = frozenset()
         self._priorities: collections.Counter[int] = collections.Counter()
 
     # What the API server says.
@@ -210,6 +211,13 @@ class Ledger:
         self.drop_nomination(uid)
         self.drop_hold(uid)
         self._take(uid)
+
+    def set_dra_nodes(self, names: frozenset[identifiers.NodeName]) -> None:
+        """Learn on which nodes a DRA driver gives out the GPUs."""
+        changed, self._dra = names ^ self._dra, names
+        for name in changed & self._nodes.keys():
+            self._nodes[name].held = None
+            self._touch(name, freed=True)
 
     def set_quota(self, namespace: str, name: str, quota: quotas.Quota | None) -> bool:
         """Learn a quota of a namespace, or with None that it is gone or says nothing of GPUs.
@@ -468,7 +476,7 @@ class Ledger:
 
     def _held(self, node: _Node) -> placement.NodeState:
         facts, used = node.facts, node.used
-        standing = facts.standing
+        standing = Reason.DRA if facts.name in self._dra else facts.standing
         if facts.one_at_a_time and standing is Reason.NONE and any(pod.starting for pod in node.pods.values()):
             standing = Reason.HAMI_NODE_BUSY
         corrupt = any(pod.corrupt for pod in node.pods.values())

@@ -250,3 +250,18 @@ def test_numa_alignment_is_honest(site: sites.Site) -> None:
     place(site, {GPU: "1", MEM: "1000"}, alignment="best-effort")
 
     sites.wait_for(lambda: "hami.io/numa-alignment has no effect" in str(site.events("p", "Scheduled")), 20)
+
+
+def test_a_node_whose_gpus_dra_gives_out_is_left_alone(site: sites.Site) -> None:
+    """Known by what NVIDIA's DRA driver offers there; when it offers nothing any more, the node is ours."""
+    site.add_nodes(gpus.gpu_node("d", A100, 1))
+    slices = "/apis/resource.k8s.io/v1/resourceslices"
+    pool = {"name": "d", "generation": 1, "resourceSliceCount": 1}
+    spec = {"driver": "gpu.nvidia.com", "nodeName": "d", "pool": pool, "devices": [{"name": "gpu-0"}]}
+    site.api("POST", slices, {"metadata": {"name": "d-gpus"}, "spec": spec})
+    name = f"dra-{next(NUMBERS)}"
+    site.create(site.pod_body(name, {GPU: "1", MEM: "1000"}, nodeSelector={"kubernetes.io/hostname": "d"}))
+
+    sites.wait_for(lambda: "d: GPUs given out by DRA" in str(site.events(name, "FailedScheduling")), 20)
+    site.api("DELETE", f"{slices}/d-gpus")
+    site.wait_bound(name)

@@ -241,6 +241,28 @@ def test_a_node_that_offers_gpus_without_a_record_is_somebody_elses() -> None:
     }  # fmt: skip
 
 
+def test_a_node_whose_gpus_dra_gives_out_is_left_alone_until_it_stops() -> None:
+    """Whatever record it has: a GPU has one master. Other drivers' slices, and those of no node, say nothing."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))
+
+    def piece(name: str, driver: str, node: str) -> objects.ResourceSlice:
+        body = {"metadata": {"name": name}, "spec": {"driver": driver, "nodeName": node}}
+        return msgspec.convert(body, objects.ResourceSlice)
+
+    ours = piece("one", "gpu.nvidia.com", "a")
+    world.mirror.slices.replaced([ours, piece("two", "nic.example", "b"), piece("all", "gpu.nvidia.com", "")], 0.0)
+    world.see(pod("p"))
+    assert world.filter(pod("p"), "a")["FailedAndUnresolvableNodes"] == {"a": "GPUs given out by DRA"}
+    assert world.filter(pod("q"), "b")["NodeNames"] == ["b"]
+    world.refusals.due()
+
+    world.mirror.slices.deleted(ours)
+
+    assert [one.key for one in world.refusals.due()] == ["default/p"]
+    world.mirror.slices.changed(ours)
+    assert world.filter(pod("r"), "a", "b")["NodeNames"] == ["b"]
+
+
 def test_a_refused_pod_is_woken_once_when_its_room_is_made() -> None:
     """And the one behind it, which would fit only instead of it, sleeps on."""
     world = World(gpus.gpu_node("a", A100, 1))

@@ -77,3 +77,21 @@ def test_whatever_json_holds_is_a_whole_number_or_a_coded_refusal(raw: quantitie
 def test_plain_numbers_are_read_back_exactly(number: int) -> None:
     """Up to the last int64."""
     assert quantities.count("x", str(number)) == number
+
+
+@pytest.mark.parametrize(
+    ("raw", "thousandths"),
+    [
+        ("4", 4_000),
+        ("500m", 500),
+        ("1Ki", 1_024_000),
+        ("1e3", 1_000_000),
+        ("1n", 1),
+        (2, 2_000),
+        ("many", 0),
+        (None, 0),
+    ],
+)
+def test_any_quantity_can_be_compared_in_thousandths(raw: str | int | None, thousandths: int) -> None:
+    """Rounded up; what is no quantity frees nothing."""
+    assert quantities.thousandths(raw) == thousandths

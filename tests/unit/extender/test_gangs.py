@@ -303,6 +303,7 @@ def test_a_gang_that_cannot_be_is_refused_with_the_contradiction(others: list[di
     ("annotations", "labels", "found"),
     [
         ({}, {}, None),
+        ({gangs.NAME: "", gangs.SIZE: " "}, {}, None),
         ({gangs.NAME: "a", gangs.SIZE: "8"}, {}, gangs.Gang("a", 8)),
         ({gangs.SIZE: "8"}, {gangs.LABEL: "a"}, gangs.Gang("a", 8)),
         ({gangs.NAME: "a", gangs.SIZE: "8"}, {gangs.LABEL: "a"}, gangs.Gang("a", 8)),

@@ -77,7 +77,7 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
             "remove securityContext.privileged or its GPU request"
         )
     try:
-        gang = gangs.read(pod.annotations, pod.metadata.labels or {}) if request.wants_gpu else None
+        gang = facts.read_gang(pod) if request.wants_gpu else None
         mended = _mended(body, request, options)
         if gang:
             gates = mended["spec"].get("schedulingGates") or []

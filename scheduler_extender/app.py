@@ -33,7 +33,6 @@ from scheduler_extender import (
     telling,
     usage,
     verbs,
-    victims,
     webhook,
 )
 
@@ -81,7 +80,6 @@ class Extender:
             self._writer,
             self._mirror,
             placer,
-            victims.Victims(self._mirror.ledger, placer),
             self._refusals,
             teller,
             options,
@@ -163,7 +161,8 @@ class Extender:
             tasks.create_task(self._gangs.run(self._leads))
             if self._usage.counts:
                 tasks.create_task(self._usage.run())
-            tasks.create_task(self._preemptor.run(self._leads))
+            if self._options.preempts:
+                tasks.create_task(self._preemptor.run(self._leads))
 
     async def _follow_slices(self) -> None:
         """List and watch what DRA drivers offer, where the cluster has that API; nothing waits for it."""

@@ -1,7 +1,7 @@
 """Which nodes a pod may be placed on by its own words: node selector, required node affinity, taints.
 
-kube-scheduler decides that by itself; but gangs are planned before it is asked, and a plan which it
-would refuse is of no use. What cannot be judged here (CPU, volumes, pods' affinity) shows when it is asked.
+kube-scheduler decides that by itself; but gangs are planned before it is asked, and a plan which it would refuse is of
+no use. What cannot be judged here (CPU, volumes, pods' affinity) shows when it is asked.
 
 Source: k8s.io/component-helpers/scheduling/corev1, node selector terms and toleration of taints.
 """

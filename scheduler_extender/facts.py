@@ -83,7 +83,7 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
     gang = None
     try:
-        gang = gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller)
+        gang = read_gang(pod)
     except errors.BadQuantity as refused:
         request = requests.InvalidRequest(refused.code, refused.sentence)
     unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
@@ -143,10 +143,19 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     )
 
 
+def read_gang(pod: objects.Pod) -> gangs.Gang | None:
+    """The gang of a pod, or None.
+
+    Raises:
+        BadQuantity: What it says of its gang cannot be.
+    """
+    return gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller)
+
+
 def gang_of(pod: objects.Pod) -> gangs.Gang | None:
     """The gang of a pod that is past being refused for what it says of it."""
     try:
-        return gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller)
+        return read_gang(pod)
     except errors.BadQuantity:
         return None
 

@@ -16,15 +16,12 @@ import numpy as np
 import structlog
 
 from gpu_sharing.core import error_codes, gangs, identifiers, placement, quotas, records, requests, reservations
-from scheduler_extender import constraints, facts, metrics, mirror, placing, pod_writer, settings, telling
+from scheduler_extender import constraints, facts, leadership, metrics, mirror, placing, pod_writer, settings, telling
 from scheduler_extender.fleet import fit, ledger, rolls
 
 _EVERY_SECONDS = 0.5
 _SEEN_WITHIN_SECONDS = 3.0
 """How long what was written may take to come back by the watch before it is planned anew."""
-
-
-_MOST_NOMINATIONS = 3
 _MEMBERS_AT_A_TIME = 8
 
 log = structlog.get_logger("gangs")
@@ -66,18 +63,12 @@ class GangPlanner:
         self._in_vain: dict[rolls.Key, tuple[int, frozenset[identifiers.PodUid]]] = {}
         self._written: dict[rolls.Key, tuple[frozenset[identifiers.PodUid], float]] = {}
         self._avoided_until: dict[tuple[rolls.Key, identifiers.NodeName], float] = {}
-        self._nominations: dict[identifiers.PodUid, int] = {}
+        self._nominator = pod_writer.Nominator(writer)
         self._told: dict[rolls.Key, str] = {}
 
     async def run(self, leads: Callable[[], bool]) -> None:
         """Place gangs for ever; ends only by cancellation."""
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            if leads():
-                try:
-                    await self.step()
-                except Exception:
-                    log.exception("defect", error_code=error_codes.INTERNAL)
+        await leadership.while_leading(leads, _EVERY_SECONDS, self.step)
 
     async def step(self) -> None:
         """Bring every gang one step on."""
@@ -85,8 +76,7 @@ class GangPlanner:
         for place in [place for place, until in self._avoided_until.items() if until <= now]:
             del self._avoided_until[place]
             self._in_vain.pop(place[0], None)
-        for uid in [uid for uid in self._nominations if uid not in self._mirror.waiting]:
-            del self._nominations[uid]
+        self._nominator.keep(self._mirror.waiting)
         for memory in (self._in_vain, self._written, self._told):
             for key in memory.keys() - set(waiting):
                 del memory[key]
@@ -140,10 +130,7 @@ class GangPlanner:
         )
         self._metrics.gangs_planned.inc()
         await asyncio.gather(
-            *(
-                self._writer.hold(member.key, member.uid, records.Hold(plan[member.uid].node, frozenset(), until))
-                for member in missing
-            )
+            *(self._writer.hold(member, records.Hold(plan[member.uid].node, frozenset(), until)) for member in missing)
         )
 
     def _is_on_its_way(self, key: rolls.Key, missing: Sequence[facts.Waiting]) -> bool:
@@ -154,19 +141,17 @@ class GangPlanner:
     async def _admit(self, member: facts.Waiting) -> None:
         """Let kube-scheduler have a member whose whole gang has a place."""
         assert member.hold is not None
-        count = self._nominations.get(member.uid, 0)
-        if member.nominated_node != member.hold.node and count < _MOST_NOMINATIONS:
-            self._nominations[member.uid] = count + 1
-            await self._writer.nominate(member.key, member.uid, member.hold.node)
+        if member.nominated_node != member.hold.node:
+            await self._nominator.nominate(member, member.hold.node)
         if any(gate.get("name") == gangs.GATE for gate in member.gates):
             others = [gate for gate in member.gates if gate.get("name") != gangs.GATE]
-            await self._writer.set_gates(member.key, member.uid, others)
+            await self._writer.set_gates(member, others)
 
     async def _release(self, held: Sequence[facts.Waiting]) -> None:
         """Keep nothing for these members any more, here or in kube-scheduler."""
         await asyncio.gather(
-            *(self._writer.hold(member.key, member.uid, None) for member in held),
-            *(self._writer.nominate(member.key, member.uid, None) for member in held if member.nominated_node),
+            *(self._writer.hold(member, None) for member in held),
+            *(self._writer.nominate(member, None) for member in held if member.nominated_node),
         )
 
     async def _tear(self, key: rolls.Key, roll: rolls.Roll, held: Sequence[facts.Waiting]) -> None:
@@ -186,7 +171,7 @@ class GangPlanner:
         self._teller.gang_torn(key[1], held, bound, evicting=evicts)
         await self._release(held)
         if evicts:
-            await asyncio.gather(*(self._writer.evict(one.key, one.uid) for one in bound))
+            await asyncio.gather(*(self._writer.evict(one) for one in bound))
 
     def _tell(self, key: rolls.Key, members: Sequence[facts.Waiting]) -> None:
         """Tell every member why it waits, once for each reason."""

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import errors
+from gpu_sharing.core import error_codes, errors
 
 POLL_SECONDS = 2.0
 LEAST_REMAINING_SECONDS = 3.0
@@ -23,6 +23,17 @@ BINDING_TIMEOUT_SECONDS = 2.0
 _DEFAULT_DURATION_SECONDS = 15
 
 log = structlog.get_logger("leadership")
+
+
+async def while_leading(leads: Callable[[], bool], every_seconds: float, step: Callable[[], Awaitable[None]]) -> None:
+    """Take a step now and then while this replica leads, for ever; a defect in one costs no more than that one."""
+    while True:
+        await asyncio.sleep(every_seconds)
+        if leads():
+            try:
+                await step()
+            except Exception:
+                log.exception("defect", error_code=error_codes.INTERNAL)
 
 
 class OnlyScheduler:

@@ -154,6 +154,11 @@ class Mirror:
                 cause=read.unreadable,
             )
 
+    def undecodable(self, kind: str, code: error_codes.Code, error: Exception) -> None:
+        """Something that is not of the kind that its path has."""
+        self._metrics.undecodable_objects.inc()
+        log.error("object unreadable", error_code=code, kind=kind, cause=str(error))
+
     def _outdate_lists(self, uid: identifiers.PodUid) -> None:
         if self.ledger.pod(uid) is not None:
             self._confirmed_at[uid] = self._clock()
@@ -215,8 +220,7 @@ class NodeSink:
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """Something that is no node."""
-        self._mirror._metrics.undecodable_objects.inc()
-        log.error("object unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, kind="Node", cause=str(error))
+        self._mirror.undecodable("Node", error_codes.CORRUPT_NODE_RECORD, error)
 
 
 class PodSink:
@@ -239,8 +243,7 @@ class PodSink:
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """Something that is no pod."""
-        self._mirror._metrics.undecodable_objects.inc()
-        log.error("object unreadable", error_code=error_codes.CORRUPT_POD_RECORD, kind="Pod", cause=str(error))
+        self._mirror.undecodable("Pod", error_codes.CORRUPT_POD_RECORD, error)
 
 
 class QuotaSink:
@@ -268,8 +271,7 @@ class QuotaSink:
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """Something that is no quota."""
-        self._mirror._metrics.undecodable_objects.inc()
-        log.error("object unreadable", error_code=error_codes.QUOTA_UNREADABLE, kind="ResourceQuota", cause=str(error))
+        self._mirror.undecodable("ResourceQuota", error_codes.QUOTA_UNREADABLE, error)
 
 
 class SliceSink:
@@ -298,8 +300,7 @@ class SliceSink:
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """Something that is no slice."""
-        self._mirror._metrics.undecodable_objects.inc()
-        log.error("object unreadable", error_code=error_codes.DRA_NODE, kind="ResourceSlice", cause=str(error))
+        self._mirror.undecodable("ResourceSlice", error_codes.DRA_NODE, error)
 
     def _learn(self, item: objects.ResourceSlice) -> None:
         if item.spec.driver == DRA_DRIVER and item.spec.node_name:

@@ -1,7 +1,7 @@
 """The small writes about pods: annotate, nominate, open a gate, evict. Each names the pod's UID as a precondition."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
+from typing import Any, Protocol
 from urllib import parse
 
 import orjson
@@ -11,8 +11,21 @@ from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import errors, identifiers, records
 
 _ANSWER_WITHIN_SECONDS = 5.0
+_MOST_NOMINATIONS = 3
 
 log = structlog.get_logger("pods")
+
+
+class Pod(Protocol):
+    """A pod that something is written about, waiting or bound."""
+
+    @property
+    def uid(self) -> identifiers.PodUid:
+        """Its UID."""
+
+    @property
+    def key(self) -> identifiers.PodKey:
+        """`<namespace>/<name>`."""
 
 
 class PodWriter:
@@ -21,51 +34,74 @@ class PodWriter:
     def __init__(self, client: kubernetes.Client) -> None:
         self._client = client
 
-    async def annotate(self, key: str, uid: identifiers.PodUid, annotation: str, value: str | None) -> bool:
+    async def annotate(self, pod: Pod, annotation: str, value: str | None) -> bool:
         """Set an annotation, or with None take it away. Returns whether that was done."""
-        return await self._patch(path(key), uid, {"metadata": {"annotations": {annotation: value}}})
+        return await self._patch(pod, "", {"metadata": {"annotations": {annotation: value}}})
 
-    async def hold(self, key: str, uid: identifiers.PodUid, hold: records.Hold | None) -> bool:
+    async def hold(self, pod: Pod, hold: records.Hold | None) -> bool:
         """Keep GPUs for a waiting pod, or with None no more. Returns whether that was done."""
-        return await self.annotate(key, uid, records.HOLD, records.encode_hold(hold) if hold else None)
+        return await self.annotate(pod, records.HOLD, records.encode_hold(hold) if hold else None)
 
-    async def nominate(self, key: str, uid: identifiers.PodUid, node: identifiers.NodeName | None) -> bool:
+    async def nominate(self, pod: Pod, node: identifiers.NodeName | None) -> bool:
         """Let kube-scheduler try that node first, or with None any. Returns whether that was done."""
-        return await self._patch(f"{path(key)}/status", uid, {"status": {"nominatedNodeName": node}})
+        return await self._patch(pod, "/status", {"status": {"nominatedNodeName": node}})
 
-    async def set_gates(self, key: str, uid: identifiers.PodUid, gates: Sequence[Any]) -> bool:
+    async def set_gates(self, pod: Pod, gates: Sequence[Any]) -> bool:
         """Leave a pod these scheduling gates; none can be added. Returns whether that was done."""
-        return await self._patch(path(key), uid, {"spec": {"schedulingGates": list(gates) or None}})
+        return await self._patch(pod, "", {"spec": {"schedulingGates": list(gates) or None}})
 
-    async def evict(self, key: str, uid: identifiers.PodUid, *, dry_run: bool = False) -> bool:
+    async def evict(self, pod: Pod, *, dry_run: bool = False) -> bool:
         """Evict a pod as disruption budgets and its grace period allow.
 
         Returns:
             Whether it goes, or with `dry_run` would go; one that is gone already counts as that.
         """
-        namespace, _, name = key.partition("/")
+        namespace, _, name = pod.key.partition("/")
         body = {
             "apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": namespace},
-            "deleteOptions": {"preconditions": {"uid": uid}},
+            "deleteOptions": {"preconditions": {"uid": pod.uid}},
         }  # fmt: skip
         query = "?dryRun=All" if dry_run else ""
         try:
-            await self._client.post(f"{path(key)}/eviction{query}", orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
+            await self._client.post(f"{path(pod.key)}/eviction{query}", orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
         except (errors.NotFound, errors.Conflict):
             return True  # It is gone, or another of its name is there.
         except errors.KubernetesError as refused:
-            log.info("not evicted", pod=key, cause=str(refused))
+            log.info("not evicted", pod=pod.key, cause=str(refused))
             return False
         return True
 
-    async def _patch(self, where: str, uid: identifiers.PodUid, change: dict[str, Any]) -> bool:
-        body = {**change, "metadata": {**change.get("metadata", {}), "uid": uid}}
+    async def _patch(self, pod: Pod, part: str, change: dict[str, Any]) -> bool:
+        body = {**change, "metadata": {**change.get("metadata", {}), "uid": pod.uid}}
         try:
-            await self._client.patch(where, orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
+            await self._client.patch(path(pod.key) + part, orjson.dumps(body), _ANSWER_WITHIN_SECONDS)
         except errors.KubernetesError as refused:
-            log.warning("pod not written", path=where, cause=str(refused))
+            log.warning("pod not written", pod=pod.key, cause=str(refused))
             return False
         return True
+
+
+class Nominator:
+    """Nominates nodes, a few times for a pod: one for which nothing comes of it goes the ordinary way."""
+
+    def __init__(self, writer: PodWriter) -> None:
+        self._writer = writer
+        self._counts: dict[identifiers.PodUid, int] = {}
+
+    async def nominate(self, pod: Pod, node: identifiers.NodeName) -> bool:
+        """Let kube-scheduler try that node first. Returns whether it may still be tried for this pod."""
+        count = self._counts.get(pod.uid, 0)
+        if count >= _MOST_NOMINATIONS:
+            return False
+        self._counts[pod.uid] = count + 1
+        if await self._writer.nominate(pod, node):
+            log.info("nominated", pod=pod.key, node=node)
+        return True
+
+    def keep(self, waiting: Container[identifiers.PodUid]) -> None:
+        """Forget the pods that do not wait any more."""
+        for uid in [uid for uid in self._counts if uid not in waiting]:
+            del self._counts[uid]
 
 
 def path(key: str) -> str:

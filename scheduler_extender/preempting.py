@@ -14,7 +14,18 @@ from collections.abc import Callable
 import structlog
 
 from gpu_sharing.core import error_codes, identifiers, placement, preemption, records, requests
-from scheduler_extender import facts, metrics, mirror, placing, pod_writer, requeue, settings, telling, victims
+from scheduler_extender import (
+    facts,
+    leadership,
+    metrics,
+    mirror,
+    placing,
+    pod_writer,
+    requeue,
+    settings,
+    telling,
+    victims,
+)
 from scheduler_extender.fleet import ledger
 
 _EVERY_SECONDS = 0.5
@@ -25,7 +36,6 @@ _HOLD_SECONDS = 600
 _SPARED_SECONDS = 30.0
 """How long a pod that a disruption budget protects is not tried again."""
 _BACKOFF_SECONDS = 10.0
-_MOST_NOMINATIONS = 3
 _MOST_HELPING_NODES = 100
 _NODES_AT_A_TIME = 16
 
@@ -40,7 +50,6 @@ class Preemptor:
         writer: pod_writer.PodWriter,
         cluster: mirror.Mirror,
         placer: placing.Placer,
-        choices: victims.Victims,
         refusals: requeue.Refusals,
         teller: telling.Teller,
         options: settings.Settings,
@@ -51,7 +60,7 @@ class Preemptor:
         self._mirror = cluster
         self._books = cluster.ledger
         self._placer = placer
-        self._choices = choices
+        self._victims = victims.Victims(cluster.ledger, placer)
         self._refusals = refusals
         self._teller = teller
         self._options = options
@@ -59,17 +68,11 @@ class Preemptor:
         self._clock = clock
         self._spared_until: dict[identifiers.PodUid, float] = {}
         self._rests_until: dict[identifiers.PodUid, float] = {}
-        self._nominations: dict[identifiers.PodUid, int] = {}
+        self._nominator = pod_writer.Nominator(writer)
 
     async def run(self, leads: Callable[[], bool]) -> None:
         """Make room for ever; ends only by cancellation."""
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            if leads() and self._options.preempts:
-                try:
-                    await self.step()
-                except Exception:
-                    log.exception("defect", error_code=error_codes.INTERNAL)
+        await leadership.while_leading(leads, _EVERY_SECONDS, self.step)
 
     async def step(self) -> None:
         """Go on with what was begun, then begin at most one more."""
@@ -79,8 +82,7 @@ class Preemptor:
                 del times[uid]
         for pod in [pod for pod in self._mirror.waiting.values() if pod.hold and not pod.gang]:
             await self._go_on(pod)
-        for uid in [uid for uid in self._nominations if uid not in self._mirror.waiting]:
-            del self._nominations[uid]
+        self._nominator.keep(self._mirror.waiting)
         for pod, offered in self._refusals.refused_for(_REFUSED_FOR_SECONDS):
             if self._may_preempt(pod) and await self._begin(pod, offered):
                 return
@@ -107,9 +109,9 @@ class Preemptor:
         held = [one for victim in chosen if (one := self._books.pod(victim.uid)) is not None]
         if not await self._all_may_go(held):
             return False  # Whom a budget protects is spared next time.
-        gpus = self._choices.gpus_for(pod, name, chosen)
+        gpus = self._victims.gpus_for(pod, name, chosen)
         hold = records.Hold(name, gpus, int(time.time()) + _HOLD_SECONDS)
-        if not gpus or not await self._writer.hold(pod.key, pod.uid, hold):
+        if not gpus or not await self._writer.hold(pod, hold):
             return False
         self._metrics.preemptions.inc()
         self._teller.preempting(pod, name, held)
@@ -127,7 +129,7 @@ class Preemptor:
         for number, name in enumerate(map(identifiers.NodeName, sorted(offered))):
             if number % _NODES_AT_A_TIME == 0:
                 await asyncio.sleep(0)  # kube-scheduler's calls come first.
-            chosen = None if name in over_quota else self._choices.choose(pod, name, self._spared_until)
+            chosen = None if name in over_quota else self._victims.choose(pod, name, self._spared_until)
             if chosen is None:
                 continue
             cost = preemption.cost(chosen)
@@ -142,31 +144,23 @@ class Preemptor:
         hold = pod.hold
         assert hold is not None
         if pod.nominated_node or not isinstance(pod.request, requests.PodRequest):
-            await self._writer.hold(pod.key, pod.uid, None)
+            await self._writer.hold(pod, None)
             return
         if isinstance(self._placer.place_on(pod, hold.node, nominations=False), placement.Placement):
-            await self._nominate(pod, hold.node)
+            if not await self._nominator.nominate(pod, hold.node):
+                await self._writer.hold(pod, None)  # That wakes it too.
             return
-        chosen = self._choices.choose(pod, hold.node, self._spared_until)
+        chosen = self._victims.choose(pod, hold.node, self._spared_until)
         if chosen is None or time.time() > hold.until:
             log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
-            await self._writer.hold(pod.key, pod.uid, None)
+            await self._writer.hold(pod, None)
             return
         # Whoever wrote the hold may have been stopped before the evictions.
         for victim in chosen:
             held = self._books.pod(victim.uid)
             if held is not None:
                 await self._evict(held, pod)
-
-    async def _nominate(self, pod: facts.Waiting, node: identifiers.NodeName) -> None:
-        count = self._nominations.get(pod.uid, 0)
-        if count >= _MOST_NOMINATIONS:
-            await self._writer.hold(pod.key, pod.uid, None)  # That wakes it too, and it goes the ordinary way.
-            return
-        self._nominations[pod.uid] = count + 1
-        if await self._writer.nominate(pod.key, pod.uid, node):
-            log.info("nominated", pod=pod.key, node=node)
 
     async def _all_may_go(self, held: list[ledger.PodFacts]) -> bool:
         """Ask the API server whether it would let every one of them be evicted."""
@@ -180,7 +174,7 @@ class Preemptor:
 
     async def _ask(self, held: ledger.PodFacts, *, dry_run: bool) -> bool:
         """Evict, or ask whether that would be let through; whoever may not go is spared for a while."""
-        goes = await self._writer.evict(held.key, held.uid, dry_run=dry_run)
+        goes = await self._writer.evict(held, dry_run=dry_run)
         if not goes:
             self._spared_until[held.uid] = self._clock() + _SPARED_SECONDS
         return goes

@@ -6,7 +6,6 @@ refused pod that now fits, and was not asked about since, gets one annotation pa
 that fit only one after another are woken one after another.
 """
 
-import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterable
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
-from gpu_sharing.core import error_codes, identifiers, placement, quotas, requests
-from scheduler_extender import facts, metrics, mirror, placing, pod_writer, settings
+from gpu_sharing.core import identifiers, placement, quotas, requests
+from scheduler_extender import facts, leadership, metrics, mirror, placing, pod_writer, settings
 
 RETRY = "hami.io/retry"
 _EVERY_SECONDS = 0.2
@@ -115,17 +114,15 @@ class Refusals:
 
     async def run(self, writer: pod_writer.PodWriter, leads: Callable[[], bool]) -> None:
         """Wake pods for ever; ends only by cancellation."""
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            if leads():
-                try:
-                    for pod in self.due():
-                        await self._wake(writer, pod)
-                except Exception:
-                    log.exception("defect", error_code=error_codes.INTERNAL)
+
+        async def wake_all() -> None:
+            for pod in self.due():
+                await self._wake(writer, pod)
+
+        await leadership.while_leading(leads, _EVERY_SECONDS, wake_all)
 
     async def _wake(self, writer: pod_writer.PodWriter, pod: facts.Waiting) -> None:
-        if await writer.annotate(pod.key, pod.uid, RETRY, str(int(time.time() * 1000))):
+        if await writer.annotate(pod, RETRY, str(int(time.time() * 1000))):
             self._metrics.retries.inc()
             log.info("woken", pod=pod.key)
 

@@ -1,7 +1,6 @@
 """Pods that start together or not at all.
 
-A gang is named by the pods themselves, which also say how many of them make it whole. They are of one
-namespace.
+A gang is named by the pods themselves, which also say how many of them make it whole. They are of one namespace.
 
 Source: the label of kubernetes-sigs/scheduler-plugins' coscheduling; the two annotations are our own.
 """

@@ -116,18 +116,16 @@ class Rolls:
         return list(self._done)
 
     def excuse(
-        self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None, now: float
+        self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang, now: float
     ) -> rejections.Rejection | None:
         """Why a member must not start now, or None if every member that does not run yet has a place kept for it.
 
         Args:
             uid: The member.
             namespace: Its namespace.
-            gang: Its gang; None for a pod that is no member.
+            gang: Its gang.
             now: Unix seconds.
         """
-        if gang is None:
-            return None
         roll = self.roll((namespace, gang.name))
         trouble = roll.trouble(gang.name)
         if trouble:

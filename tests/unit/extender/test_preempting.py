@@ -11,7 +11,7 @@ import pytest
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender import metrics, pod_writer, preempting, settings, victims
+from scheduler_extender import metrics, pod_writer, preempting, settings
 from tests.unit.extender import scenes
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
@@ -30,9 +30,8 @@ class Scene(scenes.Scene):
         """A new leader: nothing is remembered but what the API server knows."""
         client: Any = self.api
         world = self.world
-        choices = victims.Victims(world.mirror.ledger, world.placer)
         self.preemptor = preempting.Preemptor(
-            pod_writer.PodWriter(client), world.mirror, world.placer, choices, world.refusals, world.teller,
+            pod_writer.PodWriter(client), world.mirror, world.placer, world.refusals, world.teller,
             settings.Settings(), metrics.Metrics(), world.clock,
         )  # fmt: skip
 

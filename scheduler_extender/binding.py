@@ -74,6 +74,8 @@ class _Order:
     placed: placement.Placement
     decision: identifiers.DecisionId
     score: float
+    unix_seconds: int
+    """When it was chosen."""
 
 
 class Binder:
@@ -197,12 +199,12 @@ class Binder:
                 raise BindRefused(answer.code, str(answer))
             raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
         score = self._choices.score(pod, state, answer)
-        return _Order(pod, node, answer, self._choices.new_decision_id(pod.uid), score)
+        return _Order(pod, node, answer, self._choices.new_decision_id(pod.uid), score, int(time.time()))
 
     def _binding(self, order: _Order) -> bytes:
         pod = order.pod
         namespace, _, name = pod.key.partition("/")
-        annotations = records.pod_annotations(order.placed.shares, order.node, int(time.time()), order.decision)
+        annotations = records.pod_annotations(order.placed.shares, order.node, order.unix_seconds, order.decision)
         if pod.hold:
             annotations[records.HOLD] = ""  # It has what was kept for it; a Binding takes no annotation away.
         unsafe = records.unsafe_metadata(annotations, pod.annotation_bytes)
@@ -226,7 +228,8 @@ class Binder:
         assert isinstance(pod.request, requests.PodRequest)
         bookings = reservations.booked(pod.request.kinds, shares)
         amounts = quotas.amounts(pod.request.kinds, shares)
-        plain = ledger.Plain(pod.priority, gang=pod.gang, bound_at=int(time.time()))
+        # Just what the watch will say, so that its word of this bind is no news.
+        plain = pod.plain._replace(bound_at=order.unix_seconds)
         self._books.assume(
             ledger.PodFacts(pod.uid, pod.key, order.node, bookings, shares, amounts, starting=True, plain=plain)
         )

@@ -18,22 +18,36 @@ class Waiting:
     key: identifiers.PodKey
     resource_version: str
     request: requests.PodRequest | requests.InvalidRequest
-    priority: int
+    plain: ledger.Plain
+    """What stays the same once it is bound."""
     scheduler_name: str
     annotation_bytes: int
     nominated_node: identifiers.NodeName | None
     has_soft_preferences: bool
     stopped_by: str
     """The message of a `PodScheduled=False` condition, empty while there is none."""
-    is_deleting: bool
     preempts: bool = True
     """Whether others may be evicted for it."""
     hold: records.Hold | None = None
     """The GPUs that are kept for it while others leave them, or until its whole gang is bound."""
-    gang: gangs.Gang | None = None
     gates: tuple[dict[str, Any], ...] = ()
     """Its scheduling gates."""
     wishes: constraints.Wishes = constraints.NONE
+
+    @property
+    def priority(self) -> int:
+        """The larger, the more urgent."""
+        return self.plain.priority
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether it is on its way out, so that nothing needs to be done for it."""
+        return self.plain.ending
+
+    @property
+    def gang(self) -> gangs.Gang | None:
+        """The gang that it says it belongs to; None too where what it says cannot be."""
+        return self.plain.gang
 
     @property
     def namespace(self) -> str:
@@ -81,9 +95,9 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
     """What an unbound pod asks for."""
     status = pod.status or objects.PodStatus()
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
-    gang = None
+    plain = _plain(pod)
     try:
-        gang = read_gang(pod)
+        read_gang(pod)
     except errors.BadQuantity as refused:
         request = requests.InvalidRequest(refused.code, refused.sentence)
     unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
@@ -92,18 +106,16 @@ def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
         key=identifiers.PodKey(pod.key),
         resource_version=pod.metadata.resource_version,
         request=request,
-        priority=pod.spec.priority or 0,
+        plain=plain,
         scheduler_name=pod.spec.scheduler_name,
         annotation_bytes=sum(len(key) + len(value.encode()) for key, value in pod.annotations.items()),
         nominated_node=identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
         has_soft_preferences=pod.has_soft_preferences,
         stopped_by=unscheduled[0].message if unscheduled else "",
-        is_deleting=pod.metadata.deletion_timestamp is not None,
         preempts=pod.spec.preemption_policy != "Never",
         hold=records.decode_hold(pod.annotations.get(records.HOLD, "")),
-        gang=gang,
         gates=tuple(pod.spec.scheduling_gates or ()),
-        wishes=constraints.wishes(pod) if gang else constraints.NONE,
+        wishes=constraints.wishes(pod) if plain.gang else constraints.NONE,
     )
 
 
@@ -161,7 +173,7 @@ def gang_of(pod: objects.Pod) -> gangs.Gang | None:
 
 
 def _plain(pod: objects.Pod) -> ledger.Plain:
-    """What a bound pod is apart from its GPUs."""
+    """What a pod is apart from its GPUs."""
     cpu = memory = 0
     for one in pod.containers:
         asked = one.requests

@@ -63,7 +63,7 @@ class NodeFacts:
 
 
 class Plain(NamedTuple):
-    """What a bound pod is apart from its GPUs, for those who consider evicting it."""
+    """What a pod is apart from its GPUs, for those who consider evicting it."""
 
     priority: int = 0
     ending: bool = False
@@ -74,7 +74,7 @@ class Plain(NamedTuple):
     """In thousandths of a byte."""
     gang: gangs.Gang | None = None
     bound_at: int = 0
-    """Unix seconds of its Binding, by its record."""
+    """Unix seconds of its Binding, by its record; 0 for a pod that waits."""
 
 
 _NOTHING_KNOWN = Plain()

@@ -244,6 +244,26 @@ TestBooks = pytest.mark.usefixtures("_no_waiting")(Books.TestCase)
 Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 
 
+def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:
+    """Nothing was freed by it, so nobody has to be looked at again."""
+    books = Books()
+    books.start()
+    books.create(limits=LIMITS[0])
+    (pod,) = books.api.pods.values()
+    pod["spec"]["priority"] = 7
+    pod["spec"]["containers"][0]["resources"]["requests"] = {"cpu": "2", "memory": "1Gi"}
+    pod["metadata"]["annotations"] = {"hami.io/gang-size": "", "hami.io/gang": ""}
+    books.api.put(pod)
+    books.watch_catches_up_a_little(count=4)
+    books.bind(pod, "node-a", "")
+    generation = books.mirror.ledger.generation
+
+    books.watch_catches_up_a_little(count=4)
+
+    assert books.mirror.ledger.generation == generation
+    books.teardown()
+
+
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("lost", ["", "answer"])
 def test_a_list_that_began_before_a_bind_does_not_undo_it(lost: str) -> None:

@@ -10,11 +10,11 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
-from gpu_sharing.adapters import events, health_endpoint, kubernetes, listeners, objects, watching
+from gpu_sharing.adapters import discovery, events, health_endpoint, kubernetes, listeners, objects, watching
 from gpu_sharing.core import errors
 from scheduler_extender import (
     binding,
@@ -38,10 +38,13 @@ from scheduler_extender import (
 
 _COMPONENT = "hami-scheduler"
 _DRAIN_SECONDS = 20
-_DRA_AGAIN_SECONDS, _DRA_RETRY_SECONDS = 600.0, 15.0
+_LOOK_AGAIN_SECONDS, _RETRY_SECONDS = 600.0, 15.0
+"""When to look anew for an API that the cluster does not have, or about which it did not answer."""
 _EVENTS_DRAIN_SECONDS = 3.0
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
+
+_Optional = TypeVar("_Optional", objects.ResourceSlice, objects.PodGroup)
 
 log = structlog.get_logger("extender")
 
@@ -147,7 +150,11 @@ class Extender:
         async with asyncio.TaskGroup() as tasks:
             for watch in self._watches.values():
                 tasks.create_task(watch.run())
-            tasks.create_task(self._follow_slices())
+            tasks.create_task(
+                self._follow_if_there("resource.k8s.io", "resourceslices", objects.ResourceSlice, self._mirror.slices)
+            )
+            for api_group, sink in self._mirror.groups.items():
+                tasks.create_task(self._follow_if_there(api_group, "podgroups", objects.PodGroup, sink))
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
@@ -164,22 +171,22 @@ class Extender:
             if self._options.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
 
-    async def _follow_slices(self) -> None:
-        """List and watch what DRA drivers offer, where the cluster has that API; nothing waits for it."""
-        path = "/apis/resource.k8s.io/v1/resourceslices"
+    async def _follow_if_there(
+        self, api_group: str, resource: str, kind: type[_Optional], sink: watching.Sink[_Optional]
+    ) -> None:
+        """List and watch what not every cluster has; nothing waits for it."""
         while True:
             try:
-                await self._client.get(f"{path}?limit=1", objects.ResourceSlice)
-                break
-            except errors.NotFound:
-                log.info("no DRA in this cluster", path=path)
-                await asyncio.sleep(_DRA_AGAIN_SECONDS)
+                path = await discovery.path_of(self._client, api_group, resource)
             except errors.KubernetesError as trouble:
-                log.warning("DRA unknown", path=path, cause=str(trouble))
-                await asyncio.sleep(_DRA_RETRY_SECONDS)
-        await watching.Reflector(
-            self._client, path, objects.ResourceSlice, self._mirror.slices, lambda item: item.metadata.resource_version
-        ).run()
+                log.warning("API unknown", group=api_group, resource=resource, cause=str(trouble))
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            if path is not None:
+                break
+            log.info("no such API in this cluster", group=api_group, resource=resource)
+            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        await watching.Reflector(self._client, path, kind, sink, _version).run()
 
     async def _list_again(self) -> None:
         await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))
@@ -233,7 +240,9 @@ class Extender:
         return counters.exposition()
 
 
-def _version(item: objects.Node | objects.Pod | objects.ResourceQuota) -> str:
+def _version(
+    item: objects.Node | objects.Pod | objects.ResourceQuota | objects.ResourceSlice | objects.PodGroup,
+) -> str:
     return item.metadata.resource_version
 
 

@@ -161,7 +161,9 @@ def read_gang(pod: objects.Pod) -> gangs.Gang | None:
     Raises:
         BadQuantity: What it says of its gang cannot be.
     """
-    return gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller)
+    group = pod.spec.scheduling_group
+    named = group.pod_group_name if group else ""
+    return gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller, named)
 
 
 def gang_of(pod: objects.Pod) -> gangs.Gang | None:

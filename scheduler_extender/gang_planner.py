@@ -3,8 +3,9 @@
 The leader plans a gang once all of its members are there: each member beside those placed before it. What it finds it
 writes on every member (`hami.io/vgpu-hold`), which keeps the room from others. Only when all members have that does it
 nominate their nodes and open their scheduling gates; until then filter refuses them, gated or not. Members that are not
-bound when the hold ends lose it, and those of that attempt that are bound are evicted. All it has to remember stands on
-the pods, so a successor goes on where it stopped; as one process plans, two gangs never hold half of what both need.
+bound when the hold ends lose it, and those of that attempt that are bound are evicted. Where a pod group says how many
+members there must be at least, so many are "all", and more are placed as there is room. All it has to remember stands
+on the pods, so a successor goes on where it stopped; as one process plans, two gangs never hold half of what both need.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ class GangPlanner:
         self._metrics = counters
         self._clock = clock
         self._now = now
-        self._in_vain: dict[rolls.Key, tuple[int, frozenset[identifiers.PodUid]]] = {}
+        self._in_vain: dict[rolls.Key, tuple[int, int, frozenset[identifiers.PodUid]]] = {}
         self._written: dict[rolls.Key, tuple[frozenset[identifiers.PodUid], float]] = {}
         self._avoided_until: dict[tuple[rolls.Key, identifiers.NodeName], float] = {}
         self._nominator = pod_writer.Nominator(writer)
@@ -94,30 +95,34 @@ class GangPlanner:
             return
         held = [member for member in members if member.hold]
         missing = [member for member in members if not member.hold]
-        gang = members[0].gang
-        assert gang is not None
-        if roll.trouble(gang.name) or roll.present < gang.size:
+        if roll.trouble(key[1]) or roll.present < roll.size:
             await self._release(held)
             self._tell(key, members)
-        elif held and min(member.hold.until for member in held if member.hold) <= self._now():
+            return
+        if held and min(member.hold.until for member in held if member.hold) <= self._now():
             await self._tear(key, roll, held)
-        elif not missing:
-            await asyncio.gather(*(self._admit(member) for member in members))
-        elif not self._is_on_its_way(key, missing):
-            await self._reserve(key, gang, held, missing)
+            return
+        if roll.placed + len(held) >= roll.size:
+            await asyncio.gather(*(self._admit(member) for member in held))
+        if missing and not self._is_on_its_way(key, missing):
+            await self._reserve(key, roll, held, missing)
 
     async def _reserve(
-        self, key: rolls.Key, gang: gangs.Gang, held: Sequence[facts.Waiting], missing: Sequence[facts.Waiting]
+        self, key: rolls.Key, roll: rolls.Roll, held: Sequence[facts.Waiting], missing: Sequence[facts.Waiting]
     ) -> None:
-        """Find a place for every member that has none, and keep it."""
-        question = (self._books.generation, frozenset(member.uid for member in missing))
+        """Find a place for the members that have none, enough of them to make the gang whole, and keep it."""
+        question = (self._books.generation, roll.size, frozenset(member.uid for member in missing))
         if self._in_vain.get(key) == question:
             return
-        plan = await self._plan(key, missing)
-        if plan is None:
+        wanted = roll.size - roll.placed - len(held)
+        plan = await self._plan(key, missing, dispensable=len(missing) - max(wanted, 0))
+        if not plan:
             self._in_vain[key] = question
-            await self._release(held)
-            self._tell(key, [*held, *missing])
+            if wanted > 0:
+                await self._release(held)
+                self._tell(key, [*held, *missing])
+            else:
+                self._tell(key, missing)
             return
         for claim in plan.values():
             self._books.nominate(claim)  # Until the holds come back by the watch, the next gang must see them too.
@@ -126,11 +131,15 @@ class GangPlanner:
         self._written[key] = (frozenset(plan), self._clock() + _SEEN_WITHIN_SECONDS)
         self._told.pop(key, None)
         log.info(
-            "gang planned", gang="/".join(key), size=gang.size, nodes=sorted({claim.node for claim in plan.values()})
+            "gang planned", gang="/".join(key), size=roll.size, nodes=sorted({claim.node for claim in plan.values()})
         )
         self._metrics.gangs_planned.inc()
         await asyncio.gather(
-            *(self._writer.hold(member, records.Hold(plan[member.uid].node, frozenset(), until)) for member in missing)
+            *(
+                self._writer.hold(member, records.Hold(plan[member.uid].node, frozenset(), until))
+                for member in missing
+                if member.uid in plan
+            )
         )
 
     def _is_on_its_way(self, key: rolls.Key, missing: Sequence[facts.Waiting]) -> bool:
@@ -155,12 +164,18 @@ class GangPlanner:
         )
 
     async def _tear(self, key: rolls.Key, roll: rolls.Roll, held: Sequence[facts.Waiting]) -> None:
-        """Not all members were bound in time: give everything back, and keep off the nodes that failed for a while."""
+        """Members were not bound in time: give everything back, and keep off the nodes that failed for a while.
+
+        Those that are bound stay if they are enough.
+        """
         until = min(member.hold.until for member in held if member.hold)
         begun_at = until - self._options.gang_deadline_seconds
         for member in held:
             if member.hold:
                 self._avoided_until[key, member.hold.node] = self._clock() + self._options.gang_deadline_seconds
+        if roll.placed >= roll.size:
+            await self._release(held)
+            return
         bound = [one for uid in sorted(roll.bound) if (one := self._books.pod(uid)) and one.plain.bound_at >= begun_at]
         evicts = self._options.gang_evicts
         log.error(
@@ -183,9 +198,15 @@ class GangPlanner:
                 self._teller.refused(member, (), identifiers.DecisionId(""))
 
     async def _plan(
-        self, key: rolls.Key, members: Sequence[facts.Waiting]
-    ) -> dict[identifiers.PodUid, ledger.Claim] | None:
-        """A place for every member, the largest first; None if some member has none, or the quota is too small."""
+        self, key: rolls.Key, members: Sequence[facts.Waiting], dispensable: int
+    ) -> dict[identifiers.PodUid, ledger.Claim]:
+        """A place for the members, the largest first.
+
+        Args:
+            key: Their gang.
+            members: Those that need one.
+            dispensable: How many may go without, for want of room or quota; if more do, nobody has a place.
+        """
         draft = _Draft()
         plan: dict[identifiers.PodUid, ledger.Claim] = {}
         asked = quotas.NOTHING
@@ -193,17 +214,20 @@ class GangPlanner:
             if number % _MEMBERS_AT_A_TIME == _MEMBERS_AT_A_TIME - 1:
                 await asyncio.sleep(0)  # kube-scheduler's calls come first.
             request = member.request
-            if not isinstance(request, requests.PodRequest):
-                return None
+            assert isinstance(request, requests.PodRequest)  # Whose request is invalid has no gang.
             found = self._place(key, member, request, draft)
-            if found is None:
-                return None
+            more = asked.plus(quotas.amounts(request.kinds, found[2].shares)) if found else asked
+            if found is None or self._books.budgets.excess(key[0], more):
+                dispensable -= 1
+                if dispensable < 0:
+                    return {}
+                continue
             name, state, placed = found
-            asked = asked.plus(quotas.amounts(request.kinds, placed.shares))
+            asked = more
             draft.states[name] = state.plus(reservations.booked(request.kinds, placed.shares))
             expires_at = self._clock() + _SEEN_WITHIN_SECONDS
             plan[member.uid] = self._placer.claim(member, name, placed, expires_at)
-        return None if self._books.budgets.excess(key[0], asked) else plan
+        return plan
 
     def _place(
         self,

@@ -11,7 +11,7 @@ from typing import Protocol
 import structlog
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, identifiers, quotas, requests
+from gpu_sharing.core import error_codes, gangs, identifiers, quotas, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, settings
 from scheduler_extender.fleet import ledger
@@ -61,6 +61,7 @@ class Mirror:
         self.pods = PodSink(self)
         self.quotas = QuotaSink(self)
         self.slices = SliceSink(self)
+        self.groups = {api_group: GroupSink(self, api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
 
     def waiting_by_key(self, key: str) -> facts.Waiting | None:
         """A waiting pod by `<namespace>/<name>`."""
@@ -308,3 +309,35 @@ class SliceSink:
 
     def _tell(self) -> None:
         self._mirror.ledger.set_dra_nodes(frozenset(self._nodes.values()))
+
+
+class GroupSink:
+    """What a reflector of pod groups of one API feeds."""
+
+    def __init__(self, mirror: Mirror, api_group: str) -> None:
+        self._mirror = mirror
+        self._api_group = api_group
+
+    def replaced(self, items: list[objects.PodGroup], listed_at: float) -> None:
+        """All pod groups."""
+        listed = {(item.metadata.namespace, item.metadata.name) for item in items}
+        for namespace, name in self._mirror.ledger.rolls.groups(self._api_group):
+            if (namespace, name) not in listed:
+                self._set(namespace, name, None)
+        for item in items:
+            self.changed(item)
+
+    def changed(self, item: objects.PodGroup) -> None:
+        """One pod group."""
+        self._set(item.metadata.namespace, item.metadata.name, item.least_members)
+
+    def deleted(self, item: objects.PodGroup) -> None:
+        """A pod group is gone."""
+        self._set(item.metadata.namespace, item.metadata.name, None)
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """Something that is no pod group."""
+        self._mirror.undecodable("PodGroup", error_codes.BAD_GANG, error)
+
+    def _set(self, namespace: str, name: str, size: int | None) -> None:
+        self._mirror.ledger.rolls.set_group(self._api_group, namespace, name, size)

@@ -15,7 +15,7 @@ import msgspec
 import orjson
 import structlog
 
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, gangs
 from scheduler_extender import admission, mirror, server, settings
 from scheduler_extender.fleet import extent
 
@@ -81,7 +81,14 @@ class Webhook:
             if why:
                 return admission.Verdict(f"{error_codes.BAD_GANG}: {why}")
         more = extent.beyond(self._books.settle(), verdict.request)
-        return dataclasses.replace(verdict, warnings=(*verdict.warnings, *more))
+        return dataclasses.replace(verdict, warnings=(*verdict.warnings, *more, *self._sizeless(asked, verdict)))
+
+    def _sizeless(self, asked: _Asked, verdict: admission.Verdict) -> tuple[str, ...]:
+        """A warning where nothing says yet how many members the pod's gang has."""
+        gang = verdict.gang
+        if gang is None or self._books.rolls.roll((asked.namespace, gang.name)).size_for(gang):
+            return ()
+        return (f"the pod waits until there is a PodGroup {gang.name}, or write the annotation {gangs.SIZE}",)
 
     def _tell(self, asked: _Asked, verdict: admission.Verdict) -> None:
         metadata = (asked.object or {}).get("metadata") or {}

@@ -139,6 +139,12 @@ class SpreadConstraint(msgspec.Struct, gc=False, rename="camel"):
     when_unsatisfiable: str = ""
 
 
+class SchedulingGroup(msgspec.Struct, gc=False, rename="camel"):
+    """`spec.schedulingGroup`, where the API server has the alpha feature GenericWorkload."""
+
+    pod_group_name: str = ""
+
+
 class PodSpec(msgspec.Struct, gc=False, rename="camel"):
     """`spec` of a pod."""
 
@@ -153,6 +159,7 @@ class PodSpec(msgspec.Struct, gc=False, rename="camel"):
     scheduling_gates: list[dict[str, Any]] | None = None
     node_selector: dict[str, str] | None = None
     tolerations: list[Toleration] | None = None
+    scheduling_group: SchedulingGroup | None = None
 
 
 class Condition(msgspec.Struct, gc=False, rename="camel"):
@@ -280,6 +287,70 @@ class ResourceSlice(msgspec.Struct, gc=False):
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: ResourceSliceSpec = msgspec.field(default_factory=ResourceSliceSpec)
+
+
+class GangPolicy(msgspec.Struct, gc=False, rename="camel"):
+    """All or nothing, in a PodGroup of `scheduling.k8s.io`."""
+
+    min_count: int = 1
+
+
+class SchedulingPolicy(msgspec.Struct, gc=False):
+    """`spec.schedulingPolicy` of a PodGroup: a gang, or `basic`, which wants nothing of a group."""
+
+    gang: GangPolicy | None = None
+
+
+class PodGroupSpec(msgspec.Struct, gc=False, rename="camel"):
+    """`spec` of a PodGroup, as `scheduling.k8s.io` or coscheduling's `scheduling.x-k8s.io` writes it."""
+
+    scheduling_policy: SchedulingPolicy | None = None
+    min_member: int | None = None
+
+
+class PodGroup(msgspec.Struct, gc=False):
+    """A PodGroup of either API."""
+
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: PodGroupSpec = msgspec.field(default_factory=PodGroupSpec)
+
+    @property
+    def least_members(self) -> int:
+        """How many of its pods must start together, at least 1."""
+        gang = self.spec.scheduling_policy.gang if self.spec.scheduling_policy else None
+        return max(gang.min_count if gang else self.spec.min_member or 1, 1)
+
+
+class APIVersion(msgspec.Struct, gc=False, rename="camel"):
+    """One version of an API group."""
+
+    group_version: str = ""
+
+
+class APIGroup(msgspec.Struct, gc=False):
+    """One API group of an API server."""
+
+    name: str = ""
+    versions: list[APIVersion] | None = None
+    """The preferred one first."""
+
+
+class APIGroupList(msgspec.Struct, gc=False):
+    """The API groups of an API server."""
+
+    groups: list[APIGroup] | None = None
+
+
+class APIResource(msgspec.Struct, gc=False):
+    """One kind of object of an API group."""
+
+    name: str = ""
+
+
+class APIResourceList(msgspec.Struct, gc=False):
+    """The kinds of objects of one version of an API group."""
+
+    resources: list[APIResource] | None = None
 
 
 class LeaseSpec(msgspec.Struct, gc=False, rename="camel"):

@@ -80,7 +80,8 @@ RECORD_GUARDED = _register(
 BAD_GANG = _register(
     "SCHED_BAD_GANG",
     "What the pod says of its gang cannot be: no name, no size, two names, a size that others contradict, or too many.",
-    "Write hami.io/gang and hami.io/gang-size on every member, the same on all, and the size as many as there are.",
+    "Write hami.io/gang and hami.io/gang-size on every member, the same on all, and the size as many as there are; or "
+    "name a PodGroup, which says how many there must be.",
 )
 
 # A node cannot take the pod.

@@ -1,8 +1,10 @@
 """Pods that start together or not at all.
 
-A gang is named by the pods themselves, which also say how many of them make it whole. They are of one namespace.
+A gang is named by the pods themselves. They also say how many of them make it whole, or their pod group does, an object
+that says how many there must be at least. They are of one namespace.
 
-Source: the label of kubernetes-sigs/scheduler-plugins' coscheduling; the two annotations are our own.
+Source: `spec.schedulingGroup` of k8s.io/api core/v1 and the PodGroup of scheduling/v1alpha2, Kubernetes 1.36; the label
+and the PodGroup of kubernetes-sigs/scheduler-plugins' coscheduling; the two annotations are our own.
 """
 
 from collections.abc import Mapping
@@ -16,6 +18,8 @@ LABEL = "scheduling.x-k8s.io/pod-group"
 GATE = "hami.io/gang"
 """The scheduling gate that keeps kube-scheduler from members until all of them have a place."""
 MOST_MEMBERS = 1_000
+KUBERNETES, COSCHEDULING = "scheduling.k8s.io", "scheduling.x-k8s.io"
+"""The two API groups that have a PodGroup."""
 
 
 class Gang(NamedTuple):
@@ -23,29 +27,47 @@ class Gang(NamedTuple):
 
     name: str
     size: int
-    """How many pods that ask for GPUs it has, at least 1."""
+    """How many pods that ask for GPUs it has, at least 1; 0 where its pod group says how many it has at least."""
     owner: str = ""
     """UID of the pod's controller, such as its Job; another run has another."""
+    group: str = ""
+    """API group of the pod group that says its size, where it has none itself."""
 
 
-def read(annotations: Mapping[str, str], labels: Mapping[str, str], owner: str = "") -> Gang | None:
+def read(
+    annotations: Mapping[str, str], labels: Mapping[str, str], owner: str = "", pod_group: str = ""
+) -> Gang | None:
     """The gang of a pod, or None.
 
+    Args:
+        annotations: The pod's.
+        labels: The pod's.
+        owner: UID of its controller.
+        pod_group: `spec.schedulingGroup.podGroupName`.
+
     Raises:
-        BadQuantity: It names a gang and no size, a size and no gang, or two gangs, or the size is no such number.
+        BadQuantity: It names a gang and nothing that says its size, a size and no gang, or two gangs, or the size is no
+            such number.
     """
-    if NAME not in annotations and SIZE not in annotations and LABEL not in labels:
+    if not pod_group and NAME not in annotations and SIZE not in annotations and LABEL not in labels:
         return None
-    named, grouped, size = annotations.get(NAME, "").strip(), labels.get(LABEL, ""), annotations.get(SIZE, "").strip()
-    if named and grouped and named != grouped:
-        raise errors.BadQuantity(
-            error_codes.BAD_GANG, f"{NAME} says {named[:60]!r} and the label {LABEL} says {grouped[:60]!r}; remove one"
-        )
-    name = named or grouped
+    names = {
+        f"the annotation {NAME}": annotations.get(NAME, "").strip(),
+        f"the label {LABEL}": labels.get(LABEL, ""),
+        "spec.schedulingGroup": pod_group,
+    }
+    said = {where: name for where, name in names.items() if name}
+    name, size = next(iter(said.values()), ""), annotations.get(SIZE, "").strip()
+    if any(other != name for other in said.values()):
+        contradiction = " and ".join(f"{where} says {other[:60]!r}" for where, other in said.items())
+        raise errors.BadQuantity(error_codes.BAD_GANG, f"{contradiction}; leave one")
     if not name and not size:
         return None
     if not name:
         raise errors.BadQuantity(error_codes.BAD_GANG, f"{SIZE} is set without a gang; write {NAME}: its name")
+    group = KUBERNETES if pod_group else COSCHEDULING if labels.get(LABEL) else ""
+    if not size and group:
+        return Gang(name[:253], 0, owner, group)
     if not size:
         raise errors.BadQuantity(
             error_codes.BAD_GANG, f"the gang {name[:60]!r} has no size; write {SIZE}: the number of its pods"

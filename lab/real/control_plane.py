@@ -21,11 +21,13 @@ import orjson
 from lab.real import build, client, components, kube_scheduler
 
 _PARALLEL = 8
+_POD_GROUPS = "GenericWorkload=true,GangScheduling=true"
 
 EXTENDER_RULES = (
     {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]},
     {"apiGroups": [""], "resources": ["resourcequotas"], "verbs": ["list", "watch"]},
     {"apiGroups": ["resource.k8s.io"], "resources": ["resourceslices"], "verbs": ["list", "watch"]},
+    {"apiGroups": ["scheduling.k8s.io", "scheduling.x-k8s.io"], "resources": ["podgroups"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["pods/binding"], "verbs": ["create"]},
     {"apiGroups": [""], "resources": ["pods", "pods/status"], "verbs": ["patch"]},
     {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
@@ -69,8 +71,9 @@ class ControlPlane:
         api: A client with all rights.
     """
 
-    def __init__(self, parts: components.Components) -> None:
+    def __init__(self, parts: components.Components, *, pod_groups: bool = False) -> None:
         self.parts = parts
+        self._pod_groups = pod_groups
         self._tokens = {role: secrets.token_hex(16) for role in ("admin", "scheduler", "extender", "plugin", "node")}
         self._etcd_port, self._peer_port, self._api_port = (components.free_port() for _ in range(3))
         self.server = f"https://127.0.0.1:{self._api_port}"
@@ -98,6 +101,8 @@ class ControlPlane:
             "--disable-admission-plugins", "ServiceAccount", "--service-cluster-ip-range", "10.0.0.0/16",
             "--allow-privileged", "--kubelet-preferred-address-types", "Hostname",
             "--max-requests-inflight", "3000", "--max-mutating-requests-inflight", "1000",
+            *(("--feature-gates", _POD_GROUPS, "--runtime-config", "scheduling.k8s.io/v1alpha2=true")
+              if self._pod_groups else ()),
         )  # fmt: skip
         self.parts.wait("kube-apiserver", lambda: self.api("GET", "/readyz") == "ok")
         self._grant("hami-scheduler-extender", EXTENDER_RULES)
@@ -125,7 +130,10 @@ class ControlPlane:
         self, extender_url: str | None, without: Sequence[str] = ()
     ) -> contextlib.AbstractContextManager[kube_scheduler.KubeScheduler]:
         """A kube-scheduler of this control plane; `kube_scheduler.running` says more."""
-        return kube_scheduler.running(self.parts, self.kubeconfig("scheduler"), extender_url, without=without)
+        gates = _POD_GROUPS if self._pod_groups else ""
+        return kube_scheduler.running(
+            self.parts, self.kubeconfig("scheduler"), extender_url, without=without, feature_gates=gates
+        )
 
     def stop(self) -> None:
         """Stop everything."""
@@ -157,8 +165,12 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path | None = None) -> Iterator[ControlPlane]:
+def running(folder: pathlib.Path | None = None, *, pod_groups: bool = False) -> Iterator[ControlPlane]:
     """Etcd and kube-apiserver for as long as the context lasts; start the scheduler when its extender is there.
+
+    Args:
+        folder: Where everything lies; one of its own that goes with it if None.
+        pod_groups: Whether API server and scheduler have the alpha PodGroup of `scheduling.k8s.io`.
 
     Raises:
         BuildFailed: The programs cannot be built here.
@@ -167,7 +179,7 @@ def running(folder: pathlib.Path | None = None) -> Iterator[ControlPlane]:
     programs = build.binaries()
     with contextlib.ExitStack() as stack:
         folder = folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-sharing-real-")))
-        plane = ControlPlane(components.Components(folder, programs))
+        plane = ControlPlane(components.Components(folder, programs), pod_groups=pod_groups)
         stack.callback(plane.stop)
         plane.start()
         yield plane

@@ -30,7 +30,12 @@ class KubeScheduler:
         return {result: count for result, count in found.items() if count}
 
     def start(
-        self, kubeconfig: pathlib.Path, extender_url: str | None, content_type: str, without: Sequence[str] = ()
+        self,
+        kubeconfig: pathlib.Path,
+        extender_url: str | None,
+        content_type: str,
+        without: Sequence[str] = (),
+        feature_gates: str = "",
     ) -> None:
         """Start it; see `running`."""
         config = yaml.safe_load(CONFIG.read_text())
@@ -47,7 +52,7 @@ class KubeScheduler:
         self._parts.start(
             "kube-scheduler", "--config", path, "--secure-port", str(self._port), "--bind-address", "127.0.0.1",
             "--cert-dir", self._parts.folder / "certs-scheduler", "--authorization-always-allow-paths",
-            "/healthz,/readyz,/metrics",
+            "/healthz,/readyz,/metrics", "--feature-gates", feature_gates,
         )  # fmt: skip
         self._parts.wait("kube-scheduler", lambda: self._api("GET", "/readyz") == "ok")
 
@@ -64,6 +69,7 @@ def running(
     extender_url: str | None,
     content_type: str = "application/vnd.kubernetes.protobuf",
     without: Sequence[str] = (),
+    feature_gates: str = "",
 ) -> Iterator[KubeScheduler]:
     """A kube-scheduler for as long as the context lasts.
 
@@ -73,13 +79,14 @@ def running(
         extender_url: Where the extender is; None runs it without any.
         content_type: What it speaks; the default is its own.
         without: Verbs of the extender, as its configuration names them, that it must not use.
+        feature_gates: Alpha features, as its flag takes them.
 
     Raises:
         NotReady: It does not come up.
     """
     scheduler = KubeScheduler(parts)
     try:
-        scheduler.start(kubeconfig, extender_url, content_type, without)
+        scheduler.start(kubeconfig, extender_url, content_type, without, feature_gates)
         yield scheduler
     finally:
         scheduler.stop()

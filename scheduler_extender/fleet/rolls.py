@@ -19,6 +19,8 @@ class Roll:
     """Those that have succeeded and are still there to be seen."""
     reserved_until: dict[identifiers.PodUid, int] = field(default_factory=dict)
     """Unix seconds until which a place is kept for a waiting member."""
+    group_sizes: dict[str, int] = field(default_factory=dict)
+    """How many members its pod group wants at least, by the pod group's API group."""
 
     @property
     def live(self) -> int:
@@ -27,25 +29,45 @@ class Roll:
 
     @property
     def present(self) -> int:
-        """How many members there are, those included that are done: in the same run, so of the same controllers."""
-        owners = {one.owner for one in (*self.waiting.values(), *self.bound.values()) if one.owner}
-        return self.live + sum(one.owner in owners for one in self.done.values())
+        """How many members there are, those included that are done."""
+        return self.live + self._done_in_this_run
+
+    @property
+    def placed(self) -> int:
+        """How many members have their place for good: those that hold GPUs or are done."""
+        return len(self.bound) + self._done_in_this_run
+
+    @property
+    def size(self) -> int:
+        """How many members there must be; 0 while nothing says so."""
+        return max(self.sizes, default=0)
 
     @property
     def sizes(self) -> set[int]:
-        """The sizes that members say; more than one is a contradiction."""
-        return {one.size for one in (*self.waiting.values(), *self.bound.values())}
+        """The sizes that members say, or their pod group for them; more than one is a contradiction."""
+        return {self.size_for(one) for one in (*self.waiting.values(), *self.bound.values())}
+
+    def size_for(self, member: gangs.Gang) -> int:
+        """The size by what one member says; 0 if it leaves that to a pod group that is not there."""
+        return member.size or self.group_sizes.get(member.group, 0)
 
     def trouble(self, name: str) -> str:
-        """Why the gang can never start, or an empty string."""
+        """Why the gang cannot start, however much is free; or an empty string."""
         sizes = self.sizes
+        if 0 in sizes:
+            return f"{name}: there is no PodGroup of that name to say its size, and {gangs.SIZE} is not set"
         if len(sizes) > 1:
             said = " and ".join(map(str, sorted(sizes)))
             return f"{name}: the members disagree about its size, {said}"
-        size = next(iter(sizes), 0)
-        if self.live > size:
-            return f"{name}: {self.live} members are there, and its size is {size}"
+        if self.live > self.size and any(one.size for one in (*self.waiting.values(), *self.bound.values())):
+            return f"{name}: {self.live} members are there, and its size is {self.size}"
         return ""
+
+    @property
+    def _done_in_this_run(self) -> int:
+        """Those of the same controllers as the others: an earlier run had its own."""
+        owners = {one.owner for one in (*self.waiting.values(), *self.bound.values()) if one.owner}
+        return sum(one.owner in owners for one in self.done.values())
 
 
 class Rolls:
@@ -64,6 +86,19 @@ class Rolls:
     def roll(self, key: Key) -> Roll:
         """The members of a gang; nobody for one that is not known."""
         return self._rolls.get(key) or Roll()
+
+    def set_group(self, api_group: str, namespace: str, name: str, size: int | None) -> None:
+        """A pod group wants that many members at least; with None it is gone."""
+        key = namespace, name
+        if size is not None:
+            self._rolls.setdefault(key, Roll()).group_sizes[api_group] = size
+        elif key in self._rolls:
+            self._rolls[key].group_sizes.pop(api_group, None)
+            self._tidy(key)
+
+    def groups(self, api_group: str) -> list[Key]:
+        """All pod groups of one API."""
+        return [key for key, roll in self._rolls.items() if api_group in roll.group_sizes]
 
     def waits(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None, reserved_until: int = 0) -> None:
         """A pod waits, with a place kept for it until then or none."""
@@ -118,7 +153,7 @@ class Rolls:
     def excuse(
         self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang, now: float
     ) -> rejections.Rejection | None:
-        """Why a member must not start now, or None if every member that does not run yet has a place kept for it.
+        """Why a member must not start now, or None if it and as many as must start with it have a place kept for them.
 
         Args:
             uid: The member.
@@ -130,25 +165,30 @@ class Rolls:
         trouble = roll.trouble(gang.name)
         if trouble:
             return rejections.Rejection(Reason.GANG, detail=trouble)
-        present = roll.present
-        if present < gang.size:
-            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: {present} of {gang.size} members are there")
-        unbound = [one for one in roll.waiting if one not in roll.bound]
-        if uid in unbound and all(roll.reserved_until.get(one, 0) > now for one in unbound):
+        size, present = roll.size_for(gang), roll.present
+        if present < size or not size:
+            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: {present} of {size} members are there")
+        kept = {one for one, until in roll.reserved_until.items() if until > now and one not in roll.bound}
+        whole = roll.placed + len(kept) >= size
+        if whole and uid in kept:
             return None
-        return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for all {gang.size} members at once")
+        if whole:
+            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for one more member")
+        return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for all {size} members at once")
 
     def joins(self, namespace: str, gang: gangs.Gang) -> str:
         """Why one more member cannot join, or an empty string."""
         roll = self.roll((namespace, gang.name))
-        if roll.sizes - {gang.size}:
-            said = ", ".join(map(str, sorted(roll.sizes)))
-            return f"the other members of gang {gang.name} say that it has {said} members, this one says {gang.size}"
-        if roll.live >= gang.size:
+        size = roll.size_for(gang)
+        others = roll.sizes - {size, 0}
+        if size and others:
+            said = ", ".join(map(str, sorted(others)))
+            return f"the other members of gang {gang.name} say that it has {said} members, this one says {size}"
+        if gang.size and roll.live >= gang.size:
             return f"gang {gang.name} has its {gang.size} members already"
         return ""
 
     def _tidy(self, key: Key) -> None:
         roll = self._rolls[key]
-        if not roll.waiting and not roll.bound and not roll.done:
+        if not (roll.waiting or roll.bound or roll.done or roll.group_sizes):
             del self._rolls[key]

@@ -131,9 +131,11 @@ def wait_for(condition: Callable[[], object], seconds: float, otherwise: Callabl
 
 
 @contextlib.contextmanager
-def own(folder: pathlib.Path, *extender_flags: str, without: Sequence[str] = ()) -> Iterator[Site]:
+def own(
+    folder: pathlib.Path, *extender_flags: str, without: Sequence[str] = (), pod_groups: bool = False
+) -> Iterator[Site]:
     """A fresh control plane with our extender and kube-scheduler."""
-    with control_plane.running(folder) as plane:
+    with control_plane.running(folder, pod_groups=pod_groups) as plane:
         kubeconfig = plane.kubeconfig("extender")
         log = folder / "extender.log"
         with extender_process.running(kubeconfig, log, *extender_flags) as extender:

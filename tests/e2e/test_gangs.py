@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 from lab import gpus
+from lab.real import client
 from tests.e2e import accounting
 from tests.e2e import site as sites
 from tests.e2e.test_preemption import CLASSES, kubelet
@@ -49,6 +50,86 @@ def test_eight_members_wait_for_the_eighth_gpu_and_then_start_at_once(own_site: 
     own_site.delete_pod("other")
     sites.wait_for(lambda: len(bound(own_site, names)) == 8, 5, lambda: f"{bound(own_site, names)}")
     assert accounting.violations(own_site.nodes(), own_site.pods()) == []
+
+
+def test_pods_of_a_pod_group_start_as_soon_as_its_least_number_can(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """`spec.schedulingGroup`, beside kube-scheduler's own alpha plugin: nobody while two fit, later four of five."""
+    with sites.own(tmp_path, pod_groups=True) as site:
+        site.add_nodes(gpus.gpu_node("n", A100, 4))
+        site.create(*(site.pod_body(name, {"nvidia.com/gpu": "1"}) for name in ("other", "another")))
+        site.wait_bound("other")
+        site.wait_bound("another")
+        create_pod_group(site, "scheduling.k8s.io/v1alpha2", "train", {"schedulingPolicy": {"gang": {"minCount": 3}}})
+        names = [f"train-{number}" for number in range(5)]
+        group = {"podGroupName": "train"}
+        for name in names:
+            site.create(site.pod_body(name, {"nvidia.com/gpu": "1"}, schedulingGates=GATES, schedulingGroup=group))
+
+        sites.wait_for(lambda: site.events("train-0", "FailedScheduling"), 20)
+        time.sleep(2)
+        assert bound(site, names) == []
+        assert "no room yet for all 3 members at once" in str([site.events(name, "FailedScheduling") for name in names])
+
+        site.delete_pod("other")
+        sites.wait_for(lambda: len(bound(site, names)) == 3, 10, lambda: f"{site.pods()}")
+        site.delete_pod("another")
+        sites.wait_for(lambda: len(bound(site, names)) == 4, 10, lambda: f"{site.pods()}")
+
+
+def test_the_size_of_a_labelled_gang_is_that_of_its_pod_group(own_site: sites.Site) -> None:
+    """The PodGroup of coscheduling, a custom resource that comes with an add-on."""
+    own_site.add_nodes(gpus.gpu_node("n", A100, 2))
+    create_kind(own_site)
+    assert own_site.extender
+    own_site.extender.kill()
+    own_site.extender.start()  # It would look again for itself, but only every ten minutes.
+    own_site.extender.wait_ready()
+    names = ["train-0", "train-1"]
+    for name in names:
+        body = own_site.pod_body(name, {"nvidia.com/gpu": "1"}, schedulingGates=GATES)
+        body["metadata"]["labels"] = {"scheduling.x-k8s.io/pod-group": "train"}
+        own_site.create(body)
+
+    sites.wait_for(
+        lambda: "there is no PodGroup of that name" in str(own_site.events("train-0", "FailedScheduling")), 20
+    )
+    create_pod_group(own_site, "scheduling.x-k8s.io/v1alpha1", "train", {"minMember": 2})
+    sites.wait_for(lambda: len(bound(own_site, names)) == 2, 20, lambda: f"{own_site.pods()}")
+
+
+def create_pod_group(site: sites.Site, version: str, name: str, spec: dict[str, Any]) -> None:
+    body = {"apiVersion": version, "kind": "PodGroup", "metadata": {"name": name}, "spec": spec}
+    site.api("POST", f"/apis/{version}/namespaces/{site.namespace}/podgroups", body)
+
+
+def create_kind(site: sites.Site) -> None:
+    """What coscheduling's CustomResourceDefinition says that matters here."""
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {"name": "v1alpha1", "served": True, "storage": True, "schema": schema}
+    spec = {
+        "group": "scheduling.x-k8s.io", "scope": "Namespaced", "versions": [version],
+        "names": {"plural": "podgroups", "singular": "podgroup", "kind": "PodGroup"},
+    }  # fmt: skip
+    kind = {
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "spec": spec,
+        "metadata": {
+            "name": "podgroups.scheduling.x-k8s.io",
+            "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/scheduler-plugins/pull/50"},
+        },
+    }  # fmt: skip
+    site.api("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", kind)
+    path = "/apis/scheduling.x-k8s.io/v1alpha1/podgroups"
+    sites.wait_for(lambda: is_served(site, path), 20)
+
+
+def is_served(site: sites.Site, path: str) -> bool:
+    try:
+        site.api("GET", path)
+    except client.Refused:
+        return False
+    return True
 
 
 def test_two_gangs_that_each_need_the_whole_run_one_after_the_other(own_site: sites.Site) -> None:

@@ -186,6 +186,11 @@ def test_one_member_too_many_or_of_another_size_cannot_join() -> None:
     known.holds(identifiers.PodUid("b"), "default", gang)
     assert known.joins("default", gang) == "gang train has its 2 members already"
     assert known.joins("elsewhere", gang) == ""
+    assert known.joins("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == ""
+    known.set_group(gangs.KUBERNETES, "default", "train", 4)
+    assert known.joins("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == (
+        "the other members of gang train say that it has 2 members, this one says 4"
+    )
     known.holds_no_more(identifiers.PodUid("b"))
     known.waits_no_more(identifiers.PodUid("a"))
     assert known.joins("default", gangs.Gang("train", 3)) == ""

@@ -56,6 +56,10 @@ class Scene(scenes.Scene):
             spec = {**body["spec"], "nodeName": hold.node}
             self.put({**body, "metadata": {**body["metadata"], "annotations": annotations}, "spec": spec})
 
+    def told(self, text: str) -> bool:
+        """Whether an event said so."""
+        return any(text in one.note for one in self.world.recorder.told)
+
     def planned(self, names: Sequence[str]) -> list[str]:
         """Where each member is planned, is nominated, and whether its gate is open."""
         found = []
@@ -308,9 +312,9 @@ def test_a_gang_that_cannot_be_is_refused_with_the_contradiction(others: list[di
         ({gangs.SIZE: "8"}, {gangs.LABEL: "a"}, gangs.Gang("a", 8)),
         ({gangs.NAME: "a", gangs.SIZE: "8"}, {gangs.LABEL: "a"}, gangs.Gang("a", 8)),
         ({gangs.NAME: "a"}, {}, "the gang 'a' has no size"),
-        ({}, {gangs.LABEL: "a"}, "the gang 'a' has no size"),
+        ({}, {gangs.LABEL: "a"}, gangs.Gang("a", 0, "", gangs.COSCHEDULING)),
         ({gangs.SIZE: "8"}, {}, "hami.io/gang-size is set without a gang"),
-        ({gangs.NAME: "a", gangs.SIZE: "8"}, {gangs.LABEL: "b"}, "remove one"),
+        ({gangs.NAME: "a", gangs.SIZE: "8"}, {gangs.LABEL: "b"}, "says 'a' and the label .* says 'b'; leave one"),
         ({gangs.NAME: "a", gangs.SIZE: "0"}, {}, "0 is outside 1 to 1000"),
         ({gangs.NAME: "a", gangs.SIZE: "eight"}, {}, "'eight' is not a quantity"),
     ],
@@ -324,6 +328,80 @@ def test_what_a_pod_says_of_its_gang(
             gangs.read(annotations, labels)
     else:
         assert gangs.read(annotations, labels) == found
+
+
+def test_the_scheduling_group_of_a_pod_names_its_gang() -> None:
+    """Nothing else may name another; a size beside it holds."""
+    assert gangs.read({}, {}, "job", "a") == gangs.Gang("a", 0, "job", gangs.KUBERNETES)
+    assert gangs.read({gangs.SIZE: "4"}, {gangs.LABEL: "a"}, "job", "a") == gangs.Gang("a", 4, "job")
+    with pytest.raises(errors.BadQuantity, match=r"says 'b' and spec\.schedulingGroup says 'a'; leave one"):
+        gangs.read({gangs.NAME: "b", gangs.SIZE: "4"}, {}, "job", "a")
+
+
+def grouped(name: str, **more: Any) -> dict[str, Any]:
+    return pod(name, WHOLE, schedulingGates=GATES, schedulingGroup={"podGroupName": "train"}, **more)
+
+
+def group(size: int) -> objects.PodGroup:
+    body = {
+        "metadata": {"name": "train", "namespace": "default"},
+        "spec": {"schedulingPolicy": {"gang": {"minCount": size}}},
+    }
+    return msgspec.convert(body, objects.PodGroup)
+
+
+def test_a_pod_group_says_how_many_must_start_at_least() -> None:
+    """More of them come as there is room, and one that finds none in time takes nothing from the others."""
+    scene = Scene(node("a", 2), node("b", 1), node("c", 1))
+    names = [f"m{number}" for number in range(5)]
+    scene.put(*(grouped(name) for name in names))
+    scene.step()
+    assert scene.planned(names) == [""] * 5
+    assert scene.told("there is no PodGroup of that name to say its size")
+
+    sink = scene.world.mirror.groups[gangs.KUBERNETES]
+    sink.changed(group(5))
+    scene.step()
+    assert scene.planned(names) == [""] * 5
+    sink.changed(group(3))
+    scene.step()
+
+    planned = scene.planned(names)
+    assert sorted(planned) == ["", "a", "a", "b", "c"]
+    *kept, left = sorted(names, key=lambda name: not scene.hold(name))
+    assert scene.told("3 no GPU free for exclusive use")
+    (alone,) = (one for one in scene.world.mirror.waiting.values() if one.hold is None)
+    assert "no room yet for one more member" in str(scene.world.placer.excuse(alone))
+
+    scene.bind(*kept[:3])
+    scene.now += 100
+    scene.step(1)
+    assert scene.hold(kept[3]) is None
+    assert len(scene.api.pods) == 5
+    assert not scene.told(error_codes.GANG_TORN)
+
+    scene.delete(kept[0], kept[3])
+    scene.world.clock.now += 100
+    scene.step()
+    assert scene.hold(left)
+
+
+def test_pod_groups_that_are_listed_no_more_are_gone() -> None:
+    """And one of the other API is another."""
+    scene = Scene(node("a", 2))
+    ours, others = (scene.world.mirror.groups[one] for one in (gangs.KUBERNETES, gangs.COSCHEDULING))
+    ours.replaced([group(2)], 0.0)
+    others.replaced([], 0.0)
+    scene.put(grouped("m0"), grouped("m1"))
+    roll = scene.world.mirror.ledger.rolls.roll(("default", "train"))
+    assert roll.size == 2
+
+    ours.replaced([], 0.0)
+
+    assert roll.size == 0
+    basic = msgspec.convert({"spec": {"schedulingPolicy": {"basic": {}}}}, objects.PodGroup)
+    assert basic.least_members == 1
+    assert msgspec.convert({"spec": {"minMember": 4}}, objects.PodGroup).least_members == 4
 
 
 def test_a_member_that_contradicts_itself_is_no_pod_without_a_gang() -> None:

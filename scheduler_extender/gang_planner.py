@@ -214,19 +214,18 @@ class GangPlanner:
             if number % _MEMBERS_AT_A_TIME == _MEMBERS_AT_A_TIME - 1:
                 await asyncio.sleep(0)  # kube-scheduler's calls come first.
             request = member.request
-            assert isinstance(request, requests.PodRequest)  # Whose request is invalid has no gang.
-            found = self._place(key, member, request, draft)
-            more = asked.plus(quotas.amounts(request.kinds, found[2].shares)) if found else asked
-            if found is None or self._books.budgets.excess(key[0], more):
-                dispensable -= 1
-                if dispensable < 0:
-                    return {}
-                continue
-            name, state, placed = found
-            asked = more
-            draft.states[name] = state.plus(reservations.booked(request.kinds, placed.shares))
-            expires_at = self._clock() + _SEEN_WITHIN_SECONDS
-            plan[member.uid] = self._placer.claim(member, name, placed, expires_at)
+            if isinstance(request, requests.PodRequest) and (found := self._place(key, member, request, draft)):
+                name, state, placed = found
+                more = asked.plus(quotas.amounts(request.kinds, placed.shares))
+                if not self._books.budgets.excess(key[0], more):
+                    asked = more
+                    draft.states[name] = state.plus(reservations.booked(request.kinds, placed.shares))
+                    expires_at = self._clock() + _SEEN_WITHIN_SECONDS
+                    plan[member.uid] = self._placer.claim(member, name, placed, expires_at)
+                    continue
+            dispensable -= 1
+            if dispensable < 0:
+                return {}
         return plan
 
     def _place(

@@ -386,6 +386,18 @@ def test_a_pod_group_says_how_many_must_start_at_least() -> None:
     assert scene.hold(left)
 
 
+def test_a_member_whose_request_makes_no_sense_holds_back_its_gang_and_no_other() -> None:
+    """One that came past the webhook: the planner goes on with everybody else."""
+    scene = Scene(node("a", 4))
+    scene.put(member("m0", "bad", 2), member("m1", "bad", 2, {"nvidia.com/gpu": "1", "nvidia.com/gpucores": "900"}))
+    scene.put(member("n0", "good", 2), member("n1", "good", 2))
+
+    scene.step()
+
+    assert scene.planned(["m0", "m1"]) == ["", ""]
+    assert scene.planned(["n0", "n1"]) == ["a", "a"]
+
+
 def test_pod_groups_that_are_listed_no_more_are_gone() -> None:
     """And one of the other API is another."""
     scene = Scene(node("a", 2))

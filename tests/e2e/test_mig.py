@@ -47,7 +47,8 @@ def test_each_container_gets_instances_of_its_own_that_do_not_overlap(node: gpu_
     bodies = [divided("large-0", 30_000), divided("pair", 15_000, count=2), divided("large-1", 30_000, cores=50)]
     bodies += [divided(f"small-{number}", 5_000) for number in range(3)]
     names = [body["metadata"]["name"] for body in bodies]
-    node.create(*bodies)
+    for body in bodies:
+        node.create(body)  # In this order: with the small ones first the pair would find no room.
     node.wait_running(*names)
 
     held = instances(node, *names)

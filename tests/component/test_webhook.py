@@ -60,6 +60,22 @@ def test_a_pod_is_mended_or_refused_or_let_through(extender: extender_process.Ex
     assert post(extender, asked(POD, operation="UPDATE"))[1]["response"] == {"uid": "u-1", "allowed": True}
 
 
+def test_a_gang_without_a_size_is_let_through_with_the_word_what_it_waits_for(
+    extender: extender_process.ExtenderProcess,
+) -> None:
+    """The label of coscheduling says no size; its PodGroup may still come."""
+    labelled = {**POD, "metadata": {"labels": {"scheduling.x-k8s.io/pod-group": "train"}}}
+    sized = {**POD, "metadata": {"annotations": {"hami.io/gang": "train", "hami.io/gang-size": "2"}}}
+
+    waits = post(extender, asked(labelled))[1]["response"]
+
+    assert waits["allowed"] is True
+    assert waits["warnings"] == [
+        "the pod waits until there is a PodGroup train, or write the annotation hami.io/gang-size"
+    ]
+    assert "warnings" not in post(extender, asked(sized))[1]["response"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [

@@ -6,9 +6,15 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, node, report, scale, throughput
+from bench import handlers, monitor, node, report, scale, throughput
 
-QUESTIONS = {"handlers": handlers.run, "throughput": throughput.run, "scale": scale.run, "node": node.run}
+QUESTIONS = {
+    "handlers": handlers.run,
+    "throughput": throughput.run,
+    "scale": scale.run,
+    "node": node.run,
+    "monitor": monitor.run,
+}
 
 
 def main() -> int:

@@ -40,7 +40,6 @@ from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_list
 from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
-AGENT = f"{records.AGENT_NAME}/0.1.0"
 _TEND_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
@@ -354,7 +353,9 @@ class Plugin:
             log.warning("the phase of a pod is not written", pod=pod.key, phase=phase, cause=str(refused))
 
     def _annotations(self) -> Mapping[str, str]:
-        return inventory.annotations(tuple(self._node.inventory.values()), self._health.states, self._links, AGENT)
+        return inventory.annotations(
+            tuple(self._node.inventory.values()), self._health.states, self._links, records.OUR_AGENT
+        )
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
         now = time.monotonic()

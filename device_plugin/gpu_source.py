@@ -1,7 +1,7 @@
 """Where GPUs come from: the few questions the plugin asks of a driver, and the answer where there is none."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from gpu_sharing.core import errors, health, identifiers, mig
@@ -77,6 +77,32 @@ class Fault:
     xid: int
 
 
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What one process does on a GPU."""
+
+    pid: int
+    """As the host counts."""
+    memory_bytes: int | None
+    """None where the driver does not say."""
+    utilization_percent: float | None
+    """The mean over the time since the last look; None where the driver does not measure processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What is used of one GPU. None stands for what the driver cannot measure, never for nothing."""
+
+    memory_total_bytes: int
+    memory_used_bytes: int
+    utilization_percent: float | None
+    temperature_celsius: float | None
+    power_watts: float | None
+    processes: tuple[Process, ...] = ()
+    mig_used_bytes: Mapping[str, int] = field(default_factory=dict)
+    """Memory used of each MIG instance, by its UUID."""
+
+
 class GpuSource(Protocol):
     """A driver. Its calls may block for as long as the driver hangs: call them on threads, with deadlines."""
 
@@ -90,6 +116,13 @@ class GpuSource(Protocol):
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
         """A look at one GPU; what goes wrong is in the reading."""
+
+    def usage(self, uuid: identifiers.GpuUuid) -> Usage:
+        """What is used of a GPU, and by which processes.
+
+        Raises:
+            GpuFailed: It does not answer.
+        """
 
     def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
         """Wait for XIDs. Empty after the timeout."""
@@ -131,6 +164,10 @@ class NoGpus:
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
         """Nobody asks, as there is no GPU."""
         return health.Reading(answered=False, trouble=f"there is no driver to ask about {uuid}")
+
+    def usage(self, uuid: identifiers.GpuUuid) -> Usage:
+        """Nobody asks, as there is no GPU."""
+        raise DriverMissing(f"there is no driver to ask about {uuid}")
 
     def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
         """None, at once."""

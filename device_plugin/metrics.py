@@ -8,7 +8,7 @@ class Metrics(series.Series):
     """All series of the process."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("device-plugin")
         counter, gauge = self.counter, self.gauge
         self.allocate_seconds = self.seconds(
             "hami_device_plugin_allocate_duration_seconds", "Time to answer an Allocate call."

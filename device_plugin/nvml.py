@@ -71,6 +71,8 @@ class Nvml:
         self._event_set: Any = None
         self._registered: set[identifiers.GpuUuid] = set()
         self._left_out: set[int] = set()
+        self._sampled_until: dict[identifiers.GpuUuid, int] = {}
+        """Until when, in the driver's microseconds, the use by processes was read."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
@@ -114,9 +116,7 @@ class Nvml:
         """See `GpuSource`."""
         try:
             with _translated():
-                handle = self._handles.get(uuid)
-                if handle is None:
-                    handle = self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+                handle = self._handle(uuid)
                 temperature = _or_none(
                     lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU), unless_lost=True
                 )
@@ -141,6 +141,61 @@ class Nvml:
             ),
             power_brake=bool((reasons or 0) & _POWER_BRAKE),
         )
+
+    def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
+        """See `GpuSource`."""
+        try:
+            with _translated():
+                handle = self._handle(uuid)
+                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+                instances = list(_mig_handles(handle))
+                migs = {
+                    _text(pynvml.nvmlDeviceGetUUID(made)): pynvml.nvmlDeviceGetMemoryInfo(made).used
+                    for made in instances
+                }
+        except gpu_source.GpuFailed:
+            self._handles.pop(uuid, None)
+            raise
+        rates = _or_none(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
+        milliwatts = _or_none(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+        return gpu_source.Usage(
+            memory.total,
+            memory.used,
+            None if rates is None else float(rates.gpu),
+            _or_none(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
+            None if milliwatts is None else milliwatts / 1000,
+            tuple(self._processes(uuid, [handle, *instances])),
+            migs,
+        )
+
+    def _processes(self, uuid: identifiers.GpuUuid, handles: Sequence[Any]) -> Iterator[gpu_source.Process]:
+        """The processes on a GPU and on its MIG instances; those of MPS come by a call of their own."""
+        memory: dict[int, int | None] = {}
+        for handle in handles:
+            for call in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetMPSComputeRunningProcesses):
+                for one in _or_none(lambda call=call, handle=handle: call(handle)) or ():  # type: ignore[misc]
+                    memory[one.pid] = one.usedGpuMemory
+        busy = self._busy(uuid, handles[0])
+        for pid, used in memory.items():
+            yield gpu_source.Process(pid, used, None if busy is None else busy.get(pid, 0.0))
+
+    def _busy(self, uuid: identifiers.GpuUuid, handle: Any) -> dict[int, float] | None:
+        """The mean utilisation of each process since the last call; None where the driver does not measure it."""
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, self._sampled_until.get(uuid, 0))
+        except pynvml.NVMLError as refused:
+            # That is how it says that nothing has run since.
+            return {} if getattr(refused, "value", None) == pynvml.NVML_ERROR_NOT_FOUND else None
+        by_pid: dict[int, list[int]] = {}
+        for one in samples:
+            by_pid.setdefault(one.pid, []).append(one.smUtil)
+            self._sampled_until[uuid] = max(self._sampled_until.get(uuid, 0), one.timeStamp)
+        return {pid: sum(values) / len(values) for pid, values in by_pid.items()}
+
+    def _handle(self, uuid: identifiers.GpuUuid) -> Any:
+        if uuid not in self._handles:
+            self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return self._handles[uuid]
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
@@ -237,6 +292,8 @@ def _or_none(call: Callable[[], T], *, unless_lost: bool = False) -> T | None:
     """The answer, or None where the driver cannot give it: what is not known is no fault."""
     try:
         return call()
+    except pynvml.NVMLLibraryMismatchError:
+        return None  # The driver is older than the call.
     except pynvml.NVMLError as refused:
         if unless_lost and getattr(refused, "value", None) == pynvml.NVML_ERROR_GPU_IS_LOST:
             raise

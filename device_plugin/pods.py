@@ -39,16 +39,15 @@ class Spec(objects.PodSpec, gc=False, rename="camel"):
     security_context: SecurityContext | None = None
 
 
-class ContainerState(msgspec.Struct, gc=False):
+class ContainerState(objects.ContainerState, gc=False):
     """What a container does now; empty objects count."""
 
     running: dict[str, str] | None = None
 
 
-class ContainerStatus(msgspec.Struct, gc=False, rename={"container_id": "containerID"}):
+class ContainerStatus(objects.ContainerStatus, gc=False, rename={"container_id": "containerID"}):
     """Status of one container."""
 
-    name: str = ""
     container_id: str = ""
     state: ContainerState | None = None
 
@@ -57,6 +56,7 @@ class Status(objects.PodStatus, gc=False, rename="camel"):
     """`status` of a pod."""
 
     container_statuses: list[ContainerStatus] | None = None
+    init_container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
 
 
 class Pod(objects.Pod, gc=False):
@@ -64,6 +64,14 @@ class Pod(objects.Pod, gc=False):
 
     spec: Spec = msgspec.field(default_factory=Spec)
     status: Status | None = None
+
+    @property
+    def all_statuses(self) -> list[ContainerStatus]:
+        """Its containers that have been started, init containers too."""
+        if self.status is None:
+            return []
+        every = (*(self.status.init_container_statuses or ()), *(self.status.container_statuses or ()))
+        return [one for one in every if one.container_id]
 
     @property
     def running_containers(self) -> list[ContainerStatus]:

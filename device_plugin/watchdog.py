@@ -114,6 +114,10 @@ class Watched:
         except gpu_source.GpuSourceError as refused:
             return health.Reading(answered=False, trouble=str(refused))
 
+    async def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
+        """What is used of one GPU. Errors as `GpuSource.usage`; no answer in time is `GpuFailed`."""
+        return await self._answer(uuid, lambda: self._source.usage(uuid))
+
     async def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """XIDs, as they come. Errors as `devices`."""
         try:

@@ -9,6 +9,8 @@ import prometheus_client
 
 from device_plugin import metrics as plugin_metrics
 from device_plugin import settings as plugin_settings
+from device_plugin.monitor import collector as monitor_collector
+from device_plugin.monitor import settings as monitor_settings
 from gpu_sharing.core import error_codes
 from scheduler_extender import metrics as extender_metrics
 from scheduler_extender import settings as extender_settings
@@ -28,7 +30,11 @@ def error_code_page() -> str:
 def settings_page() -> str:
     """Every flag of each process."""
     head = ["# Settings", _NOTE, "", "A flag wins over its environment variable.", ""]
-    parts = [_settings("Scheduler extender", extender_settings), _settings("Device plugin", plugin_settings)]
+    parts = [
+        _settings("Scheduler extender", extender_settings),
+        _settings("Device plugin", plugin_settings),
+        _settings("Monitor", monitor_settings),
+    ]
     return "\n".join([*head, *parts])
 
 
@@ -46,7 +52,10 @@ def metrics_page() -> str:
     head = ["# Metrics", _NOTE, "", "Each process serves them at `/metrics` of its health listener.", ""]
     extender = _metrics("Scheduler extender (port 8080)", extender_metrics.Metrics().registry, live)
     plugin = _metrics("Device plugin (port 8081)", plugin_metrics.Metrics().registry, [])
-    return "\n".join([*head, extender, plugin])
+    monitor = _metrics(
+        "Monitor (port 41991)", monitor_collector.Metrics(lambda: monitor_collector.View("")).registry, []
+    )
+    return "\n".join([*head, extender, plugin, monitor])
 
 
 def _metrics(title: str, registry: prometheus_client.CollectorRegistry, more: list[str]) -> str:

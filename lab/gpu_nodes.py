@@ -25,6 +25,8 @@ class FakeGpus:
     """What is not healthy; the others are."""
     faults: "queue.SimpleQueue[gpu_source.Fault]" = field(default_factory=queue.SimpleQueue)
     """XIDs to report."""
+    usages: dict[identifiers.GpuUuid, gpu_source.Usage] = field(default_factory=dict)
+    """What is used; of the others nothing."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
@@ -33,6 +35,11 @@ class FakeGpus:
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
         """See `GpuSource`."""
         return self.readings.get(uuid, health.Reading(recovery_action=0))
+
+    def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
+        """See `GpuSource`."""
+        total = next((one.memory_mib for one in self.listed if one.uuid == uuid), 0) << 20
+        return self.usages.get(uuid, gpu_source.Usage(total, 0, 0.0, 35.0, 60.0))
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""

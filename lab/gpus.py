@@ -6,7 +6,6 @@ from typing import Any
 
 from gpu_sharing.core import gpus, identifiers, records
 
-AGENT = f"{records.AGENT_NAME}/0.1.0"
 SLOTS = 10
 _NAMESPACE = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 
@@ -80,7 +79,10 @@ def gpu_node(
     own: dict[str, str] = {}
     if count:
         capacity["nvidia.com/gpu"] = str(count * slots)
-        own = {records.INVENTORY: records.encode_inventory(inventory(name, model, count, slots)), records.AGENT: AGENT}
+        own = {
+            records.INVENTORY: records.encode_inventory(inventory(name, model, count, slots)),
+            records.AGENT: records.OUR_AGENT,
+        }
     return {
         "apiVersion": "v1",
         "kind": "Node",

@@ -30,7 +30,7 @@ class Metrics(series.Series):
     """All series of the process."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__("extender")
         counter, gauge = self.counter, self.gauge
         self.filter_seconds = self.seconds("hami_scheduler_filter_duration_seconds", "Time to answer a filter call.")
         self.score_seconds = self.seconds("hami_scheduler_score_duration_seconds", "Time to answer a prioritize call.")

@@ -444,3 +444,15 @@ PLUGIN_NODE_SETTINGS = _register(
     "The file of per-node settings cannot be read; what was read before still holds.",
     "Write JSON with a list nodeconfig, as HAMi's device plugin does.",
 )
+
+# The monitor.
+MONITOR_NOT_MEASURED = _register(
+    "MONITOR_NOT_MEASURED",
+    "The driver does not answer about a GPU, so its numbers grow old and are then left out.",
+    "Look at the GPU's health (hami_device_plugin_healthy_status) and at nvidia-smi; the monitor asks again by itself.",
+)
+MONITOR_SHARED_REGION = _register(
+    "MONITOR_SHARED_REGION",
+    "The file in which a container's HAMi-core library counts is of another version, or says what cannot be true.",
+    "Use a library whose shared region has version 1.2; if the file is corrupt, restart the container.",
+)

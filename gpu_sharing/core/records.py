@@ -12,11 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gpu_sharing.core import errors, gpus, identifiers, mig, reservations, topology
+from gpu_sharing.core import errors, gpus, identifiers, mig, reservations, topology, version
 
 INVENTORY = "hami.io/node-nvidia-register"
 AGENT = "hami.io/agent"
 AGENT_NAME = "hami-py"
+OUR_AGENT = f"{AGENT_NAME}/{version.VERSION}"
+"""What our device plugin calls itself."""
 CORDON = "hami.io/device-cordon"
 NODE = "hami.io/vgpu-node"
 TIME = "hami.io/vgpu-time"

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from device_plugin import settings as plugin_settings
+from device_plugin.monitor import settings as monitor_settings
 from docs import generate
 from gpu_sharing.core import error_codes
 from scheduler_extender import settings as extender_settings
@@ -50,7 +51,7 @@ def test_every_field_of_the_settings_is_explained() -> None:
     """Unit, default and effect stand under each."""
     page = generate.settings_page()
 
-    for module in (extender_settings, plugin_settings):
+    for module in (extender_settings, plugin_settings, monitor_settings):
         for field in module.Settings.__dataclass_fields__:
             assert f"- `{field}`: " in page, field
 

@@ -200,6 +200,10 @@ class Hanging:
             self.let_go.wait()
         return health.Reading()
 
+    def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
+        self.reading(uuid)
+        return gpu_source.Usage(1 << 30, 0, None, None, None)
+
     def next_faults(self, timeout_seconds: float) -> list[gpu_source.Fault]:
         raise gpu_source.GpuFailed("no events")
 
@@ -231,6 +235,11 @@ def test_every_call_has_a_deadline_and_a_hung_gpu_is_not_asked_twice() -> None:
         third = await watched.reading(hung)
         with pytest.raises(gpu_source.GpuFailed):
             await watched.next_faults(0.1)
+        driver.let_go.clear()
+        for _ in range(2):
+            with pytest.raises(gpu_source.GpuFailed, match=r"within 0\.1 s"):
+                await watched.usage(hung)
+        assert (await watched.usage(well)).memory_total_bytes == 1 << 30
         watched.close()
         return [one.trouble for one in (first, neighbour, second, third)]
 

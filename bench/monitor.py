@@ -1,0 +1,76 @@
+"""What a scrape of the monitor costs beside printing the same samples from a registry in which they already stand."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import prometheus_client
+from prometheus_client import core as prometheus_core
+from prometheus_client import registry
+
+from bench import report
+from device_plugin import gpu_source
+from device_plugin.monitor import collector, slices
+from gpu_sharing.core import identifiers
+
+GPUS, CONTAINERS = 8, 100
+TARGET_RATIO = 2.0
+GIB = 1 << 30
+
+
+class _Static(registry.Collector):
+    def __init__(self, families: list[prometheus_core.Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> list[prometheus_core.Metric]:
+        return self._families
+
+
+def run(quick: bool) -> report.Report:
+    """Compare the two, in turns."""
+    view = _view()
+    gauges = collector.Gauges(lambda: view, compatible=True)
+    ours, static = prometheus_core.CollectorRegistry(), prometheus_core.CollectorRegistry()
+    ours.register(gauges)
+    families = list(gauges.collect())
+    static.register(_Static(families))
+    samples = sum(len(one.samples) for one in families)
+    mine: list[float] = []
+    theirs: list[float] = []
+    for _ in range(3 if quick else 15):
+        theirs.append(_seconds(lambda: prometheus_client.generate_latest(static)))
+        mine.append(_seconds(lambda: prometheus_client.generate_latest(ours)))
+    ratio = statistics.median(mine) / statistics.median(theirs)
+    rows = [
+        ["a static registry", statistics.median(theirs) * 1e3, 1.0],
+        ["the monitor, made anew", statistics.median(mine) * 1e3, ratio],
+    ]
+    return report.Report(
+        f"A scrape of {GPUS} GPUs with {CONTAINERS} containers each",
+        ["what", "ms", "ratio"],
+        rows,
+        {"samples": samples, "repeats": len(mine)},
+        [] if ratio <= TARGET_RATIO else [f"{ratio:.2f} times the static registry, and {TARGET_RATIO:g} were wanted"],
+    )
+
+
+def _view() -> collector.View:
+    uuids = [identifiers.GpuUuid(f"GPU-{index:08d}-0000-0000-0000-000000000000") for index in range(GPUS)]
+    devices = [
+        gpu_source.Device(uuid, index, "NVIDIA A100-SXM4-80GB", 80 * 1024, index) for index, uuid in enumerate(uuids)
+    ]
+    usage = gpu_source.Usage(80 * GIB, 40 * GIB, 50.0, 40.0, 300.0)
+    now = time.monotonic()
+    parts = tuple(
+        slices.Slice(f"team-{index % 7}", f"train-{index}-{place}", "main", 0, uuid, GIB, 1, GIB // 2, 3.0)
+        for index, uuid in enumerate(uuids)
+        for place in range(CONTAINERS)
+    )
+    samples = {uuid: slices.Sample(usage, now) for uuid in uuids}
+    return collector.View("bench-node", devices, samples=samples, joined=slices.Joined(parts, {}))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

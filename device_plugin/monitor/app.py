@@ -1,0 +1,178 @@
+"""Joins the monitor's parts: it looks at GPUs, follows the pods of its node, and answers Prometheus and probes.
+
+It only reads. It shares no state with the device plugin, so that either may be restarted alone.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from device_plugin import gpu_source, podresources, pods, watchdog
+from device_plugin.monitor import collector, sampler, settings, slices
+from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener, watching
+from gpu_sharing.core import errors, gpus, identifiers, records
+
+_NODE_SECONDS = 30.0
+"""How often the node's inventory is read: it says what of a GPU may be promised."""
+
+log = structlog.get_logger("monitor")
+
+
+class Monitor:
+    """One running monitor."""
+
+    def __init__(
+        self, options: settings.Settings, client: kubernetes.Client, connect: Callable[[], gpu_source.GpuSource]
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            options: How it runs.
+            client: The API server.
+            connect: Finds the driver; raises `DriverMissing` while there is none.
+        """
+        self._options = options
+        self._client = client
+        self._started_at = time.monotonic()
+        self._pods = pods.Pods(options.resource_names, self._pods_changed)
+        self._pods_version = 0
+        self._pod_watch = watching.Reflector(
+            client,
+            f"/api/v1/pods?fieldSelector=spec.nodeName%3D{options.node_name}",
+            pods.Pod,
+            self._pods,
+            lambda pod: pod.metadata.resource_version,
+        )
+        self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
+        self._metrics = collector.Metrics(lambda: self._view, compatible=options.compatible)
+        self._sampler = sampler.Sampler(
+            self._driver, options.proc_dir, options.hook_path, self._pods,
+            self._metrics.look_seconds.observe, self._metrics.failures.inc,
+        )  # fmt: skip
+        self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
+        self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
+        self._without_record: int | None = None
+        self._kubelet_trouble = "not asked yet"
+        self._view = collector.View(options.node_name, started_at=self._started_at)
+        self._shown: tuple[object, ...] = ()
+        self._text: bytes = b""
+        self._endpoint = health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            DriverChanged: The driver was replaced; the process has to start anew.
+        """
+        try:
+            async with (
+                plain_listener.serving("health", self._options.bind, self._endpoint.answer),
+                asyncio.TaskGroup() as tasks,
+            ):
+                work = [
+                    tasks.create_task(one)
+                    for one in (
+                        self._pod_watch.run(),
+                        self._sampler.run(self._options.interval_seconds),
+                        self._ask_kubelet(),
+                        self._read_node(),
+                    )
+                ]
+                await stop.wait()
+                log.info("stopping")
+                for task in work:
+                    task.cancel()
+        except BaseExceptionGroup as group:
+            changed = group.subgroup(gpu_source.DriverChanged)
+            if changed is None:
+                raise
+            raise gpu_source.DriverChanged("the driver was replaced under this process") from group
+        finally:
+            await self._resources.close()
+            self._driver.close()
+
+    async def _read_node(self) -> None:
+        """What of each GPU may be promised, as the device plugin has published it."""
+        while True:
+            with contextlib.suppress(errors.KubernetesError, errors.CorruptRecord):
+                node = await self._client.get(f"/api/v1/nodes/{self._options.node_name}", pods.Node)
+                text = (node.metadata.annotations or {}).get(records.INVENTORY, "[]")
+                self._offered = {gpu.uuid: gpu for gpu in records.decode_inventory(text)}
+                self._pods_changed()
+            await asyncio.sleep(_NODE_SECONDS if self._offered else self._options.interval_seconds)
+
+    async def _ask_kubelet(self) -> None:
+        """Whether the kubelet gave GPUs to containers that no record knows."""
+        while True:
+            try:
+                listed = await self._resources.listed()
+            except podresources.Unanswered as trouble:
+                self._without_record, self._kubelet_trouble = None, str(trouble)
+            else:
+                self._kubelet_trouble = ""
+                recorded = {pod.key for pod in self._pods.by_uid.values() if pod.annotations.get(records.ALLOCATED)}
+                self._without_record = sum(f"{one.namespace}/{one.pod}" not in recorded for one in listed)
+            self._pods_changed()
+            await asyncio.sleep(self._options.interval_seconds)
+
+    def _pods_changed(self) -> None:
+        self._pods_version += 1
+
+    def _stale(self, now: float) -> frozenset[identifiers.GpuUuid]:
+        oldest = now - self._options.stale_seconds
+        samples = self._sampler.samples
+        return frozenset(
+            device.uuid
+            for device in self._sampler.devices
+            if (samples[device.uuid].taken_at if device.uuid in samples else self._started_at) < oldest
+        )
+
+    def _exposition(self) -> bytes:
+        """The series; printed once for as long as nothing has changed, however many scrape."""
+        looks = self._sampler
+        stale = self._stale(time.monotonic())
+        shown = (looks.version, self._pods_version, stale)
+        if shown != self._shown:
+            instances = {(device.uuid, one.start): one.uuid for device in looks.devices for one in device.migs}
+            fresh = {uuid: sample for uuid, sample in looks.samples.items() if uuid not in stale}
+            joined = slices.join(
+                self._pods.by_uid.values(),
+                self._options.resource_names,
+                fresh,
+                instances,
+                lambda pod, container: looks.regions.get((pod.uid, container), {}),
+            )
+            self._view = collector.View(
+                self._options.node_name, looks.devices, self._offered, looks.samples, stale, joined,
+                looks.region_states, self._without_record, self._started_at,
+            )  # fmt: skip
+            self._text = self._metrics.exposition()
+            self._shown = shown
+        return self._text
+
+    def _components(self) -> Mapping[str, health_endpoint.Component]:
+        now = time.monotonic()
+        looks, watch = self._sampler, self._pod_watch
+        stale = self._stale(now)
+        return {
+            "gpus": health_endpoint.Component(
+                bool(looks.devices) and not stale,
+                f"{len(stale)} of {len(looks.devices)} stale" if looks.devices else "no driver, or no GPU",
+                now - (looks.looked_at or self._started_at),
+                required=not looks.looked_at,  # Not ready before the first look; without a GPU thereafter.
+            ),
+            "pods": health_endpoint.Component(
+                watch.synced,
+                watch.trouble or ("watching" if watch.synced else "not listed yet"),
+                now - (watch.last_heard or self._started_at),
+            ),
+            "kubelet": health_endpoint.Component(
+                not self._kubelet_trouble, self._kubelet_trouble or "answers", required=False
+            ),
+        }
+
+    def _facts(self) -> Mapping[str, object]:
+        return {"node": self._options.node_name, "looks": self._sampler.version}

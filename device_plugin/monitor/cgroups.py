@@ -1,0 +1,41 @@
+"""Which container a process belongs to, by its cgroup.
+
+The driver names processes as the host counts them, so the host's `/proc` is read (mounted read-only; `hostPID` is not
+needed). The path holds the pod's UID and the container's id with every runtime and cgroup driver; the first such pair
+counts, because a container may make groups below its own and call them what it likes.
+
+Source: proc(5); the kubelet's cgroup names (cgroupfs `pod<uid>/<id>`, systemd
+`…-pod<uid with _>.slice/<runtime>-<id>.scope`).
+"""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from gpu_sharing.core import identifiers
+
+_OWNER = re.compile(
+    r"pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12})(?:\.slice)?/(?:[a-z-]+-)?([0-9a-f]{64})(?:\.scope)?(?=[/\n]|$)"
+)
+
+
+class Owner(NamedTuple):
+    """The container of a process."""
+
+    pod: identifiers.PodUid
+    container_id: str
+    """Without the runtime's name before it."""
+
+
+def owner(proc: pathlib.Path, pid: int) -> Owner | None:
+    """The container that a process runs in; None for one of the host, or one that has ended."""
+    try:
+        return parse((proc / str(pid) / "cgroup").read_text(errors="replace"))
+    except OSError:
+        return None
+
+
+def parse(text: str) -> Owner | None:
+    """The container that a process with this `/proc/<pid>/cgroup` runs in."""
+    found = _OWNER.search(text)
+    return Owner(identifiers.PodUid(found[1].replace("_", "-")), found[2]) if found else None

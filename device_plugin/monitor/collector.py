@@ -1,0 +1,224 @@
+"""The monitor's series, made anew from what is known at each scrape, so that none can outlive its pod or its GPU.
+
+Names that dashboards know are fixed by the contract. Those of HAMi v2.10 that its published dashboard queries come
+along unless they are switched off, in HAMi's scale: a `_ratio` counts to 100, but that of the memory allocated to 1.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prometheus_client import core as prometheus_core
+from prometheus_client import registry
+
+from device_plugin import gpu_source
+from device_plugin.monitor import slices
+from gpu_sharing.adapters import series
+from gpu_sharing.core import gpus, identifiers
+
+_GPU = ("node", "device")
+_SLICE = ("pod", "namespace", "device", "container")
+_HAMI_GPU = ("node", "device_uuid", "device_index", "device_type")
+_HAMI_SLICE = ("namespace", "pod", "container", "vdevice_index", "device_uuid")
+
+MEASURED = {
+    "hami_gpu_memory_total_bytes": ("Memory of the GPU.", _GPU),
+    "hami_gpu_memory_used_bytes": ("Memory of the GPU that is used, by whomever.", _GPU),
+    "hami_gpu_utilization_percent": ("Share of time in which the GPU was busy, 0 to 100.", _GPU),
+    "hami_gpu_temperature_celsius": ("Temperature of the GPU.", _GPU),
+    "hami_gpu_power_watts": ("Power that the GPU draws.", _GPU),
+    "hami_gpu_memory_promisable_bytes": ("Memory that may be promised: the GPU's, times the declared scaling.", _GPU),
+    "hami_gpu_memory_promised_bytes": ("Memory promised to containers.", _GPU),
+    "hami_gpu_cores_promised_percent": ("Compute promised to containers, in percent of the GPU.", _GPU),
+    "hami_gpu_containers": ("Containers that the GPU is promised to.", _GPU),
+    "hami_vgpu_memory_usage_bytes": ("Memory of the GPU that the container uses.", _SLICE),
+    "hami_vgpu_utilization_percent": ("Share of time in which the container kept the GPU busy, 0 to 100.", _SLICE),
+    "hami_vgpu_memory_promised_bytes": ("Memory of the GPU that the container was promised.", _SLICE),
+    "hami_vgpu_cores_promised_percent": ("Compute that the container was promised; 0 is no limit.", _SLICE),
+    "hami_vgpu_info": ("1; joins with DCGM's series, which have the label UUID.", (*_SLICE, "UUID")),
+    "hami_monitor_sample_age_seconds": ("Since when the GPU has not been measured.", _GPU),
+    "hami_monitor_gpu_stale": ("1 while the last look at the GPU is too old to be shown, else 0.", _GPU),
+    "hami_monitor_unmeasured": ("What the driver does not say, so that its series is missing.", (*_GPU, "quantity")),
+    "hami_monitor_unattributed_bytes": ("Memory used by processes of no container that was promised the GPU.", _GPU),
+    "hami_monitor_shared_regions": ("Files in which HAMi-core libraries count, by what they look like.", ("state",)),
+    "hami_monitor_containers_without_record": (
+        "Containers that the kubelet gave GPUs and whose pod has no record.", ("node",)
+    ),
+}  # fmt: skip
+"""Every gauge: what it says, and its labels."""
+
+COMPATIBLE = {
+    "hami_gpu_memory_limit_bytes": ("As hami_gpu_memory_promisable_bytes, for HAMi's dashboard.", _HAMI_GPU),
+    "hami_gpu_memory_allocated_bytes": (
+        "As hami_gpu_memory_promised_bytes, for HAMi's dashboard.", (*_HAMI_GPU, "device_cores")
+    ),
+    "hami_gpu_shared_count": ("As hami_gpu_containers, for HAMi's dashboard.", _HAMI_GPU),
+    "hami_gpu_core_allocated_ratio": ("As hami_gpu_cores_promised_percent, for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
+    "hami_node_gpu_memory_allocated_ratio": ("Promised memory over promisable memory, 0 to 1.", _HAMI_GPU),
+    "hami_host_gpu_memory_used_bytes": ("As hami_gpu_memory_used_bytes, for HAMi's dashboard.", _HAMI_GPU),
+    "hami_host_gpu_utilization_ratio": ("As hami_gpu_utilization_percent, for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
+    "hami_vgpu_memory_used_bytes": ("As hami_vgpu_memory_usage_bytes, for HAMi's dashboard.", _HAMI_SLICE),
+    "hami_vgpu_memory_limit_bytes": ("As hami_vgpu_memory_promised_bytes, for HAMi's dashboard.", _HAMI_SLICE),
+    "hami_container_device_utilization_ratio": (
+        "As hami_vgpu_utilization_percent, for HAMi's dashboard; 0 to 100.", _HAMI_SLICE
+    ),
+}  # fmt: skip
+"""Those of HAMi v2.10."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a scrape shows."""
+
+    node: str
+    devices: Sequence[gpu_source.Device] = ()
+    offered: Mapping[identifiers.GpuUuid, gpus.Gpu] = field(default_factory=dict)
+    """The GPUs as the node's inventory offers them."""
+    samples: Mapping[identifiers.GpuUuid, slices.Sample] = field(default_factory=dict)
+    """The last look at each GPU."""
+    stale: frozenset[identifiers.GpuUuid] = frozenset()
+    """GPUs whose last look is too old, or that never answered."""
+    joined: slices.Joined = field(default_factory=lambda: slices.Joined((), {}))
+    region_states: Mapping[str, int] = field(default_factory=dict)
+    without_record: int | None = None
+    """None while the kubelet does not say."""
+    started_at: float = 0.0
+    """Monotonic seconds: how old a look is that never was."""
+
+
+class Gauges(registry.Collector):
+    """The series of the node, read at each scrape."""
+
+    def __init__(self, view: Callable[[], View], *, compatible: bool, clock: Callable[[], float] = time.monotonic):
+        self._view = view
+        self._compatible = compatible
+        self._clock = clock
+
+    def collect(self) -> Iterable[prometheus_core.Metric]:
+        """See `Collector`."""
+        made = {
+            name: prometheus_core.GaugeMetricFamily(name, text, labels=labels)
+            for name, (text, labels) in (MEASURED | (COMPATIBLE if self._compatible else {})).items()
+        }
+        view = self._view()
+        for device in view.devices:
+            self._gpu(made, view, device)
+        by_device: dict[tuple[str, ...], list[slices.Slice]] = {}
+        for one in view.joined.slices:
+            by_device.setdefault((one.pod, one.namespace, one.gpu, one.container), []).append(one)
+        for labels, parts in by_device.items():
+            self._slice(made, labels, parts)
+        for state, count in view.region_states.items():
+            made["hami_monitor_shared_regions"].add_metric([state], count)
+        if view.without_record is not None:
+            made["hami_monitor_containers_without_record"].add_metric([view.node], view.without_record)
+        return made.values()
+
+    def _gpu(
+        self, made: Mapping[str, prometheus_core.GaugeMetricFamily], view: View, device: gpu_source.Device
+    ) -> None:
+        labels = (view.node, device.uuid)
+        mine = [one for one in view.joined.slices if one.gpu == device.uuid]
+        promised = sum(one.memory_bytes for one in mine)
+        cores = sum(one.cores_percent for one in mine)
+        offered = view.offered.get(device.uuid)
+        promisable = (offered.memory_mib if offered else device.memory_mib) << 20
+        containers = len({(one.namespace, one.pod, one.container) for one in mine})
+        sample = view.samples.get(device.uuid)
+        stale = device.uuid in view.stale
+        values: dict[str, float | None] = {
+            "hami_gpu_memory_total_bytes": device.memory_mib << 20,
+            "hami_gpu_memory_promisable_bytes": promisable,
+            "hami_gpu_memory_promised_bytes": promised,
+            "hami_gpu_cores_promised_percent": cores,
+            "hami_gpu_containers": containers,
+            "hami_monitor_gpu_stale": stale,
+            "hami_monitor_sample_age_seconds": self._clock() - (sample.taken_at if sample else view.started_at),
+        }
+        measured: dict[str, float | None] = {}
+        if sample and not stale:
+            usage = sample.usage
+            measured = {
+                "hami_gpu_memory_used_bytes": usage.memory_used_bytes,
+                "hami_gpu_utilization_percent": usage.utilization_percent,
+                "hami_gpu_temperature_celsius": usage.temperature_celsius,
+                "hami_gpu_power_watts": usage.power_watts,
+            }
+            values["hami_gpu_memory_total_bytes"] = usage.memory_total_bytes
+            values["hami_monitor_unattributed_bytes"] = view.joined.unattributed_bytes.get(device.uuid, 0)
+            for quantity, missing in _unmeasured(usage, mine).items():
+                made["hami_monitor_unmeasured"].add_metric((*labels, quantity), missing)
+        for name, value in (values | measured).items():
+            if value is not None:
+                made[name].add_metric(labels, value)
+        if self._compatible:
+            known = (view.node, device.uuid, str(device.index), device.name)
+            ratios: dict[str, float | None] = {
+                "hami_gpu_memory_limit_bytes": promisable,
+                "hami_gpu_shared_count": containers,
+                "hami_gpu_core_allocated_ratio": cores,
+                "hami_node_gpu_memory_allocated_ratio": promised / promisable if promisable else 0,
+                "hami_host_gpu_memory_used_bytes": measured.get("hami_gpu_memory_used_bytes"),
+                "hami_host_gpu_utilization_ratio": measured.get("hami_gpu_utilization_percent"),
+            }
+            made["hami_gpu_memory_allocated_bytes"].add_metric((*known, str(cores)), promised)
+            for name, value in ratios.items():
+                if value is not None:
+                    made[name].add_metric(known, value)
+
+    def _slice(
+        self,
+        made: Mapping[str, prometheus_core.GaugeMetricFamily],
+        labels: tuple[str, ...],
+        parts: Sequence[slices.Slice],
+    ) -> None:
+        """A container's part of one GPU: of several MIG instances of it the sum."""
+        used = _sum(one.used_bytes for one in parts)
+        busy = _sum(one.utilization_percent for one in parts)
+        made["hami_vgpu_memory_promised_bytes"].add_metric(labels, sum(one.memory_bytes for one in parts))
+        made["hami_vgpu_cores_promised_percent"].add_metric(labels, sum(one.cores_percent for one in parts))
+        made["hami_vgpu_info"].add_metric((*labels, labels[2]), 1)
+        if used is not None:
+            made["hami_vgpu_memory_usage_bytes"].add_metric(labels, used)
+        if busy is not None:
+            made["hami_vgpu_utilization_percent"].add_metric(labels, busy)
+        if not self._compatible:
+            return
+        for one in parts:
+            known = (one.namespace, one.pod, one.container, str(one.position), one.gpu)
+            made["hami_vgpu_memory_limit_bytes"].add_metric(known, one.memory_bytes)
+            if one.used_bytes is not None:
+                made["hami_vgpu_memory_used_bytes"].add_metric(known, one.used_bytes)
+            if one.utilization_percent is not None:
+                made["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
+
+
+class Metrics(series.Series):
+    """All series of the process."""
+
+    def __init__(self, view: Callable[[], View], *, compatible: bool = True) -> None:
+        super().__init__("monitor")
+        self.look_seconds = self.seconds("hami_monitor_look_duration_seconds", "Time to look at all GPUs once.")
+        self.failures = self.counter("hami_monitor_look_failures_total", "Looks at a GPU that failed.")
+        self.registry.register(Gauges(view, compatible=compatible))
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """The sum; None where one is not known."""
+    total = 0.0
+    for one in values:
+        if one is None:
+            return None
+        total += one
+    return total
+
+
+def _unmeasured(usage: gpu_source.Usage, mine: Sequence[slices.Slice]) -> dict[str, int]:
+    """How many values of a kind are missing because the driver does not give them."""
+    return {
+        "utilization": usage.utilization_percent is None,
+        "temperature": usage.temperature_celsius is None,
+        "power": usage.power_watts is None,
+        "container_memory": sum(one.used_bytes is None for one in mine),
+        "container_utilization": sum(one.utilization_percent is None for one in mine),
+    }

@@ -1,0 +1,109 @@
+"""Every setting of the monitor: one frozen class, filled from flags and environment variables."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gpu_sharing.adapters import flags
+from gpu_sharing.core import errors, requests
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the monitor runs."""
+
+    node_name: str = ""
+    """The node it looks at."""
+    kubeconfig: pathlib.Path | None = None
+    """How to reach the API server; None is the in-cluster service account."""
+    kubelet_dir: pathlib.Path = pathlib.Path("/var/lib/kubelet")
+    """The kubelet's directory: its podresources socket says which containers hold GPUs, with or without a record."""
+    hook_path: pathlib.Path = pathlib.Path("/usr/local")
+    """Folder of the HAMi-core library; `<hook_path>/vgpu/containers` holds what it counts."""
+    proc_dir: pathlib.Path = pathlib.Path("/proc")
+    """The host's /proc, which says which container a process belongs to."""
+    bind: flags.Address = flags.Address("0.0.0.0", 41991)  # noqa: S104  # Prometheus and probes are outside the pod
+    """Metrics, health and readiness."""
+    interval_seconds: float = 5.0
+    """How often the GPUs are looked at; a scrape shows the last look."""
+    nvml_timeout_seconds: float = 5.0
+    """How long the driver may take for one call."""
+    stale_seconds: float = 30.0
+    """How old a look at a GPU may be before its numbers are left out and it is marked stale."""
+    compatible: bool = True
+    """Whether the series that HAMi's published dashboard queries are exported too."""
+    resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
+    """Under which names containers ask."""
+    verbosity: int = 2
+    """0 to 6."""
+    log_format: str = "json"
+    """`json`, `text` or `console`."""
+
+
+HELP = {
+    "node-name": "the node's name (default: $NODE_NAME)",
+    "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
+    "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
+    "hook-path": "DIR that holds vgpu/containers (default /usr/local)",
+    "proc-dir": "DIR of the host's processes (default /proc)",
+    "bind": "HOST:PORT of metrics, health and readiness (default :41991)",
+    "interval": "seconds between two looks at the GPUs (default 5)",
+    "nvml-timeout": "seconds that the driver may take for one call (default 5)",
+    "stale-after": "seconds after which the numbers of a GPU that does not answer are left out (default 30)",
+    "compatibility-metrics": "true or false: also the series of HAMi's published dashboard (default true)",
+    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
+    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
+    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
+    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    "v": "verbosity 0 to 6 (default 2)",
+    "log-format": "json, text or console (default: console on a terminal, else json)",
+}
+"""Every flag, in the order of `--help`."""
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: A value that the process cannot start with.
+    """
+    environment = os.environ if environment is None else environment
+    default = Settings()
+    names = default.resource_names
+    value = flags.read(
+        "python -m device_plugin.monitor",
+        "GPU sharing's monitor: what the node's GPUs do and what each container uses, for Prometheus.",
+        HELP,
+        arguments,
+        environment,
+    )
+    node_name = value("node-name") or environment.get("NODE_NAME", "")
+    if not node_name:
+        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
+    settings = Settings(
+        node_name=node_name,
+        kubeconfig=flags.path(value("kubeconfig")),
+        kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
+        hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
+        proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
+        bind=flags.address("--bind", value("bind"), default.bind),
+        interval_seconds=flags.number("--interval", value("interval"), 5, 0.1, 3600),
+        nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
+        stale_seconds=flags.number("--stale-after", value("stale-after"), 30, 0.2, 86_400),
+        compatible=flags.truth("--compatibility-metrics", value("compatibility-metrics") or "true"),
+        resource_names=requests.ResourceNames(
+            value("resource-name") or names.count,
+            value("resource-mem") or names.memory,
+            value("resource-mem-percentage") or names.memory_percent,
+            value("resource-cores") or names.cores,
+        ),
+        verbosity=flags.verbosity(value("v")),
+        log_format=flags.log_format(value("log-format")),
+    )
+    if settings.stale_seconds < settings.interval_seconds:
+        raise errors.SettingsError(
+            f"--stale-after {settings.stale_seconds:g} is less than --interval {settings.interval_seconds:g}: "
+            "every look would be too old before the next one"
+        )
+    return settings

@@ -1,0 +1,128 @@
+"""The file in which the HAMi-core library of one container counts what its processes use.
+
+It lies in a directory that the tenant can write, so nothing in it is believed that is not checked: it is opened
+without following links and without waiting, must be a regular file of the one size that this layout has, and is read
+and never mapped (a truncation under a mapping would kill this process). Numbers that cannot be true make the whole
+file a lie, which is reported and not exported.
+
+Source: HAMi-core `src/multiprocess/multiprocess_memory_limit.h`, region version 1.2, 64-bit Linux.
+"""
+
+import os
+import pathlib
+import stat
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpu_sharing.core import identifiers
+
+_MAGIC = 19920718
+_VERSION = (1, 2)
+_DEVICES, _SLOTS = 16, 1024
+_HEAD = struct.Struct(f"<iIIiQ32xQ{'96s' * _DEVICES}{_DEVICES}Q{_DEVICES}Q")
+_SLOT = struct.Struct(f"<ii{8 * _DEVICES}Q{_DEVICES}Q{6 * _DEVICES}Qi4x3Q")
+_TAIL = struct.Struct("<iiiiQ4Q")
+SIZE_BYTES = _HEAD.size + _SLOTS * _SLOT.size + _TAIL.size
+_USED_FIELDS, _USED_TOTAL = 8, 4
+_UTIL_FIELDS, _UTIL_SM = 6, 2
+
+
+class Unbelievable(Exception):
+    """The file is not what the library writes.
+
+    Attributes:
+        kind: `version` for another layout, else `corrupt`.
+    """
+
+    def __init__(self, kind: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the library counts on one GPU, over the container's processes."""
+
+    memory_bytes: int
+    utilization_percent: float
+
+
+def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) -> dict[identifiers.GpuUuid, Counted]:
+    """What a container uses of each GPU by its own count.
+
+    Args:
+        path: The file.
+        memory_bytes: The GPUs that the container may have, by UUID, and the memory of each.
+
+    Returns:
+        By UUID; empty while the library has not made the region.
+
+    Raises:
+        Unbelievable: It is no such file, or what it says cannot be true.
+        OSError: It cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Unbelievable("corrupt", "it is no regular file")
+        # The library makes it by writing one byte behind the region.
+        if status.st_size not in (SIZE_BYTES, SIZE_BYTES + 1):
+            raise Unbelievable("version", f"it has {status.st_size} bytes, and version 1.2 has {SIZE_BYTES}")
+        head = _HEAD.unpack(_exactly(descriptor, _HEAD.size, 0))
+        tail = _TAIL.unpack(_exactly(descriptor, _TAIL.size, _HEAD.size + _SLOTS * _SLOT.size))
+        magic, major, minor = head[:3]
+        if magic == 0:
+            return {}
+        if magic != _MAGIC:
+            raise Unbelievable("corrupt", f"it starts with {magic}")
+        if (major, minor) != _VERSION:
+            raise Unbelievable("version", f"it has version {major}.{minor}, and 1.2 is known")
+        count = tail[0]
+        if not 0 <= count <= _SLOTS:
+            raise Unbelievable("corrupt", f"it counts {count} processes")
+        slots = _exactly(descriptor, count * _SLOT.size, _HEAD.size)
+        return _counted(_uuids(head), slots, memory_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def _exactly(descriptor: int, size: int, offset: int) -> bytes:
+    data = os.pread(descriptor, size, offset)
+    if len(data) != size:
+        raise Unbelievable("corrupt", "it was cut while it was read")
+    return data
+
+
+def _uuids(head: Sequence[object]) -> list[identifiers.GpuUuid]:
+    count = head[5]
+    assert isinstance(count, int)
+    if count > _DEVICES:
+        raise Unbelievable("corrupt", f"it counts {count} GPUs")
+    names = [bytes(one).partition(b"\0")[0].decode(errors="replace") for one in head[6 : 6 + count]]  # type: ignore[call-overload]
+    if len(set(names)) != len(names):
+        raise Unbelievable("corrupt", "it names a GPU twice")
+    return [identifiers.GpuUuid(name) for name in names]
+
+
+def _counted(
+    uuids: Sequence[identifiers.GpuUuid], slots: bytes, memory_bytes: Mapping[identifiers.GpuUuid, int]
+) -> dict[identifiers.GpuUuid, Counted]:
+    memory = [0] * len(uuids)
+    busy = [0] * len(uuids)
+    for slot in _SLOT.iter_unpack(slots):
+        used, util = slot[2 : 2 + _USED_FIELDS * _DEVICES], slot[2 + (_USED_FIELDS + 1) * _DEVICES :]
+        for index in range(len(uuids)):
+            memory[index] += used[index * _USED_FIELDS + _USED_TOTAL]
+            busy[index] += util[index * _UTIL_FIELDS + _UTIL_SM]
+    found = {}
+    for index, uuid in enumerate(uuids):
+        if uuid not in memory_bytes:
+            if memory[index] or busy[index]:
+                raise Unbelievable("corrupt", f"it counts use of {uuid}, which is not the container's")
+            continue
+        if memory[index] > memory_bytes[uuid]:
+            raise Unbelievable("corrupt", f"it counts {memory[index]} bytes on {uuid}, which has {memory_bytes[uuid]}")
+        found[uuid] = Counted(memory[index], float(min(busy[index], 100)))
+    return found

@@ -1,0 +1,141 @@
+"""Joins what the driver says of processes with the records of their pods. Pure: facts in, slices out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from device_plugin import gpu_source, pods
+from device_plugin.monitor import cgroups, shared_region
+from gpu_sharing.core import errors, identifiers, records, requests, reservations
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was seen of one GPU at one look."""
+
+    usage: gpu_source.Usage
+    taken_at: float
+    """Monotonic seconds."""
+    owners: Mapping[int, cgroups.Owner] = field(default_factory=dict)
+    """The container of each process that runs in one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One GPU, or MIG instance, of one container: what it was promised and what it uses."""
+
+    namespace: str
+    pod: str
+    container: str
+    position: int
+    """Of the GPU among those of the container."""
+    gpu: identifiers.GpuUuid
+    memory_bytes: int
+    """Promised."""
+    cores_percent: int
+    """Promised; 0 is no limit."""
+    used_bytes: int | None
+    """None where it is not known."""
+    utilization_percent: float | None
+    """Of the whole GPU; None where it is not known."""
+
+
+Region = Mapping[identifiers.GpuUuid, shared_region.Counted]
+"""What the HAMi-core library of a container counts, by GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """All slices of a node, and what belongs to none."""
+
+    slices: tuple[Slice, ...]
+    unattributed_bytes: Mapping[identifiers.GpuUuid, int]
+    """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet."""
+
+
+def join(
+    here: Iterable[pods.Pod],
+    names: requests.ResourceNames,
+    samples: Mapping[identifiers.GpuUuid, Sample],
+    instances: Mapping[tuple[identifiers.GpuUuid, int], str],
+    region_of: Callable[[pods.Pod, str], Region],
+) -> Joined:
+    """Every slice of the node.
+
+    Args:
+        here: The pods of the node.
+        names: Under which names containers ask.
+        samples: What was seen of each GPU, fresh ones only.
+        instances: The UUID of each MIG instance, by GPU and first memory slice.
+        region_of: What a container's library counts; empty where it has none. The tenant can write it, so the
+            driver's word goes before.
+    """
+    everybody = list(here)
+    processes = _by_container(everybody, samples)
+    attributed: set[tuple[identifiers.GpuUuid, int]] = set()
+    found = []
+    for pod in everybody:
+        for position, container in enumerate(pod.all_containers):
+            for place, share in enumerate(_shares(pod, names, position)):
+                mine = processes.get((pod.uid, container.name, share.uuid), ())
+                attributed |= {(share.uuid, one.pid) for one in mine}
+                sample = samples.get(share.uuid)
+                migs = records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position)
+                if sample is None:
+                    used, busy = None, None
+                elif place < len(migs):
+                    instance = migs[place].mig_uuid or instances.get((share.uuid, migs[place].start), "")
+                    used, busy = sample.usage.mig_used_bytes.get(instance), None
+                else:
+                    used, busy = _used(mine, region_of(pod, container.name).get(share.uuid))
+                found.append(
+                    Slice(
+                        pod.metadata.namespace, pod.metadata.name, container.name, place, share.uuid,
+                        share.memory_mib << 20, share.cores_percent, used, busy,
+                    )
+                )  # fmt: skip
+    strangers = {
+        uuid: sum(one.memory_bytes or 0 for one in sample.usage.processes if (uuid, one.pid) not in attributed)
+        for uuid, sample in samples.items()
+    }
+    return Joined(tuple(found), strangers)
+
+
+def _shares(pod: pods.Pod, names: requests.ResourceNames, position: int) -> Sequence[reservations.Share]:
+    try:
+        shares = pod.shares(names)
+    except errors.CorruptRecord:
+        return ()
+    return shares[position] if shares else ()
+
+
+def _by_container(
+    everybody: Sequence[pods.Pod], samples: Mapping[identifiers.GpuUuid, Sample]
+) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
+    """The processes of each container on each GPU."""
+    names = {uid: dict(_container_names(pod)) for pod in everybody for uid in (pod.uid,)}
+    found: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
+    for uuid, sample in samples.items():
+        for process in sample.usage.processes:
+            owner = sample.owners.get(process.pid)
+            name = names.get(owner.pod, {}).get(owner.container_id) if owner else None
+            if owner and name is not None:
+                found.setdefault((owner.pod, name, uuid), []).append(process)
+    return found
+
+
+def _container_names(pod: pods.Pod) -> Iterator[tuple[str, str]]:
+    for status in pod.all_statuses:
+        yield status.container_id.rpartition("/")[2], status.name
+
+
+def _used(mine: Sequence[gpu_source.Process], counted: shared_region.Counted | None) -> tuple[int | None, float | None]:
+    """Memory and utilisation of a container on one GPU: by the driver, else by its library, else unknown."""
+    memory = [one.memory_bytes for one in mine if one.memory_bytes is not None]
+    busy = [one.utilization_percent for one in mine if one.utilization_percent is not None]
+    used: int | None = sum(memory)
+    share: float | None = min(sum(busy), 100.0)
+    if len(memory) < len(mine):
+        used = counted.memory_bytes if counted else None
+    if len(busy) < len(mine):
+        share = counted.utilization_percent if counted else None
+    return used, share

@@ -1,0 +1,302 @@
+"""What the monitor makes of processes, cgroups, records and the files that HAMi-core libraries count in."""
+
+import os
+import pathlib
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_plugin import gpu_source, pods
+from device_plugin.monitor import cgroups, collector, settings, shared_region, slices
+from gpu_sharing.core import errors, gpus, identifiers, requests
+
+UID = "0b8a6f0e-5a3c-4a52-9a0a-7c1f6c1f2d3e"
+ID = "ab" * 32
+GPU, OTHER = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")
+GIB = 1 << 30
+NAMES = requests.ResourceNames()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"0::/kubepods/burstable/pod{UID}/{ID}",
+        f"0::/lab/kubepods/besteffort/pod{UID}/{ID}/inner/deeper",
+        f"0::/kubepods.slice/kubepods-pod{UID.replace('-', '_')}.slice/cri-containerd-{ID}.scope",
+        f"0::/../..//kubepods.slice/kubepods-besteffort-pod{UID.replace('-', '_')}.slice/crio-{ID}.scope",
+        f"12:devices:/kubepods/pod{UID}/{ID}\n11:cpu:/",
+        # A tenant may name groups below its own as it likes.
+        f"0::/kubepods/pod{UID}/{ID}/pod{UID.replace('0', '1')}/{'cd' * 32}",
+    ],
+)
+def test_a_cgroup_of_every_runtime_says_whose_process_it_is(line: str) -> None:
+    """By UID and container id, the outermost."""
+    assert cgroups.parse(f"{line}\n") == cgroups.Owner(identifiers.PodUid(UID), ID)
+
+
+@pytest.mark.parametrize("line", ["0::/", "0::/system.slice/sshd.service", f"0::/kubepods/pod{UID}", f"0::/{ID}", ""])
+def test_a_process_of_the_host_is_nobodys(line: str) -> None:
+    """Nor one of a pod, outside its containers."""
+    assert cgroups.parse(line) is None
+
+
+@given(st.text())
+def test_no_text_breaks_the_reading_of_cgroups(text: str) -> None:
+    """A process chooses the names of its groups."""
+    cgroups.parse(text)
+
+
+def test_a_process_that_has_ended_is_nobodys(tmp_path: pathlib.Path) -> None:
+    """Between two questions it may go."""
+    assert cgroups.owner(tmp_path, 7) is None
+
+
+def region(
+    path: pathlib.Path, *, used: tuple[int, ...] = (), uuids: tuple[str, ...] = (GPU,), percent: int = 0, **fields: Any
+) -> pathlib.Path:
+    """A region as the library lays it out, with one process for each entry of `used`, all on the first GPU."""
+    head = struct.pack(
+        "<iIIiQ32xQ", fields.get("magic", 19920718), 1, fields.get("minor", 2), 0, 0, fields.get("gpus", len(uuids))
+    )
+    head += b"".join(one.encode().ljust(96, b"\0") for one in uuids).ljust(16 * 96, b"\0") + bytes(2 * 16 * 8)
+    slots = b""
+    for bytes_used in used:
+        memory = struct.pack("<4QQ3Q", 0, 0, 0, 0, bytes_used, 0, 0, 0).ljust(16 * 64, b"\0")
+        busy = struct.pack("<6Q", 0, 0, percent, 0, 0, 0).ljust(16 * 48, b"\0")
+        slots += struct.pack("<ii", 1, 1) + memory + bytes(16 * 8) + busy + bytes(32)
+    tail = struct.pack("<iiiiQ4Q", fields.get("processes", len(used)), 0, 0, 0, 0, 0, 0, 0, 0)
+    path.write_bytes(head + slots.ljust(1024 * 1960, b"\0") + tail + b"\0")
+    return path
+
+
+def test_what_the_library_counts_is_summed_over_its_processes(tmp_path: pathlib.Path) -> None:
+    """Layout of version 1.2."""
+    path = region(tmp_path / "r", used=(3 * GIB, GIB), percent=30)
+
+    assert shared_region.read(path, {GPU: 8 * GIB}) == {GPU: shared_region.Counted(4 * GIB, 60.0)}
+    assert shared_region.read(region(tmp_path / "new", magic=0), {GPU: 8 * GIB}) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"magic": 7}, "corrupt"),
+        ({"minor": 3}, "version"),
+        ({"processes": 1025}, "corrupt"),
+        ({"processes": -1}, "corrupt"),
+        ({"gpus": 17}, "corrupt"),
+        ({"uuids": (GPU, GPU)}, "corrupt"),
+        ({"used": (9 * GIB,)}, "corrupt"),
+        ({"used": (2**64 - 1, 2**64 - 1)}, "corrupt"),
+        ({"used": (1,), "uuids": ("GPU-of-another-node",)}, "corrupt"),
+    ],
+)
+def test_a_region_that_lies_is_reported_and_not_believed(
+    tmp_path: pathlib.Path, fields: dict[str, Any], kind: str
+) -> None:
+    """A tenant can write it."""
+    with pytest.raises(shared_region.Unbelievable) as caught:
+        shared_region.read(region(tmp_path / "r", **fields), {GPU: 8 * GIB})
+    assert caught.value.kind == kind
+
+
+def test_what_is_no_region_neither_hangs_nor_leads_elsewhere(tmp_path: pathlib.Path) -> None:
+    """A pipe, a link, a directory, a short and an endless file."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(region(tmp_path / "good"))
+    (tmp_path / "short").write_bytes(b"x")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(1 << 40)
+    (tmp_path / "folder").mkdir()
+
+    for name, expected in {
+        "pipe": shared_region.Unbelievable, "link": OSError, "short": shared_region.Unbelievable,
+        "large": shared_region.Unbelievable, "folder": shared_region.Unbelievable,
+    }.items():  # fmt: skip
+        with pytest.raises(expected):
+            shared_region.read(tmp_path / name, {GPU: 8 * GIB})
+
+
+@given(st.binary(max_size=3000), st.integers(0, 1856))
+def test_no_content_breaks_the_reading_of_a_region(tmp_path_factory: Any, noise: bytes, offset: int) -> None:
+    """It is believed, or it is not."""
+    path = region(tmp_path_factory.getbasetemp() / "fuzzed", used=(GIB,))
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(noise)
+    try:
+        for counted in shared_region.read(path, {GPU: 8 * GIB}).values():
+            assert 0 <= counted.memory_bytes <= 8 * GIB
+            assert 0 <= counted.utilization_percent <= 100
+    except shared_region.Unbelievable:
+        pass
+
+
+def a_pod(
+    name: str = "train", record: str = "GPU-a,NVIDIA,4096,30:;", containers: int = 1, instances: str = ""
+) -> pods.Pod:
+    """A pod with GPUs, whose first container runs."""
+    limits = {"nvidia.com/gpu": "1"}
+    return msgspec.convert(
+        {
+            "metadata": {
+                "name": name, "namespace": "team", "uid": UID,
+                "annotations": {"hami.io/vgpu-devices-allocated": record, "hami.io/vgpu-mig-allocations": instances},
+            },
+            "spec": {"containers": [{"name": f"c{i}", "resources": {"limits": limits}} for i in range(containers)]},
+            "status": {"containerStatuses": [{"name": "c0", "containerID": f"containerd://{ID}"}]},
+        },
+        pods.Pod,
+    )  # fmt: skip
+
+
+def sample(*processes: gpu_source.Process, owned: bool = True, migs: dict[str, int] | None = None) -> slices.Sample:
+    """A look at a GPU whose processes are all of the one container, or of none."""
+    usage = gpu_source.Usage(80 * GIB, 10 * GIB, 50.0, 40, 100.0, processes, migs or {})
+    owner = cgroups.Owner(identifiers.PodUid(UID), ID)
+    return slices.Sample(usage, 100.0, {one.pid: owner for one in processes if owned})
+
+
+def joined(
+    pod: pods.Pod, found: slices.Sample | None, counted: shared_region.Counted | None = None
+) -> tuple[slices.Joined, slices.Slice]:
+    """What comes of one pod and one GPU."""
+    result = slices.join(
+        [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"}, lambda *_: {GPU: counted} if counted else {}
+    )
+    return result, result.slices[0]
+
+
+def test_a_container_uses_what_its_processes_use() -> None:
+    """Of those in its cgroup, on the GPU of its record."""
+    result, mine = joined(a_pod(), sample(gpu_source.Process(1, GIB, 20.0), gpu_source.Process(2, GIB, 90.0)))
+
+    assert (mine.pod, mine.container, mine.memory_bytes, mine.cores_percent) == ("train", "c0", 4096 << 20, 30)
+    assert (mine.used_bytes, mine.utilization_percent) == (2 * GIB, 100.0)
+    assert result.unattributed_bytes == {GPU: 0}
+
+
+def test_a_slice_is_at_zero_until_it_is_used_and_unknown_while_its_gpu_is() -> None:
+    """What strangers use is counted apart."""
+    result, idle = joined(a_pod(), sample(gpu_source.Process(1, GIB, 20.0), owned=False))
+    _, unknown = joined(a_pod(), None)
+
+    assert (idle.used_bytes, idle.utilization_percent) == (0, 0.0)
+    assert result.unattributed_bytes == {GPU: GIB}
+    assert (unknown.used_bytes, unknown.utilization_percent) == (None, None)
+
+
+def test_the_library_counts_only_where_the_driver_does_not() -> None:
+    """Its file is the tenant's."""
+    counted = shared_region.Counted(7 * GIB, 70.0)
+
+    _, known = joined(a_pod(), sample(gpu_source.Process(1, GIB, 20.0)), counted)
+    _, counted_only = joined(a_pod(), sample(gpu_source.Process(1, None, None)), counted)
+    _, nobody = joined(a_pod(), sample(gpu_source.Process(1, None, None)))
+
+    assert (known.used_bytes, known.utilization_percent) == (GIB, 20.0)
+    assert (counted_only.used_bytes, counted_only.utilization_percent) == (7 * GIB, 70.0)
+    assert (nobody.used_bytes, nobody.utilization_percent) == (None, None)
+
+
+def test_a_mig_instance_is_measured_as_a_whole() -> None:
+    """Its memory by the driver; its utilisation cannot be measured, and is not zero."""
+    record = (
+        '[{"containerIndex":0,"deviceIndex":0,"gpuUUID":"GPU-a","profile":"1g.10gb","placement":{"start":4,"size":1}}]'
+    )
+    pod = a_pod(instances=record)
+
+    _, mine = joined(pod, sample(migs={"MIG-4": 3 * GIB, "MIG-0": GIB}))
+
+    assert (mine.used_bytes, mine.utilization_percent) == (3 * GIB, None)
+
+
+def test_a_record_that_does_not_decode_gives_no_slices() -> None:
+    """The device plugin refuses its containers, too."""
+    assert slices.join([a_pod(record="garbage")], NAMES, {GPU: sample()}, {}, lambda *_: {}).slices == ()
+
+
+def rendered(view: collector.View, *, compatible: bool = True) -> dict[str, dict[tuple[str, ...], float]]:
+    """Every series, by name and values of its labels."""
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in collector.Gauges(lambda: view, compatible=compatible, clock=lambda: 103.0).collect():
+        for one in family.samples:
+            key = tuple(one.labels.values())
+            assert key not in found.setdefault(one.name, {}), f"twice: {one.name}{one.labels}"
+            found[one.name][key] = one.value
+    return found
+
+
+def a_view(pod: pods.Pod, stale: bool = False) -> collector.View:
+    """A node with one GPU that is scaled by two."""
+    device = gpu_source.Device(GPU, 0, "NVIDIA A100", 80 * 1024, 0)
+    found = sample(gpu_source.Process(1, GIB, 20.0))
+    result = slices.join([pod], NAMES, {} if stale else {GPU: found}, {}, lambda *_: {})
+    offered = {GPU: gpus.Gpu(GPU, 0, 160 * 1024, 100, 10, "NVIDIA A100")}
+    return collector.View(
+        "n", [device], offered, {GPU: found}, frozenset([GPU] if stale else []), result, {"ok": 1}, 2, 0.0
+    )
+
+
+def test_the_series_of_a_gpu_and_a_slice() -> None:
+    """Bytes, percent, and HAMi's scale in HAMi's names."""
+    found = rendered(a_view(a_pod()))
+
+    gpu, mine = ("n", GPU), ("train", "team", GPU, "c0")
+    theirs, their_slice = ("n", GPU, "0", "NVIDIA A100"), ("team", "train", "c0", "0", GPU)
+    assert {name: values[gpu] for name, values in found.items() if gpu in values} == {
+        "hami_gpu_memory_total_bytes": 80 * GIB, "hami_gpu_memory_used_bytes": 10 * GIB,
+        "hami_gpu_utilization_percent": 50.0, "hami_gpu_temperature_celsius": 40, "hami_gpu_power_watts": 100.0,
+        "hami_gpu_memory_promisable_bytes": 160 * GIB, "hami_gpu_memory_promised_bytes": 4 * GIB,
+        "hami_gpu_cores_promised_percent": 30, "hami_gpu_containers": 1, "hami_monitor_gpu_stale": 0,
+        "hami_monitor_sample_age_seconds": 3.0, "hami_monitor_unattributed_bytes": 0,
+    }  # fmt: skip
+    assert {name: values[mine] for name, values in found.items() if mine in values} == {
+        "hami_vgpu_memory_usage_bytes": GIB, "hami_vgpu_utilization_percent": 20.0,
+        "hami_vgpu_memory_promised_bytes": 4 * GIB, "hami_vgpu_cores_promised_percent": 30,
+    }  # fmt: skip
+    assert found["hami_vgpu_info"] == {(*mine, GPU): 1}
+    assert {name: values[theirs] for name, values in found.items() if theirs in values} == {
+        "hami_gpu_memory_limit_bytes": 160 * GIB, "hami_gpu_shared_count": 1, "hami_gpu_core_allocated_ratio": 30,
+        "hami_node_gpu_memory_allocated_ratio": 4 / 160, "hami_host_gpu_memory_used_bytes": 10 * GIB,
+        "hami_host_gpu_utilization_ratio": 50.0,
+    }  # fmt: skip
+    assert found["hami_gpu_memory_allocated_bytes"] == {(*theirs, "30"): 4 * GIB}
+    assert {name: values[their_slice] for name, values in found.items() if their_slice in values} == {
+        "hami_vgpu_memory_used_bytes": GIB, "hami_vgpu_memory_limit_bytes": 4 * GIB,
+        "hami_container_device_utilization_ratio": 20.0,
+    }  # fmt: skip
+    assert set(rendered(a_view(a_pod()), compatible=False)) == set(found) - set(collector.COMPATIBLE)
+
+
+def test_what_a_stale_gpu_measured_is_left_out_and_what_was_promised_stays() -> None:
+    """An old number would be a lie, and zero another."""
+    found = rendered(a_view(a_pod(), stale=True))
+
+    assert found["hami_monitor_gpu_stale"] == {("n", GPU): 1}
+    assert found["hami_gpu_memory_total_bytes"] == {("n", GPU): 80 * GIB}
+    assert found["hami_vgpu_memory_promised_bytes"] == {("train", "team", GPU, "c0"): 4 * GIB}
+    for name in ("hami_gpu_memory_used_bytes", "hami_gpu_temperature_celsius", "hami_vgpu_memory_usage_bytes"):
+        assert name not in found
+
+
+def test_two_instances_of_one_gpu_are_one_series_of_their_container() -> None:
+    """Its labels name the GPU."""
+    record = "GPU-a,NVIDIA,1024,10:GPU-a,NVIDIA,1024,10:;"
+    found = rendered(a_view(a_pod(record=record)))
+
+    assert found["hami_vgpu_memory_promised_bytes"] == {("train", "team", GPU, "c0"): 2 * GIB}
+    assert len(found["hami_vgpu_memory_limit_bytes"]) == 2
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    """Before anything is started."""
+    given_node = {"NODE_NAME": "n"}
+    assert settings.parse(["--bind", ":9"], given_node).bind.port == 9
+    for arguments, environment in ([], {}), (["--interval", "9", "--stale-after", "3"], given_node):
+        with pytest.raises(errors.SettingsError):
+            settings.parse(arguments, environment)

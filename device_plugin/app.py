@@ -87,6 +87,9 @@ class Plugin:
             self._pods,
             lambda pod: pod.metadata.resource_version,
         )
+        self._metrics.follow({"pods": self._pod_watch})
+        self._metrics.count_events("hami_device_plugin", self._recorder)
+        client.observe = self._metrics.api_call
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations)
         self._node = node_state.NodeState(options.node_name, late=options.identity != "match")
         self._set_backends()
@@ -394,7 +397,7 @@ class Plugin:
             "tokens": dict(sorted(self._allocator.held().items())),
         }
 
-    def _exposition(self) -> bytes:
+    def _exposition(self, accept: str) -> tuple[bytes, str]:
         counters, node = self._metrics, self._options.node_name
         counters.device_count.labels(node=node).set(len(self._node.inventory))
         for uuid, gpu in self._node.inventory.items():
@@ -403,8 +406,7 @@ class Plugin:
             counters.tokens.labels(health=word).set(sum(one.healthy is wanted for one in self._listing.current))
         counters.registered.set(self._link.registered)
         counters.registrations.set(self._link.registrations)
-        counters.events_dropped.set(self._recorder.dropped)
-        return counters.exposition()
+        return counters.exposition(accept)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

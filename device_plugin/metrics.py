@@ -25,9 +25,10 @@ class Metrics(series.Series):
         )
         self.xids = counter("hami_device_plugin_xids_total", "XIDs that the driver reported.", ("device", "xid"))
         self.registered = gauge("hami_device_plugin_registered", "1 while the kubelet knows the plugin, else 0.")
-        self.registrations = gauge("hami_device_plugin_registrations", "Registrations since the process started.")
+        self.registrations = gauge(
+            "hami_device_plugin_registrations", "Registrations with the kubelet since the process started."
+        )
         self.tokens = gauge("hami_device_plugin_tokens", "Device ids told to the kubelet, by health.", ("health",))
-        self.events_dropped = gauge("hami_device_plugin_events_dropped", "Events given up since the process started.")
 
     def failed(self, code: error_codes.Code) -> None:
         """Count a container that was refused."""

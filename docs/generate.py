@@ -4,14 +4,15 @@ import inspect
 import pathlib
 import re
 import types
-
-import prometheus_client
+from collections.abc import Sequence
 
 from device_plugin import metrics as plugin_metrics
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
+from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes
+from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
 from scheduler_extender import settings as extender_settings
 
@@ -48,23 +49,39 @@ def _settings(title: str, module: types.ModuleType) -> str:
 
 def metrics_page() -> str:
     """Every series of each process."""
-    live = [f"| `hami_scheduler_{name}_total` | counter | {text} |" for name, text in extender_metrics.LIVE.items()]
     head = ["# Metrics", _NOTE, "", "Each process serves them at `/metrics` of its health listener.", ""]
-    extender = _metrics("Scheduler extender (port 8080)", extender_metrics.Metrics().registry, live)
-    plugin = _metrics("Device plugin (port 8081)", plugin_metrics.Metrics().registry, [])
-    monitor = _metrics(
-        "Monitor (port 41991)", monitor_collector.Metrics(lambda: monitor_collector.View("")).registry, []
+    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.View("")
+    extender, plugin = extender_metrics.Metrics(), plugin_metrics.Metrics()
+    extender.count_events("hami_scheduler", recorder)
+    plugin.count_events("hami_device_plugin", recorder)
+    monitor = monitor_collector.Metrics(lambda: nothing)
+    for one in (extender, plugin, monitor):
+        one.follow({})
+    cluster = [
+        _metric_row(name, "gauge", labels, f"{text} From the leader only.")
+        for name, (text, labels) in cluster_gauges.GAUGES.items()
+    ]
+    return "\n".join(
+        [
+            *head,
+            _metrics("Scheduler extender (port 8080)", extender, cluster),
+            _metrics("Device plugin (port 8081)", plugin, []),
+            _metrics("Monitor (port 41991)", monitor, []),
+        ]
     )
-    return "\n".join([*head, extender, plugin, monitor])
 
 
-def _metrics(title: str, registry: prometheus_client.CollectorRegistry, more: list[str]) -> str:
+def _metrics(title: str, source: series.Series, more: list[str]) -> str:
     rows = list(more)
-    for family in registry.collect():
+    for family in source.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
-    table = ["| series | type | meaning |", "| --- | --- | --- |", *sorted(rows), ""]
+        rows.append(_metric_row(name, family.type, source.labels[name], family.documentation))
+    table = ["| series | type | labels | meaning |", "| --- | --- | --- | --- |", *sorted(rows), ""]
     return "\n".join([f"## {title}", "", *table])
+
+
+def _metric_row(name: str, kind: str, labels: Sequence[str], text: str) -> str:
+    return f"| `{name}` | {kind} | {', '.join(labels) or '-'} | {text} |"
 
 
 PAGES = {"error-codes.md": error_code_page, "settings.md": settings_page, "metrics.md": metrics_page}

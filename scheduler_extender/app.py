@@ -14,10 +14,20 @@ from typing import Any, TypeVar
 
 import structlog
 
-from gpu_sharing.adapters import discovery, events, health_endpoint, kubernetes, listeners, objects, watching
+from gpu_sharing.adapters import (
+    certificates,
+    discovery,
+    events,
+    health_endpoint,
+    kubernetes,
+    listeners,
+    objects,
+    watching,
+)
 from gpu_sharing.core import errors
 from scheduler_extender import (
     binding,
+    cluster_gauges,
     explaining,
     gang_planner,
     leadership,
@@ -60,7 +70,7 @@ class Extender:
         self._mirror = mirror.Mirror(options, self._metrics)
         identity = options.identity or socket.gethostname()
         self._recorder = events.EventRecorder(client, _COMPONENT, identity, options.event_rate, self._is_busy)
-        self._watches: Mapping[str, watching.Reflector[Any]] = {
+        self._watches: dict[str, watching.Reflector[Any]] = {
             "nodes": watching.Reflector(client, "/api/v1/nodes", objects.Node, self._mirror.nodes, _version),
             "pods": watching.Reflector(client, "/api/v1/pods", objects.Pod, self._mirror.pods, _version),
             "quotas": watching.Reflector(
@@ -70,12 +80,15 @@ class Extender:
         self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
         if options.leader_lease:
             self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._list_again)
-        self._metrics.count_live("events_written", lambda: self._recorder.written)
-        self._metrics.count_live("events_dropped", lambda: self._recorder.dropped)
-        self._metrics.count_live("watch_failures", self._watch_failures)
+        self._metrics.count_events("hami_scheduler", self._recorder)
+        client.observe = self._metrics.api_call
         placer = placing.Placer(self._mirror.ledger, options)
         teller = telling.Teller(self._mirror, placer, self._recorder, options, self._leads)
         self._mirror.listener = teller
+        self._metrics.follow(self._watches)
+        self._metrics.registry.register(
+            cluster_gauges.ClusterGauges(self._mirror, options.resource_names, teller.reason_of, self._leads)
+        )
         self._refusals = requeue.Refusals(self._mirror, placer, options, self._metrics)
         self._writer = pod_writer.PodWriter(client)
         self._gangs = gang_planner.GangPlanner(self._writer, self._mirror, placer, teller, options, self._metrics)
@@ -115,7 +128,7 @@ class Extender:
             ),
         }
         if options.tls_cert:
-            hook = webhook.Webhook(self._mirror, options, self._synced)
+            hook = webhook.Webhook(self._mirror, options, self._synced, self._metrics)
             self._listeners["webhook"] = (
                 options.webhook_bind,
                 listeners.listener(hook, options.tls_cert, options.tls_key),
@@ -200,9 +213,6 @@ class Extender:
     def _is_busy(self) -> bool:
         return time.monotonic() - self._verb_server.last_call_at < _BUSY_SECONDS
 
-    def _watch_failures(self) -> int:
-        return sum(watch.failures for watch in self._watches.values())
-
     def _components(self) -> Mapping[str, health_endpoint.Component]:
         now = time.monotonic()
         return {
@@ -228,16 +238,12 @@ class Extender:
             "bindsUnderWay": self._binder.under_way,
         }
 
-    def _exposition(self) -> bytes:
-        books, counters = self._mirror.ledger, self._metrics
-        names = books.node_names()
+    def _exposition(self, accept: str) -> tuple[bytes, str]:
+        counters, certificate = self._metrics, self._options.tls_cert
         counters.leading.set(self._leads())
         counters.ready.set(self._synced())
-        counters.nodes.set(len(names))
-        counters.gpus.set(int(books.settle().exists.sum()))
-        counters.pods_holding.set(sum(1 for _ in books.pods()))
-        counters.pods_waiting.set(len(self._mirror.waiting))
-        return counters.exposition()
+        counters.certificate_expiry.set((certificates.expires_at(certificate) if certificate else None) or 0)
+        return counters.exposition(accept)
 
 
 def _version(

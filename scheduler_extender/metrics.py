@@ -1,29 +1,7 @@
 """What the extender counts. Names that dashboards know are fixed by the contract; the rest are in base units."""
 
-from collections.abc import Callable, Iterable
-
-from prometheus_client import core as prometheus_core
-from prometheus_client import registry
-
 from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes
-
-LIVE = {
-    "events_written": "Pod events written.",
-    "events_dropped": "Pod events given up.",
-    "watch_failures": "Lists and watches that broke.",
-}
-"""Counters that other objects keep: name without prefix and suffix, and help."""
-
-
-class _Live(registry.Collector):
-    """A counter that is read when it is scraped."""
-
-    def __init__(self, name: str, text: str, value: Callable[[], float]) -> None:
-        self._name, self._text, self._value = name, text, value
-
-    def collect(self) -> Iterable[prometheus_core.Metric]:
-        yield prometheus_core.CounterMetricFamily(self._name, self._text, value=self._value())
 
 
 class Metrics(series.Series):
@@ -40,8 +18,22 @@ class Metrics(series.Series):
         self.bind_failures_by_code = counter(
             "hami_scheduler_bind_failures_by_code_total", "Bind calls answered with an error, by code.", ("error_code",)
         )
+        self.preempt_seconds = self.seconds("hami_scheduler_preempt_duration_seconds", "Time to answer a preempt call.")
+        self.webhook_seconds = self.seconds("hami_scheduler_webhook_duration_seconds", "Time to answer the API server.")
+        self.calls = counter(
+            "hami_scheduler_calls_total",
+            "Calls of kube-scheduler: answered, refused, shed because too many were under way, or cancelled by it.",
+            ("verb", "outcome"),
+        )
+        self.admissions = counter(
+            "hami_scheduler_admissions_total", "Pods that the webhook let through, mended or denied.", ("outcome",)
+        )
         self.refusals = counter(
-            "hami_scheduler_filter_refusals_total", "Filter calls that no offered node could serve."
+            "hami_scheduler_filter_refusals_total", "Filter calls that no offered node could serve, by main reason.",
+            ("error_code",),
+        )  # fmt: skip
+        self.drift = counter(
+            "hami_scheduler_drift_total", "Pods of which a new list said something else than the watch had."
         )
         self.bad_requests = counter(
             "hami_scheduler_bad_requests_total", "Calls that could not be served, by code.", ("error_code",)
@@ -62,14 +54,10 @@ class Metrics(series.Series):
         self.in_flight = gauge("hami_scheduler_in_flight_calls", "Calls being answered now.")
         self.leading = gauge("hami_scheduler_leading", "1 while this replica may bind, else 0.")
         self.ready = gauge("hami_scheduler_ready", "1 once the cluster has been read, else 0.")
-        self.nodes = gauge("hami_scheduler_nodes", "Nodes known.")
-        self.gpus = gauge("hami_scheduler_gpus", "GPUs known.")
-        self.pods_holding = gauge("hami_scheduler_pods_holding_gpus", "Pods that hold GPUs.")
-        self.pods_waiting = gauge("hami_scheduler_pods_waiting", "Pods that ask for GPUs and are not bound.")
-
-    def count_live(self, name: str, value: Callable[[], float]) -> None:
-        """Export a number of `LIVE` that some other object counts."""
-        self.registry.register(_Live(f"hami_scheduler_{name}_total", LIVE[name], value))
+        self.certificate_expiry = gauge(
+            "hami_scheduler_certificate_expiry_timestamp_seconds",
+            "When the certificate of webhook and read API ends, in Unix time; 0 without one.",
+        )
 
     def bind_failed(self, code: error_codes.Code) -> None:
         """Count a failed bind, in total and by code."""

@@ -57,6 +57,7 @@ class Mirror:
         self._metrics = counters
         self._clock = clock
         self._confirmed_at: dict[identifiers.PodUid, float] = {}
+        self._was_listed = False
         self.nodes = NodeSink(self)
         self.pods = PodSink(self)
         self.quotas = QuotaSink(self)
@@ -129,6 +130,15 @@ class Mirror:
     def replace_pods(self, pods: list[objects.Pod], listed_at: float) -> None:
         """These are all pods, as of some moment after `listed_at`."""
         listed = {identifiers.PodUid(pod.metadata.uid) for pod in pods}
+        known = {held.uid for held in self.ledger.pods()} | self.waiting.keys()
+        if self._was_listed:
+            ours = {
+                identifiers.PodUid(pod.metadata.uid)
+                for pod in pods
+                if facts.is_ours(pod, self._names) and not pod.has_ended
+            }
+            self._metrics.drift.inc(len(known ^ ours))
+        self._was_listed = True
         bound = {identifiers.PodUid(pod.metadata.uid) for pod in pods if pod.spec.node_name}
         for held in list(self.ledger.pods()):
             newer = self.ledger.is_assumed(held.uid) or self._confirmed_at.get(held.uid, 0.0) > listed_at

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import structlog
 
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, identifiers
 from scheduler_extender import binding, metrics, verbs, wire
 
 Scope = MutableMapping[str, Any]
@@ -97,6 +97,7 @@ class VerbServer:
             "filter": counters.filter_seconds,
             "prioritize": counters.score_seconds,
             "bind": counters.bind_seconds,
+            "preempt": counters.preempt_seconds,
         }
         self._decided = {"filter": choices.filter, "prioritize": choices.prioritize, "preempt": choices.preempt}
 
@@ -112,6 +113,7 @@ class VerbServer:
             await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, f"{verb} takes POST")
             return
         if self._in_flight >= _MOST_IN_FLIGHT:
+            self._metrics.calls.labels(verb=verb, outcome="shed").inc()
             await self._refuse(send, self._failure_status(verb), error_codes.BUSY, "busy, retry")
             return
         self._in_flight += 1
@@ -123,6 +125,7 @@ class VerbServer:
 
     async def _serve(self, verb: str, receive: Receive, send: Send) -> None:
         failure = self._failure_status(verb)
+        outcome = "refused"
         try:
             body = await read_body(receive, MOST_BODY_BYTES)
             if not self._ready():
@@ -131,7 +134,9 @@ class VerbServer:
                 await self._refuse(send, failure, error_codes.NOT_LEADER, "not leader")
             else:
                 await answer(send, 200, await self._decide(verb, body))
+                outcome = "answered"
         except CallerGone:
+            outcome = "cancelled"
             log.info("caller gone", verb=verb)
         except BodyTooLarge:
             text = f"the body is larger than {MOST_BODY_BYTES} bytes; set nodeCacheCapable: true"
@@ -141,16 +146,22 @@ class VerbServer:
         except Exception:
             log.exception("defect", error_code=error_codes.INTERNAL, verb=verb)
             await self._refuse(send, failure, error_codes.INTERNAL, f"{verb} failed; see the extender's log")
+        finally:
+            self._metrics.calls.labels(verb=verb, outcome=outcome).inc()
 
     async def _decide(self, verb: str, body: bytes) -> bytes:
         started = time.perf_counter()
         if verb == "bind":
-            failed = await self._binder.bind(wire.decode_bind(body))
+            args = wire.decode_bind(body)
+            failed = await self._binder.bind(args)
             result = wire.error_result(failed) if failed else wire.BOUND
+            decision = self._verbs.decision(identifiers.PodUid(args.pod_uid))
         else:
             result = self._decided[verb](body)
-        if verb in self._timers:
-            self._timers[verb].observe(time.perf_counter() - started)
+            decision = self._verbs.last_decision
+        # An OpenMetrics scraper finds the log lines of a slow one by it.
+        exemplar: dict[str, str] | None = {"decision_id": decision.id} if decision else None
+        self._timers[verb].observe(time.perf_counter() - started, exemplar)
         return result
 
     def _failure_status(self, verb: str) -> int:

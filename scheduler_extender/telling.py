@@ -9,7 +9,7 @@ import collections
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import structlog
@@ -45,6 +45,14 @@ class Explanation:
     """Of the reason that most nodes give."""
 
 
+class _Told(NamedTuple):
+    """What was said of a pod last; nothing where it got a yes."""
+
+    summary: str
+    at: float
+    code: error_codes.Code | None = None
+
+
 class Teller:
     """Writes the story of each pod."""
 
@@ -63,7 +71,7 @@ class Teller:
         self._options = options
         self._leads = leads
         self._clock = clock
-        self._told: collections.OrderedDict[identifiers.PodUid, tuple[str, float]] = collections.OrderedDict()
+        self._told: collections.OrderedDict[identifiers.PodUid, _Told] = collections.OrderedDict()
 
     def scheduled(
         self,
@@ -98,9 +106,9 @@ class Teller:
         summary = explained.note.partition("\n")[0]
         now = self._clock()
         before = self._told.get(pod.uid)
-        if before and before[0] == summary and now - before[1] < _SAME_REFUSAL_SECONDS:
+        if before and before.summary == summary and now - before.at < _SAME_REFUSAL_SECONDS:
             return
-        self._remember(pod.uid, summary, now)
+        self._remember(pod.uid, _Told(summary, now, explained.code))
         log.error("refused", error_code=explained.code, pod=pod.key, why=explained.note, decision_id=decision)
         self._pod_event(pod.key, pod.uid, "FailedScheduling", explained.note, _SCHEDULING, warning=True)
 
@@ -115,9 +123,14 @@ class Teller:
         """A bind was answered with an error. kube-scheduler tells the pod; the log has the code."""
         log.error("bind failed", error_code=code, pod=pod_key, node=node, cause=message, decision_id=decision)
 
+    def reason_of(self, uid: identifiers.PodUid) -> error_codes.Code | None:
+        """Why a pod was refused last; None where it was not, or that is long ago."""
+        told = self._told.get(uid)
+        return told.code if told else None
+
     def asked(self, uid: identifiers.PodUid) -> None:
         """kube-scheduler asked about the pod and got a yes."""
-        self._remember(uid, "", self._clock())
+        self._remember(uid, _Told("", self._clock()))
 
     def foreign(self, pod: ledger.PodFacts) -> None:
         """A pod with GPUs was bound by somebody else."""
@@ -210,13 +223,13 @@ class Teller:
     def _explain_stopped(self, uid: identifiers.PodUid) -> None:
         pod = self._mirror.waiting.get(uid)
         told = self._told.get(uid)
-        recently = told is not None and self._clock() - told[1] < 2 * _STOPPED_GRACE_SECONDS + 1
+        recently = told is not None and self._clock() - told.at < 2 * _STOPPED_GRACE_SECONDS + 1
         if pod is None or recently or not self._leads() or pod.scheduler_name != self._options.scheduler_name:
             return
         self.refused(pod, (), identifiers.DecisionId(""))
 
-    def _remember(self, uid: identifiers.PodUid, summary: str, now: float) -> None:
-        self._told[uid] = (summary, now)
+    def _remember(self, uid: identifiers.PodUid, told: _Told) -> None:
+        self._told[uid] = told
         self._told.move_to_end(uid)
         if len(self._told) > _REMEMBERED:
             self._told.popitem(last=False)

@@ -43,7 +43,11 @@ class Decision:
 
 
 class Verbs:
-    """Answers kube-scheduler about one cluster."""
+    """Answers kube-scheduler about one cluster.
+
+    Attributes:
+        last_decision: The decision that the last call belongs to; None where it decides nothing.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Verbs:
         self._clock = clock
         self._priorities = wire.Priorities()
         self._decisions: collections.OrderedDict[identifiers.PodUid, Decision] = collections.OrderedDict()
+        self.last_decision: Decision | None = None
 
     def decision(self, uid: identifiers.PodUid) -> Decision | None:
         """What was found for a pod last."""
@@ -79,13 +84,14 @@ class Verbs:
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
+        self.last_decision = None
         args = wire.decode_filter(body)
         names = wire.names_of(args)
         assert args.pod is not None
         pod = self._waiting(args.pod)
         if pod is None or (isinstance(pod.request, requests.PodRequest) and not pod.request.wants_gpu):
             return wire.filter_result(args, names, names, wire.encode_names(args, names, names), {})
-        decision = self._decide(pod)
+        decision = self.last_decision = self._decide(pod)
         if isinstance(pod.request, requests.InvalidRequest):
             self._refuse(decision, names)
             phrase = f"invalid GPU request: {pod.request.sentence}"
@@ -112,7 +118,7 @@ class Verbs:
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
-        decision = self._decisions.get(identifiers.PodUid(wire.uid_of(body)))
+        decision = self.last_decision = self._decisions.get(identifiers.PodUid(wire.uid_of(body)))
         if decision is not None and decision.names and wire.repeats(body, decision.names_json):
             names, pod = decision.names, decision.pod
         else:
@@ -123,6 +129,7 @@ class Verbs:
             if asked is None:
                 return self._priorities.encode(names)
             decision, pod = self._decide(asked), asked
+            self.last_decision = decision
         if not isinstance(pod.request, requests.PodRequest) or not pod.request.wants_gpu:
             return self._priorities.encode(names)
         best = self._best(decision, pod.request, names)
@@ -137,6 +144,7 @@ class Verbs:
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
+        self.last_decision = None
         args = wire.decode_preempt(body)
         assert args.pod is not None
         chosen, pod = wire.victims_of(args), self._waiting(args.pod)
@@ -171,9 +179,9 @@ class Verbs:
         return decision
 
     def _refuse(self, decision: Decision, offered: Sequence[str]) -> None:
-        self._metrics.refusals.inc()
         self._refusals.add(decision.pod, self._books.generation, offered)
         self._teller.refused(decision.pod, (identifiers.NodeName(name) for name in offered), decision.id)
+        self._metrics.refusals.labels(error_code=self._teller.reason_of(decision.pod.uid) or "").inc()
 
     def _waiting(self, pod: objects.Pod) -> facts.Waiting | None:
         """What the pod asks for, or None if it asks for no GPU. What the mirror has read already is not read again."""

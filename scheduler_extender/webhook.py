@@ -8,6 +8,7 @@ Source: k8s.io/api admission/v1.
 
 import base64
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ import orjson
 import structlog
 
 from gpu_sharing.core import error_codes, gangs
-from scheduler_extender import admission, mirror, server, settings
+from scheduler_extender import admission, metrics, mirror, server, settings
 from scheduler_extender.fleet import extent
 
 PATH = "/webhook"
@@ -40,7 +41,10 @@ class _Review(msgspec.Struct):
 class Webhook:
     """The ASGI application that the API server calls."""
 
-    def __init__(self, cluster: mirror.Mirror, options: settings.Settings, synced: Callable[[], bool]) -> None:
+    def __init__(
+        self, cluster: mirror.Mirror, options: settings.Settings, synced: Callable[[], bool], counters: metrics.Metrics
+    ) -> None:
+        self._metrics = counters
         self._books = cluster.ledger
         self._options = options
         self._synced = synced
@@ -52,6 +56,7 @@ class Webhook:
         if scope["path"].rstrip("/") != PATH or scope["method"] != "POST":
             await server.answer(send, 404, server.problem(error_codes.UNKNOWN_ROUTE, f"POST {PATH} is all there is"))
             return
+        started, outcome = time.perf_counter(), "failed"
         try:
             asked = msgspec.json.decode(await server.read_body(receive, _MOST_BODY_BYTES), type=_Review).request
             verdict = self._judge(asked)
@@ -68,7 +73,11 @@ class Webhook:
             await server.answer(send, 500, server.problem(error_codes.INTERNAL, text))
         else:
             self._tell(asked, verdict)
+            outcome = "denied" if verdict.refused else "mended" if verdict.patch else "allowed"
             await server.answer(send, 200, _encoded(asked.uid, verdict))
+        finally:
+            self._metrics.admissions.labels(outcome=outcome).inc()
+            self._metrics.webhook_seconds.observe(time.perf_counter() - started)
 
     def _judge(self, asked: _Asked) -> admission.Verdict:
         if asked.operation != "CREATE" or asked.object is None:

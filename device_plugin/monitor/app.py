@@ -52,13 +52,15 @@ class Monitor:
             self._driver, options.proc_dir, options.hook_path, self._pods,
             self._metrics.look_seconds.observe, self._metrics.failures.inc,
         )  # fmt: skip
+        self._metrics.follow({"pods": self._pod_watch})
+        client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
         self._kubelet_trouble = "not asked yet"
         self._view = collector.View(options.node_name, started_at=self._started_at)
         self._shown: tuple[object, ...] = ()
-        self._text: bytes = b""
+        self._text: tuple[bytes, str] = (b"", "")
         self._endpoint = health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -130,11 +132,11 @@ class Monitor:
             if (samples[device.uuid].taken_at if device.uuid in samples else self._started_at) < oldest
         )
 
-    def _exposition(self) -> bytes:
+    def _exposition(self, accept: str) -> tuple[bytes, str]:
         """The series; printed once for as long as nothing has changed, however many scrape."""
         looks = self._sampler
         stale = self._stale(time.monotonic())
-        shown = (looks.version, self._pods_version, stale)
+        shown = (looks.version, self._pods_version, stale, accept)
         if shown != self._shown:
             instances = {(device.uuid, one.start): one.uuid for device in looks.devices for one in device.migs}
             fresh = {uuid: sample for uuid, sample in looks.samples.items() if uuid not in stale}
@@ -149,7 +151,7 @@ class Monitor:
                 self._options.node_name, looks.devices, self._offered, looks.samples, stale, joined,
                 looks.region_states, self._without_record, self._started_at,
             )  # fmt: skip
-            self._text = self._metrics.exposition()
+            self._text = self._metrics.exposition(accept)
             self._shown = shown
         return self._text
 

@@ -200,6 +200,7 @@ class Metrics(series.Series):
         super().__init__("monitor")
         self.look_seconds = self.seconds("hami_monitor_look_duration_seconds", "Time to look at all GPUs once.")
         self.failures = self.counter("hami_monitor_look_failures_total", "Looks at a GPU that failed.")
+        self.labels |= {name: labels for name, (_, labels) in (MEASURED | COMPATIBLE).items()}
         self.registry.register(Gauges(view, compatible=compatible))
 
 

@@ -30,14 +30,14 @@ class HealthEndpoint:
 
     Args:
         components: Called at each request: every component's state by name.
-        exposition: Called at each scrape: the metrics as text.
+        exposition: Called at each scrape with its `Accept`: the metrics as text, and their content type.
         facts: More that `/healthz` shows, such as leadership.
     """
 
     def __init__(
         self,
         components: Callable[[], Mapping[str, Component]],
-        exposition: Callable[[], bytes],
+        exposition: Callable[[str], tuple[bytes, str]],
         facts: Callable[[], Mapping[str, Any]],
     ) -> None:
         self._components = components
@@ -54,12 +54,15 @@ class HealthEndpoint:
         if scope["type"] != "http":
             return
         path = scope["path"]
-        status, body, kind = self.answer(path) if scope["method"] in ("GET", "HEAD") else (405, b"", b"text/plain")
+        accept = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"), "")
+        status, body, kind = (
+            self.answer(path, accept) if scope["method"] in ("GET", "HEAD") else (405, b"", b"text/plain")
+        )
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def answer(self, path: str) -> tuple[int, bytes, bytes]:
+    def answer(self, path: str, accept: str = "") -> tuple[int, bytes, bytes]:
         """The status, body and content type for a path."""
         match _ALIASES.get(path, path):
             case "/livez":
@@ -78,7 +81,8 @@ class HealthEndpoint:
             case "/healthz":
                 return self._health()
             case "/metrics":
-                return 200, self._exposition(), b"text/plain; version=0.0.4; charset=utf-8"
+                text, content_type = self._exposition(accept)
+                return 200, text, content_type.encode()
             case _:
                 return 404, b"no such page: /livez /readyz /healthz /metrics\n", b"text/plain"
 

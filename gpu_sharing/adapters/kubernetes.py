@@ -120,6 +120,7 @@ class Client:
         self._host = self._access.host
         self._authorization: dict[str, str] = {}
         self._authorized_at = float("-inf")
+        self.observe: Callable[[str, int, float], None] = lambda method, status, seconds: None
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._access.tls, keepalive_timeout=60)
@@ -232,11 +233,13 @@ class Client:
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
             ) as answer:
                 content = await answer.read()
+                self.observe(method, answer.status, time.monotonic() - started)
                 if answer.status < 300:
                     return content
                 raise _error(method, path, answer.status, content)
         except (aiohttp.ClientError, OSError) as cause:
             waited = time.monotonic() - started
+            self.observe(method, 0, waited)
             raise errors.Unavailable(
                 f"{method} {path}: {str(cause) or type(cause).__name__} after {waited:.1f} s"
             ) from cause

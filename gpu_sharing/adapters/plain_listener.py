@@ -21,8 +21,8 @@ _ANSWER_SECONDS = 5.0
 _IDLE_SECONDS = 10.0
 """A connection that says nothing for so long is closed."""
 
-Answer = Callable[[str], tuple[int, bytes, bytes]]
-"""Path to status, body and content type."""
+Answer = Callable[[str, str], tuple[int, bytes, bytes]]
+"""Path and `Accept` to status, body and content type."""
 
 log = structlog.get_logger("listeners")
 
@@ -32,15 +32,17 @@ async def serving(name: str, address: flags.Address, answer: Answer) -> AsyncIte
     """Serve GET and HEAD on an address; one log line says where."""
     loop = asyncio.get_running_loop()
 
-    async def on_loop(path: str) -> tuple[int, bytes, bytes]:
-        return answer(path)
+    async def on_loop(path: str, accept: str) -> tuple[int, bytes, bytes]:
+        return answer(path, accept)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = _IDLE_SECONDS
 
         def do_GET(self) -> None:  # the library's name
             try:
-                future = asyncio.run_coroutine_threadsafe(on_loop(self.path.partition("?")[0]), loop)
+                future = asyncio.run_coroutine_threadsafe(
+                    on_loop(self.path.partition("?")[0], self.headers.get("Accept", "")), loop
+                )
                 status, body, kind = future.result(_ANSWER_SECONDS)
             except (concurrent.futures.TimeoutError, concurrent.futures.CancelledError, RuntimeError):
                 status, body, kind = 503, b"the process does not answer\n", b"text/plain"

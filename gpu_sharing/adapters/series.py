@@ -1,15 +1,42 @@
 """The Prometheus series of one process, in a registry of their own so that tests can have several."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import prometheus_client
 from prometheus_client import core as prometheus_core
+from prometheus_client import exposition, registry
 
 from gpu_sharing.core import version
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
+)  # fmt: skip
+
+WATCHES = {
+    "hami_watch_age_seconds": "Since when the API server has said nothing about this kind, bookmarks included.",
+    "hami_watch_lists_total": "Whole lists read: one at start, one more whenever a watch could not go on.",
+    "hami_watch_failures_total": "Lists and watches that broke.",
+}
+"""What `follow` exports, with the label `watch`."""
+
+
+class Watch(Protocol):
+    """What is known of one list and watch."""
+
+    last_heard: float
+    lists: int
+    failures: int
+
+
+class Recorder(Protocol):
+    """Counts the events that it wrote and those that it gave up."""
+
+    written: int
+    dropped: int
 
 
 class Series:
@@ -17,6 +44,7 @@ class Series:
 
     Attributes:
         registry: Where they are.
+        labels: The labels of each series, by its name as declared.
     """
 
     def __init__(self, component: str) -> None:
@@ -26,21 +54,77 @@ class Series:
             component: Which of our processes it is.
         """
         self.registry = prometheus_core.CollectorRegistry()
+        self.labels: dict[str, Sequence[str]] = {}
         build = self.gauge("hami_build_info", "1; which version of which component runs.", ("component", "version"))
         build.labels(component=component, version=version.VERSION).set(1)
+        self._api_seconds = self.seconds(
+            "hami_api_call_duration_seconds", "Time of a call to the API server; status 0 is no answer.",
+            ("method", "status"),
+        )  # fmt: skip
 
-    def seconds(self, name: str, text: str) -> prometheus_client.Histogram:
+    def seconds(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Histogram:
         """A histogram of durations."""
-        return prometheus_client.Histogram(name, text, buckets=_SECONDS, registry=self.registry)
+        self.labels[name] = labels
+        return prometheus_client.Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Counter:
         """A counter."""
+        self.labels[name] = labels
         return prometheus_client.Counter(name, text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Gauge:
         """A gauge."""
+        self.labels[name] = labels
         return prometheus_client.Gauge(name, text, labels, registry=self.registry)
 
-    def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return prometheus_client.generate_latest(self.registry)
+    def count_events(self, prefix: str, recorder: Recorder) -> None:
+        """Export how many events were written and how many given up."""
+        texts = {"written": "Events written.", "dropped": "Events given up: too many waited, or they were refused."}
+        names = {word: f"{prefix}_events_{word}_total" for word in texts}
+        self.labels |= dict.fromkeys(names.values(), ())
+        self.registry.register(
+            _Live(
+                lambda: [
+                    prometheus_core.CounterMetricFamily(names[word], text, value=getattr(recorder, word))
+                    for word, text in texts.items()
+                ]
+            )
+        )
+
+    def follow(self, watches: Mapping[str, Watch]) -> None:
+        """Export what is known of lists and watches; more may be added to the mapping later."""
+        self.labels |= dict.fromkeys(WATCHES, ("watch",))
+        started_at = time.monotonic()
+
+        def collect() -> list[prometheus_core.Metric]:
+            age = prometheus_core.GaugeMetricFamily(*next(iter(WATCHES.items())), labels=("watch",))
+            lists, failures = (
+                prometheus_core.CounterMetricFamily(name, text, labels=("watch",))
+                for name, text in list(WATCHES.items())[1:]
+            )
+            for name, watch in watches.items():
+                age.add_metric([name], time.monotonic() - (watch.last_heard or started_at))
+                lists.add_metric([name], watch.lists)
+                failures.add_metric([name], watch.failures)
+            return [age, lists, failures]
+
+        self.registry.register(_Live(collect))
+
+    def api_call(self, method: str, status: int, seconds: float) -> None:
+        """A call to the API server came to its end; see `kubernetes.Client.observe`."""
+        self._api_seconds.labels(method=method, status=status).observe(seconds)
+
+    def exposition(self, accept: str = "") -> tuple[bytes, str]:
+        """The text that Prometheus scrapes, in the format that it asks for, and that format's content type."""
+        encode, content_type = exposition.choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+class _Live(registry.Collector):
+    """Families that are made when they are scraped."""
+
+    def __init__(self, made: Callable[[], Iterable[prometheus_core.Metric]]) -> None:
+        self._made = made
+
+    def collect(self) -> Iterable[Any]:
+        return self._made()

@@ -60,6 +60,7 @@ class Reflector(Generic[T]):
         synced: Whether the sink has seen the whole state.
         last_heard: Monotonic seconds of the last sign of life of the API server.
         failures: How often list or watch broke.
+        lists: How often the whole state was listed.
         trouble: What broke last, empty while all is well.
     """
 
@@ -78,6 +79,7 @@ class Reflector(Generic[T]):
         self.synced = False
         self.last_heard = 0.0
         self.failures = 0
+        self.lists = 0
         self.trouble = ""
 
     async def run(self) -> None:
@@ -131,6 +133,7 @@ class Reflector(Generic[T]):
         self._sink.replaced(items, started)
         self._version = version
         self.synced = True
+        self.lists += 1
         self.last_heard = time.monotonic()
         self.trouble = ""
         if not self._stale.is_set():

@@ -42,6 +42,19 @@ class Budgets:
         """Every quota that is known: its namespace and its name."""
         return [(namespace, name) for namespace, own in self._quotas.items() for name in own]
 
+    def limited(self) -> list[tuple[str, quotas.Amounts, tuple[int | None, ...]]]:
+        """Each namespace with a quota: what it holds, and the least that its quotas allow of each amount."""
+        found = []
+        for namespace, own in self._quotas.items():
+            readable = [one.limits for one in own.values() if not one.unreadable]
+            least = tuple(
+                min((limit for limit in limits if limit is not None), default=None)
+                for limits in zip(*readable, strict=True)
+            )
+            if least:
+                found.append((namespace, self.held(namespace), least))
+        return found
+
     def add(self, namespace: str, more: quotas.Amounts) -> None:
         """A pod of the namespace holds something from now on."""
         self._held[namespace] = self.held(namespace).plus(more)

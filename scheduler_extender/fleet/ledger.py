@@ -336,6 +336,25 @@ class Ledger:
         """All pods that hold something."""
         return self._pods.values()
 
+    def latest_pods(self) -> Iterable[PodFacts]:
+        """The same pods, the one learnt of last first."""
+        return reversed(self._pods.values())
+
+    @property
+    def pod_count(self) -> int:
+        """How many pods hold something."""
+        return len(self._pods)
+
+    @property
+    def assumed_count(self) -> int:
+        """How many of them were bound by us and not seen since."""
+        return len(self._assumed)
+
+    @property
+    def nomination_count(self) -> int:
+        """Pods for which a place is kept for some seconds."""
+        return len(self._nominations)
+
     def holds_below(self, priority: int) -> bool:
         """Whether any pod of a lower priority holds something."""
         return any(one < priority for one in self._priorities)

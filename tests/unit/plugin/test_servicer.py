@@ -53,7 +53,7 @@ def test_a_defect_is_a_coded_error_that_starts_nothing() -> None:
         asyncio.run(service.PreStartContainer(api_pb2.PreStartContainerRequest(devices_ids=["slot-0001"]), Context()))
 
     assert [doubt.code for doubt in doubts] == [error_codes.ALLOC_INTERNAL]
-    assert b'failures_total{error_code="ALLOC_INTERNAL"} 1.0' in counters.exposition()
+    assert b'failures_total{error_code="ALLOC_INTERNAL"} 1.0' in counters.exposition()[0]
 
 
 def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:

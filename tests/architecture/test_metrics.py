@@ -9,6 +9,7 @@ import pytest
 from device_plugin import metrics as plugin_metrics
 from device_plugin.monitor import collector
 from gpu_sharing.adapters import series
+from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "metrics-contract.md"
@@ -22,12 +23,19 @@ def promised() -> list[tuple[str, str, set[str], str]]:
 
 def processes() -> dict[str, series.Series]:
     """Every process's series."""
-    nothing = collector.View("")
-    return {
-        "extender": extender_metrics.Metrics(),
-        "device plugin": plugin_metrics.Metrics(),
-        "monitor": collector.Metrics(lambda: nothing),
-    }
+    nothing, recorder = collector.View(""), types.SimpleNamespace(written=0, dropped=0)
+    extender, plugin = extender_metrics.Metrics(), plugin_metrics.Metrics()
+    extender.count_events("hami_scheduler", recorder)
+    plugin.count_events("hami_device_plugin", recorder)
+    monitor = collector.Metrics(lambda: nothing)
+    for one in (extender, plugin, monitor):
+        one.follow({})
+    return {"extender": extender, "device plugin": plugin, "monitor": monitor}
+
+
+def cluster_series() -> list[str]:
+    """Those that only the leader has."""
+    return list(cluster_gauges.GAUGES)
 
 
 def test_the_page_promises_something() -> None:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import parser
 
 from lab import fake_driver, monitor_process
+from tests import tools
 from tests.component import gpu_node
 
 GIB = 1 << 30
@@ -167,9 +168,7 @@ def test_promtool_finds_nothing_wrong_with_the_names(
     node: gpu_node.GpuNode, monitor: monitor_process.MonitorProcess
 ) -> None:
     """But for the two that the contract fixes."""
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed")
+    promtool = tools.find("promtool")
     run_pod(node, "train", ID, "1:4096:30")
     node.wait("a slice", lambda: "hami_vgpu_info" in scraped(monitor))
     fixed = ("hami_device_plugin_device_count ", "hami_gpu_shared_count ")

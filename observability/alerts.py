@@ -1,0 +1,351 @@
+"""Every alert: when it fires, what it means, how to look and what to do, and a case of each kind that proves it.
+
+The rule files, the runbooks and promtool's tests are made of this table, so that none can lack what another has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+Values = Mapping[str, str]
+"""Series to values in promtool's notation, one a minute: `0+1x30` counts from 0 by 1, 30 times."""
+
+GPU = '{node="n1", device="GPU-a"}'
+_EXTENDER = 'job="hami-scheduler", instance="e1"'
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One rule."""
+
+    name: str
+    expression: str
+    wait: str
+    """How long the expression must hold, as Prometheus writes it."""
+    severity: str
+    """`critical`: somebody gets up; `warning`: in working hours; `none`: only silences others."""
+    summary: str
+    """A sentence with the labels that help."""
+    meaning: str
+    check: str
+    action: str
+    fires: Values
+    """Series with which it fires once `wait` and its windows have passed."""
+    quiet: Values
+    """Series with which it does not."""
+    at: str = "30m"
+    """When the two cases are looked at."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def _memory(used_gib: int, total_gib: int = 80) -> dict[str, str]:
+    gib = 1 << 30
+    return {
+        f"hami_gpu_memory_used_bytes{GPU}": f"{used_gib * gib}x60",
+        f"hami_gpu_memory_total_bytes{GPU}": f"{total_gib * gib}x60",
+    }
+
+
+_PROMISED = "sum by (model) (hami_scheduler_gpu_memory_promised_bytes)"
+_PROMISABLE = "sum by (model) (hami_scheduler_gpu_memory_bytes)"
+_ON = "{{ $labels.device }} on {{ $labels.node }}"
+
+ALERTS = (
+    Alert(
+        "GPUMemoryUsageHigh",
+        "hami_gpu_memory_used_bytes / hami_gpu_memory_total_bytes > 0.95",
+        "10m", "warning",
+        f"{_ON} uses {{{{ $value | humanizePercentage }}}} of its memory.",
+        "Programs on the GPU use nearly all of its memory; the next allocation may fail.",
+        "Compare `hami_vgpu_memory_usage_bytes` with `hami_vgpu_memory_promised_bytes` of the containers on it.",
+        "Nothing if each container stays within its promise. Else limit it (isolation `hami-core` or MIG), or move it.",
+        _memory(78), _memory(70),
+    ),
+    Alert(
+        "GPUNoAvailableMemory",
+        "(hami_gpu_memory_total_bytes - hami_gpu_memory_used_bytes) < 1073741824",
+        "5m", "critical",
+        f"{_ON} has less than 1 GiB of memory left.",
+        "Whatever allocates next on the GPU gets an out-of-memory error. Where one container was promised the whole "
+        "GPU that is normal (inference servers fill what they get): `GPUWhollyPromised` then silences this alert.",
+        "Who uses it: `topk(5, hami_vgpu_memory_usage_bytes)`, and `hami_monitor_unattributed_bytes` for strangers.",
+        "Stop or move what uses more than it was promised.",
+        _memory(80), _memory(78),
+    ),
+    Alert(
+        "GPUWhollyPromised",
+        "hami_gpu_containers == 1 and hami_gpu_memory_promised_bytes >= hami_gpu_memory_total_bytes",
+        "0m", "none",
+        f"{_ON} belongs to one container.",
+        "One container was promised the whole GPU. This is no trouble; it only silences alerts about a full GPU.",
+        "`hami_vgpu_memory_promised_bytes` names the container.",
+        "Nothing.",
+        {
+            f"hami_gpu_containers{GPU}": "1x60", f"hami_gpu_memory_promised_bytes{GPU}": "80x60",
+            f"hami_gpu_memory_total_bytes{GPU}": "80x60",
+        },
+        {
+            f"hami_gpu_containers{GPU}": "2x60", f"hami_gpu_memory_promised_bytes{GPU}": "80x60",
+            f"hami_gpu_memory_total_bytes{GPU}": "80x60",
+        },
+    ),
+    Alert(
+        "ScheduleFailureRate",
+        "sum(rate(hami_scheduler_bind_failure_total[5m])) / (sum(rate(hami_scheduler_bind_failure_total[5m])) + "
+        "(sum(rate(hami_scheduler_bind_success_total[5m])) or vector(0))) > 0.0909",
+        "10m", "warning",
+        "{{ $value | humanizePercentage }} of all binds fail.",
+        "More than one bind in eleven fails: failures over successes are above 0.1.",
+        "`sum by (error_code) (rate(hami_scheduler_bind_failures_by_code_total[5m]))` says why.",
+        "`hamictl explain-code CODE`. Conflicts cure themselves; `SCHED_API_…` points at the API server.",
+        {f"hami_scheduler_bind_failure_total{{{_EXTENDER}}}": "0+1x60"},
+        {
+            f"hami_scheduler_bind_failure_total{{{_EXTENDER}}}": "0+1x60",
+            f"hami_scheduler_bind_success_total{{{_EXTENDER}}}": "0+20x60",
+        },
+    ),
+    Alert(
+        "GPUUnhealthy",
+        "hami_device_plugin_healthy_status == 0",
+        "1m", "critical",
+        f"{_ON} must not be used.",
+        "The driver reported a fault of the GPU, or does not answer. New pods go elsewhere; those on it are left alone.",
+        "`kubectl describe node` shows the `DeviceUnhealthy` event with the XID and what the GPU needs.",
+        "Do what the event says: wait, reset the GPU, reboot the node, or replace hardware. It comes back by itself.",
+        {f"hami_device_plugin_healthy_status{GPU}": "0x60"}, {f"hami_device_plugin_healthy_status{GPU}": "1x60"},
+    ),
+    Alert(
+        "GPUTemperatureHigh",
+        "hami_gpu_temperature_celsius > 80",
+        "5m", "warning",
+        f"{_ON} has {{{{ $value }}}} °C.",
+        "The GPU is hot; near its limit it slows down, above it shuts down.",
+        "Compare with its neighbours: one hot GPU is a fan or a heat sink, all of a node are the air.",
+        "Look at airflow and fans; drain the node if it goes on rising.",
+        {f"hami_gpu_temperature_celsius{GPU}": "85x60"}, {f"hami_gpu_temperature_celsius{GPU}": "80x60"},
+    ),
+    Alert(
+        "GPUCapacityLow",
+        f"{_PROMISED} / {_PROMISABLE} > 0.9",
+        "15m", "warning",
+        "{{ $value | humanizePercentage }} of the memory of all {{ $labels.model }} is promised.",
+        "Little is left to promise; pods will soon wait.",
+        "`hami_scheduler_largest_free_bytes` says what would still fit, `hami_scheduler_pods_waiting` how many wait.",
+        "Add GPUs, lower what pods ask for (compare promised with used memory), or set quotas and priorities.",
+        {
+            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "95x60",
+            'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
+        },
+        {
+            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "90x60",
+            'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
+        },
+    ),
+    Alert(
+        "GPUCapacityExhaustedSoon",
+        "sum by (model) (predict_linear(hami_scheduler_gpu_memory_promised_bytes[6h], 86400)) > "
+        f"{_PROMISABLE} and {_PROMISED} / {_PROMISABLE} > 0.7",
+        "1h", "warning",
+        "All memory of {{ $labels.model }} will be promised within a day, as the last six hours went on.",
+        "What is promised grows such that nothing is left within a day.",
+        "Look at the trend on the dashboard GPU cluster overview.",
+        "As for GPUCapacityLow, with time to spare.",
+        {
+            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "600+1x400",
+            'hami_scheduler_gpu_memory_bytes{model="A100"}': "1000x400",
+        },
+        {
+            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "800x400",
+            'hami_scheduler_gpu_memory_bytes{model="A100"}': "1000x400",
+        },
+        at="6h",
+    ),
+    Alert(
+        "GPUFragmentationHigh",
+        f"hami_scheduler_fragmentation_ratio > 0.5 and on (model) {_PROMISED} / {_PROMISABLE} < 0.8",
+        "30m", "warning",
+        "{{ $value | humanizePercentage }} of the free memory of {{ $labels.model }} is of no use to the usual pods.",
+        "Much memory is free, in pieces too small for pods like those of late.",
+        "`hami_scheduler_largest_free_bytes` is the largest share that still fits.",
+        "Use the policy binpack for nodes and GPUs, ask for sizes that divide a GPU evenly, or move some small pods.",
+        {
+            'hami_scheduler_fragmentation_ratio{model="A100"}': "0.6x60",
+            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "50x60",
+            'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
+        },
+        {
+            'hami_scheduler_fragmentation_ratio{model="A100"}': "0.9x60",
+            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "95x60",
+            'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
+        },
+        at="45m",
+    ),
+    Alert(
+        "GPUAllocationFailures",
+        "sum by (instance, error_code) (increase(hami_device_plugin_allocation_failures_total[10m])) > 3",
+        "5m", "warning",
+        "{{ $labels.instance }} refuses containers with {{ $labels.error_code }}.",
+        "The device plugin refuses to start containers again and again.",
+        "`kubectl describe pod` of the pod shows the code, the cause and what to do.",
+        "`hamictl explain-code CODE`.",
+        {'hami_device_plugin_allocation_failures_total{instance="p1", error_code="ALLOC_NO_RECORD"}': "0+1x60"},
+        {'hami_device_plugin_allocation_failures_total{instance="p1", error_code="ALLOC_NO_RECORD"}': "0 1x60"},
+    ),
+    Alert(
+        "GPUQuotaNearEnd",
+        "hami_scheduler_quota_used / hami_scheduler_quota_limit > 0.9",
+        "15m", "warning",
+        "{{ $labels.namespace }} holds {{ $value | humanizePercentage }} of its {{ $labels.resource }}.",
+        "The namespace will soon get no more GPUs: its pods will wait with `quota exceeded`.",
+        "`kubectl get resourcequota -n NAMESPACE`, and `hami_scheduler_quota_used`.",
+        "Raise the quota, or end pods that the namespace does not need.",
+        {
+            'hami_scheduler_quota_used{namespace="ai", resource="nvidia.com/gpu"}': "10x60",
+            'hami_scheduler_quota_limit{namespace="ai", resource="nvidia.com/gpu"}': "10x60",
+        },
+        {
+            'hami_scheduler_quota_used{namespace="ai", resource="nvidia.com/gpu"}': "9x60",
+            'hami_scheduler_quota_limit{namespace="ai", resource="nvidia.com/gpu"}': "10x60",
+        },
+    ),
+    Alert(
+        "SchedulerExtenderDown",
+        "absent(hami_scheduler_ready == 1)",
+        "2m", "critical",
+        "No scheduler extender is ready.",
+        "Pods with GPUs are not scheduled; those that run go on.",
+        "`kubectl -n hami-system get pods`, then `/healthz` and the log of the extender.",
+        "Restore it. It keeps nothing of its own: a new one learns everything from the API server.",
+        {f"hami_scheduler_ready{{{_EXTENDER}}}": "0x60"}, {f"hami_scheduler_ready{{{_EXTENDER}}}": "1x60"},
+    ),
+    Alert(
+        "SchedulerExtenderNotLeading",
+        "max(hami_scheduler_leading) == 0",
+        "2m", "critical",
+        "No scheduler extender leads.",
+        "Every extender answers `not leader`, so no pod with GPUs is bound.",
+        "`kubectl -n hami-system get lease`: its holder must be a kube-scheduler with an extender beside it.",
+        "Check `--leader-lease` and `--identity` of the extender against kube-scheduler's settings.",
+        {f"hami_scheduler_leading{{{_EXTENDER}}}": "0x60"}, {f"hami_scheduler_leading{{{_EXTENDER}}}": "1x60"},
+    ),
+    Alert(
+        "SchedulerExtenderSlow",
+        "histogram_quantile(0.99, sum by (le) (rate(hami_scheduler_filter_duration_seconds_bucket[5m]))) > 1",
+        "10m", "warning",
+        "One filter call in a hundred takes more than {{ $value | humanizeDuration }}.",
+        "Scheduling of pods with GPUs is slow; kube-scheduler gives a call up after its `httpTimeout`.",
+        "CPU throttling of the extender, and its exemplars: they carry the `decision_id` of slow calls.",
+        "Give it more CPU; set `nodeCacheCapable: true` if kube-scheduler sends whole nodes.",
+        {
+            f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="1"}}': "0+1x60",
+            f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="2.5"}}': "0+100x60",
+            f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="+Inf"}}': "0+100x60",
+        },
+        {
+            f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="1"}}': "0+100x60",
+            f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="+Inf"}}': "0+100x60",
+        },
+    ),
+    Alert(
+        "SchedulerExtenderShedding",
+        'sum(rate(hami_scheduler_calls_total{outcome="shed"}[5m])) > 0',
+        "5m", "warning",
+        "The scheduler extender sheds calls: too many are under way.",
+        "Calls are answered with `busy, retry` so that the others are answered in time.",
+        "`hami_scheduler_in_flight_calls`, and who calls: only kube-scheduler should.",
+        "Give the extender more CPU, or find who floods it.",
+        {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="shed"}}': "0+5x60"},
+        {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="shed"}}': "7x60"},
+    ),
+    Alert(
+        "WatchStalled",
+        "hami_watch_age_seconds > 180",
+        "5m", "warning",
+        "{{ $labels.instance }} has heard nothing of {{ $labels.watch }} for {{ $value | humanizeDuration }}.",
+        "The API server sends a bookmark every minute, so this watch is dead; what the process knows grows old.",
+        "The process's log (`watch broke`), the API server's health, the network between them.",
+        "Usually it heals; else restart the process.",
+        {'hami_watch_age_seconds{instance="e1", watch="pods"}': "300x60"},
+        {'hami_watch_age_seconds{instance="e1", watch="pods"}': "70x60"},
+    ),
+    Alert(
+        "DevicePluginMissing",
+        'absent(hami_build_info{component="device-plugin"})',
+        "5m", "critical",
+        "Prometheus sees no device plugin at all.",
+        "No node hands out GPUs, or Prometheus does not scrape them.",
+        "`kubectl -n hami-system get daemonset hami-device-plugin`, and Prometheus' page of targets.",
+        "Restore the DaemonSet (nodes need the label `gpu=on`), or the ServiceMonitor.",
+        {"up{job=\"hami-monitor\"}": "1x60"}, {'hami_build_info{component="device-plugin"}': "1x60"},
+    ),
+    Alert(
+        "DevicePluginNotRegistered",
+        "hami_device_plugin_registered == 0 and on (instance) hami_device_plugin_device_count > 0",
+        "5m", "critical",
+        "The kubelet beside {{ $labels.instance }} does not know the device plugin.",
+        "New pods with GPUs fail on the node with `UnexpectedAdmissionError`.",
+        "The plugin's `/healthz` and log (`PLUGIN_NOT_REGISTERED`), and that the kubelet runs.",
+        "Check `--kubelet-dir` and its mount; the plugin tries again by itself.",
+        {
+            'hami_device_plugin_registered{instance="p1"}': "0x60",
+            'hami_device_plugin_device_count{instance="p1", node="n1"}': "8x60",
+        },
+        {
+            'hami_device_plugin_registered{instance="p1"}': "0x60",
+            'hami_device_plugin_device_count{instance="p1", node="n1"}': "0x60",
+        },
+    ),
+    Alert(
+        "MonitorMissing",
+        'absent(hami_build_info{component="monitor"})',
+        "5m", "warning",
+        "Prometheus sees no monitor at all.",
+        "Nothing is known of what GPUs do; scheduling goes on.",
+        "As for DevicePluginMissing.",
+        "Restore the monitor container of the DaemonSet, or its ServiceMonitor.",
+        {"up{job=\"hami-monitor\"}": "1x60"}, {'hami_build_info{component="monitor"}': "1x60"},
+    ),
+    Alert(
+        "HamiTargetDown",
+        'up{job=~"hami-.*"} == 0',
+        "5m", "warning",
+        "Prometheus cannot scrape {{ $labels.job }} at {{ $labels.instance }}.",
+        "One of our processes is down, hangs, or cannot be reached.",
+        "Its pod's state and log; `/healthz` of the process.",
+        "Restore it; nothing is lost meanwhile.",
+        {'up{job="hami-monitor", instance="m1"}': "0x60"}, {'up{job="hami-monitor", instance="m1"}': "1x60"},
+    ),
+    Alert(
+        "MonitorGPUStale",
+        "hami_monitor_gpu_stale == 1",
+        "2m", "warning",
+        f"{_ON} does not answer the monitor.",
+        "The driver does not answer about the GPU; its numbers are left out meanwhile.",
+        "`nvidia-smi` on the node, and whether GPUUnhealthy fires too.",
+        "If it stays so, drain and reboot the node: a hung driver seldom comes back.",
+        {f"hami_monitor_gpu_stale{GPU}": "1x60"}, {f"hami_monitor_gpu_stale{GPU}": "0x60"},
+    ),
+    Alert(
+        "HamiCertificateExpiresSoon",
+        "hami_scheduler_certificate_expiry_timestamp_seconds - time() < 604800 and "
+        "hami_scheduler_certificate_expiry_timestamp_seconds > 0",
+        "1h", "warning",
+        "The webhook's certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}.",
+        "Without a valid certificate the API server cannot call the webhook, and the read API cannot be used.",
+        "`kubectl -n hami-system get secret` with the certificate, or cert-manager's Certificate.",
+        "Renew it; the extender reads the file again by itself.",
+        {f"hami_scheduler_certificate_expiry_timestamp_seconds{{{_EXTENDER}}}": "86400x120"},
+        {f"hami_scheduler_certificate_expiry_timestamp_seconds{{{_EXTENDER}}}": "8640000x120"},
+        at="90m",
+    ),
+    Alert(
+        "HamiEventsDropped",
+        'increase({__name__=~"hami_(scheduler|device_plugin)_events_dropped_total"}[15m]) > 0',
+        "0m", "warning",
+        "{{ $labels.instance }} gave up events.",
+        "Some pods or nodes lack an event, because too many waited or the API server refused them.",
+        "The process's log: `event not written` with the cause.",
+        "Check the account's rights on `events.events.k8s.io`; raise `--event-rate` if the cluster is that busy.",
+        {f"hami_scheduler_events_dropped_total{{{_EXTENDER}}}": "0+1x60"},
+        {f"hami_scheduler_events_dropped_total{{{_EXTENDER}}}": "5x60"},
+    ),
+)  # fmt: skip

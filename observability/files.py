@@ -1,0 +1,34 @@
+"""Every file that is made of the tables, by its path from the root of the project; `make docs` writes them."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from observability import alerts, dashboards, rules
+
+RULES = "charts/hami/files/rules.yaml"
+DASHBOARDS = "charts/hami/files/dashboards"
+_HEAD = "# Generated from observability/alerts.py by `make docs`; do not edit.\n"
+
+
+def made() -> dict[str, str]:
+    """Path to content."""
+    return dict(_made())
+
+
+def _made() -> Iterator[tuple[str, str]]:
+    yield RULES, _HEAD + _yaml(rules.rule_file())
+    yield "examples/observability/prometheus-rule.yaml", _HEAD + _yaml(rules.prometheus_rule())
+    yield "docs/reference/alerts.md", rules.overview()
+    for alert in alerts.ALERTS:
+        yield rules.runbook_path(alert), rules.runbook(alert)
+    for dashboard in dashboards.DASHBOARDS:
+        text = json.dumps(dashboards.render(dashboard), indent=1, ensure_ascii=False) + "\n"
+        yield f"{DASHBOARDS}/{dashboard.name}.json", text
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(value, sort_keys=False, width=1000, allow_unicode=True)
+    return text

@@ -1,0 +1,107 @@
+"""Rule files of the alerts, for Prometheus and for its operator; with other durations for a test in a hurry."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from observability import alerts
+
+GROUP = "hami.gpu-sharing"
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def rule_file(faster: float = 1.0) -> dict[str, Any]:
+    """A rule file.
+
+    Args:
+        faster: By how much every duration is divided: how long an alert waits, and each window.
+    """
+    return {"groups": [{"name": GROUP, "rules": [_rule(one, faster) for one in alerts.ALERTS]}]}
+
+
+def prometheus_rule() -> dict[str, Any]:
+    """The same for the Prometheus operator."""
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "hami-gpu-sharing", "namespace": "hami-system", "labels": {"release": "prometheus"}},
+        "spec": rule_file(),
+    }
+
+
+def runbook_path(alert: alerts.Alert) -> str:
+    """Where its runbook lies, from the root of the project."""
+    return f"docs/runbooks/{alert.name}.md"
+
+
+def runbook(alert: alerts.Alert) -> str:
+    """The page for whoever is called by the alert."""
+    return "\n".join(
+        [
+            f"# {alert.name}", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
+            f"Severity `{alert.severity}`, after {alert.wait}:", "", "```promql", alert.expression, "```", "",
+            "## What it means", "", alert.meaning, "", "## How to check", "", alert.check, "",
+            "## What to do", "", alert.action, "",
+        ]
+    )  # fmt: skip
+
+
+def overview() -> str:
+    """The page that lists all alerts."""
+    rows = [
+        f"| [{one.name}](../runbooks/{one.name}.md) | {one.severity} | {one.wait} | {one.meaning} |"
+        for one in alerts.ALERTS
+    ]
+    return "\n".join(
+        [
+            "# Alerts", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
+            "The rules are `charts/hami/files/rules.yaml`; how to use them is in",
+            "[watch it with Prometheus and Grafana](../howto/watch-it.md).", "",
+            "| alert | severity | after | meaning |", "| --- | --- | --- | --- |", *rows, "",
+        ]
+    )  # fmt: skip
+
+
+def case_file(rules: str) -> dict[str, Any]:
+    """Tests for promtool: for each alert one case in which it fires, and one in which it does not.
+
+    Args:
+        rules: The rule file's path.
+    """
+    return {
+        "rule_files": [rules],
+        "evaluation_interval": "1m",
+        "tests": [
+            _case(one, series, fires)
+            for one in alerts.ALERTS
+            for series, fires in ((one.fires, True), (one.quiet, False))
+        ],
+    }
+
+
+def _case(alert: alerts.Alert, series: Mapping[str, str], fires: bool) -> dict[str, Any]:
+    expression = f'count(ALERTS{{alertname="{alert.name}", alertstate="firing"}})'
+    return {
+        "interval": "1m",
+        "name": f"{alert.name} {'fires' if fires else 'does not fire'}",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "promql_expr_test": [
+            {"expr": expression, "eval_time": alert.at, "exp_samples": [{"labels": "{}", "value": 1}] if fires else []}
+        ],
+    }
+
+
+def _rule(alert: alerts.Alert, faster: float) -> dict[str, Any]:
+    return {
+        "alert": alert.name,
+        "expr": re.sub(r"\[(\d+[smhd])\]", lambda window: f"[{_divided(window[1], faster)}]", alert.expression),
+        "for": _divided(alert.wait, faster),
+        "labels": {"severity": alert.severity, **alert.labels},
+        "annotations": {"summary": alert.summary, "description": alert.meaning, "runbook": runbook_path(alert)},
+    }
+
+
+def _divided(duration: str, faster: float) -> str:
+    if faster == 1:
+        return duration
+    return f"{max(round(int(duration[:-1]) * _SECONDS[duration[-1]] * 1000 / faster), 0)}ms"

@@ -1,0 +1,126 @@
+"""Rules, runbooks, dashboards and examples: fresh, and accepted by the tools that read them."""
+
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from observability import alerts, dashboards, files, rules
+from tests import tools
+from tests.architecture import test_metrics
+
+ROOT = pathlib.Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "observability"
+
+
+@pytest.mark.parametrize("path", sorted(files.made()))
+def test_generated_files_are_fresh(path: str) -> None:
+    """`make docs` writes them."""
+    assert (ROOT / path).read_text() == files.made()[path]
+
+
+def test_no_runbook_is_left_of_an_alert_that_is_gone() -> None:
+    """Nor any dashboard."""
+    assert {path.stem for path in (ROOT / "docs/runbooks").iterdir()} == {one.name for one in alerts.ALERTS}
+    assert {path.stem for path in (ROOT / files.DASHBOARDS).iterdir()} == {one.name for one in dashboards.DASHBOARDS}
+
+
+def test_every_alert_fires_when_it_should_and_only_then(tmp_path: pathlib.Path) -> None:
+    """By promtool, on the rule file as it is shipped."""
+    promtool = tools.find("promtool")
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(rules.case_file(str(ROOT / files.RULES)), sort_keys=False))
+
+    for command in (["check", "rules", str(ROOT / files.RULES)], ["test", "rules", str(tmp_path / "cases.yaml")]):
+        done = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_case_that_is_wrong_is_found(tmp_path: pathlib.Path) -> None:
+    """Else the test above could not fail."""
+    promtool = tools.find("promtool")
+    cases = rules.case_file(str(ROOT / files.RULES))
+    for case in cases["tests"]:
+        case["input_series"] = [{"series": "nothing", "values": "1"}]
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(cases, sort_keys=False))
+
+    done = subprocess.run(
+        [promtool, "test", "rules", str(tmp_path / "cases.yaml")], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+
+
+def test_the_examples_are_what_prometheus_and_alertmanager_read(tmp_path: pathlib.Path) -> None:
+    """By their own tools; Debian builds Prometheus without discovery in Kubernetes, so that part is left out here."""
+    config = yaml.safe_load((EXAMPLES / "prometheus.yml").read_text())
+    for job in config["scrape_configs"]:
+        assert job["honor_labels"] is True
+        assert job.pop("kubernetes_sd_configs")[0]["role"] == "pod"
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(ROOT / files.RULES, tmp_path)
+    for command in (
+        [tools.find("promtool"), "check", "config", str(tmp_path / "prometheus.yml")],
+        [tools.find("amtool"), "check-config", str(EXAMPLES / "alertmanager.yml")],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("labels", "receiver"),
+    [
+        (("alertname=GPUUnhealthy", "severity=critical"), "on-call"),
+        (("alertname=GPUMemoryUsageHigh", "severity=warning"), "team"),
+        (("alertname=GPUWhollyPromised", "severity=none"), "nobody"),
+    ],
+)
+def test_alerts_reach_whom_they_should(labels: tuple[str, ...], receiver: str) -> None:
+    """By the routes of the example."""
+    command = [
+        tools.find("amtool"),
+        "config",
+        "routes",
+        "test",
+        "--config.file",
+        str(EXAMPLES / "alertmanager.yml"),
+        *labels,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == receiver
+
+
+def test_every_series_that_is_queried_is_exported() -> None:
+    """By some process; Prometheus makes `up` itself."""
+    exported = {"up"}
+    for one in test_metrics.processes().values():
+        exported |= {
+            f"{family.name}{end}"
+            for family in one.registry.collect()
+            for end in ("", "_total", "_bucket", "_count", "_sum")
+        }
+    text = "\n".join(
+        [one.expression for one in alerts.ALERTS]
+        + [query for board in dashboards.DASHBOARDS for _, query in dashboards.queries(board)]
+    )
+    exported |= set(test_metrics.cluster_series())
+    queried = set(re.findall(r"\bhami_[a-z_]+\b", text))
+    assert len(queried) > 40
+    assert queried - exported == set()
+
+
+def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
+    """And no two panels of a dashboard lie on each other."""
+    for board in dashboards.DASHBOARDS:
+        made = json.loads((ROOT / files.DASHBOARDS / f"{board.name}.json").read_text())
+        places: set[tuple[int, int]] = set()
+        for panel in made["panels"]:
+            assert panel["description"]
+            assert panel["fieldConfig"]["defaults"]["unit"]
+            place = panel["gridPos"]
+            assert place["x"] + place["w"] <= 24
+            cells = {(x, place["y"]) for x in range(place["x"], place["x"] + place["w"])}
+            assert not cells & places
+            places |= cells

@@ -49,6 +49,9 @@ protos: .venv/dev.stamp ## generate the code of the kubelet's wire formats
 e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet and containerd (built once into a cache)
 	$(BIN)/python -m pytest tests/e2e -v $(ARGS)
 
+observability: .venv/dev.stamp ## a story on real processes under a real Prometheus: alerts, series, dashboards
+	$(BIN)/python -m pytest tests/observability -v -s $(ARGS)
+
 bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
 	$(BIN)/python -m bench $(ARGS)
 
@@ -61,4 +64,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e bench docs lock ci
+.PHONY: help setup demo test fix check protos e2e observability bench docs lock ci

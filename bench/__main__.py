@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, monitor, node, report, scale, throughput
+from bench import handlers, monitor, node, report, scale, scrapes, throughput
 
 QUESTIONS = {
     "handlers": handlers.run,
@@ -14,6 +14,7 @@ QUESTIONS = {
     "scale": scale.run,
     "node": node.run,
     "monitor": monitor.run,
+    "scrapes": scrapes.run,
 }
 
 

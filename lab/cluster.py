@@ -6,17 +6,27 @@ import contextlib
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
-from gpu_sharing.core import records
-from lab import api_server, extender_process, gpu_nodes, kinds, scheduler, simple_kubelets, store
+from gpu_sharing.core import gpus, records
+from lab import api_server, extender_process, gpu_nodes, kinds, kubelet, scheduler, simple_kubelets, store
 
 _READY_SECONDS = 30.0
 
 
 class NodesNotReady(Exception):
     """A device plugin does not register in time."""
+
+
+class ServedNode(Protocol):
+    """A node that a device plugin serves."""
+
+    name: str
+    kubelet: kubelet.Kubelet
+
+    async def run(self, keep: store.Store) -> None:
+        """Serve for ever; ends only by cancellation."""
 
 
 class Cluster:
@@ -36,7 +46,7 @@ class Cluster:
         self.server = server
         self.extender = extender
         self.kubeconfig = kubeconfig
-        self.gpu_nodes: dict[str, gpu_nodes.GpuNode] = {}
+        self.gpu_nodes: dict[str, ServedNode] = {}
         self.scheduler = server.call(lambda: scheduler.Scheduler(server.app, scheduler.Extender(extender.verbs)))
 
     def create(self, resource: kinds.Resource, body: store.Object, namespace: str = "default") -> store.Object:
@@ -62,6 +72,7 @@ def running(
     folder: pathlib.Path | None = None,
     *,
     plugins: bool = False,
+    make_node: Callable[[pathlib.Path, pathlib.Path, store.Object, Sequence[gpus.Gpu]], ServedNode] = gpu_nodes.GpuNode,
 ) -> Iterator[Cluster]:
     """A cluster for as long as the context lasts.
 
@@ -71,6 +82,7 @@ def running(
         port: Port of the API server; 0 takes a free one.
         folder: Where kubeconfig and logs lie; a temporary one by default.
         plugins: Whether a device plugin and a kubelet of its own serve each node, instead of one task for all.
+        make_node: What makes such a node of a folder, the kubeconfig, the node and its GPUs.
 
     Raises:
         NodesNotReady: A device plugin does not register in time.
@@ -89,7 +101,7 @@ def running(
         for node in wanted if plugins else ():
             inventory = records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]"))
             if inventory:
-                served = gpu_nodes.GpuNode(folder / node["metadata"]["name"], kubeconfig, node, inventory)
+                served = make_node(folder / node["metadata"]["name"], kubeconfig, node, inventory)
                 cluster.gpu_nodes[served.name] = served
                 stack.enter_context(_task(server, lambda served=served: served.run(keep)))  # type: ignore[misc]
         _wait_registered(cluster)

@@ -45,6 +45,10 @@ class Faults:
         """Let the next matching calls go wrong."""
         self._armed.append(fault)
 
+    def disarm(self) -> None:
+        """Let nothing go wrong any more."""
+        self._armed.clear()
+
     def match(self, method: str, path: str) -> Fault | None:
         """The fault that strikes this call."""
         for fault in self._armed:

@@ -108,7 +108,7 @@ ALERTS = (
         "hami_device_plugin_healthy_status == 0",
         "1m", "critical",
         f"{_ON} must not be used.",
-        "The driver reported a fault of the GPU, or does not answer. New pods go elsewhere; those on it are left alone.",
+        "The driver reported a fault of the GPU, or does not answer. New pods go elsewhere; those on it run on.",
         "`kubectl describe node` shows the `DeviceUnhealthy` event with the XID and what the GPU needs.",
         "Do what the event says: wait, reset the GPU, reboot the node, or replace hardware. It comes back by itself.",
         {f"hami_device_plugin_healthy_status{GPU}": "0x60"}, {f"hami_device_plugin_healthy_status{GPU}": "1x60"},

@@ -1,0 +1,128 @@
+"""A real Prometheus that scrapes processes of this machine, with the target labels that its operator would set."""
+
+import contextlib
+import pathlib
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import yaml
+
+_START_SECONDS = 30.0
+TARGET_LABELS = ("job", "instance", "namespace", "pod", "container", "service", "endpoint")
+"""What the operator adds to each series that does not have it."""
+
+
+class PrometheusFailed(Exception):
+    """It does not start, or does not answer a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One process to scrape."""
+
+    job: str
+    address: str
+    pod: str
+    container: str
+    endpoint: str = "metrics"
+
+
+class Prometheus:
+    """A running one."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """An instant query: `metric` and `value` of each series.
+
+        Raises:
+            PrometheusFailed: It is no query, or is not answered.
+        """
+        query = urllib.parse.urlencode({"query": expression})
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v1/query?{query}", timeout=30) as answer:
+                found: list[dict[str, Any]] = orjson.loads(answer.read())["data"]["result"]
+                return found
+        except urllib.error.HTTPError as refused:
+            raise PrometheusFailed(f"{expression}: {refused.read().decode(errors='replace')}") from refused
+
+    def firing(self) -> set[str]:
+        """The names of the alerts that fire now."""
+        return {one["metric"]["alertname"] for one in self.query('ALERTS{alertstate="firing"}')}
+
+
+@contextlib.contextmanager
+def running(
+    program: str, folder: pathlib.Path, targets: Sequence[Target], rules: Mapping[str, Any], interval: str
+) -> Iterator[Prometheus]:
+    """A Prometheus for as long as the context lasts.
+
+    Args:
+        program: Its binary.
+        folder: Where its files lie.
+        targets: What it scrapes.
+        rules: The rule file.
+        interval: Between two scrapes, and between two evaluations, such as `500ms`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))
+    config = {
+        "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {
+                "job_name": f"{target.job}-{number}", "honor_labels": True,
+                "static_configs": [
+                    {
+                        "targets": [target.address],
+                        "labels": {
+                            "job": target.job, "namespace": "hami-system", "pod": target.pod,
+                            "container": target.container, "service": target.job, "endpoint": target.endpoint,
+                        },
+                    }
+                ],
+            }
+            for number, target in enumerate(targets)
+        ],
+    }  # fmt: skip
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for port in range(29_090, 29_190):
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [
+                    program, f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
+                ],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        try:
+            if _is_ready(process, f"http://127.0.0.1:{port}"):
+                yield Prometheus(f"http://127.0.0.1:{port}")
+                return
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+        text = (folder / "log").read_text(errors="replace")
+        if "address already in use" not in text:
+            raise PrometheusFailed(text[-3000:])
+    raise PrometheusFailed("no port is free")
+
+
+def _is_ready(process: "subprocess.Popen[bytes]", url: str) -> bool:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/-/ready", timeout=1) as answer:
+            if answer.status == 200:
+                return True
+        time.sleep(0.1)
+    return False

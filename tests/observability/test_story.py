@@ -1,0 +1,225 @@
+"""A small cluster of real processes, scraped by a real Prometheus, through a story of good and bad days.
+
+The rule file is the shipped one with its durations divided by `FASTER`; the targets have the labels that the operator
+sets.
+"""
+
+import pathlib
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from lab import cluster, faults, gpus, kinds, node_processes, prometheus_process
+from observability import alerts, dashboards, rules
+from tests import tools
+from tests.architecture import test_metrics
+
+FASTER = 60
+WINDOW = "2m"
+"""What `$__rate_interval` stands for here: the whole story."""
+GIB = 1 << 30
+NODES = ("node-1", "node-2")
+
+
+class World:
+    """The cluster and who looks at it."""
+
+    def __init__(self, running: cluster.Cluster, prometheus: prometheus_process.Prometheus) -> None:
+        self.cluster = running
+        self.prometheus = prometheus
+        self.seen: set[str] = set()
+        """Alerts that have fired so far."""
+
+    def node(self, name: str) -> node_processes.NodeProcesses:
+        found = self.cluster.gpu_nodes[name]
+        assert isinstance(found, node_processes.NodeProcesses)
+        return found
+
+    def create(self, name: str, limits: dict[str, str], **spec: Any) -> None:
+        full = {f"nvidia.com/{key}": value for key, value in limits.items()}
+        containers = [{"name": "main", "image": "x", "resources": {"limits": full}}]
+        body = {
+            "metadata": {"name": name, "namespace": "default"},
+            "spec": {"schedulerName": "hami-scheduler", "containers": containers, **spec},
+        }
+        self.cluster.create(kinds.PODS, body)
+
+    def pod(self, name: str) -> Any:
+        return self.cluster.server.request("GET", f"/api/v1/namespaces/default/pods/{name}")
+
+    def wait(self, what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.seen |= self.prometheus.firing()
+            found = condition()
+            if found:
+                return found
+            time.sleep(0.25)
+        raise AssertionError(f"not within {seconds:g} s: {what}; alerts so far: {sorted(self.seen)}")
+
+    def wait_alert(self, name: str) -> None:
+        self.wait(f"{name} fires", lambda: name in self.prometheus.firing())
+        print(f"{name} fires", flush=True)
+
+    def wait_quiet(self, *names: str) -> None:
+        self.wait(f"{names} are over", lambda: not self.prometheus.firing() & set(names))
+
+    def runs(self, *names: str) -> None:
+        for name in names:
+            self.wait(f"{name} runs", lambda name=name: self.pod(name)["status"]["phase"] == "Running")  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    program = tools.find("prometheus")
+    print(f"\nall durations of the rules are divided by {FASTER}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="gpu-") as text:
+        folder = pathlib.Path(text)
+        nodes = [gpus.gpu_node(name, gpus.A100, 2) for name in NODES]
+        with cluster.running(nodes, folder=folder, plugins=True, make_node=node_processes.NodeProcesses) as running:
+            targets = [
+                prometheus_process.Target("hami-scheduler", running.extender.health, "hami-scheduler-0", "extender")
+            ]
+            for name in NODES:
+                node = running.gpu_nodes[name]
+                assert isinstance(node, node_processes.NodeProcesses)
+                node.wait_ready()
+                pod = f"hami-device-plugin-{name}"
+                targets += [
+                    prometheus_process.Target("hami-monitor", node.plugin.addresses["health"], pod, "nvidia"),
+                    prometheus_process.Target(
+                        "hami-monitor", node.monitor.addresses["health"], pod, "monitor", "monitor"
+                    ),
+                ]
+            with prometheus_process.running(
+                program, folder / "prometheus", targets, rules.rule_file(FASTER), "500ms"
+            ) as prometheus:
+                found = World(running, prometheus)
+                # Until it has found its targets, every process is missing.
+                found.wait("targets are scraped", lambda: len(prometheus.query("up == 1")) == len(targets))
+                found.wait_quiet(*(one.name for one in alerts.ALERTS))
+                found.seen.clear()
+                yield found
+
+
+def test_a_story_of_good_and_bad_days(world: World) -> None:
+    """What should fire fires, and nothing else; promised series have just their labels; every panel shows data."""
+    node_1, node_2 = world.node("node-1"), world.node("node-2")
+    world.cluster.create(
+        kinds.BY_PATH["", "v1", "resourcequotas"],
+        {"metadata": {"name": "team", "namespace": "default"}, "spec": {"hard": {"limits.nvidia.com/gpu": "100"}}},
+    )
+
+    # Two pods share a GPU, one has one to itself.
+    world.create("share-a", {"gpu": "1", "gpumem": "4000", "gpucores": "30"})
+    world.create("share-b", {"gpu": "1", "gpumem": "4000"})
+    world.create("whole", {"gpu": "1"})
+    world.runs("share-a", "share-b", "whole")
+    share, whole = world.pod("share-a"), world.pod("whole")
+    where = {pod["metadata"]["name"]: _place(world, pod) for pod in (share, whole)}
+    share_node, share_gpu = where["share-a"]
+    share_node.use(share, "main", share_gpu, 4001, 2 * GIB, 40)
+    world.wait(
+        "use is seen",
+        lambda: (
+            _value(world, 'hami_vgpu_memory_usage_bytes{pod="share-a"}') == 2 * GIB
+            and _value(world, 'hami_vgpu_utilization_percent{pod="share-a"}') == 40
+        ),
+    )
+    world.wait_alert("GPUWhollyPromised")
+    whole_node, whole_gpu = where["whole"]
+    whole_node.driver.gpus[whole_gpu].used_mib = 81_500
+    whole_node.driver.write()
+    world.wait_alert("GPUNoAvailableMemory")
+    world.wait_alert("GPUMemoryUsageHigh")
+
+    # One pod that no node takes; one that somebody bound past the scheduler; binds that the API server refuses.
+    world.create("large", {"gpu": "1", "gpumem": "100000"})
+    world.create("smuggled", {"gpu": "1"}, nodeName="node-1")
+    world.wait_alert("GPUAllocationFailures")
+    world.cluster.server.call(
+        lambda: world.cluster.server.app.faults.arm(faults.Fault("POST", "/binding$", 100_000, refuse_with=500))
+    )
+    for number in range(8):
+        world.create(f"unlucky-{number}", {"gpu": "1", "gpumem": "500"})
+    world.wait_alert("ScheduleFailureRate")
+    world.cluster.server.call(world.cluster.server.app.faults.disarm)
+    world.runs(*(f"unlucky-{number}" for number in range(8)))
+
+    # A GPU is hot, one falls ill and recovers, one does not answer the monitor.
+    node_2.driver.gpus[0].temperature_celsius = 85
+    node_2.driver.write()
+    world.wait_alert("GPUTemperatureHigh")
+    node_2.driver.gpus[0].temperature_celsius = 45
+    node_2.driver.gpus[1].recovery_action = 1
+    node_2.driver.report_xid(1, 95)
+    world.wait_alert("GPUUnhealthy")
+    node_2.driver.gpus[1].recovery_action = 0
+    node_2.driver.write()
+    node_1.driver.rules = ["hang nvmlDeviceGetPowerUsage 0"]
+    node_1.driver.write()
+    world.wait_alert("MonitorGPUStale")
+    node_1.driver.rules = []
+    node_1.driver.write()
+    world.wait_quiet("GPUUnhealthy", "MonitorGPUStale", "GPUTemperatureHigh")
+
+    _check_promised_series(world)
+    _check_dashboards(world)
+
+    # The extender dies, and comes back.
+    world.cluster.extender.kill()
+    world.wait_alert("SchedulerExtenderDown")
+    world.wait_alert("HamiTargetDown")
+    world.cluster.extender.start()
+    world.wait_quiet("SchedulerExtenderDown", "HamiTargetDown")
+    world.create("after", {"gpu": "1", "gpumem": "1000"})
+    world.runs("after")
+
+    assert world.seen == {
+        "GPUWhollyPromised", "GPUNoAvailableMemory", "GPUMemoryUsageHigh", "GPUAllocationFailures",
+        "ScheduleFailureRate", "GPUTemperatureHigh", "GPUUnhealthy", "MonitorGPUStale", "SchedulerExtenderDown",
+        "HamiTargetDown",
+    }  # fmt: skip
+    assert world.seen <= {one.name for one in alerts.ALERTS}
+
+
+def _place(world: World, pod: Any) -> tuple[node_processes.NodeProcesses, int]:
+    """The node of a pod, and which of its GPUs it has."""
+    node = world.node(pod["spec"]["nodeName"])
+    record = pod["metadata"]["annotations"]["hami.io/vgpu-devices-allocated"]
+    return node, next(index for index, gpu in enumerate(node.driver.gpus) if gpu.uuid in record)
+
+
+def _value(world: World, expression: str) -> float | None:
+    found = world.prometheus.query(expression)
+    return float(found[0]["value"][1]) if found else None
+
+
+def _check_promised_series(world: World) -> None:
+    """What the contract names is there, with its labels, those of the target and no others."""
+    for name, kind, labels, _ in test_metrics.promised():
+        if kind == "histogram":
+            found = world.prometheus.query(f"{name}_bucket")
+            labels = labels | {"le"}
+        else:
+            found = world.prometheus.query(name)
+        assert found, name
+        for one in found:
+            own = set(one["metric"]) - {"__name__"} - (set(prometheus_process.TARGET_LABELS) - labels)
+            assert own == labels, (name, one["metric"])
+
+
+def _check_dashboards(world: World) -> None:
+    """Every query of every panel finds something."""
+    asked = 0
+    for board in dashboards.DASHBOARDS:
+        for title, query in dashboards.queries(board):
+            text = query.replace("$__rate_interval", WINDOW)
+            text = re.sub(r"\$(cluster|node|namespace)\b", ".*", text)
+            assert world.prometheus.query(text), f"{board.title}: {title}: {text}"
+            asked += 1
+    print(f"{asked} queries of {len(dashboards.DASHBOARDS)} dashboards found something", flush=True)

@@ -83,8 +83,8 @@ class Settings:
     """Whether HAMi-core leaves compute unlimited."""
     topology_score: bool = False
     """Whether the links between GPUs are published for topology-aware placement."""
-    verbosity: int = 2
-    """0 to 6."""
+    verbosity: int = 3
+    """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
     strange_words: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ HELP = {
     "mps-multi-user": "the driver lets several users share one MPS server (default false)",
     "disable-core-limit": "do not limit compute with HAMi-core (default false)",
     "topology-score": "publish how well GPUs are linked (default false; also ENABLE_TOPOLOGY_SCORE)",
-    "v": "verbosity 0 to 6 (default 2)",
+    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
 }
 """Every flag, in the order of `--help`."""

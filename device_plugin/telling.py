@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 import structlog
 
 from device_plugin import allocation, gpu_source, owners, pods
-from gpu_sharing.adapters import events
-from gpu_sharing.core import error_codes, health, records, xids
+from gpu_sharing.adapters import events, logs
+from gpu_sharing.core import error_codes, event_reasons, health, records, xids
 
 _ALLOCATION, _HEALTH = "GPUAllocation", "GPUHealth"
 
@@ -39,24 +39,24 @@ class Teller:
 
     def allocated(self, pod: pods.Pod, container: allocation.Container, devices: Sequence[gpu_source.Device]) -> None:
         """A container may start with its slice, for the first time."""
-        log.info(
-            "allocated",
-            pod=pod.key,
-            container=container.name,
-            gpus=[share.uuid for share in container.shares],
-            mode=container.mode,
-            decision_id=pod.annotations.get(records.DECISION),
-        )
+        if logs.shows(logs.DECISIONS):
+            log.info(
+                "allocated", pod=pod.key, container=container.name, node=self._node, mode=container.mode,
+                gpus=[share.uuid for share in container.shares], decision_id=pod.annotations.get(records.DECISION),
+            )  # fmt: skip
         note = allocated_note(self._node, container, devices)
-        self._tell_pod(pod, "DeviceAllocated", note, _ALLOCATION, warning=False)
+        self._tell_pod(pod, event_reasons.DEVICE_ALLOCATED, note, _ALLOCATION)
 
     def refused(self, pod: pods.Pod | None, doubt: owners.Doubt) -> None:
         """A container must not start, or should not have."""
-        log.error("refused", error_code=doubt.code, pod=pod.key if pod else None, cause=str(doubt))
+        log.error(
+            "refused", error_code=doubt.code, pod=pod.key if pod else None, node=self._node, cause=str(doubt),
+            decision_id=pod.annotations.get(records.DECISION) if pod else None,
+        )  # fmt: skip
         if pod is not None:
             entry = error_codes.REGISTRY[doubt.code]
             self._tell_pod(
-                pod, "AllocationFailed", f"{doubt.code}: {doubt}\n    {entry.remedy}", _ALLOCATION, warning=True
+                pod, event_reasons.ALLOCATION_FAILED, f"{doubt.code}: {doubt}\n    {entry.remedy}", _ALLOCATION
             )
 
     def unhealthy(self, device: gpu_source.Device, state: health.Health, holders: Iterable[pods.Pod]) -> None:
@@ -65,22 +65,22 @@ class Teller:
             "GPU unhealthy", error_code=error_codes.HEALTH_GPU_UNHEALTHY, device=device.uuid, state=state.state.value,
             cause=state.cause, need=state.need.name.lower(),
         )  # fmt: skip
-        self._tell_all("DeviceUnhealthy", unhealthy_note(device, state), holders, warning=True)
+        self._tell_all(event_reasons.DEVICE_UNHEALTHY, unhealthy_note(device, state), holders)
 
     def recovered(self, device: gpu_source.Device, before: health.Health, holders: Iterable[pods.Pod]) -> None:
         """A GPU may be used again."""
         log.info("GPU recovered", device=device.uuid, cause=before.cause)
         note = f"GPU-{device.index} {device.uuid} is healthy again, after: {before.cause}"
-        self._tell_all("DeviceRecovered", note, holders, warning=False)
+        self._tell_all(event_reasons.DEVICE_RECOVERED, note, holders)
 
-    def _tell_all(self, reason: str, note: str, holders: Iterable[pods.Pod], *, warning: bool) -> None:
+    def _tell_all(self, reason: str, note: str, holders: Iterable[pods.Pod]) -> None:
         # kubectl describe node looks for the node's name in the place of its UID.
         node = events.Regarding("Node", self._node, uid=self._node)
-        self._recorder.tell(events.Event(node, reason, note, _HEALTH, warning=warning))
+        self._recorder.tell(events.Event(node, reason, note, _HEALTH))
         for pod in holders:
-            self._tell_pod(pod, reason, note, _HEALTH, warning=warning)
+            self._tell_pod(pod, reason, note, _HEALTH)
 
-    def _tell_pod(self, pod: pods.Pod, reason: str, note: str, action: str, *, warning: bool) -> None:
+    def _tell_pod(self, pod: pods.Pod, reason: str, note: str, action: str) -> None:
         metadata = pod.metadata
         regarding = events.Regarding("Pod", metadata.name, metadata.namespace, metadata.uid)
-        self._recorder.tell(events.Event(regarding, reason, note, action, warning=warning))
+        self._recorder.tell(events.Event(regarding, reason, note, action))

@@ -11,7 +11,7 @@ from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
 from gpu_sharing.adapters import series
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, event_reasons
 from observability import files
 from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
@@ -86,7 +86,30 @@ def _metric_row(name: str, kind: str, labels: Sequence[str], text: str) -> str:
     return f"| `{name}` | {kind} | {', '.join(labels) or '-'} | {text} |"
 
 
-PAGES = {"error-codes.md": error_code_page, "settings.md": settings_page, "metrics.md": metrics_page}
+def events_page() -> str:
+    """Every event, when it is written, and how it looks."""
+    head = [
+        "# Events", _NOTE, "",
+        "`kubectl describe pod` and `kubectl describe node` show them. Repeats of one text are folded into a series; a",
+        "note has at most 1,024 bytes, cut at the end of a line. About one object at most 50 are written at once and",
+        "one more each second; what is given up is counted in `hami_scheduler_events_dropped_total` and",
+        "`hami_device_plugin_events_dropped_total`.", "",
+    ]  # fmt: skip
+    for one in event_reasons.REGISTRY.values():
+        kind = "Warning" if one.warning else "Normal"
+        head += [
+            f"## {one.name}", "", f"{kind}, from `{one.component}`, on: {one.regarding}. {one.meaning}", "", "```",
+            one.example, "```", "",
+        ]  # fmt: skip
+    return "\n".join(head)
+
+
+PAGES = {
+    "events.md": events_page,
+    "error-codes.md": error_code_page,
+    "settings.md": settings_page,
+    "metrics.md": metrics_page,
+}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -66,8 +66,8 @@ class Settings:
     """How long a place is kept for a pod between prioritize and bind."""
     event_rate: float = 200.0
     """Events written per second at most while kube-scheduler asks nothing; while it does they trickle."""
-    verbosity: int = 2
-    """0 to 6; 4 adds a line per node considered."""
+    verbosity: int = 3
+    """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
 
@@ -102,7 +102,7 @@ HELP = {
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
-    "v": "verbosity 0 to 6 (default 2): 4 adds a line per node considered, 5 device detail, 6 everything",
+    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
     "allow-hami-nodes": "also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)",
 }

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import structlog
 
-from gpu_sharing.adapters import events
-from gpu_sharing.core import error_codes, identifiers, placement, rejections, requests
+from gpu_sharing.adapters import events, logs
+from gpu_sharing.core import error_codes, event_reasons, identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, mirror, narration, placing, settings
 from scheduler_extender.fleet import ledger
@@ -43,6 +43,16 @@ class Explanation:
     """The note of its `FailedScheduling` event."""
     code: error_codes.Code
     """Of the reason that most nodes give."""
+    nearest: tuple[identifiers.NodeName, rejections.Rejection] | None = None
+    """A node that gives it, where they can be told apart the one that came nearest."""
+
+    def facts(self) -> dict[str, str]:
+        """The nearest node and its numbers, as fields of a log line."""
+        if self.nearest is None:
+            return {}
+        node, rejection = self.nearest
+        numbers = {"requested": rejection.requested, "available": rejection.available}
+        return {"node": node, **(numbers if rejection.requested else {})}
 
 
 class _Told(NamedTuple):
@@ -86,17 +96,14 @@ class Teller:
         node_facts = self._mirror.ledger.node_facts(node)
         gpus_on_node = len(node_facts.inventory) if node_facts else placed.gpu_count
         policy = self._placer.node_policy(pod.request).name
-        log.info(
-            "bound",
-            pod=pod.key,
-            node=node,
-            gpus=[share.uuid for shares in placed.shares for share in shares],
-            score=round(score * 100),
-            policy=policy,
-            decision_id=decision,
-        )
+        if logs.shows(logs.DECISIONS):
+            gpus = [share.uuid for shares in placed.shares for share in shares]
+            log.info(
+                "bound", pod=pod.key, node=node, gpus=gpus, score=round(score * 100), policy=policy,
+                decision_id=decision,
+            )  # fmt: skip
         note = narration.scheduled(node, gpus_on_node, pod.request, placed, score, policy)
-        self._pod_event(pod.key, pod.uid, "Scheduled", note, _BINDING)
+        self._pod_event(pod.key, pod.uid, event_reasons.SCHEDULED, note, _BINDING)
 
     def refused(
         self, pod: facts.Waiting, offered: Iterable[identifiers.NodeName], decision: identifiers.DecisionId
@@ -109,8 +116,11 @@ class Teller:
         if before and before.summary == summary and now - before.at < _SAME_REFUSAL_SECONDS:
             return
         self._remember(pod.uid, _Told(summary, now, explained.code))
-        log.error("refused", error_code=explained.code, pod=pod.key, why=explained.note, decision_id=decision)
-        self._pod_event(pod.key, pod.uid, "FailedScheduling", explained.note, _SCHEDULING, warning=True)
+        log.error(
+            "refused", error_code=explained.code, pod=pod.key, **explained.facts(), why=explained.note,
+            decision_id=decision,
+        )  # fmt: skip
+        self._pod_event(pod.key, pod.uid, event_reasons.FAILED_SCHEDULING, explained.note, _SCHEDULING)
 
     def bind_failed(
         self,
@@ -135,23 +145,23 @@ class Teller:
     def foreign(self, pod: ledger.PodFacts) -> None:
         """A pod with GPUs was bound by somebody else."""
         entry = error_codes.REGISTRY[error_codes.FOREIGN_POD]
-        self._problem(pod, "ForeignGPUPod", entry)
+        self._problem(pod, event_reasons.FOREIGN_POD, entry)
 
     def corrupt(self, pod: ledger.PodFacts) -> None:
         """A pod's record does not decode."""
-        self._problem(pod, "CorruptGPURecord", error_codes.REGISTRY[error_codes.CORRUPT_POD_RECORD])
+        self._problem(pod, event_reasons.CORRUPT_RECORD, error_codes.REGISTRY[error_codes.CORRUPT_POD_RECORD])
 
     def preempting(self, pod: facts.Waiting, node: identifiers.NodeName, gone: Iterable[ledger.PodFacts]) -> None:
         """Pods of lower priority are evicted for a pod."""
         names = [f"{one.key} (priority {one.plain.priority})" for one in gone]
         log.info("preempting", pod=pod.key, node=node, priority=pod.priority, victims=names)
         note = "\n    ".join([f"Evicting {len(names)} of lower priority on {node} for its GPUs", *names])
-        self._pod_event(pod.key, pod.uid, "Preempting", note, _SCHEDULING)
+        self._pod_event(pod.key, pod.uid, event_reasons.PREEMPTING, note, _SCHEDULING)
 
     def preempted(self, gone: ledger.PodFacts, pod: facts.Waiting) -> None:
         """A pod is evicted for another."""
         note = f"Preempted by {pod.key} (priority {pod.priority}), which needs its GPU memory or cores on {gone.node}"
-        self._pod_event(gone.key, gone.uid, "Preempted", note, _SCHEDULING, warning=True)
+        self._pod_event(gone.key, gone.uid, event_reasons.PREEMPTED, note, _SCHEDULING)
 
     def gang_torn(
         self, gang: str, unbound: Iterable[facts.Waiting], bound: Iterable[ledger.PodFacts], *, evicting: bool
@@ -160,10 +170,10 @@ class Teller:
         waiting, held = list(unbound), list(bound)
         head = f"{error_codes.GANG_TORN}: of gang {gang} {len(waiting)} were not bound in time, {len(held)} were"
         for one in waiting:
-            self._pod_event(one.key, one.uid, "GangTorn", head, _SCHEDULING, warning=True)
+            self._pod_event(one.key, one.uid, event_reasons.GANG_TORN, head, _SCHEDULING)
         end = "it is evicted, to start with the others" if evicting else "it stays, and holds its GPUs"
         for gone in held:
-            self._pod_event(gone.key, gone.uid, "GangTorn", f"{head}\n    {end}", _SCHEDULING, warning=True)
+            self._pod_event(gone.key, gone.uid, event_reasons.GANG_TORN, f"{head}\n    {end}", _SCHEDULING)
 
     def bad_links(self, node: ledger.NodeFacts) -> None:
         """A node's record of links cannot be read or contradicts itself."""
@@ -172,7 +182,7 @@ class Teller:
             note = f"{entry.code}: {node.bad_links}\n    {entry.remedy}"
             # The kubelet names a node by its name where others have a UID, and `kubectl describe node` looks for that.
             regarding = events.Regarding("Node", node.name, "", node.name)
-            self._recorder.tell(events.Event(regarding, "BadGPULinks", note, _SCHEDULING, warning=True))
+            self._recorder.tell(events.Event(regarding, event_reasons.BAD_LINKS, note, _SCHEDULING))
 
     def stopped(self, pod: facts.Waiting) -> None:
         """kube-scheduler says it cannot place a pod: explain its GPUs too, unless it was us who refused."""
@@ -186,16 +196,20 @@ class Teller:
             return Explanation(narration.refused_everywhere(total, pod.request), pod.request.code)
         allowed = frozenset(offered)
         if total <= narration.MOST_NODES_LISTED:
-            lines = [(str(name), self.why_not(pod, name, allowed)) for name in sorted(books.node_names())]
+            named = [(name, self.why_not(pod, name, allowed)) for name in sorted(books.node_names())]
+            lines = [(str(name), rejection) for name, rejection in named]
             counts = collections.Counter(rejection.reason for _, rejection in lines)
         else:
             groups = self._groups(pod, pod.request, allowed)
             lines = narration.grouped(groups)
+            named = [(group.nearest_node, group.nearest) for group in groups]
             counts = collections.Counter()
             for group in groups:
                 counts[group.nearest.reason] += group.count
         main = min(counts, key=lambda reason: (-counts[reason], reason), default=Reason.NODE_NOT_REGISTERED)
-        return Explanation(narration.refused(total, list(counts.items()), lines), rejections.EXPLANATIONS[main].code)
+        nearest = next(((name, rejection) for name, rejection in named if rejection.reason is main), None)
+        note = narration.refused(total, list(counts.items()), lines)
+        return Explanation(note, rejections.EXPLANATIONS[main].code, nearest)
 
     def why_not(
         self, pod: facts.Waiting, name: identifiers.NodeName, offered: frozenset[identifiers.NodeName]
@@ -237,12 +251,8 @@ class Teller:
     def _problem(self, pod: ledger.PodFacts, reason: str, entry: error_codes.ErrorCode) -> None:
         if self._leads():
             note = f"{entry.code}: {entry.meaning}\n    {entry.remedy}"
-            self._pod_event(pod.key, pod.uid, reason, note, _SCHEDULING, warning=True)
+            self._pod_event(pod.key, pod.uid, reason, note, _SCHEDULING)
 
-    def _pod_event(
-        self, key: str, uid: identifiers.PodUid, reason: str, note: str, action: str, *, warning: bool = False
-    ) -> None:
+    def _pod_event(self, key: str, uid: identifiers.PodUid, reason: str, note: str, action: str) -> None:
         namespace, _, name = key.partition("/")
-        self._recorder.tell(
-            events.Event(events.Regarding("Pod", name, namespace, uid), reason, note, action, warning=warning)
-        )
+        self._recorder.tell(events.Event(events.Regarding("Pod", name, namespace, uid), reason, note, action))

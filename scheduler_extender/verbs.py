@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from gpu_sharing.adapters import objects
+from gpu_sharing.adapters import logs, objects
 from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, usage, victims, wire
@@ -255,12 +255,12 @@ class Verbs:
             self._books.nominate(self._placer.claim(decision.pod, name, answer, expires_at))
 
     def _log_nodes(self, pod: facts.Waiting, names: list[str], refused: dict[str, int]) -> None:
-        if self._options.verbosity < 4:
+        if not logs.shows(logs.NODES):
             return
         for name in names:
             why = _PHRASES[refused[name]] if name in refused else ""
             log.info("node", pod=pod.key, node=name, fits=not why, why=why)
-            if self._options.verbosity >= 5:
+            if logs.shows(logs.DEVICES):
                 for state in self._books.held(identifiers.NodeName(name)).states:
                     log.info(
                         "gpu",

@@ -35,8 +35,8 @@ class Settings:
     """Whether the series that HAMi's published dashboard queries are exported too."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
     """Under which names containers ask."""
-    verbosity: int = 2
-    """0 to 6."""
+    verbosity: int = 3
+    """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
 
@@ -56,7 +56,7 @@ HELP = {
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
     "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
-    "v": "verbosity 0 to 6 (default 2)",
+    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
 }
 """Every flag, in the order of `--help`."""

@@ -19,11 +19,13 @@ import orjson
 import structlog
 
 from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors
+from gpu_sharing.core import error_codes, errors, event_reasons
 
 LONGEST_NOTE_BYTES = 1024
 _BUSY_PER_SECOND = 5.0
 _IDLE_CHECK_SECONDS = 0.02
+_MOST_PER_OBJECT, _PER_OBJECT_PER_SECOND = 50.0, 1.0
+"""So many events about one object at once, and so many more each second: nobody reads more of them."""
 _SERIES_SECONDS = 10.0
 """A repeat within this time only counts; its series is written once it has passed."""
 
@@ -48,7 +50,11 @@ class Event:
     reason: str
     note: str
     action: str
-    warning: bool = False
+
+    @property
+    def warning(self) -> bool:
+        """Whether its reason is a warning."""
+        return event_reasons.REGISTRY[self.reason].warning
 
 
 @dataclass(slots=True)
@@ -114,6 +120,8 @@ class EventRecorder:
         self._is_busy = is_busy
         self._queue_length = queue_length
         self._next_at = 0.0
+        self._allowances: dict[str, tuple[float, float]] = {}
+        """Of each object: how many events it may have at once, and as of when."""
         self._warnings: collections.deque[Event] = collections.deque()
         self._normals: collections.deque[Event] = collections.deque()
         self._told: collections.OrderedDict[tuple[str, str, str], _Told] = collections.OrderedDict()
@@ -129,13 +137,31 @@ class EventRecorder:
 
     def tell(self, event: Event) -> None:
         """Take an event; it is written when its turn comes."""
+        if not self._is_allowed(event.regarding):
+            self._drop()
+            return
         if self.waiting >= self._queue_length:
             (self._normals or self._warnings).popleft()
-            self.dropped += 1
-            if self.dropped == 1 or self.dropped % 1000 == 0:
-                log.error("events dropped", error_code=error_codes.EVENTS_DROPPED, dropped=self.dropped)
+            self._drop()
         (self._warnings if event.warning else self._normals).append(replace(event, note=cut(event.note)))
         self._wake.set()
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        if self.dropped == 1 or self.dropped % 1000 == 0:
+            log.error("events dropped", error_code=error_codes.EVENTS_DROPPED, dropped=self.dropped)
+
+    def _is_allowed(self, regarding: Regarding) -> bool:
+        """Whether one more event about the object may be written now; repeats of one text count, too."""
+        now = time.monotonic()
+        key = regarding.uid or regarding.name
+        left, at = self._allowances.pop(key, (_MOST_PER_OBJECT, now))
+        left = min(left + (now - at) * _PER_OBJECT_PER_SECOND, _MOST_PER_OBJECT)
+        allowed = left >= 1
+        self._allowances[key] = (left - allowed, now)
+        if len(self._allowances) > self._queue_length:
+            del self._allowances[next(iter(self._allowances))]
+        return allowed
 
     async def run(self) -> None:
         """Write for ever; ends only by cancellation."""

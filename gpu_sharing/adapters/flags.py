@@ -76,8 +76,8 @@ def _variable(name: str) -> str:
 
 
 def verbosity(text: str | None) -> int:
-    """The value of `--v`, 2 by default."""
-    return int(number("--v", text, 2, 0, logs.HIGHEST))
+    """The value of `--v`, 3 by default."""
+    return int(number("--v", text, 3, 0, logs.HIGHEST))
 
 
 def log_format(text: str | None) -> str:

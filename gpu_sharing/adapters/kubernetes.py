@@ -34,6 +34,8 @@ class ListMetadata(msgspec.Struct, gc=False, rename="camel"):
 
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
+    remaining_item_count: int | None = None
+    """How many are still to come; the server does not say where it filters."""
 
 
 class Page(msgspec.Struct, Generic[T]):

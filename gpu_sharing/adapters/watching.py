@@ -20,6 +20,8 @@ from gpu_sharing.core import error_codes, errors
 T = TypeVar("T")
 
 _PAGE_SIZE = 1_000
+_PAGES_PER_LINE = 5
+"""So often the log says how far a long list has come."""
 _SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS = 240, 300
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 15.0
 
@@ -127,8 +129,13 @@ class Reflector(Generic[T]):
                 self._decode_into(items, raw)
             version = page.metadata.resource_version
             pages += 1
-            if pages % 10 == 0:
-                log.info("listing", path=self._path, objects=len(items))
+            if pages % _PAGES_PER_LINE == 0:
+                remaining = page.metadata.remaining_item_count
+                pace = len(items) / max(time.monotonic() - started, 1e-9)
+                log.info(
+                    "listing", path=self._path, objects=len(items), remaining=remaining,
+                    seconds_left=None if remaining is None else round(remaining / pace, 1),
+                )  # fmt: skip
             await asyncio.sleep(0)  # Between pages others get their turn.
         self._sink.replaced(items, started)
         self._version = version

@@ -11,7 +11,7 @@ import pytest
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import settings as monitor_settings
 from docs import generate
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, event_reasons
 from scheduler_extender import settings as extender_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,6 +45,16 @@ def test_every_code_that_is_registered_is_used() -> None:
     assert len(names) == len(error_codes.REGISTRY)
     unused = [name for name in names if f"error_codes.{name}" not in sources]
     assert [name for name in unused if getattr(error_codes, name) not in policies] == []
+
+
+def test_every_reason_of_an_event_is_used() -> None:
+    """The page promises no event that nobody writes, and no other module makes up one of its own."""
+    source = (ROOT / "gpu_sharing/core/event_reasons.py").read_text()
+    names = re.findall(r"^([A-Z_]+) = _register\(", source, re.M)
+    tellers = "\n".join((ROOT / one / "telling.py").read_text() for one in ("scheduler_extender", "device_plugin"))
+
+    assert len(names) == len(event_reasons.REGISTRY)
+    assert [name for name in names if f"event_reasons.{name}" not in tellers] == []
 
 
 def test_every_field_of_the_settings_is_explained() -> None:

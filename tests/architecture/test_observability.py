@@ -124,3 +124,24 @@ def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
             cells = {(x, place["y"]) for x in range(place["x"], place["x"] + place["w"])}
             assert not cells & places
             places |= cells
+
+
+def test_the_examples_for_logs_speak_of_fields_that_are_written() -> None:
+    """The template's fields, Loki's labels, and the page's table."""
+    sources = "\n".join(
+        path.read_text()
+        for one in ("scheduler_extender", "device_plugin", "gpu_sharing")
+        for path in (ROOT / one).rglob("*.py")
+    )
+    written = set(re.findall(r"[ (](\w+)=", sources)) | set(re.findall(r'"(\w+)"', sources))
+    template = json.loads((ROOT / "examples/logs/index-template.json").read_text())
+    fields = set(template["template"]["mappings"]["properties"]) - {"@timestamp"}
+    vector = yaml.safe_load((ROOT / "examples/logs/vector.yaml").read_text())
+    labels = {value.strip("{} ") for value in vector["sinks"]["loki"]["labels"].values()} - {"hami"}
+    page = (ROOT / "docs/howto/read-the-logs.md").read_text()
+    told = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[^|]+) \| (?:date|word|text|number)", page, re.M))))
+
+    assert fields - written == set()
+    assert labels <= fields
+    assert len(told) > 10
+    assert told <= fields

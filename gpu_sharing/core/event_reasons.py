@@ -1,0 +1,84 @@
+"""The one table of the events that we write: what `kubectl describe` shows under Events, and when.
+
+The reference page is generated from it, and the recorder refuses a reason that is not in it.
+"""
+
+from dataclasses import dataclass
+
+SCHEDULER, PLUGIN = "hami-scheduler", "hami-device-plugin"
+
+
+@dataclass(frozen=True, slots=True)
+class EventReason:
+    """One kind of event."""
+
+    name: str
+    warning: bool
+    component: str
+    regarding: str
+    """On which objects it is written."""
+    meaning: str
+    """One sentence: when."""
+    example: str
+    """A note as it may look."""
+
+
+REGISTRY: dict[str, EventReason] = {}
+
+
+def _register(name: str, component: str, regarding: str, meaning: str, example: str, *, warning: bool) -> str:
+    REGISTRY[name] = EventReason(name, warning, component, regarding, meaning, example)
+    return name
+
+
+SCHEDULED = _register(
+    "Scheduled", SCHEDULER, "Pod", "The pod was bound to a node and its GPUs were chosen.",
+    "Successfully assigned pod to node-01\nGPU: 1/3, Memory: 4000MB\nScore: 85, Policy: binpack", warning=False,
+)  # fmt: skip
+FAILED_SCHEDULING = _register(
+    "FailedScheduling", SCHEDULER, "Pod",
+    "No node takes the pod: the counts by reason, then one line a node; more than ten nodes are grouped by reason.",
+    "0/3 nodes available: 2 GPU memory insufficient, 1 quota exceeded\n"
+    "    node-01: GPU memory insufficient (requested 8000MB, available 4000MB)", warning=True,
+)  # fmt: skip
+PREEMPTING = _register(
+    "Preempting", SCHEDULER, "Pod", "Pods of lower priority are evicted so that this one gets their GPUs.",
+    "Evicting 1 of lower priority on node-01 for its GPUs\nai-team/batch-7 (priority 0)", warning=False,
+)  # fmt: skip
+PREEMPTED = _register(
+    "Preempted", SCHEDULER, "Pod", "The pod is evicted for one of higher priority.",
+    "Preempted by ai-team/urgent (priority 1000), which needs its GPU memory or cores on node-01", warning=True,
+)  # fmt: skip
+GANG_TORN = _register(
+    "GangTorn", SCHEDULER, "Pod", "Not all members of the pod's gang were bound in time.",
+    "SCHED_GANG_TORN: of gang train 1 were not bound in time, 7 were", warning=True,
+)  # fmt: skip
+FOREIGN_POD = _register(
+    "ForeignGPUPod", SCHEDULER, "Pod", "The pod has GPUs in its request and was bound by somebody else.",
+    "SCHED_FOREIGN_POD: …", warning=True,
+)  # fmt: skip
+CORRUPT_RECORD = _register(
+    "CorruptGPURecord", SCHEDULER, "Pod", "The pod's record of its GPUs cannot be read.",
+    "SCHED_CORRUPT_POD_RECORD: …", warning=True,
+)  # fmt: skip
+BAD_LINKS = _register(
+    "BadGPULinks", SCHEDULER, "Node", "The node's record of the links between its GPUs cannot be read.",
+    "SCHED_BAD_LINKS: …", warning=True,
+)  # fmt: skip
+DEVICE_ALLOCATED = _register(
+    "DeviceAllocated", PLUGIN, "Pod", "A container starts with its slice.",
+    "Allocated GPU-0 on node-01\n    GPU-6c4f1aee-…: 4000MB, cores 30%\n    container main, isolation hami-core",
+    warning=False,
+)  # fmt: skip
+ALLOCATION_FAILED = _register(
+    "AllocationFailed", PLUGIN, "Pod", "A container is not started; the code, the cause and what to do.",
+    "ALLOC_NO_RECORD: ai-team/train has no record of GPUs\n    …", warning=True,
+)  # fmt: skip
+DEVICE_UNHEALTHY = _register(
+    "DeviceUnhealthy", PLUGIN, "Node, and each Pod on the GPU", "A GPU must not be used: the cause, and what it needs.",
+    "GPU-1 GPU-103c5a7a-… is unhealthy: XID 79: GPU has fallen off the bus\n    …", warning=True,
+)  # fmt: skip
+DEVICE_RECOVERED = _register(
+    "DeviceRecovered", PLUGIN, "Node, and each Pod on the GPU", "A GPU may be used again.",
+    "GPU-1 GPU-103c5a7a-… is healthy again, after: XID 95: uncontained ECC error", warning=False,
+)  # fmt: skip

@@ -110,7 +110,8 @@ class Plugin:
         self._delivery_trouble = ""
         self._config_text: str | None = None
         self._writes: set[asyncio.Task[None]] = set()
-        self._endpoint = health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)
+        self._endpoint = health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
+        self._canary = health_endpoint.Canary(self._link.ask, options.health)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until told to stop.
@@ -126,7 +127,10 @@ class Plugin:
                 plain_listener.serving("health", self._options.health_bind, self._endpoint.answer),
                 asyncio.TaskGroup() as tasks,
             ):
-                work = [tasks.create_task(one) for one in (self._recorder.run(), self._pod_watch.run(), self._serve())]
+                work = [
+                    tasks.create_task(one)
+                    for one in (self._recorder.run(), self._pod_watch.run(), self._canary.run(), self._serve())
+                ]
                 await stop.wait()
                 log.info("stopping")
                 await self._recorder.drain(_EVENTS_DRAIN_SECONDS)
@@ -383,6 +387,7 @@ class Plugin:
             "inventory": health_endpoint.Component(
                 self._publisher.written, self._publisher.trouble or "written", required=False
             ),
+            "socket": self._canary.component(),
         }  # fmt: skip
 
     def _facts(self) -> Mapping[str, object]:

@@ -69,6 +69,18 @@ class Link:
         """Prepare and register anew, soon."""
         self._again = True
 
+    async def ask(self) -> None:
+        """Call ourselves on the socket that the kubelet dials.
+
+        Raises:
+            OSError: Nobody answers there.
+        """
+        async with grpc.aio.insecure_channel(f"unix://{self._folder / self._endpoint}") as channel:
+            try:
+                await api_pb2_grpc.DevicePluginStub(channel).GetDevicePluginOptions(api_pb2.Empty())
+            except grpc.aio.AioRpcError as refused:
+                raise OSError(f"{refused.code().name} {refused.details()}") from refused
+
     async def run(self) -> None:
         """Serve and stay registered for ever; ends only by cancellation."""
         backoff = _FIRST_BACKOFF_SECONDS

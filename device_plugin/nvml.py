@@ -156,6 +156,8 @@ class Nvml:
         except gpu_source.GpuFailed:
             self._handles.pop(uuid, None)
             raise
+        if memory.used > memory.total:
+            raise gpu_source.GpuFailed(f"the driver says that {memory.used} of {memory.total} bytes are used")
         rates = _or_none(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
         milliwatts = _or_none(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
         return gpu_source.Usage(
@@ -164,11 +166,13 @@ class Nvml:
             None if rates is None else float(rates.gpu),
             _or_none(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
             None if milliwatts is None else milliwatts / 1000,
-            tuple(self._processes(uuid, [handle, *instances])),
+            tuple(self._processes(uuid, [handle, *instances], memory.total)),
             migs,
         )
 
-    def _processes(self, uuid: identifiers.GpuUuid, handles: Sequence[Any]) -> Iterator[gpu_source.Process]:
+    def _processes(
+        self, uuid: identifiers.GpuUuid, handles: Sequence[Any], most_bytes: int
+    ) -> Iterator[gpu_source.Process]:
         """The processes on a GPU and on its MIG instances; those of MPS come by a call of their own."""
         memory: dict[int, int | None] = {}
         for handle in handles:
@@ -177,7 +181,9 @@ class Nvml:
                     memory[one.pid] = one.usedGpuMemory
         busy = self._busy(uuid, handles[0])
         for pid, used in memory.items():
-            yield gpu_source.Process(pid, used, None if busy is None else busy.get(pid, 0.0))
+            # What cannot be true is not known.
+            credible = used if used is not None and 0 <= used <= most_bytes else None
+            yield gpu_source.Process(pid, credible, None if busy is None else min(busy.get(pid, 0.0), 100.0))
 
     def _busy(self, uuid: identifiers.GpuUuid, handle: Any) -> dict[int, float] | None:
         """The mean utilisation of each process since the last call; None where the driver does not measure it."""

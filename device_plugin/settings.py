@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from device_plugin.isolation import table
-from gpu_sharing.adapters import flags
+from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, health, requests, xids
 
 IDENTITIES = ("auto", "cdi", "match")
@@ -83,6 +83,8 @@ class Settings:
     """Whether HAMi-core leaves compute unlimited."""
     topology_score: bool = False
     """Whether the links between GPUs are published for topology-aware placement."""
+    health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
+    """How probes are answered."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
@@ -90,6 +92,9 @@ class Settings:
     strange_words: tuple[str, ...] = ()
     """What stands in DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS and means nothing."""
 
+
+COMPONENTS = frozenset({"gpus", "delivery", "kubelet", "pods", "inventory", "socket"})
+"""What `/healthz` shows the state of."""
 
 HELP = {
     "node-name": "the node's name (default: $NODE_NAME)",
@@ -121,6 +126,8 @@ HELP = {
     "mps-multi-user": "the driver lets several users share one MPS server (default false)",
     "disable-core-limit": "do not limit compute with HAMi-core (default false)",
     "topology-score": "publish how well GPUs are linked (default false; also ENABLE_TOPOLOGY_SCORE)",
+    **health_endpoint.HELP,
+    **health_endpoint.CANARY_HELP,
     "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
 }
@@ -194,6 +201,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         topology_score=flags.truth(
             "--topology-score", value("topology-score") or environment.get("ENABLE_TOPOLOGY_SCORE")
         ),
+        health=health_endpoint.read(value, COMPONENTS, canary=True),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
         strange_words=strange,

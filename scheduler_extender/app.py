@@ -109,6 +109,10 @@ class Extender:
         explainer = explaining.Explainer(self._mirror, placer, teller, options)
         gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
+        self._verbs_address = ""
+        self._canary = health_endpoint.Canary(
+            lambda: listeners.ask(self._verbs_address, f"/{server.CANARY}"), options.health
+        )
         self._listeners = {
             "verbs": (
                 options.http_bind,
@@ -124,7 +128,9 @@ class Extender:
             ),
             "health": (
                 options.health_bind,
-                listeners.listener(health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)),
+                listeners.listener(
+                    health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
+                ),
             ),
         }
         if options.tls_cert:
@@ -140,9 +146,11 @@ class Extender:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with listeners.serving(self._listeners), asyncio.TaskGroup() as tasks:
+        async with listeners.serving(self._listeners) as addresses, asyncio.TaskGroup() as tasks:
+            self._verbs_address = addresses["verbs"]
             work = [
-                tasks.create_task(coroutine) for coroutine in (self._follow(), self._recorder.run(), self._leader.run())
+                tasks.create_task(coroutine)
+                for coroutine in (self._follow(), self._recorder.run(), self._leader.run(), self._canary.run())
             ]
             if self._options.tls_cert and self._options.tls_key:
                 tls = [one for _, one in self._listeners.values()]
@@ -225,7 +233,8 @@ class Extender:
         } | {
             "events": health_endpoint.Component(
                 not self._recorder.dropped, f"{self._recorder.waiting} waiting", required=False
-            )
+            ),
+            "verbs": self._canary.component(),
         }
 
     def _facts(self) -> Mapping[str, object]:

@@ -22,6 +22,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MOST_BODY_BYTES = 64 * 1024 * 1024
 """5,000 nodes as whole objects; names alone are under 200 KB."""
+CANARY = "canary"
+"""A verb that decides nothing: by it the process finds out whether its listener answers."""
 _BODY_WITHIN_SECONDS = 10.0
 _MOST_IN_FLIGHT = 256
 
@@ -106,6 +108,9 @@ class VerbServer:
         if scope["type"] != "http":
             return
         verb = scope["path"].strip("/").rpartition("/")[2]
+        if verb == CANARY:
+            await answer(send, 200, b"{}")
+            return
         if verb not in self._decided and verb != "bind":
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, f"no verb {verb[:40]!r}: filter, prioritize, bind")
             return

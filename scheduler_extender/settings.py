@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gpu_sharing.adapters import flags
+from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, policies, requests
 
 
@@ -66,11 +66,16 @@ class Settings:
     """How long a place is kept for a pod between prioritize and bind."""
     event_rate: float = 200.0
     """Events written per second at most while kube-scheduler asks nothing; while it does they trickle."""
+    health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
+    """How probes are answered."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
 
+
+COMPONENTS = frozenset({"nodes", "pods", "quotas", "events", "verbs"})
+"""What `/healthz` shows the state of."""
 
 HELP = {
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
@@ -102,6 +107,8 @@ HELP = {
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
+    **health_endpoint.HELP,
+    **health_endpoint.CANARY_HELP,
     "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
     "allow-hami-nodes": "also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)",
@@ -169,6 +176,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
         event_rate=flags.number("--event-rate", value("event-rate"), 200.0, 0.1, 10_000),
+        health=health_endpoint.read(value, COMPONENTS, canary=True),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
     )

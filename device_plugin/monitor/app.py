@@ -61,7 +61,7 @@ class Monitor:
         self._view = collector.View(options.node_name, started_at=self._started_at)
         self._shown: tuple[object, ...] = ()
         self._text: tuple[bytes, str] = (b"", "")
-        self._endpoint = health_endpoint.HealthEndpoint(self._components, self._exposition, self._facts)
+        self._endpoint = health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until told to stop.

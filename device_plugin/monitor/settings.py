@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from gpu_sharing.adapters import flags
+from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, requests
 
 
@@ -35,11 +35,16 @@ class Settings:
     """Whether the series that HAMi's published dashboard queries are exported too."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
     """Under which names containers ask."""
+    health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
+    """How probes are answered."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
 
+
+COMPONENTS = frozenset({"gpus", "pods", "kubelet"})
+"""What `/healthz` shows the state of."""
 
 HELP = {
     "node-name": "the node's name (default: $NODE_NAME)",
@@ -56,6 +61,7 @@ HELP = {
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
     "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    **health_endpoint.HELP,
     "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
 }
@@ -98,6 +104,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
             value("resource-mem-percentage") or names.memory_percent,
             value("resource-cores") or names.cores,
         ),
+        health=health_endpoint.read(value, COMPONENTS, canary=False),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
     )

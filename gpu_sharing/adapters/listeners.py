@@ -86,19 +86,37 @@ def _changed_at(*files: pathlib.Path) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def serving(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> AsyncIterator[None]:
-    """Serve on all addresses; one log line says where."""
+async def serving(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> AsyncIterator[Mapping[str, str]]:
+    """Serve on all addresses; one log line says where, and so does what is yielded: `HOST:PORT` of each."""
     sockets = {name: _bind(address) for name, (address, _) in listeners.items()}
     # Listening before it is said, so that whoever reads the line can connect.
     for sock in sockets.values():
         sock.listen(2048)
-    log.info("listening", pid=os.getpid(), **{name: _shown(sock) for name, sock in sockets.items()})
+    shown = {name: _shown(sock) for name, sock in sockets.items()}
+    log.info("listening", pid=os.getpid(), **shown)
     tasks = [asyncio.create_task(one.serve(sockets=[sockets[name]])) for name, (_, one) in listeners.items()]
     try:
-        yield
+        yield shown
     finally:
         stop(listeners)
         await asyncio.gather(*tasks)
+
+
+async def ask(address: str, path: str) -> None:
+    """GET a path of a plain listener on a connection of its own.
+
+    Raises:
+        OSError: It does not answer 200.
+    """
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        line = await reader.readline()
+        if line.split(b" ")[1:2] != [b"200"]:
+            raise OSError(f"{address} answers {line[:80].decode(errors='replace').strip() or 'nothing'}")
+    finally:
+        writer.close()
 
 
 def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:

@@ -498,3 +498,13 @@ def test_a_setting_that_cannot_be_ends_the_start_with_its_name(arguments: list[s
 
         assert done.returncode == code
         assert arguments[0] in done.stderr
+
+
+def test_the_canary_finds_the_socket_answering(node: gpu_node.GpuNode) -> None:
+    """As the kubelet dials it."""
+
+    def answers() -> bool:
+        found = json.loads(node.plugin.get("health", "/healthz")[1])["components"]["socket"]
+        return bool(found["healthy"])
+
+    node.wait("it answers", answers, 25)

@@ -9,6 +9,7 @@ import threading
 import time
 
 from lab import api_server, certificates, cluster, extender_process, faults, gpus, kinds
+from tests import tools
 from tests.component import calls
 from tests.component.conftest import SMALL
 
@@ -223,3 +224,22 @@ def test_logs_are_json_with_codes_and_a_decision_id(extender: Extender, server: 
     assert bound["decision_id"] == annotations["hami.io/decision-id"]
     assert (refused["error_code"], refused["pod"]) == ("SCHED_TOO_FEW_GPUS", "default/q")
     assert refused["level"] == "error"
+
+
+def test_the_canary_finds_the_verbs_answering(extender: Extender) -> None:
+    """The process calls itself as kube-scheduler would; that is no call of kube-scheduler's."""
+    calls.eventually(lambda: json.loads(extender.get("health", "/healthz")[1])["components"]["verbs"]["healthy"])
+    assert extender.get("health", "/startupz")[0] == 200
+    assert b"hami_scheduler_calls_total{" not in extender.get("health", "/metrics")[1]
+
+
+def test_promtool_finds_nothing_wrong_with_the_names(extender: Extender, server: api_server.Running) -> None:
+    """Of an extender that has bound and refused something, while a hundred scrape at once."""
+    promtool = tools.find("promtool")
+    assert calls.bind(extender, calls.create(server, "p"), "a") == ""
+    with concurrent.futures.ThreadPoolExecutor(100) as pool:
+        answers = list(pool.map(lambda _: extender.get("health", "/metrics"), range(100)))
+
+    assert {status for status, _ in answers} == {200}
+    done = subprocess.run([promtool, "check", "metrics"], input=answers[0][1], capture_output=True, timeout=60)
+    assert done.stderr.decode() == ""

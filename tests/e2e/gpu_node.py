@@ -12,6 +12,7 @@ from gpu_sharing.core import records, requests
 from lab import extender_process, fake_driver, plugin_process
 from lab.real import control_plane, images, kube_scheduler
 from lab.real import node as real_nodes
+from tests.e2e import secrecy
 
 NODE = control_plane.NODE_NAME
 NAMES = requests.ResourceNames()
@@ -208,6 +209,7 @@ def running(
 ) -> Iterator[GpuNode]:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(control_plane.running(folder))
+        stack.enter_context(secrecy.kept(plane, folder))
         node = stack.enter_context(real_nodes.running(plane, runc))
         driver = fake_driver.make(folder, NODE, gpus)
         for gpu in driver.gpus:

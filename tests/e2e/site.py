@@ -15,6 +15,7 @@ import yaml
 
 from lab import extender_process
 from lab.real import client, control_plane, kube_scheduler
+from tests.e2e import secrecy
 
 SCHEDULER = "hami-scheduler"
 
@@ -135,7 +136,7 @@ def own(
     folder: pathlib.Path, *extender_flags: str, without: Sequence[str] = (), pod_groups: bool = False
 ) -> Iterator[Site]:
     """A fresh control plane with our extender and kube-scheduler."""
-    with control_plane.running(folder, pod_groups=pod_groups) as plane:
+    with control_plane.running(folder, pod_groups=pod_groups) as plane, secrecy.kept(plane, folder):
         kubeconfig = plane.kubeconfig("extender")
         log = folder / "extender.log"
         with extender_process.running(kubeconfig, log, *extender_flags) as extender:

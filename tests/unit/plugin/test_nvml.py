@@ -244,3 +244,39 @@ def test_every_call_has_a_deadline_and_a_hung_gpu_is_not_asked_twice() -> None:
         return [one.trouble for one in (first, neighbour, second, third)]
 
     assert asyncio.run(story()) == ["nothing within 0.1 s", "", "an earlier call has not come back", ""]
+
+
+def test_the_use_of_a_gpu_and_of_its_processes(driver: fake_driver.FakeDriver) -> None:
+    """What the driver cannot say is None, and what cannot be true is not believed."""
+    driver.gpus[0].used_mib = 10
+    driver.gpus[1].used_mib = driver.gpus[1].memory_mib + 1
+    gib = 1 << 30
+    driver.processes = [f"process 0 71 {gib} 40", f"process 0 72 {1 << 60} 100"]
+    driver.rules = ["fail nvmlDeviceGetPowerUsage 3 0", "fail nvmlDeviceGetUtilizationRates 3 0"]
+    driver.write()
+
+    found = run(
+        driver,
+        """
+import dataclasses
+uuids = [one.uuid for one in source.devices()]
+show(dataclasses.asdict(source.usage(uuids[0])))
+try:
+    source.usage(uuids[1])
+except gpu_source.GpuFailed as refused:
+    show(str(refused))
+show(dataclasses.asdict(source.usage(uuids[2])))
+""",
+    )
+
+    total = driver.gpus[0].memory_mib << 20
+    assert found[0] == {
+        "memory_total_bytes": total, "memory_used_bytes": 10 << 20, "utilization_percent": None,
+        "temperature_celsius": 40, "power_watts": None, "mig_used_bytes": {},
+        "processes": [
+            {"pid": 71, "memory_bytes": gib, "utilization_percent": 40.0},
+            {"pid": 72, "memory_bytes": None, "utilization_percent": 100.0},
+        ],
+    }  # fmt: skip
+    assert found[1].startswith("the driver says that")
+    assert found[2]["processes"] == []

@@ -9,6 +9,7 @@ Source: NVIDIA's NVML API reference; scores of links as HAMi v2.10 has them.
 import contextlib
 import ctypes
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -187,8 +188,11 @@ class Nvml:
 
     def _busy(self, uuid: identifiers.GpuUuid, handle: Any) -> dict[int, float] | None:
         """The mean utilisation of each process since the last call; None where the driver does not measure it."""
+        # The driver counts by the wall clock: after a jump back it would find nothing for as long.
+        since = min(self._sampled_until.get(uuid, 0), time.time_ns() // 1000)
+        self._sampled_until[uuid] = since
         try:
-            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, self._sampled_until.get(uuid, 0))
+            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
         except pynvml.NVMLError as refused:
             # That is how it says that nothing has run since.
             return {} if getattr(refused, "value", None) == pynvml.NVML_ERROR_NOT_FOUND else None

@@ -87,13 +87,15 @@ def in_cluster() -> Access:
     return Access(f"https://{name}:{port}", tls, lambda: f"Bearer {token.read_text().strip()}")
 
 
-def _by_kubeconfig(path: pathlib.Path) -> Access:
+def _by_kubeconfig(path: pathlib.Path, context: str) -> Access:
     import kubernetes.client  # Here, because most processes run in a cluster and need not pay for it.
     import kubernetes.config
 
     configuration = kubernetes.client.Configuration()
     try:
-        kubernetes.config.load_kube_config(str(path), client_configuration=configuration)  # type: ignore[no-untyped-call]
+        kubernetes.config.load_kube_config(  # type: ignore[no-untyped-call]
+            str(path), context=context or None, client_configuration=configuration
+        )
     except Exception as cause:
         raise errors.SettingsError(f"cannot reach a cluster by --kubeconfig {path}: {cause}") from cause
     tls: ssl.SSLContext | bool = False
@@ -115,8 +117,8 @@ def _by_kubeconfig(path: pathlib.Path) -> Access:
 class Client:
     """A connection pool to one API server. Use as an async context manager."""
 
-    def __init__(self, kubeconfig: pathlib.Path | None, user_agent: str) -> None:
-        self._access = _by_kubeconfig(kubeconfig) if kubeconfig else in_cluster()
+    def __init__(self, kubeconfig: pathlib.Path | None, user_agent: str, context: str = "") -> None:
+        self._access = _by_kubeconfig(kubeconfig, context) if kubeconfig else in_cluster()
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
         self._host = self._access.host

@@ -29,6 +29,8 @@ BIND_TIME = "hami.io/bind-time"
 DECISION = "hami.io/decision-id"
 MIG_ALLOCATIONS = "hami.io/vgpu-mig-allocations"
 HOLD = "hami.io/vgpu-hold"
+OF_PODS = frozenset({NODE, TIME, ALLOCATED, TO_ALLOCATE, BIND_PHASE, BIND_TIME, DECISION, MIG_ALLOCATIONS, HOLD})
+"""What is written about a pod, as against what its owner asks."""
 SCORE = "hami.io/node-nvidia-score"
 HEALTH = "hami.io/gpu-health"
 PHASE_ALLOCATING = "allocating"

@@ -1,0 +1,46 @@
+"""Completion for shells, made of the parser itself, so that it knows every command and flag."""
+
+import argparse
+from collections.abc import Iterator
+
+SHELLS = ("bash", "zsh", "fish")
+
+_BASH = """_hamictl() {{
+  local word=${{COMP_WORDS[COMP_CWORD]}} command=${{COMP_WORDS[1]}} words
+  if [ "$COMP_CWORD" -eq 1 ]; then
+    words="{commands}"
+  else
+    case "$command" in
+{cases}
+    esac
+  fi
+  COMPREPLY=($(compgen -W "$words" -- "$word"))
+  [ ${{#COMPREPLY[@]}} -eq 0 ] && COMPREPLY=($(compgen -f -- "$word"))
+}}
+complete -F _hamictl hamictl
+"""
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Print it. Returns the exit status."""
+    commands = dict(_commands(parser))
+    match options.shell:
+        case "fish":
+            for name, flags in commands.items():
+                print(f"complete -c hamictl -n __fish_use_subcommand -f -a {name}")
+                for flag in flags:
+                    if flag.startswith("--"):
+                        print(f"complete -c hamictl -n '__fish_seen_subcommand_from {name}' -l {flag[2:]}")
+        case shell:
+            if shell == "zsh":
+                print("autoload -U +X bashcompinit && bashcompinit")
+            cases = "\n".join(f'      {name}) words="{" ".join(flags)}" ;;' for name, flags in commands.items())
+            print(_BASH.format(commands=" ".join(commands), cases=cases), end="")
+    return 0
+
+
+def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
+    for action in parser._actions:  # argparse has no other way to ask what was added
+        if isinstance(action, argparse._SubParsersAction):
+            for name, added in action.choices.items():
+                yield name, [flag for one in added._actions for flag in one.option_strings]

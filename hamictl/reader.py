@@ -1,0 +1,123 @@
+"""The read API of the extender, reached by its URL, or by kubectl's port-forward into its pod."""
+
+import contextlib
+import json
+import pathlib
+import re
+import select
+import shutil
+import ssl
+import subprocess
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hamictl import failures
+
+_TIMEOUT_SECONDS = 15.0
+_FORWARD_SECONDS = 20.0
+_PORT = 9446
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """How the extender is to be reached."""
+
+    url: str = ""
+    """Empty: by kubectl's port-forward."""
+    token_file: pathlib.Path | None = None
+    ca_file: pathlib.Path | None = None
+    kubeconfig: str = ""
+    context: str = ""
+    system_namespace: str = "hami-system"
+
+
+class Reader:
+    """Asks the read API."""
+
+    def __init__(self, url: str, token: str = "", ca_file: pathlib.Path | None = None) -> None:
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._tls = ssl.create_default_context(cafile=str(ca_file)) if url.startswith("https") else None
+
+    def get(self, *parts: str) -> Any:
+        """What stands at `/api/v1/<parts>`.
+
+        Raises:
+            CommandFailed: It does not answer, or not with that.
+        """
+        path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
+        request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=self._headers)
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as refused:
+            raise _refused(refused.code, refused.read()) from refused
+        except (OSError, ValueError) as broken:
+            cause = getattr(broken, "reason", broken)
+            hint = "is --extender the read API (port 9446), and does the extender run?"
+            raise failures.CommandFailed(f"no answer from {self._url}: {cause}", hint) from broken
+
+
+def _refused(status: int, body: bytes) -> failures.CommandFailed:
+    try:
+        said = json.loads(body)
+        sentence = f"{said['error_code']}: {said['message']}"
+    except (ValueError, KeyError, TypeError):
+        sentence = f"status {status}: {body[:200].decode(errors='replace')}"
+    hints = {
+        401: "give --token-file with a token that may get the nonResourceURL /api/v1/*",
+        503: "the extender has just started: try again",
+    }
+    negative = failures.NEGATIVE if status == 404 else failures.FAILED
+    return failures.CommandFailed(sentence, hints.get(status, ""), negative)
+
+
+@contextlib.contextmanager
+def reaching(where: Where) -> Iterator[Reader]:
+    """A reader for as long as the context lasts.
+
+    Raises:
+        CommandFailed: The extender cannot be reached.
+    """
+    if where.url:
+        token = ""
+        if where.token_file:
+            try:
+                token = where.token_file.read_text().strip()
+            except OSError as cause:
+                raise failures.CommandFailed(f"--token-file {where.token_file}: {cause.strerror}") from cause
+        yield Reader(where.url, token, where.ca_file)
+        return
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        raise failures.CommandFailed(
+            "there is no kubectl to reach the extender with", "install it, or give --extender URL"
+        )
+    command = [kubectl, *(["--kubeconfig", where.kubeconfig] if where.kubeconfig else [])]
+    command += ["--context", where.context] if where.context else []
+    command += ["-n", where.system_namespace, "port-forward", "deployment/hami-scheduler", f":{_PORT}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield Reader(f"http://127.0.0.1:{_forwarded_port(process)}")
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def _forwarded_port(process: "subprocess.Popen[str]") -> int:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    ready, _, _ = select.select([process.stdout, process.stderr], [], [], _FORWARD_SECONDS)
+    line = process.stdout.readline() if process.stdout in ready else ""
+    found = re.search(r"127\.0\.0\.1:(\d+)", line)
+    if found is None:
+        process.kill()
+        said = process.stderr.read().strip() or "no answer"
+        raise failures.CommandFailed(
+            f"kubectl port-forward: {said}", "is the extender there (-n, --system-namespace)? Or give --extender URL"
+        )
+    return int(found[1])

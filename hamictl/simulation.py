@@ -1,0 +1,264 @@
+"""Would these pods fit, where, and what would the cluster look like? Answered by the extender's own code on a copy.
+
+Nothing is written anywhere. What kube-scheduler decides by itself is known as far as node selectors, required node
+affinity and taints go; CPU, memory, volumes and pod affinity are not looked at.
+"""
+
+import copy
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import orjson
+import yaml
+
+from gpu_sharing.adapters import events, objects
+from gpu_sharing.core import identifiers, placement, records, requests
+from hamictl import failures, output, state
+from lab import gpus
+from scheduler_extender import (
+    constraints,
+    facts,
+    metrics,
+    mirror,
+    placing,
+    requeue,
+    settings,
+    telling,
+    usage,
+    verbs,
+)
+from scheduler_extender.fleet import census
+
+MOST_PODS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What would become of one pod."""
+
+    pod: str
+    node: str
+    """Empty where it would wait."""
+    gpus: tuple[str, ...]
+    code: str
+    """Why it would wait."""
+    why: str
+
+
+class _Silent:
+    """Takes events and drops them."""
+
+    def tell(self, event: events.Event) -> None:
+        del event
+
+
+class Simulation:
+    """A cluster in memory, on which pods are placed one after another."""
+
+    def __init__(self, found: state.State, options: settings.Settings) -> None:
+        counters = metrics.Metrics()
+        self._options = options
+        self._mirror = mirror.Mirror(options, counters)
+        for node in found.nodes:
+            self._mirror.see_node(node)
+        for quota in found.quotas:
+            self._mirror.see_quota(quota)
+        for pod in found.pods:
+            self._mirror.see_pod(pod)
+        self._nodes = {node.metadata.name: node for node in found.nodes}
+        self._placer = placing.Placer(self._mirror.ledger, options)
+        self._teller = telling.Teller(self._mirror, self._placer, _Silent(), options, lambda: True)
+        self._verbs = verbs.Verbs(
+            self._mirror, self._placer, self._teller,
+            requeue.Refusals(self._mirror, self._placer, options, counters), options, counters, usage.Usage(options),
+        )  # fmt: skip
+
+    def place(self, body: dict[str, Any]) -> Outcome:
+        """Place one pod, and let it stay if it fits."""
+        pod = msgspec.convert(body, objects.Pod, strict=False)
+        key = f"{pod.metadata.namespace}/{pod.metadata.name}"
+        if not facts.is_ours(pod, self._options.resource_names):
+            return Outcome(key, "", (), "", "it asks for no GPU: kube-scheduler places it alone")
+        self._mirror.see_pod(pod)
+        wished = constraints.wishes(pod)
+        names = [name for name, node in self._nodes.items() if _admits(wished, name, node)]
+        answer = orjson.loads(self._verbs.filter(orjson.dumps({"Pod": body, "NodeNames": names})))
+        fitting = answer.get("NodeNames") or []
+        waiting = self._mirror.waiting[identifiers.PodUid(pod.metadata.uid)]
+        if not fitting:
+            told = self._teller.explain(waiting, [identifiers.NodeName(name) for name in names])
+            return Outcome(key, "", (), told.code, told.note)
+        scores = orjson.loads(self._verbs.prioritize(orjson.dumps({"Pod": body, "NodeNames": fitting})))
+        best = identifiers.NodeName(max(scores, key=lambda one: one["Score"])["Host"])
+        placed = self._placer.place_on(waiting, best, nominations=False)
+        assert isinstance(placed, placement.Placement)
+        bound = copy.deepcopy(body)
+        bound["spec"]["nodeName"] = best
+        bound["metadata"].setdefault("annotations", {}).update(
+            records.pod_annotations(placed.shares, best, 0, identifiers.DecisionId("simulated"))
+        )
+        self._mirror.see_pod(msgspec.convert(bound, objects.Pod, strict=False))
+        return Outcome(key, best, tuple(share.uuid for shares in placed.shares for share in shares), "", "")
+
+    def models(self) -> list[census.ModelCount]:
+        """How the GPUs of each model stand now."""
+        return census.count(self._mirror.ledger.settle(), {})
+
+
+def _admits(wished: constraints.Wishes, name: str, node: objects.Node) -> bool:
+    taints = facts.node_facts(node, requests.ResourceNames(), allow_hami_nodes=True).taints
+    return constraints.admits(wished, name, node.metadata.labels or {}, taints)
+
+
+def pods_of(path: pathlib.Path, text: str, replicas: int | None) -> list[dict[str, Any]]:
+    """The pods that a manifest makes: of Pods, and of the templates of Deployments, Jobs and their like.
+
+    Args:
+        path: For messages.
+        text: YAML, several documents allowed.
+        replicas: How many of each, in place of what the manifest says.
+
+    Raises:
+        CommandFailed: It has no pods, or is not YAML.
+    """
+    try:
+        documents = [one for one in yaml.safe_load_all(text) if one]
+    except yaml.YAMLError as cause:
+        raise failures.CommandFailed(f"{path} is not YAML: {cause}") from cause
+    found: list[dict[str, Any]] = []
+    for document in _items(documents):
+        found += _pods(path, document, replicas)
+        if len(found) > MOST_PODS:
+            raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
+    if not found:
+        raise failures.CommandFailed(f"{path} has no Pod, Deployment, StatefulSet, ReplicaSet, DaemonSet or Job in it")
+    return found
+
+
+def _items(documents: Iterable[Any]) -> Iterable[Any]:
+    for document in documents:
+        if isinstance(document, Mapping) and document.get("kind") == "List":
+            yield from document.get("items") or ()
+        else:
+            yield document
+
+
+def _pods(path: pathlib.Path, document: Any, replicas: int | None) -> list[dict[str, Any]]:
+    try:
+        kind, metadata, spec = document["kind"], document["metadata"], document.get("spec") or {}
+        name, namespace = metadata.get("name") or metadata["generateName"], metadata.get("namespace", "default")
+        if kind == "Pod":
+            template, count = document, 1
+        elif kind in ("Deployment", "StatefulSet", "ReplicaSet"):
+            template, count = spec["template"], int(spec.get("replicas", 1))
+        elif kind == "Job":
+            template, count = spec["template"], int(spec.get("parallelism", 1))
+        elif kind == "DaemonSet":
+            template, count = spec["template"], 1
+        else:
+            return []
+        count = count if replicas is None else replicas
+        made = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
+        for body in made:
+            msgspec.convert(body, objects.Pod, strict=False)
+    except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
+        raise failures.CommandFailed(f"{path}: not a manifest that the API server takes: {cause}") from cause
+    return made
+
+
+def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
+    body = {"metadata": dict(template.get("metadata") or {}), "spec": copy.deepcopy(template["spec"])}
+    body["metadata"] |= {"name": name, "namespace": namespace, "uid": f"simulated-{namespace}-{name}"}
+    body["metadata"]["resourceVersion"] = "1"
+    body["metadata"].setdefault("annotations", {})
+    body["spec"].setdefault("schedulerName", "hami-scheduler")
+    return body
+
+
+def with_more_nodes(found: state.State, text: str) -> state.State:
+    """The state with nodes more.
+
+    Args:
+        found: What there is.
+        text: `<how many>:<model>:<GPUs of each>`, such as `2:a100:8`.
+
+    Raises:
+        CommandFailed: It is not that.
+    """
+    parts = text.split(":")
+    model = gpus.MODELS.get(parts[1].lower()) if len(parts) == 3 else None
+    if model is None or not (parts[0].isdecimal() and parts[2].isdecimal()):
+        raise failures.CommandFailed(
+            f"--add-nodes {text!r} is not COUNT:MODEL:GPUS", f"for example 2:a100:8; models: {', '.join(gpus.MODELS)}"
+        )
+    made = [
+        msgspec.convert(gpus.gpu_node(f"added-{index}", model, int(parts[2])), objects.Node, strict=False)
+        for index in range(int(parts[0]))
+    ]
+    return msgspec.structs.replace(found, nodes=[*found.nodes, *made])
+
+
+def drained(found: state.State, name: str) -> tuple[state.State, list[dict[str, Any]]]:
+    """The state without a node, and the pods that were on it, to be placed anew.
+
+    Raises:
+        CommandFailed: There is no such node.
+    """
+    if name not in {node.metadata.name for node in found.nodes}:
+        raise failures.CommandFailed(f"--drain: there is no node {name}", status=failures.NEGATIVE)
+    gone = [pod for pod in found.pods if pod.spec.node_name == name]
+    kept = [pod for pod in found.pods if pod.spec.node_name != name]
+    nodes = [node for node in found.nodes if node.metadata.name != name]
+    return msgspec.structs.replace(found, nodes=nodes, pods=kept), [_unbound(pod) for pod in gone]
+
+
+def _unbound(pod: objects.Pod) -> dict[str, Any]:
+    body: dict[str, Any] = msgspec.to_builtins(pod)
+    body["spec"]["nodeName"] = ""
+    body["status"] = {"phase": "Pending"}
+    annotations = body["metadata"].get("annotations") or {}
+    theirs = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
+    body["metadata"]["annotations"] = theirs
+    return body
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
+    """One row a pod."""
+    return [
+        {
+            "POD": one.pod,
+            "NODE": one.node or "-",
+            "GPUS": ",".join(dict.fromkeys(one.gpus)) or "-",
+            "WHY": one.why.partition("\n")[0] or "fits",
+        }
+        for one in outcomes
+    ]
+
+
+def model_rows(before: Sequence[census.ModelCount], after: Sequence[census.ModelCount]) -> list[dict[str, str]]:
+    """One row a model: how its GPUs stand before and after."""
+    was = {one.model: one for one in before}
+    return [
+        {
+            "MODEL": one.model,
+            "GPUS": str(one.gpus),
+            "PROMISED": _changed(_share(was.get(one.model)), _share(one)),
+            "LARGEST FREE": _changed(_largest(was.get(one.model)), _largest(one)),
+        }
+        for one in after
+    ]
+
+
+def _share(model: census.ModelCount | None) -> str:
+    return output.percent(model.memory_promised_mib, model.memory_mib) if model else "-"
+
+
+def _largest(model: census.ModelCount | None) -> str:
+    return output.mib(model.largest_free_mib) if model else "-"
+
+
+def _changed(before: str, after: str) -> str:
+    return after if before == after else f"{before} -> {after}"

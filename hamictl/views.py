@@ -1,0 +1,143 @@
+"""What `nodes`, `pods`, `top` and `explain` show, made of the read API's answers. Pure."""
+
+import collections
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hamictl import output
+
+Row = dict[str, str]
+Nodes = Sequence[Mapping[str, Any]]
+Pods = Sequence[Mapping[str, Any]]
+
+
+def node_rows(nodes: Nodes) -> list[Row]:
+    """One row a node."""
+    rows = []
+    for node in nodes:
+        gpus = node["gpus"]
+        types = sorted({one["type"] for one in gpus})
+        promised, total = _sum(gpus, "memory_mib")
+        sick = sum(not one["healthy"] for one in gpus)
+        rows.append(
+            {
+                "NODE": node["name"],
+                "GPUS": str(len(gpus)),
+                "MODEL": ", ".join(types) or "-",
+                "PROMISED": output.mib(promised),
+                "OF": output.mib(total),
+                "SHARE": output.percent(promised, total),
+                "CONTAINERS": str(_sum(gpus, "slots")[0]),
+                "STATE": node["standing"] if node["standing"] != "none" else f"{sick} sick" if sick else "ok",
+                "CORES": output.percent(*_sum(gpus, "cores_percent")),
+                "LARGEST FREE": output.mib(max((_free(one) for one in gpus), default=0)),
+            }
+        )
+    return rows
+
+
+NODES_WIDE_ONLY = ("CORES", "LARGEST FREE")
+
+
+def pod_rows(pods: Pods) -> list[Row]:
+    """One row a pod."""
+    return [
+        {
+            "NAMESPACE": pod["namespace"],
+            "POD": pod["name"],
+            "STATE": "starting" if pod["starting"] else "running" if pod["phase"] == "holding" else "waiting",
+            "NODE": pod["node"] or "-",
+            "GPUS": str(len({share["uuid"] for shares in pod["containers"] for share in shares})),
+            "PROMISED": output.mib(sum(share["memory_mib"] for shares in pod["containers"] for share in shares)),
+            "CORES": f"{sum(share['cores_percent'] for shares in pod['containers'] for share in shares)}%",
+            "DEVICES": ",".join(sorted({share["uuid"] for shares in pod["containers"] for share in shares})) or "-",
+        }
+        for pod in pods
+    ]
+
+
+PODS_WIDE_ONLY = ("CORES", "DEVICES")
+
+
+def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[Row]:
+    """One row a GPU, the fullest first.
+
+    Args:
+        nodes: As the read API gives them.
+        pods: Likewise.
+        used: By GPU: `memory_bytes` and `utilization_percent`, where they are known.
+    """
+    holders: dict[str, list[str]] = collections.defaultdict(list)
+    for pod in pods:
+        for uuid in sorted({share["uuid"] for shares in pod["containers"] for share in shares}):
+            holders[uuid].append(f"{pod['namespace']}/{pod['name']}")
+    pairs = [(node["name"], gpu) for node in nodes for gpu in node["gpus"]]
+    pairs.sort(key=lambda pair: -pair[1]["memory_mib"]["promised"] / max(pair[1]["memory_mib"]["total"], 1))
+    rows = []
+    for name, gpu in pairs:
+        memory = gpu["memory_mib"]
+        measured = used.get(gpu["uuid"], {})
+        rows.append(
+            {
+                "NODE": name,
+                "GPU": str(gpu["index"]),
+                "MODEL": gpu["type"],
+                "PROMISED": output.percent(memory["promised"], memory["total"]),
+                "USED": _measured(measured, "memory_bytes", lambda value: output.mib(int(value) >> 20)),
+                "BUSY": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
+                "HEALTH": "ok" if gpu["healthy"] else "sick",
+                "HELD BY": ", ".join(holders[gpu["uuid"]]) or "-",
+            }
+        )
+    return rows
+
+
+def explanation(found: Mapping[str, Any]) -> str:
+    """Why a pod waits, as text."""
+    key = found["pod"]
+    if found["phase"] == "holding":
+        return f"{key} is on node {found['node']}"
+    lines = [f"{key} waits: {found['summary'].splitlines()[0]}"]
+    if found["gates"]:
+        lines.append(f"  kube-scheduler is kept from it by the gates {', '.join(found['gates'])}")
+    for node in found["nodes"]:
+        lines.append(f"  {node['node']}: {node['sentence']}" + (f" [{node['code']}]" if node["code"] else ""))
+        if node["advice"]:
+            lines.append(f"      {node['advice']}")
+        if node["waits_for"]:
+            lines.append(f"      it fits once these have ended: {', '.join(node['waits_for'])}")
+        if node["evictable"]:
+            lines.append(f"      preemption would evict {', '.join(node['evictable'])}")
+    if found["nearest"]:
+        lines.append(f"nearest: {found['nearest']}")
+    lines.append(f"what to do: {found['remedy']}")
+    return "\n".join(lines)
+
+
+def explanation_rows(found: Mapping[str, Any]) -> list[Row]:
+    """The same, one row a node."""
+    return [
+        {
+            "NODE": node["node"],
+            "FITS": "yes" if node["fits"] else "no",
+            "CODE": node["code"] or "-",
+            "WHY": node["sentence"],
+        }
+        for node in found["nodes"]
+    ]
+
+
+def _sum(gpus: Sequence[Mapping[str, Any]], what: str) -> tuple[int, int]:
+    return sum(one[what]["promised"] for one in gpus), sum(one[what]["total"] for one in gpus)
+
+
+def _free(gpu: Mapping[str, Any]) -> int:
+    usable = gpu["healthy"] and not gpu["cordoned"] and not gpu["usage_unknown"] and not gpu["exclusive"]
+    free: int = gpu["memory_mib"]["total"] - gpu["memory_mib"]["promised"]
+    return free if usable and gpu["slots"]["promised"] < gpu["slots"]["total"] else 0
+
+
+def _measured(measured: Mapping[str, float], name: str, shown: Any) -> str:
+    """What is not known is a question mark, never a zero."""
+    text: str = shown(measured[name]) if name in measured else "?"
+    return text

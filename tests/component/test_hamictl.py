@@ -1,0 +1,231 @@
+"""`hamictl` as a person types it, against a real extender on the lab's API server."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import yaml
+
+from lab import api_server, extender_process, gpus
+from tests.component import calls
+
+Extender = extender_process.ExtenderProcess
+PODS = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: train, namespace: ai}
+spec:
+  replicas: 3
+  template:
+    spec:
+      containers:
+        - name: main
+          resources: {limits: {nvidia.com/gpu: 1, nvidia.com/gpumem: 9000}}
+"""
+
+
+def hamictl(
+    *arguments: str, given: str = "", environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hamictl", *arguments], capture_output=True, text=True, timeout=60, input=given,
+        env={**os.environ, "KUBECONFIG": "/nowhere", **(environment or {})},
+    )  # fmt: skip
+
+
+def said(*arguments: str, **more: Any) -> str:
+    done = hamictl(*arguments, **more)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def api(extender: Extender, server: api_server.Running) -> tuple[str, ...]:
+    """Flags that reach an extender with one pod that holds and one that waits."""
+    assert calls.bind(extender, calls.create(server, "holds", {**calls.LIMITS, "nvidia.com/gpumem": "4000"}), "a") == ""
+    calls.create(server, "waits", {**calls.LIMITS, "nvidia.com/gpumem": "99000"})
+    calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
+    return ("--extender", f"http://{extender.api}")
+
+
+def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
+    """As kubectl would print them."""
+    assert said("nodes", *api).splitlines() == [
+        "NODE   GPUS   MODEL         PROMISED    OF           SHARE   CONTAINERS   STATE",
+        "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            ok",
+        "b      2      NVIDIA A100   0 MiB       32,000 MiB   0%      0            ok",
+    ]
+    assert said("nodes", *api, "-o", "wide").splitlines()[1] == (
+        "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            ok      15%     16,000 MiB"
+    )
+    assert said("nodes", *api, "-o", "name").split() == ["node/a", "node/b"]
+    as_json = json.loads(said("nodes", *api, "-o", "json"))
+    assert [one["name"] for one in as_json] == ["a", "b"]
+    assert yaml.safe_load(said("nodes", *api, "-o", "yaml")) == as_json
+
+
+def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
+    """With what they were promised."""
+    assert said("pods", *api).splitlines() == [
+        "NAMESPACE   POD     STATE      NODE   GPUS   PROMISED",
+        "default     holds   starting   a      1      4,000 MiB",
+        "default     waits   waiting    -      0      0 MiB",
+    ]
+    assert said("pods", *api, "-A", "-o", "name").split() == ["pod/holds", "pod/waits"]
+    assert said("pods", *api, "-n", "empty") == "no pod in empty asks for GPUs\n"
+    assert gpus.gpu_uuid("a", 0) in said("pods", *api, "-o", "wide") or gpus.gpu_uuid("a", 1) in said(
+        "pods", *api, "-o", "wide"
+    )
+
+
+def test_the_fullest_gpu_is_on_top_and_what_is_not_known_is_no_zero(api: tuple[str, ...]) -> None:
+    """Nobody has said what is used."""
+    lines = said("top", *api).splitlines()
+    assert lines[0].split() == ["NODE", "GPU", "MODEL", "PROMISED", "USED", "BUSY", "HEALTH", "HELD", "BY"]
+    assert lines[1].split()[4:] == ["25%", "?", "?", "ok", "default/holds"]
+    assert len(lines) == 5
+    refused = hamictl("top", *api, "--prometheus", "http://127.0.0.1:1")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("hamictl: --prometheus http://127.0.0.1:1: ")
+
+
+def test_an_explanation_for_people_and_for_programs(api: tuple[str, ...]) -> None:
+    """Node by node."""
+    text = said("explain", "waits", *api)
+    assert text.startswith("default/waits waits: 0/2 nodes available: 2 GPU memory insufficient\n")
+    assert "a: GPU memory insufficient (requested 99000MB, available 16000MB) [SCHED_INSUFFICIENT_GPU_MEMORY]" in text
+    assert json.loads(said("explain", "waits", *api, "-o", "json"))["nodes"][0]["fits"] is False
+    assert said("explain", "waits", *api, "-o", "wide").splitlines()[0].split() == ["NODE", "FITS", "CODE", "WHY"]
+    assert said("explain", "default/holds", *api) == "default/holds is on node a\n"
+
+
+def test_what_goes_wrong_is_one_sentence_a_hint_and_a_status(api: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    """And no traceback, unless it is asked for."""
+    absent = hamictl("explain", "nobody", *api)
+    assert absent.returncode == 1
+    assert absent.stderr.startswith("hamictl: SCHED_UNKNOWN_ROUTE: nothing at /api/v1/explain/default/nobody")
+
+    for arguments, start in (
+        (("nodes", "--extender", "http://127.0.0.1:1"), "hamictl: no answer from http://127.0.0.1:1"),
+        (("nodes", *api, "--token-file", "/nowhere"), "hamictl: --token-file /nowhere"),
+        (("snapshot", str(tmp_path / "s")), "hamictl: this is not a pod of a cluster"),
+        (("simulate",), "hamictl: this is not a pod"),
+        (("simulate", "--snapshot", "/nowhere"), "hamictl: /nowhere: No such file"),
+    ):
+        failed = hamictl(*arguments)
+        assert failed.returncode == 2, arguments
+        assert failed.stderr.startswith(start), failed.stderr
+        assert "Traceback" not in failed.stderr
+    assert "Traceback" in hamictl("nodes", "--extender", "http://127.0.0.1:1", "--debug").stderr
+
+
+def test_the_extender_is_reached_by_kubectl_where_no_url_is_given(api: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    """Through a port-forward of its own, which ends with the command."""
+    kubectl, asked = tmp_path / "kubectl", tmp_path / "asked"
+    kubectl.write_text(
+        f"#!/bin/sh\necho \"$@\" > {asked}\necho 'Forwarding from {api[1].removeprefix('http://')} -> 9446'\nsleep 60\n"
+    )
+    kubectl.chmod(0o755)
+    found = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    assert "node/a" in said("nodes", "-o", "name", "--context", "prod", environment=found)
+    assert asked.read_text().split() == [
+        "--context", "prod", "-n", "hami-system", "port-forward", "deployment/hami-scheduler", ":9446",
+    ]  # fmt: skip
+    kubectl.write_text("#!/bin/sh\necho 'error: deployments.apps \"hami-scheduler\" not found' >&2\nexit 1\n")
+    refused = hamictl("nodes", environment=found)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(
+        'hamictl: kubectl port-forward: error: deployments.apps "hami-scheduler" not found'
+    )
+
+
+def test_a_snapshot_is_enough_to_find_out_what_would_fit(
+    api: tuple[str, ...], server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """By the code that decides; nothing is written."""
+    kubeconfig, file = server.write_kubeconfig(tmp_path / "k"), tmp_path / "cluster.json"
+    assert said("snapshot", str(file), "--kubeconfig", str(kubeconfig)) == (
+        f"{file}: 2 nodes (2 with records), 2 pods with GPUs\n"
+    )
+    before = server.request("GET", "/api/v1/pods")["items"]
+
+    live = hamictl("simulate", "-", "--kubeconfig", str(kubeconfig), given=PODS)
+    saved = hamictl("simulate", "-", "--snapshot", str(file), given=PODS)
+
+    assert live.stdout == saved.stdout
+    assert saved.returncode == 0
+    lines = saved.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["ai/train-0", "ai/train-1", "ai/train-2"]
+    assert lines[6].startswith("NVIDIA A100   4      6% -> 48%")
+    assert server.request("GET", "/api/v1/pods")["items"] == before
+
+    full = hamictl("simulate", "-", "--snapshot", str(file), "--replicas", "5", "-o", "json", given=PODS)
+    assert full.returncode == 1
+    outcomes = json.loads(full.stdout)["pods"]
+    assert [bool(one["node"]) for one in outcomes] == [True, True, True, False, False]
+    assert outcomes[4]["code"] == "SCHED_INSUFFICIENT_GPU_MEMORY"
+
+    more = said(
+        "simulate", "-", "--snapshot", str(file), "--replicas", "5", "--add-nodes", "1:a100:2", "-o", "name", given=PODS
+    )
+    assert len(more.split()) == 5
+    drained = json.loads(said("simulate", "--snapshot", str(file), "--drain", "a", "-o", "json"))
+    assert [(one["pod"], one["node"]) for one in drained["pods"]] == [("default/holds", "b")]
+
+
+def test_a_hashed_snapshot_names_nobody_and_schedules_alike(
+    api: tuple[str, ...], server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """For a bug report."""
+    kubeconfig, file = server.write_kubeconfig(tmp_path / "k"), tmp_path / "cluster.json"
+    said("snapshot", "--hash-names", str(file), "--kubeconfig", str(kubeconfig))
+
+    text = file.read_text()
+    for name in ('"holds"', '"waits"', '"default"', '"a"', '"b"'):
+        assert name not in text
+    assert hamictl("simulate", "-", "--snapshot", str(file), "--replicas", "3", given=PODS).returncode == 0
+    assert hamictl("simulate", "-", "--snapshot", str(file), "--replicas", "4", given=PODS).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("{", "is not YAML"), ("kind: ConfigMap\nmetadata: {name: x}", "has no Pod"), ("", "has no Pod"),
+        ("kind: Pod\nmetadata: {}\nspec: {}", "not a manifest"), ("kind: Pod\nmetadata: {name: p}", "not a manifest"),
+        ("kind: Pod\nmetadata: {name: p}\nspec: {containers: 7}", "not a manifest"), ("- 1", "not a manifest"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_is_none_is_refused_with_a_sentence(tmp_path: pathlib.Path, given: str, sentence: str) -> None:
+    """Before anything is simulated."""
+    (tmp_path / "s").write_text('{"version":1,"taken_at":"","nodes":[],"pods":[],"quotas":[]}')
+    failed = hamictl("simulate", "-", "--snapshot", str(tmp_path / "s"), given=given)
+
+    assert failed.returncode == 2
+    assert sentence in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_every_command(shell: str) -> None:
+    """It is made of the parser."""
+    script = said("completion", shell)
+    for word in ("simulate", "snapshot", "explain-code", "hash-names"):
+        assert word in script
+    if shell == "bash":
+        done = subprocess.run(
+            ["bash", "-c", script + "COMP_WORDS=(hamictl sim); COMP_CWORD=1; _hamictl; echo ${COMPREPLY[@]}"],
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.stdout.strip() == "simulate"
+
+
+def test_a_reader_that_stops_reading_is_no_failure(api: tuple[str, ...]) -> None:
+    """As with `| head`."""
+    command = f"{sys.executable} -m hamictl top {' '.join(api)} | head -c 1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""

@@ -36,7 +36,7 @@ from device_plugin import (
     watchdog,
 )
 from device_plugin.isolation import hami_core, mig, mps, table
-from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener, watching
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener
 from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
@@ -80,13 +80,7 @@ class Plugin:
             self._driver, options.health_rules, self._boot, self._metrics, self._health_changed
         )
         self._pods = pods.Pods(self._names, self._mark)
-        self._pod_watch = watching.Reflector(
-            client,
-            f"/api/v1/pods?fieldSelector=spec.nodeName%3D{options.node_name}",
-            pods.Pod,
-            self._pods,
-            lambda pod: pod.metadata.resource_version,
-        )
+        self._pod_watch = pods.watch(client, options.node_name, self._pods)
         self._metrics.follow({"pods": self._pod_watch})
         self._metrics.count_events("hami_device_plugin", self._recorder)
         client.observe = self._metrics.api_call

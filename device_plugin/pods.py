@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
-from gpu_sharing.adapters import objects
+from gpu_sharing.adapters import kubernetes, objects, watching
 from gpu_sharing.core import errors, identifiers, records, requests, reservations
 
 log = structlog.get_logger("pods")
@@ -148,6 +148,12 @@ class Node(objects.Node, gc=False):
     """The node that the plugin serves."""
 
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+
+
+def watch(client: kubernetes.Client, node_name: str, sink: "Pods") -> watching.Reflector[Pod]:
+    """What follows the pods of a node."""
+    path = f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node_name}"
+    return watching.Reflector(client, path, Pod, sink, lambda pod: pod.metadata.resource_version)
 
 
 class Pods:

@@ -12,6 +12,8 @@ from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
 from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes, event_reasons
+from hamictl import __main__ as hamictl
+from hamictl import completion
 from observability import files
 from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
@@ -49,9 +51,8 @@ def _settings(title: str, module: types.ModuleType) -> str:
     return "\n".join([f"## {title}", "", *table, "Why they are as they are:", "", *why, ""])
 
 
-def metrics_page() -> str:
-    """Every series of each process."""
-    head = ["# Metrics", _NOTE, "", "Each process serves them at `/metrics` of its health listener.", ""]
+def processes() -> dict[str, series.Series]:
+    """Every process and its series, but those that only the leading extender has."""
     recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.View("")
     extender, plugin = extender_metrics.Metrics(), plugin_metrics.Metrics()
     extender.count_events("hami_scheduler", recorder)
@@ -59,6 +60,13 @@ def metrics_page() -> str:
     monitor = monitor_collector.Metrics(lambda: nothing)
     for one in (extender, plugin, monitor):
         one.follow({})
+    return {"extender": extender, "device plugin": plugin, "monitor": monitor}
+
+
+def metrics_page() -> str:
+    """Every series of each process."""
+    head = ["# Metrics", _NOTE, "", "Each process serves them at `/metrics` of its health listener.", ""]
+    extender, plugin, monitor = processes().values()
     cluster = [
         _metric_row(name, "gauge", labels, f"{text} From the leader only.")
         for name, (text, labels) in cluster_gauges.GAUGES.items()
@@ -86,6 +94,23 @@ def _metric_row(name: str, kind: str, labels: Sequence[str], text: str) -> str:
     return f"| `{name}` | {kind} | {', '.join(labels) or '-'} | {text} |"
 
 
+def hamictl_page() -> str:
+    """Every command of hamictl."""
+    lines = ["# hamictl", _NOTE, "", "How to use it is in [use hamictl](../howto/use-hamictl.md).", ""]
+    for name, command in completion.commands_of(hamictl.make_parser()):
+        lines += [f"## {name}", "", f"{(command.description or '')[:1].upper()}{(command.description or '')[1:]}.", ""]
+        rows = [
+            f"| {', '.join(f'`{one}`' for one in action.option_strings) or f'`{action.metavar or action.dest}`'} "
+            f"| {(action.help or '').replace('|', '/')} |"
+            for action in command._actions
+            if action.dest != "help"
+        ]
+        lines += ["| flag | meaning |", "| --- | --- |", *rows, ""]
+        examples = (command.epilog or "").splitlines()[1:]
+        lines += ["```", *(one.strip() for one in examples), "```", ""] if examples else []
+    return "\n".join(lines)
+
+
 def events_page() -> str:
     """Every event, when it is written, and how it looks."""
     head = [
@@ -106,6 +131,7 @@ def events_page() -> str:
 
 PAGES = {
     "events.md": events_page,
+    "hamictl.md": hamictl_page,
     "error-codes.md": error_code_page,
     "settings.md": settings_page,
     "metrics.md": metrics_page,

@@ -14,7 +14,7 @@ import yaml
 
 from gpu_sharing.adapters import prometheus
 from gpu_sharing.core import error_codes, errors, requests
-from hamictl import completion, demo, failures, output, reader, simulation, state, views
+from hamictl import completion, demo, doctor, failures, output, reader, simulation, state, views
 from scheduler_extender import settings
 
 _WATCH_SECONDS = 2.0
@@ -23,7 +23,7 @@ _CLEAR = "\033[H\033[2J"
 
 def main() -> int:
     """Run one command. Returns its exit status: 0 for a yes, 1 for a no, 2 where there is no answer."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args()
     try:
         status: int = options.run(options)
@@ -42,7 +42,8 @@ def main() -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Every command with its flags."""
     parser = argparse.ArgumentParser(
         prog="hamictl",
         description=__doc__,
@@ -84,6 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     for one in (nodes, pods, top, explain):
         _add_reaching(one)
         _add_output(one)
+    examined = command(
+        "doctor", "what is wrong with the cluster, or with the node it runs on, and how to mend it; nothing is written",
+        lambda options: doctor.run(options, _kubeconfig(options), _where(options)),
+        "hamictl doctor", "hamictl doctor -o json", "hamictl doctor node",
+    )  # fmt: skip
+    doctor.add_arguments(examined)
+    _add_reaching(examined)
+    _add_output(examined)
     code = command("explain-code", "what an error code means and what to do about it", _explain_code)
     code.add_argument("code", metavar="CODE", help="such as SCHED_INSUFFICIENT_GPU_MEMORY")
     _add_output(code)

@@ -23,7 +23,9 @@ complete -F _hamictl hamictl
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     """Print it. Returns the exit status."""
-    commands = dict(_commands(parser))
+    commands = {
+        name: [flag for one in added._actions for flag in one.option_strings] for name, added in commands_of(parser)
+    }
     match options.shell:
         case "fish":
             for name, flags in commands.items():
@@ -39,8 +41,8 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, list[str]]]:
-    for action in parser._actions:  # argparse has no other way to ask what was added
+def commands_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Each command and what reads its flags."""
+    for action in parser._actions:  # argparse has no other way to ask what was added.
         if isinstance(action, argparse._SubParsersAction):
-            for name, added in action.choices.items():
-                yield name, [flag for one in added._actions for flag in one.option_strings]
+            yield from action.choices.items()

@@ -61,6 +61,8 @@ RESOURCES: tuple[Resource, ...] = (
     _in("apps", "v1", "daemonsets", "DaemonSet", namespaced=True, status=True),
     _in("batch", "v1", "jobs", "Job", namespaced=True, status=True),
     _in("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True, status=True),
+    _in("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"),
+    _in("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies", "ValidatingAdmissionPolicy"),
     _in("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass"),
     _in("storage.k8s.io", "v1", "storageclasses", "StorageClass"),
     _in("storage.k8s.io", "v1", "csinodes", "CSINode"),

@@ -12,7 +12,7 @@ import structlog
 
 from device_plugin import gpu_source, podresources, pods, watchdog
 from device_plugin.monitor import collector, sampler, settings, slices
-from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener, watching
+from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener
 from gpu_sharing.core import errors, gpus, identifiers, records
 
 _NODE_SECONDS = 30.0
@@ -39,13 +39,7 @@ class Monitor:
         self._started_at = time.monotonic()
         self._pods = pods.Pods(options.resource_names, self._pods_changed)
         self._pods_version = 0
-        self._pod_watch = watching.Reflector(
-            client,
-            f"/api/v1/pods?fieldSelector=spec.nodeName%3D{options.node_name}",
-            pods.Pod,
-            self._pods,
-            lambda pod: pod.metadata.resource_version,
-        )
+        self._pod_watch = pods.watch(client, options.node_name, self._pods)
         self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
         self._metrics = collector.Metrics(lambda: self._view, compatible=options.compatible)
         self._sampler = sampler.Sampler(

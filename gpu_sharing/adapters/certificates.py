@@ -21,10 +21,17 @@ _UTC_TIME = 0x17
 def expires_at(path: pathlib.Path) -> float | None:
     """Unix seconds at which the first certificate of a PEM file ends; None where that cannot be read."""
     try:
-        text = path.read_text()
+        return ends_at(path.read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def ends_at(text: str) -> float | None:
+    """The same for the text of such a file."""
+    try:
         first = text[text.index(_BEGIN) : text.index(_END) + len(_END)]
         return _not_after(ssl.PEM_cert_to_DER_cert(first))
-    except (OSError, ValueError, IndexError):
+    except (ValueError, IndexError):
         return None
 
 

@@ -456,3 +456,110 @@ MONITOR_SHARED_REGION = _register(
     "The file in which a container's HAMi-core library counts is of another version, or says what cannot be true.",
     "Use a library whose shared region has version 1.2; if the file is corrupt, restart the container.",
 )
+
+# What `hamictl doctor` finds.
+DOCTOR_EXTENDER_AWAY = _register(
+    "DOCTOR_EXTENDER_AWAY",
+    "The extender's read API does not answer, so what it believes is not compared with the cluster.",
+    "Check the Deployment hami-scheduler; give --extender URL if kubectl port-forward cannot reach it.",
+)
+DOCTOR_DRIFT = _register(
+    "DOCTOR_DRIFT",
+    "The extender believes something else about a pod than the API server says.",
+    "If it lasts longer than a few seconds, restart the extender and report it with a snapshot.",
+)
+DOCTOR_NODE_WITHOUT_PLUGIN = _register(
+    "DOCTOR_NODE_WITHOUT_PLUGIN",
+    "A node is meant to have our device plugin (gpu=on), and has published no GPUs.",
+    "Look at the DaemonSet's pod on that node; run hamictl doctor node there.",
+)
+DOCTOR_FOREIGN_PLUGIN = _register(
+    "DOCTOR_FOREIGN_PLUGIN",
+    "A node offers nvidia.com/gpu by a device plugin that is not ours.",
+    "Remove the other plugin from the node, or leave the node to it: our scheduler does not choose it.",
+)
+DOCTOR_NODE_RECORD = _register(
+    "DOCTOR_NODE_RECORD",
+    "A node's record of its GPUs cannot be read, so no pod is placed there.",
+    "Restart its device plugin, which writes the record anew.",
+)
+DOCTOR_SLOTS_DIFFER = _register(
+    "DOCTOR_SLOTS_DIFFER",
+    "The kubelet offers another number of slots than the node's GPUs have.",
+    "Restart the node's device plugin; if it stays so, compare --device-split-count with the node's record.",
+)
+DOCTOR_GPU_SICK = _register(
+    "DOCTOR_GPU_SICK",
+    "A GPU must not be used.",
+    "kubectl describe node shows the cause and what the GPU needs.",
+)
+DOCTOR_POD_RECORD = _register(
+    "DOCTOR_POD_RECORD",
+    "A pod's record of its GPUs cannot be read; it keeps GPUs of its node out of use.",
+    "Delete the pod; its controller makes another one.",
+)
+DOCTOR_POD_WITHOUT_RECORD = _register(
+    "DOCTOR_POD_WITHOUT_RECORD",
+    "A pod with GPUs was bound past our scheduler; it takes slots and gets no GPU.",
+    "Set schedulerName: hami-scheduler, or switch the webhook on, and make the pod anew.",
+)
+DOCTOR_OVERSUBSCRIBED = _register(
+    "DOCTOR_OVERSUBSCRIBED",
+    "More of a GPU is promised by records than it has.",
+    "Delete the newest pod on it; if nobody has edited records by hand, report it with a snapshot.",
+)
+DOCTOR_STUCK = _register(
+    "DOCTOR_STUCK",
+    "A pod was bound minutes ago, and the device plugin has not handed its GPUs over.",
+    "kubectl describe pod: the kubelet's or the plugin's message says why; image pulls take time, too.",
+)
+DOCTOR_QUOTA = _register(
+    "DOCTOR_QUOTA",
+    "A ResourceQuota for GPUs cannot be read, so its namespace gets none.",
+    "Write whole numbers as in the documentation of requests.",
+)
+DOCTOR_NO_WEBHOOK = _register(
+    "DOCTOR_NO_WEBHOOK",
+    "The admission webhook is not registered: mistakes show late, and pods must name the scheduler themselves.",
+    "Install it, see docs/howto/run-the-webhook.md.",
+)
+DOCTOR_WEBHOOK_CERTIFICATE = _register(
+    "DOCTOR_WEBHOOK_CERTIFICATE",
+    "The certificate that the API server trusts for the webhook ends within a week, or has ended.",
+    "Renew it, and the caBundle of the MutatingWebhookConfiguration with it.",
+)
+DOCTOR_NO_GUARD = _register(
+    "DOCTOR_NO_GUARD",
+    "Nothing keeps users from writing the records of GPUs themselves.",
+    "Apply charts/hami/files/record-guard.yaml.",
+)
+DOCTOR_NODE_DRIVER = _register(
+    "DOCTOR_NODE_DRIVER",
+    "The NVIDIA driver's library cannot be loaded on this machine.",
+    "Install the driver, or run this where the device plugin runs.",
+)
+DOCTOR_NODE_DEVICES = _register(
+    "DOCTOR_NODE_DEVICES",
+    "There are no device nodes of NVIDIA in /dev.",
+    "Load the driver's kernel module (nvidia-smi does it).",
+)
+DOCTOR_NODE_CDI = _register(
+    "DOCTOR_NODE_CDI",
+    "No CDI specification of NVIDIA's GPUs lies in /etc/cdi or /var/run/cdi.",
+    "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml, or use the RuntimeClass nvidia.",
+)
+DOCTOR_NODE_KUBELET = _register(
+    "DOCTOR_NODE_KUBELET",
+    "The kubelet's socket for device plugins is not there.",
+    "Check that the kubelet runs, and --kubelet-dir.",
+)
+DOCTOR_NODE_PLUGIN = _register(
+    "DOCTOR_NODE_PLUGIN",
+    "Our device plugin's socket is not there: it does not run, or has not registered.",
+    "Look at the log of the DaemonSet's pod on this node.",
+)
+DOCTOR_NODE_SHARED_MEMORY = _register(
+    "DOCTOR_NODE_SHARED_MEMORY",
+    "The folder /dev/shm is missing or cannot be written; MPS and many frameworks need it.",
+    "Mount a tmpfs there.",
+)

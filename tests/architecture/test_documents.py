@@ -35,7 +35,7 @@ def test_every_code_that_is_registered_is_used() -> None:
     """The registry holds no codes that nothing says."""
     sources = "\n".join(
         path.read_text()
-        for package in ("gpu_sharing", "scheduler_extender", "device_plugin")
+        for package in ("gpu_sharing", "scheduler_extender", "device_plugin", "hamictl")
         for path in (ROOT / package).rglob("*.py")
         if path.name != "error_codes.py"
     )

@@ -8,7 +8,7 @@ import pytest
 
 from device_plugin import metrics as plugin_metrics
 from device_plugin.monitor import collector
-from gpu_sharing.adapters import series
+from docs import generate
 from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
 
@@ -19,18 +19,6 @@ def promised() -> list[tuple[str, str, set[str], str]]:
     """Name, type, labels and process of each row of the page."""
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \| (\w[\w ]*) \|$", PAGE.read_text(), re.M)
     return [(name, kind, set(re.findall(r"\w+", labels)), process) for name, kind, labels, process in rows]
-
-
-def processes() -> dict[str, series.Series]:
-    """Every process's series."""
-    nothing, recorder = collector.View(""), types.SimpleNamespace(written=0, dropped=0)
-    extender, plugin = extender_metrics.Metrics(), plugin_metrics.Metrics()
-    extender.count_events("hami_scheduler", recorder)
-    plugin.count_events("hami_device_plugin", recorder)
-    monitor = collector.Metrics(lambda: nothing)
-    for one in (extender, plugin, monitor):
-        one.follow({})
-    return {"extender": extender, "device plugin": plugin, "monitor": monitor}
 
 
 def cluster_series() -> list[str]:
@@ -48,7 +36,7 @@ def test_every_promised_series_is_declared_with_just_its_labels(
     name: str, kind: str, labels: set[str], process: str
 ) -> None:
     """Dashboards break on one label more or less."""
-    found = processes()[process]
+    found = generate.processes()[process]
     types_by_name = {
         f"{one.name}_total" if one.type == "counter" else one.name: one.type for one in found.registry.collect()
     }

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 import yaml
 
+from docs import generate
 from observability import alerts, dashboards, files, rules
 from tests import tools
 from tests.architecture import test_metrics
@@ -95,7 +96,7 @@ def test_alerts_reach_whom_they_should(labels: tuple[str, ...], receiver: str) -
 def test_every_series_that_is_queried_is_exported() -> None:
     """By some process; Prometheus makes `up` itself."""
     exported = {"up"}
-    for one in test_metrics.processes().values():
+    for one in generate.processes().values():
         exported |= {
             f"{family.name}{end}"
             for family in one.registry.collect()

@@ -1,0 +1,207 @@
+"""What is wrong with a cluster, judged from what the API server and the extender say. Pure: facts in, findings out.
+
+Everything is worked out anew from the records, by the code that decides, and compared with what others believe.
+"""
+
+import collections
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_sharing.core import error_codes, errors, identifiers, quotas, records, requests, reservations
+from hamictl import state
+from scheduler_extender import facts
+from scheduler_extender.fleet import ledger
+
+ERROR, WARNING = "error", "warning"
+_STUCK_SECONDS = 300
+_WEEK_SECONDS = 7 * 86_400
+_LABEL = "gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    code: error_codes.Code
+    severity: str
+    about: str
+    """Such as `node/a` or `pod/default/train`."""
+    detail: str
+
+    def to_facts(self) -> dict[str, str]:
+        """For JSON, with what the code means and what to do."""
+        entry = error_codes.REGISTRY[self.code]
+        return {
+            "code": self.code, "severity": self.severity, "about": self.about, "detail": self.detail,
+            "meaning": entry.meaning, "remedy": entry.remedy,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A cluster, as it was found."""
+
+    cluster: state.State
+    believed: Sequence[Mapping[str, Any]] | None
+    """The extender's pods by its read API; None where it does not answer."""
+    trouble: str
+    """Why it does not."""
+    webhook_ends_at: float | None
+    """Unix seconds at which the webhook's certificate ends; None where there is no webhook; infinite where unknown."""
+    guarded: bool
+    """Whether records are guarded."""
+    now: float
+    """Unix seconds."""
+
+
+Check = tuple[str, Iterable[Finding]]
+
+
+def checks(patient: Patient, names: requests.ResourceNames) -> Iterator[Check]:
+    """Every check with what it finds, in the order in which they are told."""
+    cluster = patient.cluster
+    yield "nodes", _nodes(cluster, names)
+    yield "GPUs", _gpus(cluster, names)
+    yield "pods", _pods(cluster, names, patient.now)
+    yield "promises", _promises(cluster, names)
+    yield "quotas", _quotas(cluster, names)
+    yield "webhook", _webhook(patient)
+    yield "guard of the records", _guard(patient)
+    yield "extender", _extender(patient, names)
+
+
+def _nodes(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    for node in cluster.nodes:
+        about = f"node/{node.metadata.name}"
+        annotations, labels = node.metadata.annotations or {}, node.metadata.labels or {}
+        text = annotations.get(records.INVENTORY)
+        offered = str((node.status.allocatable or {}).get(names.count, "0"))
+        if text is None:
+            if offered not in ("0", ""):
+                yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"{names.count}: {offered}")
+            elif labels.get(_LABEL) == "on":
+                yield Finding(error_codes.DOCTOR_NODE_WITHOUT_PLUGIN, ERROR, about, "labelled gpu=on, without a record")
+            continue
+        try:
+            inventory = records.decode_inventory(text)
+        except errors.CorruptRecord as cause:
+            yield Finding(error_codes.DOCTOR_NODE_RECORD, ERROR, about, str(cause))
+            continue
+        if not records.is_our_agent(annotations.get(records.AGENT)):
+            agent = annotations.get(records.AGENT) or "none"
+            yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"its agent is {agent}")
+        slots = sum(gpu.slots for gpu in inventory if gpu.healthy)
+        if offered != str(slots):
+            detail = f"the kubelet offers {offered}, the healthy GPUs have {slots}"
+            yield Finding(error_codes.DOCTOR_SLOTS_DIFFER, WARNING, about, detail)
+
+
+def _gpus(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    for seen in _node_facts(cluster, names):
+        for gpu in seen.inventory:
+            if not gpu.healthy:
+                about = f"gpu/{seen.name}/{gpu.index}"
+                yield Finding(error_codes.DOCTOR_GPU_SICK, ERROR, about, f"{gpu.uuid} {gpu.type}")
+
+
+def _pods(cluster: state.State, names: requests.ResourceNames, now: float) -> Iterator[Finding]:
+    for pod in cluster.pods:
+        if not pod.spec.node_name:
+            continue
+        about = f"pod/{pod.key}"
+        held = facts.pod_facts(pod, names)
+        if held.corrupt:
+            yield Finding(error_codes.DOCTOR_POD_RECORD, ERROR, about, f"on node {held.node}")
+        elif held.foreign_slots:
+            detail = f"on node {held.node}, schedulerName {pod.spec.scheduler_name or 'none'}"
+            yield Finding(error_codes.DOCTOR_POD_WITHOUT_RECORD, ERROR, about, detail)
+        elif held.starting and held.plain.bound_at and now - held.plain.bound_at > _STUCK_SECONDS:
+            minutes = int((now - held.plain.bound_at) // 60)
+            yield Finding(error_codes.DOCTOR_STUCK, WARNING, about, f"bound to {held.node} {minutes} minutes ago")
+
+
+def _promises(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    """Whether any GPU is promised twice, whatever anybody believes."""
+    promised: dict[identifiers.GpuUuid, reservations.Booking] = collections.defaultdict(reservations.Booking)
+    for pod in cluster.pods:
+        if pod.spec.node_name:
+            for uuid, booking in facts.pod_facts(pod, names).bookings.items():
+                promised[uuid] = promised[uuid].plus(booking)
+    for seen in _node_facts(cluster, names):
+        for gpu in seen.inventory:
+            used = promised[gpu.uuid]
+            amounts = (
+                ("MiB of memory", used.memory_mib, gpu.memory_mib),
+                ("percent of cores", used.cores_percent, gpu.cores_percent),
+                ("slots", used.slots, gpu.slots),
+            )
+            for what, part, whole in amounts:
+                if part > whole:
+                    about = f"gpu/{seen.name}/{gpu.index}"
+                    yield Finding(error_codes.DOCTOR_OVERSUBSCRIBED, ERROR, about, f"{part} of {whole} {what}")
+
+
+def _quotas(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    for quota in cluster.quotas:
+        read = quotas.read(quota.metadata.name, quota.spec.hard or {}, names)
+        if read is not None and read.unreadable:
+            about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
+            yield Finding(error_codes.DOCTOR_QUOTA, ERROR, about, read.unreadable)
+
+
+def _webhook(patient: Patient) -> Iterator[Finding]:
+    ends_at = patient.webhook_ends_at
+    if ends_at is None:
+        yield Finding(
+            error_codes.DOCTOR_NO_WEBHOOK, WARNING, "cluster", "no MutatingWebhookConfiguration calls /webhook"
+        )
+    elif ends_at - patient.now < _WEEK_SECONDS:
+        days = (ends_at - patient.now) / 86_400
+        detail = f"it ends in {days:.1f} days" if days > 0 else f"it ended {-days:.1f} days ago"
+        severity = WARNING if days > 0 else ERROR
+        yield Finding(error_codes.DOCTOR_WEBHOOK_CERTIFICATE, severity, "cluster", detail)
+
+
+def _guard(patient: Patient) -> Iterator[Finding]:
+    if not patient.guarded:
+        yield Finding(
+            error_codes.DOCTOR_NO_GUARD, WARNING, "cluster", "no ValidatingAdmissionPolicy for hami.io records"
+        )
+
+
+def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Finding]:
+    if patient.believed is None:
+        yield Finding(error_codes.DOCTOR_EXTENDER_AWAY, ERROR, "extender", patient.trouble)
+        return
+    believed = {one["uid"]: one for one in patient.believed}
+    actual = {pod.metadata.uid: pod for pod in patient.cluster.pods}
+    for uid in sorted(believed.keys() | actual.keys()):
+        pod, belief = actual.get(uid), believed.get(uid)
+        if belief is None:
+            assert pod is not None
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", "the extender does not know it")
+        elif pod is None:
+            about = f"pod/{belief['namespace']}/{belief['name']}"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, about, "the extender knows it, and it is gone")
+        elif (belief["node"] or "") != pod.spec.node_name:
+            detail = f"the extender has it on {belief['node'] or 'no node'}, it is on {pod.spec.node_name or 'no node'}"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
+        elif pod.spec.node_name and _told_shares(belief) != _held_shares(facts.pod_facts(pod, names)):
+            detail = "the extender counts other GPUs for it than its record says"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
+
+
+def _told_shares(belief: Mapping[str, Any]) -> list[tuple[str, int]]:
+    shares = itertools.chain.from_iterable(belief["containers"])
+    return [(share["uuid"], share["memory_mib"]) for share in shares]
+
+
+def _held_shares(held: ledger.PodFacts) -> list[tuple[str, int]]:
+    return [(share.uuid, share.memory_mib) for shares in held.shares for share in shares]
+
+
+def _node_facts(cluster: state.State, names: requests.ResourceNames) -> Iterator[ledger.NodeFacts]:
+    for node in cluster.nodes:
+        yield facts.node_facts(node, names, allow_hami_nodes=True)

@@ -18,6 +18,7 @@ from observability import files
 from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
 from scheduler_extender import settings as extender_settings
+from webui import settings as webui_settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -39,6 +40,7 @@ def settings_page() -> str:
         _settings("Scheduler extender", extender_settings),
         _settings("Device plugin", plugin_settings),
         _settings("Monitor", monitor_settings),
+        _settings("WebUI", webui_settings),
     ]
     return "\n".join([*head, *parts])
 

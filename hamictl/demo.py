@@ -5,7 +5,6 @@ In the story each node has a device plugin and a stand-in kubelet; with many nod
 
 import argparse
 import json
-import logging
 import pathlib
 import signal
 import statistics
@@ -17,7 +16,6 @@ from typing import Any
 
 import rich.console
 import rich.progress
-import structlog
 
 from gpu_sharing.core import records
 from hamictl import rendering, story
@@ -67,8 +65,6 @@ def run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     plugins = not (options.trace or options.nodes or options.pods)
-    # The device plugins run in this process, and their logs are not part of the story.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         with clusters.running(nodes, port=options.port, plugins=plugins) as cluster:
             return _tell(options, console, cluster, chapters, stop)

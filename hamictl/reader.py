@@ -105,7 +105,10 @@ def reaching(where: Where) -> Iterator[Reader]:
         yield Reader(f"http://127.0.0.1:{_forwarded_port(process)}")
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.wait(timeout=10)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
 
 
 def _forwarded_port(process: "subprocess.Popen[str]") -> int:

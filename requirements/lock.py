@@ -20,5 +20,17 @@ def compile_lock(out: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    compile_lock("run.txt", "--extra", "cli", "--group", "build")
-    compile_lock("dev.txt", "--extra", "cli", "--group", "build", "--group", "dev", "-c", "requirements/run.txt")
+    compile_lock("run.txt", "--extra", "cli", "--extra", "webui", "--group", "build")
+    compile_lock(
+        "dev.txt",
+        "--extra",
+        "cli",
+        "--extra",
+        "webui",
+        "--group",
+        "build",
+        "--group",
+        "dev",
+        "-c",
+        "requirements/run.txt",
+    )

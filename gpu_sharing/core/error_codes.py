@@ -457,6 +457,13 @@ MONITOR_SHARED_REGION = _register(
     "Use a library whose shared region has version 1.2; if the file is corrupt, restart the container.",
 )
 
+# The WebUI.
+WEBUI_SOURCE = _register(
+    "WEBUI_SOURCE",
+    "The scheduler extender does not answer the WebUI, which shows the last that it said.",
+    "Check that the extender runs, and --extender, --extender-ca and --extender-token-file of the WebUI.",
+)
+
 # What `hamictl doctor` finds.
 DOCTOR_EXTENDER_AWAY = _register(
     "DOCTOR_EXTENDER_AWAY",

@@ -13,6 +13,7 @@ from device_plugin.monitor import settings as monitor_settings
 from docs import generate
 from gpu_sharing.core import error_codes, event_reasons
 from scheduler_extender import settings as extender_settings
+from webui import settings as webui_settings
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def test_every_code_that_is_registered_is_used() -> None:
     """The registry holds no codes that nothing says."""
     sources = "\n".join(
         path.read_text()
-        for package in ("gpu_sharing", "scheduler_extender", "device_plugin", "hamictl")
+        for package in ("gpu_sharing", "scheduler_extender", "device_plugin", "webui", "hamictl")
         for path in (ROOT / package).rglob("*.py")
         if path.name != "error_codes.py"
     )
@@ -61,7 +62,7 @@ def test_every_field_of_the_settings_is_explained() -> None:
     """Unit, default and effect stand under each."""
     page = generate.settings_page()
 
-    for module in (extender_settings, plugin_settings, monitor_settings):
+    for module in (extender_settings, plugin_settings, monitor_settings, webui_settings):
         for field in module.Settings.__dataclass_fields__:
             assert f"- `{field}`: " in page, field
 

@@ -59,5 +59,5 @@ def test_explain_says_when_there_is_no_extender() -> None:
     """Not a traceback."""
     done = hamictl("explain", "p", "--extender", "http://127.0.0.1:1")
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("hamictl: no answer from http://127.0.0.1:1")

@@ -1,0 +1,90 @@
+"""Start the WebUI: `python -m webui --help`."""
+
+import asyncio
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import gunicorn.app.base
+import structlog
+
+from gpu_sharing.adapters import health_endpoint, logs, plain_listener, series
+from gpu_sharing.core import error_codes, errors
+from webui import app, settings, source
+
+_FRESH_SECONDS = 120.0
+
+
+class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it has no types
+    """gunicorn with our settings: one process, many threads."""
+
+    def __init__(self, options: settings.Settings, kept: source.Source) -> None:
+        self._options = options
+        self._source = kept
+        super().__init__()
+
+    def load_config(self) -> None:
+        options = self._options
+        chosen: dict[str, Any] = {
+            "bind": f"{options.bind.host}:{options.bind.port}",
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": options.threads,
+            "accesslog": None,
+            "loglevel": "warning",
+            "post_worker_init": self._started,
+            "control_socket_disable": True,
+        }
+        for name, value in chosen.items():
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return app.create(self._source)
+
+    def _started(self, worker: Any) -> None:
+        """In the worker's process: read, and answer probes."""
+        self._source.start()
+        shown = {
+            name: f"{one.getsockname()[0]}:{one.getsockname()[1]}" for name, one in (("pages", worker.sockets[0].sock),)
+        }
+        structlog.get_logger("webui").info("pages", **shown)
+        threading.Thread(target=lambda: asyncio.run(self._probes()), name="probes", daemon=True).start()
+
+    async def _probes(self) -> None:
+        endpoint = health_endpoint.HealthEndpoint(
+            health_endpoint.Options(), self._components, series.Series("webui").exposition, dict
+        )
+        async with plain_listener.serving("health", self._options.health_bind, endpoint.answer):
+            await asyncio.Event().wait()
+
+    def _components(self) -> Mapping[str, health_endpoint.Component]:
+        snapshot = self._source.snapshot
+        age = time.time() - snapshot.taken_at if snapshot else 0.0
+        # Old data is better than no page, so that an extender that is away does not take the pages along.
+        return {
+            "extender": health_endpoint.Component(
+                not self._source.trouble, self._source.trouble or "answers", age, required=False
+            )
+        }
+
+
+def main() -> int:
+    """Run until stopped. Returns the exit status: 2 for a setting that the process cannot start with."""
+    try:
+        options = settings.parse(sys.argv[1:])
+    except errors.SettingsError as refused:
+        sys.stderr.write(f"webui: {error_codes.INVALID_SETTING}: {refused}\n")
+        return 2
+    logs.configure(options.verbosity, options.log_format)
+    extender = source.Extender(options.extender, options.extender_ca, options.extender_token_file)
+    with contextlib.suppress(KeyboardInterrupt):
+        _Server(options, source.Source(extender)).run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,305 @@
+"""What is on each page, as plain values: of the extender's answers, for templates and for the JSON API. Pure."""
+
+import collections
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from webui import source
+
+NODES_A_PAGE, PODS_A_PAGE = 50, 100
+_MOST_LISTED = 10
+_HUES = 8
+_WHOLE = 1000.0
+"""The width of a bar, in its own units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What one pod was promised of a GPU."""
+
+    pod: str
+    memory_mib: int
+    cores_percent: int
+    x: float
+    width: float
+    hue: int
+    """Of its namespace, 0 to 7."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as a bar."""
+
+    uuid: str
+    index: int
+    model: str
+    state: str
+    """`ok`, `sick`, `cordoned`, `unknown`."""
+    total_mib: int
+    promised_mib: int
+    cores_percent: int
+    slots: int
+    slots_promised: int
+    slices: tuple[Slice, ...]
+
+    @property
+    def free_mib(self) -> int:
+        """What could still be promised of it."""
+        return self.total_mib - self.promised_mib if self.state == "ok" and self.slots_promised < self.slots else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node."""
+
+    name: str
+    standing: str
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of its GPUs."""
+        return tuple(sorted({gpu.model for gpu in self.gpus}))
+
+    @property
+    def total_mib(self) -> int:
+        """Memory of all its GPUs."""
+        return sum(gpu.total_mib for gpu in self.gpus)
+
+    @property
+    def promised_mib(self) -> int:
+        """What of it is promised."""
+        return sum(gpu.promised_mib for gpu in self.gpus)
+
+    @property
+    def largest_free_mib(self) -> int:
+        """The largest share of one GPU that would still fit."""
+        return max((gpu.free_mib for gpu in self.gpus), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod with GPUs."""
+
+    namespace: str
+    name: str
+    state: str
+    """`running`, `starting`, `waiting`, `unreadable`, `foreign`."""
+    node: str
+    gpus: int
+    promised_mib: int
+    cores_percent: int
+    code: str
+    """Why it waits."""
+
+    @property
+    def key(self) -> str:
+        """`<namespace>/<name>`."""
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """All GPUs of one model."""
+
+    name: str
+    gpus: int
+    total_mib: int
+    promised_mib: int
+    largest_free_mib: int
+    sick: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The first page."""
+
+    nodes: int
+    gpus: int
+    gpus_in_use: int
+    sick: int
+    total_mib: int
+    promised_mib: int
+    holding: int
+    waiting: int
+    models: tuple[Model, ...]
+    namespaces: tuple[tuple[str, int], ...]
+    """The namespaces that hold most, and how many MiB."""
+    longest_waiting: tuple[Pod, ...]
+    reasons: tuple[tuple[str, int], ...]
+    """Why pods wait: codes and how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A part of a list."""
+
+    items: Sequence[Any]
+    total: int
+    number: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list is narrowed to."""
+
+    text: str = ""
+    model: str = ""
+    state: str = ""
+    namespace: str = ""
+    free_mib: int = 0
+    sort: str = ""
+    page: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A snapshot, worked out once for all viewers."""
+
+    nodes: tuple[Node, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    taken_at: float = 0.0
+    nodes_by_name: Mapping[str, Node] = field(default_factory=dict)
+
+
+def view(snapshot: source.Snapshot) -> View:
+    """Everything on the pages of a snapshot."""
+    shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
+    for pod in snapshot.pods:
+        key = f"{pod['namespace']}/{pod['name']}"
+        for containers in pod["containers"]:
+            for share in containers:
+                shares[share["uuid"]].append((key, share["memory_mib"], share["cores_percent"]))
+    nodes = tuple(_node(one, shares) for one in snapshot.nodes)
+    pods = tuple(_pod(one) for one in snapshot.pods)
+    return View(nodes, pods, snapshot.taken_at, {node.name: node for node in nodes})
+
+
+def _node(node: Mapping[str, Any], shares: Mapping[str, Sequence[tuple[str, int, int]]]) -> Node:
+    return Node(node["name"], node["standing"], tuple(_gpu(one, shares.get(one["uuid"], ())) for one in node["gpus"]))
+
+
+def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]]) -> Gpu:
+    total = gpu["memory_mib"]["total"]
+    slices, x = [], 0.0
+    for pod, memory, cores in shares:
+        width = min(_WHOLE * memory / max(total, 1), max(_WHOLE - x, 0.0))
+        slices.append(Slice(pod, memory, cores, round(x, 2), round(width, 2), hue(pod.partition("/")[0])))
+        x += width
+    state = (
+        "sick" if not gpu["healthy"]
+        else "unknown" if gpu["usage_unknown"]
+        else "cordoned" if gpu["cordoned"]
+        else "ok"
+    )  # fmt: skip
+    return Gpu(
+        gpu["uuid"], gpu["index"], gpu["type"], state, total, gpu["memory_mib"]["promised"],
+        gpu["cores_percent"]["promised"], gpu["slots"]["total"], gpu["slots"]["promised"], tuple(slices),
+    )  # fmt: skip
+
+
+def hue(namespace: str) -> int:
+    """The colour of a namespace: the same on every page and every day."""
+    return hashlib.sha256(namespace.encode(errors="replace")).digest()[0] % _HUES
+
+
+def _pod(pod: Mapping[str, Any]) -> Pod:
+    every = [share for shares in pod["containers"] for share in shares]
+    state = (
+        "waiting" if pod["phase"] == "waiting"
+        else "unreadable" if pod["corrupt"]
+        else "foreign" if pod["foreign_slots"]
+        else "starting" if pod["starting"]
+        else "running"
+    )  # fmt: skip
+    return Pod(
+        pod["namespace"], pod["name"], state, pod["node"] or "", len({share["uuid"] for share in every}),
+        sum(share["memory_mib"] for share in every), sum(share["cores_percent"] for share in every),
+        pod.get("error_code") or "",
+    )  # fmt: skip
+
+
+def overview(found: View) -> Overview:
+    """The first page."""
+    gpus = [gpu for node in found.nodes for gpu in node.gpus]
+    by_model: dict[str, list[Gpu]] = collections.defaultdict(list)
+    for gpu in gpus:
+        by_model[gpu.model].append(gpu)
+    held: collections.Counter[str] = collections.Counter()
+    for pod in found.pods:
+        held[pod.namespace] += pod.promised_mib
+    waiting = [pod for pod in found.pods if pod.state == "waiting"]
+    reasons = collections.Counter(pod.code or "UNDECIDED" for pod in waiting)
+    return Overview(
+        nodes=len(found.nodes),
+        gpus=len(gpus),
+        gpus_in_use=sum(gpu.slots_promised > 0 for gpu in gpus),
+        sick=sum(gpu.state == "sick" for gpu in gpus),
+        total_mib=sum(gpu.total_mib for gpu in gpus),
+        promised_mib=sum(gpu.promised_mib for gpu in gpus),
+        holding=len(found.pods) - len(waiting),
+        waiting=len(waiting),
+        models=tuple(_model(name, mine) for name, mine in sorted(by_model.items())),
+        namespaces=tuple((name, amount) for name, amount in held.most_common(_MOST_LISTED) if amount),
+        longest_waiting=tuple(waiting[:_MOST_LISTED]),
+        reasons=tuple(reasons.most_common(_MOST_LISTED)),
+    )
+
+
+def _model(name: str, gpus: Sequence[Gpu]) -> Model:
+    return Model(
+        name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
+        max(gpu.free_mib for gpu in gpus), sum(gpu.state == "sick" for gpu in gpus),
+    )  # fmt: skip
+
+
+NODE_SORTS = ("name", "fullest", "emptiest")
+POD_SORTS = ("name", "largest", "node")
+
+
+def nodes(found: View, wanted: Filters) -> Page:
+    """The nodes of a page."""
+    chosen = [
+        node
+        for node in found.nodes
+        if wanted.text.lower() in node.name.lower()
+        and (not wanted.model or wanted.model in node.models)
+        and (not wanted.state or any(gpu.state == wanted.state for gpu in node.gpus))
+        and (not wanted.free_mib or node.largest_free_mib >= wanted.free_mib)
+        and (
+            not wanted.namespace
+            or wanted.namespace in {_namespace(part.pod) for gpu in node.gpus for part in gpu.slices}
+        )
+    ]
+    if wanted.sort in ("fullest", "emptiest"):
+        chosen.sort(key=lambda node: node.promised_mib / max(node.total_mib, 1), reverse=wanted.sort == "fullest")
+    return _page(chosen, wanted.page, NODES_A_PAGE)
+
+
+def pods(found: View, wanted: Filters) -> Page:
+    """The pods of a page."""
+    chosen = [
+        pod
+        for pod in found.pods
+        if wanted.text.lower() in pod.key.lower()
+        and (not wanted.state or pod.state == wanted.state)
+        and (not wanted.namespace or pod.namespace == wanted.namespace)
+    ]
+    if wanted.sort == "largest":
+        chosen.sort(key=lambda pod: -pod.promised_mib)
+    elif wanted.sort == "node":
+        chosen.sort(key=lambda pod: (pod.node, pod.key))
+    return _page(chosen, wanted.page, PODS_A_PAGE)
+
+
+def _page(chosen: Sequence[Any], number: int, size: int) -> Page:
+    pages = max((len(chosen) + size - 1) // size, 1)
+    number = min(max(number, 1), pages)
+    return Page(chosen[(number - 1) * size : number * size], len(chosen), number, pages)
+
+
+def _namespace(pod: str) -> str:
+    return pod.partition("/")[0]

@@ -1,0 +1,82 @@
+"""Every setting of the WebUI: one frozen class, filled from flags and environment variables."""
+
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpu_sharing.adapters import flags
+from gpu_sharing.core import errors
+
+AUTHS = ("none",)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the WebUI runs."""
+
+    bind: flags.Address = flags.Address("127.0.0.1", 8088)
+    """Where the pages are. They show the whole cluster to whoever reaches them, so loopback only."""
+    health_bind: flags.Address = flags.Address("0.0.0.0", 8081)  # noqa: S104  # probes come from outside the pod
+    """Liveness and readiness."""
+    extender: str = "http://127.0.0.1:9446"
+    """The extender's read API."""
+    extender_ca: pathlib.Path | None = None
+    """Who signed its certificate."""
+    extender_token_file: pathlib.Path | None = None
+    """A bearer token for it, read anew for each call."""
+    auth: str = "none"
+    """Who may look: with `none` whoever reaches the address."""
+    threads: int = 32
+    """Pages made at one time."""
+    verbosity: int = 3
+    """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
+    log_format: str = "json"
+    """`json`, `text` or `console`."""
+
+
+HELP = {
+    "bind": "HOST:PORT of the pages (default 127.0.0.1:8088); loopback only",
+    "health-bind": "HOST:PORT of liveness and readiness (default :8081)",
+    "extender": "URL of the extender's read API (default http://127.0.0.1:9446)",
+    "extender-ca": "FILE: who signed its certificate, PEM (default: the system's authorities)",
+    "extender-token-file": "FILE: a bearer token for it (default: none)",
+    "auth": "none: whoever reaches the address may look (default none)",
+    "threads": "pages made at one time (default 32)",
+    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
+    "log-format": "json, text or console (default: console on a terminal, else json)",
+}
+"""Every flag, in the order of `--help`."""
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: A value that the process cannot start with.
+    """
+    default = Settings()
+    value = flags.read("python -m webui", "GPU sharing's pages.", HELP, arguments, environment)
+    settings = Settings(
+        bind=flags.address("--bind", value("bind"), default.bind),
+        health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
+        extender=_url(value("extender") or default.extender),
+        extender_ca=flags.path(value("extender-ca")),
+        extender_token_file=flags.path(value("extender-token-file")),
+        auth=flags.one_of("--auth", value("auth"), AUTHS, default.auth),
+        threads=int(flags.number("--threads", value("threads"), default.threads, 1, 512)),
+        verbosity=flags.verbosity(value("v")),
+        log_format=flags.log_format(value("log-format")),
+    )
+    if settings.auth == "none" and not settings.bind.is_loopback:
+        raise errors.SettingsError(
+            f"--bind {settings.bind.host} is not loopback, and --auth none lets everybody look: bind 127.0.0.1 and use "
+            "kubectl port-forward"
+        )
+    return settings
+
+
+def _url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s?#]+", text):
+        raise errors.SettingsError(f"--extender {text!r} is no URL, for example https://hami-scheduler:9446")
+    return text

@@ -52,6 +52,9 @@ e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet 
 observability: .venv/dev.stamp ## a story on real processes under a real Prometheus: alerts, series, dashboards
 	$(BIN)/python -m pytest tests/observability -v -s $(ARGS)
 
+webui: .venv/dev.stamp ## the pages in a real Chromium: content, liveness, accessibility
+	$(BIN)/python -m pytest tests/webui -v $(ARGS)
+
 bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
 	$(BIN)/python -m bench $(ARGS)
 
@@ -64,4 +67,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability bench docs lock ci
+.PHONY: help setup demo test fix check protos e2e observability webui bench docs lock ci

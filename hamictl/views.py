@@ -47,16 +47,17 @@ def pod_rows(pods: Pods) -> list[Row]:
             "POD": pod["name"],
             "STATE": "starting" if pod["starting"] else "running" if pod["phase"] == "holding" else "waiting",
             "NODE": pod["node"] or "-",
-            "GPUS": str(len({share["uuid"] for shares in pod["containers"] for share in shares})),
-            "PROMISED": output.mib(sum(share["memory_mib"] for shares in pod["containers"] for share in shares)),
-            "CORES": f"{sum(share['cores_percent'] for shares in pod['containers'] for share in shares)}%",
-            "DEVICES": ",".join(sorted({share["uuid"] for shares in pod["containers"] for share in shares})) or "-",
+            "GPUS": str(len(pod["gpus"])),
+            "PROMISED": output.mib(sum(one["memory_mib"] for one in pod["gpus"])),
+            "CORES": f"{sum(one['cores_percent'] for one in pod['gpus'])}%",
+            "DEVICES": ",".join(one["uuid"] for one in pod["gpus"]) or "-",
+            "WHY": pod["error_code"] or "-",
         }
         for pod in pods
     ]
 
 
-PODS_WIDE_ONLY = ("CORES", "DEVICES")
+PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
 
 
 def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[Row]:
@@ -69,8 +70,8 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     """
     holders: dict[str, list[str]] = collections.defaultdict(list)
     for pod in pods:
-        for uuid in sorted({share["uuid"] for shares in pod["containers"] for share in shares}):
-            holders[uuid].append(f"{pod['namespace']}/{pod['name']}")
+        for one in pod["gpus"]:
+            holders[one["uuid"]].append(f"{pod['namespace']}/{pod['name']}")
     pairs = [(node["name"], gpu) for node in nodes for gpu in node["gpus"]]
     pairs.sort(key=lambda pair: -pair[1]["memory_mib"]["promised"] / max(pair[1]["memory_mib"]["total"], 1))
     rows = []

@@ -59,6 +59,10 @@ class Explainer:
         self._options = options
         self._victims = victims.Victims(cluster.ledger, placer)
 
+    def reason_of(self, uid: identifiers.PodUid) -> error_codes.Code | None:
+        """Why a waiting pod was refused last; None where it was not."""
+        return self._teller.reason_of(uid)
+
     def explain(self, pod: facts.Waiting) -> Answer:
         """Everything there is to say."""
         names = sorted(self._books.node_names())

@@ -215,13 +215,19 @@ class ReadApi:
                 ]
                 for shares in pod.shares
             ],
+            "gpus": [
+                {"uuid": uuid, "memory_mib": one.memory_mib, "cores_percent": one.cores_percent}
+                for uuid, one in sorted(pod.bookings.items())
+            ],
+            "error_code": "",
         }  # fmt: skip
 
     def _waiting(self, pod: facts.Waiting) -> dict[str, Any]:
         namespace, _, name = pod.key.partition("/")
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
-            "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [],
+            "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [], "gpus": [],
+            "error_code": self._explainer.reason_of(pod.uid) or "",
         }  # fmt: skip
 
     def _explain(self, key: str) -> dict[str, Any] | None:

@@ -12,5 +12,5 @@ def find(name: str) -> str:
     if found is None:
         if os.environ.get("REQUIRE_TOOLS"):
             pytest.fail(f"{name} is not installed, and REQUIRE_TOOLS is set")
-        pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus prometheus-alertmanager)")
+        pytest.skip(f"{name} is not installed (Debian: apt-get install prometheus prometheus-alertmanager chromium)")
     return found

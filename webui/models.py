@@ -10,7 +10,7 @@ from webui import source
 
 NODES_A_PAGE, PODS_A_PAGE = 50, 100
 _MOST_LISTED = 10
-_HUES = 8
+_HUES, _SHADES = 7, 3
 _WHOLE = 1000.0
 """The width of a bar, in its own units."""
 
@@ -25,7 +25,9 @@ class Slice:
     x: float
     width: float
     hue: int
-    """Of its namespace, 0 to 7."""
+    """Of its namespace, 0 to 6."""
+    shade: int
+    """Of the pod within it, 0 to 2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +172,8 @@ def view(snapshot: source.Snapshot) -> View:
     shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
     for pod in snapshot.pods:
         key = f"{pod['namespace']}/{pod['name']}"
-        for containers in pod["containers"]:
-            for share in containers:
-                shares[share["uuid"]].append((key, share["memory_mib"], share["cores_percent"]))
+        for one in pod["gpus"]:
+            shares[one["uuid"]].append((key, one["memory_mib"], one["cores_percent"]))
     nodes = tuple(_node(one, shares) for one in snapshot.nodes)
     pods = tuple(_pod(one) for one in snapshot.pods)
     return View(nodes, pods, snapshot.taken_at, {node.name: node for node in nodes})
@@ -187,7 +188,9 @@ def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]]) -> Gpu:
     slices, x = [], 0.0
     for pod, memory, cores in shares:
         width = min(_WHOLE * memory / max(total, 1), max(_WHOLE - x, 0.0))
-        slices.append(Slice(pod, memory, cores, round(x, 2), round(width, 2), hue(pod.partition("/")[0])))
+        slices.append(
+            Slice(pod, memory, cores, round(x, 2), round(width, 2), hue(_namespace(pod)), _digest(pod) % _SHADES)
+        )
         x += width
     state = (
         "sick" if not gpu["healthy"]
@@ -203,11 +206,14 @@ def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]]) -> Gpu:
 
 def hue(namespace: str) -> int:
     """The colour of a namespace: the same on every page and every day."""
-    return hashlib.sha256(namespace.encode(errors="replace")).digest()[0] % _HUES
+    return _digest(namespace) % _HUES
+
+
+def _digest(text: str) -> int:
+    return hashlib.sha256(text.encode(errors="replace")).digest()[0]
 
 
 def _pod(pod: Mapping[str, Any]) -> Pod:
-    every = [share for shares in pod["containers"] for share in shares]
     state = (
         "waiting" if pod["phase"] == "waiting"
         else "unreadable" if pod["corrupt"]
@@ -216,9 +222,9 @@ def _pod(pod: Mapping[str, Any]) -> Pod:
         else "running"
     )  # fmt: skip
     return Pod(
-        pod["namespace"], pod["name"], state, pod["node"] or "", len({share["uuid"] for share in every}),
-        sum(share["memory_mib"] for share in every), sum(share["cores_percent"] for share in every),
-        pod.get("error_code") or "",
+        pod["namespace"], pod["name"], state, pod["node"] or "", len(pod["gpus"]),
+        sum(one["memory_mib"] for one in pod["gpus"]), sum(one["cores_percent"] for one in pod["gpus"]),
+        pod["error_code"],
     )  # fmt: skip
 
 

@@ -113,7 +113,10 @@ class Source:
                 self._extender.get("cluster"), self._extender.get("nodes")["nodes"], self._extender.get("pods")["pods"],
                 self._clock(),
             )  # fmt: skip
-            _ = [(node["name"], node["gpus"]) for node in found.nodes], [pod["containers"] for pod in found.pods]
+            _ = (
+                [(node["name"], node["gpus"]) for node in found.nodes],
+                [(pod["gpus"], pod["error_code"]) for pod in found.pods],
+            )
         except (NoAnswer, KeyError, TypeError) as trouble:
             told = (
                 str(trouble) if isinstance(trouble, NoAnswer) else f"the extender says what it should not: {trouble!r}"

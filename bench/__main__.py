@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, monitor, node, report, scale, scrapes, throughput
+from bench import handlers, monitor, node, report, scale, scrapes, throughput, webui
 
 QUESTIONS = {
     "handlers": handlers.run,
@@ -15,6 +15,7 @@ QUESTIONS = {
     "node": node.run,
     "monitor": monitor.run,
     "scrapes": scrapes.run,
+    "webui": webui.run,
 }
 
 

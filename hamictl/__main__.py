@@ -1,7 +1,6 @@
 """`hamictl`: see, understand and try GPU sharing from a shell. `kubectl hami …` is the same program."""
 
 import argparse
-import asyncio
 import logging
 import os
 import pathlib
@@ -245,7 +244,7 @@ def _used(url: str) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name in ("memory_used_bytes", "utilization_percent") if url else ():
         try:
-            answer = asyncio.run(prometheus.query(url, f"hami_gpu_{name}", 10.0))
+            answer = prometheus.ask(url, f"hami_gpu_{name}", 10.0)
         except prometheus.NoAnswer as cause:
             raise failures.CommandFailed(f"--prometheus {url}: {cause}") from cause
         for labels, value in answer:

@@ -43,7 +43,7 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return app.create(self._source)
+        return app.create(self._source, self._options)
 
     def _started(self, worker: Any) -> None:
         """In the worker's process: read, and answer probes."""
@@ -62,8 +62,8 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
             await asyncio.Event().wait()
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
-        snapshot = self._source.snapshot
-        age = time.time() - snapshot.taken_at if snapshot else 0.0
+        taken_at = self._source.view.taken_at
+        age = time.time() - taken_at if taken_at else 0.0
         # Old data is better than no page, so that an extender that is away does not take the pages along.
         return {
             "extender": health_endpoint.Component(
@@ -82,7 +82,8 @@ def main() -> int:
     logs.configure(options.verbosity, options.log_format)
     extender = source.Extender(options.extender, options.extender_ca, options.extender_token_file)
     with contextlib.suppress(KeyboardInterrupt):
-        _Server(options, source.Source(extender)).run()
+        meter = source.Meter(options.prometheus) if options.prometheus else None
+        _Server(options, source.Source(extender, meter)).run()
     return 0
 
 

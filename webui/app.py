@@ -1,10 +1,10 @@
 """The pages over HTTP: routes, filters from the URL, headers. It reads only, and shows old data rather than none."""
 
 import datetime
+import ipaddress
 import re
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flask
@@ -12,9 +12,8 @@ import structlog
 from werkzeug import exceptions
 
 from gpu_sharing.core import error_codes
-from webui import models, source
+from webui import models, settings, source
 
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _STALE_SECONDS = 30.0
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
@@ -25,41 +24,29 @@ _LONGEST_TEXT = 200
 log = structlog.get_logger("pages")
 
 
-class Views:
-    """The page models of the last snapshot, worked out once however many look."""
-
-    def __init__(self, kept: source.Source) -> None:
-        self._source = kept
-        self._lock = threading.Lock()
-        self._of: source.Snapshot | None = None
-        self._view = models.View()
-
-    def current(self) -> models.View:
-        """What the pages show now."""
-        snapshot = self._source.snapshot
-        with self._lock:
-            if snapshot is not None and snapshot is not self._of:
-                self._view, self._of = models.view(snapshot), snapshot
-            return self._view
-
-
-def create(kept: source.Source, clock: Callable[[], float] = time.time) -> flask.Flask:
+def create(kept: source.Source, options: settings.Settings, clock: Callable[[], float] = time.time) -> flask.Flask:
     """The application.
 
     Args:
         kept: Where the data comes from.
+        options: Who may look, and by which names.
         clock: Unix seconds.
     """
     app = flask.Flask(__name__)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    views = Views(kept)
 
     @app.before_request
-    def only_by_its_own_name() -> None:
-        # A page elsewhere could name this address with a host of its own (DNS rebinding).
-        host = re.sub(r":\d+$", "", flask.request.host)
-        if host not in _LOCAL:
-            flask.abort(400, "Use localhost, for example by kubectl port-forward.")
+    def only_whom_and_as_one_may() -> None:
+        if re.sub(r":\d+$", "", flask.request.host).lower() not in options.hosts:
+            flask.abort(400, "Use localhost, for example by kubectl port-forward, or a name of --hosts.")
+        if options.auth == "none":
+            flask.g.user = ""
+            return
+        if not _comes_from(flask.request.remote_addr, options.trusted_proxies):
+            flask.abort(403, "Come by the proxy that says who you are.")
+        flask.g.user = flask.request.headers.get(options.user_header, "")
+        if not flask.g.user:
+            flask.abort(401, f"The proxy did not say who you are in {options.user_header}.")
 
     @app.after_request
     def guarded(answer: flask.Response) -> flask.Response:
@@ -75,49 +62,57 @@ def create(kept: source.Source, clock: Callable[[], float] = time.time) -> flask
 
     @app.context_processor
     def everywhere() -> dict[str, Any]:
-        taken_at = views.current().taken_at
+        taken_at = kept.view.taken_at
         age = clock() - taken_at if taken_at else None
         moment = datetime.datetime.fromtimestamp(taken_at, datetime.UTC) if taken_at else None
         return {
             "as_of": moment.strftime("%H:%M:%S") if moment else "",
             "as_of_full": moment.isoformat(timespec="seconds") if moment else "",
+            "meter_trouble": kept.meter_trouble,
             "trouble": kept.trouble if age is None or age > _STALE_SECONDS or kept.trouble else "",
             "has_data": taken_at > 0,
             "codes": error_codes.REGISTRY,
             "hue": models.hue,
+            "user": flask.g.get("user", ""),
         }
 
     @app.get("/")
     def overview() -> str:
-        return flask.render_template("overview.html", page=models.overview(views.current()))
+        return flask.render_template("overview.html", page=kept.view.overview)
 
     @app.get("/nodes")
     def nodes() -> str:
-        found, wanted = views.current(), _filters()
-        every = sorted({model for node in found.nodes for model in node.models})
+        found, wanted = kept.view, _filters()
         return flask.render_template(
-            "nodes.html", page=models.nodes(found, wanted), wanted=wanted, model_names=every, sorts=models.NODE_SORTS
+            "nodes.html",
+            page=models.nodes(found, wanted),
+            wanted=wanted,
+            model_names=found.model_names,
+            sorts=models.NODE_SORTS,
         )
 
     @app.get("/nodes/<name>")
     def node(name: str) -> str:
-        found = views.current().nodes_by_name.get(name)
+        found = kept.view.nodes_by_name.get(name)
         if found is None:
             flask.abort(404, f"There is no node {name}.")
         return flask.render_template("node.html", node=found)
 
     @app.get("/pods")
     def pods() -> str:
-        found, wanted = views.current(), _filters()
-        namespaces = sorted({pod.namespace for pod in found.pods})
+        found, wanted = kept.view, _filters()
         return flask.render_template(
-            "pods.html", page=models.pods(found, wanted), wanted=wanted, namespaces=namespaces, sorts=models.POD_SORTS
+            "pods.html",
+            page=models.pods(found, wanted),
+            wanted=wanted,
+            namespaces=found.namespaces,
+            sorts=models.POD_SORTS,
         )
 
     @app.get("/pods/<namespace>/<name>")
     def pod(namespace: str, name: str) -> str:
-        found = views.current()
-        one = next((pod for pod in found.pods if (pod.namespace, pod.name) == (namespace, name)), None)
+        found = kept.view
+        one = found.pods_by_key.get(f"{namespace}/{name}")
         if one is None:
             flask.abort(404, f"There is no pod {namespace}/{name} that asks for GPUs.")
         told: Any = None
@@ -129,23 +124,23 @@ def create(kept: source.Source, clock: Callable[[], float] = time.time) -> flask
                 trouble = str(cause)
         held = [
             (node, gpu, part)
-            for node in found.nodes if node.name == one.node
-            for gpu in node.gpus
+            for node in filter(None, [found.nodes_by_name.get(one.node)])
+             for gpu in node.gpus
             for part in gpu.slices if part.pod == one.key
         ]  # fmt: skip
         return flask.render_template("pod.html", pod=one, held=held, told=told, told_trouble=trouble)
 
     @app.get("/api/v1/overview")
     def api_overview() -> flask.Response:
-        return flask.jsonify(models.overview(views.current()))
+        return flask.jsonify(kept.view.overview or {})
 
     @app.get("/api/v1/nodes")
     def api_nodes() -> flask.Response:
-        return flask.jsonify(models.nodes(views.current(), _filters()))
+        return flask.jsonify(models.nodes(kept.view, _filters()))
 
     @app.get("/api/v1/pods")
     def api_pods() -> flask.Response:
-        return flask.jsonify(models.pods(views.current(), _filters()))
+        return flask.jsonify(models.pods(kept.view, _filters()))
 
     @app.errorhandler(exceptions.HTTPException)
     def refused(cause: exceptions.HTTPException) -> tuple[Any, int]:
@@ -160,6 +155,16 @@ def create(kept: source.Source, clock: Callable[[], float] = time.time) -> flask
         return flask.render_template("error.html", status=500, message="This page failed; the log says why."), 500
 
     return app
+
+
+def _comes_from(address: str | None, networks: Iterable[settings.Network]) -> bool:
+    """Whether a connection comes from one of some networks; an IPv4 address may come as one of IPv6."""
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None) or found
+    return any(mapped in network for network in networks)
 
 
 def _filters() -> models.Filters:

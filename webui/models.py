@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from webui import source
+from webui import snapshots
 
 NODES_A_PAGE, PODS_A_PAGE = 50, 100
 _MOST_LISTED = 10
@@ -28,6 +28,8 @@ class Slice:
     """Of its namespace, 0 to 6."""
     shade: int
     """Of the pod within it, 0 to 2."""
+    used_mib: int | None = None
+    """None where it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,13 @@ class Gpu:
     slots: int
     slots_promised: int
     slices: tuple[Slice, ...]
+    used_mib: int | None = None
+    """By whomever; None where it is not known."""
+
+    @property
+    def used_width(self) -> float:
+        """How much of the bar is used."""
+        return round(_WHOLE * min((self.used_mib or 0) / max(self.total_mib, 1), 1.0), 2)
 
     @property
     def free_mib(self) -> int:
@@ -59,26 +68,14 @@ class Node:
     name: str
     standing: str
     gpus: tuple[Gpu, ...]
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models of its GPUs."""
-        return tuple(sorted({gpu.model for gpu in self.gpus}))
-
-    @property
-    def total_mib(self) -> int:
-        """Memory of all its GPUs."""
-        return sum(gpu.total_mib for gpu in self.gpus)
-
-    @property
-    def promised_mib(self) -> int:
-        """What of it is promised."""
-        return sum(gpu.promised_mib for gpu in self.gpus)
-
-    @property
-    def largest_free_mib(self) -> int:
-        """The largest share of one GPU that would still fit."""
-        return max((gpu.free_mib for gpu in self.gpus), default=0)
+    models: tuple[str, ...]
+    """The models of its GPUs."""
+    total_mib: int
+    """Memory of all its GPUs."""
+    promised_mib: int
+    """What of it is promised."""
+    largest_free_mib: int
+    """The largest share of one GPU that would still fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +92,8 @@ class Pod:
     cores_percent: int
     code: str
     """Why it waits."""
+    used_mib: int | None = None
+    """None where it is not known."""
 
     @property
     def key(self) -> str:
@@ -124,6 +123,8 @@ class Overview:
     sick: int
     total_mib: int
     promised_mib: int
+    used_mib: int | None
+    """None where it is not known of every GPU."""
     holding: int
     waiting: int
     models: tuple[Model, ...]
@@ -165,31 +166,55 @@ class View:
     pods: tuple[Pod, ...] = ()
     taken_at: float = 0.0
     nodes_by_name: Mapping[str, Node] = field(default_factory=dict)
+    pods_by_key: Mapping[str, Pod] = field(default_factory=dict)
+    model_names: tuple[str, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    overview: Overview | None = None
+    """None before the first snapshot."""
 
 
-def view(snapshot: source.Snapshot) -> View:
+def view(snapshot: snapshots.Snapshot) -> View:
     """Everything on the pages of a snapshot."""
     shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
     for pod in snapshot.pods:
         key = f"{pod['namespace']}/{pod['name']}"
         for one in pod["gpus"]:
             shares[one["uuid"]].append((key, one["memory_mib"], one["cores_percent"]))
-    nodes = tuple(_node(one, shares) for one in snapshot.nodes)
-    pods = tuple(_pod(one) for one in snapshot.pods)
-    return View(nodes, pods, snapshot.taken_at, {node.name: node for node in nodes})
+    used = snapshot.used or snapshots.Used({}, {}, {})
+    nodes = tuple(_node(one, shares, used) for one in snapshot.nodes)
+    pods = tuple(_pod(one, used) for one in snapshot.pods)
+    return View(
+        nodes, pods, snapshot.taken_at, {node.name: node for node in nodes}, {pod.key: pod for pod in pods},
+        tuple(sorted({model for node in nodes for model in node.models})),
+        tuple(sorted({pod.namespace for pod in pods})), _overview(nodes, pods),
+    )  # fmt: skip
 
 
-def _node(node: Mapping[str, Any], shares: Mapping[str, Sequence[tuple[str, int, int]]]) -> Node:
-    return Node(node["name"], node["standing"], tuple(_gpu(one, shares.get(one["uuid"], ())) for one in node["gpus"]))
+def _node(node: Mapping[str, Any], shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used) -> Node:
+    gpus = tuple(_gpu(one, shares.get(one["uuid"], ()), used) for one in node["gpus"])
+    return Node(
+        node["name"], node["standing"], gpus, tuple(sorted({gpu.model for gpu in gpus})),
+        sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
+        max((gpu.free_mib for gpu in gpus), default=0),
+    )  # fmt: skip
 
 
-def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]]) -> Gpu:
+def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> Gpu:
     total = gpu["memory_mib"]["total"]
     slices, x = [], 0.0
     for pod, memory, cores in shares:
         width = min(_WHOLE * memory / max(total, 1), max(_WHOLE - x, 0.0))
         slices.append(
-            Slice(pod, memory, cores, round(x, 2), round(width, 2), hue(_namespace(pod)), _digest(pod) % _SHADES)
+            Slice(
+                pod,
+                memory,
+                cores,
+                round(x, 2),
+                round(width, 2),
+                hue(_namespace(pod)),
+                _digest(pod) % _SHADES,
+                _mib(used.shares.get((pod, gpu["uuid"]))),
+            )
         )
         x += width
     state = (
@@ -201,7 +226,12 @@ def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]]) -> Gpu:
     return Gpu(
         gpu["uuid"], gpu["index"], gpu["type"], state, total, gpu["memory_mib"]["promised"],
         gpu["cores_percent"]["promised"], gpu["slots"]["total"], gpu["slots"]["promised"], tuple(slices),
+        _mib(used.gpus.get(gpu["uuid"])),
     )  # fmt: skip
+
+
+def _mib(amount_bytes: float | None) -> int | None:
+    return None if amount_bytes is None else int(amount_bytes) >> 20
 
 
 def hue(namespace: str) -> int:
@@ -213,7 +243,7 @@ def _digest(text: str) -> int:
     return hashlib.sha256(text.encode(errors="replace")).digest()[0]
 
 
-def _pod(pod: Mapping[str, Any]) -> Pod:
+def _pod(pod: Mapping[str, Any], used: snapshots.Used) -> Pod:
     state = (
         "waiting" if pod["phase"] == "waiting"
         else "unreadable" if pod["corrupt"]
@@ -224,35 +254,42 @@ def _pod(pod: Mapping[str, Any]) -> Pod:
     return Pod(
         pod["namespace"], pod["name"], state, pod["node"] or "", len(pod["gpus"]),
         sum(one["memory_mib"] for one in pod["gpus"]), sum(one["cores_percent"] for one in pod["gpus"]),
-        pod["error_code"],
+        pod["error_code"], _mib(used.pods.get(f"{pod['namespace']}/{pod['name']}")),
     )  # fmt: skip
 
 
-def overview(found: View) -> Overview:
+def _overview(nodes: Sequence[Node], pods: Sequence[Pod]) -> Overview:
     """The first page."""
-    gpus = [gpu for node in found.nodes for gpu in node.gpus]
+    gpus = [gpu for node in nodes for gpu in node.gpus]
     by_model: dict[str, list[Gpu]] = collections.defaultdict(list)
     for gpu in gpus:
         by_model[gpu.model].append(gpu)
     held: collections.Counter[str] = collections.Counter()
-    for pod in found.pods:
+    for pod in pods:
         held[pod.namespace] += pod.promised_mib
-    waiting = [pod for pod in found.pods if pod.state == "waiting"]
+    waiting = [pod for pod in pods if pod.state == "waiting"]
     reasons = collections.Counter(pod.code or "UNDECIDED" for pod in waiting)
     return Overview(
-        nodes=len(found.nodes),
+        nodes=len(nodes),
         gpus=len(gpus),
         gpus_in_use=sum(gpu.slots_promised > 0 for gpu in gpus),
         sick=sum(gpu.state == "sick" for gpu in gpus),
         total_mib=sum(gpu.total_mib for gpu in gpus),
         promised_mib=sum(gpu.promised_mib for gpu in gpus),
-        holding=len(found.pods) - len(waiting),
+        used_mib=_all(gpu.used_mib for gpu in gpus),
+        holding=len(pods) - len(waiting),
         waiting=len(waiting),
         models=tuple(_model(name, mine) for name, mine in sorted(by_model.items())),
         namespaces=tuple((name, amount) for name, amount in held.most_common(_MOST_LISTED) if amount),
         longest_waiting=tuple(waiting[:_MOST_LISTED]),
         reasons=tuple(reasons.most_common(_MOST_LISTED)),
     )
+
+
+def _all(amounts: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known, or there is none."""
+    known = list(amounts)
+    return sum(one for one in known if one is not None) if known and None not in known else None
 
 
 def _model(name: str, gpus: Sequence[Gpu]) -> Model:

@@ -1,5 +1,6 @@
 """Every setting of the WebUI: one frozen class, filled from flags and environment variables."""
 
+import ipaddress
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 from gpu_sharing.adapters import flags
 from gpu_sharing.core import errors
 
-AUTHS = ("none",)
+AUTHS = ("none", "proxy")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,7 @@ class Settings:
     """How the WebUI runs."""
 
     bind: flags.Address = flags.Address("127.0.0.1", 8088)
-    """Where the pages are. They show the whole cluster to whoever reaches them, so loopback only."""
+    """Where the pages are. They show the whole cluster, so loopback only unless a proxy says who looks."""
     health_bind: flags.Address = flags.Address("0.0.0.0", 8081)  # noqa: S104  # probes come from outside the pod
     """Liveness and readiness."""
     extender: str = "http://127.0.0.1:9446"
@@ -25,8 +27,16 @@ class Settings:
     """Who signed its certificate."""
     extender_token_file: pathlib.Path | None = None
     """A bearer token for it, read anew for each call."""
+    prometheus: str = ""
+    """Asked for what is really used; empty: nobody is."""
     auth: str = "none"
-    """Who may look: with `none` whoever reaches the address."""
+    """Who may look: with `none` whoever reaches the address, with `proxy` whom a trusted proxy names."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """From where a proxy may say who looks; nobody else is answered then."""
+    user_header: str = "X-Forwarded-User"
+    """In which header it says so."""
+    hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "[::1]"})
+    """By which names the pages may be asked for: a page elsewhere could name this address with a host of its own."""
     threads: int = 32
     """Pages made at one time."""
     verbosity: int = 3
@@ -36,12 +46,16 @@ class Settings:
 
 
 HELP = {
-    "bind": "HOST:PORT of the pages (default 127.0.0.1:8088); loopback only",
+    "bind": "HOST:PORT of the pages (default 127.0.0.1:8088); off loopback it needs --auth proxy",
     "health-bind": "HOST:PORT of liveness and readiness (default :8081)",
     "extender": "URL of the extender's read API (default http://127.0.0.1:9446)",
     "extender-ca": "FILE: who signed its certificate, PEM (default: the system's authorities)",
     "extender-token-file": "FILE: a bearer token for it (default: none)",
-    "auth": "none: whoever reaches the address may look (default none)",
+    "prometheus": "URL of a Prometheus that scrapes the monitors, for what is really used (default: none)",
+    "auth": "none: whoever reaches the address may look; proxy: whom a trusted proxy names (default none)",
+    "trusted-proxy": "CIDRs, with commas, from which --auth proxy believes who looks",
+    "user-header": "header in which the proxy says who looks (default X-Forwarded-User)",
+    "hosts": "names, with commas, by which browsers may ask, beside localhost (default: none)",
     "threads": "pages made at one time (default 32)",
     "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
     "log-format": "json, text or console (default: console on a terminal, else json)",
@@ -60,10 +74,14 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     settings = Settings(
         bind=flags.address("--bind", value("bind"), default.bind),
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
-        extender=_url(value("extender") or default.extender),
+        extender=_url("--extender", value("extender") or default.extender),
+        prometheus=_url("--prometheus", value("prometheus") or "", optional=True),
         extender_ca=flags.path(value("extender-ca")),
         extender_token_file=flags.path(value("extender-token-file")),
         auth=flags.one_of("--auth", value("auth"), AUTHS, default.auth),
+        trusted_proxies=_networks(value("trusted-proxy") or ""),
+        user_header=value("user-header") or default.user_header,
+        hosts=default.hosts | set(filter(None, (value("hosts") or "").lower().split(","))),
         threads=int(flags.number("--threads", value("threads"), default.threads, 1, 512)),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
@@ -71,12 +89,21 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     if settings.auth == "none" and not settings.bind.is_loopback:
         raise errors.SettingsError(
             f"--bind {settings.bind.host} is not loopback, and --auth none lets everybody look: bind 127.0.0.1 and use "
-            "kubectl port-forward"
+            "kubectl port-forward, or --auth proxy"
         )
+    if settings.auth == "proxy" and not settings.trusted_proxies:
+        raise errors.SettingsError("--auth proxy needs --trusted-proxy: without it anybody could say who they are")
     return settings
 
 
-def _url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^\s?#]+", text):
-        raise errors.SettingsError(f"--extender {text!r} is no URL, for example https://hami-scheduler:9446")
+def _url(flag: str, text: str, *, optional: bool = False) -> str:
+    if not (optional and not text) and not re.fullmatch(r"https?://[^\s?#]+", text):
+        raise errors.SettingsError(f"{flag} {text!r} is no URL, for example https://hami-scheduler:9446")
     return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(one.strip()) for one in text.split(",") if one.strip())
+    except ValueError as cause:
+        raise errors.SettingsError(f"--trusted-proxy {text!r} is no list of CIDRs: {cause}") from cause

@@ -3,6 +3,7 @@
 While the extender does not answer the last that it said stays, marked with since when it is old.
 """
 
+import collections
 import json
 import pathlib
 import ssl
@@ -11,13 +12,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 
+from gpu_sharing.adapters import prometheus
 from gpu_sharing.core import error_codes, errors
+from webui import models, snapshots
 
 _SECONDS_BETWEEN = 2.0
 _LOAD = 5.0
@@ -37,17 +39,6 @@ class NoAnswer(errors.GpuSharingError):
     def __init__(self, sentence: str, *, is_unknown: bool = False) -> None:
         super().__init__(sentence)
         self.is_unknown = is_unknown
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The cluster, as the extender had it at one moment."""
-
-    cluster: Mapping[str, Any]
-    nodes: Sequence[Mapping[str, Any]]
-    pods: Sequence[Mapping[str, Any]]
-    taken_at: float
-    """Unix seconds."""
 
 
 class Extender:
@@ -84,23 +75,55 @@ class Extender:
             raise NoAnswer(f"the extender does not answer: {getattr(broken, 'reason', broken)}") from broken
 
 
+class Meter:
+    """Asks a Prometheus what is really used."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def read(self) -> snapshots.Used:
+        """What the monitors have measured last.
+
+        Raises:
+            NoAnswer: Prometheus does not answer.
+        """
+        try:
+            gpus = prometheus.ask(self._url, "hami_gpu_memory_used_bytes", _TIMEOUT_SECONDS)
+            shares = prometheus.ask(
+                self._url, "sum by (namespace, pod, device) (hami_vgpu_memory_usage_bytes)", _TIMEOUT_SECONDS
+            )
+        except prometheus.NoAnswer as cause:
+            raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
+        by_share = {
+            (f"{labels.get('namespace')}/{labels.get('pod')}", labels.get("device", "")): value
+            for labels, value in shares
+        }
+        by_pod: collections.Counter[str] = collections.Counter()
+        for (pod, _), value in by_share.items():
+            by_pod[pod] += value  # type: ignore[assignment]  # bytes, as Prometheus counts them
+        return snapshots.Used({labels.get("device", ""): value for labels, value in gpus}, dict(by_pod), by_share)
+
+
 class Source:
-    """Keeps the last snapshot.
+    """Keeps what the pages show of the last snapshot.
 
     Attributes:
         trouble: Why there is no newer one; empty while all is well.
+        meter_trouble: Why nothing is known of what is used; empty where it is, or where nobody is asked.
     """
 
-    def __init__(self, extender: Extender, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, extender: Extender, meter: Meter | None = None, clock: Callable[[], float] = time.time) -> None:
         self._extender = extender
+        self._meter = meter
         self._clock = clock
-        self._snapshot: Snapshot | None = None
+        self.meter_trouble = ""
+        self._view = models.View()
         self.trouble = "nothing has been read yet"
 
     @property
-    def snapshot(self) -> Snapshot | None:
-        """The last one; None before the first."""
-        return self._snapshot
+    def view(self) -> models.View:
+        """What the pages show of the last one; nothing before the first."""
+        return self._view
 
     def start(self) -> None:
         """Read again and again, in a thread of its own."""
@@ -109,14 +132,11 @@ class Source:
     def refresh(self) -> None:
         """Read once."""
         try:
-            found = Snapshot(
-                self._extender.get("cluster"), self._extender.get("nodes")["nodes"], self._extender.get("pods")["pods"],
-                self._clock(),
+            found = snapshots.Snapshot(
+                self._extender.get("nodes")["nodes"], self._extender.get("pods")["pods"], self._clock(),
+                self._measured(),
             )  # fmt: skip
-            _ = (
-                [(node["name"], node["gpus"]) for node in found.nodes],
-                [(pod["gpus"], pod["error_code"]) for pod in found.pods],
-            )
+            view = models.view(found)  # Here, so that no viewer waits for it.
         except (NoAnswer, KeyError, TypeError) as trouble:
             told = (
                 str(trouble) if isinstance(trouble, NoAnswer) else f"the extender says what it should not: {trouble!r}"
@@ -127,7 +147,21 @@ class Source:
         else:
             if self.trouble:
                 log.info("data", nodes=len(found.nodes), pods=len(found.pods))
-            self._snapshot, self.trouble = found, ""
+            self._view, self.trouble = view, ""
+
+    def _measured(self) -> snapshots.Used | None:
+        """What is used, if anybody says; the promises are shown without."""
+        if self._meter is None:
+            return None
+        try:
+            found = self._meter.read()
+        except NoAnswer as trouble:
+            if not self.meter_trouble:
+                log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=str(trouble))
+            self.meter_trouble = str(trouble)
+            return None
+        self.meter_trouble = ""
+        return found
 
     def explain(self, namespace: str, name: str) -> Mapping[str, Any]:
         """Why a pod waits, asked now.

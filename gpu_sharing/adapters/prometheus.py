@@ -44,10 +44,11 @@ async def query(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[
     Raises:
         NoAnswer: There is none, or it is not one.
     """
-    return await asyncio.to_thread(_query, url, text, timeout_seconds)
+    return await asyncio.to_thread(ask, url, text, timeout_seconds)
 
 
-def _query(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
+def ask(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
+    """The same, for those who can wait. Errors as `query`."""
     address = f"{url.rstrip('/')}/api/v1/query?{parse.urlencode({'query': text})}"
     try:
         # The setting takes http and https only.

@@ -464,6 +464,12 @@ WEBUI_SOURCE = _register(
     "Check that the extender runs, and --extender, --extender-ca and --extender-token-file of the WebUI.",
 )
 
+WEBUI_METER = _register(
+    "WEBUI_METER",
+    "Prometheus does not answer the WebUI, which shows what is promised and not what is used.",
+    "Check --prometheus of the WebUI, and that Prometheus scrapes the monitors.",
+)
+
 # What `hamictl doctor` finds.
 DOCTOR_EXTENDER_AWAY = _register(
     "DOCTOR_EXTENDER_AWAY",

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import ipaddress
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import flask.testing
 import pytest
 
 from gpu_sharing.core import errors
-from webui import app, models, settings, source
+from webui import app, models, settings, snapshots, source
 
 EVIL = "<script>alert(1)</script>"
 
@@ -55,16 +56,31 @@ def pod(
     }  # fmt: skip
 
 
+class FakeMeter:
+    """Says what is used, or nothing."""
+
+    def __init__(self) -> None:
+        self.used: snapshots.Used | None = None
+
+    def read(self) -> snapshots.Used:
+        if self.used is None:
+            raise source.NoAnswer("Prometheus does not answer: refused")
+        return self.used
+
+
 class Site:
     """The application, and what its extender says."""
 
-    def __init__(self, nodes: list[Any], pods: list[Any]) -> None:
+    def __init__(self, nodes: list[Any], pods: list[Any], *, measured: bool = False, **options: Any) -> None:
         self.now = 1_000_000.0
         self.extender = FakeExtender(nodes, pods)
         fake: Any = self.extender
-        self.source = source.Source(fake, lambda: self.now)
+        self.meter = FakeMeter()
+        meter: Any = self.meter
+        self.source = source.Source(fake, meter if measured else None, lambda: self.now)
         self.source.refresh()
-        self.client: flask.testing.FlaskClient = app.create(self.source, lambda: self.now).test_client()
+        made = app.create(self.source, settings.Settings(**options), lambda: self.now)
+        self.client: flask.testing.FlaskClient = made.test_client()
 
     def page(self, path: str, status: int = 200, **headers: str) -> str:
         answer = self.client.get(path, headers=headers)
@@ -117,7 +133,45 @@ def test_a_node_shows_each_gpu_as_a_bar_with_its_words_beside(site: Site) -> Non
     assert "node not registered" in text
     node = site.page("/nodes/a")
     assert 'href="/pods/ai/holds"' in node
-    assert "used: unknown" in node
+    assert "unknown</abbr> used" in node
+
+
+def test_what_is_used_is_shown_where_it_is_measured_and_unknown_elsewhere() -> None:
+    """Never as zero; a pod that uses more than it was promised stands out."""
+    mib = 1 << 20
+    nodes = [{"name": "a", "standing": "none", "foreign_slots": 0, "gpus": [gpu("a", 0, 4000), gpu("a", 1, 4000)]}]
+    pods = [pod("over", "a", ("GPU-a-0", 4000)), pod("quiet", "a", ("GPU-a-1", 4000))]
+    measured = Site(nodes, pods, measured=True)
+    assert "<b>unknown</b> of memory used" in measured.page("/")
+    measured.meter.used = snapshots.Used(
+        {"GPU-a-0": 5000 * mib}, {"ai/over": 5000 * mib}, {("ai/over", "GPU-a-0"): 5000 * mib}
+    )
+    measured.source.refresh()
+
+    assert [one["used_mib"] for one in json.loads(measured.page("/api/v1/pods"))["items"]] == [5000, None]
+    assert '<td class="right over"><span class="number">5,000</span></td>' in measured.page("/pods")
+    node = measured.page("/nodes/a")
+    assert '<rect class="used" width="312.5"' in node
+    assert "unknown</abbr> used" in node
+    assert "<b>unknown</b> of memory used" in measured.page("/")
+
+    measured.meter.used = snapshots.Used({"GPU-a-0": 5000 * mib, "GPU-a-1": 0}, {}, {})
+    measured.source.refresh()
+    assert '<b><span class="number">16</span> %</b> of memory used' in measured.page("/")
+
+
+def test_a_prometheus_is_asked_in_its_own_words() -> None:
+    """By the real client; one that is away is trouble of its own."""
+
+    def answer() -> tuple[int, bytes]:
+        sample = {"metric": {"device": "GPU-a", "namespace": "ai", "pod": "p"}, "value": [1, "1048576"]}
+        return 200, json.dumps({"status": "success", "data": {"result": [sample]}}).encode()
+
+    with serving(answer) as url:
+        found = source.Meter(url).read()
+    assert found == snapshots.Used({"GPU-a": 1048576.0}, {"ai/p": 1048576.0}, {("ai/p", "GPU-a"): 1048576.0})
+    with pytest.raises(source.NoAnswer, match="Prometheus does not answer"):
+        source.Meter("http://127.0.0.1:1").read()
 
 
 def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site) -> None:
@@ -183,7 +237,7 @@ def test_an_extender_that_is_away_leaves_the_last_data_marked_old(site: Site) ->
 def test_before_the_first_answer_the_page_says_what_it_waits_for() -> None:
     """With status 200: the pages are up."""
     empty = Site([], [])
-    empty.source._snapshot = None
+    empty.source._view = models.View()
     assert "the scheduler extender has not answered" in empty.page("/")
 
 
@@ -253,14 +307,39 @@ def test_nothing_foreign_runs_in_the_page_and_no_other_host_is_answered(site: Si
     assert site.client.post("/nodes").status_code == 405
 
 
+def test_a_trusted_proxy_says_who_looks_and_nobody_else_may() -> None:
+    """Whoever else sends the header is refused."""
+    proxied = Site(
+        [], [], auth="proxy", trusted_proxies=(ipaddress.ip_network("10.1.0.0/16"),), hosts=frozenset({"gpus"})
+    )
+
+    def asked(address: str, **headers: str) -> tuple[int, str]:
+        answer = proxied.client.get("/", headers={"Host": "gpus", **headers}, environ_base={"REMOTE_ADDR": address})
+        return answer.status_code, answer.text
+
+    status, text = asked("10.1.2.3", **{"X-Forwarded-User": "ada<b>"})
+    assert status == 200
+    assert '<span class="user">ada&lt;b&gt;</span>' in text
+    assert asked("::ffff:10.1.2.3", **{"X-Forwarded-User": "ada"})[0] == 200
+    assert asked("10.1.2.3")[0] == 401
+    for address in ("10.2.0.1", "127.0.0.1", "::1", ""):
+        assert asked(address, **{"X-Forwarded-User": "ada"})[0] == 403
+    assert asked("10.1.2.3", **{"Host": "localhost", "X-Forwarded-User": "ada"})[0] == 400
+    good = settings.parse(
+        ["--bind", ":8088", "--auth", "proxy", "--trusted-proxy", "10.0.0.0/8, fd00::/8", "--hosts", "GPUs.example"], {}
+    )
+    assert len(good.trusted_proxies) == 2
+    assert "gpus.example" in good.hosts
+
+
 def test_a_page_model_that_fails_is_a_page_not_a_traceback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect of ours."""
 
-    def fail(found: models.View) -> models.Overview:
+    def fail(found: models.View, wanted: models.Filters) -> models.Page:
         raise RuntimeError("defect")
 
-    monkeypatch.setattr(models, "overview", fail)
-    assert "This page failed; the log says why." in site.page("/", 500)
+    monkeypatch.setattr(models, "nodes", fail)
+    assert "This page failed; the log says why." in site.page("/nodes", 500)
 
 
 def test_five_thousand_nodes_are_paged() -> None:
@@ -309,7 +388,7 @@ def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, bod
         kept = source.Source(source.Extender(url, None, None))
         kept.refresh()
     assert sentence in kept.trouble
-    assert kept.snapshot is None
+    assert kept.view == models.View()
 
 
 def test_the_token_is_read_anew_for_each_call(tmp_path: Any) -> None:
@@ -330,7 +409,8 @@ def test_the_token_is_read_anew_for_each_call(tmp_path: Any) -> None:
     "arguments",
     [
         ["--bind", ":8088"], ["--bind", "10.0.0.1:8088"], ["--extender", "localhost"], ["--auth", "magic"],
-        ["--threads", "0"],
+        ["--threads", "0"], ["--auth", "proxy"], ["--auth", "proxy", "--trusted-proxy", "10.0.0.1/8"],
+        ["--bind", ":8088", "--trusted-proxy", "10.0.0.0/8"], ["--prometheus", "localhost"],
     ],
 )  # fmt: skip
 def test_settings_that_would_show_the_cluster_to_everybody_are_refused(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from gpu_sharing.adapters import health_endpoint, logs, plain_listener, series
 from gpu_sharing.core import error_codes, errors
 from webui import app, settings, source
 
-_FRESH_SECONDS = 120.0
+_TURN_SECONDS = 0.001
 
 
 class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it has no types
@@ -47,6 +47,8 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
 
     def _started(self, worker: Any) -> None:
         """In the worker's process: read, and answer probes."""
+        # A page is made in a few short turns; the reader works out a large cluster for a second at a time.
+        sys.setswitchinterval(_TURN_SECONDS)
         self._source.start()
         shown = {
             name: f"{one.getsockname()[0]}:{one.getsockname()[1]}" for name, one in (("pages", worker.sockets[0].sock),)

@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,8 +21,32 @@ _POLICY = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 _LONGEST_TEXT = 200
+_MOST_KEPT = 200
+_KEPT_PAGES = frozenset({"overview", "nodes", "node", "pods", "api_overview", "api_nodes", "api_pods"})
+"""Those that show nothing but the view; a pod's page asks the extender."""
 
 log = structlog.get_logger("pages")
+
+
+class Kept:
+    """Pages as they were made of one view, for all who look at the same: viewers poll, and the cluster is as it is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: models.View | None = None
+        self._pages: dict[tuple[str, ...], tuple[bytes, str]] = {}
+
+    def get(self, view: models.View, key: tuple[str, ...]) -> tuple[bytes, str] | None:
+        """The body and content type of a page of that view."""
+        with self._lock:
+            return self._pages.get(key) if self._of is view else None
+
+    def put(self, view: models.View, key: tuple[str, ...], page: tuple[bytes, str]) -> None:
+        """Keep a page."""
+        with self._lock:
+            if self._of is not view or len(self._pages) >= _MOST_KEPT:
+                self._of, self._pages = view, {}
+            self._pages[key] = page
 
 
 def create(kept: source.Source, options: settings.Settings, clock: Callable[[], float] = time.time) -> flask.Flask:
@@ -34,19 +59,35 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
     """
     app = flask.Flask(__name__)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    pages = Kept()
+
+    def view_now() -> models.View:
+        """The one view that a request is answered from."""
+        found: models.View = flask.g.setdefault("view", kept.view)
+        return found
+
+    def trouble_now() -> str:
+        taken_at = view_now().taken_at
+        return kept.trouble or ("it is old" if taken_at and clock() - taken_at > _STALE_SECONDS else "")
+
+    def page_key() -> tuple[str, ...]:
+        return flask.request.full_path, trouble_now(), kept.meter_trouble, flask.g.user
 
     @app.before_request
-    def only_whom_and_as_one_may() -> None:
+    def only_whom_and_as_one_may() -> flask.Response | None:
         if re.sub(r":\d+$", "", flask.request.host).lower() not in options.hosts:
             flask.abort(400, "Use localhost, for example by kubectl port-forward, or a name of --hosts.")
-        if options.auth == "none":
-            flask.g.user = ""
-            return
+        flask.g.user = "" if options.auth == "none" else named_by_proxy()
+        found = pages.get(view_now(), page_key()) if flask.request.endpoint in _KEPT_PAGES else None
+        return flask.Response(found[0], content_type=found[1]) if found else None
+
+    def named_by_proxy() -> str:
         if not _comes_from(flask.request.remote_addr, options.trusted_proxies):
             flask.abort(403, "Come by the proxy that says who you are.")
-        flask.g.user = flask.request.headers.get(options.user_header, "")
-        if not flask.g.user:
+        user: str = flask.request.headers.get(options.user_header, "")
+        if not user:
             flask.abort(401, f"The proxy did not say who you are in {options.user_header}.")
+        return user
 
     @app.after_request
     def guarded(answer: flask.Response) -> flask.Response:
@@ -56,20 +97,21 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
         if flask.request.endpoint != "static":
             answer.headers["Cache-Control"] = "no-cache"
             if answer.status_code == 200:
+                if flask.request.endpoint in _KEPT_PAGES:
+                    pages.put(view_now(), page_key(), (answer.get_data(), answer.content_type or ""))
                 answer.add_etag()
                 answer.make_conditional(flask.request)
         return answer
 
     @app.context_processor
     def everywhere() -> dict[str, Any]:
-        taken_at = kept.view.taken_at
-        age = clock() - taken_at if taken_at else None
+        taken_at = view_now().taken_at
         moment = datetime.datetime.fromtimestamp(taken_at, datetime.UTC) if taken_at else None
         return {
             "as_of": moment.strftime("%H:%M:%S") if moment else "",
             "as_of_full": moment.isoformat(timespec="seconds") if moment else "",
             "meter_trouble": kept.meter_trouble,
-            "trouble": kept.trouble if age is None or age > _STALE_SECONDS or kept.trouble else "",
+            "trouble": trouble_now(),
             "has_data": taken_at > 0,
             "codes": error_codes.REGISTRY,
             "hue": models.hue,
@@ -78,11 +120,11 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
 
     @app.get("/")
     def overview() -> str:
-        return flask.render_template("overview.html", page=kept.view.overview)
+        return flask.render_template("overview.html", page=view_now().overview)
 
     @app.get("/nodes")
     def nodes() -> str:
-        found, wanted = kept.view, _filters()
+        found, wanted = view_now(), _filters()
         return flask.render_template(
             "nodes.html",
             page=models.nodes(found, wanted),
@@ -93,14 +135,14 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
 
     @app.get("/nodes/<name>")
     def node(name: str) -> str:
-        found = kept.view.nodes_by_name.get(name)
+        found = view_now().nodes_by_name.get(name)
         if found is None:
             flask.abort(404, f"There is no node {name}.")
         return flask.render_template("node.html", node=found)
 
     @app.get("/pods")
     def pods() -> str:
-        found, wanted = kept.view, _filters()
+        found, wanted = view_now(), _filters()
         return flask.render_template(
             "pods.html",
             page=models.pods(found, wanted),
@@ -111,7 +153,7 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
 
     @app.get("/pods/<namespace>/<name>")
     def pod(namespace: str, name: str) -> str:
-        found = kept.view
+        found = view_now()
         one = found.pods_by_key.get(f"{namespace}/{name}")
         if one is None:
             flask.abort(404, f"There is no pod {namespace}/{name} that asks for GPUs.")
@@ -125,22 +167,22 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
         held = [
             (node, gpu, part)
             for node in filter(None, [found.nodes_by_name.get(one.node)])
-             for gpu in node.gpus
+            for gpu in node.gpus
             for part in gpu.slices if part.pod == one.key
         ]  # fmt: skip
         return flask.render_template("pod.html", pod=one, held=held, told=told, told_trouble=trouble)
 
     @app.get("/api/v1/overview")
     def api_overview() -> flask.Response:
-        return flask.jsonify(kept.view.overview or {})
+        return flask.jsonify(view_now().overview or {})
 
     @app.get("/api/v1/nodes")
     def api_nodes() -> flask.Response:
-        return flask.jsonify(models.nodes(kept.view, _filters()))
+        return flask.jsonify(models.nodes(view_now(), _filters()))
 
     @app.get("/api/v1/pods")
     def api_pods() -> flask.Response:
-        return flask.jsonify(models.pods(kept.view, _filters()))
+        return flask.jsonify(models.pods(view_now(), _filters()))
 
     @app.errorhandler(exceptions.HTTPException)
     def refused(cause: exceptions.HTTPException) -> tuple[Any, int]:

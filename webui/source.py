@@ -4,7 +4,6 @@ While the extender does not answer the last that it said stays, marked with sinc
 """
 
 import collections
-import json
 import pathlib
 import ssl
 import threading
@@ -15,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import orjson
 import structlog
 
 from gpu_sharing.adapters import prometheus
@@ -68,7 +68,7 @@ class Extender:
             headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"} if self._token_file else {}
             request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=headers)  # noqa: S310  # the setting is a URL
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as answer:  # noqa: S310
-                return json.loads(answer.read())
+                return orjson.loads(answer.read())
         except urllib.error.HTTPError as refused:
             raise NoAnswer(f"the extender answers {refused.code}", is_unknown=refused.code == 404) from refused
         except (OSError, ValueError) as broken:

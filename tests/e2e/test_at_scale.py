@@ -60,7 +60,7 @@ def filter_calls(site: sites.Site) -> float:
 def test_an_idle_cluster_stays_idle_beside_a_refused_pod_of_high_priority(own_site: sites.Site) -> None:
     """Failed preemption attempts do not wake each other for ever."""
     own_site.add_nodes(*(gpus.gpu_node(f"node-{index}", A100, 2) for index in range(5)))
-    own_site.api("POST", "/apis/scheduling.k8s.io/v1/priorityclasses", {"metadata": {"name": "high"}, "value": 1000})
+    own_site.add_priority_class("high")
     own_site.create(*bodies(own_site, 10, 12_000))
     wait_all_bound(own_site, 10, 30)
     big = own_site.pod_body("big", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "8000"}, priorityClassName="high")

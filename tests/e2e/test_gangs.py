@@ -8,7 +8,7 @@ from lab import gpus
 from lab.real import client
 from tests.e2e import accounting
 from tests.e2e import site as sites
-from tests.e2e.test_preemption import CLASSES, kubelet
+from tests.e2e.test_preemption import kubelet
 
 A100 = gpus.Model("NVIDIA A100-SXM4-40GB", 40_000)
 GATES = [{"name": "hami.io/gang"}]
@@ -179,7 +179,7 @@ def test_a_gang_that_an_intruder_tears_is_given_back_and_comes_again(
     """A pod without GPUs and of higher priority has the CPUs of one node, which the plan cannot see."""
     with sites.own(tmp_path, "--gang-deadline-seconds", "4") as site, kubelet(site):
         site.add_nodes(*(gpus.gpu_node(name, A100, 1, cpus=4) for name in ("a", "b")))
-        site.api("POST", CLASSES, {"metadata": {"name": "urgent"}, "value": 1000})
+        site.add_priority_class("urgent")
         intruder: dict[str, Any] = {"nodeSelector": {"kubernetes.io/hostname": "b"}, "priorityClassName": "urgent"}
         site.create(site.pod_body("intruder", {"cpu": "3"}, **intruder))
         site.wait_bound("intruder")

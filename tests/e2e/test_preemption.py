@@ -14,7 +14,6 @@ from tests.e2e import site as sites
 
 A100 = gpus.Model("NVIDIA A100-SXM4-40GB", 40_000)
 MERGE = "application/merge-patch+json"
-CLASSES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 
 
 @contextlib.contextmanager
@@ -50,8 +49,7 @@ def fill(site: sites.Site, *pods: tuple[str, int, int]) -> None:
 
 
 def urgent(site: sites.Site, memory_mib: int, **spec: Any) -> None:
-    with contextlib.suppress(Exception):
-        site.api("POST", CLASSES, {"metadata": {"name": "urgent"}, "value": 1000})
+    site.add_priority_class("urgent")
     limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": str(memory_mib)}
     site.create(site.pod_body("urgent", limits, priorityClassName="urgent", **spec))
 
@@ -88,7 +86,7 @@ def test_a_disruption_budget_and_a_pod_that_never_preempts_are_honoured(own_site
     own_site.api("POST", budgets, {"metadata": {"name": "serving"}, "spec": spec})
 
     with kubelet(own_site):
-        own_site.api("POST", CLASSES, {"metadata": {"name": "polite"}, "value": 1000, "preemptionPolicy": "Never"})
+        own_site.add_priority_class("polite", preemptionPolicy="Never")
         limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "30000"}
         own_site.create(own_site.pod_body("polite", limits, priorityClassName="polite"))
         sites.wait_for(lambda: own_site.events("polite", "FailedScheduling"), 20)

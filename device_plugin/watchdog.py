@@ -1,7 +1,8 @@
 """Calls into a driver that may never return, each with a deadline.
 
 A hung call holds its thread for ever, so each GPU has a thread of its own: the others go on, and no more threads
-pile up behind the hung one, because it is not asked again before it has answered.
+pile up behind the hung one, because it is not asked again before it has answered. Calls that come while another is
+under way in good time wait for their turn.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class StillBusy(Exception):
-    """The thread has not come back from an earlier call."""
+    """The thread has not come back from an earlier call, whose time is over."""
 
 
 class _Lane:
@@ -25,14 +26,15 @@ class _Lane:
 
     def __init__(self, name: str) -> None:
         self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._busy = False
+        self._current: asyncio.Future[Any] | None = None
+        """What the call under way is to answer."""
         threading.Thread(target=self._run, name=f"nvml {name}", daemon=True).start()
 
     async def call(self, function: Callable[[], T], timeout_seconds: float) -> T:
         """Raises `StillBusy` at once, or `TimeoutError`, or what the function raises."""
-        if self._busy:
+        current = self._current
+        if current is not None and current.cancelled():
             raise StillBusy
-        self._busy = True
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
         self._work.put((loop, function, answer))
@@ -45,12 +47,15 @@ class _Lane:
     def _run(self) -> None:
         while (job := self._work.get()) is not None:
             loop, function, answer = job
+            if answer.cancelled():
+                continue  # Its time was over before its turn came: nobody waits for it any more.
+            self._current = answer
             result, error = None, None
             try:
                 result = function()
             except Exception as raised:
                 error = raised
-            self._busy = False
+            self._current = None
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_settle, answer, result, error)
 

@@ -280,3 +280,24 @@ show(dataclasses.asdict(source.usage(uuids[2])))
     }  # fmt: skip
     assert found[1].startswith("the driver says that")
     assert found[2]["processes"] == []
+
+
+def test_calls_that_come_together_wait_for_their_turn() -> None:
+    """Two looks at once are no sign of a hung GPU; what nobody waits for any more is not done."""
+    driver = Hanging()
+    gpu, hung = identifiers.GpuUuid("GPU-well"), identifiers.GpuUuid("GPU-hung")
+
+    async def story() -> None:
+        watched = watchdog.Watched(lambda: driver, 0.2)
+        await watched.devices()
+        looks = await asyncio.gather(*(watched.reading(gpu) for _ in range(20)))
+        assert [one.trouble for one in looks] == [""] * 20
+        together = await asyncio.gather(*(watched.reading(hung) for _ in range(3)))
+        assert {one.trouble for one in together} == {"nothing within 0.2 s"}
+        assert (await watched.reading(hung)).trouble == "an earlier call has not come back"
+        driver.let_go.set()
+        await asyncio.sleep(0.05)
+        assert (await watched.reading(hung)).trouble == ""
+        watched.close()
+
+    asyncio.run(story())

@@ -111,10 +111,7 @@ HELP = {
     "isolation": "auto, none, mps, hami-core or mig (default auto: mig, else hami-core if there, else none)",
     "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
     "delivery": "auto, cdi, envvar, volume-mounts or device-nodes (default auto: cdi, else envvar)",
-    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
-    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
-    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
-    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    **flags.RESOURCE_HELP,
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8081)",
     "health-interval": "seconds between two looks at a GPU (default 5)",
     "health-hold": "seconds that a mended GPU is watched before it is used again (default 60)",
@@ -128,8 +125,7 @@ HELP = {
     "topology-score": "publish how well GPUs are linked (default false; also ENABLE_TOPOLOGY_SCORE)",
     **health_endpoint.HELP,
     **health_endpoint.CANARY_HELP,
-    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
-    "log-format": "json, text or console (default: console on a terminal, else json)",
+    **flags.LOG_HELP,
 }
 """Every flag, in the order of `--help`."""
 
@@ -156,7 +152,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
 
 def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]) -> Settings:
     default = Settings()
-    names = default.resource_names
     node_name = value("node-name") or environment.get("NODE_NAME", "")
     if not node_name:
         raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
@@ -182,12 +177,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         config_file=flags.path(value("config-file")),
         identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
         delivery=flags.one_of("--delivery", value("delivery"), DELIVERIES, "auto"),
-        resource_names=requests.ResourceNames(
-            value("resource-name") or names.count,
-            value("resource-mem") or names.memory,
-            value("resource-mem-percentage") or names.memory_percent,
-            value("resource-cores") or names.cores,
-        ),
+        resource_names=flags.resource_names(value),
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
         health_rules=health.Rules(flags.number("--health-hold", value("health-hold"), 60, 0, 86_400), overrides),
         health_interval_seconds=flags.number("--health-interval", value("health-interval"), 5, 0.1, 3600),

@@ -80,8 +80,6 @@ def _cluster(
     options: argparse.Namespace, kubeconfig: pathlib.Path | None, where: reader.Where
 ) -> Iterator[findings.Check]:
     names = requests.ResourceNames()
-    cluster = state.read_cluster(kubeconfig, options.context, names)
-    ends_at, guarded = asyncio.run(_admission(kubeconfig, options.context))
     believed, trouble = None, ""
     try:
         with reader.reaching(where) as api:
@@ -90,6 +88,8 @@ def _cluster(
             trouble = "" if believed is not None else "too much changes to compare it with the cluster"
     except failures.CommandFailed as cause:
         trouble = f"{cause}. {cause.hint}".strip()
+        cluster = state.read_cluster(kubeconfig, options.context, names)
+    ends_at, guarded = asyncio.run(_admission(kubeconfig, options.context))
     return findings.checks(findings.Patient(cluster, believed, trouble, ends_at, guarded, time.time()), names)
 
 

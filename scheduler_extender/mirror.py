@@ -130,8 +130,8 @@ class Mirror:
     def replace_pods(self, pods: list[objects.Pod], listed_at: float) -> None:
         """These are all pods, as of some moment after `listed_at`."""
         listed = {identifiers.PodUid(pod.metadata.uid) for pod in pods}
-        known = {held.uid for held in self.ledger.pods()} | self.waiting.keys()
         if self._was_listed:
+            known = {held.uid for held in self.ledger.pods()} | self.waiting.keys()
             ours = {
                 identifiers.PodUid(pod.metadata.uid)
                 for pod in pods

@@ -3,7 +3,7 @@
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, policies, requests
@@ -99,18 +99,14 @@ HELP = {
     "usage-weight": "0 to 1: how much measured use of GPUs counts when nodes are compared (default 0, not at all)",
     "gang-deadline-seconds": "seconds in which all members of a gang must be bound once there is room (default 60)",
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
-    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
-    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
-    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
-    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    **flags.RESOURCE_HELP,
     "resource-priority": "resource for task priority (default nvidia.com/priority)",
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
     **health_endpoint.HELP,
     **health_endpoint.CANARY_HELP,
-    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
-    "log-format": "json, text or console (default: console on a terminal, else json)",
+    **flags.LOG_HELP,
     "allow-hami-nodes": "also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)",
 }
 """Every flag, in the order of `--help`."""
@@ -140,7 +136,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
 
 def _settings(value: Callable[[str], str | None]) -> Settings:
     default = Settings()
-    names = default.resource_names
     settings = Settings(
         kubeconfig=flags.path(value("kubeconfig")),
         http_bind=flags.address("--http-bind", value("http-bind"), default.http_bind),
@@ -166,12 +161,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         gang_deadline_seconds=flags.number("--gang-deadline-seconds", value("gang-deadline-seconds"), 60.0, 1, 86_400),
         gang_evicts=flags.truth("--gang-evict", value("gang-evict") or "true"),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
-        resource_names=requests.ResourceNames(
-            value("resource-name") or names.count,
-            value("resource-mem") or names.memory,
-            value("resource-mem-percentage") or names.memory_percent,
-            value("resource-cores") or names.cores,
-            value("resource-priority") or names.priority,
+        resource_names=replace(
+            flags.resource_names(value), priority=value("resource-priority") or default.resource_names.priority
         ),
         start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),

@@ -67,11 +67,14 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
         return found
 
     def trouble_now() -> str:
+        # Asked once a request: a page is kept under the trouble that stands on it.
         taken_at = view_now().taken_at
-        return kept.trouble or ("it is old" if taken_at and clock() - taken_at > _STALE_SECONDS else "")
+        old = "it is old" if taken_at and clock() - taken_at > _STALE_SECONDS else ""
+        found: str = flask.g.setdefault("trouble", kept.trouble or old)
+        return found
 
     def page_key() -> tuple[str, ...]:
-        return flask.request.full_path, trouble_now(), kept.meter_trouble, flask.g.user
+        return flask.request.full_path, trouble_now(), flask.g.user
 
     @app.before_request
     def only_whom_and_as_one_may() -> flask.Response | None:
@@ -110,7 +113,6 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
         return {
             "as_of": moment.strftime("%H:%M:%S") if moment else "",
             "as_of_full": moment.isoformat(timespec="seconds") if moment else "",
-            "meter_trouble": kept.meter_trouble,
             "trouble": trouble_now(),
             "has_data": taken_at > 0,
             "codes": error_codes.REGISTRY,
@@ -164,12 +166,8 @@ def create(kept: source.Source, options: settings.Settings, clock: Callable[[], 
                 told = kept.explain(namespace, name)
             except source.NoAnswer as cause:
                 trouble = str(cause)
-        held = [
-            (node, gpu, part)
-            for node in filter(None, [found.nodes_by_name.get(one.node)])
-            for gpu in node.gpus
-            for part in gpu.slices if part.pod == one.key
-        ]  # fmt: skip
+        node = found.nodes_by_name.get(one.node)
+        held = [(gpu, part) for gpu in (node.gpus if node else ()) for part in gpu.slices if part.pod == one.key]
         return flask.render_template("pod.html", pod=one, held=held, told=told, told_trouble=trouble)
 
     @app.get("/api/v1/overview")

@@ -57,8 +57,7 @@ HELP = {
     "user-header": "header in which the proxy says who looks (default X-Forwarded-User)",
     "hosts": "names, with commas, by which browsers may ask, beside localhost (default: none)",
     "threads": "pages made at one time (default 32)",
-    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
-    "log-format": "json, text or console (default: console on a terminal, else json)",
+    **flags.LOG_HELP,
 }
 """Every flag, in the order of `--help`."""
 

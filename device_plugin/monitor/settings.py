@@ -57,13 +57,9 @@ HELP = {
     "nvml-timeout": "seconds that the driver may take for one call (default 5)",
     "stale-after": "seconds after which the numbers of a GPU that does not answer are left out (default 30)",
     "compatibility-metrics": "true or false: also the series of HAMi's published dashboard (default true)",
-    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
-    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
-    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
-    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    **flags.RESOURCE_HELP,
     **health_endpoint.HELP,
-    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
-    "log-format": "json, text or console (default: console on a terminal, else json)",
+    **flags.LOG_HELP,
 }
 """Every flag, in the order of `--help`."""
 
@@ -76,7 +72,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     """
     environment = os.environ if environment is None else environment
     default = Settings()
-    names = default.resource_names
     value = flags.read(
         "python -m device_plugin.monitor",
         "GPU sharing's monitor: what the node's GPUs do and what each container uses, for Prometheus.",
@@ -98,12 +93,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
         stale_seconds=flags.number("--stale-after", value("stale-after"), 30, 0.2, 86_400),
         compatible=flags.truth("--compatibility-metrics", value("compatibility-metrics") or "true"),
-        resource_names=requests.ResourceNames(
-            value("resource-name") or names.count,
-            value("resource-mem") or names.memory,
-            value("resource-mem-percentage") or names.memory_percent,
-            value("resource-cores") or names.cores,
-        ),
+        resource_names=flags.resource_names(value),
         health=health_endpoint.read(value, COMPONENTS, canary=False),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),

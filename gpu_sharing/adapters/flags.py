@@ -13,7 +13,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import logs
-from gpu_sharing.core import errors
+from gpu_sharing.core import errors, requests
+
+RESOURCE_HELP = {
+    "resource-name": "resource that counts GPUs (default nvidia.com/gpu)",
+    "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
+    "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
+    "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+}
+"""The flags that `resource_names` reads."""
+LOG_HELP = {
+    "v": "verbosity 0 to 6 (default 3): 0 errors, 1 warnings, 2 changes, 3 decisions, 4 nodes, 5 GPUs, 6 everything",
+    "log-format": "json, text or console (default: console on a terminal, else json)",
+}
+"""The flags that `verbosity` and `log_format` read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,17 @@ def verbosity(text: str | None) -> int:
 def log_format(text: str | None) -> str:
     """The value of `--log-format`: by default colours for a person, JSON for a machine."""
     return one_of("--log-format", text, logs.FORMATS, "console" if sys.stdout.isatty() else "json")
+
+
+def resource_names(value: Callable[[str], str | None]) -> requests.ResourceNames:
+    """Under which names containers ask."""
+    names = requests.ResourceNames()
+    return requests.ResourceNames(
+        value("resource-name") or names.count,
+        value("resource-mem") or names.memory,
+        value("resource-mem-percentage") or names.memory_percent,
+        value("resource-cores") or names.cores,
+    )
 
 
 def path(text: str | None) -> pathlib.Path | None:

@@ -5,6 +5,7 @@ lets calls that are under way finish, then the last events, then ends.
 """
 
 import asyncio
+import functools
 import gc
 import signal
 import socket
@@ -40,6 +41,7 @@ from scheduler_extender import (
     requeue,
     server,
     settings,
+    stories,
     telling,
     usage,
     verbs,
@@ -121,7 +123,9 @@ class Extender:
             "api": (
                 options.api_bind,
                 listeners.listener(
-                    read_api.ReadApi(self._mirror, explainer, gate, self._synced),
+                    read_api.ReadApi(
+                        self._mirror, explainer, functools.partial(stories.read, client), gate, self._synced
+                    ),
                     options.tls_cert,
                     options.tls_key,
                 ),

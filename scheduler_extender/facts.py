@@ -1,5 +1,6 @@
 """From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
 
+import datetime
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +89,7 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         tuple(ledger.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
         bad_links,
         one_at_a_time=not ours,
+        ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
     )
 
 
@@ -190,7 +192,15 @@ def _plain(pod: objects.Pod) -> ledger.Plain:
         memory,
         gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
+        _unix_seconds(pod.metadata.creation_timestamp),
     )
+
+
+def _unix_seconds(timestamp: str | None) -> int:
+    try:
+        return int(datetime.datetime.fromisoformat(timestamp).timestamp()) if timestamp else 0
+    except ValueError:
+        return 0
 
 
 def _device_ids(pod: objects.Pod, names: requests.ResourceNames) -> int:

@@ -7,38 +7,21 @@ for, which the API server reviews (TokenReview) and whose account must be allowe
 
 import importlib.resources
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib import parse
 
 import msgspec
 import orjson
 
-from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors, identifiers
+from gpu_sharing.adapters import kubernetes, reviews
+from gpu_sharing.core import error_codes, errors, identifiers, requests
 from scheduler_extender import explaining, facts, mirror, server
 from scheduler_extender.fleet import ledger
 
 PREFIX = "/api/v1"
 _REVIEWED_FOR_SECONDS = 30.0
 _MOST_TOKENS = 1_000
-
-
-class _User(msgspec.Struct):
-    username: str = ""
-    uid: str = ""
-    groups: list[str] | None = None
-    extra: dict[str, list[str]] | None = None
-
-
-class _ReviewStatus(msgspec.Struct):
-    authenticated: bool = False
-    allowed: bool = False
-    user: _User | None = None
-
-
-class _Review(msgspec.Struct):
-    status: _ReviewStatus = msgspec.field(default_factory=_ReviewStatus)
 
 
 class Gate(Protocol):
@@ -82,33 +65,29 @@ class TokenGate:
         return allowed
 
     async def _review(self, token: str, path: str) -> bool:
-        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
-        user = await self._ask("/apis/authentication.k8s.io/v1/tokenreviews", review)
-        if not user.authenticated or user.user is None:
-            return False
-        who = user.user
-        access = {
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SubjectAccessReview",
-            "spec": {
-                "user": who.username, "uid": who.uid, "groups": who.groups or [], "extra": who.extra or {},
-                "nonResourceAttributes": {"path": path, "verb": "get"},
-            },
-        }  # fmt: skip
-        return (await self._ask("/apis/authorization.k8s.io/v1/subjectaccessreviews", access)).allowed
+        user = await reviews.user_of(self._client, token)
+        wanted = {"nonResourceAttributes": {"path": path, "verb": "get"}}
+        return user is not None and await reviews.may(self._client, user, wanted)
 
-    async def _ask(self, path: str, body: Mapping[str, Any]) -> _ReviewStatus:
-        return msgspec.json.decode(await self._client.post(path, orjson.dumps(body), 5), type=_Review).status
+
+Events = Callable[[str, identifiers.PodUid], Awaitable[list[dict[str, Any]]]]
+"""The events of a pod, by its namespace and UID."""
 
 
 class ReadApi:
     """The ASGI application."""
 
     def __init__(
-        self, cluster: mirror.Mirror, explainer: explaining.Explainer, gate: Gate, ready: Callable[[], bool],
-    ) -> None:  # fmt: skip
+        self,
+        cluster: mirror.Mirror,
+        explainer: explaining.Explainer,
+        events: Events,
+        gate: Gate,
+        ready: Callable[[], bool],
+    ) -> None:
         self._mirror = cluster
         self._explainer = explainer
+        self._events = events
         self._gate = gate
         self._ready = ready
         self._openapi = importlib.resources.files("scheduler_extender").joinpath("openapi.json").read_bytes()
@@ -143,11 +122,18 @@ class ReadApi:
                 body = {"pods": self._pods()}
             case ["explain", namespace, name]:
                 body = self._explain(f"{namespace}/{name}")
+            case ["events", namespace, name]:
+                try:
+                    body = await self._events_of(namespace, name)
+                except (errors.KubernetesError, msgspec.MsgspecError) as cause:
+                    text = f"the API server does not tell the pod's events: {cause}"
+                    await self._refuse(send, 502, error_codes.EVENTS_UNREAD, text)
+                    return
             case _:
                 body = None
         if body is None:
-            known = "cluster, nodes, pods, explain/<namespace>/<pod>"
-            text = f"nothing at {path[:80]}: there are {known}; explain knows pods that ask for GPUs"
+            known = "cluster, nodes, pods, explain/<namespace>/<pod>, events/<namespace>/<pod>"
+            text = f"nothing at {path[:80]}: there are {known}; the last two know pods that ask for GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
             return
         await server.answer(send, 200, orjson.dumps(body))
@@ -176,10 +162,13 @@ class ReadApi:
 
     def _node(self, name: identifiers.NodeName) -> dict[str, Any]:
         state = self._mirror.ledger.held(name)
+        known = self._mirror.ledger.node_facts(name)
+        ailments = known.ailments if known else {}
         return {
             "name": name,
             "standing": state.standing.name.lower(),
             "foreign_slots": state.foreign_slots,
+            "labels": known.labels if known else {},
             "gpus": [
                 {
                     "uuid": one.gpu.uuid,
@@ -187,6 +176,7 @@ class ReadApi:
                     "type": one.gpu.type,
                     "mode": one.gpu.mode,
                     "healthy": one.gpu.healthy,
+                    "ailment": ailments.get(one.gpu.uuid, ""),
                     "cordoned": one.cordoned,
                     "usage_unknown": one.usage_unknown,
                     "memory_mib": {"total": one.gpu.memory_mib, "promised": one.used.memory_mib},
@@ -219,7 +209,7 @@ class ReadApi:
                 {"uuid": uuid, "memory_mib": one.memory_mib, "cores_percent": one.cores_percent}
                 for uuid, one in sorted(pod.bookings.items())
             ],
-            "error_code": "",
+            "error_code": "", "created_at": pod.plain.created_at, "bound_at": pod.plain.bound_at, "asks": [],
         }  # fmt: skip
 
     def _waiting(self, pod: facts.Waiting) -> dict[str, Any]:
@@ -228,7 +218,14 @@ class ReadApi:
             "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
             "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [], "gpus": [],
             "error_code": self._explainer.reason_of(pod.uid) or "",
+            "created_at": pod.plain.created_at, "bound_at": 0, "asks": _asks(pod.request),
         }  # fmt: skip
+
+    async def _events_of(self, namespace: str, name: str) -> dict[str, Any] | None:
+        key = f"{namespace}/{name}"
+        waiting = self._mirror.waiting_by_key(key)
+        found = waiting or next((one for one in self._mirror.ledger.pods() if one.key == key), None)
+        return None if found is None else {"pod": key, "events": await self._events(namespace, found.uid)}
 
     def _explain(self, key: str) -> dict[str, Any] | None:
         books = self._mirror.ledger
@@ -254,3 +251,16 @@ class ReadApi:
                 for one in answer.verdicts
             ],
         }  # fmt: skip
+
+
+def _asks(request: requests.PodRequest | requests.InvalidRequest) -> list[dict[str, int]]:
+    """What each container with GPUs asks for; nothing where that cannot be read."""
+    containers = request.containers if isinstance(request, requests.PodRequest) else ()
+    return [
+        {
+            "gpus": one.gpus, "memory_mib": one.memory_mib, "memory_percent": one.memory_percent,
+            "cores_percent": one.cores_percent,
+        }
+        for one in containers
+        if one is not None
+    ]  # fmt: skip

@@ -298,6 +298,11 @@ INTERNAL = _register(
     "A defect in the extender; the call changed nothing.",
     "Report it with the log line that carries this code.",
 )
+EVENTS_UNREAD = _register(
+    "SCHED_EVENTS_UNREAD",
+    "The API server does not tell the extender a pod's events.",
+    "Check that the extender's account may list events of events.k8s.io; kubectl describe pod shows the same events.",
+)
 UNAUTHORIZED = _register(
     "SCHED_UNAUTHORIZED",
     "The read API was called without a token that may read it.",

@@ -41,6 +41,7 @@ _VENDOR = "NVIDIA"
 _LARGEST = 2**31 - 1
 _MOST_GPUS = 64
 _MOST_BYTES = 256 * 1024
+_LONGEST_CAUSE = 300
 """The API server's own limit for all annotations of an object."""
 _UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _NUMBER = re.compile(r"\d{1,10}")
@@ -224,6 +225,19 @@ def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Lin
 def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:
     """The GPUs that an administrator keeps out of use. Unknown UUIDs do no harm."""
     return frozenset(identifiers.GpuUuid(part.strip()) for part in text.split(",") if part.strip())
+
+
+def decode_ailments(text: str) -> dict[identifiers.GpuUuid, str]:
+    """Why GPUs are not healthy, in the words of the node's device plugin; what cannot be read is left out."""
+    try:
+        items = json.loads(text).items() if text and len(text) <= _MOST_BYTES else ()
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    return {
+        identifiers.GpuUuid(uuid): cause[:_LONGEST_CAUSE]
+        for uuid, one in items
+        if isinstance(one, dict) and isinstance(cause := one.get("cause"), str) and cause
+    }
 
 
 def is_our_agent(text: str | None) -> bool:

@@ -58,6 +58,8 @@ class NodeFacts:
     taints: tuple[Taint, ...] = ()
     bad_links: str = ""
     """What is wrong with the record of its links."""
+    ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
+    """Why GPUs are out of use, by the node's own words; for people only."""
     one_at_a_time: bool = False
     """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
 
@@ -75,6 +77,8 @@ class Plain(NamedTuple):
     gang: gangs.Gang | None = None
     bound_at: int = 0
     """Unix seconds of its Binding, by its record; 0 for a pod that waits."""
+    created_at: int = 0
+    """Unix seconds; 0 where the API server does not say."""
 
 
 _NOTHING_KNOWN = Plain()

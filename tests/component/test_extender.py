@@ -165,6 +165,39 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
     assert extender.get("api", "/api/v1/explain/default/absent")[0] == 404
 
 
+def test_the_read_api_tells_what_happened_to_a_pod(extender: Extender, server: api_server.Running) -> None:
+    """By its events, whoever wrote them, oldest first; and says so where the API server does not tell them."""
+    pod = calls.create(server, "p")
+    assert calls.bind(extender, pod, "a") == ""
+    server.request(
+        "POST",
+        "/api/v1/namespaces/default/events",
+        {
+            "metadata": {"name": "p.1", "namespace": "default"},
+            "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p", "uid": pod["metadata"]["uid"]},
+            "reason": "Pulled", "message": "Image is here", "type": "Normal", "count": 3,
+            "firstTimestamp": "2001-01-01T00:00:00Z", "lastTimestamp": "2001-01-01T00:01:00Z",
+            "source": {"component": "kubelet"},
+        },
+    )  # fmt: skip
+
+    def told() -> bool:
+        return len(calls.read(extender, "events/default/p")["events"]) == 2
+
+    calls.eventually(told)
+    pulled, scheduled = calls.read(extender, "events/default/p")["events"]
+    assert pulled == {
+        "first_at": 978307200.0, "last_at": 978307260.0, "count": 3, "by": "kubelet", "type": "Normal",
+        "reason": "Pulled", "note": "Image is here",
+    }  # fmt: skip
+    assert (scheduled["reason"], scheduled["by"], scheduled["count"]) == ("Scheduled", "hami-scheduler", 1)
+    assert scheduled["first_at"] > 1_700_000_000
+    assert extender.get("api", "/api/v1/events/default/absent")[0] == 404
+    server.app.faults.arm(faults.Fault("GET", "/events", refuse_with=403))
+    status, body = extender.get("api", "/api/v1/events/default/p")
+    assert (status, json.loads(body)["error_code"]) == (502, "SCHED_EVENTS_UNREAD")
+
+
 def test_off_loopback_the_read_api_asks_for_a_token(server: api_server.Running, tmp_path: pathlib.Path) -> None:
     """Who holds what is nobody else's business."""
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"

@@ -114,8 +114,8 @@ def test_the_read_api_is_what_its_description_says(
 
         check()
         seen += 1
-    assert seen == 4
-    for path in ("cluster", "nodes", "pods", "explain/default/p", "explain/default/q"):
+    assert seen == 5
+    for path in ("cluster", "nodes", "pods", "explain/default/p", "explain/default/q", "events/default/p"):
         assert calls.read(extender, path)
 
 

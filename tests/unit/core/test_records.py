@@ -256,3 +256,12 @@ def test_profiles_with_extra_engines_are_left_out() -> None:
     (gpu,) = records.decode_inventory(text)
 
     assert gpu.mig_profiles == (mig.Profile("1g.10gb", 9728, 14, (mig.Slices(0, 1), mig.Slices(1, 1))),)
+
+
+def test_ailments_are_read_as_far_as_they_can_be() -> None:
+    """They are only told, so that a forged one must not stop anything."""
+    good = '{"GPU-a": {"cause": "XID 79: the GPU has fallen off the bus"}, "GPU-b": {"cause": 7}, "GPU-c": []}'
+    assert records.decode_ailments(good) == {"GPU-a": "XID 79: the GPU has fallen off the bus"}
+    assert records.decode_ailments('{"GPU-a": {"cause": "' + "x" * 1000 + '"}}') == {"GPU-a": "x" * 300}
+    for bad in ("", "[]", "7", "{", "[" * 100_000, "x" * 300_000, '{"GPU-a": {"cause": ""}}'):
+        assert records.decode_ailments(bad) == {}

@@ -54,6 +54,7 @@ RESOURCES: tuple[Resource, ...] = (
     _core("persistentvolumes", "PersistentVolume", "pv", namespaced=False),
     _core("persistentvolumeclaims", "PersistentVolumeClaim", "pvc"),
     _in("events.k8s.io", "v1", "events", "Event", namespaced=True),
+    _in("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", namespaced=True),
     _in("coordination.k8s.io", "v1", "leases", "Lease", namespaced=True),
     _in("apps", "v1", "replicasets", "ReplicaSet", namespaced=True, status=True),
     _in("apps", "v1", "statefulsets", "StatefulSet", namespaced=True, status=True),

@@ -13,7 +13,7 @@ import structlog
 
 from gpu_sharing.adapters import health_endpoint, logs, plain_listener, series
 from gpu_sharing.core import error_codes, errors
-from webui import app, settings, source
+from webui import access, app, cluster, meters, settings, source
 
 _TURN_SECONDS = 0.001
 
@@ -21,9 +21,16 @@ _TURN_SECONDS = 0.001
 class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it has no types
     """gunicorn with our settings: one process, many threads."""
 
-    def __init__(self, options: settings.Settings, kept: source.Source) -> None:
+    def __init__(self, options: settings.Settings, extender: source.Extender) -> None:
+        """Everything is made here, so that what cannot be is refused before the first page; it runs in the worker."""
         self._options = options
-        self._source = kept
+        needs_cluster = options.auth == "kubernetes" or options.monitor_service is not None
+        self._cluster = cluster.Cluster(options.kubeconfig) if needs_cluster else None
+        monitors = None
+        if self._cluster and options.monitor_service:
+            monitors = meters.Monitors(meters.AddressBook(self._cluster, options.monitor_service).read)
+        prometheus = meters.Prometheus(options.prometheus) if options.prometheus else None
+        self._source = source.Source(extender, prometheus, monitors)
         super().__init__()
 
     def load_config(self) -> None:
@@ -36,6 +43,7 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
             "accesslog": None,
             "loglevel": "warning",
             "post_worker_init": self._started,
+            "worker_exit": self._ended,
             "control_socket_disable": True,
         }
         for name, value in chosen.items():
@@ -43,18 +51,30 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return app.create(self._source, self._options)
+        options = self._options
+        if options.auth == "kubernetes":
+            assert self._cluster is not None
+            sessions = access.Sessions()
+            return app.create(self._source, options, access.Reviewed(self._cluster, sessions), sessions)
+        proxied = access.Proxied(options.trusted_proxies, options.user_header)
+        return app.create(self._source, options, proxied if options.auth == "proxy" else access.Open())
 
     def _started(self, worker: Any) -> None:
         """In the worker's process: read, and answer probes."""
         # A page is made in a few short turns; the reader works out a large cluster for a second at a time.
         sys.setswitchinterval(_TURN_SECONDS)
+        if self._cluster:
+            self._cluster.start()
         self._source.start()
         shown = {
             name: f"{one.getsockname()[0]}:{one.getsockname()[1]}" for name, one in (("pages", worker.sockets[0].sock),)
         }
         structlog.get_logger("webui").info("pages", **shown)
         threading.Thread(target=lambda: asyncio.run(self._probes()), name="probes", daemon=True).start()
+
+    def _ended(self, server: Any, worker: Any) -> None:
+        if self._cluster:
+            self._cluster.stop()
 
     async def _probes(self) -> None:
         endpoint = health_endpoint.HealthEndpoint(
@@ -78,14 +98,14 @@ def main() -> int:
     """Run until stopped. Returns the exit status: 2 for a setting that the process cannot start with."""
     try:
         options = settings.parse(sys.argv[1:])
+        logs.configure(options.verbosity, options.log_format)
+        extender = source.Extender(options.extender, options.extender_ca, options.extender_token_file)
+        server = _Server(options, extender)
     except errors.SettingsError as refused:
         sys.stderr.write(f"webui: {error_codes.INVALID_SETTING}: {refused}\n")
         return 2
-    logs.configure(options.verbosity, options.log_format)
-    extender = source.Extender(options.extender, options.extender_ca, options.extender_token_file)
     with contextlib.suppress(KeyboardInterrupt):
-        meter = source.Meter(options.prometheus) if options.prometheus else None
-        _Server(options, source.Source(extender, meter)).run()
+        server.run()
     return 0
 
 

@@ -1,18 +1,17 @@
-"""What is on each page, as plain values: of the extender's answers, for templates and for the JSON API. Pure."""
+"""What is on each page, as plain values: for templates and for the JSON API, which shows them as they are. Pure."""
 
-import collections
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
-from webui import snapshots
+T = TypeVar("T")
 
-NODES_A_PAGE, PODS_A_PAGE = 50, 100
-_MOST_LISTED = 10
-_HUES, _SHADES = 7, 3
-_WHOLE = 1000.0
+WHOLE = 1000.0
 """The width of a bar, in its own units."""
+LEVELS = ("0", "1-24", "25-49", "50-74", "75-99", "100")
+"""How full a node is, in percent of its memory."""
+GPU_STATES = ("ok", "sick", "cordoned", "unknown")
+POD_STATES = ("running", "starting", "waiting", "foreign", "unreadable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +19,7 @@ class Slice:
     """What one pod was promised of a GPU."""
 
     pod: str
+    """`<namespace>/<name>`; empty where the viewer may not see whose it is."""
     memory_mib: int
     cores_percent: int
     x: float
@@ -31,6 +31,11 @@ class Slice:
     used_mib: int | None = None
     """None where it is not known."""
 
+    @property
+    def over(self) -> bool:
+        """Whether more is used than was promised."""
+        return self.used_mib is not None and self.used_mib > self.memory_mib
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
@@ -40,25 +45,35 @@ class Gpu:
     index: int
     model: str
     state: str
-    """`ok`, `sick`, `cordoned`, `unknown`."""
+    """One of `GPU_STATES`."""
+    ailment: str
+    """Why it is sick, in the words of the node's device plugin; empty where nothing was said."""
     total_mib: int
     promised_mib: int
     cores_percent: int
+    """Compute that is promised, in percent of this GPU."""
     slots: int
     slots_promised: int
     slices: tuple[Slice, ...]
     used_mib: int | None = None
     """By whomever; None where it is not known."""
+    busy_percent: int | None = None
+    """Share of time in which it was busy; None where it is not known."""
 
     @property
     def used_width(self) -> float:
         """How much of the bar is used."""
-        return round(_WHOLE * min((self.used_mib or 0) / max(self.total_mib, 1), 1.0), 2)
+        return round(WHOLE * min((self.used_mib or 0) / max(self.total_mib, 1), 1.0), 2)
 
     @property
     def free_mib(self) -> int:
         """What could still be promised of it."""
         return self.total_mib - self.promised_mib if self.state == "ok" and self.slots_promised < self.slots else 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody holds any of it and it could be promised."""
+        return self.state == "ok" and self.slots_promised == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +82,47 @@ class Node:
 
     name: str
     standing: str
+    """Why no pod is placed there; `none` where pods are."""
     gpus: tuple[Gpu, ...]
     models: tuple[str, ...]
     """The models of its GPUs."""
+    labels: Mapping[str, str]
     total_mib: int
     """Memory of all its GPUs."""
     promised_mib: int
     """What of it is promised."""
     largest_free_mib: int
     """The largest share of one GPU that would still fit."""
+
+    @property
+    def level(self) -> str:
+        """One of `LEVELS`."""
+        percent = 100 * self.promised_mib // self.total_mib if self.total_mib else 0
+        quarter = LEVELS[1 + min(percent, 99) // 25]
+        return LEVELS[0] if not self.promised_mib else LEVELS[-1] if percent >= 100 else quarter
+
+    @property
+    def is_sick(self) -> bool:
+        """Whether a GPU of it is."""
+        return any(gpu.state == "sick" for gpu in self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What one container of a waiting pod asks for."""
+
+    gpus: int
+    memory_mib: int
+    """Of each GPU; 0 where the percentage says it."""
+    memory_percent: int
+    cores_percent: int
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        memory = f"{self.memory_mib:,} MiB" if self.memory_mib else f"{self.memory_percent} % of memory"
+        cores = f", {self.cores_percent} % of cores" if self.cores_percent else ""
+        return f"{self.gpus} × {memory}{cores}"  # noqa: RUF001  # a multiplication sign it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +132,19 @@ class Pod:
     namespace: str
     name: str
     state: str
-    """`running`, `starting`, `waiting`, `unreadable`, `foreign`."""
+    """One of `POD_STATES`."""
     node: str
     gpus: int
     promised_mib: int
     cores_percent: int
     code: str
     """Why it waits."""
+    created_at: int
+    """Unix seconds; 0 where nobody says."""
+    bound_at: int
+    """Unix seconds; 0 while it waits."""
+    asks: tuple[Ask, ...]
+    """What the containers of a waiting pod ask for."""
     used_mib: int | None = None
     """None where it is not known."""
 
@@ -99,6 +152,16 @@ class Pod:
     def key(self) -> str:
         """`<namespace>/<name>`."""
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def over(self) -> bool:
+        """Whether it uses more than it was promised."""
+        return self.used_mib is not None and self.used_mib > self.promised_mib
+
+    @property
+    def unused_mib(self) -> int:
+        """What it was promised and does not use; 0 where that is not known."""
+        return 0 if self.used_mib is None else max(self.promised_mib - self.used_mib, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +172,27 @@ class Model:
     gpus: int
     total_mib: int
     promised_mib: int
+    used_mib: int | None
+    """None where it is not known of every GPU."""
     largest_free_mib: int
+    whole_gpus: int
+    """GPUs of which nobody holds anything."""
     sick: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Something that happened, as two looks at the cluster tell it."""
+
+    at: float
+    """Unix seconds."""
+    what: str
+    """`placed`, `waits`, `refused`, `ended`, `sick`, `healthy`, `node added`, `node gone`."""
+    pod: str
+    """`<namespace>/<name>`; empty where it is about none."""
+    node: str
+    detail: str
+    code: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +205,14 @@ class Overview:
     sick: int
     total_mib: int
     promised_mib: int
+    free_mib: int
+    """What could still be promised."""
     used_mib: int | None
     """None where it is not known of every GPU."""
+    cores_percent: int
+    """Compute that is promised, in percent of all GPUs."""
+    busy_percent: int | None
+    """Share of time in which the GPUs were busy; None where it is not known of every GPU."""
     holding: int
     waiting: int
     models: tuple[Model, ...]
@@ -134,12 +222,18 @@ class Overview:
     reasons: tuple[tuple[str, int], ...]
     """Why pods wait: codes and how many."""
 
+    @property
+    def largest(self) -> Model | None:
+        """The model on which the largest request still fits; None where nothing fits."""
+        best = max(self.models, key=lambda model: model.largest_free_mib, default=None)
+        return best if best and best.largest_free_mib else None
+
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class Page(Generic[T]):
     """A part of a list."""
 
-    items: Sequence[Any]
+    items: Sequence[T]
     total: int
     number: int
     pages: int
@@ -153,9 +247,20 @@ class Filters:
     model: str = ""
     state: str = ""
     namespace: str = ""
+    label: str = ""
+    """`key` or `key=value`."""
+    level: str = ""
+    code: str = ""
     free_mib: int = 0
     sort: str = ""
     page: int = 1
+
+
+PARAMETERS = {
+    "q": "text", "model": "model", "state": "state", "namespace": "namespace", "label": "label", "level": "level",
+    "code": "code", "free": "free_mib", "sort": "sort", "page": "page",
+}  # fmt: skip
+"""The filters by their names in the URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,184 +270,19 @@ class View:
     nodes: tuple[Node, ...] = ()
     pods: tuple[Pod, ...] = ()
     taken_at: float = 0.0
+    """Unix seconds; 0 before the first."""
+    measured_at: float | None = None
+    """Unix seconds of the oldest number of what is used; None where nothing is known."""
     nodes_by_name: Mapping[str, Node] = field(default_factory=dict)
     pods_by_key: Mapping[str, Pod] = field(default_factory=dict)
+    pods_by_namespace: Mapping[str, tuple[Pod, ...]] = field(default_factory=dict)
     model_names: tuple[str, ...] = ()
-    namespaces: tuple[str, ...] = ()
     overview: Overview | None = None
     """None before the first snapshot."""
+    only: frozenset[str] | None = None
+    """The namespaces whose pods the viewer may see; None: all."""
 
-
-def view(snapshot: snapshots.Snapshot) -> View:
-    """Everything on the pages of a snapshot."""
-    shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
-    for pod in snapshot.pods:
-        key = f"{pod['namespace']}/{pod['name']}"
-        for one in pod["gpus"]:
-            shares[one["uuid"]].append((key, one["memory_mib"], one["cores_percent"]))
-    used = snapshot.used or snapshots.Used({}, {}, {})
-    nodes = tuple(_node(one, shares, used) for one in snapshot.nodes)
-    pods = tuple(_pod(one, used) for one in snapshot.pods)
-    return View(
-        nodes, pods, snapshot.taken_at, {node.name: node for node in nodes}, {pod.key: pod for pod in pods},
-        tuple(sorted({model for node in nodes for model in node.models})),
-        tuple(sorted({pod.namespace for pod in pods})), _overview(nodes, pods),
-    )  # fmt: skip
-
-
-def _node(node: Mapping[str, Any], shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used) -> Node:
-    gpus = tuple(_gpu(one, shares.get(one["uuid"], ()), used) for one in node["gpus"])
-    return Node(
-        node["name"], node["standing"], gpus, tuple(sorted({gpu.model for gpu in gpus})),
-        sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
-        max((gpu.free_mib for gpu in gpus), default=0),
-    )  # fmt: skip
-
-
-def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> Gpu:
-    total = gpu["memory_mib"]["total"]
-    slices, x = [], 0.0
-    for pod, memory, cores in shares:
-        width = min(_WHOLE * memory / max(total, 1), max(_WHOLE - x, 0.0))
-        slices.append(
-            Slice(
-                pod,
-                memory,
-                cores,
-                round(x, 2),
-                round(width, 2),
-                hue(_namespace(pod)),
-                _digest(pod) % _SHADES,
-                _mib(used.shares.get((pod, gpu["uuid"]))),
-            )
-        )
-        x += width
-    state = (
-        "sick" if not gpu["healthy"]
-        else "unknown" if gpu["usage_unknown"]
-        else "cordoned" if gpu["cordoned"]
-        else "ok"
-    )  # fmt: skip
-    return Gpu(
-        gpu["uuid"], gpu["index"], gpu["type"], state, total, gpu["memory_mib"]["promised"],
-        gpu["cores_percent"]["promised"], gpu["slots"]["total"], gpu["slots"]["promised"], tuple(slices),
-        _mib(used.gpus.get(gpu["uuid"])),
-    )  # fmt: skip
-
-
-def _mib(amount_bytes: float | None) -> int | None:
-    return None if amount_bytes is None else int(amount_bytes) >> 20
-
-
-def hue(namespace: str) -> int:
-    """The colour of a namespace: the same on every page and every day."""
-    return _digest(namespace) % _HUES
-
-
-def _digest(text: str) -> int:
-    return hashlib.sha256(text.encode(errors="replace")).digest()[0]
-
-
-def _pod(pod: Mapping[str, Any], used: snapshots.Used) -> Pod:
-    state = (
-        "waiting" if pod["phase"] == "waiting"
-        else "unreadable" if pod["corrupt"]
-        else "foreign" if pod["foreign_slots"]
-        else "starting" if pod["starting"]
-        else "running"
-    )  # fmt: skip
-    return Pod(
-        pod["namespace"], pod["name"], state, pod["node"] or "", len(pod["gpus"]),
-        sum(one["memory_mib"] for one in pod["gpus"]), sum(one["cores_percent"] for one in pod["gpus"]),
-        pod["error_code"], _mib(used.pods.get(f"{pod['namespace']}/{pod['name']}")),
-    )  # fmt: skip
-
-
-def _overview(nodes: Sequence[Node], pods: Sequence[Pod]) -> Overview:
-    """The first page."""
-    gpus = [gpu for node in nodes for gpu in node.gpus]
-    by_model: dict[str, list[Gpu]] = collections.defaultdict(list)
-    for gpu in gpus:
-        by_model[gpu.model].append(gpu)
-    held: collections.Counter[str] = collections.Counter()
-    for pod in pods:
-        held[pod.namespace] += pod.promised_mib
-    waiting = [pod for pod in pods if pod.state == "waiting"]
-    reasons = collections.Counter(pod.code or "UNDECIDED" for pod in waiting)
-    return Overview(
-        nodes=len(nodes),
-        gpus=len(gpus),
-        gpus_in_use=sum(gpu.slots_promised > 0 for gpu in gpus),
-        sick=sum(gpu.state == "sick" for gpu in gpus),
-        total_mib=sum(gpu.total_mib for gpu in gpus),
-        promised_mib=sum(gpu.promised_mib for gpu in gpus),
-        used_mib=_all(gpu.used_mib for gpu in gpus),
-        holding=len(pods) - len(waiting),
-        waiting=len(waiting),
-        models=tuple(_model(name, mine) for name, mine in sorted(by_model.items())),
-        namespaces=tuple((name, amount) for name, amount in held.most_common(_MOST_LISTED) if amount),
-        longest_waiting=tuple(waiting[:_MOST_LISTED]),
-        reasons=tuple(reasons.most_common(_MOST_LISTED)),
-    )
-
-
-def _all(amounts: Iterable[int | None]) -> int | None:
-    """The sum; None where one is not known, or there is none."""
-    known = list(amounts)
-    return sum(one for one in known if one is not None) if known and None not in known else None
-
-
-def _model(name: str, gpus: Sequence[Gpu]) -> Model:
-    return Model(
-        name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
-        max(gpu.free_mib for gpu in gpus), sum(gpu.state == "sick" for gpu in gpus),
-    )  # fmt: skip
-
-
-NODE_SORTS = ("name", "fullest", "emptiest")
-POD_SORTS = ("name", "largest", "node")
-
-
-def nodes(found: View, wanted: Filters) -> Page:
-    """The nodes of a page."""
-    chosen = [
-        node
-        for node in found.nodes
-        if wanted.text.lower() in node.name.lower()
-        and (not wanted.model or wanted.model in node.models)
-        and (not wanted.state or any(gpu.state == wanted.state for gpu in node.gpus))
-        and (not wanted.free_mib or node.largest_free_mib >= wanted.free_mib)
-        and (
-            not wanted.namespace
-            or wanted.namespace in {_namespace(part.pod) for gpu in node.gpus for part in gpu.slices}
-        )
-    ]
-    if wanted.sort in ("fullest", "emptiest"):
-        chosen.sort(key=lambda node: node.promised_mib / max(node.total_mib, 1), reverse=wanted.sort == "fullest")
-    return _page(chosen, wanted.page, NODES_A_PAGE)
-
-
-def pods(found: View, wanted: Filters) -> Page:
-    """The pods of a page."""
-    chosen = [
-        pod
-        for pod in found.pods
-        if wanted.text.lower() in pod.key.lower()
-        and (not wanted.state or pod.state == wanted.state)
-        and (not wanted.namespace or pod.namespace == wanted.namespace)
-    ]
-    if wanted.sort == "largest":
-        chosen.sort(key=lambda pod: -pod.promised_mib)
-    elif wanted.sort == "node":
-        chosen.sort(key=lambda pod: (pod.node, pod.key))
-    return _page(chosen, wanted.page, PODS_A_PAGE)
-
-
-def _page(chosen: Sequence[Any], number: int, size: int) -> Page:
-    pages = max((len(chosen) + size - 1) // size, 1)
-    number = min(max(number, 1), pages)
-    return Page(chosen[(number - 1) * size : number * size], len(chosen), number, pages)
-
-
-def _namespace(pod: str) -> str:
-    return pod.partition("/")[0]
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Those that have pods with GPUs."""
+        return tuple(sorted(self.pods_by_namespace))

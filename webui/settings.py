@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from gpu_sharing.adapters import flags
 from gpu_sharing.core import errors
+from webui import meters
 
-AUTHS = ("none", "proxy")
+AUTHS = ("none", "proxy", "kubernetes")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -28,9 +29,14 @@ class Settings:
     extender_token_file: pathlib.Path | None = None
     """A bearer token for it, read anew for each call."""
     prometheus: str = ""
-    """Asked for what is really used; empty: nobody is."""
+    """Asked for what is really used, and for what was; empty: the monitors are, if they are known."""
+    monitor_service: meters.Service | None = None
+    """The Service in front of the monitors, which are asked for what is really used."""
+    kubeconfig: pathlib.Path | None = None
+    """How to reach the API server, where it has to be asked; None: as a pod of the cluster."""
     auth: str = "none"
-    """Who may look: with `none` whoever reaches the address, with `proxy` whom a trusted proxy names."""
+    """Who may look: with `none` whoever reaches the address, with `proxy` whom a trusted proxy names, with `kubernetes`
+    who has a token of the cluster, and then the pods that they may list."""
     trusted_proxies: tuple[Network, ...] = ()
     """From where a proxy may say who looks; nobody else is answered then."""
     user_header: str = "X-Forwarded-User"
@@ -46,13 +52,18 @@ class Settings:
 
 
 HELP = {
-    "bind": "HOST:PORT of the pages (default 127.0.0.1:8088); off loopback it needs --auth proxy",
+    "bind": "HOST:PORT of the pages (default 127.0.0.1:8088); off loopback it needs --auth kubernetes or proxy",
     "health-bind": "HOST:PORT of liveness and readiness (default :8081)",
     "extender": "URL of the extender's read API (default http://127.0.0.1:9446)",
     "extender-ca": "FILE: who signed its certificate, PEM (default: the system's authorities)",
     "extender-token-file": "FILE: a bearer token for it (default: none)",
-    "prometheus": "URL of a Prometheus that scrapes the monitors, for what is really used (default: none)",
-    "auth": "none: whoever reaches the address may look; proxy: whom a trusted proxy names (default none)",
+    "prometheus": "URL of a Prometheus that scrapes the monitors, for what is and was really used (default: none)",
+    "monitor-service": "NAMESPACE/NAME:PORT of the monitors, asked for what is really used (default: none)",
+    "kubeconfig": "FILE: how to reach the API server, for --auth kubernetes and --monitor-service (default: as a pod)",
+    "auth": (
+        "none: whoever reaches the address may look; kubernetes: who has a token of the cluster; "
+        "proxy: whom a trusted proxy names (default none)"
+    ),
     "trusted-proxy": "CIDRs, with commas, from which --auth proxy believes who looks",
     "user-header": "header in which the proxy says who looks (default X-Forwarded-User)",
     "hosts": "names, with commas, by which browsers may ask, beside localhost (default: none)",
@@ -75,6 +86,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
         extender=_url("--extender", value("extender") or default.extender),
         prometheus=_url("--prometheus", value("prometheus") or "", optional=True),
+        monitor_service=_service(value("monitor-service") or ""),
+        kubeconfig=flags.path(value("kubeconfig")),
         extender_ca=flags.path(value("extender-ca")),
         extender_token_file=flags.path(value("extender-token-file")),
         auth=flags.one_of("--auth", value("auth"), AUTHS, default.auth),
@@ -88,7 +101,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     if settings.auth == "none" and not settings.bind.is_loopback:
         raise errors.SettingsError(
             f"--bind {settings.bind.host} is not loopback, and --auth none lets everybody look: bind 127.0.0.1 and use "
-            "kubectl port-forward, or --auth proxy"
+            "kubectl port-forward, or --auth kubernetes or proxy"
         )
     if settings.auth == "proxy" and not settings.trusted_proxies:
         raise errors.SettingsError("--auth proxy needs --trusted-proxy: without it anybody could say who they are")
@@ -99,6 +112,15 @@ def _url(flag: str, text: str, *, optional: bool = False) -> str:
     if not (optional and not text) and not re.fullmatch(r"https?://[^\s?#]+", text):
         raise errors.SettingsError(f"{flag} {text!r} is no URL, for example https://hami-scheduler:9446")
     return text
+
+
+def _service(text: str) -> meters.Service | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"([a-z0-9-]{1,63})/([a-z0-9-]{1,63}):(\d{1,5})", text)
+    if match is None:
+        raise errors.SettingsError(f"--monitor-service {text!r} is none: give it as hami-system/hami-monitor:41991")
+    return meters.Service(match[1], match[2], int(match[3]))
 
 
 def _networks(text: str) -> tuple[Network, ...]:

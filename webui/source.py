@@ -11,20 +11,21 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 import structlog
 
-from gpu_sharing.adapters import prometheus
 from gpu_sharing.core import error_codes, errors
-from webui import models, snapshots
+from webui import changes, history, meters, models, snapshots, views
 
 _SECONDS_BETWEEN = 2.0
 _LOAD = 5.0
 """The extender is left alone for so many times as long as it took to answer."""
 _TIMEOUT_SECONDS = 20.0
+_MOST_CHANGES = 200
+_NOBODY = "nobody measures it: give --monitor-service or --prometheus"
 
 log = structlog.get_logger("source")
 
@@ -75,49 +76,35 @@ class Extender:
             raise NoAnswer(f"the extender does not answer: {getattr(broken, 'reason', broken)}") from broken
 
 
-class Meter:
-    """Asks a Prometheus what is really used."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def read(self) -> snapshots.Used:
-        """What the monitors have measured last.
-
-        Raises:
-            NoAnswer: Prometheus does not answer.
-        """
-        try:
-            gpus = prometheus.ask(self._url, "hami_gpu_memory_used_bytes", _TIMEOUT_SECONDS)
-            shares = prometheus.ask(
-                self._url, "sum by (namespace, pod, device) (hami_vgpu_memory_usage_bytes)", _TIMEOUT_SECONDS
-            )
-        except prometheus.NoAnswer as cause:
-            raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
-        by_share = {
-            (f"{labels.get('namespace')}/{labels.get('pod')}", labels.get("device", "")): value
-            for labels, value in shares
-        }
-        by_pod: collections.Counter[str] = collections.Counter()
-        for (pod, _), value in by_share.items():
-            by_pod[pod] += value  # type: ignore[assignment]  # bytes, as Prometheus counts them
-        return snapshots.Used({labels.get("device", ""): value for labels, value in gpus}, dict(by_pod), by_share)
-
-
 class Source:
     """Keeps what the pages show of the last snapshot.
 
+    Args:
+        extender: Whom to ask for what is promised.
+        prometheus: Whom to ask for what is used; None: nobody.
+        monitors: Whom to ask for it otherwise; they are asked too when somebody looks at a node.
+        clock: Unix seconds.
+
     Attributes:
         trouble: Why there is no newer one; empty while all is well.
-        meter_trouble: Why nothing is known of what is used; empty where it is, or where nobody is asked.
+        history: The last hour.
     """
 
-    def __init__(self, extender: Extender, meter: Meter | None = None, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        extender: Extender,
+        prometheus: meters.Prometheus | None = None,
+        monitors: meters.Monitors | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._extender = extender
-        self._meter = meter
+        self._prometheus = prometheus
+        self._monitors = monitors
         self._clock = clock
-        self.meter_trouble = ""
+        self._prometheus_trouble = ""
         self._view = models.View()
+        self._changes: collections.deque[models.Change] = collections.deque(maxlen=_MOST_CHANGES)
+        self.history = history.Ring()
         self.trouble = "nothing has been read yet"
 
     @property
@@ -125,8 +112,27 @@ class Source:
         """What the pages show of the last one; nothing before the first."""
         return self._view
 
+    @property
+    def changes(self) -> list[models.Change]:
+        """What happened, newest first."""
+        return list(reversed(self._changes))
+
+    @property
+    def has_prometheus(self) -> bool:
+        """Whether there is a history longer than an hour."""
+        return self._prometheus is not None
+
+    @property
+    def meter_trouble(self) -> str:
+        """Why what is used is not known, or not everywhere; empty where it is."""
+        if self._prometheus:
+            return self._prometheus_trouble
+        return self._monitors.trouble if self._monitors else _NOBODY
+
     def start(self) -> None:
-        """Read again and again, in a thread of its own."""
+        """Read again and again, in threads of their own."""
+        if self._monitors:
+            self._monitors.start()
         threading.Thread(target=self._run, name="source", daemon=True).start()
 
     def refresh(self) -> None:
@@ -136,7 +142,8 @@ class Source:
                 self._extender.get("nodes")["nodes"], self._extender.get("pods")["pods"], self._clock(),
                 self._measured(),
             )  # fmt: skip
-            view = models.view(found)  # Here, so that no viewer waits for it.
+            view = views.view(found)  # Here, so that no viewer waits for it.
+            changed = changes.between(self._view, view)
         except (NoAnswer, KeyError, TypeError) as trouble:
             told = (
                 str(trouble) if isinstance(trouble, NoAnswer) else f"the extender says what it should not: {trouble!r}"
@@ -147,21 +154,46 @@ class Source:
         else:
             if self.trouble:
                 log.info("data", nodes=len(found.nodes), pods=len(found.pods))
+            self._changes.extend(changed)
+            self.history.put(view)
             self._view, self.trouble = view, ""
 
     def _measured(self) -> snapshots.Used | None:
         """What is used, if anybody says; the promises are shown without."""
-        if self._meter is None:
+        meter = self._prometheus or self._monitors
+        if meter is None:
             return None
         try:
-            found = self._meter.read()
-        except NoAnswer as trouble:
-            if not self.meter_trouble:
+            found = meter.read()
+        except meters.NoAnswer as trouble:
+            if self._prometheus and not self._prometheus_trouble:
                 log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=str(trouble))
-            self.meter_trouble = str(trouble)
+            self._prometheus_trouble = str(trouble)
             return None
-        self.meter_trouble = ""
+        self._prometheus_trouble = ""
         return found
+
+    def node(self, name: str) -> tuple[models.Node | None, str]:
+        """A node, with what its monitor says at this moment where there is one; and why it does not."""
+        found = self._view.nodes_by_name.get(name)
+        if found is None or self._monitors is None:
+            return found, self.meter_trouble
+        try:
+            return views.measured(found, self._monitors.measure(name)), ""
+        except meters.NoAnswer as cause:
+            return found, str(cause)
+
+    def series(self, node: str, seconds: float) -> history.Series:
+        """Memory over time, of a node or of the cluster: the last hour by ourselves, more by Prometheus.
+
+        Raises:
+            NoAnswer: Of meters: Prometheus does not answer, or there is none.
+        """
+        if seconds <= history.STEP_SECONDS * history.LENGTH:
+            return self.history.series(node)
+        if self._prometheus is None:
+            raise meters.NoAnswer("more than an hour is known to a Prometheus only: give --prometheus URL")
+        return self._prometheus.series(node, seconds)
 
     def explain(self, namespace: str, name: str) -> Mapping[str, Any]:
         """Why a pod waits, asked now.
@@ -170,6 +202,11 @@ class Source:
             NoAnswer: The extender does not say, or knows no such pod.
         """
         found: Mapping[str, Any] = self._extender.get("explain", namespace, name)
+        return found
+
+    def events(self, namespace: str, name: str) -> Sequence[Mapping[str, Any]]:
+        """What happened to a pod, asked now. Errors as `explain`."""
+        found: Sequence[Mapping[str, Any]] = self._extender.get("events", namespace, name)["events"]
         return found
 
     def _run(self) -> None:

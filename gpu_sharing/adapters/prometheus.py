@@ -1,11 +1,13 @@
-"""Asks a Prometheus one question: an instant query, as labels and values.
+"""Asks a Prometheus one question: an instant query, as labels and values, or one number over time.
 
-Source: Prometheus HTTP API v1, `/api/v1/query`.
+Source: Prometheus HTTP API v1, `/api/v1/query` and `/api/v1/query_range`.
 """
 
 import asyncio
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
+from typing import TypeVar
 from urllib import parse
 
 import msgspec
@@ -13,6 +15,7 @@ import msgspec
 from gpu_sharing.core import errors
 
 _MOST_BYTES = 32 * 1024 * 1024
+T = TypeVar("T")
 
 
 class NoAnswer(errors.GpuSharingError):
@@ -24,13 +27,24 @@ class _Sample(msgspec.Struct, gc=False):
     value: tuple[float, str]
 
 
-class _Data(msgspec.Struct, gc=False, rename="camel"):
+class _Curve(msgspec.Struct, gc=False):
+    values: list[tuple[float, str]]
+
+
+class _Vector(msgspec.Struct, gc=False):
     result: list[_Sample]
 
 
-class _Answer(msgspec.Struct, gc=False):
-    status: str
-    data: _Data
+class _Matrix(msgspec.Struct, gc=False):
+    result: list[_Curve]
+
+
+class _InstantAnswer(msgspec.Struct, gc=False):
+    data: _Vector
+
+
+class _RangeAnswer(msgspec.Struct, gc=False):
+    data: _Matrix
 
 
 async def query(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
@@ -49,12 +63,30 @@ async def query(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[
 
 def ask(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
     """The same, for those who can wait. Errors as `query`."""
-    address = f"{url.rstrip('/')}/api/v1/query?{parse.urlencode({'query': text})}"
+    found = _ask(f"{url.rstrip('/')}/api/v1/query", {"query": text}, timeout_seconds, _InstantAnswer)
+    return [(one.metric, _number(one.value[1])) for one in found.data.result]
+
+
+def ask_range(
+    url: str, text: str, start: float, end: float, step_seconds: float, timeout_seconds: float
+) -> dict[float, float]:
+    """One number over time, by Unix seconds; empty where there is none. Errors as `query`."""
+    asked: dict[str, str | float] = {"query": text, "start": start, "end": end, "step": step_seconds}
+    found = _ask(f"{url.rstrip('/')}/api/v1/query_range", asked, timeout_seconds, _RangeAnswer)
+    return {at: _number(value) for one in found.data.result[:1] for at, value in one.values}
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as cause:
+        raise NoAnswer(f"{text[:20]!r} is no number") from cause
+
+
+def _ask(address: str, asked: Mapping[str, str | float], timeout_seconds: float, kind: type[T]) -> T:
     try:
         # The setting takes http and https only.
-        with urllib.request.urlopen(address, timeout=timeout_seconds) as answer:  # noqa: S310
-            body = answer.read(_MOST_BYTES)
-        found = msgspec.json.decode(body, type=_Answer)
-        return [(one.metric, float(one.value[1])) for one in found.data.result]
+        with urllib.request.urlopen(f"{address}?{parse.urlencode(asked)}", timeout=timeout_seconds) as answer:  # noqa: S310
+            return msgspec.json.decode(answer.read(_MOST_BYTES), type=kind)
     except (OSError, ValueError, msgspec.MsgspecError) as cause:
         raise NoAnswer(str(cause)) from cause

@@ -1,18 +1,33 @@
 """The pages by Flask's own client, on made-up answers of the extender: what is on them, and what nobody can break."""
 
+import asyncio
+import concurrent.futures
 import contextlib
 import http.server
+import inspect
 import ipaddress
 import json
+import pathlib
+import re
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import flask.testing
+import hypothesis
 import pytest
+import schemathesis
+from hypothesis import strategies as st
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from gpu_sharing.core import errors
-from webui import app, models, settings, snapshots, source
+from lab import api_server
+from webui import access, app, cluster, history, lists, meters, models, settings, snapshots, source
 
 EVIL = "<script>alert(1)</script>"
 
@@ -23,6 +38,7 @@ class FakeExtender:
     def __init__(self, nodes: list[Any], pods: list[Any]) -> None:
         self.answers: dict[str, Any] = {"cluster": {}, "nodes": {"nodes": nodes}, "pods": {"pods": pods}}
         self.explanations: dict[tuple[str, str], Any] = {}
+        self.events: dict[tuple[str, str], Any] = {}
         self.is_away = False
 
     def get(self, *parts: str) -> Any:
@@ -33,13 +49,15 @@ class FakeExtender:
             if found is None:
                 raise source.NoAnswer("the extender answers 404", is_unknown=True)
             return found
+        if parts[0] == "events":
+            return {"pod": "", "events": self.events.get((parts[1], parts[2]), [])}
         return self.answers[parts[0]]
 
 
 def gpu(node: str, index: int, promised: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "uuid": f"GPU-{node}-{index}", "index": index, "type": "NVIDIA A100", "mode": "", "healthy": True,
-        "cordoned": False, "usage_unknown": False, "memory_mib": {"total": 16_000, "promised": promised},
+        "ailment": "", "cordoned": False, "usage_unknown": False, "memory_mib": {"total": 16_000, "promised": promised},
         "cores_percent": {"total": 100, "promised": 30}, "slots": {"total": 10, "promised": int(promised > 0)},
         "exclusive": False, **more,
     }  # fmt: skip
@@ -52,8 +70,19 @@ def pod(
     return {
         "namespace": namespace, "name": name, "uid": name, "node": node, "phase": "holding" if node else "waiting",
         "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [gpus], "gpus": gpus, "error_code": "",
-        **more,
+        "created_at": 999_000, "bound_at": 999_500 if node else 0, "asks": [], **more,
     }  # fmt: skip
+
+
+def event(reason: str, note: str, **more: Any) -> dict[str, Any]:
+    return {
+        "first_at": 999_600.0, "last_at": 999_900.0, "count": 1, "by": "hami-scheduler", "type": "Normal",
+        "reason": reason, "note": note, **more,
+    }  # fmt: skip
+
+
+def node(name: str, *gpus: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": name, "standing": "none", "foreign_slots": 0, "labels": {"pool": name}, "gpus": [*gpus], **more}
 
 
 class FakeMeter:
@@ -64,22 +93,37 @@ class FakeMeter:
 
     def read(self) -> snapshots.Used:
         if self.used is None:
-            raise source.NoAnswer("Prometheus does not answer: refused")
+            raise meters.NoAnswer("Prometheus does not answer: refused")
         return self.used
+
+    def series(self, node: str, seconds: float) -> history.Series:
+        if self.used is None:
+            raise meters.NoAnswer("Prometheus does not answer: refused")
+        return history.told([1.0, 3601.0], [1000, 3000], [None, 500])
 
 
 class Site:
     """The application, and what its extender says."""
 
-    def __init__(self, nodes: list[Any], pods: list[Any], *, measured: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        nodes: list[Any],
+        pods: list[Any],
+        *,
+        measured: bool = False,
+        monitors: Any = None,
+        gate: access.Gate | None = None,
+        sessions: access.Sessions | None = None,
+        **options: Any,
+    ) -> None:
         self.now = 1_000_000.0
         self.extender = FakeExtender(nodes, pods)
         fake: Any = self.extender
         self.meter = FakeMeter()
         meter: Any = self.meter
-        self.source = source.Source(fake, meter if measured else None, lambda: self.now)
+        self.source = source.Source(fake, meter if measured else None, monitors, lambda: self.now)
         self.source.refresh()
-        made = app.create(self.source, settings.Settings(**options), lambda: self.now)
+        made = app.create(self.source, settings.Settings(**options), gate or access.Open(), sessions, lambda: self.now)
         self.client: flask.testing.FlaskClient = made.test_client()
 
     def page(self, path: str, status: int = 200, **headers: str) -> str:
@@ -92,11 +136,12 @@ class Site:
 def site() -> Site:
     """Three nodes, one of them sick; a pod that holds, one that waits."""
     nodes = [
-        {"name": "a", "standing": "none", "foreign_slots": 0, "gpus": [gpu("a", 0, 4000), gpu("a", 1)]},
-        {"name": "b", "standing": "none", "foreign_slots": 0, "gpus": [gpu("b", 0, healthy=False)]},
-        {"name": "c", "standing": "node_not_registered", "foreign_slots": 0, "gpus": []},
+        node("a", gpu("a", 0, 4000), gpu("a", 1)),
+        node("b", gpu("b", 0, healthy=False, ailment="XID 79: fell off the bus")),
+        node("c", standing="node_not_registered"),
     ]
-    waiting = pod("waits", error_code="SCHED_INSUFFICIENT_GPU_MEMORY")
+    asks = [{"gpus": 1, "memory_mib": 99_000, "memory_percent": 0, "cores_percent": 30}]
+    waiting = pod("waits", error_code="SCHED_INSUFFICIENT_GPU_MEMORY", asks=asks)
     found = Site(nodes, [pod("holds", "a", ("GPU-a-0", 4000)), waiting])
     found.extender.explanations["ai", "waits"] = {
         "pod": "ai/waits", "phase": "waiting", "node": None,
@@ -118,8 +163,9 @@ def test_the_overview_answers_how_full_it_is_and_who_waits(site: Site) -> None:
     text = site.page("/")
     assert "<b>1 of 3</b> GPUs in use" in text
     assert '<span class="number">8</span> %</b> of memory promised' in text
-    assert "The largest share of one NVIDIA A100 is" in text
-    assert '<span class="number">16,000</span> MiB' in text
+    assert 'The largest request that still fits is <span class="number">16,000</span> MiB on one NVIDIA A100' in text
+    assert "99,000 MiB, 30 % of cores" in text
+    assert ">16 min</time>" in text
     assert 'href="/pods/ai/waits"' in text
     assert "SCHED_INSUFFICIENT_GPU_MEMORY" in text
 
@@ -130,16 +176,19 @@ def test_a_node_shows_each_gpu_as_a_bar_with_its_words_beside(site: Site) -> Non
     assert "GPU 0 of a: 4,000 of 16,000 MiB promised to 1 containers, ok" in text
     assert "GPU 0 of b: 0 of 16,000 MiB promised to 0 containers, sick" in text
     assert "✕ sick" in text
+    assert "XID 79: fell off the bus" in text
     assert "node not registered" in text
-    node = site.page("/nodes/a")
-    assert 'href="/pods/ai/holds"' in node
-    assert "unknown</abbr> used" in node
+    page = site.page("/nodes/a")
+    assert 'href="/pods/ai/holds"' in page
+    assert "unknown</abbr> used" in page
+    assert "nobody measures it: give --monitor-service or --prometheus" in page
+    assert 'href="/nodes?label=pool%3Da"' in page
 
 
 def test_what_is_used_is_shown_where_it_is_measured_and_unknown_elsewhere() -> None:
     """Never as zero; a pod that uses more than it was promised stands out."""
     mib = 1 << 20
-    nodes = [{"name": "a", "standing": "none", "foreign_slots": 0, "gpus": [gpu("a", 0, 4000), gpu("a", 1, 4000)]}]
+    nodes = [node("a", gpu("a", 0, 4000), gpu("a", 1, 4000))]
     pods = [pod("over", "a", ("GPU-a-0", 4000)), pod("quiet", "a", ("GPU-a-1", 4000))]
     measured = Site(nodes, pods, measured=True)
     assert "<b>unknown</b> of memory used" in measured.page("/")
@@ -149,10 +198,10 @@ def test_what_is_used_is_shown_where_it_is_measured_and_unknown_elsewhere() -> N
     measured.source.refresh()
 
     assert [one["used_mib"] for one in json.loads(measured.page("/api/v1/pods"))["items"]] == [5000, None]
-    assert '<td class="right over"><span class="number">5,000</span></td>' in measured.page("/pods")
-    node = measured.page("/nodes/a")
-    assert '<rect class="used" width="312.5"' in node
-    assert "unknown</abbr> used" in node
+    assert '<td class="right over"><span class="number">5,000</span> ▲ over</td>' in measured.page("/pods")
+    page = measured.page("/nodes/a")
+    assert '<rect class="used" width="312.5"' in page
+    assert "unknown</abbr> used" in page
     assert "<b>unknown</b> of memory used" in measured.page("/")
 
     measured.meter.used = snapshots.Used({"GPU-a-0": 5000 * mib, "GPU-a-1": 0}, {}, {})
@@ -168,10 +217,38 @@ def test_a_prometheus_is_asked_in_its_own_words() -> None:
         return 200, json.dumps({"status": "success", "data": {"result": [sample]}}).encode()
 
     with serving(answer) as url:
-        found = source.Meter(url).read()
-    assert found == snapshots.Used({"GPU-a": 1048576.0}, {"ai/p": 1048576.0}, {("ai/p", "GPU-a"): 1048576.0})
-    with pytest.raises(source.NoAnswer, match="Prometheus does not answer"):
-        source.Meter("http://127.0.0.1:1").read()
+        found = meters.Prometheus(url, lambda: 7.0).read()
+    amount = 1048576.0
+    assert found == snapshots.Used(
+        {"GPU-a": amount}, {"ai/p": amount}, {("ai/p", "GPU-a"): amount}, {"GPU-a": amount}, 7.0
+    )
+    with pytest.raises(meters.NoAnswer, match="Prometheus does not answer"):
+        meters.Prometheus("http://127.0.0.1:1").read()
+
+
+def test_a_prometheus_knows_more_than_an_hour() -> None:
+    """Of the cluster or of a node; what it does not know is a gap, and a lie is no number."""
+    asked: list[str] = []
+
+    def curve(*values: Any) -> bytes:
+        result = [{"metric": {}, "values": list(values)}] if values else []
+        return json.dumps({"status": "success", "data": {"resultType": "matrix", "result": result}}).encode()
+
+    def answer(path: str) -> tuple[int, bytes]:
+        asked.append(urllib.parse.unquote_plus(path))
+        if "promised" in path:
+            return 200, curve([60, "2097152"], [120, "4194304"])
+        return 200, curve([120, "1048576"], [180, "NaN"])
+
+    with serving(answer) as url:
+        found = meters.Prometheus(url, lambda: 7200.0).series('a"b', 3600.0)
+    assert (found.at, found.promised_mib, found.used_mib) == ((60, 120, 180), (2, 4, None), (None, 1, None))
+    assert found.words == "In the last 2 minutes: promised 2 to 4 MiB, now unknown; used 1 to 1 MiB, now unknown."
+    assert 'query=sum(hami_gpu_memory_promised_bytes{node="a\\"b"})&start=3600.0&end=7200.0' in asked[0]
+    with serving(lambda: (200, curve([1, "many"]))) as url, pytest.raises(meters.NoAnswer, match="is no number"):
+        meters.Prometheus(url).series("", 3600.0)
+    with serving(lambda: (200, curve())) as url:
+        assert meters.Prometheus(url).series("", 3600.0).words == "Nothing has been measured yet."
 
 
 def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site) -> None:
@@ -192,7 +269,8 @@ def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site
     [
         ("", "a b c"), ("?q=A", "a"), ("?state=sick", "b"), ("?model=NVIDIA+A100", "a b"), ("?free=16000", "a"),
         ("?free=16001", ""), ("?namespace=ai", "a"), ("?sort=fullest", "a b c"), ("?model=x", ""),
-        ("?page=99", "a b c"),
+        ("?page=99", "a b c"), ("?label=pool", "a b c"), ("?label=pool%3Db", "b"), ("?label=pool%3D", ""),
+        ("?label=x", ""), ("?level=1-24", "a"), ("?level=0", "b c"), ("?level=x", ""), ("?sort=x", "a b c"),
     ],
 )  # fmt: skip
 def test_filters_are_in_the_url_and_narrow_the_list(site: Site, query: str, found: str) -> None:
@@ -208,7 +286,8 @@ def test_filters_are_in_the_url_and_narrow_the_list(site: Site, query: str, foun
     ("query", "found"),
     [
         ("", "holds waits"), ("?state=waiting", "waits"), ("?q=HOLD", "holds"), ("?namespace=other", ""),
-        ("?sort=largest", "holds waits"),
+        ("?sort=largest", "holds waits"), ("?sort=node", "waits holds"), ("?sort=oldest", "holds waits"),
+        ("?code=SCHED_INSUFFICIENT_GPU_MEMORY", "waits"), ("?code=UNDECIDED", ""), ("?sort=unused", "holds waits"),
     ],
 )  # fmt: skip
 def test_pods_are_filtered_too(site: Site, query: str, found: str) -> None:
@@ -251,13 +330,14 @@ def test_a_cluster_without_gpus_says_what_to_do() -> None:
 
 def test_names_from_the_cluster_are_text_whatever_they_are() -> None:
     """Markup, any script, very long ones."""
-    nodes = [
-        {"name": EVIL, "standing": "none", "foreign_slots": 0, "gpus": [gpu("x", 0, 100, type="“ﷺ” \u202e" * 500)]}
-    ]
+    labels = {"x" * 10_000: EVIL, EVIL: "y" * 10_000}
+    nodes = [node(EVIL, gpu("x", 0, 100, type="“ﷺ” \u202e" * 500, healthy=False, ailment=EVIL), labels=labels)]
     site = Site(
         nodes, [pod("p" * 10_000, EVIL, ("GPU-x-0", 100), namespace=EVIL), pod("\ud83d\ude00", error_code=EVIL)]
     )
-    for path in ("/", "/nodes", "/pods", f"/nodes/{EVIL.replace('/', '%2F')}"):
+    key = f"{EVIL.replace('/', '%2F')}/" + "p" * 10_000
+    site.extender.events[EVIL, "p" * 10_000] = [event(EVIL, EVIL)]
+    for path in ("/", "/nodes", "/pods", "/nodes?label=" + EVIL, "/search?q=" + EVIL, "/nodes/" + EVIL, f"/pods/{key}"):
         assert EVIL not in site.client.get(path).text
     assert "&lt;script&gt;" in site.page("/nodes")
 
@@ -309,9 +389,8 @@ def test_nothing_foreign_runs_in_the_page_and_no_other_host_is_answered(site: Si
 
 def test_a_trusted_proxy_says_who_looks_and_nobody_else_may() -> None:
     """Whoever else sends the header is refused."""
-    proxied = Site(
-        [], [], auth="proxy", trusted_proxies=(ipaddress.ip_network("10.1.0.0/16"),), hosts=frozenset({"gpus"})
-    )
+    gate = access.Proxied([ipaddress.ip_network("10.1.0.0/16")], "X-Forwarded-User")
+    proxied = Site([], [], gate=gate, auth="proxy", hosts=frozenset({"gpus"}))
 
     def asked(address: str, **headers: str) -> tuple[int, str]:
         answer = proxied.client.get("/", headers={"Host": "gpus", **headers}, environ_base={"REMOTE_ADDR": address})
@@ -335,33 +414,41 @@ def test_a_trusted_proxy_says_who_looks_and_nobody_else_may() -> None:
 def test_a_page_model_that_fails_is_a_page_not_a_traceback(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A defect of ours."""
 
-    def fail(found: models.View, wanted: models.Filters) -> models.Page:
+    def fail(found: models.View, wanted: models.Filters) -> models.Page[models.Node]:
         raise RuntimeError("defect")
 
-    monkeypatch.setattr(models, "nodes", fail)
+    monkeypatch.setattr(lists, "nodes", fail)
     assert "This page failed; the log says why." in site.page("/nodes", 500)
 
 
 def test_five_thousand_nodes_are_paged() -> None:
     """A page is no longer for it."""
     nodes = [
-        {"name": f"node-{index:04d}", "standing": "none", "foreign_slots": 0, "gpus": [gpu(f"n{index}", 0)]}
+        node(f"node-{index:04d}", gpu(f"n{index}", 0, 16_000 if index < 1234 else 0, healthy=index != 7))
         for index in range(5000)
     ]
     site = Site(nodes, [])
+    text = site.page("/")
+    assert 'aria-label="1,233 nodes with NVIDIA A100: 100 % promised"' in text
+    assert 'aria-label="1 nodes with NVIDIA A100: a GPU is sick"' in text
+    assert len(text) < 30_000
     text = site.page("/nodes?page=100")
     assert "5,000 found, page 100 of 100" in text
     assert text.count('class="node"') == 50
     assert 'rel="prev" href="/nodes?page=99"' in text
 
 
+def strategy(operation: Any) -> Any:
+    return operation.ok().as_strategy()
+
+
 @contextlib.contextmanager
-def serving(answer: Callable[[], tuple[int, bytes]]) -> Iterator[str]:
+def serving(answer: Callable[..., tuple[int, bytes]]) -> Iterator[str]:
     """A server that says something."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, body = answer()
+            status, body = answer(self.path) if inspect.signature(answer).parameters else answer()
             self.send_response(status)
             self.end_headers()
             self.wfile.write(body + self.headers.get("Authorization", "").encode())
@@ -411,6 +498,7 @@ def test_the_token_is_read_anew_for_each_call(tmp_path: Any) -> None:
         ["--bind", ":8088"], ["--bind", "10.0.0.1:8088"], ["--extender", "localhost"], ["--auth", "magic"],
         ["--threads", "0"], ["--auth", "proxy"], ["--auth", "proxy", "--trusted-proxy", "10.0.0.1/8"],
         ["--bind", ":8088", "--trusted-proxy", "10.0.0.0/8"], ["--prometheus", "localhost"],
+        ["--monitor-service", "hami-monitor"], ["--monitor-service", "a/b:x"],
     ],
 )  # fmt: skip
 def test_settings_that_would_show_the_cluster_to_everybody_are_refused(arguments: list[str]) -> None:
@@ -418,3 +506,385 @@ def test_settings_that_would_show_the_cluster_to_everybody_are_refused(arguments
     with pytest.raises(errors.SettingsError):
         settings.parse(arguments, {})
     assert settings.parse([], {}).bind.port == 8088
+    found = settings.parse(["--auth", "kubernetes", "--bind", ":8088", "--monitor-service", "gpus/monitor:41991"], {})
+    assert found.monitor_service == meters.Service("gpus", "monitor", 41991)
+
+
+def test_a_pods_page_tells_its_story(site: Site) -> None:
+    """In the order in which it happened, by whom, how often; and says where it cannot be read."""
+    note = "Successfully assigned pod to a\n    GPU: 1/2, Memory: 4000MB\n    Score: 85, Policy: binpack"
+    site.extender.events["ai", "holds"] = [
+        event("Scheduled", note), event("Allocated", "GPU-a-0", by="hami-device-plugin"),
+        event("Unhealthy", "It broke", type="Warning", count=7),
+    ]  # fmt: skip
+    text = site.page("/pods/ai/holds")
+    told = text[text.index('class="story"') :]
+    places = [told.index(part) for part in ("Made", "Scheduled", "Score: 85, Policy: binpack", "Allocated", "It broke")]
+    assert places == sorted(places)
+    assert "by hami-device-plugin" in told
+    assert "7 times, last" in told
+    assert '<b class="warning">Unhealthy</b>' in told
+    assert re.search(r"placed <time[^>]+>8 min</time> ago", text)
+    assert "the API server forgets them after an hour" in site.page("/pods/ai/waits")
+    site.extender.is_away = True
+    assert "Its events cannot be read now: the extender does not answer" in site.page("/pods/ai/holds")
+
+
+def test_what_happened_is_told_by_comparing_two_looks(site: Site) -> None:
+    """Placed, refused, ended, sick, healthy, added, gone; nothing where nothing changed."""
+
+    def told() -> list[tuple[str, str, str, str]]:
+        found = json.loads(site.page("/api/v1/changes"))
+        return [(one["what"], one["pod"], one["node"], one["code"]) for one in found]
+
+    assert told() == [("placed", "ai/holds", "a", "")]
+    site.source.refresh()
+    assert len(told()) == 1
+    answers = site.extender.answers
+    sick = gpu("a", 0, 4000, healthy=False, ailment="XID 48")
+    answers["nodes"] = {"nodes": [node("a", sick, gpu("a", 1)), node("b", gpu("b", 0)), node("d")]}
+    answers["pods"] = {"pods": [pod("new", error_code="SCHED_X"), pod("plain"), pod("waits", "a", ("GPU-a-1", 99))]}
+    site.now += 3
+    site.source.refresh()
+    assert set(told()[:-1]) == {
+        ("sick", "", "a", ""), ("healthy", "", "b", ""), ("node added", "", "d", ""), ("node gone", "", "c", ""),
+        ("ended", "ai/holds", "a", ""), ("placed", "ai/waits", "a", ""), ("refused", "ai/new", "", "SCHED_X"),
+        ("waits", "ai/plain", "", ""),
+    }  # fmt: skip
+    text = site.page("/")
+    assert "GPU 0: XID 48" in text
+    assert 'href="/pods/ai/new"' in text
+
+
+def test_the_last_hour_is_kept_and_no_more(site: Site) -> None:
+    """In a ring: what was unknown is a gap; a node that is gone is forgotten."""
+    assert json.loads(site.page("/api/v1/history"))["promised_mib"] == [4000]
+    site.now += 10
+    site.source.refresh()
+    assert len(json.loads(site.page("/api/v1/history"))["at"]) == 1
+    for _ in range(130):
+        site.now += 30
+        site.source.refresh()
+    found = json.loads(site.page("/api/v1/history?node=a"))
+    assert len(found["at"]) == 120
+    assert found["at"] == sorted(found["at"])
+    assert found["at"][-1] == site.now
+    assert set(found["used_mib"]) == {None}
+    assert found["words"] == "In the last 60 minutes: promised 4,000 to 4,000 MiB, now 4,000 MiB; used unknown."
+    assert found["words"] in site.page("/nodes/a")
+    nodes = site.extender.answers["nodes"]["nodes"]
+    site.extender.answers["nodes"] = {"nodes": nodes[1:]}
+    site.now += 30
+    site.source.refresh()
+    assert json.loads(site.page("/api/v1/history?node=a"))["words"] == "Nothing has been measured yet."
+    site.extender.answers["nodes"] = {"nodes": nodes}
+    site.now += 30
+    site.source.refresh()
+    assert len(json.loads(site.page("/api/v1/history?node=a"))["at"]) == 1
+    assert "more than an hour is known to a Prometheus only" in site.page("/api/v1/history?window=1d", 503)
+    assert "window must be one of 1h, 6h, 1d, 7d" in site.page("/api/v1/history?window=1y", 400)
+
+
+def test_longer_history_is_prometheus_business() -> None:
+    """And is offered only where there is one."""
+    measured = Site([node("a", gpu("a", 0))], [], measured=True)
+    assert 'data-window="7d"' in measured.page("/")
+    assert "Prometheus does not answer" in measured.page("/api/v1/history?window=6h", 503)
+    measured.meter.used = snapshots.Used()
+    assert json.loads(measured.page("/api/v1/history?window=6h"))["promised_mib"] == [1000, 3000]
+    assert "data-window" not in Site([], []).page("/")
+
+
+def test_search_finds_nodes_and_pods_and_goes_to_the_only_one(site: Site) -> None:
+    """By any part of a name."""
+    assert site.client.get("/search?q=WAITS").headers["Location"] == "/pods/ai/waits"
+    assert site.client.get("/search?q=holds").headers["Location"] == "/pods/ai/holds"
+    text = site.page("/search?q=a")
+    assert 'href="/nodes/a"' in text
+    assert 'href="/pods/ai/holds"' in text
+    assert "None is named like that." in site.page("/search?q=zzz")
+
+
+EXPOSITION = """# TYPE hami_gpu_memory_used_bytes gauge
+hami_gpu_memory_used_bytes{node="a",device="GPU-a-0"} 2.097152e+09
+hami_gpu_memory_used_bytes{node="a",device="GPU-a-1"} NaN
+hami_gpu_utilization_percent{node="a",device="GPU-a-0"} 62.4
+hami_vgpu_memory_usage_bytes{namespace="ai",pod="holds",container="x",device="GPU-a-0"} 1048576
+hami_vgpu_memory_usage_bytes{namespace="ai",pod="holds",container="y",device="GPU-a-0"} 1048576
+hami_vgpu_info{namespace="ai",pod="holds",container="y",device="GPU-a-0"} 1
+"""
+
+
+def test_without_a_prometheus_the_monitors_are_asked(site: Site) -> None:
+    """In rounds, and the one of a node when its page is looked at; one that is away takes no other along."""
+    asked: list[str] = []
+
+    def answer(path: str) -> tuple[int, bytes]:
+        asked.append(path)
+        return 200, EXPOSITION.encode()
+
+    now = 500.0
+    with serving(answer) as url, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        addresses = {"a": url, "b": "http://127.0.0.1:1"}
+        monitors = meters.Monitors(lambda: addresses, lambda: now)
+        with pytest.raises(meters.NoAnswer, match="have not been asked yet"):
+            monitors.read()
+        monitors.ask_all(pool)
+        assert asked == ["/metrics"]
+        assert monitors.trouble.startswith("1 of 2 monitors do not answer: the monitor of b does not answer")
+        found = monitors.read()
+        assert found.gpus == {"GPU-a-0": 2.097152e9}
+        assert found.shares == {("ai/holds", "GPU-a-0"): 2097152.0}
+        assert (found.busy, found.oldest_at) == ({"GPU-a-0": 62.4}, 500.0)
+        monitors.measure("a")
+        assert len(asked) == 1
+        now = 510.0
+        monitors.measure("a")
+        assert len(asked) == 2
+        with pytest.raises(meters.NoAnswer, match="c has no monitor"):
+            monitors.measure("c")
+
+        watched = Site(
+            site.extender.answers["nodes"]["nodes"], site.extender.answers["pods"]["pods"], monitors=monitors
+        )
+        page = watched.page("/nodes/a")
+        assert '<span class="number">2,000</span> MiB used' in page
+        assert "busy 62 % of the time" in page
+        assert "the monitor of b does not answer" in watched.page("/nodes/b")
+        assert '<td class="right"><span class="number">2</span></td>' in watched.page("/pods/ai/holds")
+        overview = watched.page("/")
+        assert "1 of 2 monitors do not answer" in overview
+
+        addresses.clear()
+        now = 2000.0
+        monitors.ask_all(pool)
+        with pytest.raises(meters.NoAnswer, match="there are no monitors"):
+            monitors.read()
+
+
+@hypothesis.given(st.text(alphabet=st.sampled_from('hami_gpu_memory_used_bytes{device="x"} 1.e+\n#\\,"')) | st.text())
+def test_a_monitor_that_lies_is_no_answer(text: str) -> None:
+    """Or an answer; never a crash."""
+    for prefix in ("", "hami_gpu_memory_used_bytes{", "hami_vgpu_memory_usage_bytes"):
+        with contextlib.suppress(ValueError):
+            meters.read_exposition(prefix + text, 1.0)
+
+
+class FakeCluster:
+    """An API server that knows some tokens, and who may list pods where."""
+
+    def __init__(self) -> None:
+        self.users = {"token-admin": "admin", "token-ada": "ada", "token-nobody": "nobody"}
+        self.allowed = {("admin", ""), ("ada", "ai")}
+        self.reviews = 0
+        self.is_away = False
+
+    def ask(self, question: Callable[[Any], Any]) -> Any:
+        return asyncio.run(question(self))
+
+    async def post(self, path: str, body: bytes, timeout_seconds: float) -> bytes:
+        if self.is_away:
+            raise errors.Unavailable("connection refused")
+        self.reviews += 1
+        spec = json.loads(body)["spec"]
+        if path.endswith("tokenreviews"):
+            user = self.users.get(spec["token"])
+            return json.dumps({"status": {"authenticated": bool(user), "user": {"username": user or ""}}}).encode()
+        wanted = spec["resourceAttributes"]
+        assert (wanted["verb"], wanted["resource"]) == ("list", "pods")
+        return json.dumps({"status": {"allowed": (spec["user"], wanted.get("namespace", "")) in self.allowed}}).encode()
+
+
+class SignedSite(Site):
+    """One that asks the cluster who looks."""
+
+    def __init__(self, nodes: list[Any], pods: list[Any]) -> None:
+        self.cluster = FakeCluster()
+        fake: Any = self.cluster
+        self.ticks = 0.0
+        self.sessions = access.Sessions(lambda: self.ticks)
+        gate = access.Reviewed(fake, self.sessions, lambda: self.ticks)
+        super().__init__(nodes, pods, gate=gate, sessions=self.sessions, auth="kubernetes")
+
+    def sign_in(self, token: str, **more: str) -> Any:
+        form = self.client.get("/login", base_url="https://localhost").text
+        csrf = re.findall(r'name="csrf_token" value="([^"]+)"', form)[0]
+        return self.client.post(
+            "/login", data={"token": token, "csrf_token": csrf, **more}, base_url="https://localhost"
+        )
+
+    def get(self, path: str, **headers: str) -> Any:
+        return self.client.get(path, headers=headers, base_url="https://localhost")
+
+
+@pytest.fixture
+def signed() -> SignedSite:
+    """Two namespaces on one GPU, and a pod that waits for the other's."""
+    found = SignedSite(
+        [node("a", gpu("a", 0, 6000))],
+        [
+            pod("mine", "a", ("GPU-a-0", 4000)), pod("waits", error_code="SCHED_X"),
+            pod("theirs", "a", ("GPU-a-0", 2000), namespace="secret"),
+        ],
+    )  # fmt: skip
+    found.extender.explanations["ai", "waits"] = {
+        "summary": "0/1", "remedy": "Wait.", "nearest": "a", "gates": [], "nodes": [
+            {
+                "node": "a", "fits": False, "code": "SCHED_X", "advice": "", "sentence": "full", "curable": True,
+                "waits_for": ["ai/mine", "secret/theirs"], "evictable": [],
+            }
+        ],
+    }  # fmt: skip
+    return found
+
+
+def test_one_sees_the_pods_of_the_namespaces_that_one_may_list(signed: SignedSite) -> None:
+    """Others' slices have no name, on no page and in no answer; totals are of the whole cluster."""
+    assert signed.get("/pods").headers["Location"] == "/login?next=/pods"
+    answer = signed.sign_in("token-ada", next="/pods?state=running")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/pods?state=running")
+    cookie = answer.headers["Set-Cookie"]
+    assert all(part in cookie for part in ("Secure", "HttpOnly", "SameSite=Lax"))
+    assert "token-ada" not in cookie
+    paths = (
+        "/", "/nodes", "/nodes/a", "/pods", "/pods/ai/waits", "/search?q=theirs", "/api/v1/pods", "/api/v1/nodes",
+        "/api/v1/nodes/a", "/api/v1/changes", "/api/v1/overview", "/nodes?namespace=secret",
+    )  # fmt: skip
+    for path in paths:
+        page = signed.get(path)
+        assert page.status_code == 200
+        assert "secret/theirs" not in page.text, path
+        assert "token-ada" not in page.text
+    assert "You see the pods of: ai." in signed.get("/").text
+    assert '<span class="number">6,000</span> MiB of' in signed.get("/").text
+    assert "of another namespace" in signed.get("/nodes/a").text
+    assert "ai/mine, 1 of other namespaces" in signed.get("/pods/ai/waits").text
+    assert signed.get("/pods/secret/theirs").status_code == 404
+    assert signed.get("/api/v1/pods/secret/theirs").status_code == 404
+    assert json.loads(signed.get("/api/v1/nodes?namespace=secret").text)["total"] == 0
+    assert "secret/theirs" in signed.get("/pods", Authorization="Bearer token-admin").text
+    assert "secret/theirs" not in signed.get("/pods").text
+
+
+def test_reviews_are_remembered_for_a_minute_and_outlive_a_short_silence(signed: SignedSite) -> None:
+    """Rights that were taken away end; an API server that is away signs nobody out at once, and lets nobody new in."""
+    signed.sign_in("token-ada")
+    signed.get("/pods")
+    before = signed.cluster.reviews
+    signed.get("/pods?q=x")
+    assert signed.cluster.reviews == before
+    signed.ticks += 61
+    signed.cluster.is_away = True
+    assert signed.get("/pods?q=y").status_code == 200
+    assert "The cluster does not say who you are" in signed.get("/", Authorization="Bearer token-admin").text
+    signed.ticks += 600
+    assert signed.get("/pods?q=z").status_code == 503
+    signed.cluster.is_away = False
+    signed.cluster.allowed.clear()
+    answer = signed.get("/pods")
+    assert answer.status_code == 403
+    assert "ada may list the pods of no namespace" in answer.text
+    signed.cluster.users.clear()
+    signed.ticks += 61
+    assert signed.get("/pods").status_code == 302
+
+
+def test_a_new_namespace_is_asked_about_when_it_appears(signed: SignedSite) -> None:
+    """Within the minute."""
+    signed.cluster.allowed.add(("ada", "later"))
+    signed.sign_in("token-ada")
+    assert "later" not in signed.get("/pods").text
+    pods = signed.extender.answers["pods"]["pods"]
+    signed.extender.answers["pods"] = {"pods": [*pods, pod("x", "a", ("GPU-a-0", 1), namespace="later")]}
+    signed.source.refresh()
+    assert "later/x" in signed.get("/pods").text
+
+
+@pytest.mark.parametrize(
+    ("token", "status", "sentence"),
+    [
+        ("wrong", 401, "does not know that token"), ("", 401, "does not know that token"),
+        ("ü", 401, "That is no token"), ("x" * 20_000, 401, "That is no token"),
+        ("token-nobody", 403, "nobody may list the pods of no namespace"),
+        ("<script>", 401, "does not know that token"), ("y" * 100_000, 413, "exceeds the capacity limit"),
+    ],
+)  # fmt: skip
+def test_a_token_without_rights_is_told_what_is_missing(
+    signed: SignedSite, token: str, status: int, sentence: str
+) -> None:
+    """On the page where one signs in; in the JSON API as a status."""
+    answer = signed.sign_in(token)
+    assert (answer.status_code, sentence in answer.text) == (status, True)
+    assert signed.get("/api/v1/pods").status_code == 401
+    if token.isascii():
+        assert signed.get("/api/v1/pods", Authorization=f"Bearer {token}").status_code in (401, 403)
+
+
+def test_one_signs_out_and_a_session_ends_by_itself(signed: SignedSite) -> None:
+    """The number is worth nothing then; a form of elsewhere signs nobody in or out; nobody is led astray."""
+    signed.sign_in("token-ada")
+    assert signed.client.post("/logout", base_url="https://localhost").status_code == 400
+    assert signed.client.post("/login", data={"token": "token-admin"}, base_url="https://localhost").status_code == 400
+    assert signed.get("/").status_code == 200
+    csrf = re.findall(r'name="csrf_token" value="([^"]+)"', signed.get("/logout").text)[0]
+    signed.client.post("/logout", data={"csrf_token": csrf}, base_url="https://localhost")
+    assert signed.get("/").status_code == 302
+    assert signed.get("/", **{"HX-Request": "true"}).status_code == 401
+    signed.sign_in("token-ada")
+    signed.ticks += 8 * 3600 + 1
+    assert signed.get("/").status_code == 302
+    for evil in ("https://evil.example/", "//evil.example", "/\\evil.example", "/x\ny", "evil", ""):
+        assert signed.sign_in("token-ada", next=evil).headers["Location"] == "/"
+
+
+def test_sessions_are_bounded() -> None:
+    """Whoever has not looked for longest goes first."""
+    sessions = access.Sessions(lambda: 1.0)
+    numbers = [sessions.begin("t") for _ in range(10_001)]
+    assert (sessions.token(numbers[0]), sessions.token(numbers[1])) == ("", "t")
+
+
+def test_monitors_are_found_by_their_service(tmp_path: pathlib.Path) -> None:
+    """By the EndpointSlices that a real Service would have, on the lab's API server."""
+    with api_server.running() as server:
+        path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+        for name, service, port, addresses in (
+            ("one", "hami-monitor", 41991, ["10.0.0.1"]), ("six", "hami-monitor", 41991, ["fd00::1"]),
+            ("health", "hami-monitor", 8081, ["10.0.0.1"]), ("other", "other", 41991, ["10.0.0.9"]),
+        ):  # fmt: skip
+            server.request("POST", path, {
+                "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4",
+                "endpoints": [{"addresses": addresses, "nodeName": f"node-{name}"}, {"addresses": ["10.9.9.9"]}],
+                "ports": [{"port": port}],
+            })  # fmt: skip
+        reached = cluster.Cluster(server.write_kubeconfig(tmp_path / "kubeconfig"))
+        reached.start()
+        book = meters.AddressBook(reached, meters.Service("default", "hami-monitor", 41991))
+        found = book.read()
+        assert found == {"node-one": "http://10.0.0.1:41991", "node-six": "http://[fd00::1]:41991"}
+    with pytest.raises(meters.NoAnswer, match="does not say where the monitors are"):
+        book.read()
+    reached.stop()
+
+
+def test_the_json_api_is_what_its_description_says(site: Site) -> None:
+    """Every path, valid and not."""
+    schema = schemathesis.openapi.from_wsgi("/api/v1/openapi.json", site.client.application)
+    checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
+    seen = 0
+    for operation in schema.get_all_operations():
+
+        @hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(case=strategy(operation))
+        def check(case: Any) -> None:
+            case.call_and_validate(checks=checks)
+
+        check()
+        seen += 1
+    assert seen == 7
+    for path, names in (
+        ("/api/v1/nodes/{name}", {"name": "a"}),
+        ("/api/v1/pods/{namespace}/{name}", {"namespace": "ai", "name": "waits"}),
+    ):  # fmt: skip
+        answer = schema[path]["GET"].Case(path_parameters=names).call_and_validate(checks=checks)
+        assert answer.status_code == 200

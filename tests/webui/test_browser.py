@@ -1,41 +1,24 @@
 """The pages in a real Chromium, on the demo's cluster: content, liveness, focus, accessibility, and nothing foreign."""
 
 import pathlib
-import time
+import re
 from collections.abc import Iterator
 
 import pytest
 from playwright import sync_api
 
-from hamictl import story
-from lab import cluster, kinds, webui_process
+from docs.images import take
+from lab import cluster, gpus, kinds, webui_process
 from tests import tools
+from tests.webui import site as sites
 
 AXE = pathlib.Path(__file__).parent / "vendor" / "axe-4.14.1.min.js"
-IMAGES = pathlib.Path(__file__).parents[2] / "docs" / "images"
-PATHS = ("/", "/nodes", "/nodes/node-01", "/pods", "/pods/default/share-a", "/pods/default/too-big", "/nodes/nobody")
 SCREENS = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 390)]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.Cluster]:
-    with cluster.running(story.nodes()) as running:
-        for chapter in story.chapters():
-            for body in chapter.pods:
-                running.create(kinds.PODS, body)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            bound = [one for one in running.all(kinds.PODS) if one["spec"].get("nodeName")]
-            if len(bound) >= 10:
-                break
-            time.sleep(0.2)
-        yield running
-
-
-@pytest.fixture(scope="module")
-def webui(lab: cluster.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[webui_process.WebUIProcess]:
-    process = webui_process.WebUIProcess(tmp_path_factory.mktemp("webui"), f"http://{lab.extender.api}")
-    with webui_process.running(process) as running:
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[sites.Site]:
+    with sites.running(tmp_path_factory.mktemp("webui")) as running:
         yield running
 
 
@@ -66,54 +49,80 @@ class Viewer:
     def go(self, path: str) -> None:
         self.page.goto(f"{self._url}{path}")
 
+    def check(self, path: str) -> None:
+        """By axe, and nothing is wider than the screen."""
+        # Through the debugger, which the page's policy does not bind.
+        self.page.evaluate(AXE.read_text())
+        found = self.page.evaluate("async () => (await axe.run()).violations.map((v) => v.id + ': ' + v.nodes[0].html)")
+        assert found == [], path
+        assert self.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+
 
 @pytest.mark.parametrize(("scheme", "width"), SCREENS)
 def test_every_page_is_accessible_and_asks_nobody_else(
-    webui: webui_process.WebUIProcess, browser: sync_api.Browser, scheme: str, width: int
+    site: sites.Site, browser: sync_api.Browser, scheme: str, width: int
 ) -> None:
-    """By axe, in light and dark, on a desk and on a phone; nothing is wider than the screen."""
-    viewer = Viewer(browser, webui.url, scheme, width)
-    for path in PATHS:
+    """In light and dark, on a desk and on a phone."""
+    viewer = Viewer(browser, site.webui.url, scheme, width)
+    for path in sites.PAGES.values():
         viewer.go(path)
-        # Through the debugger, which the page's policy does not bind.
-        viewer.page.evaluate(AXE.read_text())
-        found = viewer.page.evaluate(
-            "async () => (await axe.run()).violations.map((v) => v.id + ': ' + v.nodes[0].html)"
-        )
-        assert found == [], path
-        assert viewer.page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), path
+        viewer.check(path)
+    viewer.go("/")
+    viewer.page.keyboard.press("?")
+    viewer.check("the list of keys")
     assert viewer.foreign == []
     assert [line for line in viewer.said if "404" not in line] == []  # The page of an unknown node is one.
 
 
-@pytest.mark.parametrize(("scheme", "width"), SCREENS)
-def test_pictures_of_the_pages_are_kept(
-    webui: webui_process.WebUIProcess, browser: sync_api.Browser, tmp_path: pathlib.Path, scheme: str, width: int
+def test_the_pictures_that_documents_show_can_be_taken(
+    site: sites.Site, browser: sync_api.Browser, tmp_path: pathlib.Path
 ) -> None:
-    """They can be taken, and those that documents show exist."""
-    viewer = Viewer(browser, webui.url, scheme, width)
-    for name, path in (("overview", "/"), ("nodes", "/nodes"), ("pods", "/pods"), ("pod", "/pods/default/too-big")):
+    """Of the same pages, and those in the documents are there."""
+    take.take(browser, site.webui.url, tmp_path, take.KEPT)
+    taken = {one.name for one in tmp_path.iterdir() if one.stat().st_size > 5_000}
+    assert len(taken) == 2 * len(take.KEPT)
+    assert taken == {one.name for one in take.HERE.glob("*.png")}
+
+
+def test_the_pages_say_what_is_the_case(site: sites.Site, browser: sync_api.Browser) -> None:
+    """Who holds what and uses what, which GPU is sick and why, why a pod waits, what happened to one that runs."""
+    viewer = Viewer(browser, site.webui.url)
+    page = viewer.page
+
+    def text(path: str) -> str:
         viewer.go(path)
-        picture = tmp_path / f"{name}-{scheme}-{width}.png"
-        viewer.page.screenshot(path=picture, full_page=True)
-        assert picture.stat().st_size > 5_000
-        if width == 1440:
-            assert (IMAGES / f"webui-{name}-{scheme}.png").exists()
+        return page.inner_text("main")
+
+    assert "7 of 8" in text("/")
+    assert "1\nsick GPU" in page.inner_text("main")
+    assert "XID 79: the GPU has fallen off the bus" in text("/nodes?state=sick")
+    assert "node-01" not in page.inner_text("main")
+    node = text("/nodes/node-01")
+    assert "busy" in node
+    assert "MiB used" in node
+    assert "▲ over" in text("/pods")
+    waits = text("/pods/default/too-big")
+    assert "It asks for 1 × 100,000 MiB." in waits
+    assert "GPU memory insufficient" in waits
+    assert "What to do:" in waits
+    assert "FailedScheduling" in waits
+    assert "Successfully assigned pod to node-02" in text("/pods/default/share-a")
+    assert viewer.said == []
 
 
-def test_a_new_pod_appears_by_itself_and_focus_stays(
-    webui: webui_process.WebUIProcess, browser: sync_api.Browser, lab: cluster.Cluster
-) -> None:
-    """Without a reload; what is typed and where one has scrolled stays."""
-    viewer = Viewer(browser, webui.url)
+def test_a_new_pod_appears_by_itself_and_focus_stays(site: sites.Site, browser: sync_api.Browser) -> None:
+    """Without a reload; what is typed and where one has scrolled stays; the overview tells that it happened."""
+    viewer, overview = Viewer(browser, site.webui.url), Viewer(browser, site.webui.url)
+    overview.go("/")
     viewer.go("/pods")
     page = viewer.page
-    page.fill("input[name=q]", "half-typ")
-    page.focus("input[name=q]")
-    page.evaluate("window.marked = true")
+    page.fill("input[data-key='/']", "half-typ")
+    page.focus("input[data-key='/']")
+    page.set_viewport_size({"width": 800, "height": 300})
+    page.evaluate("window.marked = true; scrollTo(0, 120)")
     limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "500"}
     containers = [{"name": "main", "image": "x", "resources": {"limits": limits}}]
-    lab.create(
+    site.lab.create(
         kinds.PODS,
         {
             "metadata": {"name": "brand-new", "namespace": "default"},
@@ -123,46 +132,152 @@ def test_a_new_pod_appears_by_itself_and_focus_stays(
 
     page.wait_for_selector("a:text('default/brand-new')", timeout=20_000)
 
-    assert page.evaluate("window.marked") is True
-    assert page.evaluate("document.activeElement.name") == "q"
-    assert page.input_value("input[name=q]") == "half-typ"
-    assert viewer.said == []
+    assert page.evaluate("[window.marked, scrollY]") == [True, 120]
+    assert page.evaluate("document.activeElement.dataset.key") == "/"
+    assert page.input_value("input[data-key='/']") == "half-typ"
+    overview.page.wait_for_selector(".events a:text('default/brand-new')", timeout=20_000)
+    assert viewer.said == overview.said == []
 
 
-def test_filters_are_in_the_url_and_keys_lead_about(
-    webui: webui_process.WebUIProcess, browser: sync_api.Browser
-) -> None:
+def test_filters_are_in_the_url_and_keys_lead_about(site: sites.Site, browser: sync_api.Browser) -> None:
     """A view can be sent to somebody."""
-    viewer = Viewer(browser, webui.url)
+    viewer = Viewer(browser, site.webui.url)
     viewer.go("/")
     page = viewer.page
     page.keyboard.press("g")
     page.keyboard.press("p")
     page.wait_for_url("**/pods")
     page.keyboard.press("/")
-    assert page.evaluate("document.activeElement.name") == "q"
     page.keyboard.type("share")
     page.keyboard.press("Enter")
     page.wait_for_url("**/pods?q=share*")
     assert page.locator("tbody tr").count() == 2
-    viewer.go("/pods/default/too-big")
-    assert "GPU memory insufficient" in page.inner_text("main")
-    assert "What to do:" in page.inner_text("main")
+    page.focus("tbody a")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.textContent") == "default/share-b"
+    viewer.go("/")
+    page.keyboard.press("/")
+    page.keyboard.type("node-03")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/nodes/node-03")
+    page.keyboard.press("?")
+    assert page.locator("dialog[open]").count() == 1
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
 
 
-def test_a_source_that_goes_down_and_comes_back_is_said(
-    webui: webui_process.WebUIProcess, browser: sync_api.Browser, lab: cluster.Cluster
+def test_commands_are_copied_and_charts_drawn(site: sites.Site, browser: sync_api.Browser) -> None:
+    """The curve has its words beside it, and stays when the page refreshes."""
+    viewer = Viewer(browser, site.webui.url)
+    viewer.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    viewer.go("/nodes/node-01")
+    page = viewer.page
+    page.click("button:text('Copy') >> nth=0")
+    page.wait_for_selector("button:text('Copied')")
+    assert page.evaluate("navigator.clipboard.readText()") == "kubectl describe node node-01"
+    page.wait_for_selector(".plot canvas")
+    page.evaluate("document.querySelector('.plot canvas').marked = true")
+    drawn = "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(Boolean)"
+    assert page.eval_on_selector(".plot canvas", drawn)
+    before = page.inner_text(".as-of time")
+    page.wait_for_selector(f".as-of time:not(:text('{before}'))", timeout=20_000)
+    assert page.evaluate("document.querySelector('.plot canvas').marked") is True
+    assert "promised" in page.inner_text("figcaption [data-words]")
+    assert viewer.said == []
+
+
+def test_a_hidden_tab_asks_rarely_and_at_once_when_it_is_seen_again(
+    site: sites.Site, browser: sync_api.Browser
 ) -> None:
+    """A hundred forgotten tabs are no load."""
+    viewer = Viewer(browser, site.webui.url)
+    viewer.go("/pods")
+    page = viewer.page
+    asked: list[str] = []
+    page.evaluate(
+        "Object.defineProperty(document, 'hidden', { get: () => window.isHidden }); window.isHidden = true;"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(7_000)
+    assert asked == []
+    page.evaluate("window.isHidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_timeout(1_000)
+    assert len(asked) >= 1
+
+
+def test_pages_that_are_not_answered_say_so_and_are_live_again_by_themselves(
+    site: sites.Site, browser: sync_api.Browser
+) -> None:
+    """What is shown is marked old."""
+    viewer = Viewer(browser, site.webui.url)
+    viewer.go("/pods")
+    page = viewer.page
+    page.route("**/pods", lambda route: route.abort())
+    page.wait_for_selector(".as-of.stale:has-text('these pages have not answered since')", timeout=20_000)
+    assert page.locator("tbody tr").count() > 5
+    page.unroute("**/pods")
+    page.wait_for_selector(".as-of:not(.stale):has-text('live')", timeout=30_000)
+
+
+def test_a_source_that_goes_down_and_comes_back_is_said(site: sites.Site, browser: sync_api.Browser) -> None:
     """The last data stays, marked old; and it is live again by itself."""
-    viewer = Viewer(browser, webui.url)
+    viewer = Viewer(browser, site.webui.url)
     viewer.go("/")
     page = viewer.page
     page.wait_for_selector(".as-of:has-text('live')")
-    lab.extender.kill()
+    site.lab.extender.kill()
     try:
         page.wait_for_selector(".as-of.stale", timeout=20_000)
         assert "GPUs in use" in page.inner_text("main")
     finally:
-        lab.extender.start()
+        site.lab.extender.start()
     page.wait_for_selector(".as-of:not(.stale)", timeout=30_000)
     assert viewer.said == []
+
+
+def test_one_signs_in_with_a_token_and_out_again(
+    site: sites.Site, browser: sync_api.Browser, tmp_path: pathlib.Path
+) -> None:
+    """And a page that is open in another tab asks for it then."""
+    process = webui_process.WebUIProcess(
+        tmp_path, f"http://{site.lab.extender.api}", "--auth", "kubernetes", "--kubeconfig", str(site.lab.kubeconfig)
+    )
+    token = site.lab.server.app.token
+    with webui_process.running(process) as webui:
+        viewer = Viewer(browser, webui.url)
+        page = viewer.page
+        viewer.go("/pods?state=waiting")
+        page.wait_for_url(re.compile(r"/login\?next="))
+        viewer.check("/login")
+        page.fill("input[name=token]", "wrong")
+        page.click("main button:text('Sign in')")
+        assert "does not know that token" in page.inner_text("[role=alert]")
+        page.fill("input[name=token]", token)
+        page.click("main button:text('Sign in')")
+        page.wait_for_url(re.compile(r"/pods\?state=waiting"))
+        assert "default/too-big" in page.inner_text("main")
+        other = page.context.new_page()
+        other.goto(f"{webui.url}/logout")
+        other.click("main button")
+        other.wait_for_url("**/login")
+        page.wait_for_url(re.compile(r"/login\?next="), timeout=20_000)
+        assert token not in webui.log_file.read_text()
+        assert token not in str(page.context.cookies())
+
+
+def test_many_nodes_are_a_map_that_leads_to_them(browser: sync_api.Browser, tmp_path: pathlib.Path) -> None:
+    """One cell a node; words beside it."""
+    nodes = [gpus.gpu_node(f"node-{number:02}", gpus.A100 if number < 20 else gpus.T4, 2) for number in range(30)]
+    with cluster.running(nodes) as lab:
+        process = webui_process.WebUIProcess(tmp_path, f"http://{lab.extender.api}")
+        with webui_process.running(process) as webui:
+            for scheme, width in SCREENS:
+                viewer = Viewer(browser, webui.url, scheme, width)
+                viewer.go("/")
+                viewer.page.wait_for_selector("svg.wall")
+                viewer.check("/")
+            viewer.page.click("svg.wall a[aria-label^='10 nodes with'] rect")
+            viewer.page.wait_for_url("**/nodes?model=*level=0")
+            assert "10 found" in viewer.page.inner_text("main")
+            assert viewer.said == []

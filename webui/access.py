@@ -1,0 +1,248 @@
+"""Who looks, and whose pods they may see.
+
+With `kubernetes` it is who the API server says that the token's bearer is, and the pods of those namespaces where they
+may list them. Tokens are kept in this process alone: the browser has a number that means nothing elsewhere.
+"""
+
+import asyncio
+import collections
+import hashlib
+import ipaddress
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from gpu_sharing.adapters import kubernetes, reviews
+from gpu_sharing.core import errors
+from webui import cluster, settings
+
+_REVIEWED_FOR_SECONDS = 60.0
+_KEPT_WITHOUT_ANSWER_SECONDS = 600.0
+"""How long somebody may go on looking while the API server does not answer."""
+_MOST_KNOWN = 10_000
+_IDLE_SECONDS = 8 * 3_600.0
+_AT_ONCE = 16
+LONGEST_TOKEN = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """Somebody who may look."""
+
+    name: str = ""
+    """Empty where nobody asks."""
+    namespaces: frozenset[str] | None = None
+    """Those whose pods they may see; None: all."""
+
+
+class Refused(errors.GpuSharingError):
+    """They may not look.
+
+    Attributes:
+        status: As HTTP says it; 401: they have to say who they are.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Request(Protocol):
+    """What is looked at of an HTTP request."""
+
+    remote_addr: str | None
+    headers: Any
+
+
+class Gate(Protocol):
+    """Who may look."""
+
+    def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
+        """Who looks.
+
+        Args:
+            request: The HTTP request.
+            session: The number that the browser has; empty where it has none.
+            namespaces: Those that there is something to see of.
+
+        Raises:
+            Refused: They may not.
+        """
+
+
+class Open:
+    """Whoever reaches the address may look."""
+
+    def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
+        """Anybody."""
+        return Viewer()
+
+
+class Proxied:
+    """A proxy of some networks says who looks, and lets nobody through who may not."""
+
+    def __init__(self, networks: Iterable[settings.Network], header: str) -> None:
+        self._networks = tuple(networks)
+        self._header = header
+
+    def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
+        """Whom the proxy names."""
+        if not _comes_from(request.remote_addr, self._networks):
+            raise Refused(403, "Come by the proxy that says who you are.")
+        user = request.headers.get(self._header, "")
+        if not user:
+            raise Refused(401, f"The proxy did not say who you are in {self._header}.")
+        return Viewer(user)
+
+
+def _comes_from(address: str | None, networks: Iterable[settings.Network]) -> bool:
+    """Whether a connection comes from one of some networks; an IPv4 address may come as one of IPv6."""
+    try:
+        found = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None) or found
+    return any(mapped in network for network in networks)
+
+
+class Sessions:
+    """The tokens of those who signed in. In memory only: who restarts this process signs everybody out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tokens: collections.OrderedDict[str, tuple[str, float]] = collections.OrderedDict()
+
+    def begin(self, token: str) -> str:
+        """A new number for a token; the longest unused one ends where there are too many."""
+        number = secrets.token_urlsafe(32)
+        with self._lock:
+            self._tokens[number] = (token, self._clock())
+            if len(self._tokens) > _MOST_KNOWN:
+                self._tokens.popitem(last=False)
+        return number
+
+    def token(self, number: str) -> str:
+        """The token of a number; empty where there is none any more."""
+        with self._lock:
+            token, used_at = self._tokens.get(number, ("", 0.0))
+            if not token or self._clock() - used_at > _IDLE_SECONDS:
+                self._tokens.pop(number, None)
+                return ""
+            self._tokens[number] = (token, self._clock())
+            self._tokens.move_to_end(number)
+            return token
+
+    def end(self, number: str) -> None:
+        """Sign out."""
+        with self._lock:
+            self._tokens.pop(number, None)
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the API server said of a token."""
+
+    at: float
+    user: reviews.User | None
+    sees_all: bool = False
+    sees: dict[str, bool] = field(default_factory=dict)
+
+
+class Reviewed:
+    """Asks the API server whose a token is and where they may list pods; remembers it for a minute."""
+
+    def __init__(
+        self, reached: cluster.Cluster, sessions: Sessions, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cluster = reached
+        self._sessions = sessions
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._known: dict[str, _Known] = {}
+
+    def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
+        """By a bearer token of the request, or by the one that they signed in with."""
+        said = request.headers.get("Authorization", "")
+        token = said[7:].strip() if said[:7].lower() == "bearer " else self._sessions.token(session)
+        if not token:
+            raise Refused(401, "Sign in with a token of the cluster.")
+        return self.bearer(token, namespaces)
+
+    def bearer(self, token: str, namespaces: Iterable[str]) -> Viewer:
+        """Whose token it is.
+
+        Raises:
+            Refused: Nobody's, or of somebody who may list no pods, or the API server does not say.
+        """
+        if len(token) > LONGEST_TOKEN or not token.isascii():
+            raise Refused(401, "That is no token.")
+        known = self._review(token, set(namespaces))
+        if known.user is None:
+            raise Refused(401, "The cluster does not know that token; it may have ended.")
+        if known.sees_all:
+            return Viewer(known.user.username)
+        visible = frozenset(name for name, sees in known.sees.items() if sees)
+        if not visible:
+            raise Refused(
+                403,
+                f"{known.user.username} may list the pods of no namespace that has pods with GPUs: a role with list on "
+                "pods is needed there.",
+            )
+        return Viewer(known.user.username, visible)
+
+    def _review(self, token: str, namespaces: set[str]) -> _Known:
+        key = hashlib.sha256(token.encode()).hexdigest()
+        now = self._clock()
+        known = self._known.get(key)
+        fresh = known is not None and now - known.at < _REVIEWED_FOR_SECONDS
+        if known and fresh and (known.user is None or known.sees_all or namespaces <= known.sees.keys()):
+            return known
+        try:
+            known = self._cluster.ask(
+                lambda client: _reviewed(client, token, namespaces, known if fresh else None, now)
+            )
+        except (errors.KubernetesError, msgspec.MsgspecError) as cause:
+            if known and known.user and now - known.at < _KEPT_WITHOUT_ANSWER_SECONDS:
+                return known
+            raise Refused(503, f"The cluster does not say who you are: {cause}") from cause
+        with self._lock:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = known
+        return known
+
+
+async def _reviewed(
+    client: kubernetes.Client, token: str, namespaces: set[str], known: _Known | None, now: float
+) -> _Known:
+    """What the API server says, of a token or of namespaces that were not asked about before."""
+    if known is None:
+        user = await reviews.user_of(client, token)
+        known = _Known(now, user)
+        if user is None:
+            return known
+        known.sees_all = await reviews.may(client, user, _list_pods())
+    assert known.user is not None
+    if known.sees_all:
+        return known
+    turns = asyncio.Semaphore(_AT_ONCE)
+    user = known.user
+
+    async def may(namespace: str) -> bool:
+        async with turns:
+            return await reviews.may(client, user, _list_pods(namespace))
+
+    asked = sorted(namespaces - known.sees.keys())
+    answers = await asyncio.gather(*(may(namespace) for namespace in asked))
+    return _Known(known.at, user, sees_all=False, sees={**known.sees, **dict(zip(asked, answers, strict=True))})
+
+
+def _list_pods(namespace: str = "") -> Mapping[str, Mapping[str, str]]:
+    where = {"namespace": namespace} if namespace else {}
+    return {"resourceAttributes": {"verb": "list", "resource": "pods", "version": "v1", **where}}

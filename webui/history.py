@@ -1,0 +1,103 @@
+"""The last hour of the cluster and of each node, in a ring of fixed size: it forgets, and never grows."""
+
+import array
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from webui import models
+
+STEP_SECONDS = 30.0
+LENGTH = 120
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Memory over time, oldest first."""
+
+    at: tuple[float, ...]
+    """Unix seconds."""
+    promised_mib: tuple[int | None, ...]
+    used_mib: tuple[int | None, ...]
+    """None where it was not known."""
+    words: str
+    """The same for who does not see the curve."""
+
+
+class _Track:
+    """Two numbers over time."""
+
+    __slots__ = ("promised", "used")
+
+    def __init__(self) -> None:
+        self.promised = array.array("q", [_UNKNOWN]) * LENGTH
+        self.used = array.array("q", [_UNKNOWN]) * LENGTH
+
+    def put(self, slot: int, promised_mib: int, used_mib: int | None) -> None:
+        self.promised[slot] = promised_mib
+        self.used[slot] = _UNKNOWN if used_mib is None else used_mib
+
+
+class Ring:
+    """One sample every half minute."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at: list[float] = []
+        self._next = 0
+        self._cluster = _Track()
+        self._nodes: dict[str, _Track] = {}
+
+    def put(self, found: models.View) -> None:
+        """Take a sample, if it is time."""
+        with self._lock:
+            if found.overview is None or (self._at and found.taken_at - self._newest() < STEP_SECONDS):
+                return
+            slot = self._next % LENGTH
+            self._at[slot : slot + 1] = [found.taken_at]
+            self._next += 1
+            self._cluster.put(slot, found.overview.promised_mib, found.overview.used_mib)
+            for name in self._nodes.keys() - found.nodes_by_name.keys():
+                del self._nodes[name]
+            for node in found.nodes:
+                used = [gpu.used_mib for gpu in node.gpus]
+                known = sum(one for one in used if one is not None) if used and None not in used else None
+                self._nodes.setdefault(node.name, _Track()).put(slot, node.promised_mib, known)
+
+    def _newest(self) -> float:
+        return self._at[(self._next - 1) % LENGTH]
+
+    def series(self, node: str = "") -> Series:
+        """Of a node, or of the cluster; empty where nothing is known."""
+        with self._lock:
+            track = self._nodes.get(node) if node else self._cluster
+            count = len(self._at)
+            slots = [(self._next - count + index) % LENGTH for index in range(count)]
+            if track is None:
+                slots = []
+            else:
+                slots = [slot for slot in slots if track.promised[slot] != _UNKNOWN]
+                promised = [track.promised[slot] for slot in slots]
+                used = [None if track.used[slot] == _UNKNOWN else track.used[slot] for slot in slots]
+            if not slots:
+                return told((), (), ())
+            return told([self._at[slot] for slot in slots], promised, used)
+
+
+def told(at: Sequence[float], promised_mib: Sequence[int | None], used_mib: Sequence[int | None]) -> Series:
+    """A series with its words."""
+    if not at:
+        return Series((), (), (), "Nothing has been measured yet.")
+    minutes = max(round((at[-1] - at[0]) / 60), 1)
+    span = "minute" if minutes == 1 else f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"
+    words = f"In the last {span}: promised {_range(promised_mib)}; used {_range(used_mib)}."
+    return Series(tuple(at), tuple(promised_mib), tuple(used_mib), words)
+
+
+def _range(amounts: Sequence[int | None]) -> str:
+    known = [one for one in amounts if one is not None]
+    if not known:
+        return "unknown"
+    now = f"{known[-1]:,} MiB" if amounts[-1] is not None else "unknown"
+    return f"{min(known):,} to {max(known):,} MiB, now {now}"

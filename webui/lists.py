@@ -1,0 +1,77 @@
+"""Lists narrowed, ordered and cut into pages, as the URL asks. Pure."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from webui import models, views
+
+NODES_A_PAGE, PODS_A_PAGE = 50, 100
+_MOST_FOUND = 25
+T = TypeVar("T")
+
+NODE_SORTS = ("name", "fullest", "emptiest")
+POD_SORTS = ("name", "oldest", "newest", "largest", "unused", "node")
+_POD_ORDERS: dict[str, Callable[[models.Pod], Any]] = {
+    "oldest": lambda pod: pod.created_at or float("inf"),
+    "newest": lambda pod: -pod.created_at,
+    "largest": lambda pod: -pod.promised_mib,
+    "unused": lambda pod: -pod.unused_mib,
+    "node": lambda pod: (pod.node, pod.key),
+}
+
+
+def nodes(found: models.View, wanted: models.Filters) -> models.Page[models.Node]:
+    """The nodes of a page."""
+    text, (label, _, value) = wanted.text.lower(), wanted.label.partition("=")
+    asks_value = "=" in wanted.label
+    if wanted.namespace and found.only is not None and wanted.namespace not in found.only:
+        return _page([], 1, NODES_A_PAGE)
+    chosen = [
+        node
+        for node in found.nodes
+        if text in node.name.lower()
+        and (not wanted.model or wanted.model in node.models)
+        and (not wanted.state or any(gpu.state == wanted.state for gpu in node.gpus))
+        and (not wanted.free_mib or node.largest_free_mib >= wanted.free_mib)
+        and (not wanted.level or node.level == wanted.level)
+        and (not label or (node.labels.get(label) == value if asks_value else label in node.labels))
+        and (not wanted.namespace or _holds(node, wanted.namespace))
+    ]
+    if wanted.sort in ("fullest", "emptiest"):
+        chosen.sort(key=lambda node: node.promised_mib / max(node.total_mib, 1), reverse=wanted.sort == "fullest")
+    page = _page(chosen, wanted.page, NODES_A_PAGE)
+    return models.Page([views.shown(found, node) for node in page.items], page.total, page.number, page.pages)
+
+
+def _holds(node: models.Node, namespace: str) -> bool:
+    return any(views.namespace_of(part.pod) == namespace for gpu in node.gpus for part in gpu.slices)
+
+
+def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
+    """The pods of a page."""
+    text = wanted.text.lower()
+    chosen = [
+        pod
+        for pod in found.pods
+        if text in pod.key.lower()
+        and (not wanted.state or pod.state == wanted.state)
+        and (not wanted.namespace or pod.namespace == wanted.namespace)
+        and (not wanted.code or ((pod.code or "UNDECIDED") == wanted.code and pod.state == "waiting"))
+    ]
+    if wanted.sort in _POD_ORDERS:
+        chosen.sort(key=_POD_ORDERS[wanted.sort])
+    return _page(chosen, wanted.page, PODS_A_PAGE)
+
+
+def search(found: models.View, text: str) -> tuple[models.Page[models.Node], models.Page[models.Pod]]:
+    """Nodes and pods with that in their names; of each as many as one can look through."""
+    low = text.lower()
+    named_nodes = [node for node in found.nodes if low in node.name.lower()]
+    named_pods = [pod for pod in found.pods if low in pod.key.lower()]
+    return _page(named_nodes, 1, _MOST_FOUND), _page(named_pods, 1, _MOST_FOUND)
+
+
+def _page(chosen: Sequence[T], number: int, size: int) -> models.Page[T]:
+    pages = max((len(chosen) + size - 1) // size, 1)
+    number = min(max(number, 1), pages)
+    return models.Page(chosen[(number - 1) * size : number * size], len(chosen), number, pages)

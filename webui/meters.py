@@ -1,0 +1,291 @@
+"""What is really used: asked of a Prometheus, or of the monitors themselves, a few at a time."""
+
+import collections
+import concurrent.futures
+import math
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib import parse
+
+import msgspec
+import structlog
+from prometheus_client import parser
+
+from gpu_sharing.adapters import kubernetes, prometheus
+from gpu_sharing.core import error_codes, errors
+from webui import cluster, history, snapshots
+
+_TIMEOUT_SECONDS = 20.0
+_GPU_USED, _GPU_BUSY = "hami_gpu_memory_used_bytes", "hami_gpu_utilization_percent"
+_SHARE_USED = "hami_vgpu_memory_usage_bytes"
+
+_MONITOR_TIMEOUT_SECONDS = 2.0
+_MOST_BYTES = 16 * 1024 * 1024
+_AT_ONCE = 8
+_PER_SECOND = 20.0
+_ROUND_SECONDS = 15.0
+_FRESH_SECONDS = 3.0
+_FORGOTTEN_SECONDS = 900.0
+
+Sample = tuple[Mapping[str, str], float]
+log = structlog.get_logger("meters")
+
+
+class NoAnswer(errors.GpuSharingError):
+    """Whoever measures does not say."""
+
+
+def _used(gpus: Iterable[Sample], busy: Iterable[Sample], shares: Iterable[Sample], asked_at: float) -> snapshots.Used:
+    by_share: collections.Counter[tuple[str, str]] = collections.Counter()
+    by_pod: collections.Counter[str] = collections.Counter()
+    for labels, value in _finite(shares):
+        pod = f"{labels.get('namespace')}/{labels.get('pod')}"
+        by_share[pod, labels.get("device", "")] += value  # type: ignore[assignment]  # bytes, as Prometheus counts
+        by_pod[pod] += value  # type: ignore[assignment]
+    return snapshots.Used(
+        {labels.get("device", ""): value for labels, value in _finite(gpus)},
+        dict(by_pod),
+        dict(by_share),
+        {labels.get("device", ""): value for labels, value in _finite(busy)},
+        asked_at,
+    )
+
+
+def _finite(samples: Iterable[Sample]) -> Iterator[Sample]:
+    return (sample for sample in samples if math.isfinite(sample[1]))
+
+
+class Prometheus:
+    """Asks a Prometheus that scrapes the monitors."""
+
+    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+        self._url = url
+        self._clock = clock
+
+    def read(self) -> snapshots.Used:
+        """What the monitors have measured last.
+
+        Raises:
+            NoAnswer: Prometheus does not answer.
+        """
+        at = self._clock()
+        summed = f"sum by (namespace, pod, device) ({_SHARE_USED})"
+        gpus, busy, shares = (self._ask(query) for query in (_GPU_USED, _GPU_BUSY, summed))
+        return _used(gpus, busy, shares, at)
+
+    def series(self, node: str, seconds: float) -> history.Series:
+        """Memory of a node, or of the cluster, over the time up to now.
+
+        Raises:
+            NoAnswer: Prometheus does not answer.
+        """
+        chosen = f"{{node={msgspec.json.encode(node).decode()}}}" if node else ""
+        end = self._clock()
+        names = ("hami_gpu_memory_promised_bytes", _GPU_USED)
+        try:
+            promised, used = (
+                prometheus.ask_range(
+                    self._url, f"sum({name}{chosen})", end - seconds, end, seconds / 240, _TIMEOUT_SECONDS
+                )
+                for name in names
+            )
+        except prometheus.NoAnswer as cause:
+            raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
+        at = sorted(promised.keys() | used.keys())
+        return history.told(
+            at, [_mib(promised.get(moment)) for moment in at], [_mib(used.get(moment)) for moment in at]
+        )
+
+    def _ask(self, query: str) -> list[tuple[dict[str, str], float]]:
+        try:
+            return prometheus.ask(self._url, query, _TIMEOUT_SECONDS)
+        except prometheus.NoAnswer as cause:
+            raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
+
+
+def _mib(amount_bytes: float | None) -> int | None:
+    return None if amount_bytes is None or not math.isfinite(amount_bytes) else int(amount_bytes) >> 20
+
+
+class _Port(msgspec.Struct):
+    port: int | None = None
+
+
+class _Endpoint(msgspec.Struct, rename="camel"):
+    addresses: list[str] = msgspec.field(default_factory=list)
+    node_name: str = ""
+
+
+class _Slice(msgspec.Struct):
+    endpoints: list[_Endpoint] | None = None
+    ports: list[_Port] | None = None
+
+
+class _Slices(msgspec.Struct):
+    items: list[_Slice] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Service in front of the monitors."""
+
+    namespace: str
+    name: str
+    port: int
+    """Of their pods."""
+
+
+class AddressBook:
+    """Which monitor serves which node, by the EndpointSlices of their Service."""
+
+    def __init__(self, reached: cluster.Cluster, service: Service) -> None:
+        self._cluster = reached
+        self._service = service
+
+    def read(self) -> dict[str, str]:
+        """The URL of each node's monitor.
+
+        Raises:
+            NoAnswer: The API server does not say.
+        """
+        service = self._service
+        query = parse.urlencode({"labelSelector": f"kubernetes.io/service-name={service.name}"})
+        path = f"/apis/discovery.k8s.io/v1/namespaces/{service.namespace}/endpointslices?{query}"
+
+        async def slices(client: kubernetes.Client) -> _Slices:
+            return await client.get(path, _Slices)
+
+        try:
+            found = self._cluster.ask(slices)
+        except (errors.KubernetesError, msgspec.MsgspecError) as cause:
+            raise NoAnswer(f"the API server does not say where the monitors are: {cause}") from cause
+        return {
+            endpoint.node_name: _url(endpoint.addresses[0], service.port)
+            for one in found.items or ()
+            if any(port.port == service.port for port in one.ports or ())
+            for endpoint in one.endpoints or ()
+            if endpoint.node_name and endpoint.addresses
+        }
+
+
+def _url(address: str, port: int) -> str:
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+class Monitors:
+    """Asks the monitors one after another, slowly, and the one of a node at once when somebody looks at that node.
+
+    Attributes:
+        trouble: Why some are not known; empty while all are.
+    """
+
+    def __init__(self, addresses: Callable[[], Mapping[str, str]], clock: Callable[[], float] = time.time) -> None:
+        self._addresses = addresses
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._urls: Mapping[str, str] = {}
+        self._known: dict[str, snapshots.Used] = {}
+        self.trouble = "the monitors have not been asked yet"
+
+    def start(self) -> None:
+        """Ask again and again, in threads of their own."""
+        threading.Thread(target=self._run, name="monitors", daemon=True).start()
+
+    def _run(self) -> None:
+        with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, "monitors") as pool:
+            while True:
+                started = time.monotonic()
+                self.ask_all(pool)
+                time.sleep(max(_ROUND_SECONDS - (time.monotonic() - started), 0.0))
+
+    def ask_all(self, pool: concurrent.futures.Executor) -> None:
+        """One round."""
+        try:
+            self._urls = self._addresses()
+        except NoAnswer as cause:
+            self._say(str(cause))
+            return
+        if not self._urls:
+            self._say("there are no monitors")
+        asked = []
+        for node in list(self._urls):
+            asked.append(pool.submit(self._trouble_with, node))
+            time.sleep(1 / _PER_SECOND)
+        troubles = [trouble for one in asked if (trouble := one.result())]
+        with self._lock:
+            horizon = self._clock() - _FORGOTTEN_SECONDS
+            self._known = {name: used for name, used in self._known.items() if (used.oldest_at or 0) > horizon}
+        if asked:
+            self._say(f"{len(troubles)} of {len(asked)} monitors do not answer: {troubles[0]}" if troubles else "")
+
+    def _say(self, trouble: str) -> None:
+        if trouble and trouble != self.trouble:
+            log.warning("use is not known everywhere", error_code=error_codes.WEBUI_METER, cause=trouble)
+        self.trouble = trouble
+
+    def _trouble_with(self, node: str) -> str:
+        try:
+            self.measure(node)
+        except NoAnswer as cause:
+            return str(cause)
+        return ""
+
+    def measure(self, node: str) -> snapshots.Used:
+        """What is used on a node, as of now.
+
+        Raises:
+            NoAnswer: Its monitor does not answer, or there is none.
+        """
+        now = self._clock()
+        known = self._known.get(node)
+        if known and known.oldest_at and now - known.oldest_at < _FRESH_SECONDS:
+            return known
+        url = self._urls.get(node)
+        if url is None:
+            raise NoAnswer(f"{node} has no monitor")
+        try:
+            with urllib.request.urlopen(f"{url}/metrics", timeout=_MONITOR_TIMEOUT_SECONDS) as answer:  # noqa: S310
+                body: bytes = answer.read(_MOST_BYTES)
+            found = read_exposition(body.decode(), now)
+        except (OSError, ValueError) as cause:
+            raise NoAnswer(f"the monitor of {node} does not answer: {getattr(cause, 'reason', cause)}") from cause
+        with self._lock:
+            self._known[node] = found
+        return found
+
+    def read(self) -> snapshots.Used:
+        """What is known of all nodes.
+
+        Raises:
+            NoAnswer: Nothing is.
+        """
+        with self._lock:
+            known = list(self._known.values())
+        if not known:
+            raise NoAnswer(self.trouble or "no monitor has answered")
+        together: Any = {name: {} for name in ("gpus", "pods", "shares", "busy")}
+        for one in known:
+            for name, amounts in together.items():
+                amounts.update(getattr(one, name))
+        return snapshots.Used(**together, oldest_at=min(one.oldest_at or 0.0 for one in known))
+
+
+def read_exposition(text: str, asked_at: float) -> snapshots.Used:
+    """What a monitor's exposition says of memory and of time.
+
+    Raises:
+        ValueError: It is none.
+    """
+    wanted = (_GPU_USED, _GPU_BUSY, _SHARE_USED)
+    # Of thousands of lines three families matter, and the parser is slow.
+    kept = "".join(f"{line}\n" for line in text.splitlines() if line.partition("{")[0] in wanted)
+    samples: dict[str, list[Sample]] = collections.defaultdict(list)
+    for family in parser.text_string_to_metric_families(kept):
+        for sample in family.samples:
+            samples[sample.name].append((sample.labels, sample.value))
+    return _used(samples[_GPU_USED], samples[_GPU_BUSY], samples[_SHARE_USED], asked_at)

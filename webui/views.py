@@ -1,0 +1,227 @@
+"""From what was read to what the pages show, and what of it a viewer may see. Pure."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from webui import models, snapshots
+
+_MOST_LISTED = 10
+_HUES, _SHADES = 7, 3
+
+
+def view(snapshot: snapshots.Snapshot) -> models.View:
+    """Everything on the pages of a snapshot."""
+    shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
+    for pod in snapshot.pods:
+        key = f"{pod['namespace']}/{pod['name']}"
+        for one in pod["gpus"]:
+            shares[one["uuid"]].append((key, one["memory_mib"], one["cores_percent"]))
+    used = snapshot.used or snapshots.Used()
+    nodes = tuple(_node(one, shares, used) for one in snapshot.nodes)
+    pods = tuple(_pod(one, used) for one in snapshot.pods)
+    by_namespace: dict[str, list[models.Pod]] = collections.defaultdict(list)
+    for one in pods:
+        by_namespace[one.namespace].append(one)
+    return models.View(
+        nodes=nodes,
+        pods=pods,
+        taken_at=snapshot.taken_at,
+        measured_at=used.oldest_at,
+        nodes_by_name={node.name: node for node in nodes},
+        pods_by_key={pod.key: pod for pod in pods},
+        pods_by_namespace={name: tuple(mine) for name, mine in by_namespace.items()},
+        model_names=tuple(sorted({model for node in nodes for model in node.models})),
+        overview=_overview(nodes, pods),
+    )
+
+
+def seen_by(found: models.View, namespaces: frozenset[str] | None) -> models.View:
+    """What somebody sees who may see the pods of some namespaces only: all GPUs, and whose a slice is where they may.
+
+    Nodes are hidden in part when they are shown (`shown`), because most never are.
+    """
+    if namespaces is None or found.overview is None:
+        return found
+    mine = {name: pods for name, pods in found.pods_by_namespace.items() if name in namespaces}
+    pods = tuple(sorted((pod for some in mine.values() for pod in some), key=lambda pod: (pod.namespace, pod.name)))
+    return dataclasses.replace(
+        found,
+        pods=pods,
+        pods_by_key={pod.key: pod for pod in pods},
+        pods_by_namespace=mine,
+        overview=dataclasses.replace(found.overview, **_of_pods(pods)),
+        only=namespaces,
+    )
+
+
+def shown(found: models.View, node: models.Node) -> models.Node:
+    """A node as the viewer may see it."""
+    if found.only is None:
+        return node
+    gpus = tuple(
+        dataclasses.replace(gpu, slices=tuple(_hidden(part, found.only) for part in gpu.slices)) for gpu in node.gpus
+    )
+    return dataclasses.replace(node, gpus=gpus)
+
+
+def _hidden(part: models.Slice, visible: frozenset[str]) -> models.Slice:
+    if namespace_of(part.pod) in visible:
+        return part
+    return dataclasses.replace(part, pod="", hue=_HUES, shade=0, used_mib=None)
+
+
+def measured(node: models.Node, used: snapshots.Used) -> models.Node:
+    """A node with what its monitor has just said."""
+
+    def slice_now(gpu: models.Gpu, part: models.Slice) -> models.Slice:
+        return dataclasses.replace(part, used_mib=_mib(used.shares.get((part.pod, gpu.uuid))))
+
+    gpus = tuple(
+        dataclasses.replace(
+            gpu,
+            used_mib=_mib(used.gpus.get(gpu.uuid)),
+            busy_percent=_whole(used.busy.get(gpu.uuid)),
+            slices=tuple(slice_now(gpu, part) for part in gpu.slices),
+        )
+        for gpu in node.gpus
+    )
+    return dataclasses.replace(node, gpus=gpus)
+
+
+def _node(
+    node: Mapping[str, Any], shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
+) -> models.Node:
+    gpus = tuple(_gpu(one, shares.get(one["uuid"], ()), used) for one in node["gpus"])
+    return models.Node(
+        node["name"], node["standing"], gpus, tuple(sorted({gpu.model for gpu in gpus})), node["labels"],
+        sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
+        max((gpu.free_mib for gpu in gpus), default=0),
+    )  # fmt: skip
+
+
+def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> models.Gpu:
+    total, uuid = gpu["memory_mib"]["total"], gpu["uuid"]
+    slices, x = [], 0.0
+    for pod, memory, cores in shares:
+        width = min(models.WHOLE * memory / max(total, 1), max(models.WHOLE - x, 0.0))
+        slices.append(
+            models.Slice(
+                pod,
+                memory,
+                cores,
+                round(x, 2),
+                round(width, 2),
+                hue(namespace_of(pod)),
+                _digest(pod) % _SHADES,
+                _mib(used.shares.get((pod, uuid))),
+            )
+        )
+        x += width
+    state = (
+        "sick" if not gpu["healthy"]
+        else "unknown" if gpu["usage_unknown"]
+        else "cordoned" if gpu["cordoned"]
+        else "ok"
+    )  # fmt: skip
+    return models.Gpu(
+        uuid, gpu["index"], gpu["type"], state, gpu["ailment"], total, gpu["memory_mib"]["promised"],
+        gpu["cores_percent"]["promised"], gpu["slots"]["total"], gpu["slots"]["promised"], tuple(slices),
+        _mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
+    )  # fmt: skip
+
+
+def _mib(amount_bytes: float | None) -> int | None:
+    return None if amount_bytes is None else int(amount_bytes) >> 20
+
+
+def _whole(percent: float | None) -> int | None:
+    return None if percent is None else round(percent)
+
+
+def hue(namespace: str) -> int:
+    """The colour of a namespace: the same on every page and every day."""
+    return _digest(namespace) % _HUES
+
+
+def _digest(text: str) -> int:
+    return hashlib.sha256(text.encode(errors="replace")).digest()[0]
+
+
+def _pod(pod: Mapping[str, Any], used: snapshots.Used) -> models.Pod:
+    state = (
+        "waiting" if pod["phase"] == "waiting"
+        else "unreadable" if pod["corrupt"]
+        else "foreign" if pod["foreign_slots"]
+        else "starting" if pod["starting"]
+        else "running"
+    )  # fmt: skip
+    asks = (
+        models.Ask(ask["gpus"], ask["memory_mib"], ask["memory_percent"], ask["cores_percent"]) for ask in pod["asks"]
+    )
+    return models.Pod(
+        pod["namespace"], pod["name"], state, pod["node"] or "", len(pod["gpus"]),
+        sum(one["memory_mib"] for one in pod["gpus"]), sum(one["cores_percent"] for one in pod["gpus"]),
+        pod["error_code"], pod["created_at"], pod["bound_at"], tuple(asks),
+        _mib(used.pods.get(f"{pod['namespace']}/{pod['name']}")),
+    )  # fmt: skip
+
+
+def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> models.Overview:
+    """The first page."""
+    gpus = [gpu for node in nodes for gpu in node.gpus]
+    by_model: dict[str, list[models.Gpu]] = collections.defaultdict(list)
+    for gpu in gpus:
+        by_model[gpu.model].append(gpu)
+    busy = _all(gpu.busy_percent for gpu in gpus)
+    return models.Overview(
+        nodes=len(nodes),
+        gpus=len(gpus),
+        gpus_in_use=sum(gpu.slots_promised > 0 for gpu in gpus),
+        sick=sum(gpu.state == "sick" for gpu in gpus),
+        total_mib=sum(gpu.total_mib for gpu in gpus),
+        promised_mib=sum(gpu.promised_mib for gpu in gpus),
+        free_mib=sum(gpu.free_mib for gpu in gpus),
+        used_mib=_all(gpu.used_mib for gpu in gpus),
+        cores_percent=round(sum(gpu.cores_percent for gpu in gpus) / max(len(gpus), 1)),
+        busy_percent=None if busy is None else round(busy / len(gpus)),
+        models=tuple(_model(name, mine) for name, mine in sorted(by_model.items())),
+        **_of_pods(pods),
+    )
+
+
+def _of_pods(pods: Sequence[models.Pod]) -> dict[str, Any]:
+    """Those fields of the overview that depend on whose pods one may see."""
+    held: collections.Counter[str] = collections.Counter()
+    for pod in pods:
+        held[pod.namespace] += pod.promised_mib
+    waiting = sorted((pod for pod in pods if pod.state == "waiting"), key=lambda pod: pod.created_at or float("inf"))
+    reasons = collections.Counter(pod.code or "UNDECIDED" for pod in waiting)
+    return {
+        "holding": len(pods) - len(waiting),
+        "waiting": len(waiting),
+        "namespaces": tuple((name, amount) for name, amount in held.most_common(_MOST_LISTED) if amount),
+        "longest_waiting": tuple(waiting[:_MOST_LISTED]),
+        "reasons": tuple(reasons.most_common(_MOST_LISTED)),
+    }
+
+
+def _all(amounts: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known, or there is none."""
+    known = list(amounts)
+    return sum(one for one in known if one is not None) if known and None not in known else None
+
+
+def _model(name: str, gpus: Sequence[models.Gpu]) -> models.Model:
+    return models.Model(
+        name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
+        _all(gpu.used_mib for gpu in gpus), max(gpu.free_mib for gpu in gpus), sum(gpu.is_whole for gpu in gpus),
+        sum(gpu.state == "sick" for gpu in gpus),
+    )  # fmt: skip
+
+
+def namespace_of(pod: str) -> str:
+    """Of `<namespace>/<name>`."""
+    return pod.partition("/")[0]

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+
+import msgspec
+
+from webui import models
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +24,68 @@ class Used:
     """When the oldest of these numbers was asked for, in Unix seconds; None where there are none."""
 
 
+class Amount(msgspec.Struct, frozen=True, gc=False):
+    """How much there is of something, and how much of it is promised."""
+
+    total: int
+    promised: int
+
+
+class Gpu(msgspec.Struct, frozen=True, gc=False):
+    """A GPU, in the words of the read API, as far as the pages show it."""
+
+    uuid: str
+    index: int
+    type: str
+    healthy: bool
+    ailment: str
+    cordoned: bool
+    usage_unknown: bool
+    memory_mib: Amount
+    cores_percent: Amount
+    slots: Amount
+
+
+class Node(msgspec.Struct, frozen=True, gc=False):
+    """A node, likewise."""
+
+    name: str
+    standing: str
+    labels: dict[str, str]
+    gpus: list[Gpu]
+
+
+class Share(msgspec.Struct, frozen=True, gc=False):
+    """What a pod holds of a GPU."""
+
+    uuid: str
+    memory_mib: int
+    cores_percent: int
+
+
+class Pod(msgspec.Struct, frozen=True, gc=False):
+    """A pod, likewise."""
+
+    namespace: str
+    name: str
+    node: str | None
+    phase: str
+    starting: bool
+    corrupt: bool
+    foreign_slots: int
+    gpus: list[Share]
+    error_code: str
+    created_at: int
+    bound_at: int
+    asks: tuple[models.Ask, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster, as the extender had it at one moment."""
 
-    nodes: Sequence[Mapping[str, Any]]
-    pods: Sequence[Mapping[str, Any]]
+    nodes: Sequence[Node]
+    pods: Sequence[Pod]
     taken_at: float
     """Unix seconds."""
     used: Used | None = None

@@ -12,8 +12,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import orjson
 import structlog
 
@@ -26,6 +27,9 @@ _LOAD = 5.0
 _TIMEOUT_SECONDS = 20.0
 _MOST_CHANGES = 200
 _NOBODY = "nobody measures it: give --monitor-service or --prometheus"
+
+_LISTS = msgspec.json.Decoder(dict[str, list[msgspec.Raw]])
+T = TypeVar("T")
 
 log = structlog.get_logger("source")
 
@@ -64,12 +68,35 @@ class Extender:
         Raises:
             NoAnswer: It does not answer, or not with JSON.
         """
+        try:
+            return orjson.loads(self._read(*parts))
+        except ValueError as broken:
+            raise NoAnswer(f"the extender does not answer with JSON: {broken}") from broken
+
+    def nodes(self) -> list[snapshots.Node]:
+        """Every node. Errors as `get`."""
+        return self._items("nodes", snapshots.Node)
+
+    def pods(self) -> list[snapshots.Pod]:
+        """Every pod with GPUs. Errors as `get`."""
+        return self._items("pods", snapshots.Pod)
+
+    def _items(self, what: str, kind: type[T]) -> list[T]:
+        """One by one, because who waits for a page cannot be served while a call decodes it all."""
+        decoder = msgspec.json.Decoder(kind)
+        try:
+            return [decoder.decode(one) for one in _LISTS.decode(self._read(what))[what]]
+        except (msgspec.MsgspecError, KeyError) as broken:
+            raise NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
+
+    def _read(self, *parts: str) -> bytes:
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
             headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"} if self._token_file else {}
             request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=headers)  # noqa: S310  # the setting is a URL
             with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as answer:  # noqa: S310
-                return orjson.loads(answer.read())
+                body: bytes = answer.read()
+                return body
         except urllib.error.HTTPError as refused:
             raise NoAnswer(f"the extender answers {refused.code}", is_unknown=refused.code == 404) from refused
         except (OSError, ValueError) as broken:
@@ -138,16 +165,11 @@ class Source:
     def refresh(self) -> None:
         """Read once."""
         try:
-            found = snapshots.Snapshot(
-                self._extender.get("nodes")["nodes"], self._extender.get("pods")["pods"], self._clock(),
-                self._measured(),
-            )  # fmt: skip
+            found = snapshots.Snapshot(self._extender.nodes(), self._extender.pods(), self._clock(), self._measured())
             view = views.view(found)  # Here, so that no viewer waits for it.
             changed = changes.between(self._view, view)
-        except (NoAnswer, KeyError, TypeError) as trouble:
-            told = (
-                str(trouble) if isinstance(trouble, NoAnswer) else f"the extender says what it should not: {trouble!r}"
-            )
+        except NoAnswer as trouble:
+            told = str(trouble)
             if told != self.trouble:
                 log.error("no newer data", error_code=error_codes.WEBUI_SOURCE, cause=told)
             self.trouble = told

@@ -16,15 +16,15 @@ def view(snapshot: snapshots.Snapshot) -> models.View:
     """Everything on the pages of a snapshot."""
     shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
     for pod in snapshot.pods:
-        key = f"{pod['namespace']}/{pod['name']}"
-        for one in pod["gpus"]:
-            shares[one["uuid"]].append((key, one["memory_mib"], one["cores_percent"]))
+        key = f"{pod.namespace}/{pod.name}"
+        for share in pod.gpus:
+            shares[share.uuid].append((key, share.memory_mib, share.cores_percent))
     used = snapshot.used or snapshots.Used()
     nodes = tuple(_node(one, shares, used) for one in snapshot.nodes)
     pods = tuple(_pod(one, used) for one in snapshot.pods)
     by_namespace: dict[str, list[models.Pod]] = collections.defaultdict(list)
-    for one in pods:
-        by_namespace[one.namespace].append(one)
+    for shown_pod in pods:
+        by_namespace[shown_pod.namespace].append(shown_pod)
     return models.View(
         nodes=nodes,
         pods=pods,
@@ -92,18 +92,18 @@ def measured(node: models.Node, used: snapshots.Used) -> models.Node:
 
 
 def _node(
-    node: Mapping[str, Any], shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
+    node: snapshots.Node, shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
 ) -> models.Node:
-    gpus = tuple(_gpu(one, shares.get(one["uuid"], ()), used) for one in node["gpus"])
+    gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used) for one in node.gpus)
     return models.Node(
-        node["name"], node["standing"], gpus, tuple(sorted({gpu.model for gpu in gpus})), node["labels"],
+        node.name, node.standing, gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
         sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
         max((gpu.free_mib for gpu in gpus), default=0),
     )  # fmt: skip
 
 
-def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> models.Gpu:
-    total, uuid = gpu["memory_mib"]["total"], gpu["uuid"]
+def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> models.Gpu:
+    total, uuid = gpu.memory_mib.total, gpu.uuid
     slices, x = [], 0.0
     for pod, memory, cores in shares:
         width = min(models.WHOLE * memory / max(total, 1), max(models.WHOLE - x, 0.0))
@@ -121,14 +121,14 @@ def _gpu(gpu: Mapping[str, Any], shares: Iterable[tuple[str, int, int]], used: s
         )
         x += width
     state = (
-        "sick" if not gpu["healthy"]
-        else "unknown" if gpu["usage_unknown"]
-        else "cordoned" if gpu["cordoned"]
+        "sick" if not gpu.healthy
+        else "unknown" if gpu.usage_unknown
+        else "cordoned" if gpu.cordoned
         else "ok"
     )  # fmt: skip
     return models.Gpu(
-        uuid, gpu["index"], gpu["type"], state, gpu["ailment"], total, gpu["memory_mib"]["promised"],
-        gpu["cores_percent"]["promised"], gpu["slots"]["total"], gpu["slots"]["promised"], tuple(slices),
+        uuid, gpu.index, gpu.type, state, gpu.ailment, total, gpu.memory_mib.promised,
+        gpu.cores_percent.promised, gpu.slots.total, gpu.slots.promised, tuple(slices),
         _mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
     )  # fmt: skip
 
@@ -150,22 +150,19 @@ def _digest(text: str) -> int:
     return hashlib.sha256(text.encode(errors="replace")).digest()[0]
 
 
-def _pod(pod: Mapping[str, Any], used: snapshots.Used) -> models.Pod:
+def _pod(pod: snapshots.Pod, used: snapshots.Used) -> models.Pod:
     state = (
-        "waiting" if pod["phase"] == "waiting"
-        else "unreadable" if pod["corrupt"]
-        else "foreign" if pod["foreign_slots"]
-        else "starting" if pod["starting"]
+        "waiting" if pod.phase == "waiting"
+        else "unreadable" if pod.corrupt
+        else "foreign" if pod.foreign_slots
+        else "starting" if pod.starting
         else "running"
     )  # fmt: skip
-    asks = (
-        models.Ask(ask["gpus"], ask["memory_mib"], ask["memory_percent"], ask["cores_percent"]) for ask in pod["asks"]
-    )
     return models.Pod(
-        pod["namespace"], pod["name"], state, pod["node"] or "", len(pod["gpus"]),
-        sum(one["memory_mib"] for one in pod["gpus"]), sum(one["cores_percent"] for one in pod["gpus"]),
-        pod["error_code"], pod["created_at"], pod["bound_at"], tuple(asks),
-        _mib(used.pods.get(f"{pod['namespace']}/{pod['name']}")),
+        pod.namespace, pod.name, state, pod.node or "", len(pod.gpus),
+        sum(one.memory_mib for one in pod.gpus), sum(one.cores_percent for one in pod.gpus),
+        pod.error_code, pod.created_at, pod.bound_at, pod.asks,
+        _mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
     )  # fmt: skip
 
 

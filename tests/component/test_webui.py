@@ -16,6 +16,7 @@ from typing import Any
 
 import flask.testing
 import hypothesis
+import msgspec
 import pytest
 import schemathesis
 from hypothesis import strategies as st
@@ -40,6 +41,19 @@ class FakeExtender:
         self.explanations: dict[tuple[str, str], Any] = {}
         self.events: dict[tuple[str, str], Any] = {}
         self.is_away = False
+
+    def nodes(self) -> list[snapshots.Node]:
+        return self._items("nodes", snapshots.Node)
+
+    def pods(self) -> list[snapshots.Pod]:
+        return self._items("pods", snapshots.Pod)
+
+    def _items(self, what: str, kind: type[Any]) -> list[Any]:
+        found = self.get(what)[what]
+        try:
+            return [msgspec.convert(one, kind) for one in found]
+        except msgspec.ValidationError as broken:
+            raise source.NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
 
     def get(self, *parts: str) -> Any:
         if self.is_away:
@@ -465,8 +479,9 @@ def serving(answer: Callable[..., tuple[int, bytes]]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
-        (500, b"", "the extender answers 500"), (401, b"{}", "answers 401"), (200, b"<html>", "does not answer"),
-        (200, b"", "does not answer"),
+        (500, b"", "the extender answers 500"), (401, b"{}", "answers 401"), (200, b"<html>", "what it should not"),
+        (200, b"", "what it should not"), (200, b'{"nodes": 7}', "what it should not"),
+        (200, b"{}", "what it should not"),
     ],
 )  # fmt: skip
 def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, body: bytes, sentence: str) -> None:

@@ -46,6 +46,14 @@ PLUGIN_RULES = (
 )
 """Likewise the device plugin."""
 
+WEBUI_RULES = (
+    {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
+    {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
+    {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]},
+)
+"""Likewise the WebUI, where it asks who looks and where the monitors are."""
+_ROLES = ("admin", "scheduler", "extender", "plugin", "webui", "node")
+
 NODE_NAME = "localhost"
 """The only name by which the API server reaches a kubelet on loopback."""
 
@@ -74,7 +82,7 @@ class ControlPlane:
     def __init__(self, parts: components.Components, *, pod_groups: bool = False) -> None:
         self.parts = parts
         self._pod_groups = pod_groups
-        self._tokens = {role: secrets.token_hex(16) for role in ("admin", "scheduler", "extender", "plugin", "node")}
+        self._tokens = {role: secrets.token_hex(16) for role in _ROLES}
         self._etcd_port, self._peer_port, self._api_port = (components.free_port() for _ in range(3))
         self.server = f"https://127.0.0.1:{self._api_port}"
         self.api = client.Api(self.server, self._tokens["admin"], ssl._create_unverified_context())
@@ -107,9 +115,10 @@ class ControlPlane:
         self.parts.wait("kube-apiserver", lambda: self.api("GET", "/readyz") == "ok")
         self._grant("hami-scheduler-extender", EXTENDER_RULES)
         self._grant("hami-device-plugin", PLUGIN_RULES)
+        self._grant("hami-webui", WEBUI_RULES)
 
     def kubeconfig(self, role: str) -> pathlib.Path:
-        """The way in for `admin`, `scheduler`, `extender`, `plugin` or `node`."""
+        """The way in for `admin`, `scheduler`, `extender`, `plugin`, `webui` or `node`."""
         path = self.parts.folder / f"{role}.kubeconfig"
         path.touch(mode=0o600)
         path.write_bytes(
@@ -150,6 +159,7 @@ class ControlPlane:
             f"{self._tokens['scheduler']},system:kube-scheduler,scheduler\n"
             f"{self._tokens['extender']},hami-scheduler-extender,extender\n"
             f"{self._tokens['plugin']},hami-device-plugin,plugin\n"
+            f"{self._tokens['webui']},hami-webui,webui\n"
             f'{self._tokens["node"]},system:node:{NODE_NAME},node,"system:nodes"\n'
         )
         for arguments in (["genrsa", "-out", "sa.key", "2048"], ["rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub"]):

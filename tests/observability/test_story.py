@@ -4,16 +4,18 @@ The rule file is the shipped one with its durations divided by `FASTER`; the tar
 sets.
 """
 
+import json
 import pathlib
 import re
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from lab import cluster, faults, gpus, kinds, node_processes, prometheus_process
+from lab import cluster, faults, gpus, kinds, node_processes, prometheus_process, webui_process
 from observability import alerts, dashboards, rules
 from tests import tools
 from tests.architecture import test_metrics
@@ -223,3 +225,46 @@ def _check_dashboards(world: World) -> None:
             assert world.prometheus.query(text), f"{board.title}: {title}: {text}"
             asked += 1
     print(f"{asked} queries of {len(dashboards.DASHBOARDS)} dashboards found something", flush=True)
+
+
+def test_the_webui_shows_what_monitors_and_prometheus_say(world: World, tmp_path: pathlib.Path) -> None:
+    """The same numbers as they, by either way; a node whose monitor it does not find is unknown, never zero."""
+    running, node = world.cluster, world.node("node-1")
+    address, _, port = node.monitor.addresses["health"].rpartition(":")
+    running.create(
+        kinds.BY_PATH["discovery.k8s.io", "v1", "endpointslices"],
+        {
+            "metadata": {"name": "m", "namespace": "default", "labels": {"kubernetes.io/service-name": "hami-monitor"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [address], "nodeName": "node-1"}],
+            "ports": [{"port": int(port)}],
+        },
+    )
+    extender, service = f"http://{running.extender.api}", f"default/hami-monitor:{port}"
+    ways = {
+        "monitors": ("--monitor-service", service, "--kubeconfig", str(running.kubeconfig)),
+        "prometheus": ("--prometheus", world.prometheus.url),
+    }
+    for way, flags in ways.items():
+        (tmp_path / way).mkdir()
+        with webui_process.running(webui_process.WebUIProcess(tmp_path / way, extender, *flags)) as webui:
+
+            def told(path: str, url: str = webui.url) -> Any:
+                with urllib.request.urlopen(f"{url}/api/v1/{path}", timeout=10) as answer:
+                    return json.load(answer)
+
+            def used(node: str) -> dict[str, int | None]:
+                return {one["uuid"]: one["used_mib"] for one in told(f"nodes/{node}")["gpus"]}
+
+            def scraped(node: str) -> dict[str, int]:
+                found = world.prometheus.query(f'hami_gpu_memory_used_bytes{{node="{node}"}}')
+                return {one["metric"]["device"]: int(float(one["value"][1])) >> 20 for one in found}
+
+            world.wait(f"use by {way}", lambda: used("node-1") == scraped("node-1") != {})
+            if way == "monitors":
+                assert set(used("node-2").values()) == {None}
+                assert told("overview")["used_mib"] is None
+            else:
+                assert used("node-2") == scraped("node-2")
+                assert told("overview")["used_mib"] == sum((scraped("node-1") | scraped("node-2")).values())
+                assert any(told("history?window=6h&node=node-1")["promised_mib"])

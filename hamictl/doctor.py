@@ -19,7 +19,7 @@ import msgspec
 
 from gpu_sharing.adapters import certificates, kubernetes
 from gpu_sharing.core import error_codes, errors, requests
-from hamictl import failures, findings, output, reader, state
+from hamictl import failures, findings, flags, output, reader, state
 
 _ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 _LIBRARY = "libnvidia-ml.so.1"
@@ -43,21 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path("/"), metavar="DIR", help="the host's root")
 
 
-def run(options: argparse.Namespace, kubeconfig: pathlib.Path | None, where: reader.Where) -> int:
+def run(options: argparse.Namespace) -> int:
     """Look, and tell. Returns the exit status."""
     checks = (
         node_checks(options.root, options.kubelet_dir)
         if options.what == "node"
-        else _cluster(options, kubeconfig, where)
+        else _cluster(options.context, flags.kubeconfig(options), flags.where(options))
     )
-    quiet = options.output in ("json", "yaml", "name")
+    look = flags.look(options)
     found: list[findings.Finding] = []
     count = 0
     for name, told in checks:
         more = list(told)
         found += more
         count += 1
-        if not quiet:
+        if look.is_table:
             print(f"{'ok  ' if not more else 'bad '} {name}" + (f": {len(more)}" if more else ""), file=sys.stderr)
     failed = sum(one.severity == findings.ERROR for one in found)
     value = {
@@ -69,27 +69,25 @@ def run(options: argparse.Namespace, kubeconfig: pathlib.Path | None, where: rea
          "WHAT TO DO": error_codes.REGISTRY[one.code].remedy}
         for one in found
     ]  # fmt: skip
-    if not quiet and not found:
+    if look.is_table and not found:
         print("nothing is wrong")
     else:
-        print(output.render(value, rows, options.output, names=[f"{one.code} {one.about}" for one in found]))
+        print(output.render(value, rows, look, names=[f"{one.code} {one.about}" for one in found]))
     return failures.NEGATIVE if found else 0
 
 
-def _cluster(
-    options: argparse.Namespace, kubeconfig: pathlib.Path | None, where: reader.Where
-) -> Iterator[findings.Check]:
+def _cluster(context: str, kubeconfig: pathlib.Path | None, where: reader.Where) -> Iterator[findings.Check]:
     names = requests.ResourceNames()
     believed, trouble = None, ""
     try:
         with reader.reaching(where) as api:
-            before, cluster, after = _agreeing(api, kubeconfig, options.context, names)
+            before, cluster, after = _agreeing(api, kubeconfig, context, names)
             believed = after if before == after else None
             trouble = "" if believed is not None else "too much changes to compare it with the cluster"
     except failures.CommandFailed as cause:
         trouble = f"{cause}. {cause.hint}".strip()
-        cluster = state.read_cluster(kubeconfig, options.context, names)
-    ends_at, guarded = asyncio.run(_admission(kubeconfig, options.context))
+        cluster = state.read_cluster(kubeconfig, context, names)
+    ends_at, guarded = asyncio.run(_admission(kubeconfig, context))
     return findings.checks(findings.Patient(cluster, believed, trouble, ends_at, guarded, time.time()), names)
 
 

@@ -2,19 +2,16 @@
 
 import base64
 import contextlib
-import http.server
 import json
 import pathlib
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from gpu_sharing.core import identifiers, records, reservations
 from lab import api_server, certificates, extender_process, gpus, kinds
-from tests.component import calls
+from tests.component import calls, liar
 from tests.component.conftest import SMALL
 from tests.component.test_hamictl import hamictl
 
@@ -141,25 +138,6 @@ def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_ans
     assert hamictl("doctor", "--kubeconfig", "/nowhere").returncode == 2
 
 
-@contextlib.contextmanager
-def liar(pods: list[dict[str, Any]]) -> Iterator[str]:
-    """A read API that believes something."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"pods": pods}).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{served.server_address[1]}"
-        served.shutdown()
-
-
 def test_what_the_extender_believes_is_compared_with_the_records(
     healthy: pathlib.Path, extender: extender_process.ExtenderProcess
 ) -> None:
@@ -175,7 +153,7 @@ def test_what_the_extender_believes_is_compared_with_the_records(
         ([elsewhere], ["the extender has it on b, it is on a"]),
         ([thinner], ["the extender counts other GPUs for it than its record says"]),
     ):
-        with liar(believed) as url:
+        with liar.telling({"/api/v1/pods": {"pods": believed}}) as url:
             _, found = doctor("--kubeconfig", str(healthy), "--extender", url)
         assert [one["detail"] for one in found["findings"]] == details
         assert {one["code"] for one in found["findings"]} == {"DOCTOR_DRIFT"}

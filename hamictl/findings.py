@@ -150,7 +150,9 @@ def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Findi
         return
     believed = {one["uid"]: one for one in patient.believed}
     actual = {pod.metadata.uid: pod for pod in patient.cluster.pods}
-    for uid in sorted(believed.keys() | actual.keys()):
+    names_of = {uid: (one["namespace"], one["name"]) for uid, one in believed.items()}
+    names_of |= {uid: (pod.metadata.namespace, pod.metadata.name) for uid, pod in actual.items()}
+    for uid in sorted(names_of, key=lambda one: (names_of[one], one)):
         pod, belief = actual.get(uid), believed.get(uid)
         if belief is None:
             assert pod is not None

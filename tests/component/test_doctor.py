@@ -28,10 +28,14 @@ ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 def healthy(server: api_server.Running, tmp_path: pathlib.Path) -> pathlib.Path:
     """A kubeconfig of a cluster that lacks nothing, with a pod that runs."""
     register_webhook(server, "")
-    policy = {"metadata": {"name": "guard"}, "spec": {"validations": [{"expression": "'hami.io/vgpu-node' in x"}]}}
-    server.request("POST", f"{ADMISSION}/validatingadmissionpolicies", policy)
+    guard(server)
     create(server, "runs", [share("a", 0, 4000)])
     return server.write_kubeconfig(tmp_path / "healthy")
+
+
+def guard(server: api_server.Running) -> None:
+    policy = {"metadata": {"name": "guard"}, "spec": {"validations": [{"expression": "'hami.io/vgpu-node' in x"}]}}
+    server.request("POST", f"{ADMISSION}/validatingadmissionpolicies", policy)
 
 
 def register_webhook(server: api_server.Running, bundle: str) -> None:

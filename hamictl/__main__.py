@@ -51,7 +51,13 @@ def main() -> int:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Names what a flag takes once, not once for each of its spellings; argparse itself does so from Python 3.13 on."""
+    """Help as argparse gives it from Python 3.13 on: what a flag takes once, and room for the longest command."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        for command in self._iter_indented_subactions(action):
+            length = len(self._format_action_invocation(command)) + self._current_indent
+            self._action_max_length = max(self._action_max_length, length)
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
@@ -64,7 +70,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hamictl",
         description=__doc__,
-        epilog="exit status: 0 yes, 1 no (it does not fit, there is no such pod), 2 no answer",
+        epilog="hamictl COMMAND --help has examples\n\n"
+        "exit status: 0 yes, 1 no (it does not fit, there is no such pod), 2 no answer",
         formatter_class=_Help,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -17,8 +17,13 @@ from hamictl import examination, failures, findings, flags, node_checks, output,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own flags."""
     parser.add_argument("what", nargs="?", choices=("cluster", "node"), default="cluster", help="default cluster")
-    parser.add_argument("--kubelet-dir", type=pathlib.Path, default=pathlib.Path("/var/lib/kubelet"), metavar="DIR")
-    parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path("/"), metavar="DIR", help="the host's root")
+    parser.add_argument(
+        "--kubelet-dir", type=pathlib.Path, default=pathlib.Path("/var/lib/kubelet"), metavar="DIR",
+        help="of a node: the kubelet's (default /var/lib/kubelet)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--root", type=pathlib.Path, default=pathlib.Path("/"), metavar="DIR", help="of a node: the host's root"
+    )
     parser.add_argument(
         "--least-free", type=int, default=1024, metavar="MIB", help="of a node: less space is too little (default 1024)"
     )

@@ -27,7 +27,7 @@ def look(options: argparse.Namespace) -> output.Look:
 def add_namespace(parser: argparse.ArgumentParser) -> None:
     """As kubectl has them."""
     parser.add_argument("-n", "--namespace", default="", help="default: that of the kubeconfig's context, else default")
-    parser.add_argument("-A", "--all-namespaces", action="store_true")
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="look in all of them")
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,10 @@ def add_reaching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--token-file", type=pathlib.Path, metavar="FILE", help="a bearer token for --extender")
     parser.add_argument("--ca-file", type=pathlib.Path, metavar="FILE", help="who signed its certificate")
     parser.add_argument(
-        "--system-namespace", default="hami-system", help="where the extender runs (default hami-system)"
+        "--system-namespace",
+        default="hami-system",
+        metavar="NAMESPACE",
+        help="where the extender runs (default hami-system)",
     )
 
 

@@ -21,7 +21,9 @@ _NEEDED = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetRemappedRows"
 _SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock", "run/crio/crio.sock")
 _CONTAINERD = ("etc/containerd/config.toml", "etc/containerd/conf.d/*.toml")
 _MPS_PIPES = "run/nvidia/mps/pipe"
-_WRITTEN = ("var/run/cdi", "usr/local/vgpu")
+_CDI = ("etc/cdi", "run/cdi", "var/run/cdi")
+"""The last is mostly a link to the one before, which leads elsewhere where the host's root is mounted in a pod."""
+_WRITTEN = ("run/cdi", "usr/local/vgpu")
 """Where the device plugin writes by its default settings, beside the kubelet's folder; it makes what is not there."""
 
 
@@ -95,7 +97,7 @@ def _runtime(root: pathlib.Path) -> Iterator[Finding]:
 
 
 def _cdi(root: pathlib.Path) -> Iterator[Finding]:
-    if not any(_has_spec(root / folder) for folder in ("etc/cdi", "var/run/cdi")):
+    if not any(_has_spec(root / folder) for folder in _CDI):
         yield Finding(error_codes.DOCTOR_NODE_CDI, WARNING, "node", "kind: nvidia.com/gpu")
     for pattern in _CONTAINERD:
         for path in sorted(root.glob(pattern)):

@@ -317,7 +317,7 @@ def test_a_part_of_the_extender_that_is_not_well_is_told_with_its_reason(
 @pytest.fixture
 def node(tmp_path: pathlib.Path) -> pathlib.Path:
     """The root of a node that lacks nothing but a driver."""
-    for name in ("dev/shm", "etc/cdi", "kubelet/device-plugins", "run/containerd", "sys/fs/cgroup", "var/run/cdi"):
+    for name in ("dev/shm", "etc/cdi", "kubelet/device-plugins", "run/containerd", "sys/fs/cgroup", "run/cdi"):
         (tmp_path / name).mkdir(parents=True)
     for name in (
         "dev/nvidiactl", "kubelet/device-plugins/kubelet.sock", "kubelet/device-plugins/hami-x.sock",
@@ -406,6 +406,6 @@ def test_a_folder_of_mps_without_its_daemon_is_found(node: pathlib.Path) -> None
 def test_a_folder_that_takes_nothing_and_a_disk_that_is_full_are_found(node: pathlib.Path) -> None:
     """Before a container fails to start for it."""
     assert examined(node, "--least-free", "1000000000") == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_SPACE"]
-    (node / "var/run/cdi").rmdir()
-    (node / "var/run/cdi").touch()
+    (node / "run/cdi").rmdir()
+    (node / "run/cdi").touch()
     assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_FOLDER"]

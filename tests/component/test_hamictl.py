@@ -50,7 +50,7 @@ def on_a_terminal(*arguments: str, environment: dict[str, str] | None = None) ->
     ours, theirs = pty.openpty()
     known = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     done = subprocess.run(
-        [sys.executable, "-m", "hamictl", *arguments], stdout=theirs, timeout=60,
+        [sys.executable, "-m", "hamictl", *arguments], stdout=theirs, stderr=theirs, timeout=60,
         env={**known, "KUBECONFIG": "/nowhere", "TERM": "xterm", **(environment or {})},
     )  # fmt: skip
     shown = os.read(ours, 100_000).decode()
@@ -277,6 +277,8 @@ def test_a_trace_is_filled_by_our_own_scheduler_before_the_question_is_asked() -
     assert alone.stderr.startswith("trace: 261 of 261 pods with GPUs placed on 45 nodes with 232 GPUs")
     assert alone.stdout.split()[:5] == ["MODEL", "GPUS", "PROMISED", "LARGEST", "FREE"]
     assert alone.returncode == 0
+    assert "trace" not in alone.stdout
+    assert "\rtrace: 200 of 261 pods have come" in on_a_terminal("simulate", "--trace", str(TRACE))
 
 
 def test_pods_of_a_trace_come_in_the_order_of_their_creation(tmp_path: pathlib.Path) -> None:

@@ -8,7 +8,7 @@ import base64
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -69,7 +69,7 @@ def look(
     return findings.Patient(found, believed, trouble, seen.now), seen
 
 
-def _agreeing(api: reader.Reader, cluster: Any) -> tuple[Any, state.State, Any]:
+def _agreeing(api: reader.Reader, cluster: Callable[[], state.State]) -> tuple[Any, state.State, Any]:
     """What the extender believes before and after a look at the cluster: looked again until nothing moved meanwhile."""
     for _ in range(_TRIES):
         before = api.get("pods")["pods"]

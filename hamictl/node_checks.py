@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import socket
 import stat
+import threading
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hamictl.findings import ERROR, WARNING, Check, Finding
 _LIBRARY = "libnvidia-ml.so.1"
 _NEEDED = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetRemappedRows", "nvmlEventSetWait_v2")
 """The newest functions of the library that the device plugin calls."""
+_DRIVER_SECONDS = 5.0
 _SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock", "run/crio/crio.sock")
 _CONTAINERD = ("etc/containerd/config.toml", "etc/containerd/conf.d/*.toml")
 _MPS_PIPES = "run/nvidia/mps/pipe"
@@ -69,11 +71,23 @@ def _unless(good: bool, code: error_codes.Code, detail: str, severity: str = ERR
 
 
 def _driver() -> Check:
-    """Asked by ctypes, because what speaks NVML elsewhere is no part of the command line's requirements."""
+    """Asked by ctypes, because what speaks NVML elsewhere is no part of the command line's requirements.
+
+    In a thread that the end of the process does not wait for: a driver may hang, which is worth a finding.
+    """
     try:
         nvml = ctypes.CDLL(_LIBRARY)
     except OSError:
         return "driver", _unless(False, error_codes.DOCTOR_NODE_DRIVER, _LIBRARY)
+    told: list[Check] = []
+    asking = threading.Thread(target=lambda: told.append(_asked(nvml)), daemon=True)
+    asking.start()
+    asking.join(_DRIVER_SECONDS)
+    silent = f"{_LIBRARY}: no answer within {_DRIVER_SECONDS:g} s"
+    return told[0] if told else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
+
+
+def _asked(nvml: ctypes.CDLL) -> Check:
     code = nvml.nvmlInit_v2()
     if code:
         nvml.nvmlErrorString.restype = ctypes.c_char_p
@@ -81,7 +95,8 @@ def _driver() -> Check:
         return "driver", _unless(False, error_codes.DOCTOR_NODE_NVML, f"{_LIBRARY}: {said}")
     version, cuda = ctypes.create_string_buffer(96), ctypes.c_int()
     nvml.nvmlSystemGetDriverVersion(version, len(version))
-    nvml.nvmlSystemGetCudaDriverVersion(ctypes.byref(cuda))
+    if hasattr(nvml, "nvmlSystemGetCudaDriverVersion"):
+        nvml.nvmlSystemGetCudaDriverVersion(ctypes.byref(cuda))
     nvml.nvmlShutdown()
     shown = version.value.decode(errors="replace")
     lacking = [name for name in _NEEDED if not hasattr(nvml, name)]

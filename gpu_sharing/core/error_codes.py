@@ -613,8 +613,8 @@ DOCTOR_NODE_SHARED_MEMORY = _register(
 )
 DOCTOR_NODE_NVML = _register(
     "DOCTOR_NODE_NVML",
-    "The NVIDIA driver's library is there and does not start: its kernel module is missing, or of another version.",
-    "Load the module; after an update of the driver reboot the node.",
+    "The NVIDIA driver's library does not start: its kernel module is missing, of another version, or hangs.",
+    "Load the module; after an update of the driver, or if it hangs, reboot the node.",
 )
 DOCTOR_NODE_DRIVER_OLD = _register(
     "DOCTOR_NODE_DRIVER_OLD",

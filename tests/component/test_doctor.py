@@ -348,7 +348,7 @@ def test_a_node_is_examined_where_it_stands(tmp_path: pathlib.Path) -> None:
 def test_a_driver_is_asked_for_its_version_and_for_what_the_plugin_needs(
     node: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """None, a good one, one that does not start, and one that is too old."""
+    """None, a good one, one that does not start, one that hangs, and one that is too old."""
     driver = fake_driver.make(tmp_path, "a", 1)
     library = fake_driver.library().parent
     where = ("--root", str(node), "--kubelet-dir", str(node / "kubelet"))
@@ -361,12 +361,15 @@ def test_a_driver_is_asked_for_its_version_and_for_what_the_plugin_needs(
     driver.write()
     assert examined(node, library=library, FAKE_NVML_STATE=str(driver.path)) == ["DOCTOR_NODE_NVML"]
 
+    driver.mismatch, driver.rules = False, ["hang * -1"]
+    driver.write()
+    assert examined(node, library=library, FAKE_NVML_STATE=str(driver.path)) == ["DOCTOR_NODE_NVML"]
+
     old = tmp_path / "old"
     old.mkdir()
     (old / "nvml.c").write_text(
         "int nvmlInit_v2(void) { return 0; } int nvmlShutdown(void) { return 0; }"
         "int nvmlSystemGetDriverVersion(char *out, unsigned size) { out[0] = '3'; out[1] = 0; return size < 2; }"
-        "int nvmlSystemGetCudaDriverVersion(int *version) { *version = 9020; return 0; }"
     )
     subprocess.run(["cc", "-shared", "-fPIC", "-o", old / "libnvidia-ml.so.1", old / "nvml.c"], check=True)
     assert examined(node, library=old) == ["DOCTOR_NODE_DRIVER_OLD"]

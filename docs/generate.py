@@ -108,8 +108,9 @@ def hamictl_page() -> str:
             if action.dest != "help"
         ]
         lines += ["| flag | meaning |", "| --- | --- |", *rows, ""]
-        examples = (command.epilog or "").splitlines()[1:]
-        lines += ["```", *(one.strip() for one in examples), "```", ""] if examples else []
+        examples, _, statuses = (command.epilog or "").partition("\n\n")
+        lines += ["```", *(one.strip() for one in examples.splitlines()[1:]), "```", ""]
+        lines += [f"{statuses[:1].upper()}{statuses[1:]}.", ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster, judged from what the API server and the extender say. Pure: facts in, findings out.
+"""What is wrong with the records of a cluster, and with what the extender believes. Pure: facts in, findings out.
 
 Everything is worked out anew from the records, by the code that decides, and compared with what others believe.
 """
@@ -16,7 +16,6 @@ from scheduler_extender.fleet import ledger
 
 ERROR, WARNING = "error", "warning"
 _STUCK_SECONDS = 300
-_WEEK_SECONDS = 7 * 86_400
 _LABEL = "gpu"
 
 
@@ -48,10 +47,6 @@ class Patient:
     """The extender's pods by its read API; None where it does not answer."""
     trouble: str
     """Why it does not."""
-    webhook_ends_at: float | None
-    """Unix seconds at which the webhook's certificate ends; None where there is no webhook; infinite where unknown."""
-    guarded: bool
-    """Whether records are guarded."""
     now: float
     """Unix seconds."""
 
@@ -67,8 +62,6 @@ def checks(patient: Patient, names: requests.ResourceNames) -> Iterator[Check]:
     yield "pods", _pods(cluster, names, patient.now)
     yield "promises", _promises(cluster, names)
     yield "quotas", _quotas(cluster, names)
-    yield "webhook", _webhook(patient)
-    yield "guard of the records", _guard(patient)
     yield "extender", _extender(patient, names)
 
 
@@ -151,33 +144,15 @@ def _quotas(cluster: state.State, names: requests.ResourceNames) -> Iterator[Fin
             yield Finding(error_codes.DOCTOR_QUOTA, ERROR, about, read.unreadable)
 
 
-def _webhook(patient: Patient) -> Iterator[Finding]:
-    ends_at = patient.webhook_ends_at
-    if ends_at is None:
-        yield Finding(
-            error_codes.DOCTOR_NO_WEBHOOK, WARNING, "cluster", "no MutatingWebhookConfiguration calls /webhook"
-        )
-    elif ends_at - patient.now < _WEEK_SECONDS:
-        days = (ends_at - patient.now) / 86_400
-        detail = f"it ends in {days:.1f} days" if days > 0 else f"it ended {-days:.1f} days ago"
-        severity = WARNING if days > 0 else ERROR
-        yield Finding(error_codes.DOCTOR_WEBHOOK_CERTIFICATE, severity, "cluster", detail)
-
-
-def _guard(patient: Patient) -> Iterator[Finding]:
-    if not patient.guarded:
-        yield Finding(
-            error_codes.DOCTOR_NO_GUARD, WARNING, "cluster", "no ValidatingAdmissionPolicy for hami.io records"
-        )
-
-
 def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Finding]:
     if patient.believed is None:
         yield Finding(error_codes.DOCTOR_EXTENDER_AWAY, ERROR, "extender", patient.trouble)
         return
     believed = {one["uid"]: one for one in patient.believed}
     actual = {pod.metadata.uid: pod for pod in patient.cluster.pods}
-    for uid in sorted(believed.keys() | actual.keys()):
+    names_of = {uid: (one["namespace"], one["name"]) for uid, one in believed.items()}
+    names_of |= {uid: (pod.metadata.namespace, pod.metadata.name) for uid, pod in actual.items()}
+    for uid in sorted(names_of, key=lambda one: (names_of[one], one)):
         pod, belief = actual.get(uid), believed.get(uid)
         if belief is None:
             assert pod is not None

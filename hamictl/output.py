@@ -1,18 +1,59 @@
 """Rows as a table, wide, as JSON, as YAML, or names only, as kubectl prints them."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
+TABLES = FORMATS[:2]
+COLOURS = ("auto", "always", "never")
+_GREEN, _YELLOW, _RED = 32, 33, 31
+_WORDS = {
+    "ok": _GREEN, "running": _GREEN, "fits": _GREEN, "yes": _GREEN, "starting": _YELLOW, "waiting": _YELLOW,
+    "warning": _YELLOW, "sick": _RED, "error": _RED, "no": _RED,
+}  # fmt: skip
+_COLOURED = ("STATE", "HEALTH", "SEVERITY", "FITS", "WHY")
+"""The columns in which those words say how things stand; a pod may have such a name, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How an answer is to look."""
+
+    form: str = "table"
+    """One of `FORMATS`."""
+    coloured: bool = False
+    """Whether tables are; programs read the other formats."""
+
+    @property
+    def is_table(self) -> bool:
+        """Whether people read it."""
+        return self.form in TABLES
+
+
+def wants_colour(when: str, environment: Mapping[str, str], on_terminal: bool) -> bool:
+    """Whether to colour, by the flag, and by what terminals and people have agreed on.
+
+    Source: no-color.org
+
+    Args:
+        when: One of `COLOURS`.
+        environment: In which NO_COLOR may be set.
+        on_terminal: Whether a terminal shows it.
+    """
+    if when == "auto":
+        return on_terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+    return when == "always"
 
 
 def render(
     value: Any,
     rows: Sequence[Mapping[str, str]],
-    form: str,
+    look: Look,
     *,
     wide_only: Sequence[str] = (),
     names: Sequence[str] = (),
@@ -22,11 +63,11 @@ def render(
     Args:
         value: What JSON and YAML show.
         rows: Column to cell, the columns in order.
-        form: One of `FORMATS`.
+        look: In which format.
         wide_only: Columns that only `wide` shows.
         names: What `name` shows, such as `node/a`.
     """
-    match form:
+    match look.form:
         case "json":
             return json.dumps(value, indent=2, ensure_ascii=False)
         case "yaml":
@@ -34,20 +75,38 @@ def render(
             return text.rstrip("\n")
         case "name":
             return "\n".join(names)
-        case _:
+        case form:
             hidden = () if form == "wide" else wide_only
-            return _table([{key: cell for key, cell in row.items() if key not in hidden} for row in rows])
+            shown = [{key: cell for key, cell in row.items() if key not in hidden} for row in rows]
+            return _table(shown, coloured=look.coloured)
 
 
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
+def print_rows(value: Any, rows: list[dict[str, str]], look: Look, nothing: str, **more: Any) -> None:
+    """Print it, or where there are no rows for a table the sentence that says so."""
+    print(nothing if not rows and look.is_table else render(value, rows, look, **more))
+
+
+def _table(rows: Sequence[Mapping[str, str]], *, coloured: bool) -> str:
     if not rows:
         return ""
     columns = list(rows[0])
     cells = [columns, *([_clean(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    return "\n".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells
-    )
+    lines = []
+    for line in cells:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        padded[-1] = padded[-1].rstrip()
+        if coloured:
+            padded = [_painted(column, cell) for column, cell in zip(columns, padded, strict=True)]
+        lines.append("   ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _painted(column: str, cell: str) -> str:
+    """In the colour of what it says, such as `ok` or `2 sick`; the spaces that pad it stay as they are."""
+    said = re.fullmatch(r"((?:\d+ )?(\w+))( *)", cell) if column in _COLOURED else None
+    colour = _WORDS.get(said[2]) if said else None
+    return f"\033[{colour}m{said[1]}\033[0m{said[3]}" if said and colour else cell
 
 
 def _clean(text: str) -> str:

@@ -19,7 +19,9 @@ from hamictl import failures
 
 _TIMEOUT_SECONDS = 15.0
 _FORWARD_SECONDS = 20.0
-_PORT = 9446
+_PORT, _HEALTH_PORT = 9446, 8080
+_BROKEN = (OSError, ValueError, KeyError, TypeError)
+"""What an answer may be that is none, or none of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class Where:
     kubeconfig: str = ""
     context: str = ""
     system_namespace: str = "hami-system"
+    health_url: str = ""
+    """Of the health endpoint; empty: by kubectl's port-forward too, unless `url` is given."""
 
 
 class Reader:
@@ -92,6 +96,47 @@ def reaching(where: Where) -> Iterator[Reader]:
                 raise failures.CommandFailed(f"--token-file {where.token_file}: {cause.strerror}") from cause
         yield Reader(where.url, token, where.ca_file)
         return
+    with _forwarded(where, _PORT) as url:
+        yield Reader(url)
+
+
+def components(where: Where) -> dict[str, Any] | None:
+    """The state of every part of the extender by name, as its health endpoint tells; None where that is not reached.
+
+    That the extender itself is away shows when the read API is asked.
+
+    Raises:
+        CommandFailed: `health_url` does not answer.
+    """
+    if where.health_url:
+        try:
+            return _components(where.health_url)
+        except _BROKEN as cause:
+            hint = "is --health the health endpoint (port 8080), and does the extender run?"
+            raise failures.CommandFailed(f"no answer from {where.health_url}: {cause}", hint) from cause
+    if where.url:
+        return None
+    try:
+        with _forwarded(where, _HEALTH_PORT) as url:
+            return _components(url)
+    except (failures.CommandFailed, *_BROKEN):
+        return None
+
+
+def _components(url: str) -> dict[str, Any]:
+    """A part that is not healthy makes the status 503, and the body says which."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz", timeout=_TIMEOUT_SECONDS) as answer:
+            body = answer.read()
+    except urllib.error.HTTPError as refused:
+        body = refused.read()
+    found: dict[str, Any] = json.loads(body)["components"]
+    return found
+
+
+@contextlib.contextmanager
+def _forwarded(where: Where, port: int) -> Iterator[str]:
+    """The URL of a port of the extender, as long as the context lasts."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise failures.CommandFailed(
@@ -99,10 +144,10 @@ def reaching(where: Where) -> Iterator[Reader]:
         )
     command = [kubectl, *(["--kubeconfig", where.kubeconfig] if where.kubeconfig else [])]
     command += ["--context", where.context] if where.context else []
-    command += ["-n", where.system_namespace, "port-forward", "deployment/hami-scheduler", f":{_PORT}"]
+    command += ["-n", where.system_namespace, "port-forward", "deployment/hami-scheduler", f":{port}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        yield Reader(f"http://127.0.0.1:{_forwarded_port(process)}")
+        yield f"http://127.0.0.1:{_forwarded_port(process)}"
     finally:
         process.terminate()
         process.wait(timeout=10)

@@ -6,7 +6,7 @@ affinity and taints go; CPU, memory, volumes and pod affinity are not looked at.
 
 import copy
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import yaml
 from gpu_sharing.adapters import events, objects
 from gpu_sharing.core import identifiers, placement, records, requests
 from hamictl import failures, output, state
-from lab import gpus
+from lab import gpus, traces
 from scheduler_extender import (
     constraints,
     facts,
@@ -30,9 +30,10 @@ from scheduler_extender import (
     usage,
     verbs,
 )
-from scheduler_extender.fleet import census
+from scheduler_extender.fleet import census, ledger
 
 MOST_PODS = 10_000
+_TOLD_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,30 @@ class _Silent:
         del event
 
 
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What of a node a pod's own words are about; read once, because traces ask about it a million times."""
+
+    labels: Mapping[str, str]
+    taints: Sequence[ledger.Taint]
+
+    @staticmethod
+    def of(node: objects.Node) -> "_Node":
+        taints = facts.node_facts(node, requests.ResourceNames(), allow_hami_nodes=True).taints
+        return _Node(node.metadata.labels or {}, taints)
+
+
 class Simulation:
-    """A cluster in memory, on which pods are placed one after another."""
+    """A cluster in memory, on which pods are placed one after another.
+
+    Attributes:
+        placed: The pods that fitted, as they would be bound.
+    """
 
     def __init__(self, found: state.State, options: settings.Settings) -> None:
         counters = metrics.Metrics()
         self._options = options
+        self.placed: list[dict[str, Any]] = []
         self._mirror = mirror.Mirror(options, counters)
         for node in found.nodes:
             self._mirror.see_node(node)
@@ -68,7 +87,7 @@ class Simulation:
             self._mirror.see_quota(quota)
         for pod in found.pods:
             self._mirror.see_pod(pod)
-        self._nodes = {node.metadata.name: node for node in found.nodes}
+        self._nodes = {node.metadata.name: _Node.of(node) for node in found.nodes}
         self._placer = placing.Placer(self._mirror.ledger, options)
         self._teller = telling.Teller(self._mirror, self._placer, _Silent(), options, lambda: True)
         self._verbs = verbs.Verbs(
@@ -84,7 +103,9 @@ class Simulation:
             return Outcome(key, "", (), "", "it asks for no GPU: kube-scheduler places it alone")
         self._mirror.see_pod(pod)
         wished = constraints.wishes(pod)
-        names = [name for name, node in self._nodes.items() if _admits(wished, name, node)]
+        names = [
+            name for name, node in self._nodes.items() if constraints.admits(wished, name, node.labels, node.taints)
+        ]
         answer = orjson.loads(self._verbs.filter(orjson.dumps({"Pod": body, "NodeNames": names})))
         fitting = answer.get("NodeNames") or []
         waiting = self._mirror.waiting[identifiers.PodUid(pod.metadata.uid)]
@@ -101,6 +122,7 @@ class Simulation:
             records.pod_annotations(placed.shares, best, 0, identifiers.DecisionId("simulated"))
         )
         self._mirror.see_pod(msgspec.convert(bound, objects.Pod, strict=False))
+        self.placed.append(bound)
         return Outcome(key, best, tuple(share.uuid for shares in placed.shares for share in shares), "", "")
 
     def models(self) -> list[census.ModelCount]:
@@ -108,9 +130,39 @@ class Simulation:
         return census.count(self._mirror.ledger.settle(), {})
 
 
-def _admits(wished: constraints.Wishes, name: str, node: objects.Node) -> bool:
-    taints = facts.node_facts(node, requests.ResourceNames(), allow_hami_nodes=True).taints
-    return constraints.admits(wished, name, node.metadata.labels or {}, taints)
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What became of a trace's pods."""
+
+    nodes: int
+    gpus: int
+    pods: int
+    """Those that were placed or refused."""
+    placed: int
+
+
+def filled(
+    trace: traces.Trace, until_percent: float, options: settings.Settings, tell: Callable[[int, int], None]
+) -> tuple[state.State, Filling]:
+    """A trace's cluster after its pods have come, in their order; those that do not fit are not waited for.
+
+    Args:
+        trace: Nodes and pods.
+        until_percent: The pods that come ask for so much of the GPUs, together.
+        options: Of the extender that places them.
+        tell: Called now and then with how many pods have come, and how many will.
+    """
+    nodes = [msgspec.convert(body, objects.Node, strict=False) for body in trace.nodes]
+    empty = state.State(state.VERSION, "", nodes, [], [])
+    world = Simulation(empty, options)
+    coming = trace.until(until_percent)
+    for count, body in enumerate(coming):
+        if count % _TOLD_EVERY == 0:
+            tell(count, len(coming))
+        world.place(_pod(body, "trace", body["metadata"]["name"]))
+    pods = [msgspec.convert(body, objects.Pod, strict=False) for body in world.placed]
+    filling = Filling(len(nodes), trace.gpus, len(coming), len(pods))
+    return msgspec.structs.replace(empty, pods=pods), filling
 
 
 def pods_of(path: pathlib.Path, text: str, replicas: int | None) -> list[dict[str, Any]]:

@@ -37,25 +37,29 @@ class State(msgspec.Struct):
     quotas: list[objects.ResourceQuota]
 
 
-def read_cluster(kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames) -> State:
-    """The state of a live cluster.
+def read_cluster(
+    kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames, *, with_quotas: bool = True
+) -> State:
+    """The state of a live cluster, without its quotas for whom may not list them and can do without.
 
     Raises:
         CommandFailed: It cannot be reached, or does not let us read it.
     """
     try:
-        return asyncio.run(_read(kubeconfig, context, names))
+        return asyncio.run(_read(kubeconfig, context, names, with_quotas=with_quotas))
     except errors.SettingsError as cause:
         raise failures.CommandFailed(str(cause), "give --kubeconfig FILE, or --snapshot FILE") from cause
     except errors.KubernetesError as cause:
         raise failures.CommandFailed(str(cause), "you need to list nodes, pods and resourcequotas") from cause
 
 
-async def _read(kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames) -> State:
+async def _read(
+    kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames, *, with_quotas: bool
+) -> State:
     async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
         nodes = await _all(client, "/api/v1/nodes", objects.Node)
         pods = await _all(client, "/api/v1/pods", objects.Pod)
-        quotas = await _all(client, "/api/v1/resourcequotas", objects.ResourceQuota)
+        quotas = await _all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if facts.is_ours(pod, names) and not pod.has_ended]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas)

@@ -10,10 +10,12 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import email.utils
 import pathlib
 import secrets
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
@@ -106,13 +108,15 @@ class ApiServer:
             if request.method == "GET" and request.query.get("watch") in ("true", "1"):
                 await self._watch(request, receive, send)
                 return
-            status, body = self._serve(request)
+            status, body = (
+                self._serve(request) if fault is None or fault.answers is None else (200, orjson.dumps(fault.answers))
+            )
         except store.ApiError as refused:
             status, body = refused.status, _status(refused)
         if fault is not None and fault.loses_answer:
             await _until_gone(receive)
             return
-        await _answer(send, status, body)
+        await _answer(send, status, body, time.time() + self.faults.clock_ahead_seconds)
 
     def _serve(self, request: _Request) -> tuple[int, bytes]:
         if request.resource is None:
@@ -429,8 +433,11 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-async def _answer(send: Send, status: int, body: bytes) -> None:
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def _answer(send: Send, status: int, body: bytes, now: float) -> None:
+    headers = [
+        (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+        (b"date", email.utils.formatdate(now, usegmt=True).encode()),
+    ]  # fmt: skip
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -476,7 +483,7 @@ class Running:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self.app, http="httptools", lifespan="off", ws="none", log_config=None, access_log=False,
-                timeout_keep_alive=120, timeout_graceful_shutdown=1,
+                date_header=False, timeout_keep_alive=120, timeout_graceful_shutdown=1,
             )
         )  # fmt: skip
         self._thread = threading.Thread(target=self._run, name="lab-api-server", daemon=True)

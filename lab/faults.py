@@ -21,6 +21,8 @@ class Fault:
     delay_seconds: float = 0.0
     loses_answer: bool = False
     """Do what was asked, and never answer."""
+    answers: store.Object | None = None
+    """Answer this, and do nothing."""
 
     async def before(self) -> None:
         """What happens before the call is served.
@@ -35,9 +37,14 @@ class Fault:
 
 
 class Faults:
-    """The faults that are armed."""
+    """The faults that are armed.
+
+    Attributes:
+        clock_ahead_seconds: How far the clock that answers tell is ahead of the true one.
+    """
 
     def __init__(self) -> None:
+        self.clock_ahead_seconds = 0.0
         self._armed: list[Fault] = []
         self._expired_before = 0
 

@@ -1,12 +1,13 @@
 """Public traces of GPU-sharing clusters, as nodes and pods that can be created.
 
 A pod's share of a GPU becomes `gpumem-percentage` and `gpucores`, as the trace knows one number per GPU; whole GPUs
-become a count. The node list lies beside the pod list.
+become a count. The node list lies beside the pod list. Pods come in the order of their creation, where the list has it.
 
 Source: the openb trace, see `lab/traces/README.md`.
 """
 
 import csv
+import itertools
 import pathlib
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from lab import gpus
 
 SMALL = pathlib.Path(__file__).parent / "traces" / "openb-small-pods.csv"
 _NODE_LISTS = ("openb_node_list_gpu_node.csv", "openb-small-nodes.csv")
+_POD_LISTS = ("openb_pod_list_default.csv", SMALL.name)
 # The trace does not disclose these; shares are relative, so their size decides nothing.
 _UNDISCLOSED_MIB = 32_768
 _MEMORY_MIB = {"P100": 16_384, "T4": 15_360, "V100M16": 16_384, "V100M32": 32_768, "A10": 23_028}
@@ -25,23 +27,53 @@ class BadTrace(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A pod, and how much it asks for."""
+
+    pod: dict[str, Any]
+    gpu_milli: int
+    """Thousandths of a GPU, of all its GPUs together; 0 asks for none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trace:
     """Nodes and the pods that arrive on them, in order."""
 
     nodes: list[dict[str, Any]]
-    pods: list[dict[str, Any]]
+    gpus: int
+    """Of all nodes."""
+    arrivals: list[Arrival]
+
+    @property
+    def pods(self) -> list[dict[str, Any]]:
+        """All pods, in the order of their arrival."""
+        return [one.pod for one in self.arrivals]
+
+    def until(self, percent: float) -> list[dict[str, Any]]:
+        """The first pods with GPUs, as long as they do not ask for more than so much of the cluster's GPUs together."""
+        wanting = [one for one in self.arrivals if one.gpu_milli]
+        asked = itertools.accumulate(one.gpu_milli for one in wanting)
+        return [one.pod for one, sum_milli in zip(wanting, asked, strict=True) if sum_milli <= 10 * percent * self.gpus]
 
 
-def read(pod_file: pathlib.Path) -> Trace:
-    """Read a pod list and the node list beside it.
+def read(path: pathlib.Path) -> Trace:
+    """Read a pod list and the node list beside it, or the two of a folder.
 
     Raises:
         BadTrace: A file is missing or has no such columns.
     """
-    node_file = next((found for name in _NODE_LISTS if (found := pod_file.parent / name).exists()), None)
-    if node_file is None:
-        raise BadTrace(f"no node list beside {pod_file}: one of {', '.join(_NODE_LISTS)} is needed")
-    return Trace([_node(row) for row in _rows(node_file)], [_pod(row) for row in _rows(pod_file)])
+    folder, pod_file = (path, _beside(path, _POD_LISTS, "pod list")) if path.is_dir() else (path.parent, path)
+    rows = _rows(_beside(folder, _NODE_LISTS, "node list"))
+    nodes = [_node(row) for row in rows]
+    arrivals = [_arrival(row) for row in sorted(_rows(pod_file), key=_created_at)]
+    return Trace(nodes, sum(int(row["gpu"]) for row in rows), arrivals)
+
+
+def _beside(folder: pathlib.Path, names: tuple[str, ...], what: str) -> pathlib.Path:
+    found = next((folder / name for name in names if (folder / name).exists()), None)
+    if found is None:
+        raise BadTrace(f"no {what} in {folder}: one of {', '.join(names)} is needed")
+    return found
 
 
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:
@@ -61,7 +93,13 @@ def _node(row: dict[str, str]) -> dict[str, Any]:
     return node
 
 
-def _pod(row: dict[str, str]) -> dict[str, Any]:
+def _created_at(row: dict[str, str]) -> int:
+    """Lists without that column are in order as they stand."""
+    text = row.get("creation_time") or "0"
+    return int(text) if text.isdecimal() else 0
+
+
+def _arrival(row: dict[str, str]) -> Arrival:
     try:
         count, milli = int(row["num_gpu"]), int(row["gpu_milli"] or 0)
         limits = {"cpu": f"{int(row['cpu_milli'])}m"}
@@ -78,4 +116,4 @@ def _pod(row: dict[str, str]) -> dict[str, Any]:
         annotations = {"nvidia.com/use-gputype": models} if models else {}
     container = {"name": "main", "image": "trace", "resources": {"limits": limits}}
     spec = {"schedulerName": "hami-scheduler", "containers": [container]}
-    return {"metadata": {"name": name, "annotations": annotations}, "spec": spec}
+    return Arrival({"metadata": {"name": name, "annotations": annotations}, "spec": spec}, count * milli)

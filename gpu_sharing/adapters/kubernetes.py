@@ -4,6 +4,8 @@ What a kubeconfig says (contexts, exec plugins, renewal) is read by the official
 connections on the event loop, because the official one builds a Python object for every field of every pod.
 """
 
+import contextlib
+import email.utils
 import os
 import pathlib
 import ssl
@@ -52,6 +54,16 @@ class _Status(msgspec.Struct, gc=False):
 
 _page_decoder = msgspec.json.Decoder(Page)
 _status_decoder = msgspec.json.Decoder(_Status)
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """How an API server answers a small question."""
+
+    seconds: float
+    """How long that took."""
+    ahead_seconds: float | None
+    """How far its clock is ahead of ours, to about a second; None where it does not say the time."""
 
 
 @dataclass(slots=True)
@@ -151,6 +163,22 @@ class Client:
         """
         return msgspec.json.decode(await self._call("GET", path, None, None, timeout_seconds), type=kind)
 
+    async def ping(self) -> Ping:
+        """Ask for the version, to learn how fast the server answers and what time it has.
+
+        Raises:
+            Unavailable: No answer.
+        """
+        started, before = time.monotonic(), time.time()
+        _, headers = await self._exchange("GET", "/version", None, None, _DEFAULT_TIMEOUT_SECONDS)
+        seconds = time.monotonic() - started
+        ahead = None
+        with contextlib.suppress(ValueError):
+            said = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
+            # The header has whole seconds, so half of one is left out on average; and it was made midway.
+            ahead = said + 0.5 - (before + seconds / 2)
+        return Ping(seconds, ahead)
+
     async def post(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
         """Create an object, or a sub-resource such as a Binding. Returns the answer's body.
 
@@ -226,6 +254,12 @@ class Client:
     async def _call(
         self, method: str, path: str, body: bytes | None, content_type: str | None, timeout_seconds: float
     ) -> bytes:
+        content, _ = await self._exchange(method, path, body, content_type, timeout_seconds)
+        return content
+
+    async def _exchange(
+        self, method: str, path: str, body: bytes | None, content_type: str | None, timeout_seconds: float
+    ) -> tuple[bytes, Mapping[str, str]]:
         assert self._session is not None
         started = time.monotonic()
         try:
@@ -239,7 +273,7 @@ class Client:
                 content = await answer.read()
                 self.observe(method, answer.status, time.monotonic() - started)
                 if answer.status < 300:
-                    return content
+                    return content, answer.headers
                 raise _error(method, path, answer.status, content)
         except (aiohttp.ClientError, OSError) as cause:
             waited = time.monotonic() - started

@@ -551,6 +551,41 @@ DOCTOR_NO_GUARD = _register(
     "Nothing keeps users from writing the records of GPUs themselves.",
     "Apply charts/hami/files/record-guard.yaml.",
 )
+DOCTOR_RIGHTS = _register(
+    "DOCTOR_RIGHTS",
+    "Your account lacks a right that hamictl needs, so a part of the cluster is not looked at.",
+    "Ask for the right that is named, or use --kubeconfig or --context with an account that has it.",
+)
+DOCTOR_API_SLOW = _register(
+    "DOCTOR_API_SLOW",
+    "The API server takes more than a second for a small question; binding waits for it.",
+    "Look at the load of the API server and of etcd, and at the network on the way there.",
+)
+DOCTOR_CLOCK = _register(
+    "DOCTOR_CLOCK",
+    "Two clocks differ by more than five seconds: this machine's, the API server's, a node's or the extender's.",
+    "Run chrony or another NTP client on that machine.",
+)
+DOCTOR_SECOND_SCHEDULER = _register(
+    "DOCTOR_SECOND_SCHEDULER",
+    "More than one GPU-sharing scheduler is active: each promises the same GPUs without knowing of the other.",
+    "Remove one of the installations; kubectl get leases -A | grep hami-scheduler shows both.",
+)
+DOCTOR_SECOND_WEBHOOK = _register(
+    "DOCTOR_SECOND_WEBHOOK",
+    "More than one GPU-sharing webhook changes pods, and each takes them to its own scheduler.",
+    "Delete the MutatingWebhookConfiguration of the installation that is not used.",
+)
+DOCTOR_NVIDIA_PLUGIN = _register(
+    "DOCTOR_NVIDIA_PLUGIN",
+    "NVIDIA's own device plugin is meant for nodes that ours serves: both offer nvidia.com/gpu, and the last one wins.",
+    "Keep its DaemonSet off these nodes, by a node selector or affinity.",
+)
+DOCTOR_EXTENDER_COMPONENT = _register(
+    "DOCTOR_EXTENDER_COMPONENT",
+    "A part of the extender is not healthy.",
+    "The detail says why; the extender's log says more.",
+)
 DOCTOR_NODE_DRIVER = _register(
     "DOCTOR_NODE_DRIVER",
     "The NVIDIA driver's library cannot be loaded on this machine.",
@@ -580,4 +615,44 @@ DOCTOR_NODE_SHARED_MEMORY = _register(
     "DOCTOR_NODE_SHARED_MEMORY",
     "The folder /dev/shm is missing or cannot be written; MPS and many frameworks need it.",
     "Mount a tmpfs there.",
+)
+DOCTOR_NODE_NVML = _register(
+    "DOCTOR_NODE_NVML",
+    "The NVIDIA driver's library does not start: its kernel module is missing, of another version, or hangs.",
+    "Load the module; after an update of the driver, or if it hangs, reboot the node.",
+)
+DOCTOR_NODE_DRIVER_OLD = _register(
+    "DOCTOR_NODE_DRIVER_OLD",
+    "The NVIDIA driver is too old: it lacks functions by which GPUs are watched and shared.",
+    "Install a newer driver, 535 or later.",
+)
+DOCTOR_NODE_RUNTIME = _register(
+    "DOCTOR_NODE_RUNTIME",
+    "No socket of containerd or CRI-O is where they put it.",
+    "Check that the container runtime runs; nothing is wrong where its socket lies elsewhere.",
+)
+DOCTOR_NODE_CDI_OFF = _register(
+    "DOCTOR_NODE_CDI_OFF",
+    "CDI is switched off in containerd's configuration, so it ignores which GPUs a container is given by that way.",
+    "Set enable_cdi = true and restart containerd, or run the plugin with --identity match and --delivery envvar.",
+)
+DOCTOR_NODE_CGROUP = _register(
+    "DOCTOR_NODE_CGROUP",
+    "The node has cgroup v1, which Kubernetes gives up: from 1.35 on the kubelet does not start with it by itself.",
+    "Boot the node with cgroup v2 (systemd.unified_cgroup_hierarchy=1).",
+)
+DOCTOR_NODE_MPS = _register(
+    "DOCTOR_NODE_MPS",
+    "The folder of the MPS control daemon is there, and no daemon listens in it.",
+    "If the node shares by MPS, look at the device plugin's log; else delete the folder.",
+)
+DOCTOR_NODE_FOLDER = _register(
+    "DOCTOR_NODE_FOLDER",
+    "The device plugin cannot write into a folder that it needs.",
+    "Make it a folder on a file system that is mounted for writing.",
+)
+DOCTOR_NODE_SPACE = _register(
+    "DOCTOR_NODE_SPACE",
+    "Little space is left where the device plugin writes, or in the shared memory of MPS and frameworks.",
+    "Make space, or mount a larger file system; --least-free says how much is little.",
 )

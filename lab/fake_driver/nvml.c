@@ -145,6 +145,7 @@ const char *nvmlErrorString(int code) {
     }
 }
 int nvmlSystemGetDriverVersion(char *out, unsigned size) { ENTER(-1); LEAVE(copy(out, size, "570.86.15")); }
+int nvmlSystemGetCudaDriverVersion(int *version) { ENTER(-1); *version = 12080; LEAVE(OK); }
 int nvmlDeviceGetCount_v2(unsigned *count) { ENTER(-1); *count = now.gpus; LEAVE(OK); }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
     ENTER((int)index);

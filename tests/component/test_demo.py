@@ -41,7 +41,7 @@ def test_a_trace_that_is_none_is_refused(tmp_path: object) -> None:
     done = hamictl("demo", "--once", "--trace", f"{tmp_path}/nothing.csv")
 
     assert done.returncode == 2
-    assert "no node list beside" in done.stderr
+    assert "no node list in" in done.stderr
 
 
 def test_codes_are_explained_and_unknown_ones_are_listed() -> None:

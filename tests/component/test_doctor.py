@@ -2,19 +2,22 @@
 
 import base64
 import contextlib
-import http.server
+import datetime
 import json
+import os
 import pathlib
-import threading
+import re
+import socket
+import subprocess
 import time
-from collections.abc import Iterator
+import urllib.error
 from typing import Any
 
 import pytest
 
 from gpu_sharing.core import identifiers, records, reservations
-from lab import api_server, certificates, extender_process, gpus, kinds
-from tests.component import calls
+from lab import api_server, certificates, extender_process, fake_driver, faults, gpus, kinds
+from tests.component import calls, liar
 from tests.component.conftest import SMALL
 from tests.component.test_hamictl import hamictl
 
@@ -25,10 +28,14 @@ ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 def healthy(server: api_server.Running, tmp_path: pathlib.Path) -> pathlib.Path:
     """A kubeconfig of a cluster that lacks nothing, with a pod that runs."""
     register_webhook(server, "")
-    policy = {"metadata": {"name": "guard"}, "spec": {"validations": [{"expression": "'hami.io/vgpu-node' in x"}]}}
-    server.request("POST", f"{ADMISSION}/validatingadmissionpolicies", policy)
+    guard(server)
     create(server, "runs", [share("a", 0, 4000)])
     return server.write_kubeconfig(tmp_path / "healthy")
+
+
+def guard(server: api_server.Running) -> None:
+    policy = {"metadata": {"name": "guard"}, "spec": {"validations": [{"expression": "'hami.io/vgpu-node' in x"}]}}
+    server.request("POST", f"{ADMISSION}/validatingadmissionpolicies", policy)
 
 
 def register_webhook(server: api_server.Running, bundle: str) -> None:
@@ -75,17 +82,22 @@ def doctor(*arguments: str) -> tuple[int, dict[str, Any]]:
 
 
 def reach(extender: extender_process.ExtenderProcess, kubeconfig: pathlib.Path) -> tuple[str, ...]:
-    return ("--kubeconfig", str(kubeconfig), "--extender", f"http://{extender.api}")
+    reached = ("--extender", f"http://{extender.api}", "--health", f"http://{extender.health}")
+    return ("--kubeconfig", str(kubeconfig), *reached)
+
+
+def told(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(one["code"], one["about"], one["detail"]) for one in found["findings"]]
 
 
 def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
     """And the exit status says so."""
     status, found = doctor(*reach(extender, healthy))
-    assert found == {"summary": {"checks": 8, "errors": 0, "warnings": 0}, "findings": []}
+    assert found == {"summary": {"checks": 14, "errors": 0, "warnings": 0}, "findings": []}
     assert status == 0
     table = hamictl("doctor", *reach(extender, healthy))
     assert table.stdout == "nothing is wrong\n"
-    assert table.stderr.splitlines()[0] == "ok   nodes"
+    assert table.stderr.splitlines()[0] == "ok   rights"
 
 
 def test_each_of_a_dozen_planted_faults_is_found(
@@ -131,7 +143,7 @@ def test_each_of_a_dozen_planted_faults_is_found(
         ]
     )  # fmt: skip
     assert all(one["remedy"] and one["meaning"] and one["detail"] for one in found["findings"])
-    assert found["summary"] == {"checks": 8, "errors": 7, "warnings": 5}
+    assert found["summary"] == {"checks": 14, "errors": 7, "warnings": 5}
 
 
 def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_answer(healthy: pathlib.Path) -> None:
@@ -139,25 +151,6 @@ def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_ans
     status, found = doctor("--kubeconfig", str(healthy), "--extender", "http://127.0.0.1:1")
     assert (status, [one["code"] for one in found["findings"]]) == (1, ["DOCTOR_EXTENDER_AWAY"])
     assert hamictl("doctor", "--kubeconfig", "/nowhere").returncode == 2
-
-
-@contextlib.contextmanager
-def liar(pods: list[dict[str, Any]]) -> Iterator[str]:
-    """A read API that believes something."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"pods": pods}).encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{served.server_address[1]}"
-        served.shutdown()
 
 
 def test_what_the_extender_believes_is_compared_with_the_records(
@@ -175,24 +168,247 @@ def test_what_the_extender_believes_is_compared_with_the_records(
         ([elsewhere], ["the extender has it on b, it is on a"]),
         ([thinner], ["the extender counts other GPUs for it than its record says"]),
     ):
-        with liar(believed) as url:
+        with liar.telling({"/api/v1/pods": {"pods": believed}}) as url:
             _, found = doctor("--kubeconfig", str(healthy), "--extender", url)
         assert [one["detail"] for one in found["findings"]] == details
         assert {one["code"] for one in found["findings"]} == {"DOCTOR_DRIFT"}
 
 
-def test_a_node_is_examined_where_it_stands(tmp_path: pathlib.Path) -> None:
-    """Everything is missing, then everything is there but the driver's library, of which there is none here."""
-    arguments = ("node", "--root", str(tmp_path), "--kubelet-dir", str(tmp_path / "kubelet"))
-    everything = [
-        "DOCTOR_NODE_DRIVER", "DOCTOR_NODE_DEVICES", "DOCTOR_NODE_CDI", "DOCTOR_NODE_KUBELET", "DOCTOR_NODE_PLUGIN",
-        "DOCTOR_NODE_SHARED_MEMORY",
-    ]  # fmt: skip
-    assert [one["code"] for one in doctor(*arguments)[1]["findings"]] == everything
+def test_what_the_account_may_not_is_a_finding_and_the_rest_goes_on(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """Whether the API server says so beforehand, or only when it is asked for the thing itself."""
+    create(server, "smuggled", [], node="b")
+    calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
+    smuggled = ("DOCTOR_POD_WITHOUT_RECORD", "pod/default/smuggled", "on node b, schedulerName hami-scheduler")
+    for resource in ("mutatingwebhookconfigurations", "validatingadmissionpolicies", "leases", "daemonsets"):
+        server.app.faults.arm(faults.Fault("GET", f"/{resource}$", refuse_with=403))
+    assert told(doctor(*reach(extender, healthy))[1]) == [
+        ("DOCTOR_RIGHTS", "account", "it may not list daemonsets.apps"),
+        ("DOCTOR_RIGHTS", "account", "it may not list leases.coordination.k8s.io"),
+        ("DOCTOR_RIGHTS", "account", "it may not list mutatingwebhookconfigurations.admissionregistration.k8s.io"),
+        ("DOCTOR_RIGHTS", "account", "it may not list validatingadmissionpolicies.admissionregistration.k8s.io"),
+        smuggled,
+    ]
 
-    for name in ("dev/shm", "etc/cdi", "kubelet/device-plugins"):
+    no = {"status": {"allowed": False}}
+    server.app.faults.arm(faults.Fault("POST", "selfsubjectaccessreviews", times=7, answers=no))
+    denied = told(doctor(*reach(extender, healthy))[1])
+    assert denied[5] == ("DOCTOR_RIGHTS", "account", "it may not list resourcequotas")
+    assert [one[0] for one in denied] == ["DOCTOR_RIGHTS"] * 7 + ["DOCTOR_POD_WITHOUT_RECORD"]
+
+    server.app.faults.arm(faults.Fault("GET", "^/api/v1/nodes", times=2, refuse_with=403))
+    blind = hamictl("doctor", *reach(extender, healthy))
+    assert blind.returncode == 2
+    assert "you need to list nodes" in blind.stderr
+
+
+def test_what_kubectl_needs_to_reach_the_extender_is_asked_for_too(
+    healthy: pathlib.Path, server: api_server.Running
+) -> None:
+    """Where no URL is given; a pod of it is then forwarded to."""
+    no = {"status": {"allowed": False}}
+    server.app.faults.arm(faults.Fault("POST", "selfsubjectaccessreviews", times=20, answers=no))
+    _, found = doctor("--kubeconfig", str(healthy), "--system-namespace", "gpus")
+    assert [one["detail"] for one in found["findings"]][:3] == [
+        "it may not create pods/portforward -n gpus",
+        "it may not get deployments.apps -n gpus",
+        "it may not list daemonsets.apps",
+    ]
+    assert found["findings"][-1]["code"] == "DOCTOR_EXTENDER_AWAY"
+
+
+def test_an_api_server_that_is_slow_is_told_from_one_that_was_slow_once(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """Binding waits for it."""
+    server.app.faults.arm(faults.Fault("GET", "^/version$", times=2, delay_seconds=1.2))
+    assert told(doctor(*reach(extender, healthy))[1]) == []
+    server.app.faults.arm(faults.Fault("GET", "^/version$", times=3, delay_seconds=1.2))
+    assert told(doctor(*reach(extender, healthy))[1]) == [
+        ("DOCTOR_API_SLOW", "cluster", "its fastest answer of several took 1.2 s")
+    ]
+
+
+def lease(server: api_server.Running, namespace: str, name: str, holder: str, renewed_in_seconds: float) -> None:
+    moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=renewed_in_seconds)
+    spec = {
+        "holderIdentity": holder, "leaseDurationSeconds": 15,
+        "renewTime": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+    }  # fmt: skip
+    with contextlib.suppress(urllib.error.HTTPError):
+        server.request("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+    server.request("POST", path, {"metadata": {"name": name}, "spec": spec})
+
+
+def test_clocks_that_differ_are_told_with_whose_they_are(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """A certificate ends early by one of them, and a pod seems to be stuck."""
+    lease(server, "kube-node-lease", "a", "a", 0)
+    lease(server, "kube-node-lease", "b", "b", 3600)
+    create(server, "early", [share("b", 0, 100)], node="b", bound_at=int(time.time()) + 900)
+    calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
+
+    found = told(doctor(*reach(extender, healthy))[1])
+    assert [one[:2] for one in found] == [("DOCTOR_CLOCK", "node/b"), ("DOCTOR_CLOCK", "pod/default/early")]
+    assert re.fullmatch(r"its heartbeat is (3599|3600|3601) s ahead of the API server's clock", found[0][2])
+
+    server.app.faults.clock_ahead_seconds = -7200
+    found = told(doctor(*reach(extender, healthy))[1])
+    assert re.fullmatch(r"the API server's is (7199|7200|7201) s behind this machine's", found[0][2])
+    assert ("DOCTOR_CLOCK", "node/a") in [one[:2] for one in found]
+
+
+def test_another_installation_on_the_same_cluster_is_found(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """Two schedulers, two webhooks, and NVIDIA's own plugin, each where it does harm and not where it does none."""
+    lease(server, "hami-system", "hami-scheduler", "one_1", 0)
+    lease(server, "left-behind", "hami-scheduler", "gone_1", -900)
+    plugin = {"image": "nvcr.io/nvidia/k8s-device-plugin:v0.17.0", "name": "c"}
+    elsewhere = {"metadata": {"name": "elsewhere"}, "spec": {"template": {"spec": {
+        "containers": [plugin], "nodeSelector": {"nvidia": "yes"},
+    }}}}  # fmt: skip
+    daemon_sets = "/apis/apps/v1/namespaces/default/daemonsets"
+    server.request("POST", daemon_sets, elsewhere)
+    assert told(doctor(*reach(extender, healthy))[1]) == []
+
+    lease(server, "kube-system", "hami-scheduler", "two_2", 0)
+    config = {"service": {"namespace": "old", "name": "hami", "path": "/webhook"}, "caBundle": ""}
+    body = {"metadata": {"name": "old"}, "webhooks": [{"name": "vgpu.hami.io", "clientConfig": config}]}
+    server.request("POST", f"{ADMISSION}/mutatingwebhookconfigurations", body)
+    everywhere = {"metadata": {"name": "nvidia"}, "spec": {"template": {"spec": {"containers": [plugin]}}}}
+    server.request("POST", daemon_sets, everywhere)
+
+    status, found = doctor(*reach(extender, healthy))
+    assert status == 1
+    assert told(found) == [
+        ("DOCTOR_SECOND_WEBHOOK", "cluster", "default/hami-scheduler and old/hami"),
+        ("DOCTOR_SECOND_SCHEDULER", "lease/hami-system/hami-scheduler", "held by one_1, and it is not the only one"),
+        ("DOCTOR_SECOND_SCHEDULER", "lease/kube-system/hami-scheduler", "held by two_2, and it is not the only one"),
+        ("DOCTOR_NVIDIA_PLUGIN", "daemonset/default/nvidia", "on a, b"),
+    ]
+
+
+def test_a_part_of_the_extender_that_is_not_well_is_told_with_its_reason(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess
+) -> None:
+    """Its health endpoint knows more than whether it is ready."""
+    parts = {
+        "nodes": {"healthy": False, "required": True, "reason": "the watch is 90 s old"},
+        "events": {"healthy": False, "required": False, "reason": "12 were dropped"},
+        "pods": {"healthy": True, "required": True, "reason": "in step"},
+    }
+    api = ("--kubeconfig", str(healthy), "--extender", f"http://{extender.api}")
+    with liar.telling({"/healthz": {"components": parts}}, status=503) as url:
+        _, found = doctor(*api, "--health", url)
+    assert [(one["severity"], one["about"], one["detail"]) for one in found["findings"]] == [
+        ("warning", "extender/events", "12 were dropped"), ("error", "extender/nodes", "the watch is 90 s old"),
+    ]  # fmt: skip
+    assert {one["code"] for one in found["findings"]} == {"DOCTOR_EXTENDER_COMPONENT"}
+
+    away = hamictl("doctor", *api, "--health", "http://127.0.0.1:1")
+    assert away.returncode == 2
+    assert away.stderr.startswith("hamictl: no answer from http://127.0.0.1:1")
+
+
+@pytest.fixture
+def node(tmp_path: pathlib.Path) -> pathlib.Path:
+    """The root of a node that lacks nothing but a driver."""
+    for name in ("dev/shm", "etc/cdi", "kubelet/device-plugins", "run/containerd", "sys/fs/cgroup", "run/cdi"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("dev/nvidiactl", "kubelet/device-plugins/kubelet.sock", "kubelet/device-plugins/hami-x.sock"):
+    for name in (
+        "dev/nvidiactl", "kubelet/device-plugins/kubelet.sock", "kubelet/device-plugins/hami-x.sock",
+        "run/containerd/containerd.sock", "sys/fs/cgroup/cgroup.controllers",
+    ):  # fmt: skip
         (tmp_path / name).touch()
     (tmp_path / "etc/cdi/nvidia.yaml").write_text("kind: nvidia.com/gpu\n")
-    assert [one["code"] for one in doctor(*arguments)[1]["findings"]] == ["DOCTOR_NODE_DRIVER"]
+    return tmp_path
+
+
+def examined(root: pathlib.Path, *arguments: str, library: pathlib.Path | None = None, **state: str) -> list[str]:
+    """The codes of a node's findings, with a driver's library in place of the one there may be."""
+    environment = {"LD_LIBRARY_PATH": str(library or root), **state}
+    where = ("--root", str(root), "--kubelet-dir", str(root / "kubelet"))
+    done = hamictl("doctor", "node", *where, "-o", "json", *arguments, environment=environment)
+    assert done.returncode in (0, 1), done.stderr
+    return [one["code"] for one in json.loads(done.stdout)["findings"]]
+
+
+def test_a_node_is_examined_where_it_stands(tmp_path: pathlib.Path) -> None:
+    """Everything is missing."""
+    assert examined(tmp_path) == [
+        "DOCTOR_NODE_DRIVER", "DOCTOR_NODE_DEVICES", "DOCTOR_NODE_RUNTIME", "DOCTOR_NODE_CDI", "DOCTOR_NODE_KUBELET",
+        "DOCTOR_NODE_PLUGIN", "DOCTOR_NODE_CGROUP", "DOCTOR_NODE_SHARED_MEMORY",
+    ]  # fmt: skip
+
+
+def test_a_driver_is_asked_for_its_version_and_for_what_the_plugin_needs(
+    node: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """None, a good one, one that does not start, one that hangs, and one that is too old."""
+    driver = fake_driver.make(tmp_path, "a", 1)
+    library = fake_driver.library().parent
+    where = ("--root", str(node), "--kubelet-dir", str(node / "kubelet"))
+    assert examined(node) == ["DOCTOR_NODE_DRIVER"]
+    healthy = hamictl("doctor", "node", *where, environment=driver.environment())
+    assert healthy.stdout == "nothing is wrong\n"
+    assert healthy.stderr.splitlines()[0] == "ok   driver 570.86.15, CUDA 12.8"
+
+    driver.mismatch = True
+    driver.write()
+    assert examined(node, library=library, FAKE_NVML_STATE=str(driver.path)) == ["DOCTOR_NODE_NVML"]
+
+    driver.mismatch, driver.rules = False, ["hang * -1"]
+    driver.write()
+    assert examined(node, library=library, FAKE_NVML_STATE=str(driver.path)) == ["DOCTOR_NODE_NVML"]
+
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "nvml.c").write_text(
+        "int nvmlInit_v2(void) { return 0; } int nvmlShutdown(void) { return 0; }"
+        "int nvmlSystemGetDriverVersion(char *out, unsigned size) { out[0] = '3'; out[1] = 0; return size < 2; }"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", old / "libnvidia-ml.so.1", old / "nvml.c"], check=True)
+    assert examined(node, library=old) == ["DOCTOR_NODE_DRIVER_OLD"]
+
+
+@pytest.mark.parametrize("version", ['plugins."io.containerd.grpc.v1.cri"', 'plugins."io.containerd.cri.v1.runtime"'])
+def test_a_runtime_that_is_told_to_ignore_cdi_is_found(node: pathlib.Path, version: str) -> None:
+    """In either place that its configuration has for it; what is not written there is up to its version."""
+    (node / "etc/containerd").mkdir()
+    config = node / "etc/containerd/config.toml"
+    for text, codes in (
+        (f"[{version}]\nenable_cdi = false\n", ["DOCTOR_NODE_CDI_OFF"]), (f"[{version}]\nenable_cdi = true\n", []),
+        (f"[{version}]\n", []), ("plugins = 7", []), ("{", []),
+    ):  # fmt: skip
+        config.write_text(text)
+        assert examined(node) == ["DOCTOR_NODE_DRIVER", *codes]
+
+
+def test_a_folder_of_mps_without_its_daemon_is_found(node: pathlib.Path) -> None:
+    """Clients would wait for it."""
+    pipes = node / "run/nvidia/mps/pipe"
+    pipes.mkdir(parents=True)
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_MPS"]
+    os.mkfifo(pipes / "control")
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_MPS"]
+    reading = os.open(pipes / "control", os.O_RDONLY | os.O_NONBLOCK)
+    assert examined(node) == ["DOCTOR_NODE_DRIVER"]
+    os.close(reading)
+    (pipes / "control").unlink()
+    with socket.socket(socket.AF_UNIX) as daemon, contextlib.chdir(pipes):  # The path may be too long for a socket.
+        daemon.bind("control")
+        daemon.listen()
+        assert examined(node) == ["DOCTOR_NODE_DRIVER"]
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_MPS"]
+
+
+def test_a_folder_that_takes_nothing_and_a_disk_that_is_full_are_found(node: pathlib.Path) -> None:
+    """Before a container fails to start for it."""
+    assert examined(node, "--least-free", "1000000000") == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_SPACE"]
+    (node / "run/cdi").rmdir()
+    (node / "run/cdi").touch()
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_FOLDER"]

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pty
 import subprocess
 import sys
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lab import api_server, extender_process, gpus
-from tests.component import calls
+from lab import api_server, extender_process, gpus, traces
+from tests.component import calls, liar
 
 Extender = extender_process.ExtenderProcess
+TRACE = traces.SMALL.parent
 PODS = """
 apiVersion: apps/v1
 kind: Deployment
@@ -41,6 +43,21 @@ def said(*arguments: str, **more: Any) -> str:
     done = hamictl(*arguments, **more)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def on_a_terminal(*arguments: str, environment: dict[str, str] | None = None) -> str:
+    """What a person sees of it."""
+    ours, theirs = pty.openpty()
+    known = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    done = subprocess.run(
+        [sys.executable, "-m", "hamictl", *arguments], stdout=theirs, stderr=theirs, timeout=60,
+        env={**known, "KUBECONFIG": "/nowhere", "TERM": "xterm", **(environment or {})},
+    )  # fmt: skip
+    shown = os.read(ours, 100_000).decode()
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0
+    return shown
 
 
 @pytest.fixture
@@ -115,12 +132,40 @@ def test_what_goes_wrong_is_one_sentence_a_hint_and_a_status(api: tuple[str, ...
         (("snapshot", str(tmp_path / "s")), "hamictl: this is not a pod of a cluster"),
         (("simulate",), "hamictl: this is not a pod"),
         (("simulate", "--snapshot", "/nowhere"), "hamictl: /nowhere: No such file"),
+        (("simulate", "--trace", str(tmp_path)), f"hamictl: no pod list in {tmp_path}"),
+        (("simulate", "--trace", str(TRACE), "--until-percent", "much"), "usage: hamictl simulate"),
     ):
         failed = hamictl(*arguments)
         assert failed.returncode == 2, arguments
         assert failed.stderr.startswith(start), failed.stderr
         assert "Traceback" not in failed.stderr
     assert "Traceback" in hamictl("nodes", "--extender", "http://127.0.0.1:1", "--debug").stderr
+
+
+def test_a_defect_is_one_sentence_too_and_its_traceback_is_for_who_asks() -> None:
+    """Nobody has to read Python to know what to do next."""
+    with liar.telling({"/api/v1/nodes": {"nodes": [{"name": "a"}]}}) as url:
+        failed, traced = hamictl("nodes", "--extender", url), hamictl("nodes", "--extender", url, "--debug")
+
+    assert failed.returncode == 2
+    assert failed.stderr == (
+        "hamictl: a defect: KeyError: 'gpus'\n  run it again with --debug, and report what it prints\n"
+    )
+    assert "Traceback" in traced.stderr
+
+
+def test_states_are_coloured_on_a_terminal_and_nowhere_else(api: tuple[str, ...]) -> None:
+    """What is piped on stays as it was; NO_COLOR is heeded, and a flag wins over both."""
+    green = "\033[32mok\033[0m"
+    assert green not in said("nodes", *api)
+    assert green in on_a_terminal("nodes", *api)
+    assert green not in on_a_terminal("nodes", *api, environment={"NO_COLOR": "1"})
+    assert green not in on_a_terminal("nodes", *api, "--color", "never")
+    assert "\033" not in on_a_terminal("nodes", *api, "-o", "json")
+    painted = said("nodes", *api, "--color", "always", "-o", "wide")
+    assert painted.replace("\033[32m", "").replace("\033[0m", "") == said("nodes", *api, "-o", "wide")
+    assert "\033" not in said("nodes", *api, "--color", "always", "-o", "yaml")
+    assert "\033[33mstarting\033[0m" in said("pods", *api, "--color", "always")
 
 
 def test_the_extender_is_reached_by_kubectl_where_no_url_is_given(api: tuple[str, ...], tmp_path: pathlib.Path) -> None:
@@ -208,6 +253,47 @@ def test_a_manifest_that_is_none_is_refused_with_a_sentence(tmp_path: pathlib.Pa
     assert failed.returncode == 2
     assert sentence in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_trace_is_filled_by_our_own_scheduler_before_the_question_is_asked() -> None:
+    """Whether a pod would fit is of interest in a cluster that is as full as a real one."""
+    empty, half, full = (
+        json.loads(said("simulate", "-", "--trace", str(TRACE), "--until-percent", percent, "-o", "json", given=PODS))
+        for percent in ("0.1", "50", "100")
+    )
+
+    assert empty["trace"] == {"nodes": 45, "gpus": 232, "pods": 0, "placed": 0}
+    assert full["trace"] == {"nodes": 45, "gpus": 232, "pods": 261, "placed": 261}
+    promised = [
+        sum(model["memory_promised_mib"] for model in found["models"]["before"]) for found in (empty, half, full)
+    ]
+    total = sum(model["memory_mib"] for model in full["models"]["before"])
+    assert promised[0] == 0
+    assert 0.4 < promised[1] / total < 0.5
+    assert promised[2] / total > 0.9
+    assert all(one["node"] for one in full["pods"])
+
+    alone = hamictl("simulate", "--trace", str(TRACE / "openb-small-pods.csv"))
+    assert alone.stderr.startswith("trace: 261 of 261 pods with GPUs placed on 45 nodes with 232 GPUs")
+    assert alone.stdout.split()[:5] == ["MODEL", "GPUS", "PROMISED", "LARGEST", "FREE"]
+    assert alone.returncode == 0
+    assert "trace" not in alone.stdout
+    assert "\rtrace: 200 of 261 pods have come" in on_a_terminal("simulate", "--trace", str(TRACE))
+
+
+def test_pods_of_a_trace_come_in_the_order_of_their_creation(tmp_path: pathlib.Path) -> None:
+    """And the last that does not go into the percentage is not looked at, nor any that wants no GPU."""
+    (tmp_path / "openb_node_list_gpu_node.csv").write_text("sn,cpu_milli,memory_mib,gpu,model\nn,64000,1,2,T4\n")
+    head = "name,cpu_milli,memory_mib,num_gpu,gpu_milli,gpu_spec,creation_time\n"
+    (tmp_path / "openb_pod_list_default.csv").write_text(
+        f"{head}last,1,1,1,1000,,30\nfirst,1,1,1,500,,10\nnone,1,1,0,0,,15\nthen,1,1,1,500,,20\n"
+    )
+
+    trace = traces.read(tmp_path)
+
+    assert [one["metadata"]["name"] for one in trace.pods] == ["first", "none", "then", "last"]
+    assert [one["metadata"]["name"] for one in trace.until(50)] == ["first", "then"]
+    assert [one["metadata"]["name"] for one in trace.until(100)] == ["first", "then", "last"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

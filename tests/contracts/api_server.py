@@ -259,6 +259,16 @@ def test_a_lease_is_kept_by_optimistic_locking(api: client.Api, name: str) -> No
     assert refusal(api, "PUT", f"{path}/{name}", {**renewed, "spec": made["spec"]})[0] == 409
 
 
+def test_an_account_may_ask_what_it_may_do(api: client.Api) -> None:
+    """`hamictl doctor` says what its user lacks, before it is refused halfway."""
+    asked = {"resourceAttributes": {"verb": "list", "group": "apps", "resource": "daemonsets"}}
+    body = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "spec": asked}
+
+    assert api("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)["status"]["allowed"] is True
+    assert api("GET", "/apis/apps/v1/daemonsets")["kind"] == "DaemonSetList"
+    assert api("GET", "/apis/coordination.k8s.io/v1/leases")["kind"] == "LeaseList"
+
+
 def test_what_is_no_json_or_no_path_is_refused(api: client.Api, name: str) -> None:
     """Each with a status that says so."""
     assert refusal(api, "POST", PODS, [1])[0] == 400

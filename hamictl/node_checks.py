@@ -1,0 +1,191 @@
+"""What a GPU node must have, looked for on the one it runs on. Nothing is written."""
+
+import contextlib
+import ctypes
+import os
+import pathlib
+import shutil
+import socket
+import stat
+import threading
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_sharing.core import error_codes
+from hamictl.findings import ERROR, WARNING, Check, Finding
+
+_LIBRARY = "libnvidia-ml.so.1"
+_NEEDED = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetRemappedRows", "nvmlEventSetWait_v2")
+"""The newest functions of the library that the device plugin calls."""
+_DRIVER_SECONDS = 5.0
+_SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock", "run/crio/crio.sock")
+_CONTAINERD = ("etc/containerd/config.toml", "etc/containerd/conf.d/*.toml")
+_MPS_PIPES = "run/nvidia/mps/pipe"
+_CDI = ("etc/cdi", "run/cdi", "var/run/cdi")
+"""The last is mostly a link to the one before, which leads elsewhere where the host's root is mounted in a pod."""
+_WRITTEN = ("run/cdi", "usr/local/vgpu")
+"""Where the device plugin writes by its default settings, beside the kubelet's folder; it makes what is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where to look."""
+
+    root: pathlib.Path = pathlib.Path("/")
+    """The host's root."""
+    kubelet_dir: pathlib.Path = pathlib.Path("/var/lib/kubelet")
+    least_free_mib: int = 1024
+    """Less than this is too little space."""
+
+    @property
+    def sockets(self) -> pathlib.Path:
+        """Where the kubelet and device plugins meet."""
+        return self.kubelet_dir / "device-plugins"
+
+
+def checks(node: Node) -> Iterator[Check]:
+    """Every check with what it finds, in the order in which they are told."""
+    name, found = _driver()
+    yield name, found
+    control = node.root / "dev/nvidiactl"
+    yield "device nodes", _unless(control.exists(), error_codes.DOCTOR_NODE_DEVICES, "/dev/nvidiactl")
+    yield "container runtime", _runtime(node.root)
+    yield "CDI", _cdi(node.root)
+    kubelet = node.sockets / "kubelet.sock"
+    yield "kubelet", _unless(kubelet.exists(), error_codes.DOCTOR_NODE_KUBELET, str(kubelet))
+    ours = any(node.sockets.glob("hami-*.sock"))
+    yield "device plugin", _unless(ours, error_codes.DOCTOR_NODE_PLUGIN, f"{node.sockets}/hami-*.sock")
+    yield "cgroups", _cgroups(node.root)
+    yield "MPS", _mps(node.root / _MPS_PIPES)
+    yield "folders", _folders(node)
+    memory = node.root / "dev/shm"
+    writable = memory.is_dir() and os.access(memory, os.W_OK)
+    yield "shared memory", _unless(writable, error_codes.DOCTOR_NODE_SHARED_MEMORY, str(memory), WARNING)
+    yield "space", _space(node)
+
+
+def _unless(good: bool, code: error_codes.Code, detail: str, severity: str = ERROR) -> Iterable[Finding]:
+    return () if good else (Finding(code, severity, "node", detail),)
+
+
+def _driver() -> Check:
+    """Asked by ctypes, because what speaks NVML elsewhere is no part of the command line's requirements.
+
+    In a thread that the end of the process does not wait for: a driver may hang, which is worth a finding.
+    """
+    try:
+        nvml = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        return "driver", _unless(False, error_codes.DOCTOR_NODE_DRIVER, _LIBRARY)
+    told: list[Check] = []
+    asking = threading.Thread(target=lambda: told.append(_asked(nvml)), daemon=True)
+    asking.start()
+    asking.join(_DRIVER_SECONDS)
+    silent = f"{_LIBRARY}: no answer within {_DRIVER_SECONDS:g} s"
+    return told[0] if told else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
+
+
+def _asked(nvml: ctypes.CDLL) -> Check:
+    code = nvml.nvmlInit_v2()
+    if code:
+        nvml.nvmlErrorString.restype = ctypes.c_char_p
+        said = (nvml.nvmlErrorString(code) or b"").decode(errors="replace")
+        return "driver", _unless(False, error_codes.DOCTOR_NODE_NVML, f"{_LIBRARY}: {said}")
+    version, cuda = ctypes.create_string_buffer(96), ctypes.c_int()
+    nvml.nvmlSystemGetDriverVersion(version, len(version))
+    if hasattr(nvml, "nvmlSystemGetCudaDriverVersion"):
+        nvml.nvmlSystemGetCudaDriverVersion(ctypes.byref(cuda))
+    nvml.nvmlShutdown()
+    shown = version.value.decode(errors="replace")
+    lacking = [name for name in _NEEDED if not hasattr(nvml, name)]
+    detail = f"{shown} has no {', '.join(lacking)}"
+    name = f"driver {shown}, CUDA {cuda.value // 1000}.{cuda.value % 1000 // 10}"
+    return name, _unless(not lacking, error_codes.DOCTOR_NODE_DRIVER_OLD, detail)
+
+
+def _runtime(root: pathlib.Path) -> Iterator[Finding]:
+    if not any((root / one).exists() for one in _SOCKETS):
+        detail = ", ".join(f"/{one}" for one in _SOCKETS)
+        yield Finding(error_codes.DOCTOR_NODE_RUNTIME, WARNING, "node", detail)
+
+
+def _cdi(root: pathlib.Path) -> Iterator[Finding]:
+    if not any(_has_spec(root / folder) for folder in _CDI):
+        yield Finding(error_codes.DOCTOR_NODE_CDI, WARNING, "node", "kind: nvidia.com/gpu")
+    for pattern in _CONTAINERD:
+        for path in sorted(root.glob(pattern)):
+            # Only what is switched off by name is sure: the default differs by version.
+            if _switches_off(_toml(path)):
+                yield Finding(error_codes.DOCTOR_NODE_CDI_OFF, WARNING, "node", f"/{path.relative_to(root)}")
+
+
+def _has_spec(folder: pathlib.Path) -> bool:
+    for path in (*folder.glob("*.json"), *folder.glob("*.yaml")):
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if "nvidia.com/gpu" in path.read_text():
+                return True
+    return False
+
+
+def _toml(path: pathlib.Path) -> dict[str, Any]:
+    """Empty where it cannot be read: containerd says that itself, and louder."""
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _switches_off(config: dict[str, Any]) -> bool:
+    """Versions 2 and 3 of the configuration have the setting under different plugins."""
+    plugins = config.get("plugins")
+    found = plugins.values() if isinstance(plugins, dict) else ()
+    return any(isinstance(one, dict) and one.get("enable_cdi") is False for one in found)
+
+
+def _cgroups(root: pathlib.Path) -> Iterator[Finding]:
+    folder = root / "sys/fs/cgroup"
+    if not (folder / "cgroup.controllers").exists():
+        yield Finding(error_codes.DOCTOR_NODE_CGROUP, WARNING, "node", "no /sys/fs/cgroup/cgroup.controllers")
+
+
+def _mps(pipes: pathlib.Path) -> Iterator[Finding]:
+    if pipes.is_dir() and not _listens(pipes / "control"):
+        yield Finding(error_codes.DOCTOR_NODE_MPS, WARNING, "node", f"{pipes}/control")
+
+
+def _listens(path: pathlib.Path) -> bool:
+    """Whether a process is at the other end of a socket or a named pipe; asking sends it nothing."""
+    try:
+        if stat.S_ISSOCK(path.stat().st_mode):
+            with socket.socket(socket.AF_UNIX) as asking:
+                asking.connect(str(path))
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True
+
+
+def _folders(node: Node) -> Iterator[Finding]:
+    for folder in _kept(node):
+        if not (folder.is_dir() and os.access(folder, os.W_OK)):
+            yield Finding(error_codes.DOCTOR_NODE_FOLDER, ERROR, "node", str(folder))
+
+
+def _space(node: Node) -> Iterator[Finding]:
+    """Each file system once, under the name of the first folder that lies on it."""
+    told = set()
+    for folder in (*_kept(node), node.root / "dev/shm"):
+        if not folder.is_dir() or folder.stat().st_dev in told:
+            continue
+        told.add(folder.stat().st_dev)
+        free_mib = shutil.disk_usage(folder).free >> 20
+        if free_mib < node.least_free_mib:
+            detail = f"{free_mib:,} MiB are free in {folder}"
+            yield Finding(error_codes.DOCTOR_NODE_SPACE, WARNING, "node", detail)
+
+
+def _kept(node: Node) -> list[pathlib.Path]:
+    return [one for one in (node.sockets, *(node.root / name for name in _WRITTEN)) if one.exists()]

@@ -1,0 +1,157 @@
+"""What every command of `hamictl` prints, in every format that it has, held to files.
+
+Who changes a table, a field or a sentence sees here what users will see. `RENEW_GOLDENS=1 pytest` on this file writes
+the files anew; read the difference before it is committed.
+"""
+
+import contextlib
+import difflib
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import structlog
+
+from gpu_sharing.core import records
+from hamictl import __main__ as hamictl
+from hamictl import completion, output
+from lab import api_server, extender_process, gpus, kinds, traces
+from tests.component import calls, liar
+from tests.component.conftest import SMALL
+from tests.component.test_doctor import guard, register_webhook
+from tests.component.test_hamictl import PODS
+
+GOLDENS = pathlib.Path(__file__).parent / "golden" / "hamictl"
+COMMANDS = [name for name, _ in completion.commands_of(hamictl.make_parser())]
+API = ("--extender", "{extender}")
+HEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", *API, "--health", "{health}")
+SICK = ("doctor", "--kubeconfig", "{kubeconfig}", "--extender", "{liar}", "--health", "{liar}")
+PARTS = {"nodes": {"healthy": False, "required": False, "reason": "the watch is 90 s old"}}
+ANSWERS = {
+    "nodes": (("nodes", *API), 0),
+    "pods": (("pods", *API), 0),
+    "top": (("top", *API), 0),
+    "explain": (("explain", "waits", *API), 0),
+    "explain-code": (("explain-code", "SCHED_INSUFFICIENT_GPU_MEMORY"), 0),
+    "doctor": (HEALTHY, 0),
+    "doctor-findings": (SICK, 1),
+    "simulate": (("simulate", "{manifest}", "--replicas", "5", "--snapshot", "{snapshot}"), 1),
+    "simulate-trace": (("simulate", "{manifest}", "--trace", str(traces.SMALL.parent)), 0),
+}
+"""Command lines that take `-o`, and their exit status."""
+CASES = {
+    **{
+        f"{name}.{form}": ((*line, "-o", form), status)
+        for name, (line, status) in ANSWERS.items()
+        for form in output.FORMATS
+    },
+    "nodes-color.table": (("nodes", *API, "--color", "always"), 0),
+    "snapshot.table": (("snapshot", "{folder}/cluster.json", "--kubeconfig", "{kubeconfig}"), 0),
+    **{f"completion.{shell}": (("completion", shell), 0) for shell in completion.SHELLS},
+    **{f"{name}.help": ((name, "--help"), 0) for name in COMMANDS},
+    "hamictl.help": (("--help",), 0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the command lines are about."""
+
+    places: dict[str, str]
+    """What stands for each word in braces."""
+
+    def normalised(self, text: str) -> str:
+        """Without what differs from run to run: addresses, folders, identities, versions and times."""
+        text = text.replace(self.places["folder"], "/FOLDER").replace(records.OUR_AGENT, "AGENT")
+        text = re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", text)
+        text = re.sub(r"(?<!GPU-)\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UID", text)
+        text = re.sub(r"(decision-id\": )\"[^\"]+\"", r'\1"DECISION"', text)
+        text = re.sub(r"(resourceVersion\": )\"\d+\"", r'\1"VERSION"', text)
+        text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", "TIME", text)
+        return re.sub(r"\b\d{10}\b", "SECONDS", text)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Two nodes, a pod that holds a share, one that waits, and nothing that is wrong."""
+    folder = tmp_path_factory.mktemp("goldens")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(api_server.running())
+        nodes = [gpus.gpu_node(name, SMALL, 2) for name in ("a", "b")]
+        server.call(lambda: [server.app.store.create(kinds.NODES, "", node) for node in nodes])
+        register_webhook(server, "")
+        guard(server)
+        kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
+        extender = stack.enter_context(extender_process.running(kubeconfig, folder / "extender.log"))
+        believes = {"/api/v1/pods": {"pods": []}, "/healthz": {"components": PARTS}}
+        lies = stack.enter_context(liar.telling(believes))
+        assert calls.bind(extender, calls.create(server, "holds"), "a") == ""
+        calls.create(server, "waits", {**calls.LIMITS, "nvidia.com/gpumem": "99000"})
+        calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
+        (folder / "manifest.yaml").write_text(PODS)
+        places = {
+            "extender": f"http://{extender.api}", "health": f"http://{extender.health}", "liar": lies,
+            "kubeconfig": str(kubeconfig), "manifest": str(folder / "manifest.yaml"), "folder": str(folder),
+            "snapshot": str(folder / "saved.json"),
+        }  # fmt: skip
+        yield World(places)
+
+
+@pytest.fixture
+def quiet_logs() -> Iterator[None]:
+    """The command silences the logs of its process, which is that of the tests here."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, world: World, line: tuple[str, ...]) -> int:
+    monkeypatch.setattr(sys, "argv", ["hamictl", *(part.format(**world.places) for part in line)])
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("KUBECONFIG", "/nowhere")
+    try:
+        return hamictl.main()
+    except SystemExit as asked:
+        assert isinstance(asked.code, int)
+        return asked.code
+
+
+def compare(name: str, shown: str) -> None:
+    path = GOLDENS / f"{name}.txt"
+    if os.environ.get("RENEW_GOLDENS"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(shown)
+    golden = path.read_text() if path.exists() else ""
+    difference = difflib.unified_diff(golden.splitlines(), shown.splitlines(), str(path), "what it prints", lineterm="")
+    assert golden == shown, "\n".join(difference)
+
+
+@pytest.mark.usefixtures("quiet_logs")
+@pytest.mark.parametrize("name", CASES)
+def test_a_command_prints_what_its_file_says(
+    name: str, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scripts and eyes rely on it."""
+    line, status = CASES[name]
+    if "{snapshot}" in line:
+        run(monkeypatch, world, ("snapshot", "{snapshot}", "--kubeconfig", "{kubeconfig}"))
+        capsys.readouterr()
+
+    assert run(monkeypatch, world, line) == status
+    compare(name, world.normalised(capsys.readouterr().out))
+
+
+@pytest.mark.usefixtures("quiet_logs")
+def test_a_snapshot_holds_what_its_file_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version reads what this one saves."""
+    run(monkeypatch, world, ("snapshot", "{folder}/kept.json", "--kubeconfig", "{kubeconfig}"))
+    compare("snapshot.json", world.normalised((pathlib.Path(world.places["folder"]) / "kept.json").read_text()))
+
+
+def test_every_file_belongs_to_a_command_that_there_is() -> None:
+    """What is compared with nothing misleads whoever reads it."""
+    assert {path.stem for path in GOLDENS.iterdir()} == {*CASES, "snapshot.json"}

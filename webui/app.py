@@ -24,6 +24,7 @@ _POLICY = (
     "base-uri 'none'; frame-ancestors 'none'"
 )
 _LONGEST_TEXT = 200
+_LONGEST_NAME = 600
 _LONGEST_BODY = 64 * 1024
 _MOST_KEPT = 200
 _MOST_EVENTS = 12
@@ -263,7 +264,7 @@ def create(
         held = [(gpu, part) for gpu in (node.gpus if node else ()) for part in gpu.slices if part.pod == one.key]
         return flask.render_template(
             "pod.html", pod=one, held=held, told=told, told_trouble=told_trouble, events=events,
-            events_trouble=events_trouble, why_unknown=why,
+            events_trouble=events_trouble, why_unknown=why, windows=_WINDOWS if kept.has_prometheus else (),
         )  # fmt: skip
 
     @app.get("/search")
@@ -317,8 +318,11 @@ def create(
         window = flask.request.args.get("window", "1h")
         if window not in _WINDOWS:
             flask.abort(400, f"window must be one of {', '.join(_WINDOWS)}.")
+        node, pod = (flask.request.args.get(name, "")[:_LONGEST_NAME] for name in ("node", "pod"))
+        if pod:
+            pod_now(*pod.split("/", 1)) if "/" in pod else flask.abort(400, "pod must be NAMESPACE/NAME.")
         try:
-            return as_json(kept.series(flask.request.args.get("node", "")[:_LONGEST_TEXT], _WINDOWS[window]))
+            return as_json(kept.series(node, pod, _WINDOWS[window]))
         except meters.NoAnswer as cause:
             flask.abort(503, str(cause))
 

@@ -23,6 +23,7 @@ from webui import cluster, history, snapshots
 _TIMEOUT_SECONDS = 20.0
 _GPU_USED, _GPU_BUSY = "hami_gpu_memory_used_bytes", "hami_gpu_utilization_percent"
 _SHARE_USED = "hami_vgpu_memory_usage_bytes"
+_GPU_PROMISED, _SHARE_PROMISED = "hami_gpu_memory_promised_bytes", "hami_vgpu_memory_promised_bytes"
 
 _MONITOR_TIMEOUT_SECONDS = 2.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -78,15 +79,18 @@ class Prometheus:
         gpus, busy, shares = (self._ask(query) for query in (_GPU_USED, _GPU_BUSY, summed))
         return _used(gpus, busy, shares, at)
 
-    def series(self, node: str, seconds: float) -> history.Series:
-        """Memory of a node, or of the cluster, over the time up to now.
+    def series(self, node: str, pod: str, seconds: float) -> history.Series:
+        """Memory of a node, of a pod (`<namespace>/<name>`) or, where neither is named, of the cluster, up to now.
 
         Raises:
             NoAnswer: Prometheus does not answer.
         """
-        chosen = f"{{node={msgspec.json.encode(node).decode()}}}" if node else ""
+        namespace, _, name = pod.partition("/")
+        wanted = {"namespace": namespace, "pod": name} if pod else {"node": node} if node else {}
+        matchers = ",".join(f"{label}={msgspec.json.encode(value).decode()}" for label, value in wanted.items())
+        chosen = f"{{{matchers}}}"
         end = self._clock()
-        names = ("hami_gpu_memory_promised_bytes", _GPU_USED)
+        names = (_SHARE_PROMISED, _SHARE_USED) if pod else (_GPU_PROMISED, _GPU_USED)
         try:
             promised, used = (
                 prometheus.ask_range(

@@ -25,6 +25,11 @@ _SECONDS_BETWEEN = 2.0
 _LOAD = 5.0
 """The extender is left alone for so many times as long as it took to answer."""
 _TIMEOUT_SECONDS = 20.0
+_PAGE_SECONDS = 4.0
+"""Somebody waits for these answers, and others for the thread."""
+_SHARED_SECONDS = 3.0
+"""Who asks the same within this time gets the same answer: the extender has pods to place."""
+_MOST_SHARED = 1_000
 _MOST_CHANGES = 200
 _NOBODY = "nobody measures it: give --monitor-service or --prometheus"
 
@@ -69,7 +74,7 @@ class Extender:
             NoAnswer: It does not answer, or not with JSON.
         """
         try:
-            return orjson.loads(self._read(*parts))
+            return orjson.loads(self._read(*parts, seconds=_PAGE_SECONDS))
         except ValueError as broken:
             raise NoAnswer(f"the extender does not answer with JSON: {broken}") from broken
 
@@ -89,12 +94,12 @@ class Extender:
         except (msgspec.MsgspecError, KeyError) as broken:
             raise NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
 
-    def _read(self, *parts: str) -> bytes:
+    def _read(self, *parts: str, seconds: float = _TIMEOUT_SECONDS) -> bytes:
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
             headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"} if self._token_file else {}
             request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=headers)  # noqa: S310  # the setting is a URL
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=seconds, context=self._tls) as answer:  # noqa: S310
                 body: bytes = answer.read()
                 return body
         except urllib.error.HTTPError as refused:
@@ -130,6 +135,7 @@ class Source:
         self._clock = clock
         self._prometheus_trouble = ""
         self._view = models.View()
+        self._answers: dict[tuple[str, ...], tuple[float, Any]] = {}
         self._changes: collections.deque[models.Change] = collections.deque(maxlen=_MOST_CHANGES)
         self.history = history.Ring()
         self.trouble = "nothing has been read yet"
@@ -205,31 +211,45 @@ class Source:
         except meters.NoAnswer as cause:
             return found, str(cause)
 
-    def series(self, node: str, seconds: float) -> history.Series:
-        """Memory over time, of a node or of the cluster: the last hour by ourselves, more by Prometheus.
+    def series(self, node: str, pod: str, seconds: float) -> history.Series:
+        """Memory over time of a node, a pod or the cluster: an hour by ourselves, of pods or longer by Prometheus.
 
         Raises:
             NoAnswer: Of meters: Prometheus does not answer, or there is none.
         """
-        if seconds <= history.STEP_SECONDS * history.LENGTH:
+        if not pod and seconds <= history.STEP_SECONDS * history.LENGTH:
             return self.history.series(node)
         if self._prometheus is None:
-            raise meters.NoAnswer("more than an hour is known to a Prometheus only: give --prometheus URL")
-        return self._prometheus.series(node, seconds)
+            raise meters.NoAnswer("pods, and more than an hour, are known to a Prometheus only: give --prometheus URL")
+        return self._prometheus.series(node, pod, seconds)
 
     def explain(self, namespace: str, name: str) -> Mapping[str, Any]:
-        """Why a pod waits, asked now.
+        """Why a pod waits, as of a moment ago.
 
         Raises:
             NoAnswer: The extender does not say, or knows no such pod.
         """
-        found: Mapping[str, Any] = self._extender.get("explain", namespace, name)
+        found: Mapping[str, Any] = self._asked("explain", namespace, name)
         return found
 
     def events(self, namespace: str, name: str) -> Sequence[Mapping[str, Any]]:
-        """What happened to a pod, asked now. Errors as `explain`."""
-        found: Sequence[Mapping[str, Any]] = self._extender.get("events", namespace, name)["events"]
+        """What happened to a pod, likewise. Errors as `explain`."""
+        found: Sequence[Mapping[str, Any]] = self._asked("events", namespace, name)["events"]
         return found
+
+    def _asked(self, *parts: str) -> Any:
+        """An answer of the extender's, not older than a moment; none is waited for while it is known to be away."""
+        if self.trouble:
+            raise NoAnswer(self.trouble)
+        now = self._clock()
+        at, answer = self._answers.get(parts, (float("-inf"), None))
+        if now - at < _SHARED_SECONDS:
+            return answer
+        answer = self._extender.get(*parts)
+        if len(self._answers) >= _MOST_SHARED:
+            self._answers = {}
+        self._answers[parts] = (now, answer)
+        return answer
 
     def _run(self) -> None:
         while True:

@@ -471,8 +471,8 @@ WEBUI_SOURCE = _register(
 
 WEBUI_METER = _register(
     "WEBUI_METER",
-    "Prometheus does not answer the WebUI, which shows what is promised and not what is used.",
-    "Check --prometheus of the WebUI, and that Prometheus scrapes the monitors.",
+    "Prometheus or monitors do not answer the WebUI, which shows what is promised and, there, not what is used.",
+    "Check --prometheus or --monitor-service of the WebUI, and that it reaches them.",
 )
 
 # What `hamictl doctor` finds.

@@ -41,6 +41,7 @@ class FakeExtender:
         self.explanations: dict[tuple[str, str], Any] = {}
         self.events: dict[tuple[str, str], Any] = {}
         self.is_away = False
+        self.asked = 0
 
     def nodes(self) -> list[snapshots.Node]:
         return self._items("nodes", snapshots.Node)
@@ -56,6 +57,7 @@ class FakeExtender:
             raise source.NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
 
     def get(self, *parts: str) -> Any:
+        self.asked += 1
         if self.is_away:
             raise source.NoAnswer("the extender does not answer: Connection refused")
         if parts[0] == "explain":
@@ -110,7 +112,7 @@ class FakeMeter:
             raise meters.NoAnswer("Prometheus does not answer: refused")
         return self.used
 
-    def series(self, node: str, seconds: float) -> history.Series:
+    def series(self, node: str, pod: str, seconds: float) -> history.Series:
         if self.used is None:
             raise meters.NoAnswer("Prometheus does not answer: refused")
         return history.told([1.0, 3601.0], [1000, 3000], [None, 500])
@@ -255,14 +257,17 @@ def test_a_prometheus_knows_more_than_an_hour() -> None:
         return 200, curve([120, "1048576"], [180, "NaN"])
 
     with serving(answer) as url:
-        found = meters.Prometheus(url, lambda: 7200.0).series('a"b', 3600.0)
+        found = meters.Prometheus(url, lambda: 7200.0).series('a"b', "", 3600.0)
     assert (found.at, found.promised_mib, found.used_mib) == ((60, 120, 180), (2, 4, None), (None, 1, None))
     assert found.words == "In the last 2 minutes: promised 2 to 4 MiB, now unknown; used 1 to 1 MiB, now unknown."
+    with serving(answer) as url:
+        meters.Prometheus(url, lambda: 7200.0).series("", "ai/p", 3600.0)
+    assert 'sum(hami_vgpu_memory_promised_bytes{namespace="ai",pod="p"})' in asked[2]
     assert 'query=sum(hami_gpu_memory_promised_bytes{node="a\\"b"})&start=3600.0&end=7200.0' in asked[0]
     with serving(lambda: (200, curve([1, "many"]))) as url, pytest.raises(meters.NoAnswer, match="is no number"):
-        meters.Prometheus(url).series("", 3600.0)
+        meters.Prometheus(url).series("", "", 3600.0)
     with serving(lambda: (200, curve())) as url:
-        assert meters.Prometheus(url).series("", 3600.0).words == "Nothing has been measured yet."
+        assert meters.Prometheus(url).series("", "", 3600.0).words == "Nothing has been measured yet."
 
 
 def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site) -> None:
@@ -274,8 +279,16 @@ def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site
     ):  # fmt: skip
         assert part in text
     assert "GPU-a-0" in site.page("/pods/ai/holds")
+    asked = site.extender.asked
+    site.page("/pods/ai/waits")
+    assert site.extender.asked == asked  # Viewers of the same pod share an answer for a moment.
     site.extender.is_away = True
+    site.now += 5
     assert "Why it waits cannot be said now: the extender does not answer" in site.page("/pods/ai/waits")
+    site.source.refresh()
+    asked = site.extender.asked
+    assert "Why it waits cannot be said now: the extender does not answer" in site.page("/pods/ai/waits")
+    assert site.extender.asked == asked  # Nobody waits for one that is known to be away.
 
 
 @pytest.mark.parametrize(
@@ -493,6 +506,23 @@ def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, bod
     assert kept.view == models.View()
 
 
+def test_an_extender_that_hangs_holds_no_page_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its real client: the page comes without."""
+    monkeypatch.setattr(source, "_PAGE_SECONDS", 0.2)
+    free = threading.Event()
+
+    def hang() -> tuple[int, bytes]:
+        free.wait(20)
+        return 200, b"{}"
+
+    with serving(hang) as url:
+        monkeypatch.setattr(site.extender, "get", source.Extender(url, None, None).get)
+        text = site.page("/pods/ai/waits")
+        free.set()
+    assert "Why it waits cannot be said now: the extender does not answer: timed out" in text
+    assert "ai/waits" in text
+
+
 def test_the_token_is_read_anew_for_each_call(tmp_path: Any) -> None:
     """Kubernetes renews it on disk."""
     token = tmp_path / "token"
@@ -542,6 +572,7 @@ def test_a_pods_page_tells_its_story(site: Site) -> None:
     assert re.search(r"placed <time[^>]+>8 min</time> ago", text)
     assert "the API server forgets them after an hour" in site.page("/pods/ai/waits")
     site.extender.is_away = True
+    site.now += 5
     assert "Its events cannot be read now: the extender does not answer" in site.page("/pods/ai/holds")
 
 
@@ -596,17 +627,22 @@ def test_the_last_hour_is_kept_and_no_more(site: Site) -> None:
     site.now += 30
     site.source.refresh()
     assert len(json.loads(site.page("/api/v1/history?node=a"))["at"]) == 1
-    assert "more than an hour is known to a Prometheus only" in site.page("/api/v1/history?window=1d", 503)
+    assert "are known to a Prometheus only" in site.page("/api/v1/history?window=1d", 503)
+    assert "are known to a Prometheus only" in site.page("/api/v1/history?pod=ai/holds", 503)
+    assert "There is no pod ai/nobody" in site.page("/api/v1/history?pod=ai/nobody", 404)
+    assert "pod must be NAMESPACE/NAME" in site.page("/api/v1/history?pod=holds", 400)
     assert "window must be one of 1h, 6h, 1d, 7d" in site.page("/api/v1/history?window=1y", 400)
 
 
 def test_longer_history_is_prometheus_business() -> None:
     """And is offered only where there is one."""
-    measured = Site([node("a", gpu("a", 0))], [], measured=True)
+    measured = Site([node("a", gpu("a", 0))], [pod("p", "a", ("GPU-a-0", 1))], measured=True)
     assert 'data-window="7d"' in measured.page("/")
     assert "Prometheus does not answer" in measured.page("/api/v1/history?window=6h", 503)
     measured.meter.used = snapshots.Used()
     assert json.loads(measured.page("/api/v1/history?window=6h"))["promised_mib"] == [1000, 3000]
+    assert 'data-history="/api/v1/history?pod=ai/p"' in measured.page("/pods/ai/p")
+    assert json.loads(measured.page("/api/v1/history?pod=ai/p"))["used_mib"] == [None, 500]
     assert "data-window" not in Site([], []).page("/")
 
 
@@ -763,7 +799,7 @@ def test_one_sees_the_pods_of_the_namespaces_that_one_may_list(signed: SignedSit
     assert "token-ada" not in cookie
     paths = (
         "/", "/nodes", "/nodes/a", "/pods", "/pods/ai/waits", "/search?q=theirs", "/api/v1/pods", "/api/v1/nodes",
-        "/api/v1/nodes/a", "/api/v1/changes", "/api/v1/overview", "/nodes?namespace=secret",
+        "/api/v1/nodes/a", "/api/v1/changes", "/api/v1/history", "/api/v1/overview", "/nodes?namespace=secret",
     )  # fmt: skip
     for path in paths:
         page = signed.get(path)
@@ -776,6 +812,7 @@ def test_one_sees_the_pods_of_the_namespaces_that_one_may_list(signed: SignedSit
     assert "ai/mine, 1 of other namespaces" in signed.get("/pods/ai/waits").text
     assert signed.get("/pods/secret/theirs").status_code == 404
     assert signed.get("/api/v1/pods/secret/theirs").status_code == 404
+    assert signed.get("/api/v1/history?pod=secret/theirs").status_code == 404
     assert json.loads(signed.get("/api/v1/nodes?namespace=secret").text)["total"] == 0
     assert "secret/theirs" in signed.get("/pods", Authorization="Bearer token-admin").text
     assert "secret/theirs" not in signed.get("/pods").text

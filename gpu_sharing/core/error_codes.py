@@ -328,6 +328,12 @@ CERTIFICATE = _register(
     "The certificate of the read API and webhook changed and cannot be read; the one before stays in use.",
     "Check that --tls-cert and --tls-key are a PEM certificate and its own key; they are looked at again every 2 s.",
 )
+CERTIFICATE_NOT_KEPT = _register(
+    "SCHED_CERTIFICATE_NOT_KEPT",
+    "The certificate of --tls-secret cannot be read, renewed or made known; the one before stays in use.",
+    "Check that the Secret of --tls-secret is there, that the extender may get and patch it, and the same for the "
+    "MutatingWebhookConfiguration of --webhook-configuration.",
+)
 INVALID_SETTING = _register(
     "SCHED_INVALID_SETTING",
     "A command-line flag or environment variable has a value that the process cannot start with.",

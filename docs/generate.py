@@ -10,6 +10,7 @@ from device_plugin import metrics as plugin_metrics
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
+from docs import chart_values
 from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import __main__ as hamictl
@@ -132,12 +133,18 @@ def events_page() -> str:
     return "\n".join(head)
 
 
+def values_page() -> str:
+    """Every value of the chart."""
+    return chart_values.page(_NOTE)
+
+
 PAGES = {
     "events.md": events_page,
     "hamictl.md": hamictl_page,
     "error-codes.md": error_code_page,
     "settings.md": settings_page,
     "metrics.md": metrics_page,
+    "values.md": values_page,
 }
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def page(note: str) -> str:
     return "\n".join(
         [
             "# Values of the chart", note, "",
-            "helm refuses what is not listed here, and what cannot be. How to use them: [install](../howto/install.md).",
+            "helm refuses what is not listed here, and what cannot be. Their use: [install](../howto/install.md).",
             "", "| value | default | meaning |", "| --- | --- | --- |", *rows, "",
         ]
     )  # fmt: skip

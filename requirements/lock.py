@@ -1,7 +1,8 @@
-"""Resolve `pyproject.toml` into the two lock files, with hashes and without the address of any index.
+"""Resolve `pyproject.toml` into lock files, with hashes and without the address of any index.
 
-`run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, on top of the same
-versions. Run as `make lock`; `make lock ARGS=--upgrade` moves to the newest versions.
+`run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, `image.txt` and
+`node-image.txt` are what the two images hold, all of the same versions. Run as `make lock`; `make lock ARGS=--upgrade`
+moves to the newest versions.
 """
 
 import pathlib
@@ -21,16 +22,7 @@ def compile_lock(out: str, *args: str) -> None:
 
 if __name__ == "__main__":
     compile_lock("run.txt", "--extra", "cli", "--extra", "webui", "--group", "build")
-    compile_lock(
-        "dev.txt",
-        "--extra",
-        "cli",
-        "--extra",
-        "webui",
-        "--group",
-        "build",
-        "--group",
-        "dev",
-        "-c",
-        "requirements/run.txt",
-    )
+    everything = ("--extra", "cli", "--extra", "webui", "--group", "build", "--group", "dev")
+    compile_lock("dev.txt", *everything, "-c", "requirements/run.txt")
+    compile_lock("image.txt", "--extra", "extender", "--extra", "webui", "-c", "requirements/run.txt")
+    compile_lock("node-image.txt", "--extra", "node", "-c", "requirements/run.txt")

@@ -151,7 +151,7 @@ def world(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> I
         pytest.skip("needs the images: make images")
     folder = tmp_path_factory.mktemp("node")
     with (
-        control_plane.running(folder) as plane,
+        control_plane.running(folder, audited=True) as plane,
         forwarding(int(plane.server.rpartition(":")[2])) as api_port,
         real_nodes.running(plane) as node,
     ):
@@ -229,6 +229,52 @@ def test_port_forward_leads_to_pages_and_metrics(world: World) -> None:
                     return wanted in answer.read().decode()
 
             sites.wait_for(shows, 30)
+
+
+ELSEWHERE: dict[str, dict[tuple[str, str], str]] = {
+    "hami-scheduler": {
+        ("pods", "get"): "a pod that the watch has not shown yet, a Binding whose answer was lost",
+        ("pods", "patch"): "GPUs held for a pod that others leave for, gates of gangs",
+        ("pods/eviction", "create"): "preemption",
+        ("pods/status", "patch"): "nominations",
+        ("podgroups", "list"): "where the cluster has them",
+        ("podgroups", "watch"): "where the cluster has them",
+        ("events", "list"): "the page of a pod",
+        ("events", "patch"): "an event that is repeated",
+    },
+    "hami-device-plugin": {("events", "patch"): "an event that is repeated"},
+    "hami-webui": {},
+}
+"""Rights that a healthy node with one pod does not need, and what needs them; other tests do."""
+
+
+def test_no_call_was_denied_and_no_right_is_for_nothing(world: World) -> None:
+    """By the API server's audit log: each account may do what it does, and does what it may."""
+    accounts = {
+        f"system:serviceaccount:{NAMESPACE}:{name}" for name in ("hami-scheduler", "hami-device-plugin", "hami-webui")
+    }
+    denied, done = set(), set()
+    for event in world.plane.audit():
+        if event["user"]["username"] not in accounts:
+            continue
+        asked = event.get("objectRef", {})
+        resource = "/".join(filter(None, (asked.get("resource", ""), asked.get("subresource", ""))))
+        agent = event.get("userAgent", "").partition("/")[0]
+        code = event.get("responseStatus", {}).get("code", 0)
+        # Of kube-scheduler, which has a role of Kubernetes' own, only what it was denied counts.
+        if code in (401, 403):
+            denied.add((event["user"]["username"], agent, resource, event["verb"], event["requestURI"]))
+        elif agent != "kube-scheduler":
+            done.add((event["user"]["username"].rpartition(":")[2], resource, event["verb"]))
+    assert denied == set()
+    for account, kind, role in (
+        ("hami-scheduler", "ClusterRole", "hami-scheduler-extender"),
+        ("hami-device-plugin", "ClusterRole", "hami-device-plugin"), ("hami-webui", "Role", "hami-webui"),
+    ):  # fmt: skip
+        rules = rendering.one(rendering.objects(4), kind, role)["rules"]
+        granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+        used = {(resource, verb) for who, resource, verb in done if who == account}
+        assert granted - used - ELSEWHERE[account].keys() == set(), account
 
 
 @contextlib.contextmanager

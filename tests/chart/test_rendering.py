@@ -36,7 +36,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }  # fmt: skip
 """Values and the APIs of the cluster."""
-VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "Certificate", "Issuer"}
 
 

@@ -1,6 +1,7 @@
 """The chart on a real API server: installed, changed and removed by real helms; its processes with just its rights."""
 
 import base64
+import contextlib
 import datetime
 import functools
 import json
@@ -11,11 +12,13 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
 
+from gpu_sharing.core import records
 from lab import extender_process, gpus, webui_process
 from lab.real import client, control_plane
 from scheduler_extender import certificate_keeper
@@ -23,6 +26,9 @@ from tests.chart import rendering
 from tests.e2e import site as sites
 
 NAMESPACE = "hami-system"
+
+
+BINDS = re.compile(r"--(http|api|webhook|health)?-?bind=")
 
 
 class Installation:
@@ -130,21 +136,7 @@ def test_its_processes_run_with_its_flags_and_its_rights(programs: pathlib.Path,
         done = site.install(*values)
         assert done.returncode == 0, done.stderr
         control_plane.add_nodes(plane.api, [gpus.gpu_node("one", gpus.A100, 1)])
-        rendered = rendering.objects(4, *values)
-        arguments = {
-            name: rendering.container(rendering.one(rendered, "Deployment", deployment), name)["args"]
-            for deployment, name in (("hami-scheduler", "extender"), ("hami-webui", "webui"))
-        }
-        binds = re.compile(r"--(http|api|webhook|health)?-?bind=")
-        flags = [one for one in arguments["extender"][1:] if not binds.match(one) and "--tls-names" not in one]
-        flags = [one.replace("/run/hami/tls", str(tmp_path)) for one in flags if "--leader-lease" not in one]
-        flags += ["--tls-names=localhost,hami-scheduler.hami-system.svc"]
-        scheduler = account(plane, "hami-scheduler", tmp_path)
-        extender = extender_process.ExtenderProcess(scheduler, tmp_path / "extender.log", *flags)
-        extender.addresses["api"] = "0.0.0.0:0"
-        extender.start()
-        try:
-            extender.wait_ready()
+        with extender_of(plane, tmp_path, *values) as extender:
             hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/hami-webhook"
 
             def known() -> bool:
@@ -156,7 +148,9 @@ def test_its_processes_run_with_its_flags_and_its_rights(programs: pathlib.Path,
             webui_account = account(plane, "hami-webui", tmp_path)
             token = json.loads(webui_account.read_text())["users"][0]["user"]["token"]
             (tmp_path / "token").write_text(token)
-            more = [one for one in arguments["webui"][1:] if not binds.match(one) and "--extender" not in one]
+            webui = rendering.one(rendering.objects(4, *values), "Deployment", "hami-webui")
+            arguments = rendering.container(webui, "webui")["args"]
+            more = [one for one in arguments[1:] if not BINDS.match(one) and "--extender" not in one]
             process = webui_process.WebUIProcess(
                 tmp_path, f"https://localhost:{extender.api.rpartition(':')[2]}", "--extender-ca",
                 str(tmp_path / "ca.crt"), "--extender-token-file", str(tmp_path / "token"), "--kubeconfig",
@@ -165,10 +159,30 @@ def test_its_processes_run_with_its_flags_and_its_rights(programs: pathlib.Path,
             with webui_process.running(process):
                 sites.wait_for(lambda: '"data"' in process.log_file.read_text(), 30, process.log_file.read_text)
                 sites.wait_for(lambda: "there are no monitors" in process.log_file.read_text(), 30)
-        finally:
-            extender.kill()
         assert "SCHED_CERTIFICATE_NOT_KEPT" not in extender.log_file.read_text()
         assert "forbidden" not in extender.log_file.read_text() + process.log_file.read_text()
+
+
+@contextlib.contextmanager
+def extender_of(
+    plane: control_plane.ControlPlane, folder: pathlib.Path, *values: str
+) -> Iterator[extender_process.ExtenderProcess]:
+    """The extender with the chart's flags, but those that say where, as its account."""
+    scheduler = rendering.one(rendering.objects(4, *values), "Deployment", "hami-scheduler")
+    arguments = rendering.container(scheduler, "extender")["args"][1:]
+    flags = [one for one in arguments if not BINDS.match(one) and "--leader-lease" not in one and "-names" not in one]
+    flags = [one.replace("/run/hami/tls", str(folder)) for one in flags]
+    flags += ["--tls-names=localhost,hami-scheduler.hami-system.svc"]
+    extender = extender_process.ExtenderProcess(
+        account(plane, "hami-scheduler", folder), folder / "extender.log", *flags
+    )
+    extender.addresses["api"] = "0.0.0.0:0"
+    extender.start()
+    try:
+        extender.wait_ready()
+        yield extender
+    finally:
+        extender.kill()
 
 
 def account(plane: control_plane.ControlPlane, name: str, folder: pathlib.Path) -> pathlib.Path:
@@ -229,3 +243,86 @@ def test_a_plugin_writes_about_its_own_node_alone(programs: pathlib.Path, tmp_pa
         assert patched(f"{pod}one", {"metadata": {"annotations": {"x": "y"}}}) == ""
         assert "PLUGIN_OTHER_NODE" in patched(f"{pod}two", {"metadata": {"annotations": {"x": "y"}}})
         assert "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/one", note, node="")
+
+
+def test_a_cluster_moves_from_hami_and_back(programs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Its pods go on and are counted, its nodes are taken over one by one; when it returns, our records are its own."""
+    merge = "application/merge-patch+json"
+    pods = "/api/v1/namespaces/default/pods"
+    hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+    leases = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases"
+    with control_plane.running(tmp_path) as plane:
+        site = Installation(plane, 4)
+        uuid = gpus.gpu_uuid("one", 0)
+        node = gpus.gpu_node("one", gpus.A100, 1)
+        del node["metadata"]["annotations"][records.AGENT]
+        control_plane.add_nodes(plane.api, [node])
+        share = f"{uuid},NVIDIA,60000,50:;"
+        theirs = {
+            records.NODE: "one", records.TIME: "1700000000", records.ALLOCATED: share, records.TO_ALLOCATE: ";",
+            records.BIND_PHASE: "success", records.BIND_TIME: "1700000000",
+        }  # fmt: skip
+        limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "60000", "nvidia.com/gpucores": "50"}
+
+        def pod(name: str, memory: str = "60000", **more: Any) -> dict[str, Any]:
+            container = {"name": "c", "image": "x", "resources": {"limits": {**limits, "nvidia.com/gpumem": memory}}}
+            spec = {
+                "schedulerName": "hami-scheduler",
+                "containers": [container],
+                "tolerations": [{"operator": "Exists"}],
+            }
+            return {"metadata": {"name": name, **more.pop("metadata", {})}, "spec": {**spec, **more}}
+
+        running = pod("theirs", nodeName="one", metadata={"annotations": theirs, "labels": {records.NODE: "one"}})
+        plane.api("POST", pods, running)
+        hook = {
+            "name": "vgpu.hami.io", "clientConfig": {"url": "https://localhost/webhook"}, "failurePolicy": "Ignore",
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+            "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        }  # fmt: skip
+        plane.api("POST", hooks, {"metadata": {"name": "hami-webhook-old"}, "webhooks": [hook]})
+        spec = {"holderIdentity": "hami-scheduler-x", "leaseDurationSeconds": 15, "renewTime": _now()}
+        plane.api("POST", leases, {"metadata": {"name": "hami-scheduler"}, "spec": spec})
+
+        # In the documented order: its scheduler to 0, its webhook away, install, roll the plugins.
+        assert "another GPU scheduler is active" in site.install().stderr
+        plane.api("PATCH", f"{leases}/hami-scheduler", {"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}}, merge)
+        assert "another installation's webhook is there" in site.install().stderr
+        plane.api("DELETE", f"{hooks}/hami-webhook-old")
+        done = site.install()
+        assert done.returncode == 0, done.stderr
+        with extender_of(plane, tmp_path) as extender, plane.scheduler(f"http://{extender.verbs}"):
+
+            def bound(name: str) -> str:
+                return str(plane.api("GET", f"{pods}/{name}")["spec"].get("nodeName", ""))
+
+            def told(name: str, part: str) -> bool:
+                events = plane.api("GET", "/api/v1/namespaces/default/events")["items"]
+                return any(one["involvedObject"]["name"] == name and part in one["message"] for one in events)
+
+            plane.api("POST", pods, pod("ours", "20000"))
+            plane.api("POST", pods, pod("large"))
+            sites.wait_for(lambda: told("ours", "0/1 nodes available"), 60, extender.log_file.read_text)
+            assert bound("ours") == ""  # Nobody has rolled out our plugin there yet.
+            agent = {"metadata": {"annotations": {records.AGENT: records.OUR_AGENT}}}
+            plane.api("PATCH", "/api/v1/nodes/one", agent, merge)
+            sites.wait_for(lambda: bound("ours") == "one", 60, extender.log_file.read_text)
+            sites.wait_for(lambda: told("large", "GPU memory insufficient"), 60)
+            assert bound("large") == ""  # Theirs and ours are on that GPU: 1,920 MiB are left.
+
+        # And back: nothing of ours stays in the way, and the records are in HAMi's words.
+        assert site.helm("uninstall", "hami", "--namespace", NAMESPACE).returncode == 0
+        mine = plane.api("GET", f"{pods}/ours")["metadata"]["annotations"]
+        assert mine[records.ALLOCATED] == f"{uuid},NVIDIA,20000,50:;"
+        assert mine[records.NODE] == "one"
+        assert plane.api("GET", f"{pods}/theirs")["metadata"]["annotations"] == theirs
+        forged = {"metadata": {"annotations": {records.BIND_PHASE: "success"}}}
+        sites.wait_for(lambda: _allowed(plane, f"{pods}/ours", forged), 20)
+
+
+def _allowed(plane: control_plane.ControlPlane, path: str, body: Any) -> bool:
+    try:
+        plane.api("PATCH", path, body, "application/merge-patch+json")
+    except client.Refused:
+        return False
+    return True

@@ -67,7 +67,10 @@ docs: .venv/dev.stamp ## write the reference pages that come from code
 	$(BIN)/python -m docs.generate
 
 site: .venv/docs.stamp ## the documents as a site in build/site; a link or anchor that leads nowhere fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-test: .venv/dev.stamp ## the commands that the documents show, on the demo's cluster with a real kubectl
+	$(BIN)/python -m pytest tests/docs -v $(ARGS)
 
 lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 	$(BIN)/python requirements/lock.py $(ARGS)
@@ -75,4 +78,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability webui bench docs site lock ci
+.PHONY: help setup demo test fix check protos e2e observability webui bench docs site docs-test lock ci

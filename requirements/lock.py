@@ -1,7 +1,7 @@
 """Resolve `pyproject.toml` into lock files, with hashes and without the address of any index.
 
-`run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, and `docs.txt` is what builds
-the site, all at the same versions. Run as `make lock`; `make lock ARGS=--upgrade` moves to the newest versions.
+`run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, and `docs.txt` is what
+builds the site, all at the same versions. Run as `make lock`; `make lock ARGS=--upgrade` moves to the newest versions.
 """
 
 import pathlib

@@ -34,6 +34,13 @@ def test_every_link_between_documents_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_what_belongs_to_an_item_of_a_list_is_indented_by_four() -> None:
+    """The site takes a paragraph, block or list under an item with less for the end of the list."""
+    for page in ROOT.glob("docs/**/*.md"):
+        short = re.findall(r"\n\n {1,3}\S.*|\n {1,3}(?:-|\d+\.) .*", page.read_text())
+        assert short == [], page.name
+
+
 def test_links_to_other_hosts_are_whole_addresses() -> None:
     """They are not fetched, so their form is all that is held."""
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:

@@ -34,11 +34,12 @@ def test_every_link_between_documents_leads_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_what_belongs_to_an_item_of_a_list_is_indented_by_four() -> None:
-    """The site takes a paragraph, block or list under an item with less for the end of the list."""
+def test_lists_are_written_as_the_site_reads_them() -> None:
+    """Less than four spaces under an item end the list, and an item right under a paragraph of another belongs to it."""
     for page in ROOT.glob("docs/**/*.md"):
-        short = re.findall(r"\n\n {1,3}\S.*|\n {1,3}(?:-|\d+\.) .*", page.read_text())
-        assert short == [], page.name
+        text = page.read_text()
+        assert re.findall(r"\n\n {1,3}\S.*|\n {1,3}(?:-|\d+\.) .*", text) == [], page.name
+        assert re.findall(r"\n\n {4}[^\n]+(?:\n {4}[^\n]+)*\n\d+\. .*", text) == [], page.name
 
 
 def test_links_to_other_hosts_are_whole_addresses() -> None:

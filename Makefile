@@ -57,6 +57,9 @@ e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet 
 observability: .venv/dev.stamp ## a story on real processes under a real Prometheus: alerts, series, dashboards
 	$(BIN)/python -m pytest tests/observability -v -s $(ARGS)
 
+chart: .venv/dev.stamp ## the chart by real helms: lint, render, compare with files, refuse bad values
+	$(BIN)/python -m pytest tests/chart -v $(ARGS)
+
 webui: .venv/dev.stamp ## the pages in a real Chromium: content, liveness, accessibility
 	$(BIN)/python -m pytest tests/webui -v $(ARGS)
 
@@ -78,4 +81,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability webui bench docs site docs-test lock ci
+.PHONY: help setup demo test fix check protos e2e observability webui chart bench docs site docs-test lock ci

@@ -100,8 +100,11 @@ def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, he
     return {uuid: state for uuid, state in states.items() if not state.available}
 
 
+_LABELS = dict([records.ACCELERATOR_LABEL])
+
+
 class Publisher:
-    """Writes the node's annotations.
+    """Writes the node's annotations, and the label by which people find such nodes.
 
     Attributes:
         written: Whether what is wanted now is written.
@@ -129,7 +132,9 @@ class Publisher:
             self._changed.clear()
             wanted = dict(self._wanted())
             try:
-                await self._client.patch(self._path, orjson.dumps({"metadata": {"annotations": wanted}}))
+                await self._client.patch(
+                    self._path, orjson.dumps({"metadata": {"annotations": wanted, "labels": _LABELS}})
+                )
             except errors.KubernetesError as refused:
                 self.trouble = str(refused)
                 log.error("not written", error_code=error_codes.PLUGIN_INVENTORY_NOT_WRITTEN, cause=str(refused))

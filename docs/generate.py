@@ -12,7 +12,7 @@ from device_plugin import metrics as plugin_metrics
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
-from docs import keys
+from docs import chart_values, keys
 from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import __main__ as hamictl
@@ -216,6 +216,11 @@ def _type(schema: Mapping[str, Any]) -> str:
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
+def values_page() -> str:
+    """Every value of the chart."""
+    return chart_values.page(_NOTE)
+
+
 PAGES = {
     "annotations.md": annotations_page,
     "http-api.md": http_api_page,
@@ -224,6 +229,7 @@ PAGES = {
     "error-codes.md": error_code_page,
     "settings.md": settings_page,
     "metrics.md": metrics_page,
+    "values.md": values_page,
 }
 
 if __name__ == "__main__":

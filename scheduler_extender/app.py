@@ -28,6 +28,7 @@ from gpu_sharing.adapters import (
 from gpu_sharing.core import errors
 from scheduler_extender import (
     binding,
+    certificate_keeper,
     cluster_gauges,
     explaining,
     gang_planner,
@@ -109,6 +110,9 @@ class Extender:
             client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
         )
         explainer = explaining.Explainer(self._mirror, placer, teller, options)
+        self._keeper = certificate_keeper.of(client, options) if options.tls_secret else None
+        if self._keeper:
+            self._keeper.begin()
         gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
         self._verbs_address = ""
@@ -159,6 +163,8 @@ class Extender:
             if self._options.tls_cert and self._options.tls_key:
                 tls = [one for _, one in self._listeners.values()]
                 work.append(tasks.create_task(listeners.renew(tls, self._options.tls_cert, self._options.tls_key)))
+            if self._keeper:
+                work.append(tasks.create_task(self._keeper.run()))
             await stop.wait()
             log.info("stopping", binds_under_way=self._binder.under_way)
             listeners.stop(self._listeners)

@@ -27,6 +27,12 @@ class Settings:
     """Certificate of the read API and the webhook, PEM; read again when the file changes."""
     tls_key: pathlib.Path | None = None
     """Key of that certificate, PEM."""
+    tls_secret: str = ""
+    """`namespace/name` of the Secret in which that certificate is kept and renewed; empty: somebody else makes it."""
+    tls_names: tuple[str, ...] = ()
+    """The DNS names of the kept certificate."""
+    webhook_configuration: str = ""
+    """The MutatingWebhookConfiguration that is told the kept certificate's authority; empty: none is."""
     leader_lease: str = ""
     """`namespace/name` of kube-scheduler's Lease; empty: this is the only scheduler."""
     identity: str = ""
@@ -85,6 +91,9 @@ HELP = {
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8080)",
     "tls-cert": "FILE: certificate of the read API and the webhook, PEM; read again when it changes",
     "tls-key": "FILE: its key, PEM",
+    "tls-secret": "NAMESPACE/NAME of a Secret: keep the certificate there, renewed (default: none)",
+    "tls-names": "DNS names of the kept certificate, with commas",
+    "webhook-configuration": "MutatingWebhookConfiguration that is told who signed the certificate (default: none)",
     "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
@@ -144,7 +153,10 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
         tls_cert=flags.path(value("tls-cert")),
         tls_key=flags.path(value("tls-key")),
-        leader_lease=_lease(value("leader-lease") or ""),
+        tls_secret=_namespaced("--tls-secret", value("tls-secret") or ""),
+        tls_names=tuple(filter(None, (value("tls-names") or "").split(","))),
+        webhook_configuration=value("webhook-configuration") or "",
+        leader_lease=_namespaced("--leader-lease", value("leader-lease") or ""),
         identity=value("identity") or "",
         scheduler_name=value("scheduler-name") or default.scheduler_name,
         node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy"), policies.named),
@@ -177,6 +189,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         )
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise errors.SettingsError("--tls-cert and --tls-key belong together: give both or neither")
+    if settings.tls_secret and not (settings.tls_cert and settings.tls_names):
+        raise errors.SettingsError("--tls-secret needs --tls-cert and --tls-key, files to write, and --tls-names")
     if settings.usage_weight and not settings.prometheus_url:
         raise errors.SettingsError("--usage-weight needs --prometheus-url: the measured use comes from there")
     return settings
@@ -190,9 +204,9 @@ def _url(text: str) -> str:
     return text
 
 
-def _lease(text: str) -> str:
+def _namespaced(flag: str, text: str) -> str:
     if text and not re.fullmatch(r"[a-z0-9.-]+/[a-z0-9.-]+", text):
-        raise errors.SettingsError(f"--leader-lease {text!r} is not NAMESPACE/NAME, for example kube-system/hami")
+        raise errors.SettingsError(f"{flag} {text!r} is not NAMESPACE/NAME, for example hami-system/hami-scheduler")
     return text
 
 

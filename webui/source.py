@@ -56,16 +56,14 @@ class Extender:
 
     Args:
         url: Where it is.
-        ca_file: Who signed its certificate; None for the system's authorities.
+        ca_file: Who signed its certificate, read anew for each call; None for the system's authorities.
         token_file: Read anew for each call, because tokens are renewed on disk; None where none is needed.
     """
 
     def __init__(self, url: str, ca_file: pathlib.Path | None, token_file: pathlib.Path | None) -> None:
         self._url = url.rstrip("/")
+        self._ca_file = ca_file
         self._token_file = token_file
-        self._tls = (
-            ssl.create_default_context(cafile=str(ca_file) if ca_file else None) if url.startswith("https") else None
-        )
 
     def get(self, *parts: str) -> Any:
         """What stands at `/api/v1/<parts>`.
@@ -94,12 +92,17 @@ class Extender:
         except (msgspec.MsgspecError, KeyError) as broken:
             raise NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
 
+    def _tls(self) -> ssl.SSLContext | None:
+        if not self._url.startswith("https"):
+            return None
+        return ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file else None)
+
     def _read(self, *parts: str, seconds: float = _TIMEOUT_SECONDS) -> bytes:
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
             headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"} if self._token_file else {}
             request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=headers)  # noqa: S310  # the setting is a URL
-            with urllib.request.urlopen(request, timeout=seconds, context=self._tls) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=seconds, context=self._tls()) as answer:  # noqa: S310
                 body: bytes = answer.read()
                 return body
         except urllib.error.HTTPError as refused:

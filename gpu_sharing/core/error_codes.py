@@ -71,6 +71,12 @@ PRIVILEGED = _register(
     "A privileged container asks for a GPU, and would see all GPUs of its node.",
     "Remove securityContext.privileged or the GPU request; --allow-privileged permits it.",
 )
+OTHER_NODE = _register(
+    "PLUGIN_OTHER_NODE",
+    "A device plugin tried to write about another node, another node's pod, or more than annotations and labels; the "
+    "admission policy hami-own-node refused it.",
+    "If the node was not broken into, check that the cluster is Kubernetes 1.30 at least, whose tokens name the node.",
+)
 RECORD_GUARDED = _register(
     "SCHED_RECORD_GUARDED",
     "Somebody writes, changes or removes a record of promised GPUs who is neither the extender nor the node's plugin.",
@@ -327,6 +333,12 @@ CERTIFICATE = _register(
     "SCHED_CERTIFICATE",
     "The certificate of the read API and webhook changed and cannot be read; the one before stays in use.",
     "Check that --tls-cert and --tls-key are a PEM certificate and its own key; they are looked at again every 2 s.",
+)
+CERTIFICATE_NOT_KEPT = _register(
+    "SCHED_CERTIFICATE_NOT_KEPT",
+    "The certificate of --tls-secret cannot be read, renewed or made known; the one before stays in use.",
+    "Check that the Secret of --tls-secret is there, that the extender may get and patch it, and the same for the "
+    "MutatingWebhookConfiguration of --webhook-configuration.",
 )
 INVALID_SETTING = _register(
     "SCHED_INVALID_SETTING",

@@ -33,6 +33,8 @@ OF_PODS = frozenset({NODE, TIME, ALLOCATED, TO_ALLOCATE, BIND_PHASE, BIND_TIME, 
 """What is written about a pod, as against what its owner asks."""
 SCORE = "hami.io/node-nvidia-score"
 HEALTH = "hami.io/gpu-health"
+ACCELERATOR_LABEL = ("accelerator", "nvidia")
+"""Of a node whose device plugin has published its GPUs."""
 PHASE_ALLOCATING = "allocating"
 PHASE_SUCCESS = "success"
 PHASE_FAILED = "failed"

@@ -167,10 +167,10 @@ class ControlPlane:
 
     def _grant(self, user: str, rules: Sequence[Mapping[str, Any]]) -> None:
         rbac, group = "/apis/rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
-        metadata = {"name": user}
+        metadata = {"name": f"lab-{user}"}  # The user's own name is that of a role of the chart.
         self.api("POST", f"{rbac}/clusterroles", {"metadata": metadata, "rules": list(rules)})
         subject = {"kind": "User", "name": user, "apiGroup": group}
-        role = {"kind": "ClusterRole", "name": user, "apiGroup": group}
+        role = {"kind": "ClusterRole", "name": metadata["name"], "apiGroup": group}
         self.api("POST", f"{rbac}/clusterrolebindings", {"metadata": metadata, "subjects": [subject], "roleRef": role})
 
 

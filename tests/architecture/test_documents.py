@@ -35,7 +35,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
 
 
 def test_lists_are_written_as_the_site_reads_them() -> None:
-    """Less than four spaces under an item end the list, and an item right under a paragraph of another belongs to it."""
+    """Less than four spaces under an item end the list; right under an item's paragraph no next item begins."""
     for page in ROOT.glob("docs/**/*.md"):
         text = page.read_text()
         assert re.findall(r"\n\n {1,3}\S.*|\n {1,3}(?:-|\d+\.) .*", text) == [], page.name

@@ -296,9 +296,12 @@ def test_after_a_reboot_specifications_are_back_before_the_kubelet_knows_us(node
 
 def test_our_own_socket_is_made_again(node: gpu_node.GpuNode) -> None:
     sockets = list((node.folder / "kubelet" / "device-plugins").glob("hami-*.sock"))
+    offset = node.plugin.log_file.stat().st_size
     sockets[0].unlink()
 
     node.wait("it is there again", lambda: sockets[0].exists())
+    # Only then is what the kubelet knows of the new one.
+    node.wait("it registers", lambda: "registered" in [line.get("event") for line in node.plugin.log_lines(offset)])
     node.wait("it serves", lambda: node.allocatable() == 20)
 
 

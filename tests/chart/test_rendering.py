@@ -1,0 +1,215 @@
+"""What is rendered: the same by helm 3 and 4, held to files, valid for every version of Kubernetes that is promised."""
+
+import difflib
+import json
+import os
+import pathlib
+import re
+import subprocess
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from lab.real import control_plane
+from tests.chart import rendering
+
+GOLDENS = pathlib.Path(__file__).parent / "golden"
+EVERYTHING = (*rendering.OPERATOR, *rendering.CERT_MANAGER)
+CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "everything": (
+        (
+            "--set", ("scheduler.replicas=2,scheduler.certManager.enabled=true,webui.auth=kubernetes,"
+            "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mig,"
+            "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia"),
+        ),
+        EVERYTHING,
+    ),
+    "least": (
+        (
+            "--set", ("monitor.enabled=false,webui.enabled=false,networkPolicy.enabled=false,"
+            "scheduler.admissionWebhook.enabled=false,scheduler.recordGuard=false"),
+        ),
+        (),
+    ),
+}  # fmt: skip
+"""Values and the APIs of the cluster."""
+VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36")
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "Certificate", "Issuer"}
+
+
+@pytest.mark.parametrize("major", rendering.HELMS)
+def test_helm_finds_nothing_to_complain_of(major: int) -> None:
+    """Strictly."""
+    command = [rendering.program(major), "lint", "--strict", str(rendering.CHART)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_rendered_objects_are_those_of_the_files(name: str) -> None:
+    """So that a review sees what a change of a template does; dashboards and alerts are held elsewhere."""
+    values, apis = CASES[name]
+    found = rendering.objects(4, *values, apis=apis)
+    assert found == rendering.objects(3, *values, apis=apis)
+    for one in found:
+        if one["metadata"]["name"].startswith("hami-dashboard-"):
+            one["data"] = dict.fromkeys(one["data"], "…")
+        if one["kind"] == "PrometheusRule":
+            one["spec"] = "…"
+    shown = yaml.safe_dump_all(found, sort_keys=False, allow_unicode=True, width=120)
+    path = GOLDENS / f"{name}.yaml"
+    if os.environ.get("RENEW_GOLDENS"):
+        path.write_text(shown)
+    golden = path.read_text() if path.exists() else ""
+    difference = difflib.unified_diff(golden.splitlines(), shown.splitlines(), str(path), "rendered", lineterm="")
+    assert golden == shown, "\n".join(difference)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_object_is_valid(version: str) -> None:
+    """By Kubernetes' own schemas, strictly: a field that is not known is an error."""
+    for values, apis in CASES.values():
+        for one in rendering.objects(4, *values, apis=apis, version=f"v{version}.0"):
+            if one["kind"] not in CUSTOM:
+                kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_an_older_cluster_is_refused_and_a_vendors_version_understood() -> None:
+    """kube-scheduler's image is that of the cluster."""
+    with pytest.raises(rendering.Refused, match=r"chart requires kubeVersion: >=1\.30"):
+        rendering.text(4, version="v1.29.9")
+    for version in ("v1.33.4+k3s1", "v1.33.4-eks-1234567", "v1.33.4-gke.1000"):
+        scheduler = rendering.one(rendering.objects(4, version=version), "Deployment", "hami-scheduler")
+        image = rendering.container(scheduler, "kube-scheduler")["image"]
+        assert image == "registry.k8s.io/kube-scheduler:v1.33.4"
+
+
+def test_every_role_is_what_the_end_to_end_tests_run_with() -> None:
+    """They start each process with just these rights."""
+    found = rendering.objects(4, "--set", "webui.auth=kubernetes")
+
+    def rights(rules: Any) -> set[tuple[str, str, str, str]]:
+        return {
+            (group, resource, verb, ",".join(rule.get("resourceNames", [])))
+            for rule in rules
+            for group in rule.get("apiGroups", ["-"])
+            for resource in rule.get("resources", rule.get("nonResourceURLs"))
+            for verb in rule["verbs"]
+        }
+
+    def of(kind: str, name: str) -> set[tuple[str, str, str, str]]:
+        return rights(rendering.one(found, kind, name)["rules"])
+
+    leases = ("coordination.k8s.io", "leases", "get", "")
+    hooks = {
+        ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", verb, "hami-webhook")
+        for verb in ("get", "patch")
+    }
+    assert of("ClusterRole", "hami-scheduler-extender") == rights(control_plane.EXTENDER_RULES) - {leases} | hooks
+    classes = ("node.k8s.io", "runtimeclasses", "get")
+    plugin = {(*one[:3], "nvidia") if one[:3] == classes else one for one in rights(control_plane.PLUGIN_RULES)}
+    assert of("ClusterRole", "hami-device-plugin") == plugin
+    webui = of("ClusterRole", "hami-webui") | of("Role", "hami-webui")
+    assert webui == rights(control_plane.WEBUI_RULES) | {("-", "/api/v1/*", "get", "")}
+
+
+def test_no_container_has_more_than_it_needs() -> None:
+    """Extender and WebUI meet the pod security standard `restricted`; the node's agents run without capabilities."""
+    found = rendering.objects(4)
+    for kind, name, restricted in (
+        ("Deployment", "hami-scheduler", True), ("Deployment", "hami-webui", True),
+        ("DaemonSet", "hami-device-plugin", False),
+    ):  # fmt: skip
+        pod = rendering.one(found, kind, name)["spec"]["template"]["spec"]
+        assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        for one in pod["containers"]:
+            security = one["securityContext"]
+            assert security["capabilities"]["drop"] == ["ALL"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["readOnlyRootFilesystem"] is True
+            assert not security.get("privileged")
+            assert bool(security.get("runAsNonRoot")) is restricted
+            assert {"requests", "limits"} <= one["resources"].keys()
+            assert "latest" not in one["image"]
+        assert any("hostPath" in volume for volume in pod["volumes"]) is not restricted
+    privileged = rendering.objects(4, "--set", "devicePlugin.isolation=mps")
+    plugin = rendering.one(privileged, "DaemonSet", "hami-device-plugin")
+    assert rendering.container(plugin, "nvidia")["securityContext"]["privileged"] is True
+    assert "privileged" not in rendering.container(plugin, "monitor")["securityContext"]
+
+
+def test_images_come_from_a_registry_of_ones_own_and_by_digest() -> None:
+    """For clusters without a way out."""
+    digest = "sha256:" + "a" * 64
+    found = rendering.objects(
+        4, "--set", f"global.imageRegistry=registry.example:5000/mirror/,image.digest={digest},nodeImage.tag=v7"
+    )
+    images = {
+        one["image"]
+        for each in found
+        if each["kind"] in ("Deployment", "DaemonSet")
+        for one in each["spec"]["template"]["spec"]["containers"]
+    }
+    assert images == {
+        f"registry.example:5000/mirror/hami-py/hami@{digest}", "registry.example:5000/mirror/hami-py/hami-node:v7",
+        "registry.example:5000/mirror/kube-scheduler:v1.36.3",
+    }  # fmt: skip
+
+
+def test_service_monitors_are_made_as_promised() -> None:
+    """Honouring our labels, in this namespace, of monitor, plugin and extender; only where their kind is known."""
+    found = rendering.objects(4, apis=rendering.OPERATOR)
+    monitors = [one for one in found if one["kind"] == "ServiceMonitor"]
+    assert [one["metadata"]["name"] for one in monitors] == ["hami-monitor", "hami-scheduler"]
+    assert {one["metadata"]["namespace"] for one in monitors} == {"monitoring"}
+    ports = set()
+    for one in monitors:
+        assert one["spec"]["namespaceSelector"] == {"matchNames": ["hami-system"]}
+        for endpoint in one["spec"]["endpoints"]:
+            assert (endpoint["honorLabels"], endpoint["interval"], endpoint["path"]) == (True, "15s", "/metrics")
+            ports.add((one["metadata"]["name"], endpoint["port"]))
+        service = rendering.one(found, "Service", one["metadata"]["name"])
+        assert one["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        assert {endpoint["port"] for endpoint in one["spec"]["endpoints"]} <= {
+            port["name"] for port in service["spec"]["ports"]
+        }
+    assert ports == {("hami-monitor", "metrics"), ("hami-monitor", "health"), ("hami-scheduler", "metrics")}
+    assert rendering.one(found, "PrometheusRule", "hami")["spec"]["groups"]
+    assert not [one for one in rendering.objects(4) if one["kind"] in CUSTOM]
+
+
+def test_names_of_resources_reach_everybody() -> None:
+    """kube-scheduler, extender, plugin and monitor."""
+    values = "resourceName=vendor.io/gpu,resourceMem=vendor.io/mem,schedulerName=gpus"
+    found = rendering.objects(4, "--set", values)
+    config = yaml.safe_load(rendering.one(found, "ConfigMap", "hami-scheduler")["data"]["config.yaml"])
+    (extender,) = config["extenders"]
+    assert [one["name"] for one in extender["managedResources"]][:2] == ["vendor.io/gpu", "vendor.io/mem"]
+    assert config["profiles"][0]["schedulerName"] == "gpus"
+    assert config["leaderElection"]["resourceNamespace"] == "hami-system"
+    agents = rendering.one(found, "DaemonSet", "hami-device-plugin")
+    scheduler = rendering.one(found, "Deployment", "hami-scheduler")
+    for one in (*agents["spec"]["template"]["spec"]["containers"], rendering.container(scheduler, "extender")):
+        assert {"--resource-name=vendor.io/gpu", "--resource-mem=vendor.io/mem"} <= set(one["args"])
+
+
+def test_every_value_is_described_and_every_description_has_a_value() -> None:
+    """values.yaml and values.schema.json say the same."""
+    values = yaml.safe_load((rendering.CHART / "values.yaml").read_text())
+    schema = json.loads((rendering.CHART / "values.schema.json").read_text())
+
+    def compare(path: str, given: Any, described: Any) -> None:
+        assert len(described["description"]) > 3 or not path, path
+        if described.get("type") == "object" and "properties" in described:
+            assert given.keys() == described["properties"].keys(), path
+            for key, value in given.items():
+                compare(f"{path}.{key}", value, described["properties"][key])
+
+    compare("", values, {"description": "", **schema})
+    used = "".join(one.read_text() for one in (rendering.CHART / "templates").rglob("*.*"))
+    for key in re.findall(r"^  ([a-zA-Z]+):", (rendering.CHART / "values.yaml").read_text(), re.M):
+        assert key in used, key

@@ -1,0 +1,71 @@
+"""Wrong values fail at install, in a sentence that says what to do."""
+
+import pytest
+
+from tests.chart import rendering
+
+BAD = {
+    "scheduler.certManager.enabled=true,scheduler.existingSecret=x": "contradict each other",
+    "scheduler.existingSecret=x": "needs scheduler.caBundle",
+    "scheduler.certManager.enabled=true": "this cluster has no cert-manager",
+    "scheduler.usageWeight=1": "scheduler.usageWeight needs scheduler.prometheusUrl",
+    "webui.auth=proxy": "webui.auth: proxy needs webui.trustedProxies",
+    "webui.service.type=NodePort": "use kubectl port-forward",
+    "webui.auth=magic": "one of 'none', 'kubernetes', 'proxy'",
+    "scheduler.replicas=0": "/scheduler/replicas",
+    "scheduler.verbosity=9": "/scheduler/verbosity",
+    "devicePlugin.isolation=strong": "/devicePlugin/isolation",
+    "devicePlugin.deviceSplitCount=0": "/devicePlugin/deviceSplitCount",
+    "devicePlugin.deviceSplitCont=3": "deviceSplitCont",
+    "image.tag=latest": "/image/tag",
+    "image.digest=abc": "/image/digest",
+    "resourceName=gpu": "/resourceName",
+    "monitor.service.port=http": "/monitor/service/port",
+    "scheduler.defaultSchedulerPolicy.gpuSchedulerPolicy=best": "gpuSchedulerPolicy",
+}
+GOOD = (
+    "scheduler.existingSecret=x,scheduler.caBundle=AAAA",
+    "scheduler.usageWeight=1,scheduler.prometheusUrl=http://p:9090",
+    "webui.auth=proxy,webui.trustedProxies={10.0.0.0/8},webui.service.type=NodePort",
+    "webui.auth=kubernetes,webui.hosts={gpus.example}",
+    "scheduler.defaultSchedulerPolicy.gpuSchedulerPolicy=numa\\,binpack",
+    "devicePlugin.disablecorelimit=true",
+    "devicePlugin.nvidianodeSelector.pool=gpus",
+)
+
+
+@pytest.mark.parametrize("values", BAD)
+def test_bad_values_are_refused_in_a_sentence(values: str) -> None:
+    """By the schema or by a check."""
+    with pytest.raises(rendering.Refused) as refused:
+        rendering.text(4, "--set", values)
+    assert BAD[values] in str(refused.value).replace("'/", "/")
+
+
+@pytest.mark.parametrize("values", GOOD)
+def test_good_values_render(values: str) -> None:
+    """By both helms."""
+    for major in rendering.HELMS:
+        assert rendering.objects(major, "--set", values)
+
+
+def test_the_flags_are_those_of_the_processes() -> None:
+    """Each process parses what the chart starts it with."""
+    found = rendering.objects(
+        4, "--set", "webui.auth=kubernetes,scheduler.prometheusUrl=http://p,scheduler.usageWeight=1"
+    )
+    workloads = [one for one in found if one["kind"] in ("Deployment", "DaemonSet")]
+    containers = [one for each in workloads for one in each["spec"]["template"]["spec"]["containers"] if "args" in one]
+    ours = [one["args"] for one in containers if one["name"] != "kube-scheduler"]
+    assert len(ours) == 4
+    from device_plugin import settings as plugin
+    from device_plugin.monitor import settings as monitor
+    from scheduler_extender import settings as extender
+    from webui import settings as webui
+
+    parsers = {
+        "scheduler_extender": extender.parse, "device_plugin": plugin.parse, "device_plugin.monitor": monitor.parse,
+        "webui": webui.parse,
+    }  # fmt: skip
+    for module, *arguments in ours:
+        assert parsers[module](arguments, {"NODE_NAME": "n"})

@@ -60,6 +60,10 @@ observability: .venv/dev.stamp ## a story on real processes under a real Prometh
 chart: .venv/dev.stamp ## the chart by real helms: lint, render, compare with files, refuse bad values
 	$(BIN)/python -m pytest tests/chart -v $(ARGS)
 
+images: .venv/dev.stamp ## both container images without an engine (root; apt: mmdebstrap buildah busybox-static), and look into them
+	$(BIN)/python -m images.build
+	$(BIN)/python -m pytest tests/images -v -s $(ARGS)
+
 webui: .venv/dev.stamp ## the pages in a real Chromium: content, liveness, accessibility
 	$(BIN)/python -m pytest tests/webui -v $(ARGS)
 
@@ -81,4 +85,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability webui chart bench docs site docs-test lock ci
+.PHONY: help setup demo test fix check protos e2e observability webui chart images bench docs site docs-test lock ci

@@ -1,7 +1,8 @@
 """Resolve `pyproject.toml` into lock files, with hashes and without the address of any index.
 
-`run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, and `docs.txt` is what
-builds the site, all at the same versions. Run as `make lock`; `make lock ARGS=--upgrade` moves to the newest versions.
+`run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, `image.txt` and
+`node-image.txt` are what the two images hold, `docs.txt` is what builds the site, all of the same versions. Run as
+`make lock`; `make lock ARGS=--upgrade` moves to the newest versions.
 """
 
 import pathlib
@@ -11,7 +12,6 @@ import sys
 HERE = pathlib.Path(__file__).parent
 COMMON = ["--python-version", "3.11", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate"]
 COMMON += ["--no-header", "--quiet"]
-RUN = ["pyproject.toml", "--extra", "cli", "--extra", "webui", "--group", "build"]
 
 
 def compile_lock(out: str, *args: str) -> None:
@@ -21,6 +21,10 @@ def compile_lock(out: str, *args: str) -> None:
 
 
 if __name__ == "__main__":
-    compile_lock("run.txt", *RUN)
-    compile_lock("dev.txt", *RUN, "--group", "dev", "-c", "requirements/run.txt")
+    project = "pyproject.toml"
+    everything = (project, "--extra", "cli", "--extra", "webui", "--group", "build")
+    compile_lock("run.txt", *everything)
+    compile_lock("dev.txt", *everything, "--group", "dev", "-c", "requirements/run.txt")
+    compile_lock("image.txt", project, "--extra", "extender", "--extra", "webui", "-c", "requirements/run.txt")
+    compile_lock("node-image.txt", project, "--extra", "node", "-c", "requirements/run.txt")
     compile_lock("docs.txt", "--group", "docs", "-c", "requirements/dev.txt")

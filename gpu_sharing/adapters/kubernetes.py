@@ -100,9 +100,11 @@ def in_cluster() -> Access:
 
 
 def _by_kubeconfig(path: pathlib.Path, context: str) -> Access:
-    import kubernetes.client  # Here, because most processes run in a cluster and need not pay for it.
-    import kubernetes.config
-
+    try:
+        import kubernetes.client  # Here, because most processes run in a cluster and need not pay for it.
+        import kubernetes.config
+    except ImportError as cause:
+        raise errors.SettingsError("--kubeconfig needs pip install hami-py[kubeconfig]") from cause
     configuration = kubernetes.client.Configuration()
     try:
         kubernetes.config.load_kube_config(  # type: ignore[no-untyped-call]

@@ -24,8 +24,8 @@ _PARALLEL = 8
 _POD_GROUPS = "GenericWorkload=true,GangScheduling=true"
 
 EXTENDER_RULES = (
-    {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": [""], "resources": ["resourcequotas"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]},
+    {"apiGroups": [""], "resources": ["nodes", "resourcequotas"], "verbs": ["list", "watch"]},
     {"apiGroups": ["resource.k8s.io"], "resources": ["resourceslices"], "verbs": ["list", "watch"]},
     {"apiGroups": ["scheduling.k8s.io", "scheduling.x-k8s.io"], "resources": ["podgroups"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["pods/binding"], "verbs": ["create"]},
@@ -79,9 +79,10 @@ class ControlPlane:
         api: A client with all rights.
     """
 
-    def __init__(self, parts: components.Components, *, pod_groups: bool = False) -> None:
+    def __init__(self, parts: components.Components, *, pod_groups: bool = False, audited: bool = False) -> None:
         self.parts = parts
         self._pod_groups = pod_groups
+        self._audited = audited
         self._tokens = {role: secrets.token_hex(16) for role in _ROLES}
         self._etcd_port, self._peer_port, self._api_port = (components.free_port() for _ in range(3))
         self.server = f"https://127.0.0.1:{self._api_port}"
@@ -109,6 +110,8 @@ class ControlPlane:
             "--disable-admission-plugins", "ServiceAccount", "--service-cluster-ip-range", "10.0.0.0/16",
             "--allow-privileged", "--kubelet-preferred-address-types", "Hostname",
             "--max-requests-inflight", "3000", "--max-mutating-requests-inflight", "1000",
+            *(("--audit-policy-file", self._write_audit_policy(), "--audit-log-path", folder / "audit.log")
+              if self._audited else ()),
             *(("--feature-gates", _POD_GROUPS, "--runtime-config", "scheduling.k8s.io/v1alpha2=true")
               if self._pod_groups else ()),
         )  # fmt: skip
@@ -144,6 +147,16 @@ class ControlPlane:
             self.parts, self.kubeconfig("scheduler"), extender_url, without=without, feature_gates=gates
         )
 
+    def audit(self) -> list[dict[str, Any]]:
+        """Every call so far, of a control plane that is audited, as audit.k8s.io/v1 events."""
+        return [orjson.loads(line) for line in (self.parts.folder / "audit.log").read_bytes().splitlines()]
+
+    def _write_audit_policy(self) -> pathlib.Path:
+        path = self.parts.folder / "audit-policy.json"
+        policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"]}
+        path.write_bytes(orjson.dumps({**policy, "rules": [{"level": "Metadata"}]}))
+        return path
+
     def stop(self) -> None:
         """Stop everything."""
         self.api.close()
@@ -175,12 +188,15 @@ class ControlPlane:
 
 
 @contextlib.contextmanager
-def running(folder: pathlib.Path | None = None, *, pod_groups: bool = False) -> Iterator[ControlPlane]:
+def running(
+    folder: pathlib.Path | None = None, *, pod_groups: bool = False, audited: bool = False
+) -> Iterator[ControlPlane]:
     """Etcd and kube-apiserver for as long as the context lasts; start the scheduler when its extender is there.
 
     Args:
         folder: Where everything lies; one of its own that goes with it if None.
         pod_groups: Whether API server and scheduler have the alpha PodGroup of `scheduling.k8s.io`.
+        audited: Whether every call is written down, for `audit`.
 
     Raises:
         BuildFailed: The programs cannot be built here.
@@ -189,7 +205,7 @@ def running(folder: pathlib.Path | None = None, *, pod_groups: bool = False) -> 
     programs = build.binaries()
     with contextlib.ExitStack() as stack:
         folder = folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-sharing-real-")))
-        plane = ControlPlane(components.Components(folder, programs), pod_groups=pod_groups)
+        plane = ControlPlane(components.Components(folder, programs), pod_groups=pod_groups, audited=audited)
         stack.callback(plane.stop)
         plane.start()
         yield plane

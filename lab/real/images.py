@@ -52,6 +52,12 @@ def make(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     return folder / "busybox.tar", folder / "pause.tar"
 
 
+def of_program(path: pathlib.Path, name: str, program: pathlib.Path) -> pathlib.Path:
+    """The archive of an image that holds one static program, found by its name."""
+    _image(path, name, {f"bin/{program.name}": program}, {}, [program.name])
+    return path
+
+
 def _image(
     path: pathlib.Path,
     name: str,

@@ -77,13 +77,26 @@ class Node:
         self._parts.start("containerd", "-c", self._folder / "containerd.toml", within=self.within())
         self._parts.wait("containerd", lambda: self._ctr("version").returncode == 0)
         for archive in archives:
-            done = self._ctr("-n", "k8s.io", "images", "import", "--local", str(archive))
-            if done.returncode:
-                raise components.NotReady(f"containerd does not take an image: {done.stdout!r}")
+            self.import_image(archive)
         self.start_kubelet()
         path = f"/api/v1/nodes/{control_plane.NODE_NAME}"
         # No controller manager runs here that would take the taint of a new node away.
         self._plane.api("PATCH", path, {"spec": {"taints": None}}, "application/merge-patch+json")
+
+    def import_image(self, archive: pathlib.Path, name: str = "") -> None:
+        """Make an image known to containerd.
+
+        Args:
+            archive: It, as `docker save` or an OCI layout writes it.
+            name: What pods call it, where the archive does not say.
+
+        Raises:
+            NotReady: containerd does not take it.
+        """
+        named = ("--index-name", name) if name else ()
+        done = self._ctr("-n", "k8s.io", "images", "import", "--local", *named, str(archive))
+        if done.returncode:
+            raise components.NotReady(f"containerd does not take an image: {done.stdout!r}")
 
     def start_kubelet(self) -> None:
         """Start the kubelet and wait until its node is Ready."""

@@ -27,6 +27,11 @@ class Block:
     """Whether a comment says why it is not run."""
     lines: tuple[str, ...]
 
+    @property
+    def is_run(self) -> bool:
+        """Whether its commands are typed by the test."""
+        return self.language == RUN and not self.excused
+
 
 @dataclass(frozen=True, slots=True)
 class Command:

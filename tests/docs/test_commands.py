@@ -16,7 +16,7 @@ from tests.docs import blocks
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {str(page.relative_to(ROOT / "docs")): page.read_text() for page in sorted(ROOT.glob("docs/**/*.md"))}
-RUN = [name for name, page in PAGES.items() if any(block.language == blocks.RUN for block in blocks.blocks(page))]
+RUN = [name for name, page in PAGES.items() if any(block.is_run for block in blocks.blocks(page))]
 _MARK = "--- status of the command:"
 _LOOKS = ("kubectl get ", "kubectl describe ", "hamictl ")
 """Commands that change nothing: asked again until they show what the reader sees, who types more slowly."""
@@ -92,7 +92,7 @@ def shell(tmp_path: pathlib.Path) -> Iterator[Shell]:
 def test_commands_do_what_the_page_says(name: str, shell: Shell) -> None:
     """In the order of the page: each succeeds, and prints the lines that are shown under it."""
     for block in blocks.blocks(PAGES[name]):
-        if block.language != blocks.RUN or block.excused:
+        if not block.is_run:
             continue
         for command in blocks.commands(block):
             deadline = time.monotonic() + _PATIENCE_SECONDS

@@ -21,6 +21,11 @@ help: ## list the tasks
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt >&2
 	@touch $@
 
+.venv/docs.stamp: requirements/docs.txt .venv/run.stamp
+	@echo "adding what builds the site to .venv (once)" >&2
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/docs.txt >&2
+	@touch $@
+
 setup: .venv/dev.stamp ## build .venv with everything
 
 demo: .venv/run.stamp ## the main job on an embedded cluster; ARGS="--once --output json"
@@ -68,10 +73,16 @@ bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
 docs: .venv/dev.stamp ## write the reference pages that come from code
 	$(BIN)/python -m docs.generate
 
+site: .venv/docs.stamp ## the documents as a site in build/site; a link or anchor that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-test: .venv/dev.stamp ## the commands that the documents show, on the demo's cluster with a real kubectl
+	$(BIN)/python -m pytest tests/docs -v $(ARGS)
+
 lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 	$(BIN)/python requirements/lock.py $(ARGS)
 
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability webui chart images bench docs lock ci
+.PHONY: help setup demo test fix check protos e2e observability webui chart images bench docs site docs-test lock ci

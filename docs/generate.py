@@ -1,16 +1,18 @@
 """Write what comes from code: reference pages, rules, runbooks, dashboards. `make docs`; tests hold them fresh."""
 
 import inspect
+import json
 import pathlib
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from device_plugin import metrics as plugin_metrics
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
-from docs import chart_values
+from docs import chart_values, keys
 from gpu_sharing.adapters import series
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import __main__ as hamictl
@@ -19,6 +21,8 @@ from observability import files
 from scheduler_extender import cluster_gauges
 from scheduler_extender import metrics as extender_metrics
 from scheduler_extender import settings as extender_settings
+from webui import models as webui_models
+from webui import openapi as webui_openapi
 from webui import settings as webui_settings
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -110,7 +114,8 @@ def hamictl_page() -> str:
         ]
         lines += ["| flag | meaning |", "| --- | --- |", *rows, ""]
         examples, _, statuses = (command.epilog or "").partition("\n\n")
-        lines += ["```", *(one.strip() for one in examples.splitlines()[1:]), "```", ""]
+        lines += ["<!-- not run: a test reads each with the command's own parser -->", "```sh"]
+        lines += [*(one.strip() for one in examples.splitlines()[1:]), "```", ""]
         lines += [f"{statuses[:1].upper()}{statuses[1:]}.", ""]
     return "\n".join(lines)
 
@@ -127,10 +132,88 @@ def events_page() -> str:
     for one in event_reasons.REGISTRY.values():
         kind = "Warning" if one.warning else "Normal"
         head += [
-            f"## {one.name}", "", f"{kind}, from `{one.component}`, on: {one.regarding}. {one.meaning}", "", "```",
+            f"## {one.name}", "", f"{kind}, from `{one.component}`, on: {one.regarding}. {one.meaning}", "", "```text",
             one.example, "```", "",
         ]  # fmt: skip
     return "\n".join(head)
+
+
+def annotations_page() -> str:
+    """Every annotation and label."""
+    lines = [
+        "# Annotations and labels", _NOTE, "",
+        "What a pod's owner may write is explained in [ask for a GPU](requests.md), how the records are kept in",
+        "[bookkeeping](../explanation/bookkeeping.md), and which are HAMi's in [compatibility](compatibility.md).", "",
+    ]  # fmt: skip
+    for title, table in (
+        ("What a pod asks", keys.ASKED), ("What is written about a pod", keys.WRITTEN),
+        ("What stands on a node", keys.OF_NODES),
+    ):  # fmt: skip
+        rows = [f"| `{one.name}` | {one.kind} | {one.writer} | {one.meaning} |" for one in table]
+        lines += [f"## {title}", "", "| key | what | written by | meaning |", "| --- | --- | --- | --- |", *rows, ""]
+    lines += ["## Examples", "", "A pod with 8,000 MiB and 40 % of one GPU, and its node:", ""]
+    shown = [f"{name}: {value}" for name, value in keys.examples().items()]
+    return "\n".join([*lines, "```text", *shown, "```", ""])
+
+
+def http_api_page() -> str:
+    """Both JSON APIs, from their descriptions."""
+    extender = json.loads((ROOT / "scheduler_extender" / "openapi.json").read_text())
+    head = [
+        "# HTTP APIs", _NOTE, "",
+        "Both only read, and answer JSON. Fields may be added. Each describes itself at `/api/v1/openapi.json`. Who",
+        "may ask is said in [use hamictl](../howto/use-hamictl.md#how-it-reaches-the-cluster) and",
+        "[look at it in a browser](../howto/run-the-webui.md#who-may-look). Probes and [metrics](metrics.md) have",
+        "listeners of their own.", "",
+    ]  # fmt: skip
+    fields = r"^    (\w+): [^\n]*\n    \"\"\"(.*?)\"\"\""
+    told = {
+        name: dict(re.findall(fields, inspect.getsource(model), re.M | re.S))
+        for name, model in vars(webui_models).items()
+        if inspect.isclass(model) and model.__module__ == webui_models.__name__
+    }
+    return "\n".join(
+        [
+            *head,
+            *_api("Scheduler extender (port 9446)", extender, {}),
+            *_api("WebUI (port 8088)", webui_openapi.document(), told),
+        ]
+    )
+
+
+def _api(title: str, document: Mapping[str, Any], told: Mapping[str, Mapping[str, str]]) -> list[str]:
+    lines = [f"## {title}", "", document["info"]["description"], ""]
+    lines += ["| path | what it gives | query | answer |", "| --- | --- | --- | --- |"]
+    for path, methods in document["paths"].items():
+        get = methods["get"]
+        asked = ", ".join(f"`{one['name']}`" for one in get.get("parameters", ()) if one["in"] == "query") or "-"
+        answer = get["responses"]["200"]["content"]["application/json"]["schema"]
+        lines.append(f"| `{path}` | {get['summary']} | {asked} | {_type(answer)} |")
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        lines += ["", f"### {name} ({title.partition(' (')[0]})", ""]
+        lines += ["| field | type | meaning |", "| --- | --- | --- |"]
+        for field, of in schema.get("properties", {}).items():
+            meaning = of.get("description") or told.get(name.partition("_")[0], {}).get(field) or "-"
+            lines.append(f"| `{field}` | {_type(of)} | {' '.join(meaning.split())} |")
+    return [*lines, ""]
+
+
+def _type(schema: Mapping[str, Any]) -> str:
+    """A schema in a few words."""
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema or "oneOf" in schema:
+        return " or ".join(_type(one) for one in schema.get("anyOf") or schema["oneOf"])
+    if "enum" in schema:
+        return " or ".join(f"`{one}`" for one in schema["enum"])
+    if "prefixItems" in schema:
+        return f"list of {', '.join(_type(one) for one in schema['prefixItems'])}"
+    if "items" in schema:
+        return f"list of {_type(schema['items'])}"
+    if isinstance(schema.get("additionalProperties"), Mapping):
+        return f"map of {_type(schema['additionalProperties'])}"
+    kind = schema.get("type", "anything")
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
 def values_page() -> str:
@@ -139,6 +222,8 @@ def values_page() -> str:
 
 
 PAGES = {
+    "annotations.md": annotations_page,
+    "http-api.md": http_api_page,
     "events.md": events_page,
     "hamictl.md": hamictl_page,
     "error-codes.md": error_code_page,

@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from gpu_sharing.core import records
-from hamictl import rendering, story
+from hamictl import flags, rendering, story
 from lab import cluster as clusters
 from lab import extender_process, kinds, traces
 
@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", type=pathlib.Path, nargs="?", const=traces.SMALL, metavar="FILE",
         help="replay a trace (an openb pod list with its node list beside it; without FILE a small one)",
     )  # fmt: skip
+    parser.add_argument(
+        "--empty", action="store_true", help="instead of the story: one node with one GPU and no pods, to try things on"
+    )
     parser.add_argument(
         "--show-environment", action="store_true", help="print what each container of the story was started with"
     )
@@ -77,6 +80,8 @@ def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[story
     if options.trace:
         trace = traces.read(options.trace)
         return trace.nodes, [story.Chapter(f"replaying {options.trace.name}", trace.pods)]
+    if options.empty:
+        return story.one_gpu(), []
     if options.nodes or options.pods:
         return story.bulk(options.nodes or 10, options.pods or 50)
     return story.nodes(), story.chapters()
@@ -89,8 +94,8 @@ def _tell(
     chapters: Sequence[story.Chapter],
     stop: threading.Event,
 ) -> int:
-    console.print(f"A cluster of {len(cluster.all(kinds.NODES))} nodes runs. To look around:")
-    console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
+    console.print(f"A cluster runs (nodes: {len(cluster.all(kinds.NODES))}). To look around, in another terminal:")
+    _print_way_in(cluster, console)
     console.print()
     expectations = story.common() + (story.on_the_nodes() if cluster.gpu_nodes else [])
     started = time.monotonic()
@@ -116,9 +121,17 @@ def _tell(
     if options.output == "json":
         print(json.dumps(report(world, held)))
     if not options.once and not stop.is_set():
-        console.print(f"\nKUBECONFIG={cluster.kubeconfig}\nCtrl-C ends the cluster.", soft_wrap=True)
+        console.print()
+        _print_way_in(cluster, console)
+        console.print("Ctrl-C ends the cluster.")
         stop.wait()
     return 0 if all(holds for _, holds in held) else 1
+
+
+def _print_way_in(cluster: clusters.Cluster, console: rich.console.Console) -> None:
+    """For kubectl, and for hamictl and the WebUI."""
+    console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
+    console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}", soft_wrap=True)
 
 
 def _holds(expectation: story.Expectation, world: story.World) -> bool:

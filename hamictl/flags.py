@@ -10,6 +10,9 @@ import yaml
 from gpu_sharing.core import requests
 from hamictl import output, reader, state
 
+EXTENDER_VARIABLE = "HAMI_EXTENDER"
+"""The WebUI's variable too, so that saying it once serves both."""
+
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """In which format, and whether in colour."""
@@ -40,7 +43,10 @@ def add_reaching(parser: argparse.ArgumentParser) -> None:
     """Which API server, and which extender."""
     add_cluster(parser)
     parser.add_argument(
-        "--extender", default="", metavar="URL", help="the read API (default: by kubectl port-forward into its pod)"
+        "--extender",
+        default="",
+        metavar="URL",
+        help=f"the read API (default: ${EXTENDER_VARIABLE}, else by kubectl port-forward into its pod)",
     )
     parser.add_argument("--token-file", type=pathlib.Path, metavar="FILE", help="a bearer token for --extender")
     parser.add_argument("--ca-file", type=pathlib.Path, metavar="FILE", help="who signed its certificate")
@@ -55,8 +61,8 @@ def add_reaching(parser: argparse.ArgumentParser) -> None:
 def where(options: argparse.Namespace) -> reader.Where:
     """How the extender is to be reached."""
     return reader.Where(
-        options.extender, options.token_file, options.ca_file, options.kubeconfig, options.context,
-        options.system_namespace,
+        options.extender or os.environ.get(EXTENDER_VARIABLE, ""), options.token_file, options.ca_file,
+        options.kubeconfig, options.context, options.system_namespace,
     )  # fmt: skip
 
 

@@ -88,6 +88,11 @@ def nodes() -> list[dict[str, Any]]:
     ]
 
 
+def one_gpu() -> list[dict[str, Any]]:
+    """A node with one GPU, for whoever wants to try things by hand."""
+    return [fake.gpu_node("node-01", fake.A10, 1)]
+
+
 def _one(memory: str = "", cores: str = "", **more: str) -> dict[str, str]:
     limits = {COUNT: "1", **more}
     return limits | ({MEMORY: memory} if memory else {}) | ({CORES: cores} if cores else {})

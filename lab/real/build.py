@@ -53,13 +53,18 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> pathlib.Path:
     return (pathlib.Path(base) if base else pathlib.Path.home() / ".cache") / "hami-py"
 
 
+def folder_of_binaries() -> pathlib.Path:
+    """Where the programs of these versions lie, once they are built."""
+    return cache_folder() / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}-containerd-{CONTAINERD_VERSION}"
+
+
 def binaries() -> pathlib.Path:
     """The folder with the programs of a control plane and of a node, built if they are not there yet.
 
     Raises:
         BuildFailed: There is no Go, or a build broke.
     """
-    folder = cache_folder() / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}-containerd-{CONTAINERD_VERSION}"
+    folder = folder_of_binaries()
     folder.mkdir(parents=True, exist_ok=True)
     if all((folder / name).exists() for name in (*_KUBERNETES, *_CONTAINERD, "etcd")):
         return folder

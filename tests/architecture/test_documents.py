@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import pytest
 
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import settings as monitor_settings
-from docs import generate
-from gpu_sharing.core import error_codes, event_reasons
+from docs import generate, keys
+from gpu_sharing.core import error_codes, event_reasons, requests
+from hamictl import __main__ as hamictl
 from scheduler_extender import settings as extender_settings
 from webui import settings as webui_settings
 
@@ -30,6 +32,45 @@ def test_every_link_between_documents_leads_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_lists_are_written_as_the_site_reads_them() -> None:
+    """Less than four spaces under an item end the list; right under an item's paragraph no next item begins."""
+    for page in ROOT.glob("docs/**/*.md"):
+        text = page.read_text()
+        assert re.findall(r"\n\n {1,3}\S.*|\n {1,3}(?:-|\d+\.) .*", text) == [], page.name
+        assert re.findall(r"\n\n {4}[^\n]+(?:\n {4}[^\n]+)*\n\d+\. .*", text) == [], page.name
+
+
+def test_links_to_other_hosts_are_whole_addresses() -> None:
+    """They are not fetched, so their form is all that is held."""
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((\w+:[^)]*)\)", page.read_text()):
+            assert re.fullmatch(r"https://[a-z0-9.-]+\.[a-z]+(/[^\s]*)?", target), f"{page.name} links to {target}"
+
+
+def test_every_annotation_of_the_code_is_in_the_table() -> None:
+    """The page of annotations and labels forgets none, and makes up none."""
+    sources = "\n".join(
+        path.read_text()
+        for package in ("gpu_sharing/core", "scheduler_extender", "device_plugin")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    found = set(re.findall(r'"((?:hami\.io|nvidia\.com|scheduling\.x-k8s\.io)/[a-z-]+)"', sources))
+    names = requests.ResourceNames()
+    no_keys = {*names.managed(), names.priority, "hami.io/vgpu"}  # Resources, and a kind of CDI device.
+
+    table = {one.name for one in (*keys.ASKED, *keys.WRITTEN, *keys.OF_NODES)}
+    assert found - no_keys == table
+
+
+def test_every_example_of_hamictl_can_be_typed() -> None:
+    """Each is read by the parser of the version that shows it."""
+    examples = re.findall(r"^(?:source <\()?(hamictl [^)\n]*)", (generate.REFERENCE / "hamictl.md").read_text(), re.M)
+
+    assert len(examples) > 10
+    for example in examples:
+        hamictl.make_parser().parse_args(shlex.split(example)[1:])
 
 
 def test_every_code_that_is_registered_is_used() -> None:

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from gpu_sharing.core import error_codes
 
 
@@ -55,9 +57,11 @@ def test_codes_are_explained_and_unknown_ones_are_listed() -> None:
     assert "SCHED_INSUFFICIENT_GPU_MEMORY" in unknown.stderr
 
 
-def test_explain_says_when_there_is_no_extender() -> None:
-    """Not a traceback."""
-    done = hamictl("explain", "p", "--extender", "http://127.0.0.1:1")
+def test_explain_says_when_there_is_no_extender(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a traceback; the flag wins over the environment."""
+    monkeypatch.setenv("HAMI_EXTENDER", "http://127.0.0.1:2")
 
-    assert done.returncode == 2
-    assert done.stderr.startswith("hamictl: no answer from http://127.0.0.1:1")
+    for flag, port in (((), 2), (("--extender", "http://127.0.0.1:1"), 1)):
+        done = hamictl("explain", "p", *flag)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"hamictl: no answer from http://127.0.0.1:{port}")

@@ -1,0 +1,81 @@
+"""The table of annotations and labels: who writes each, and what it means. The reference page is made of it.
+
+A test finds every key that stands in the code here, so that none is forgotten.
+"""
+
+from dataclasses import dataclass
+
+from gpu_sharing.core import gangs, gpus, identifiers, records, requests, reservations
+from scheduler_extender import admission, requeue
+
+OWNER, EXTENDER, PLUGIN, ADMINISTRATOR = "its owner", "extender", "device plugin", "administrator"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One annotation or label."""
+
+    name: str
+    kind: str
+    """`annotation`, `label` or `scheduling gate`."""
+    writer: str
+    meaning: str
+    """One sentence, with the values."""
+
+
+ASKED = (
+    Key(requests.USE_TYPE, "annotation", OWNER, "Only GPUs whose type contains one of these words; commas between."),
+    Key(requests.NOUSE_TYPE, "annotation", OWNER, "No GPU whose type contains one of these words."),
+    Key(requests.USE_UUID, "annotation", OWNER, "Only these GPUs, by UUID; commas between."),
+    Key(requests.NOUSE_UUID, "annotation", OWNER, "None of these GPUs."),
+    Key(requests.MODE, "annotation", OWNER, "Only GPUs shared that way: `hami-core`, `mps` or `mig`."),
+    Key(requests.NUMA_BIND, "annotation", OWNER, "`true`: all GPUs of a container on one NUMA node."),
+    Key(requests.NUMA_ALIGNMENT, "annotation", OWNER, "`best-effort` has no effect, `strict` is refused."),
+    Key(requests.NODE_POLICY, "annotation", OWNER, "Over nodes: `binpack` or `spread`."),
+    Key(requests.GPU_POLICY, "annotation", OWNER, "Over a node's GPUs: one policy or several, such as `numa,binpack`."),
+    Key(requests.SCORING_WEIGHTS, "annotation", OWNER, "What makes a GPU full, such as `slot=1,core=1,memory=3`."),
+    Key(gangs.NAME, "annotation", OWNER, "The gang that the pod belongs to."),
+    Key(gangs.SIZE, "annotation", OWNER, "How many members that gang has, the same on each."),
+    Key(gangs.LABEL, "label", OWNER, "The gang in place of the annotation, as coscheduling names it."),
+    Key(admission.IGNORE_LABEL, "label", OWNER, f"`{admission.IGNORE}`: the webhook leaves the pod as it is."),
+)
+"""What a pod's owner writes."""
+
+WRITTEN = (
+    Key(records.NODE, "annotation and label", EXTENDER, "The node whose GPUs the pod holds."),
+    Key(records.TIME, "annotation", EXTENDER, "When that was decided, in Unix seconds."),
+    Key(records.ALLOCATED, "annotation", EXTENDER, "The record: which container holds how much of which GPU."),
+    Key(records.TO_ALLOCATE, "annotation", EXTENDER, "The same once more, for readers of HAMi's contract."),
+    Key(records.MIG_ALLOCATIONS, "annotation", EXTENDER, "The MIG instances of the record, by profile and place."),
+    Key(records.BIND_PHASE, "annotation", f"{EXTENDER}, then {PLUGIN}",
+        f"`{records.PHASE_ALLOCATING}`, then `{records.PHASE_SUCCESS}` or `{records.PHASE_FAILED}`."),
+    Key(records.BIND_TIME, "annotation", EXTENDER, "When the pod was bound, in Unix seconds."),
+    Key(records.DECISION, "annotation", EXTENDER, "Ties the logs, events and exemplars of the pod together."),
+    Key(records.HOLD, "annotation", EXTENDER, "GPUs that are kept for a waiting pod, by preemption or for its gang."),
+    Key(requeue.RETRY, "annotation", EXTENDER, "Wakes a waiting pod that fits now; Unix milliseconds."),
+    Key(gangs.GATE, "scheduling gate", EXTENDER, "Keeps kube-scheduler from a gang's member until all have a place."),
+)  # fmt: skip
+"""What is written about a pod."""
+
+OF_NODES = (
+    Key(records.INVENTORY, "annotation", PLUGIN, "The node's GPUs."),
+    Key(records.AGENT, "annotation", PLUGIN, "Which plugin serves the node, and its version."),
+    Key(records.HEALTH, "annotation", PLUGIN, "Why GPUs are not healthy, by UUID; outlives a restart of the plugin."),
+    Key(records.SCORE, "annotation", PLUGIN, "How well its GPUs are linked, with `--topology-score`."),
+    Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs, by UUID with commas between, that get no new pods."),
+)
+"""What stands on a node."""
+
+
+def examples() -> dict[str, str]:
+    """What a pod with a slice of one GPU and its node carry, as the code writes it."""
+    gpu = gpus.Gpu(
+        identifiers.GpuUuid("GPU-6c4f1aee-3ad5-542c-9d6f-5e4ddee6115b"), 0, 23_028, 100, 10, "NVIDIA A10",
+        mode="hami-core",
+    )  # fmt: skip
+    shares = ((reservations.Share(gpu.uuid, 8000, 40),),)
+    node, decision = identifiers.NodeName("node-01"), identifiers.DecisionId("4e89f4b82e97303b")
+    return {
+        **records.pod_annotations(shares, node, 1_795_897_182, decision),
+        records.INVENTORY: records.encode_inventory([gpu]),
+    }

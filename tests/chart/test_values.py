@@ -8,6 +8,7 @@ BAD = {
     "scheduler.certManager.enabled=true,scheduler.existingSecret=x": "contradict each other",
     "scheduler.existingSecret=x": "needs scheduler.caBundle",
     "scheduler.certManager.enabled=true": "this cluster has no cert-manager",
+    "scheduler.allowHamiNodes=true": "needs scheduler.recordGuard=false",
     "scheduler.usageWeight=1": "scheduler.usageWeight needs scheduler.prometheusUrl",
     "webui.auth=proxy": "webui.auth: proxy needs webui.trustedProxies",
     "webui.service.type=NodePort": "use kubectl port-forward",

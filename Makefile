@@ -60,6 +60,14 @@ observability: .venv/dev.stamp ## a story on real processes under a real Prometh
 chart: .venv/dev.stamp ## the chart by real helms: lint, render, compare with files, refuse bad values
 	$(BIN)/python -m pytest tests/chart -v $(ARGS)
 
+dist: .venv/dev.stamp ## wheel and sdist into dist/, and what they hold, installed and run
+	rm -rf dist
+	$(BIN)/python -m hatchling build
+	$(BIN)/python -m pytest tests/packaging -v $(ARGS)
+
+release: .venv/dev.stamp ## what is still missing for a release; publishes nothing; ARGS="v0.1.0"
+	@$(BIN)/python -m release $(ARGS)
+
 images: .venv/dev.stamp ## both container images without an engine (root; apt: mmdebstrap buildah busybox-static), and look into them
 	$(BIN)/python -m images.build
 	$(BIN)/python -m pytest tests/images -v -s $(ARGS)
@@ -85,4 +93,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability webui chart images bench docs site docs-test lock ci
+.PHONY: help setup demo test fix check protos e2e observability webui chart images dist release bench docs site docs-test lock ci

@@ -1,0 +1,1 @@
+"""What a release needs, checked by a script that publishes nothing."""

@@ -1,0 +1,1 @@
+"""What is published: wheel, sdist, and the checklist before it."""

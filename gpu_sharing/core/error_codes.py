@@ -77,6 +77,11 @@ OTHER_NODE = _register(
     "admission policy hami-own-node refused it.",
     "If the node was not broken into, check that the cluster is Kubernetes 1.30 at least, whose tokens name the node.",
 )
+OTHER_WRITE = _register(
+    "SCHED_OTHER_WRITE",
+    "The scheduler's account tried to change a pod's images; the admission policy hami-own-writes refused it.",
+    "Find out who uses the account: the extender and kube-scheduler never do that.",
+)
 RECORD_GUARDED = _register(
     "SCHED_RECORD_GUARDED",
     "Somebody writes, changes or removes a record of promised GPUs who is neither the extender nor the node's plugin.",

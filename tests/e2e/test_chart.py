@@ -209,7 +209,9 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def test_a_plugin_writes_about_its_own_node_alone(programs: pathlib.Path, tmp_path: pathlib.Path) -> None:
+def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     """By the node's name in its token: neither another node, nor another node's pod, nor anything but metadata."""
     with control_plane.running(tmp_path) as plane:
         done = Installation(plane, 4).install()
@@ -220,12 +222,12 @@ def test_a_plugin_writes_about_its_own_node_alone(programs: pathlib.Path, tmp_pa
             body = {"metadata": {"name": f"on-{node}"}, "spec": {"nodeName": node, "containers": containers}}
             plane.api("POST", "/api/v1/namespaces/default/pods", body)
 
-        def patched(path: str, body: Any, node: str = "one") -> str:
+        def patched(path: str, body: Any, node: str = "one", account: str = "hami-device-plugin") -> str:
             """As the plugin of a node. Returns an empty string, or why not."""
             headers = {
                 "Authorization": f"Bearer {plane.token('admin')}",
                 "Content-Type": "application/merge-patch+json",
-                "Impersonate-User": f"system:serviceaccount:{NAMESPACE}:hami-device-plugin",
+                "Impersonate-User": f"system:serviceaccount:{NAMESPACE}:{account}",
                 "Impersonate-Extra-authentication.kubernetes.io%2fnode-name": node,
             }
             request = urllib.request.Request(f"{plane.server}{path}", orjson.dumps(body), headers, method="PATCH")
@@ -243,6 +245,12 @@ def test_a_plugin_writes_about_its_own_node_alone(programs: pathlib.Path, tmp_pa
         assert patched(f"{pod}one", {"metadata": {"annotations": {"x": "y"}}}) == ""
         assert "PLUGIN_OTHER_NODE" in patched(f"{pod}two", {"metadata": {"annotations": {"x": "y"}}})
         assert "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/one", note, node="")
+
+        # And the scheduler changes no image.
+        other = {"spec": {"containers": [{"name": "c", "image": "evil"}]}}
+        sites.wait_for(lambda: "SCHED_OTHER_WRITE" in patched(f"{pod}one", other, account="hami-scheduler"), 20)
+        hold = {"metadata": {"annotations": {records.HOLD: "x"}}}
+        assert patched(f"{pod}one", hold, account="hami-scheduler") == ""
 
 
 def test_a_cluster_moves_from_hami_and_back(programs: pathlib.Path, tmp_path: pathlib.Path) -> None:

@@ -19,6 +19,6 @@ def test_the_chart_has_the_version_of_the_code() -> None:
 
 def test_the_images_that_the_documents_push_have_it_too() -> None:
     """Who follows the page pushes under the tag that the chart asks for."""
-    tags = re.findall(r"hami-py/[\w-]+:(\S+)", (ROOT / "docs/howto/install.md").read_text())
+    tags = re.findall(r"docker://REGISTRY/hami[\w-]*:(\S+)", (ROOT / "docs/howto/install.md").read_text())
 
     assert set(tags) == {version.VERSION}

@@ -113,7 +113,11 @@ class Extender:
         self._keeper = certificate_keeper.of(client, options) if options.tls_secret else None
         if self._keeper:
             self._keeper.begin()
-        gate: read_api.Gate = read_api.OpenGate() if options.api_bind.is_loopback else read_api.TokenGate(client)
+        tell = functools.partial(stories.read, client)
+
+        def api(gate: read_api.Gate) -> read_api.ReadApi:
+            return read_api.ReadApi(self._mirror, explainer, tell, gate, self._synced)
+
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
         self._verbs_address = ""
         self._canary = health_endpoint.Canary(
@@ -126,13 +130,9 @@ class Extender:
             ),
             "api": (
                 options.api_bind,
-                listeners.listener(
-                    read_api.ReadApi(
-                        self._mirror, explainer, functools.partial(stories.read, client), gate, self._synced
-                    ),
-                    options.tls_cert,
-                    options.tls_key,
-                ),
+                listeners.listener(api(read_api.OpenGate()))
+                if options.api_bind.is_loopback
+                else listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key),
             ),
             "health": (
                 options.health_bind,
@@ -141,6 +141,9 @@ class Extender:
                 ),
             ),
         }
+        if options.secure_api_bind:
+            secured = listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key)
+            self._listeners["secure-api"] = (options.secure_api_bind, secured)
         if options.tls_cert:
             hook = webhook.Webhook(self._mirror, options, self._synced, self._metrics)
             self._listeners["webhook"] = (

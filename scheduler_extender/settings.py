@@ -19,6 +19,9 @@ class Settings:
     """Where kube-scheduler's verbs are served. Not authenticated, so loopback unless a network policy guards it."""
     api_bind: flags.Address = flags.Address("127.0.0.1", 9446)
     """Where the read API is served; off loopback it demands TLS and a bearer token."""
+    secure_api_bind: flags.Address | None = None
+    """Where it is served a second time, with TLS and a bearer token; None: nowhere. Others come there, while
+    `kubectl port-forward` leads to the one on loopback."""
     webhook_bind: flags.Address = flags.Address("0.0.0.0", 9443)  # noqa: S104  # the API server comes from outside the pod
     """Where the admission webhook is served, with TLS; not at all without a certificate."""
     health_bind: flags.Address = flags.Address("0.0.0.0", 8080)  # noqa: S104  # probes and Prometheus come from outside the pod
@@ -87,6 +90,7 @@ HELP = {
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "http-bind": "HOST:PORT of kube-scheduler's verbs (default 127.0.0.1:9444)",
     "api-bind": "HOST:PORT of the read API (default 127.0.0.1:9446); off loopback it needs TLS and a bearer token",
+    "secure-api-bind": "HOST:PORT of the read API for others, with TLS and a bearer token (default: none)",
     "webhook-bind": "HOST:PORT of the admission webhook (default :9443); served where there is a certificate",
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8080)",
     "tls-cert": "FILE: certificate of the read API and the webhook, PEM; read again when it changes",
@@ -145,10 +149,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
 
 def _settings(value: Callable[[str], str | None]) -> Settings:
     default = Settings()
+    secure = value("secure-api-bind")
     settings = Settings(
         kubeconfig=flags.path(value("kubeconfig")),
         http_bind=flags.address("--http-bind", value("http-bind"), default.http_bind),
         api_bind=flags.address("--api-bind", value("api-bind"), default.api_bind),
+        secure_api_bind=flags.address("--secure-api-bind", secure, default.api_bind) if secure else None,
         webhook_bind=flags.address("--webhook-bind", value("webhook-bind"), default.webhook_bind),
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
         tls_cert=flags.path(value("tls-cert")),
@@ -187,6 +193,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         raise errors.SettingsError(
             f"--api-bind {settings.api_bind.host} is not loopback, so it needs --tls-cert and --tls-key"
         )
+    if settings.secure_api_bind and not settings.tls_cert:
+        raise errors.SettingsError("--secure-api-bind needs --tls-cert and --tls-key")
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise errors.SettingsError("--tls-cert and --tls-key belong together: give both or neither")
     if settings.tls_secret and not (settings.tls_cert and settings.tls_names):

@@ -1,8 +1,10 @@
 """The extender as a process: lost answers, broken watches, restarts, stopping, and what it shows."""
 
 import concurrent.futures
+import http.client
 import json
 import pathlib
+import ssl
 import subprocess
 import sys
 import threading
@@ -196,6 +198,24 @@ def test_the_read_api_tells_what_happened_to_a_pod(extender: Extender, server: a
     server.app.faults.arm(faults.Fault("GET", "/events", refuse_with=403))
     status, body = extender.get("api", "/api/v1/events/default/p")
     assert (status, json.loads(body)["error_code"]) == (502, "SCHED_EVENTS_UNREAD")
+
+
+def test_the_read_api_is_open_on_loopback_and_secured_beside_it(
+    server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """For kubectl port-forward the one, for the WebUI the other."""
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificates.write(certificate, key)
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--secure-api-bind", "127.0.0.1:0")
+    with extender_process.running(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags) as extender:
+        assert extender.get("api", "/api/v1/cluster")[0] == 200
+        secured = (extender.logged("listening") or {})["secure-api"]
+        trust = ssl.create_default_context(cafile=str(certificate))
+        for token, status in (("", 401), (server.app.token, 200), ("wrong", 401)):
+            connection = http.client.HTTPSConnection("localhost", int(secured.rpartition(":")[2]), context=trust)
+            connection.request("GET", "/api/v1/cluster", headers={"Authorization": f"Bearer {token}"})
+            assert connection.getresponse().status == status
+            connection.close()
 
 
 def test_off_loopback_the_read_api_asks_for_a_token(server: api_server.Running, tmp_path: pathlib.Path) -> None:

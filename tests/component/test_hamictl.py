@@ -69,6 +69,15 @@ def api(extender: Extender, server: api_server.Running) -> tuple[str, ...]:
     return ("--extender", f"http://{extender.api}")
 
 
+def test_without_its_extra_it_says_what_to_install() -> None:
+    """The package alone is what the services need."""
+    program = "import sys; sys.modules['numpy'] = None; from hamictl import start; sys.exit(start.main())"
+    done = subprocess.run([sys.executable, "-c", program, "demo"], capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert done.stderr == "hamictl: numpy is not installed\nhint: pip install 'hami-py[cli]'\n"
+
+
 def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
     """As kubectl would print them."""
     assert said("nodes", *api).splitlines() == [

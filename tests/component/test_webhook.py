@@ -21,7 +21,7 @@ POD = {"metadata": {"name": "p"}, "spec": {"containers": [CONTAINER]}}
 def extender(server: api_server.Running, tmp_path: pathlib.Path) -> Iterator[extender_process.ExtenderProcess]:
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     certificates.write(certificate, key)
-    flags = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--secure-api-bind", "127.0.0.1:0")
     with extender_process.running(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", *flags) as running:
         yield running
 
@@ -106,7 +106,8 @@ def test_a_renewed_certificate_is_used_without_a_restart(
 
     def shown() -> set[str]:
         """By the webhook and the read API."""
-        addresses = (address.partition(":") for address in (extender.webhook, extender.api))
+        secured = (extender.logged("listening") or {})["secure-api"]
+        addresses = (address.partition(":") for address in (extender.webhook, secured))
         return {ssl.get_server_certificate((host, int(port))).strip() for host, _, port in addresses}
 
     before = shown()

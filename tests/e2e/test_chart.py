@@ -28,7 +28,7 @@ from tests.e2e import site as sites
 NAMESPACE = "hami-system"
 
 
-BINDS = re.compile(r"--(http|api|webhook|health)?-?bind=")
+BINDS = re.compile(r"--(http|api|secure-api|webhook|health)?-?bind=")
 
 
 class Installation:

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -122,6 +123,8 @@ class World:
                     volume["hostPath"]["path"] = str(places[volume["name"]])
         for container in spec["containers"]:
             container["imagePullPolicy"] = "Never"
+            # From the Service's port to the pod's, as kube-proxy would lead.
+            container["args"] = [one.replace(".svc:9446", ".svc:9447") for one in container["args"]]
             container["env"] = [*container.get("env", []), *environment]
             container["volumeMounts"] = [*container.get("volumeMounts", []), *mounts]
         body = {"metadata": {"name": name, **template["metadata"]}, "spec": spec}
@@ -193,7 +196,8 @@ def test_the_health_check_of_the_documentation_works(world: World) -> None:
     """Word by word, but for the names that a controller would give."""
     listed = world.kubectl("get", "pods", "-n", NAMESPACE)
     assert listed.count("Running") == 3
-    health = world.kubectl("exec", "-n", NAMESPACE, "hami-scheduler-0", "--", "wget", "-qO-", "localhost:8080/healthz")
+    where = ("-n", NAMESPACE, "deploy/hami-scheduler")
+    health = world.kubectl("exec", *where, "--", "wget", "-qO-", "localhost:8080/healthz")
     assert json.loads(health)["components"]["nodes"]["healthy"] is True
     nodes = world.kubectl("get", "nodes", "-l", "accelerator=nvidia", "-o", "name")
     assert nodes.split() == [f"node/{control_plane.NODE_NAME}"]
@@ -215,14 +219,32 @@ def test_a_pod_gets_its_slice(world: World) -> None:
     assert "CUDA_DEVICE_MEMORY_LIMIT_0=4000m" in shown
 
 
+def test_doctor_finds_what_is_not_as_it_should_be_and_no_more(world: World) -> None:
+    """The last step of that health check, by one command."""
+    command = [
+        sys.executable,
+        "-m",
+        "hamictl",
+        "doctor",
+        "--kubeconfig",
+        str(world.plane.kubeconfig("admin")),
+        "-o",
+        "json",
+    ]
+    environment = {**os.environ, "PATH": f"{world.plane.parts.binaries}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["findings"]) == (0, []), done.stderr
+
+
 def test_port_forward_leads_to_pages_and_metrics(world: World) -> None:
     """The pages listen on the pod's loopback alone, and say what the monitors measure where they find them."""
-    for pod, port, path, wanted in (
-        ("hami-webui-0", 8080, "/", "GPUs in use"),
-        ("hami-device-plugin-0", 41991, "/metrics", "hami_gpu_memory_total_bytes"),
-        ("hami-device-plugin-0", 8081, "/metrics", "hami_device_plugin_device_count"),
-    ):  # fmt: skip
-        with forwarded(world, pod, port) as url:
+    for service, port, path, wanted in (
+        ("hami-webui", 80, "/", "GPUs in use"),
+        ("hami-monitor", 41991, "/metrics", "hami_gpu_memory_total_bytes"),
+        ("hami-monitor", 8081, "/metrics", "hami_device_plugin_device_count"),
+    ):
+        with forwarded(world, service, port) as url:
 
             def shows(url: str = url, path: str = path, wanted: str = wanted) -> bool:
                 with urllib.request.urlopen(f"{url}{path}", timeout=10) as answer:
@@ -278,11 +300,11 @@ def test_no_call_was_denied_and_no_right_is_for_nothing(world: World) -> None:
 
 
 @contextlib.contextmanager
-def forwarded(world: World, pod: str, port: int) -> Iterator[str]:
-    """A port of a pod by kubectl, for as long as the context lasts."""
+def forwarded(world: World, service: str, port: int) -> Iterator[str]:
+    """A port of a Service by kubectl, for as long as the context lasts."""
     kubectl = [str(world.plane.parts.binaries / "kubectl"), "--kubeconfig", str(world.plane.kubeconfig("admin"))]
     process = subprocess.Popen(
-        [*kubectl, "port-forward", "-n", NAMESPACE, f"pod/{pod}", f":{port}"], stdout=subprocess.PIPE, text=True
+        [*kubectl, "port-forward", "-n", NAMESPACE, f"service/{service}", f":{port}"], stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None

@@ -41,6 +41,7 @@ def test_a_flag_wins_over_the_environment_and_hamis_spelling_is_taken() -> None:
         ["--http-bind", "nowhere"], ["--http-bind", "1.2.3.4:99999"], ["--leader-lease", "noslash"], ["--v", "9"],
         ["--node-scheduler-policy", "random"], ["--start-delay-seconds", "-1"], ["--event-rate", "NaN"],
         ["--log-format", "xml"], ["--allow-hami-nodes", "maybe"], ["--api-bind", "0.0.0.0:9446"], ["--tls-cert", "x"],
+        ["--secure-api-bind", ":9447"], ["--tls-secret", "noslash"],
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_stops_the_start_and_is_named(arguments: list[str]) -> None:

@@ -125,6 +125,11 @@ def test_it_is_not_installed_beside_an_active_scheduler(programs: pathlib.Path, 
         assert not site.exists("/apis/rbac.authorization.k8s.io/v1/clusterroles/hami-scheduler-extender")
         plane.api("PATCH", f"{leases}/hami-scheduler", {"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}},
                   "application/merge-patch+json")  # fmt: skip
+        space = {"metadata": {"name": "strict", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+        plane.api("POST", "/api/v1/namespaces", space)
+        strict = site.install(namespace="strict")
+        assert strict.returncode != 0
+        assert "namespace strict enforces pod security restricted" in strict.stderr
         assert site.install().returncode == 0
 
 

@@ -18,7 +18,8 @@ def node_rows(nodes: Nodes) -> list[Row]:
         gpus = node["gpus"]
         types = sorted({one["type"] for one in gpus})
         promised, total = _sum(gpus, "memory_mib")
-        sick = sum(not one["healthy"] for one in gpus)
+        counts = collections.Counter(_state(one) for one in gpus)
+        ill = ", ".join(f"{counts[state]} {state}" for state in ("sick", "cordoned") if counts[state])
         rows.append(
             {
                 "NODE": node["name"],
@@ -28,7 +29,7 @@ def node_rows(nodes: Nodes) -> list[Row]:
                 "OF": output.mib(total),
                 "SHARE": output.percent(promised, total),
                 "CONTAINERS": str(_sum(gpus, "slots")[0]),
-                "STATE": node["standing"] if node["standing"] != "none" else f"{sick} sick" if sick else "ok",
+                "STATE": node["standing"] if node["standing"] != "none" else ill or "ok",
                 "CORES": output.percent(*_sum(gpus, "cores_percent")),
                 "LARGEST FREE": output.mib(max((_free(one) for one in gpus), default=0)),
             }
@@ -60,6 +61,10 @@ def pod_rows(pods: Pods) -> list[Row]:
 PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
 
 
+def _state(gpu: Mapping[str, Any]) -> str:
+    return "sick" if not gpu["healthy"] else "cordoned" if gpu["cordoned"] else "ok"
+
+
 def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[Row]:
     """One row a GPU, the fullest first.
 
@@ -86,7 +91,7 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
                 "PROMISED": output.percent(memory["promised"], memory["total"]),
                 "USED": _measured(measured, "memory_bytes", lambda value: output.mib(int(value) >> 20)),
                 "BUSY": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
-                "HEALTH": "ok" if gpu["healthy"] else "sick",
+                "HEALTH": _state(gpu),
                 "HELD BY": ", ".join(holders[gpu["uuid"]]) or "-",
             }
         )

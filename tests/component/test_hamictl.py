@@ -119,6 +119,17 @@ def test_the_fullest_gpu_is_on_top_and_what_is_not_known_is_no_zero(api: tuple[s
     assert refused.stderr.startswith("hamictl: --prometheus http://127.0.0.1:1: ")
 
 
+def test_a_gpu_kept_out_of_use_is_not_called_ok(extender: Extender, server: api_server.Running) -> None:
+    """Neither by its node nor by itself."""
+    note = {"metadata": {"annotations": {"hami.io/device-cordon": gpus.gpu_uuid("a", 1)}}}
+    server.request("PATCH", "/api/v1/nodes/a", note, "application/merge-patch+json")
+    api = ("--extender", f"http://{extender.api}")
+
+    calls.eventually(lambda: "1 cordoned" in said("nodes", *api))
+    rows = [line.split() for line in said("top", *api).splitlines()[1:]]
+    assert [row[1] for row in rows if "cordoned" in row] == ["1"]
+
+
 def test_an_explanation_for_people_and_for_programs(api: tuple[str, ...]) -> None:
     """Node by node."""
     text = said("explain", "waits", *api)

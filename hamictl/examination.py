@@ -13,14 +13,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpu_sharing.adapters import certificates, kubernetes, objects
+from gpu_sharing.adapters import certificates, kubernetes, objects, reviews
 from gpu_sharing.core import errors, requests
 from hamictl import failures, findings, reader, state, surroundings
 
-_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _TRIES, _PAUSE_SECONDS = 5, 0.5
 _PINGS = 3
-_PAGE_SIZE = 1000
 
 T = TypeVar("T")
 
@@ -28,14 +26,6 @@ T = TypeVar("T")
 class _Object(msgspec.Struct):
     webhooks: list[dict[str, Any]] | None = None
     spec: dict[str, Any] | None = None
-
-
-class _ReviewStatus(msgspec.Struct):
-    allowed: bool = False
-
-
-class _Review(msgspec.Struct):
-    status: _ReviewStatus = msgspec.field(default_factory=_ReviewStatus)
 
 
 def look(
@@ -109,15 +99,12 @@ async def _may(client: kubernetes.Client, right: surroundings.Right) -> bool:
         "verb": right.verb, "group": right.group, "resource": right.resource, "subresource": right.subresource,
         "namespace": right.namespace,
     }  # fmt: skip
-    body = {
-        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {key: value for key, value in wanted.items() if value}},
-    }  # fmt: skip
     try:
-        answer = await client.post(_REVIEWS, json.dumps(body).encode())
+        return await reviews.may_we(
+            client, {"resourceAttributes": {key: value for key, value in wanted.items() if value}}
+        )
     except errors.KubernetesError:
         return True
-    return msgspec.json.decode(answer, type=_Review).status.allowed
 
 
 async def _list(
@@ -126,16 +113,13 @@ async def _list(
     """All objects of a kind; None, and the right is added to those that are missing, where the account may not."""
     if right in missing:
         return None
-    found: list[T] = []
     try:
-        async for page in client.pages(f"/apis/{right.group}/v1/{right.resource}", _PAGE_SIZE):
-            found += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]
+        return await state.list_all(client, f"/apis/{right.group}/v1/{right.resource}", kind)
     except errors.Forbidden:
         missing.add(right)
         return None
     except errors.NotFound:
         return []  # A server that does not know the kind has none of it.
-    return found
 
 
 def _webhooks(configuration: _Object) -> list[surroundings.Webhook]:

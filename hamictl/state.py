@@ -25,6 +25,7 @@ _PAGE_SIZE = 1000
 _RECORDED = re.compile(r"(nvidia\.com|hami\.io)/")
 
 T = TypeVar("T", objects.Node, objects.Pod, objects.ResourceQuota)
+K = TypeVar("K")
 
 
 class State(msgspec.Struct):
@@ -57,15 +58,16 @@ async def _read(
     kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames, *, with_quotas: bool
 ) -> State:
     async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
-        nodes = await _all(client, "/api/v1/nodes", objects.Node)
-        pods = await _all(client, "/api/v1/pods", objects.Pod)
-        quotas = await _all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
+        nodes = await list_all(client, "/api/v1/nodes", objects.Node)
+        pods = await list_all(client, "/api/v1/pods", objects.Pod)
+        quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if facts.is_ours(pod, names) and not pod.has_ended]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas)
 
 
-async def _all(client: kubernetes.Client, path: str, kind: type[T]) -> list[T]:
+async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[K]:
+    """All objects of a kind. Errors as the API server says them."""
     found = []
     async for page in client.pages(path, _PAGE_SIZE):
         found += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]

@@ -3,7 +3,6 @@
 `examination` reads what is judged here; what the records say is judged in `findings`.
 """
 
-import datetime
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,7 +147,7 @@ def _clocks(seen: Surroundings, cluster: state.State, names: requests.ResourceNa
         yield Finding(error_codes.DOCTOR_CLOCK, WARNING, "cluster", detail)
     beats = {one.metadata.name: one for one in seen.leases or () if one.metadata.namespace == _HEARTBEATS}
     for node in cluster.nodes:
-        early = _renewed_at(beats.get(node.metadata.name, objects.Lease())) - seen.server_now
+        early = objects.unix_seconds(beats.get(node.metadata.name, objects.Lease()).spec.renew_time) - seen.server_now
         if early > _SKEW_SECONDS:
             detail = f"its heartbeat is {early:.0f} s ahead of the API server's clock"
             yield Finding(error_codes.DOCTOR_CLOCK, WARNING, f"node/{node.metadata.name}", detail)
@@ -189,7 +188,7 @@ def _schedulers(seen: Surroundings) -> Iterator[Finding]:
         for one in seen.leases or ()
         if one.metadata.name == SCHEDULER
         and one.spec.holder_identity
-        and _renewed_at(one) + (one.spec.lease_duration_seconds or 0) > seen.server_now
+        and objects.unix_seconds(one.spec.renew_time) + (one.spec.lease_duration_seconds or 0) > seen.server_now
     ]
     if len(active) > 1:
         for one in active:
@@ -225,11 +224,3 @@ def _components(seen: Surroundings) -> Iterator[Finding]:
         if not component["healthy"]:
             severity = ERROR if component["required"] else WARNING
             yield Finding(error_codes.DOCTOR_EXTENDER_COMPONENT, severity, f"extender/{name}", component["reason"])
-
-
-def _renewed_at(lease: objects.Lease) -> float:
-    """Unix seconds; 0 where it does not say, or not so that it can be read."""
-    try:
-        return datetime.datetime.fromisoformat(lease.spec.renew_time or "").timestamp()
-    except ValueError:
-        return 0.0

@@ -1,6 +1,5 @@
 """From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
 
-import datetime
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,15 +191,8 @@ def _plain(pod: objects.Pod) -> ledger.Plain:
         memory,
         gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
-        _unix_seconds(pod.metadata.creation_timestamp),
+        int(objects.unix_seconds(pod.metadata.creation_timestamp)),
     )
-
-
-def _unix_seconds(timestamp: str | None) -> int:
-    try:
-        return int(datetime.datetime.fromisoformat(timestamp).timestamp()) if timestamp else 0
-    except ValueError:
-        return 0
 
 
 def _device_ids(pod: objects.Pod, names: requests.ResourceNames) -> int:

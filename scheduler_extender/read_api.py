@@ -221,17 +221,18 @@ class ReadApi:
             "created_at": pod.plain.created_at, "bound_at": 0, "asks": _asks(pod.request),
         }  # fmt: skip
 
+    def _held(self, key: str) -> ledger.PodFacts | None:
+        return next((one for one in self._mirror.ledger.pods() if one.key == key), None)
+
     async def _events_of(self, namespace: str, name: str) -> dict[str, Any] | None:
         key = f"{namespace}/{name}"
-        waiting = self._mirror.waiting_by_key(key)
-        found = waiting or next((one for one in self._mirror.ledger.pods() if one.key == key), None)
+        found = self._mirror.waiting_by_key(key) or self._held(key)
         return None if found is None else {"pod": key, "events": await self._events(namespace, found.uid)}
 
     def _explain(self, key: str) -> dict[str, Any] | None:
-        books = self._mirror.ledger
         pod = self._mirror.waiting_by_key(key)
         if pod is None:
-            held = next((one for one in books.pods() if one.key == key), None)
+            held = self._held(key)
             if held is None:
                 return None
             return {

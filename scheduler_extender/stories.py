@@ -3,13 +3,12 @@
 They are read from the API server when somebody asks, because it keeps them whoever wrote them and whatever restarts.
 """
 
-import datetime
 from typing import Any
 from urllib import parse
 
 import msgspec
 
-from gpu_sharing.adapters import kubernetes
+from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import identifiers
 
 _MOST_EVENTS = 500
@@ -58,18 +57,12 @@ async def read(client: kubernetes.Client, namespace: str, uid: identifiers.PodUi
 
 
 def _told(event: _Event) -> dict[str, Any]:
-    first = _unix_seconds(event.event_time or event.deprecated_first_timestamp or event.deprecated_last_timestamp)
+    begun = event.event_time or event.deprecated_first_timestamp or event.deprecated_last_timestamp
+    first = objects.unix_seconds(begun)
     again = event.series.last_observed_time if event.series else event.deprecated_last_timestamp
     writer = event.reporting_controller or (event.deprecated_source or _Source()).component
     return {
-        "first_at": first, "last_at": max(_unix_seconds(again), first),
+        "first_at": first, "last_at": max(objects.unix_seconds(again), first),
         "count": (event.series.count if event.series else event.deprecated_count) or 1,
         "by": writer, "type": event.type, "reason": event.reason, "note": event.note,
     }  # fmt: skip
-
-
-def _unix_seconds(timestamp: str | None) -> float:
-    try:
-        return datetime.datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
-    except ValueError:
-        return 0.0

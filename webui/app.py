@@ -16,7 +16,7 @@ from werkzeug import exceptions
 from werkzeug.wrappers import Response
 
 from gpu_sharing.core import error_codes
-from webui import access, lists, meters, models, openapi, settings, source, views, wall
+from webui import access, history, lists, meters, models, openapi, settings, source, views, wall
 
 _STALE_SECONDS = 30.0
 _POLICY = (
@@ -30,7 +30,6 @@ _MOST_KEPT = 200
 _MOST_EVENTS = 12
 _FEW_NODES = 24
 """So many are shown on the overview GPU by GPU; of more, one cell a node."""
-_WINDOWS = {"1h": 3_600.0, "6h": 6 * 3_600.0, "1d": 86_400.0, "7d": 7 * 86_400.0}
 _OPEN_ENDPOINTS = frozenset({"static", "login", "signed_in", "logout", "signed_out", "api_openapi"})
 _KEPT_ENDPOINTS = frozenset({"overview", "nodes", "pods", "api_overview", "api_nodes", "api_pods"})
 """Those that show nothing but the view; the page of a pod or of a node asks others."""
@@ -112,9 +111,12 @@ def create(
         found: str = flask.g.setdefault("trouble", kept.trouble or old)
         return found
 
+    def meter_trouble_now() -> str:
+        found: str = flask.g.setdefault("meter_trouble", kept.meter_trouble)
+        return found
+
     def page_key() -> Key:
-        meter = flask.g.setdefault("meter_trouble", kept.meter_trouble)
-        return flask.request.full_path, trouble_now(), meter, flask.g.viewer
+        return flask.request.full_path, trouble_now(), meter_trouble_now(), flask.g.viewer
 
     @app.before_request
     def only_whom_and_as_one_may() -> Response | None:
@@ -169,7 +171,7 @@ def create(
             "user": flask.g.viewer.name,
             "only": flask.g.viewer.namespaces,
             "signs_in": sessions is not None,
-            "why_unknown": flask.g.setdefault("meter_trouble", kept.meter_trouble),
+            "why_unknown": meter_trouble_now(),
         }
 
     def node_now(name: str) -> tuple[models.Node, str]:
@@ -206,7 +208,7 @@ def create(
             changes=changes_now()[:_MOST_EVENTS],
             measured_at=found.measured_at,
             series=kept.history.series(),
-            windows=_WINDOWS if kept.has_prometheus else (),
+            windows=history.WINDOWS if kept.has_prometheus else (),
         )
 
     @app.get("/nodes")
@@ -230,7 +232,7 @@ def create(
             node=found,
             why_unknown=why,
             series=kept.history.series(name),
-            windows=_WINDOWS if kept.has_prometheus else (),
+            windows=history.WINDOWS if kept.has_prometheus else (),
         )
 
     @app.get("/pods")
@@ -264,7 +266,7 @@ def create(
         held = [(gpu, part) for gpu in (node.gpus if node else ()) for part in gpu.slices if part.pod == one.key]
         return flask.render_template(
             "pod.html", pod=one, held=held, told=told, told_trouble=told_trouble, events=events,
-            events_trouble=events_trouble, why_unknown=why, windows=_WINDOWS if kept.has_prometheus else (),
+            events_trouble=events_trouble, why_unknown=why, windows=history.WINDOWS if kept.has_prometheus else (),
         )  # fmt: skip
 
     @app.get("/search")
@@ -316,13 +318,13 @@ def create(
     @app.get("/api/v1/history")
     def api_history() -> flask.Response:
         window = flask.request.args.get("window", "1h")
-        if window not in _WINDOWS:
-            flask.abort(400, f"window must be one of {', '.join(_WINDOWS)}.")
+        if window not in history.WINDOWS:
+            flask.abort(400, f"window must be one of {', '.join(history.WINDOWS)}.")
         node, pod = (flask.request.args.get(name, "")[:_LONGEST_NAME] for name in ("node", "pod"))
         if pod:
             pod_now(*pod.split("/", 1)) if "/" in pod else flask.abort(400, "pod must be NAMESPACE/NAME.")
         try:
-            return as_json(kept.series(node, pod, _WINDOWS[window]))
+            return as_json(kept.series(node, pod, history.WINDOWS[window]))
         except meters.NoAnswer as cause:
             flask.abort(503, str(cause))
 

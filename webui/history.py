@@ -9,6 +9,8 @@ from webui import models
 
 STEP_SECONDS = 30.0
 LENGTH = 120
+WINDOWS = {"1h": 3_600.0, "6h": 6 * 3_600.0, "1d": 86_400.0, "7d": 7 * 86_400.0}
+"""How far back one may look, in seconds; beyond the ring a Prometheus has to know."""
 _UNKNOWN = -1
 
 
@@ -61,9 +63,8 @@ class Ring:
             for name in self._nodes.keys() - found.nodes_by_name.keys():
                 del self._nodes[name]
             for node in found.nodes:
-                used = [gpu.used_mib for gpu in node.gpus]
-                known = sum(one for one in used if one is not None) if used and None not in used else None
-                self._nodes.setdefault(node.name, _Track()).put(slot, node.promised_mib, known)
+                used = models.sum_known(gpu.used_mib for gpu in node.gpus)
+                self._nodes.setdefault(node.name, _Track()).put(slot, node.promised_mib, used)
 
     def _newest(self) -> float:
         return self._at[(self._next - 1) % LENGTH]
@@ -72,17 +73,13 @@ class Ring:
         """Of a node, or of the cluster; empty where nothing is known."""
         with self._lock:
             track = self._nodes.get(node) if node else self._cluster
-            count = len(self._at)
-            slots = [(self._next - count + index) % LENGTH for index in range(count)]
             if track is None:
-                slots = []
-            else:
-                slots = [slot for slot in slots if track.promised[slot] != _UNKNOWN]
-                promised = [track.promised[slot] for slot in slots]
-                used = [None if track.used[slot] == _UNKNOWN else track.used[slot] for slot in slots]
-            if not slots:
                 return told((), (), ())
-            return told([self._at[slot] for slot in slots], promised, used)
+            count = len(self._at)
+            oldest_first = [(self._next - count + index) % LENGTH for index in range(count)]
+            slots = [slot for slot in oldest_first if track.promised[slot] != _UNKNOWN]
+            used = [None if track.used[slot] == _UNKNOWN else track.used[slot] for slot in slots]
+            return told([self._at[slot] for slot in slots], [track.promised[slot] for slot in slots], used)
 
 
 def told(at: Sequence[float], promised_mib: Sequence[int | None], used_mib: Sequence[int | None]) -> Series:

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import math
 import threading
 import time
@@ -76,7 +77,10 @@ class Prometheus:
         """
         at = self._clock()
         summed = f"sum by (namespace, pod, device) ({_SHARE_USED})"
-        gpus, busy, shares = (self._ask(query) for query in (_GPU_USED, _GPU_BUSY, summed))
+        with _answering():
+            gpus, busy, shares = (
+                prometheus.ask(self._url, query, _TIMEOUT_SECONDS) for query in (_GPU_USED, _GPU_BUSY, summed)
+            )
         return _used(gpus, busy, shares, at)
 
     def series(self, node: str, pod: str, seconds: float) -> history.Series:
@@ -91,29 +95,25 @@ class Prometheus:
         chosen = f"{{{matchers}}}"
         end = self._clock()
         names = (_SHARE_PROMISED, _SHARE_USED) if pod else (_GPU_PROMISED, _GPU_USED)
-        try:
+        with _answering():
             promised, used = (
                 prometheus.ask_range(
                     self._url, f"sum({name}{chosen})", end - seconds, end, seconds / 240, _TIMEOUT_SECONDS
                 )
                 for name in names
             )
-        except prometheus.NoAnswer as cause:
-            raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
         at = sorted(promised.keys() | used.keys())
-        return history.told(
-            at, [_mib(promised.get(moment)) for moment in at], [_mib(used.get(moment)) for moment in at]
-        )
-
-    def _ask(self, query: str) -> list[tuple[dict[str, str], float]]:
-        try:
-            return prometheus.ask(self._url, query, _TIMEOUT_SECONDS)
-        except prometheus.NoAnswer as cause:
-            raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
+        curves = ([snapshots.mib(curve.get(moment)) for moment in at] for curve in (promised, used))
+        return history.told(at, *curves)
 
 
-def _mib(amount_bytes: float | None) -> int | None:
-    return None if amount_bytes is None or not math.isfinite(amount_bytes) else int(amount_bytes) >> 20
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """In the words of this module where Prometheus does not answer."""
+    try:
+        yield
+    except prometheus.NoAnswer as cause:
+        raise NoAnswer(f"Prometheus does not answer: {cause}") from cause
 
 
 class _Port(msgspec.Struct):

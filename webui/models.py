@@ -1,6 +1,6 @@
 """What is on each page, as plain values: for templates and for the JSON API, which shows them as they are. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -12,6 +12,12 @@ LEVELS = ("0", "1-24", "25-49", "50-74", "75-99", "100")
 """How full a node is, in percent of its memory."""
 GPU_STATES = ("ok", "sick", "cordoned", "unknown")
 POD_STATES = ("running", "starting", "waiting", "foreign", "unreadable")
+
+
+def sum_known(amounts: Iterable[int | None]) -> int | None:
+    """The sum; None where one is not known, or there is none."""
+    known = list(amounts)
+    return sum(one for one in known if one is not None) if known and None not in known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ def _in_query(path: str) -> list[dict[str, Any]]:
         return [
             {"name": "node", "in": "query", "schema": {"type": "string"}},
             {"name": "pod", "in": "query", "description": "As NAMESPACE/NAME.", "schema": {"type": "string"}},
-            {"name": "window", "in": "query", "schema": {"enum": ["1h", "6h", "1d", "7d"]}},
+            {"name": "window", "in": "query", "schema": {"enum": list(history.WINDOWS)}},
         ]
     if path not in ("/api/v1/nodes", "/api/v1/pods"):
         return []

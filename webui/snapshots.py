@@ -1,5 +1,6 @@
 """What is read for the pages: the cluster as the extender has it, and what is really used of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,11 @@ class Used:
     """By the GPU's UUID, the share of time in which it was busy, in percent."""
     oldest_at: float | None = None
     """When the oldest of these numbers was asked for, in Unix seconds; None where there are none."""
+
+
+def mib(amount_bytes: float | None) -> int | None:
+    """Whole MiB; None for what is not known, or is no amount."""
+    return None if amount_bytes is None or not math.isfinite(amount_bytes) else int(amount_bytes) >> 20
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):

@@ -40,15 +40,7 @@ log = structlog.get_logger("source")
 
 
 class NoAnswer(errors.GpuSharingError):
-    """The extender does not answer, or not with what was asked for.
-
-    Attributes:
-        is_unknown: Whether it says that there is no such thing.
-    """
-
-    def __init__(self, sentence: str, *, is_unknown: bool = False) -> None:
-        super().__init__(sentence)
-        self.is_unknown = is_unknown
+    """The extender does not answer, or not with what was asked for."""
 
 
 class Extender:
@@ -106,7 +98,7 @@ class Extender:
                 body: bytes = answer.read()
                 return body
         except urllib.error.HTTPError as refused:
-            raise NoAnswer(f"the extender answers {refused.code}", is_unknown=refused.code == 404) from refused
+            raise NoAnswer(f"the extender answers {refused.code}") from refused
         except (OSError, ValueError) as broken:
             raise NoAnswer(f"the extender does not answer: {getattr(broken, 'reason', broken)}") from broken
 
@@ -194,14 +186,15 @@ class Source:
         meter = self._prometheus or self._monitors
         if meter is None:
             return None
+        found, trouble = None, ""
         try:
             found = meter.read()
-        except meters.NoAnswer as trouble:
-            if self._prometheus and not self._prometheus_trouble:
-                log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=str(trouble))
-            self._prometheus_trouble = str(trouble)
-            return None
-        self._prometheus_trouble = ""
+        except meters.NoAnswer as cause:
+            trouble = str(cause)
+        if self._prometheus:
+            if trouble and not self._prometheus_trouble:
+                log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=trouble)
+            self._prometheus_trouble = trouble
         return found
 
     def node(self, name: str) -> tuple[models.Node | None, str]:

@@ -77,12 +77,12 @@ def measured(node: models.Node, used: snapshots.Used) -> models.Node:
     """A node with what its monitor has just said."""
 
     def slice_now(gpu: models.Gpu, part: models.Slice) -> models.Slice:
-        return dataclasses.replace(part, used_mib=_mib(used.shares.get((part.pod, gpu.uuid))))
+        return dataclasses.replace(part, used_mib=snapshots.mib(used.shares.get((part.pod, gpu.uuid))))
 
     gpus = tuple(
         dataclasses.replace(
             gpu,
-            used_mib=_mib(used.gpus.get(gpu.uuid)),
+            used_mib=snapshots.mib(used.gpus.get(gpu.uuid)),
             busy_percent=_whole(used.busy.get(gpu.uuid)),
             slices=tuple(slice_now(gpu, part) for part in gpu.slices),
         )
@@ -116,7 +116,7 @@ def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snaps
                 round(width, 2),
                 hue(namespace_of(pod)),
                 _digest(pod) % _SHADES,
-                _mib(used.shares.get((pod, uuid))),
+                snapshots.mib(used.shares.get((pod, uuid))),
             )
         )
         x += width
@@ -129,12 +129,8 @@ def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snaps
     return models.Gpu(
         uuid, gpu.index, gpu.type, state, gpu.ailment, total, gpu.memory_mib.promised,
         gpu.cores_percent.promised, gpu.slots.total, gpu.slots.promised, tuple(slices),
-        _mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
+        snapshots.mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
     )  # fmt: skip
-
-
-def _mib(amount_bytes: float | None) -> int | None:
-    return None if amount_bytes is None else int(amount_bytes) >> 20
 
 
 def _whole(percent: float | None) -> int | None:
@@ -162,7 +158,7 @@ def _pod(pod: snapshots.Pod, used: snapshots.Used) -> models.Pod:
         pod.namespace, pod.name, state, pod.node or "", len(pod.gpus),
         sum(one.memory_mib for one in pod.gpus), sum(one.cores_percent for one in pod.gpus),
         pod.error_code, pod.created_at, pod.bound_at, pod.asks,
-        _mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
+        snapshots.mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
     )  # fmt: skip
 
 
@@ -172,7 +168,7 @@ def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> model
     by_model: dict[str, list[models.Gpu]] = collections.defaultdict(list)
     for gpu in gpus:
         by_model[gpu.model].append(gpu)
-    busy = _all(gpu.busy_percent for gpu in gpus)
+    busy = models.sum_known(gpu.busy_percent for gpu in gpus)
     return models.Overview(
         nodes=len(nodes),
         gpus=len(gpus),
@@ -181,7 +177,7 @@ def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> model
         total_mib=sum(gpu.total_mib for gpu in gpus),
         promised_mib=sum(gpu.promised_mib for gpu in gpus),
         free_mib=sum(gpu.free_mib for gpu in gpus),
-        used_mib=_all(gpu.used_mib for gpu in gpus),
+        used_mib=models.sum_known(gpu.used_mib for gpu in gpus),
         cores_percent=round(sum(gpu.cores_percent for gpu in gpus) / max(len(gpus), 1)),
         busy_percent=None if busy is None else round(busy / len(gpus)),
         models=tuple(_model(name, mine) for name, mine in sorted(by_model.items())),
@@ -205,17 +201,11 @@ def _of_pods(pods: Sequence[models.Pod]) -> dict[str, Any]:
     }
 
 
-def _all(amounts: Iterable[int | None]) -> int | None:
-    """The sum; None where one is not known, or there is none."""
-    known = list(amounts)
-    return sum(one for one in known if one is not None) if known and None not in known else None
-
-
 def _model(name: str, gpus: Sequence[models.Gpu]) -> models.Model:
     return models.Model(
         name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
-        _all(gpu.used_mib for gpu in gpus), max(gpu.free_mib for gpu in gpus), sum(gpu.is_whole for gpu in gpus),
-        sum(gpu.state == "sick" for gpu in gpus),
+        models.sum_known(gpu.used_mib for gpu in gpus), max(gpu.free_mib for gpu in gpus),
+        sum(gpu.is_whole for gpu in gpus), sum(gpu.state == "sick" for gpu in gpus),
     )  # fmt: skip
 
 

@@ -6,11 +6,20 @@ read like an absent field, because Go writes empty lists and maps as `null`.
 Source: k8s.io/api core/v1 and coordination/v1, JSON names.
 """
 
+import datetime
 from typing import Any
 
 import msgspec
 
 from gpu_sharing.core import quantities
+
+
+def unix_seconds(timestamp: str | None) -> float:
+    """A time as the API server writes it; 0 where it says none, or none that can be read."""
+    try:
+        return datetime.datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
+    except ValueError:
+        return 0.0
 
 
 class OwnerReference(msgspec.Struct, gc=False):

@@ -1,6 +1,7 @@
 """Who somebody is by a token, and what they may do: asked of the API server, which alone knows.
 
-Source: authentication.k8s.io/v1 TokenReview, authorization.k8s.io/v1 SubjectAccessReview.
+Source: authentication.k8s.io/v1 TokenReview, authorization.k8s.io/v1 SubjectAccessReview and
+SelfSubjectAccessReview.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import orjson
 from gpu_sharing.adapters import kubernetes
 
 _TIMEOUT_SECONDS = 5.0
+_PATIENT_SECONDS = 30.0
 
 
 class User(msgspec.Struct, frozen=True):
@@ -58,7 +60,20 @@ async def may(client: kubernetes.Client, user: User, attributes: Mapping[str, Ma
     return (await _ask(client, "authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews", spec)).allowed
 
 
-async def _ask(client: kubernetes.Client, group: str, kind: str, plural: str, spec: Mapping[str, Any]) -> _Status:
+async def may_we(client: kubernetes.Client, attributes: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether the client's own account may do that; who asks it has patience. Arguments and errors as `may`."""
+    kind, plural = "SelfSubjectAccessReview", "selfsubjectaccessreviews"
+    return (await _ask(client, "authorization.k8s.io", kind, plural, attributes, _PATIENT_SECONDS)).allowed
+
+
+async def _ask(
+    client: kubernetes.Client,
+    group: str,
+    kind: str,
+    plural: str,
+    spec: Mapping[str, Any],
+    timeout_seconds: float = _TIMEOUT_SECONDS,
+) -> _Status:
     body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
-    answer = await client.post(f"/apis/{group}/v1/{plural}", orjson.dumps(body), _TIMEOUT_SECONDS)
+    answer = await client.post(f"/apis/{group}/v1/{plural}", orjson.dumps(body), timeout_seconds)
     return msgspec.json.decode(answer, type=_Review).status

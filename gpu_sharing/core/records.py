@@ -43,8 +43,8 @@ _VENDOR = "NVIDIA"
 _LARGEST = 2**31 - 1
 _MOST_GPUS = 64
 _MOST_BYTES = 256 * 1024
-_LONGEST_CAUSE = 300
 """The API server's own limit for all annotations of an object."""
+_LONGEST_CAUSE = 300
 _UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _NUMBER = re.compile(r"\d{1,10}")
 _PROFILE = re.compile(r"[1-9]g\.[1-9][0-9]{0,3}gb(\.[a-z]{1,8})?")

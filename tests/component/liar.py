@@ -1,27 +1,23 @@
-"""A server that answers what it is told to, in place of an extender."""
+"""A server that answers what it is told to, in place of an extender, a monitor or a Prometheus."""
 
 import contextlib
 import http.server
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 
 @contextlib.contextmanager
-def telling(answers: Mapping[str, Any], status: int = 200) -> Iterator[str]:
-    """Its URL, for as long as the context lasts.
-
-    Args:
-        answers: By path; what is not there is answered with 404.
-        status: Of what is there.
-    """
+def serving(answer: Callable[[http.server.BaseHTTPRequestHandler], tuple[int, bytes]]) -> Iterator[str]:
+    """Its URL, for as long as the context lasts; each request is answered by the status and body that come back."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path in answers else 404)
+            status, body = answer(self)
+            self.send_response(status)
             self.end_headers()
-            self.wfile.write(json.dumps(answers.get(self.path, {})).encode())
+            self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -30,3 +26,18 @@ def telling(answers: Mapping[str, Any], status: int = 200) -> Iterator[str]:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{served.server_address[1]}"
         served.shutdown()
+
+
+def telling(answers: Mapping[str, Any], status: int = 200) -> contextlib.AbstractContextManager[str]:
+    """The same with JSON.
+
+    Args:
+        answers: By path; what is not there is answered with 404.
+        status: Of what is there.
+    """
+
+    def told(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        found = request.path in answers
+        return status if found else 404, json.dumps(answers.get(request.path, {})).encode()
+
+    return serving(told)

@@ -11,7 +11,7 @@ import pathlib
 import re
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flask.testing
@@ -28,6 +28,7 @@ from schemathesis.specs.openapi.checks import (
 
 from gpu_sharing.core import errors
 from lab import api_server
+from tests.component import liar
 from webui import access, app, cluster, history, lists, meters, models, settings, snapshots, source
 
 EVIL = "<script>alert(1)</script>"
@@ -63,7 +64,7 @@ class FakeExtender:
         if parts[0] == "explain":
             found = self.explanations.get((parts[1], parts[2]))
             if found is None:
-                raise source.NoAnswer("the extender answers 404", is_unknown=True)
+                raise source.NoAnswer("the extender answers 404")
             return found
         if parts[0] == "events":
             return {"pod": "", "events": self.events.get((parts[1], parts[2]), [])}
@@ -469,24 +470,14 @@ def strategy(operation: Any) -> Any:
     return operation.ok().as_strategy()
 
 
-@contextlib.contextmanager
-def serving(answer: Callable[..., tuple[int, bytes]]) -> Iterator[str]:
-    """A server that says something."""
+def serving(answer: Callable[..., tuple[int, bytes]]) -> contextlib.AbstractContextManager[str]:
+    """A server that says something, and shows what token it was sent."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answer(self.path) if inspect.signature(answer).parameters else answer()
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(body + self.headers.get("Authorization", "").encode())
+    def told(request: http.server.BaseHTTPRequestHandler) -> tuple[int, bytes]:
+        status, body = answer(request.path) if inspect.signature(answer).parameters else answer()
+        return status, body + request.headers.get("Authorization", "").encode()
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
-        threading.Thread(target=served.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{served.server_address[1]}"
-        served.shutdown()
+    return liar.serving(told)
 
 
 @pytest.mark.parametrize(

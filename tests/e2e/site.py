@@ -7,10 +7,13 @@ import pathlib
 import ssl
 import subprocess
 import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import orjson
 import yaml
 
 from lab import extender_process
@@ -145,6 +148,28 @@ def wait_for(condition: Callable[[], object], seconds: float, otherwise: Callabl
             return time.monotonic() - started
         time.sleep(0.05)
     raise AssertionError(f"not within {seconds} s: {otherwise()}")
+
+
+def refusal(
+    plane: control_plane.ControlPlane,
+    method: str,
+    path: str,
+    body: Any,
+    content_type: str,
+    user: str = "",
+    node: str = "",
+) -> str:
+    """Call as administrator, or as a user whose token names a node. Returns an empty string, or the status and why."""
+    headers = {"Authorization": f"Bearer {plane.token('admin')}", "Content-Type": content_type}
+    if user:
+        headers["Impersonate-User"] = user
+        headers["Impersonate-Extra-authentication.kubernetes.io%2fnode-name"] = node
+    request = urllib.request.Request(f"{plane.server}{path}", orjson.dumps(body), headers, method=method)
+    try:
+        with urllib.request.urlopen(request, context=ssl._create_unverified_context(), timeout=20):
+            return ""
+    except urllib.error.HTTPError as refused:
+        return f"{refused.code}: {orjson.loads(refused.read())['message']}"
 
 
 @contextlib.contextmanager

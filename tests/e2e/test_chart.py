@@ -7,11 +7,8 @@ import functools
 import json
 import pathlib
 import re
-import ssl
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,18 +226,8 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
 
         def patched(path: str, body: Any, node: str = "one", account: str = "hami-device-plugin") -> str:
             """As the plugin of a node. Returns an empty string, or why not."""
-            headers = {
-                "Authorization": f"Bearer {plane.token('admin')}",
-                "Content-Type": "application/merge-patch+json",
-                "Impersonate-User": f"system:serviceaccount:{NAMESPACE}:{account}",
-                "Impersonate-Extra-authentication.kubernetes.io%2fnode-name": node,
-            }
-            request = urllib.request.Request(f"{plane.server}{path}", orjson.dumps(body), headers, method="PATCH")
-            try:
-                with urllib.request.urlopen(request, context=ssl._create_unverified_context(), timeout=20):
-                    return ""
-            except urllib.error.HTTPError as refused:
-                return str(orjson.loads(refused.read())["message"])
+            user = f"system:serviceaccount:{NAMESPACE}:{account}"
+            return sites.refusal(plane, "PATCH", path, body, "application/merge-patch+json", user, node)
 
         note: Any = {"metadata": {"annotations": {"hami.io/agent": "x"}, "labels": {"accelerator": "nvidia"}}}
         pod = "/api/v1/namespaces/default/pods/on-"

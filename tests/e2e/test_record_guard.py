@@ -1,12 +1,8 @@
 """Nobody forges a promise of GPUs: the chart's ValidatingAdmissionPolicy on a real kube-apiserver."""
 
 import pathlib
-import ssl
-import urllib.error
-import urllib.request
 from typing import Any
 
-import orjson
 import pytest
 import yaml
 
@@ -51,17 +47,9 @@ def call(
 ) -> str:
     """Call as administrator, or as whom the administrator takes the part of. Returns an empty string, or why not."""
     assert site.plane is not None
-    headers = {"Authorization": f"Bearer {site.plane.token('admin')}", "Content-Type": content_type}
-    if impersonated:
-        headers["Impersonate-User"] = impersonated["user"]
-        headers["Impersonate-Extra-authentication.kubernetes.io%2fnode-name"] = impersonated["node"]
-    request = urllib.request.Request(f"{site.plane.server}{path}", orjson.dumps(body), headers, method=method)
-    try:
-        with urllib.request.urlopen(request, context=ssl._create_unverified_context(), timeout=20):
-            return ""
-    except urllib.error.HTTPError as refused:
-        message = orjson.loads(refused.read())["message"]
-        return f"{refused.code}: {message[message.find('SCHED_') :]}"
+    refused = sites.refusal(site.plane, method, path, body, content_type, **impersonated)
+    status, _, message = refused.partition(": ")
+    return f"{status}: {message[message.find('SCHED_') :]}" if refused else ""
 
 
 def annotations(values: dict[str, str | None]) -> dict[str, Any]:

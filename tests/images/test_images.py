@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from images import build
+from tests import tools
 from tests.chart import rendering
 
 SHELLS = ("bin/sh", "usr/bin/sh", "bin/bash", "bin/dash", "usr/bin/perl", "usr/bin/apt", "usr/bin/dpkg", "usr/bin/pip")
@@ -34,10 +35,7 @@ class Image:
 def image(request: pytest.FixtureRequest) -> Iterator[Image]:
     missing = [name for name in ("buildah", "mmdebstrap") if shutil.which(name) is None]
     if missing or os.geteuid() != 0:
-        reason = f"images need root and {' and '.join(missing) or 'nothing more'}"
-        if os.environ.get("REQUIRE_TOOLS") == "1":
-            raise AssertionError(reason)
-        pytest.skip(reason)
+        tools.missing(f"images need root and {' and '.join(missing) or 'nothing more'}")
     if not (build.BUILD / "images" / "images.json").exists():
         raise AssertionError("build them first: python -m images.build")
     found = Image(str(request.param))

@@ -132,7 +132,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
     kinds = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
-        slots = _device_ids(pod, names)
+        slots = requests.device_ids(pod.init_containers, pod.containers, names)
         return ledger.PodFacts(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots, plain=plain)
     asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
     try:
@@ -193,12 +193,6 @@ def _plain(pod: objects.Pod) -> ledger.Plain:
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
         int(objects.unix_seconds(pod.metadata.creation_timestamp)),
     )
-
-
-def _device_ids(pod: objects.Pod, names: requests.ResourceNames) -> int:
-    """How many device ids the kubelet gives the pod, whoever bound it."""
-    request = requests.read(pod.init_containers, pod.containers, {}, names)
-    return request.slots if isinstance(request, requests.PodRequest) else 1
 
 
 def _init_done(pod: objects.Pod) -> bool:

@@ -46,6 +46,12 @@ PERCENT_OUT_OF_RANGE = _register(
     "A percentage of a GPU is outside 1 to 100.",
     "Write a whole number from 1 to 100; for more than one GPU raise nvidia.com/gpu.",
 )
+REQUEST_TOO_LARGE = _register(
+    "SCHED_REQUEST_TOO_LARGE",
+    "A pod asks for more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 64 "
+    "containers.",
+    "Write what one node can serve, and use several pods for more.",
+)
 CONTRADICTORY_REQUEST = _register(
     "SCHED_CONTRADICTORY_REQUEST",
     "A pod asks for two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",

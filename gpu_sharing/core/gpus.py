@@ -12,6 +12,13 @@ EXCLUSIVE_CORES_PERCENT = 100
 
 MIG_MODE = "mig"
 
+MOST_GPUS = 64
+"""GPUs of one node; an inventory or a request beyond it is refused where it is read."""
+MOST_MEMORY_MIB = 2**31 - 1
+"""Memory of one GPU; likewise."""
+MOST_SLOTS = 10_000
+"""Containers that share one GPU; likewise."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:

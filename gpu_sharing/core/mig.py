@@ -1,8 +1,8 @@
 """MIG: which instance of a divided GPU serves a request, and where on the GPU it goes.
 
 A GPU in MIG mode has memory slices. A profile such as `2g.20gb` takes some of them, beginning only at certain ones, so
-that what is free counts for nothing where no profile may begin. Who holds which slice is a number with four bits a
-slice, so that it adds up and subtracts as all that is booked on a GPU does.
+that what is free counts for nothing where no profile may begin. Who holds which slice is a number with 32 bits a
+slice, so that it adds up and subtracts as all that is booked on a GPU does, and no number of pods overflows it.
 
 Source: NVIDIA Multi-Instance GPU User Guide, "Supported MIG Profiles" and "GPU Instance Placements".
 """
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 MOST_SLICES = 16
 """More than any GPU has."""
-_BITS = 4
+_BITS = 32
+"""More holders of a slice than a cluster has pods."""
 _DIGIT = (1 << _BITS) - 1
 
 
@@ -44,7 +45,7 @@ class Instance(NamedTuple):
 
 
 def taken(start: int, size: int) -> int:
-    """One holder of each of those slices, as a number that adds up."""
+    """Occupancy of these memory slices as an int, so that occupancies add and subtract: 1 in the digit of each."""
     return sum(1 << (_BITS * slice_) for slice_ in range(start, start + size))
 
 

@@ -76,16 +76,16 @@ def thousandths(raw: Raw) -> int:
     return math.ceil(Fraction(digits.rstrip(".")) * scale * 1000)
 
 
-def count(name: str, raw: Raw) -> int:
+def count(name: str, raw: Raw, *, most: int = INT64_MAX) -> int:
     """A whole number of things, from a quantity without regard to its suffix.
 
     Raises:
-        BadQuantity: It is negative, a fraction, too large or no quantity at all.
+        BadQuantity: It is negative, a fraction, more than `most` or no quantity at all.
     """
-    return int(_parse(name, raw)[0])
+    return _bounded(name, raw, int(_parse(name, raw)[0]), most, "")
 
 
-def memory_mib(name: str, raw: Raw) -> int:
+def memory_mib(name: str, raw: Raw, *, most: int = INT64_MAX) -> int:
     """GPU memory in MiB: plain numbers are MiB, amounts with a byte suffix are rounded up to MiB.
 
     Raises:
@@ -93,14 +93,24 @@ def memory_mib(name: str, raw: Raw) -> int:
     """
     value, suffix = _parse(name, raw)
     if suffix in _PLAIN:
-        return int(value)
+        return _bounded(name, raw, int(value), most, " MiB")
     if 0 < value < SMALLEST_CLEAR_BYTES:
         raise errors.BadQuantity(
             error_codes.AMBIGUOUS_MEMORY,
             f"{name}: {raw} is less than 64 MiB of bytes, or a number of MiB that the API server rewrote; "
             "write MiB such as 4000, or bytes such as 4Gi",
         )
-    return -(-int(value) // MIB)
+    return _bounded(name, raw, -(-int(value) // MIB), most, " MiB")
+
+
+def _bounded(name: str, raw: Raw, value: int, most: int, unit: str) -> int:
+    """Refuse a number beyond what any node has, before it meets an array, a loop or a repetition."""
+    if value > most:
+        raise errors.BadQuantity(
+            error_codes.REQUEST_TOO_LARGE,
+            f"{name}: {_shown(raw)} is more than any node has; write at most {most}{unit}",
+        )
+    return value
 
 
 def percent(name: str, raw: Raw, *, lowest: int) -> int:

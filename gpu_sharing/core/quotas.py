@@ -7,11 +7,12 @@ what the user wrote.
 Source: HAMi v2.10, `pkg/device/quota.go`: it reads the `limits.` keys and takes no notice of scopes.
 """
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpu_sharing.core import errors, identifiers, quantities, rejections, requests, reservations
+from gpu_sharing.core import errors, quantities, rejections, requests, reservations
 from gpu_sharing.core.rejections import Reason
 
 
@@ -38,7 +39,6 @@ class Amounts(NamedTuple):
 
 
 NOTHING = Amounts()
-_ANY = identifiers.GpuUuid("")
 _UNITS = (("GPUs", ""), ("GPU memory", "MB"), ("GPU cores", "%"))
 
 
@@ -94,11 +94,15 @@ def amounts(
 
 def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:
     """What a pod would count on GPUs of that size."""
-    shares = [
-        [reservations.Share(_ANY, ask.memory_on(gpu_memory_mib), ask.cores_percent)] * ask.gpus if ask else []
+    each = [
+        Amounts(ask.gpus, ask.gpus * ask.memory_on(gpu_memory_mib), ask.gpus * ask.cores_percent) if ask else NOTHING
         for ask in request.containers
     ]
-    return amounts(request.kinds, shares)
+    phases = [
+        functools.reduce(Amounts.plus, (each[position] for position in phase), NOTHING)
+        for phase in reservations.phases(request.kinds)
+    ]
+    return Amounts(*(max(values) for values in zip(*phases, strict=True)))
 
 
 def excess(namespace: str, quotas: Iterable[Quota], held: Amounts, more: Amounts) -> rejections.Rejection | None:

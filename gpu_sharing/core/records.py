@@ -40,13 +40,16 @@ PHASE_SUCCESS = "success"
 PHASE_FAILED = "failed"
 
 _VENDOR = "NVIDIA"
-_LARGEST = 2**31 - 1
-_MOST_GPUS = 64
+_LARGEST = gpus.MOST_MEMORY_MIB
+_MOST_CORES_PERCENT = 100_000
+_LATEST_UNIX_SECONDS = 2**40
+_MOST_TYPES = 8
+"""Models of GPUs in one node; each is a series of metrics and a pass over all nodes."""
 _MOST_BYTES = 256 * 1024
 """The API server's own limit for all annotations of an object."""
 _LONGEST_CAUSE = 300
 _UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
-_NUMBER = re.compile(r"\d{1,10}")
+_NUMBER = re.compile(r"[0-9]{1,10}")
 _PROFILE = re.compile(r"[1-9]g\.[1-9][0-9]{0,3}gb(\.[a-z]{1,8})?")
 _MOST_PROFILES = 32
 _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
@@ -83,11 +86,14 @@ def decode_inventory(text: str) -> tuple[gpus.Gpu, ...]:
     if len(text) > _MOST_BYTES:
         raise errors.CorruptRecord(f"{INVENTORY} is larger than {_MOST_BYTES} bytes")
     items = _json_items(text) if text.lstrip().startswith("[") else _legacy_items(text)
+    if len(items) > gpus.MOST_GPUS:
+        raise errors.CorruptRecord(f"{INVENTORY} names {len(items)} GPUs; a node has at most {gpus.MOST_GPUS}")
     found = tuple(sorted((_gpu(item) for item in items), key=lambda gpu: (gpu.index, gpu.uuid)))
+    types = {gpu.type for gpu in found}
+    if len(types) > _MOST_TYPES:
+        raise errors.CorruptRecord(f"{INVENTORY} names {len(types)} types of GPUs; a node has at most {_MOST_TYPES}")
     if len({gpu.uuid for gpu in found}) != len(found):
         raise errors.CorruptRecord(f"{INVENTORY} names a GPU twice")
-    if len(found) > _MOST_GPUS:
-        raise errors.CorruptRecord(f"{INVENTORY} names {len(found)} GPUs; a node has at most {_MOST_GPUS}")
     return found
 
 
@@ -119,10 +125,10 @@ def _legacy_items(text: str) -> list[Mapping[str, object]]:
 
 def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
     def number(key: str, largest: int = _LARGEST) -> int:
-        value = item.get(key, 0)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= largest:
-            raise errors.CorruptRecord(f"{INVENTORY}: {key} is {str(value)[:40]!r}, not a number up to {largest}")
-        return value
+        try:
+            return _whole(item.get(key, 0), 0, largest)
+        except ValueError as cause:
+            raise errors.CorruptRecord(f"{INVENTORY}: {key}: {cause}") from cause
 
     def word(key: str) -> str:
         value = item.get(key, "")
@@ -138,7 +144,7 @@ def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
         raise errors.CorruptRecord(f"{INVENTORY}: health is {str(health)[:40]!r}, not true or false")
     return gpus.Gpu(
         uuid=identifiers.GpuUuid(uuid), index=number("index", 4096), memory_mib=number("devmem"),
-        cores_percent=number("devcore", 100_000), slots=number("count", 10_000), type=word("type"),
+        cores_percent=number("devcore", _MOST_CORES_PERCENT), slots=number("count", gpus.MOST_SLOTS), type=word("type"),
         numa=_numa(item.get("numa", 0)), mode=word("mode"), healthy=health,
         mig_profiles=_profiles(item.get("migProfiles") or []),
     )  # fmt: skip
@@ -149,23 +155,18 @@ def _profiles(items: Any) -> tuple[mig.Profile, ...]:
 
     Those with extra engines (`1g.10gb+me`) are left out: a GPU has just one of them, and nobody can ask for it.
     """
-
-    def whole(value: Any, largest: int) -> int:
-        if type(value) is not int or not 0 <= value <= largest:
-            raise ValueError(f"{str(value)[:40]!r} is not a number up to {largest}")
-        return value
-
     try:
         if len(items) > _MOST_PROFILES:
             raise ValueError(f"{len(items)} profiles are too many")
         return tuple(
             mig.Profile(
                 _profile_name(item["name"]),
-                whole(item["memoryMB"], _LARGEST),
-                whole(item.get("core", 0), 100),
+                _whole(item["memoryMB"], 0, _LARGEST),
+                _whole(item.get("core", 0), 0, 100),
                 tuple(
                     mig.Slices(
-                        whole(place.get("start", 0), mig.MOST_SLICES - 1), whole(place["size"], mig.MOST_SLICES) or 1
+                        _whole(place.get("start", 0), 0, mig.MOST_SLICES - 1),
+                        _whole(place["size"], 0, mig.MOST_SLICES) or 1,
                     )
                     for place in item["placements"][:_MOST_PROFILES]
                 ),
@@ -185,8 +186,20 @@ def _profile_name(value: Any) -> str:
 
 def _numa(value: object) -> int:
     """NUMA node; drivers report -1 where there is none."""
-    if isinstance(value, bool) or not isinstance(value, int) or not -1 <= value <= 4096:
-        raise errors.CorruptRecord(f"{INVENTORY}: numa is {str(value)[:40]!r}, not a NUMA node")
+    try:
+        return _whole(value, -1, 4096)
+    except ValueError as cause:
+        raise errors.CorruptRecord(f"{INVENTORY}: numa: {cause}") from cause
+
+
+def _whole(value: object, least: int, most: int) -> int:
+    """Return a number out of a JSON record; every one is bounded here, before it meets an array or a loop.
+
+    Raises:
+        ValueError: It is no whole number of that range.
+    """
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{str(value)[:40]!r} is not a whole number from {least} to {most}")
     return value
 
 
@@ -315,13 +328,10 @@ def decode_instances(text: str, shares: reservations.Shares) -> reservations.Sha
             raise ValueError("too large")
         for item in json.loads(text):
             found = _mig_share(item)
-            position, number = item.get("containerIndex", 0), item.get("deviceIndex", 0)
-            if (
-                not (0 <= found.start < mig.MOST_SLICES and 0 < found.size <= mig.MOST_SLICES)
-                or min(position, number) < 0
-            ):
+            if not found.size:
                 raise ValueError("no such slices")
-            share = filled[position][number]
+            position = _whole(item.get("containerIndex", 0), 0, len(filled) - 1)
+            share = filled[position][number := _whole(item.get("deviceIndex", 0), 0, len(filled[position]) - 1)]
             if share.uuid != found.gpu_uuid:
                 raise ValueError("another GPU")
             filled[position][number] = share._replace(instance=mig.Instance(found.profile, found.start, found.size))
@@ -352,7 +362,7 @@ def _decode_share(part: str) -> reservations.Share:
     if not _UUID.fullmatch(uuid) or not all(_NUMBER.fullmatch(number) and number.isascii() for number in fields[2:]):
         raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is not UUID,vendor,MiB,cores")
     memory_mib, cores = int(fields[2]), int(fields[3])
-    if memory_mib > _LARGEST or cores > 100_000:
+    if memory_mib > _LARGEST or cores > _MOST_CORES_PERCENT:
         raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is larger than any GPU")
     return reservations.Share(identifiers.GpuUuid(uuid), memory_mib, cores)
 
@@ -416,9 +426,10 @@ def decode_hold(text: str) -> Hold | None:
     try:
         item = json.loads(text) if len(text) <= _MOST_BYTES else {}
         uuids = [uuid for uuid in item["gpus"] if _UUID.fullmatch(uuid)]
-        if type(item["until"]) is not int or not isinstance(item["node"], str):
+        if not isinstance(item["node"], str):
             return None
-        return Hold(identifiers.NodeName(item["node"]), frozenset(map(identifiers.GpuUuid, uuids)), item["until"])
+        until = _whole(item["until"], 0, _LATEST_UNIX_SECONDS)
+        return Hold(identifiers.NodeName(item["node"]), frozenset(map(identifiers.GpuUuid, uuids)), until)
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -444,9 +455,12 @@ def mig_shares(text: str, container_index: int) -> tuple[MigShare, ...]:
         container_index: Position of the container, init containers first.
     """
     try:
-        items = json.loads(text) if text else []
+        items = json.loads(text) if text and len(text) <= _MOST_BYTES else []
         mine = [item for item in items if item.get("containerIndex", 0) == container_index]
-        return tuple(_mig_share(item) for item in sorted(mine, key=lambda item: int(item.get("deviceIndex", 0))))
+        return tuple(
+            _mig_share(item)
+            for item in sorted(mine, key=lambda item: _whole(item.get("deviceIndex", 0), 0, gpus.MOST_GPUS))
+        )
     except (ValueError, AttributeError, TypeError, RecursionError):
         return ()
 
@@ -457,6 +471,6 @@ def _mig_share(item: Mapping[str, Any]) -> MigShare:
         identifiers.GpuUuid(str(item.get("gpuUUID", ""))),
         str(item.get("migUUID", "")),
         str(item.get("profile", "")),
-        int(placement.get("start", 0)),
-        int(placement.get("size", 0)),
+        _whole(placement.get("start", 0), 0, mig.MOST_SLICES - 1),
+        _whole(placement.get("size", 0), 0, mig.MOST_SLICES),
     )

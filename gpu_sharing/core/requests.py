@@ -27,6 +27,10 @@ NUMA_ALIGNMENT = "hami.io/numa-alignment"
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
 """Items in a list annotation; more than any cluster has GPU models."""
+_MOST_GPU_CONTAINERS = 64
+"""Containers of a pod that ask for GPUs: each costs a pass over all nodes."""
+_MOST_DEVICE_IDS = gpus.MOST_GPUS * gpus.MOST_SLOTS
+"""Device ids that a node can offer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,7 @@ def read(
     """
     warnings: list[str] = []
     try:
+        _refuse_too_many(init_containers, containers, names)
         asks = tuple(_container(spec, names, warnings) for spec in (*init_containers, *containers))
         selectors = _selectors(annotations)
         node_policy = _policy(annotations, NODE_POLICY, policies.named)
@@ -208,6 +213,31 @@ def read(
         return InvalidRequest(refused.code, refused.sentence)
     kinds = kinds_of(init_containers, containers)
     return PodRequest(kinds, asks, selectors, node_policy, gpu_policy, weights, numa_bind, tuple(warnings))
+
+
+def device_ids(
+    init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec], names: ResourceNames
+) -> int:
+    """Return how many device ids the kubelet gives a pod, by its counts alone, however it was bound.
+
+    A count that cannot be read, or that no node has, is no reason to count nothing: it is at least one and at most what
+    a node can offer.
+    """
+
+    def ids(spec: ContainerSpec) -> int:
+        raw = spec.limits[names.count] if names.count in spec.limits else spec.requests.get(names.count)
+        if raw is None:
+            return 0
+        try:
+            return min(quantities.count(names.count, raw), _MOST_DEVICE_IDS)
+        except errors.BadQuantity:
+            return 1
+
+    each = [ids(spec) for spec in (*init_containers, *containers)]
+    return max(
+        sum(each[position] for position in phase)
+        for phase in reservations.phases(kinds_of(init_containers, containers))
+    )
 
 
 def kinds_of(
@@ -232,8 +262,10 @@ def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -
     raw_percent, raw_cores = asked(names.memory_percent), asked(names.cores)
     if raw_count is None and raw_memory is None and raw_percent is None and raw_cores is None:
         return None
-    count = 1 if raw_count is None else quantities.count(label(names.count), raw_count)
-    memory_mib = 0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory)
+    count = 1 if raw_count is None else quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
+    memory_mib = (
+        0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory, most=gpus.MOST_MEMORY_MIB)
+    )
     percent = 0 if raw_percent is None else quantities.percent(label(names.memory_percent), raw_percent, lowest=1)
     cores = 0 if raw_cores is None else quantities.percent(label(names.cores), raw_cores, lowest=0)
     if count == 0:
@@ -251,6 +283,17 @@ def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -
     if not cores and not memory_mib and percent in (0, 100):
         cores = 100  # A whole GPU's memory without a word about cores has always meant the GPU to itself.
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
+
+
+def _refuse_too_many(
+    init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec], names: ResourceNames
+) -> None:
+    asking = sum(asks_for_gpu((spec,), names) for spec in (*init_containers, *containers))
+    if asking > _MOST_GPU_CONTAINERS:
+        raise errors.BadQuantity(
+            error_codes.REQUEST_TOO_LARGE,
+            f"{asking} containers ask for GPUs; write at most {_MOST_GPU_CONTAINERS} in one pod",
+        )
 
 
 def _selectors(annotations: Mapping[str, str]) -> Selectors:

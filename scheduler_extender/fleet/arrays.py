@@ -7,7 +7,7 @@ Rows come first because every question is asked of all nodes at once: each opera
 line per GPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,62 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
+Ids = npt.NDArray[np.int32]
 
 _FIRST_COLUMNS = 64
 _FIRST_ROWS = 8
+
+
+class Interned:
+    """Small numbers for words, such as the type names of GPUs; a number is used again once its word is given back.
+
+    Attributes:
+        words: Word of each number; an empty string for a number that is free.
+    """
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._users: list[int] = []
+        self._free: list[int] = []
+
+    def number(self, word: str) -> int:
+        """Return the number of a word in use, -1 for any other."""
+        return self._numbers.get(word, -1)
+
+    def take(self, word: str) -> int:
+        """Return the number of a word, for one more user of it."""
+        number = self._numbers.get(word)
+        if number is None:
+            number = self._free.pop() if self._free else len(self.words)
+            if number == len(self.words):
+                self.words.append("")
+                self._users.append(0)
+            self.words[number] = word
+            self._numbers[word] = number
+        self._users[number] += 1
+        return number
+
+    def give_back(self, number: int) -> None:
+        """Count one user less."""
+        self._users[number] -= 1
+        if not self._users[number]:
+            del self._numbers[self.words[number]]
+            self.words[number] = ""
+            self._free.append(number)
+
+    def matching(self, accepts: Callable[[str], bool]) -> Bools:
+        """Return for each number whether its word is accepted."""
+        return np.array([accepts(word) for word in self.words] or [True], np.bool_)
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    """Raises OverflowError for what is beyond 64 bits."""
+    return np.array(list(values), np.int64)
+
+
+def _bools(values: Iterable[bool]) -> Bools:
+    return np.array(list(values), np.bool_)
 
 
 class Arrays:
@@ -37,8 +90,8 @@ class Arrays:
         """Grows whenever a column gets another node or other GPUs."""
         self._by_percent: dict[int, Ints] = {}
         self._name_rank: tuple[int, Ints] | None = None
-        self.type_ids: dict[str, int] = {}
-        self.mode_ids: dict[str, int] = {}
+        self.types = Interned()
+        self.modes = Interned()
         self._places: dict[str, set[tuple[int, int]]] = {}
         self._uuids: dict[int, tuple[str, ...]] = {}
         self.links: dict[int, topology.Links] = {}
@@ -62,8 +115,9 @@ class Arrays:
         self.unknown: Bools = grown("unknown", np.bool_, whole)
         self.usable: Bools = grown("usable", np.bool_, whole)
         """Exists, is healthy, not cordoned, usage known, and not in MIG mode, on a node that may be chosen."""
-        self.type_id: Codes = grown("type_id", np.int16, whole)
-        self.mode_id: Codes = grown("mode_id", np.int16, whole)
+        self.type_id: Ids = grown("type_id", np.int32, whole)
+        """Number of the type in `types`."""
+        self.mode_id: Ids = grown("mode_id", np.int32, whole)
         self.numa: Ints = grown("numa", np.int64, whole)
         self.memory_total: Ints = grown("memory_total", np.int64, whole)
         self.cores_total: Ints = grown("cores_total", np.int64, whole)
@@ -126,15 +180,41 @@ class Arrays:
         self._free.append(column)
 
     def write(self, column: int, node: placement.NodeState, *, inventory_changed: bool) -> None:
-        """Replace one column by a node's state, `used` including what claims of others take."""
-        count = len(node.states)
-        if count > self.exists.shape[0]:
-            self._allocate(count, self.exists.shape[1])
-        self.standing[column] = node.standing
-        if inventory_changed:
-            self._write_inventory(column, node)
-        eligible = node.standing is Reason.NONE
+        """Replace one column by a node's state, `used` including what claims of others take.
+
+        Everything is computed before the first cell is written, so that a column is never half of one state and half of
+        another.
+        """
         states = node.states
+        inventory = self._inventory_values(node) if inventory_changed else None
+        values = self._usage_values(node)
+        free_tokens = np.int64(node.slots_total - node.slots_used)
+        sums_used = _ints(
+            (
+                node.slots_used,
+                sum(state.used.cores_percent for state in states),
+                sum(state.used.memory_mib for state in states),
+            )
+        )
+        if len(states) > self.exists.shape[0]:
+            self._allocate(len(states), self.exists.shape[1])
+        if inventory is not None:
+            self._write_inventory(column, node, inventory)
+        self._put(column, values, clear_rest=inventory_changed)
+        self.standing[column] = node.standing
+        self.free_tokens[column] = free_tokens
+        self.sums_used[:, column] = sums_used
+
+    def _put(self, column: int, values: Mapping[str, npt.NDArray[Any]], *, clear_rest: bool) -> None:
+        for name, column_values in values.items():
+            array = getattr(self, name)
+            array[: len(column_values), column] = column_values
+            if clear_rest:
+                array[len(column_values) :, column] = 0
+
+    def _usage_values(self, node: placement.NodeState) -> dict[str, npt.NDArray[Any]]:
+        """What changes as pods come and go, one value a GPU."""
+        states, eligible = node.states, node.standing is Reason.NONE
         usable = [
             eligible
             and one.gpu.healthy
@@ -144,58 +224,51 @@ class Arrays:
             for one in states
         ]
         open_slot = [fit and one.used.slots < one.gpu.slots for fit, one in zip(usable, states, strict=True)]
-        values: tuple[tuple[npt.NDArray[Any], list[Any]], ...] = (
-            (self.healthy, [one.gpu.healthy for one in states]),
-            (self.cordoned, [one.cordoned for one in states]),
-            (self.unknown, [one.usage_unknown for one in states]),
-            (self.usable, usable),
-            (self.memory_used, [one.used.memory_mib for one in states]),
-            (self.cores_used, [one.used.cores_percent for one in states]),
-            (self.slots_used, [one.used.slots for one in states]),
-            (self.exclusive_used, [one.used.exclusive for one in states]),
-            (self.memory_free, [one.gpu.memory_mib - one.used.memory_mib for one in states]),
-            (self.cores_free, [one.gpu.cores_percent - one.used.cores_percent for one in states]),
-            (self.shareable, [slot and not one.used.exclusive for slot, one in zip(open_slot, states, strict=True)]),
-            (self.empty, [slot and not one.used.slots for slot, one in zip(open_slot, states, strict=True)]),
-            (self.fullness, [policies.fullness(one) for one in states]),
-        )
-        for field, column_values in values:
-            field[:count, column] = column_values
-            if inventory_changed:
-                field[count:, column] = 0
-        self.free_tokens[column] = node.slots_total - node.slots_used
-        self.sums_used[:, column] = (
-            node.slots_used,
-            sum(state.used.cores_percent for state in node.states),
-            sum(state.used.memory_mib for state in node.states),
-        )
+        return {
+            "healthy": _bools(one.gpu.healthy for one in states),
+            "cordoned": _bools(one.cordoned for one in states),
+            "unknown": _bools(one.usage_unknown for one in states),
+            "usable": _bools(usable),
+            "memory_used": _ints(one.used.memory_mib for one in states),
+            "cores_used": _ints(one.used.cores_percent for one in states),
+            "slots_used": _ints(one.used.slots for one in states),
+            "exclusive_used": _ints(one.used.exclusive for one in states),
+            "memory_free": _ints(one.gpu.memory_mib - one.used.memory_mib for one in states),
+            "cores_free": _ints(one.gpu.cores_percent - one.used.cores_percent for one in states),
+            "shareable": _bools(slot and not one.used.exclusive for slot, one in zip(open_slot, states, strict=True)),
+            "empty": _bools(slot and not one.used.slots for slot, one in zip(open_slot, states, strict=True)),
+            "fullness": np.array([policies.fullness(one) for one in states], np.float64),
+        }
 
-    def _write_inventory(self, column: int, node: placement.NodeState) -> None:
+    def _inventory_values(self, node: placement.NodeState) -> dict[str, npt.NDArray[Any]]:
+        """What stays while the node has the same GPUs, one value a GPU."""
+        all_gpus = [state.gpu for state in node.states]
+        return {
+            "exists": _bools(True for _ in all_gpus),
+            "numa": _ints(gpu.numa for gpu in all_gpus),
+            "memory_total": _ints(gpu.memory_mib for gpu in all_gpus),
+            "cores_total": _ints(gpu.cores_percent for gpu in all_gpus),
+            "slots_total": _ints(gpu.slots for gpu in all_gpus),
+        }
+
+    def _write_inventory(self, column: int, node: placement.NodeState, values: Mapping[str, npt.NDArray[Any]]) -> None:
         for row, uuid in enumerate(self._uuids.pop(column, ())):
             self._places[uuid].discard((row, column))
             if not self._places[uuid]:
                 del self._places[uuid]
+            self.types.give_back(int(self.type_id[row, column]))
+            self.modes.give_back(int(self.mode_id[row, column]))
         self._uuids[column] = tuple(state.gpu.uuid for state in node.states)
         for row, uuid in enumerate(self._uuids[column]):
             self._places.setdefault(uuid, set()).add((row, column))
-        fields: tuple[npt.NDArray[Any], ...] = (
-            self.exists, self.type_id, self.mode_id, self.numa, self.memory_total, self.cores_total, self.slots_total,
-        )  # fmt: skip
-        for row, state in enumerate(node.states):
-            gpu = state.gpu
-            type_id = self.type_ids.setdefault(gpu.type, len(self.type_ids))
-            mode_id = self.mode_ids.setdefault(gpu.mode, len(self.mode_ids))
-            values = (True, type_id, mode_id, gpu.numa, gpu.memory_mib, gpu.cores_percent, gpu.slots)
-            for field, value in zip(fields, values, strict=True):
-                field[row, column] = value
-        for row in range(len(node.states), self.exists.shape[0]):
-            for field in fields:
-                field[row, column] = 0
-        self.sums_total[:, column] = (
-            max(node.slots_total, 1),
-            max(sum(state.gpu.cores_percent for state in node.states), 1),
-            max(sum(state.gpu.memory_mib for state in node.states), 1),
-        )
+        words = {
+            "type_id": np.array([self.types.take(state.gpu.type) for state in node.states], np.int32),
+            "mode_id": np.array([self.modes.take(state.gpu.mode) for state in node.states], np.int32),
+        }
+        self._put(column, {**values, **words}, clear_rest=True)
+        self.sums_total[:, column] = [
+            max(int(values[name].sum()), 1) for name in ("slots_total", "cores_total", "memory_total")
+        ]
         if node.links:
             self.links[column] = node.links
         else:

@@ -51,7 +51,7 @@ def count(fleet: arrays.Arrays, lately: Mapping[Shape, int]) -> list[ModelCount]
     type_id, free, cores_free = fleet.type_id[:, used], fleet.memory_free[:, used], fleet.cores_free[:, used]
     shareable = fleet.shareable[:, used]
     found = []
-    for model, number in sorted(fleet.type_ids.items()):
+    for model, number in sorted((word, number) for number, word in enumerate(fleet.types.words)):
         mine = exists & (type_id == number)
         if not mine.any():
             continue

@@ -1,6 +1,5 @@
 """What the cluster's GPUs could give if they were all free: to warn of requests that no wait will cure."""
 
-import numpy as np
 
 from gpu_sharing.core import requests
 from scheduler_extender.fleet.arrays import Arrays
@@ -12,10 +11,10 @@ def beyond(arrays: Arrays, request: requests.PodRequest) -> tuple[str, ...]:
     exists = arrays.exists[:, :count]
     if not exists.any():
         return ()
-    types = np.array([request.selectors.accept_type(name) for name in arrays.type_ids])
+    types = arrays.types.matching(request.selectors.accept_type)
     among = exists & types[arrays.type_id[:, :count]]
     if not among.any():
-        known = ", ".join(sorted(name for name in arrays.type_ids if name))
+        known = ", ".join(sorted(name for name in arrays.types.words if name))
         return (f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {known}",)
     largest_mib, most_gpus = int(arrays.memory_total[:, :count][among].max()), int(among.sum(0).max())
     found = []

@@ -144,11 +144,9 @@ def _accepted(arrays: Arrays, selectors: requests.Selectors) -> Bools | None:
     count = arrays.columns
     accepted = np.ones((arrays.exists.shape[0], count), np.bool_)
     if selectors.mode:
-        modes = np.array([selectors.accept_mode(mode) for mode in arrays.mode_ids] or [True])
-        accepted &= modes[arrays.mode_id[:, :count]]
+        accepted &= arrays.modes.matching(selectors.accept_mode)[arrays.mode_id[:, :count]]
     if selectors.use_types or selectors.nouse_types:
-        types = np.array([selectors.accept_type(name) for name in arrays.type_ids] or [True])
-        accepted &= types[arrays.type_id[:, :count]]
+        accepted &= arrays.types.matching(selectors.accept_type)[arrays.type_id[:, :count]]
     if selectors.use_uuids or selectors.nouse_uuids:
         accepted &= arrays.accepts_uuids(selectors)
     return accepted
@@ -294,13 +292,12 @@ def _reasons(
     count = arrays.columns
     left = arrays.exists[:, :count].copy()
     found = np.where(_count(left) < ask.gpus, np.int8(Reason.TOO_FEW_GPUS), np.int8(0))
-    modes = np.array([selectors.accept_mode(mode) for mode in arrays.mode_ids] or [True])[arrays.mode_id[:, :count]]
+    modes = arrays.modes.matching(selectors.accept_mode)[arrays.mode_id[:, :count]]
     stages: list[tuple[Reason, Bools]] = [(Reason.MODE, modes)]
     if selectors.use_uuids or selectors.nouse_uuids:
         stages.append((Reason.UUID, arrays.accepts_uuids(selectors)))
     if selectors.use_types or selectors.nouse_types:
-        types = np.array([selectors.accept_type(name) for name in arrays.type_ids] or [True])
-        stages.append((Reason.TYPE, types[arrays.type_id[:, :count]]))
+        stages.append((Reason.TYPE, arrays.types.matching(selectors.accept_type)[arrays.type_id[:, :count]]))
     stages += [
         (Reason.UNHEALTHY, arrays.healthy[:, :count]),
         (Reason.CORDONED, ~arrays.cordoned[:, :count]),

@@ -160,6 +160,7 @@ class Ledger:
         budgets: What each namespace may hold and holds.
         rolls: Who belongs to which gang.
         generation: Grows with every change that may make room for a refused pod.
+        set_aside: Nodes whose state could not be worked out, each with the defect; for the caller to report and clear.
     """
 
     def __init__(self) -> None:
@@ -167,6 +168,7 @@ class Ledger:
         self.budgets = budgets.Budgets()
         self.rolls = rolls.Rolls()
         self.generation = 0
+        self.set_aside: dict[identifiers.NodeName, str] = {}
         self._nodes: dict[identifiers.NodeName, _Node] = {}
         self._pods: dict[identifiers.PodUid, PodFacts] = {}
         self._assumed: set[identifiers.PodUid] = set()
@@ -296,10 +298,15 @@ class Ledger:
 
     def settle(self) -> arrays.Arrays:
         """Bring the arrays up to date and return them."""
-        for name in self._unsettled:
-            self._settle_node(name)
-        self._unsettled.clear()
+        while self._unsettled:
+            self._settle_node(self._unsettled.pop())
         return self.arrays
+
+    def settle_some(self, most: int) -> bool:
+        """Bring up to so many nodes up to date. Returns whether all are."""
+        for _ in range(min(most, len(self._unsettled))):
+            self._settle_node(self._unsettled.pop())
+        return not self._unsettled
 
     @property
     def changes(self) -> int:
@@ -454,9 +461,10 @@ class Ledger:
         self._touch(claim.node)
 
     def _unclaim(self, claim: Claim) -> None:
-        node = self._nodes[claim.node]
-        node.claims.pop(claim.key, None)
-        self._touch(claim.node, freed=True)
+        """Count a claim no more; its node may be gone, or the claim may give way to what the pod holds by now."""
+        node = self._nodes.get(claim.node)
+        if node is not None and node.claims.pop(claim.key, None) is not None:
+            self._touch(claim.node, freed=True)
 
     def _touch(self, name: identifiers.NodeName, *, freed: bool = False) -> None:
         self._unsettled.add(name)
@@ -478,10 +486,21 @@ class Ledger:
         if state == node.settled and not node.inventory_changed:
             return  # A nomination became a bind: another reason for the same numbers.
         column = self.arrays.column(name)
+        try:
+            self.arrays.write(column, state, inventory_changed=node.inventory_changed)
+        except Exception as defect:
+            state = self._set_aside(node, defect)
+            self.arrays.write(column, state, inventory_changed=True)
         node.settled = state
-        self.arrays.write(column, state, inventory_changed=node.inventory_changed)
         node.inventory_changed = False
         self._note(column)
+
+    def _set_aside(self, node: _Node, defect: Exception) -> placement.NodeState:
+        """Take a node out of use until it changes, because its state cannot be computed; all others stay in use."""
+        self.set_aside[node.facts.name] = repr(defect)
+        node.inventory_changed = True
+        node.held = placement.NodeState(node.facts.name, standing=Reason.CORRUPT_NODE_RECORD)
+        return node.held
 
     def _note(self, column: int) -> None:
         self._journal.append(column)
@@ -493,9 +512,12 @@ class Ledger:
         node = self._nodes.get(name)
         if node is None:
             return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
-        if node.held is None:
-            node.held = self._held(node)
-        return _with_claims(node.held, claims)
+        try:
+            if node.held is None:
+                node.held = self._held(node)
+            return _with_claims(node.held, claims)
+        except Exception as defect:
+            return self._set_aside(node, defect)
 
     def _held(self, node: _Node) -> placement.NodeState:
         facts, used = node.facts, node.used

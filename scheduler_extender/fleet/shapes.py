@@ -80,7 +80,7 @@ class Shapes:
         fitting = fit.Fitting(np.zeros(count, np.bool_), reasons, np.zeros(count, np.int64))
         refused = {str(name): int(reason) for name, reason in zip(arrays.names, reasons, strict=True) if name}
         answer = Answer(fitting, refused, count, self._books.changes)
-        divided = arrays.exists[:, :count] & (arrays.mode_id[:, :count] == arrays.mode_ids.get(gpus.MIG_MODE, -1))
+        divided = arrays.exists[:, :count] & (arrays.mode_id[:, :count] == arrays.modes.number(gpus.MIG_MODE))
         for column in np.flatnonzero(divided.any(0)).tolist():
             self._look_again(answer, request, policy, column)
         return answer

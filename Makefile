@@ -31,9 +31,12 @@ setup: .venv/dev.stamp ## build .venv with everything
 demo: .venv/run.stamp ## the main job on an embedded cluster; ARGS="--once --output json"
 	@$(BIN)/python -m hamictl demo $(ARGS)
 
-test: .venv/dev.stamp ## unit, component and architecture tests
-	$(BIN)/python -m coverage run -m pytest tests/unit tests/component tests/architecture $(ARGS)
+test: .venv/dev.stamp ## unit, model, component and architecture tests
+	$(BIN)/python -m coverage run -m pytest tests/unit tests/model tests/component tests/architecture $(ARGS)
 	$(BIN)/python -m coverage report --fail-under=100
+
+soak-model: .venv/dev.stamp ## 500,000 random steps of the extender's books; ARGS="--seed N" for one walk again
+	$(BIN)/python -m tests.model.walk --steps 500000 $(ARGS)
 
 fix: .venv/dev.stamp ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -93,4 +96,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test fix check protos e2e observability webui chart images dist release bench docs site docs-test lock ci
+.PHONY: help setup demo test soak-model fix check protos e2e observability webui chart images dist release bench docs site docs-test lock ci

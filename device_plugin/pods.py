@@ -1,6 +1,6 @@
 """This node and its pods: what the plugin reads of them, the pods kept current by a watch of this node alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 import structlog
@@ -174,13 +174,14 @@ class Pods:
         """The pods that hold a GPU by their records, and what of it."""
         return [(self.by_uid[uid], booking) for uid, booking in self._holders.get(uuid, {}).items()]
 
-    def replaced(self, items: list[Pod], listed_at: float) -> None:
-        """See `watching.Sink`."""
+    def replaced(self, items: list[Pod], listed_at: float) -> Iterator[None]:
+        """See `watching.Sink`. In one step: the pods of one node are few, and none may be missing in between."""
         for uid in list(self.by_uid):
             self._drop(uid)
         for pod in items:
             self._take(pod)
         self._changed()
+        yield
 
     def changed(self, item: Pod) -> None:
         """See `watching.Sink`."""

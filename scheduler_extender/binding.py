@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import (
     error_codes,
     errors,
@@ -34,6 +34,7 @@ from scheduler_extender import (
     metrics,
     mirror,
     placing,
+    pod_reader,
     pod_writer,
     requeue,
     settings,
@@ -44,8 +45,6 @@ from scheduler_extender import (
 from scheduler_extender.fleet import ledger
 
 _MOST_AT_ONCE = 64
-_ANSWER_WITHIN_SECONDS = 3.0
-"""Our patience with the API server, which gives a Binding up after 2 s by itself."""
 _FIND_OUT_BACKOFF_SECONDS = 0.5
 
 log = structlog.get_logger("binding")
@@ -79,7 +78,11 @@ class _Order:
 
 
 class Binder:
-    """Binds pods of one cluster."""
+    """Binds pods of one cluster.
+
+    Attributes:
+        reader: Reads the pods about which there is doubt.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,7 @@ class Binder:
         leads: Callable[[], bool],
     ) -> None:
         self._client = client
+        self.reader = pod_reader.PodReader(client, cluster)
         self._mirror = cluster
         self._books = cluster.ledger
         self._placer = placer
@@ -134,6 +138,9 @@ class Binder:
             decision = self._choices.decision(uid)
             self._teller.bind_failed(key, args.node, refused.code, refused.message, decision.id if decision else None)
             return f"{refused.code}: {refused.message}"
+        except Exception:
+            self._metrics.bind_failed(error_codes.INTERNAL)
+            raise
         self._metrics.bind_success.inc()
         return ""
 
@@ -143,6 +150,8 @@ class Binder:
                 raise BindRefused(error_codes.NOT_LEADER, "not leader")
             held = self._books.pod(uid)
             if held is not None:
+                if self._books.is_assumed(uid):  # Left by a bind that was interrupted.
+                    await self._find_out(uid, key, held.node)
                 self._already_bound(held, node)
                 return
             pod = self._mirror.waiting.get(uid) or await self._read_through(uid, key, node)
@@ -171,14 +180,11 @@ class Binder:
     ) -> facts.Waiting | None:
         """The pod from the API server, where the mirror has not seen it yet; None if it is bound as asked already."""
         try:
-            pod = await self._client.get(pod_writer.path(key), objects.Pod, _ANSWER_WITHIN_SECONDS)
-        except errors.NotFound as cause:
-            raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
+            pod = await self.reader.read(uid, key)
         except errors.KubernetesError as cause:
             raise BindRefused(error_codes.BIND_FAILED, str(cause)) from cause
-        if pod.metadata.uid != uid:
-            raise BindRefused(error_codes.POD_GONE, f"the pod was replaced by another of its name, {pod.metadata.uid}")
-        self._mirror.see_read_pod(pod)
+        if pod is None:
+            raise BindRefused(error_codes.POD_GONE, "the pod was deleted, or has ended")
         if not facts.is_ours(pod, self._options.resource_names):
             raise BindRefused(error_codes.BAD_REQUEST, "the pod asks for no GPU; managedResources sends it here")
         held = self._books.pod(uid)
@@ -238,60 +244,61 @@ class Binder:
         uid, path = order.pod.uid, pod_writer.path(order.pod.key)
         timeout = f"timeout={leadership.BINDING_TIMEOUT_SECONDS:g}s"
         try:
-            await self._client.post(f"{path}/binding?{timeout}", body, _ANSWER_WITHIN_SECONDS)
-        except errors.Unavailable as cause:
-            log.warning(
-                "binding not answered", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key, cause=str(cause)
-            )
-            await self._find_out(order, path)
+            await self._client.post(f"{path}/binding?{timeout}", body, pod_reader.ANSWER_WITHIN_SECONDS)
         except errors.Conflict as cause:
-            await self._find_out(order, path, refused=cause)
-        except errors.NotFound as cause:
-            self._books.forget(uid)
-            raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
-        except errors.KubernetesError as cause:
-            self._books.forget(uid)
-            raise BindRefused(error_codes.BIND_FAILED, str(cause)) from cause
-        except BaseException:
+            await self._find_out(uid, order.pod.key, order.node, refused=cause)
+        except (errors.NotFound, errors.Forbidden, errors.Invalid) as cause:
+            self._mirror.not_bound(uid)
+            code = error_codes.POD_GONE if isinstance(cause, errors.NotFound) else error_codes.BIND_FAILED
+            raise BindRefused(code, str(cause)) from cause
+        except asyncio.CancelledError:
             # Stopped in the middle: whether it was done shows when the pod is seen next.
             log.warning("bind interrupted", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key)
             raise
+        except Exception as cause:
+            # No answer, or none that says what was done: an assumption in doubt is looked up, and ends.
+            log.warning(
+                "binding not answered", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key, cause=str(cause)
+            )
+            await self._find_out(uid, order.pod.key, order.node)
         self._mirror.confirm(uid)
         self._refusals.drop(uid)
-        self._teller.scheduled(order.pod, order.node, order.placed, order.score, order.decision)
+        try:
+            self._teller.scheduled(order.pod, order.node, order.placed, order.score, order.decision)
+        except Exception:
+            log.exception("defect", error_code=error_codes.INTERNAL, pod=order.pod.key)
 
-    async def _find_out(self, order: _Order, path: str, refused: errors.Conflict | None = None) -> None:
-        """Read the pod until it is known whether the Binding was done; its place is kept that long.
+    async def _find_out(
+        self, uid: identifiers.PodUid, key: str, node: identifiers.NodeName, refused: errors.Conflict | None = None
+    ) -> None:
+        """Read the pod until it is known whether its Binding was done; its place is kept that long.
 
         Args:
-            order: What was to be done.
-            path: The pod's.
+            uid: The pod.
+            key: Its namespace and name.
+            node: Where it was to be bound.
             refused: The API server's refusal, if it gave one: then nothing is under way, and one look is enough.
+
+        Raises:
+            BindRefused: It was not done.
         """
-        uid = order.pod.uid
         if refused is None:
             await asyncio.sleep(leadership.BINDING_TIMEOUT_SECONDS)  # Until then it may still be done.
         backoff = _FIND_OUT_BACKOFF_SECONDS
-        while True:
+        while self._books.is_assumed(uid):  # The watch may say it first.
             try:
-                pod = await self._client.get(path, objects.Pod, _ANSWER_WITHIN_SECONDS)
+                await self.reader.read(uid, key)
                 break
-            except errors.NotFound as cause:
-                self._books.forget(uid)
-                raise BindRefused(error_codes.POD_GONE, "the pod was deleted") from cause
-            except errors.KubernetesError:
+            except errors.KubernetesError as trouble:
+                log.warning("bind in doubt", error_code=error_codes.BIND_UNKNOWN, pod=key, cause=str(trouble))
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, 10.0)
-        if pod.metadata.uid != uid:
-            self._books.forget(uid)
-            raise BindRefused(error_codes.POD_GONE, "the pod was replaced by another of its name")
-        if pod.spec.node_name == order.node and pod.annotations.get(records.ALLOCATED):
-            self._mirror.see_read_pod(pod)
-            return
-        self._books.forget(uid)
-        self._mirror.see_read_pod(pod)
-        if pod.spec.node_name:
+        if self._books.is_assumed(uid):
+            self._mirror.not_bound(uid)
             raise BindRefused(
-                error_codes.ALREADY_BOUND_ELSEWHERE, f"the pod is bound to node {pod.spec.node_name} by somebody else"
+                error_codes.BIND_FAILED, str(refused) if refused else "the API server did not do the Binding"
             )
-        raise BindRefused(error_codes.BIND_FAILED, str(refused) if refused else "the API server did not do the Binding")
+        held = self._books.pod(uid)
+        if held is None:
+            raise BindRefused(error_codes.POD_GONE, "the pod was deleted, or has ended")
+        self._already_bound(held, node)

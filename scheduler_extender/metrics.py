@@ -44,6 +44,9 @@ class Metrics(series.Series):
         self.undecodable_objects = counter(
             "hami_scheduler_undecodable_objects_total", "Objects of the API server that are not of their kind."
         )
+        self.set_aside = counter(
+            "hami_scheduler_objects_set_aside_total", "Objects that could not be taken in, each by itself."
+        )
         self.retries = counter("hami_scheduler_pod_retries_total", "Refused pods woken because room was made for them.")
         self.preemptions = counter(
             "hami_scheduler_preemptions_total", "Pods for which others of lower priority had to go."

@@ -1,11 +1,20 @@
 """Feeds what the API server says into the ledger, and knows the pods that wait.
 
-A bind of ours is newer than any watch event that shows the pod unbound, and than any list that began before the bind
-was answered; so neither makes a held place free again.
+Every source has its place in time, so that an old word never undoes a newer one:
+
+- A bind of ours is newer than any watch event that shows the pod unbound.
+- What a single read or a bind was answered is newer than any list that began before that answer. A pod that such a list
+  lacks is not gone: it is *in doubt*, and `pod_reader` reads it by itself.
+- A pod that was deleted or has ended stays so. A read that was answered later does not bring it back.
+- A read counts only if its `resourceVersion` is not smaller than what the watch has said since. Between lists and
+  watches versions are not compared: an etcd that was restored from a backup counts from an earlier one.
+
+Each object is taken in by itself. One that cannot be taken in is set aside: counted, logged, and what it may hold is
+kept out of use. The others, and a start, do not depend on it.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import structlog
@@ -16,6 +25,8 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, settings
 from scheduler_extender.fleet import ledger
 
+_GONE_KEPT_SECONDS = 120.0
+"""Longer than any read of a pod takes to be answered."""
 DRA_DRIVER = "gpu.nvidia.com"
 """The name under which NVIDIA's DRA driver offers GPUs."""
 
@@ -44,20 +55,28 @@ class Mirror:
     Attributes:
         ledger: Who holds what.
         waiting: Pods that ask for GPUs and are not bound, by UID.
+        in_doubt: Pods that a list may lack although something newer than the list knew them, with their keys.
+        lists: How many lists of pods have arrived.
     """
 
     def __init__(
         self, options: settings.Settings, counters: metrics.Metrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.ledger = ledger.Ledger()
+        self.ledger = ledger.Ledger(lambda name, defect: self._set_aside("Node", name, defect))
         self.waiting: dict[identifiers.PodUid, facts.Waiting] = {}
         self.listener: Listener | None = None
         self._options = options
         self._names = options.resource_names
         self._metrics = counters
         self._clock = clock
-        self._confirmed_at: dict[identifiers.PodUid, float] = {}
-        self._was_listed = False
+        self.in_doubt: dict[identifiers.PodUid, identifiers.PodKey] = {}
+        self._answered_at: dict[identifiers.PodUid, float] = {}
+        """When the API server last answered about this one pod, in seconds of `clock`."""
+        self._gone_at: dict[identifiers.PodUid, float] = {}
+        """Pods that were deleted or have ended lately, in that order."""
+        self._versions: dict[identifiers.PodUid, int] = {}
+        """Resource version of what was last taken in of a pod."""
+        self.lists = 0
         self.nodes = NodeSink(self)
         self.pods = PodSink(self)
         self.quotas = QuotaSink(self)
@@ -70,93 +89,152 @@ class Mirror:
 
     def confirm(self, uid: identifiers.PodUid) -> None:
         """A bind of ours was answered: no list that began earlier can say otherwise."""
-        self._outdate_lists(uid)
+        if self.ledger.pod(uid) is not None:
+            self._answered_at[uid] = self._clock()
         self.ledger.confirm(uid)
         self._waits_no_more(uid)
 
+    def not_bound(self, uid: identifiers.PodUid) -> None:
+        """A bind of ours was certainly not done: the pod is pending, as it was last seen."""
+        self.ledger.forget(uid)
+        pod = self.waiting.get(uid)
+        if pod is not None:
+            self._see_waiting(pod)
+
     def see_node(self, node: objects.Node) -> None:
         """A node was added or modified."""
-        seen = facts.node_facts(node, self._names, allow_hami_nodes=self._options.allow_hami_nodes)
+        try:
+            seen = facts.node_facts(node, self._names, allow_hami_nodes=self._options.allow_hami_nodes)
+        except Exception as defect:
+            self._set_aside("Node", node.metadata.name, defect)
+            seen = ledger.NodeFacts(identifiers.NodeName(node.metadata.name), standing=Reason.CORRUPT_NODE_RECORD)
         before = self.ledger.node_facts(seen.name)
+        self.ledger.set_node(seen)
         if seen.standing is Reason.CORRUPT_NODE_RECORD and (before is None or before.standing is not seen.standing):
             self._metrics.corrupt_records.inc()
             log.error("node record unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, node=seen.name)
         if seen.bad_links and (before is None or before.bad_links != seen.bad_links):
             log.error("links unreadable", error_code=error_codes.BAD_LINKS, node=seen.name, cause=seen.bad_links)
-            if self.listener:
-                self.listener.bad_links(seen)
-        self.ledger.set_node(seen)
+            self._tell(lambda listener: listener.bad_links(seen))
 
-    def see_read_pod(self, pod: objects.Pod) -> None:
-        """A pod as it was read by itself just now: no list that began earlier can say otherwise."""
-        self.see_pod(pod)
-        self._outdate_lists(identifiers.PodUid(pod.metadata.uid))
+    def see_read_pod(self, pod: objects.Pod) -> bool:
+        """A pod as one read of it was answered just now. Returns whether it is still there, by all that is known."""
+        uid = identifiers.PodUid(pod.metadata.uid)
+        if _version(pod) >= self._versions.get(uid, 0):
+            self.see_pod(pod)
+        if uid in self._gone_at:
+            return False
+        if uid in self.waiting or self.ledger.pod(uid) is not None:
+            self._answered_at[uid] = self._clock()
+        return True
 
     def see_pod(self, pod: objects.Pod) -> None:
         """A pod was added or modified."""
-        if not facts.is_ours(pod, self._names):
-            return
+        try:
+            if facts.is_ours(pod, self._names):
+                self._take_in(pod)
+        except Exception as defect:
+            self._set_aside("Pod", pod.key, defect)
+            self._keep_out(pod)
+
+    def _take_in(self, pod: objects.Pod) -> None:
         uid = identifiers.PodUid(pod.metadata.uid)
+        self._versions[uid] = _version(pod)
         if pod.has_ended:
             self.forget_pod(uid)
             if pod.status and pod.status.phase == "Succeeded":
                 self.ledger.rolls.is_done(uid, pod.metadata.namespace, facts.gang_of(pod))
+        elif uid in self._gone_at:
+            del self._versions[uid]
         elif pod.spec.node_name:
-            self._waits_no_more(uid)
-            self._confirmed_at.pop(uid, None)
-            before = self.ledger.pod(uid)
-            held = facts.pod_facts(pod, self._names)
-            self.ledger.set_pod(held)
-            self._report(held, before)
+            self._hold(facts.pod_facts(pod, self._names))
         else:
             self._see_waiting(facts.waiting(pod, self._names))
 
+    def _keep_out(self, pod: objects.Pod) -> None:
+        """Count a pod that could not be taken in as one whose record does not decode, or whose request is invalid."""
+        uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
+        if pod.has_ended:
+            self.forget_pod(uid)
+        elif pod.spec.node_name and uid not in self._gone_at:
+            self._hold(ledger.PodFacts(uid, key, identifiers.NodeName(pod.spec.node_name), corrupt=True))
+        else:
+            self._waits_no_more(uid)
+
+    def _hold(self, held: ledger.PodFacts) -> None:
+        self._waits_no_more(held.uid)
+        self._answered_at.pop(held.uid, None)
+        self.in_doubt.pop(held.uid, None)
+        before = self.ledger.pod(held.uid)
+        self.ledger.set_pod(held)
+        self._report(held, before)
+
     def forget_pod(self, uid: identifiers.PodUid) -> None:
-        """A pod is gone or has ended."""
+        """A pod is gone or has ended; what is answered about it later is old."""
+        now = self._clock()
+        self._gone_at.pop(uid, None)
+        self._gone_at[uid] = now
+        while (oldest := next(iter(self._gone_at))) != uid and self._gone_at[oldest] < now - _GONE_KEPT_SECONDS:
+            del self._gone_at[oldest]
         self._waits_no_more(uid)
-        self._confirmed_at.pop(uid, None)
+        self._answered_at.pop(uid, None)
+        self._versions.pop(uid, None)
+        self.in_doubt.pop(uid, None)
         self.ledger.remove_pod(uid)
         self.ledger.rolls.is_gone(uid)
 
-    def replace_nodes(self, nodes: list[objects.Node]) -> None:
-        """These are all nodes."""
+    def replace_nodes(self, nodes: list[objects.Node]) -> Iterator[None]:
+        """These are all nodes. One step a node; others may have their turn between steps."""
         listed = {node.metadata.name for node in nodes}
         for name in self.ledger.node_names():
             if name not in listed:
                 self.ledger.remove_node(name)
         for node in nodes:
             self.see_node(node)
+            self.ledger.settle_some(1)
+            yield
 
-    def replace_pods(self, pods: list[objects.Pod], listed_at: float) -> None:
-        """These are all pods, as of some moment after `listed_at`."""
-        listed = {identifiers.PodUid(pod.metadata.uid) for pod in pods}
-        if self._was_listed:
-            known = {held.uid for held in self.ledger.pods()} | self.waiting.keys()
-            ours = {
-                identifiers.PodUid(pod.metadata.uid)
-                for pod in pods
-                if facts.is_ours(pod, self._names) and not pod.has_ended
-            }
-            self._metrics.drift.inc(len(known ^ ours))
-        self._was_listed = True
-        bound = {identifiers.PodUid(pod.metadata.uid) for pod in pods if pod.spec.node_name}
-        for held in list(self.ledger.pods()):
-            newer = self.ledger.is_assumed(held.uid) or self._confirmed_at.get(held.uid, 0.0) > listed_at
-            if held.uid not in bound and not newer:
-                self.forget_pod(held.uid)
-        for uid in list(self.waiting):
-            if uid not in listed:
-                self.forget_pod(uid)
-        for uid in self.ledger.rolls.done():
-            if uid not in listed:
-                self.ledger.rolls.is_gone(uid)
+    def replace_pods(self, pods: list[objects.Pod], listed_at: float) -> Iterator[None]:
+        """These are all pods, as of some moment after `listed_at`. One step a pod; binds may happen between steps."""
+        listed: dict[identifiers.PodUid, bool] = {}
+        known_before = set(self.waiting) | {held.uid for held in self.ledger.pods()} if self.lists else None
+        self.lists += 1
+        for pod in pods:
+            uid = identifiers.PodUid(pod.metadata.uid)
+            listed[uid] = bool(pod.spec.node_name)
+            if known_before is not None and uid not in known_before:
+                self._metrics.drift.inc(facts.is_ours(pod, self._names) and not pod.has_ended)
+            yield
+        if known_before is not None:
+            self._metrics.drift.inc(len(known_before - listed.keys()))
+        for uid in [held.uid for held in self.ledger.pods()] + list(self.waiting) + self.ledger.rolls.done():
+            self._compare(uid, listed.get(uid), listed_at)
+            yield
         for pod in pods:
             self.see_pod(pod)
+            yield
+
+    def _compare(self, uid: identifiers.PodUid, bound: bool | None, listed_at: float) -> None:
+        """Hold what is known of a pod against a list in which it is bound, is not, or (None) does not occur."""
+        held = self.ledger.pod(uid)
+        if self.ledger.is_assumed(uid) or self._answered_at.get(uid, float("-inf")) > listed_at:
+            if bound is None:
+                known = held or self.waiting.get(uid)
+                if known is not None:
+                    self.in_doubt[uid] = known.key
+        elif bound is None:
+            self.forget_pod(uid)
+        elif held is not None and not bound:
+            self.ledger.remove_pod(uid)
 
     def see_quota(self, quota: objects.ResourceQuota) -> None:
         """A ResourceQuota was added or modified."""
         name, namespace = quota.metadata.name, quota.metadata.namespace
-        read = quotas.read(name, quota.spec.hard or {}, self._names)
+        try:
+            read = quotas.read(name, quota.spec.hard or {}, self._names)
+        except Exception as defect:
+            self._set_aside("ResourceQuota", f"{namespace}/{name}", defect)
+            read = quotas.Quota(name, (None, None, None), f"ResourceQuota {name} cannot be read")
         if self.ledger.set_quota(namespace, name, read) and read is not None and read.unreadable:
             log.error(
                 "quota unreadable",
@@ -170,9 +248,17 @@ class Mirror:
         self._metrics.undecodable_objects.inc()
         log.error("object unreadable", error_code=code, kind=kind, cause=str(error))
 
-    def _outdate_lists(self, uid: identifiers.PodUid) -> None:
-        if self.ledger.pod(uid) is not None:
-            self._confirmed_at[uid] = self._clock()
+    def _set_aside(self, kind: str, name: str, defect: Exception) -> None:
+        self._metrics.set_aside.inc()
+        log.error("object set aside", error_code=error_codes.SET_ASIDE, kind=kind, name=name, exc_info=defect)
+
+    def _tell(self, tell: Callable[[Listener], None]) -> None:
+        """Have the listener say something; what goes wrong there changes nothing of what is known."""
+        if self.listener:
+            try:
+                tell(self.listener)
+            except Exception:
+                log.exception("defect", error_code=error_codes.INTERNAL)
 
     def _waits_no_more(self, uid: identifiers.PodUid) -> None:
         self.waiting.pop(uid, None)
@@ -181,6 +267,8 @@ class Mirror:
     def _see_waiting(self, pod: facts.Waiting) -> None:
         held = self.ledger.pod(pod.uid)
         if held is not None:
+            if self.ledger.is_assumed(pod.uid):
+                self.waiting[pod.uid] = pod  # It counts again if the bind turns out not to be done.
             return  # We bound it, and this event is older.
         before = self.waiting.get(pod.uid)
         self.waiting[pod.uid] = pod
@@ -196,19 +284,26 @@ class Mirror:
             self.ledger.set_hold(kept)
         else:
             self.ledger.drop_hold(pod.uid)
-        if self.listener and pod.stopped_by and (before is None or before.stopped_by != pod.stopped_by):
-            self.listener.stopped(pod)
+        if pod.stopped_by and (before is None or before.stopped_by != pod.stopped_by):
+            self._tell(lambda listener: listener.stopped(pod))
 
     def _report(self, held: ledger.PodFacts, before: ledger.PodFacts | None) -> None:
         if held.corrupt and not (before and before.corrupt):
             self._metrics.corrupt_records.inc()
             log.error("pod record unreadable", error_code=error_codes.CORRUPT_POD_RECORD, pod=held.key, node=held.node)
-            if self.listener:
-                self.listener.corrupt(held)
+            self._tell(lambda listener: listener.corrupt(held))
         elif held.foreign_slots and before is None:
             log.warning("foreign pod", error_code=error_codes.FOREIGN_POD, pod=held.key, node=held.node)
-            if self.listener:
-                self.listener.foreign(held)
+            self._tell(lambda listener: listener.foreign(held))
+
+
+def _version(pod: objects.Pod) -> int:
+    """The pod's resource version as a number, 0 where it is none.
+
+    Source: KEP-5504, comparable resource versions: a decimal number that grows with each write.
+    """
+    text = pod.metadata.resource_version
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
 class NodeSink:
@@ -217,9 +312,9 @@ class NodeSink:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
 
-    def replaced(self, items: list[objects.Node], listed_at: float) -> None:
+    def replaced(self, items: list[objects.Node], listed_at: float) -> Iterator[None]:
         """All nodes."""
-        self._mirror.replace_nodes(items)
+        return self._mirror.replace_nodes(items)
 
     def changed(self, item: objects.Node) -> None:
         """One node."""
@@ -240,9 +335,9 @@ class PodSink:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
 
-    def replaced(self, items: list[objects.Pod], listed_at: float) -> None:
+    def replaced(self, items: list[objects.Pod], listed_at: float) -> Iterator[None]:
         """All pods."""
-        self._mirror.replace_pods(items, listed_at)
+        return self._mirror.replace_pods(items, listed_at)
 
     def changed(self, item: objects.Pod) -> None:
         """One pod."""
@@ -263,7 +358,7 @@ class QuotaSink:
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
 
-    def replaced(self, items: list[objects.ResourceQuota], listed_at: float) -> None:
+    def replaced(self, items: list[objects.ResourceQuota], listed_at: float) -> Iterator[None]:
         """All quotas."""
         listed = {(item.metadata.namespace, item.metadata.name) for item in items}
         for namespace, name in self._mirror.ledger.budgets.names():
@@ -271,6 +366,7 @@ class QuotaSink:
                 self._mirror.ledger.set_quota(namespace, name, None)
         for item in items:
             self._mirror.see_quota(item)
+            yield
 
     def changed(self, item: objects.ResourceQuota) -> None:
         """One quota."""
@@ -292,12 +388,13 @@ class SliceSink:
         self._mirror = mirror
         self._nodes: dict[str, identifiers.NodeName] = {}
 
-    def replaced(self, items: list[objects.ResourceSlice], listed_at: float) -> None:
+    def replaced(self, items: list[objects.ResourceSlice], listed_at: float) -> Iterator[None]:
         """All slices."""
         self._nodes.clear()
         for item in items:
             self._learn(item)
         self._tell()
+        yield
 
     def changed(self, item: objects.ResourceSlice) -> None:
         """One slice."""
@@ -328,7 +425,7 @@ class GroupSink:
         self._mirror = mirror
         self._api_group = api_group
 
-    def replaced(self, items: list[objects.PodGroup], listed_at: float) -> None:
+    def replaced(self, items: list[objects.PodGroup], listed_at: float) -> Iterator[None]:
         """All pod groups."""
         listed = {(item.metadata.namespace, item.metadata.name) for item in items}
         for namespace, name in self._mirror.ledger.rolls.groups(self._api_group):
@@ -336,6 +433,7 @@ class GroupSink:
                 self._set(namespace, name, None)
         for item in items:
             self.changed(item)
+            yield
 
     def changed(self, item: objects.PodGroup) -> None:
         """One pod group."""

@@ -8,13 +8,13 @@ state, so that nothing that was missed in between stays.
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 import structlog
 
-from gpu_sharing.adapters import kubernetes
+from gpu_sharing.adapters import kubernetes, pauses
 from gpu_sharing.core import error_codes, errors
 
 T = TypeVar("T")
@@ -31,8 +31,11 @@ log = structlog.get_logger("watching")
 class Sink(Protocol[T]):
     """Who wants to know."""
 
-    def replaced(self, items: list[T], listed_at: float) -> None:
-        """The whole state, as of some moment after `listed_at` (monotonic seconds)."""
+    def replaced(self, items: list[T], listed_at: float) -> Iterator[None]:
+        """The whole state, as of some moment after `listed_at` (monotonic seconds), taken in step by step.
+
+        Between two steps other tasks may have their turn; nothing is watched until the last one is done.
+        """
 
     def changed(self, item: T) -> None:
         """One object was added or modified."""
@@ -125,8 +128,10 @@ class Reflector(Generic[T]):
         version = ""
         pages = 0
         async for page in self._client.pages(self._path, _PAGE_SIZE):
+            pause = pauses.Pause()
             for raw in page.items or ():
                 self._decode_into(items, raw)
+                await pause()
             version = page.metadata.resource_version
             pages += 1
             if pages % _PAGES_PER_LINE == 0:
@@ -137,7 +142,7 @@ class Reflector(Generic[T]):
                     seconds_left=None if remaining is None else round(remaining / pace, 1),
                 )  # fmt: skip
             await asyncio.sleep(0)  # Between pages others get their turn.
-        self._sink.replaced(items, started)
+        await pauses.spread(self._sink.replaced(items, started))
         self._version = version
         self.synced = True
         self.lists += 1
@@ -160,7 +165,9 @@ class Reflector(Generic[T]):
 
     async def _watch(self) -> None:
         seconds = random.randint(_SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS)  # noqa: S311
+        pause = pauses.Pause()
         async for line in self._client.watch(self._path, self._version, seconds):
+            await pause()
             self.last_heard = time.monotonic()
             try:
                 event = self._events.decode(line)

@@ -46,6 +46,18 @@ PERCENT_OUT_OF_RANGE = _register(
     "A percentage of a GPU is outside 1 to 100.",
     "Write a whole number from 1 to 100; for more than one GPU raise nvidia.com/gpu.",
 )
+POD_IN_DOUBT = _register(
+    "SCHED_POD_IN_DOUBT",
+    "A list of pods lacks a pod that was read or bound while the list was made, and the API server does not say what "
+    "became of it; what it holds stays held until then.",
+    "Nothing, if it passes; else look why the API server does not answer.",
+)
+SET_ASIDE = _register(
+    "SCHED_OBJECT_SET_ASIDE",
+    "An object of the cluster could not be taken in, because of a defect of this program; what it may hold is kept out "
+    "of use, and everything else goes on.",
+    "Report the log line with the object's YAML; the object counts again once it is written in another way.",
+)
 REQUEST_TOO_LARGE = _register(
     "SCHED_REQUEST_TOO_LARGE",
     "A pod asks for more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 64 "

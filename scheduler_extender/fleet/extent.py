@@ -1,6 +1,5 @@
 """What the cluster's GPUs could give if they were all free: to warn of requests that no wait will cure."""
 
-
 from gpu_sharing.core import requests
 from scheduler_extender.fleet.arrays import Arrays
 

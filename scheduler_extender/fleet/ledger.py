@@ -12,7 +12,7 @@ Pure: the time is handed in. Not thread-safe: everything happens on one event lo
 """
 
 import collections
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -160,15 +160,16 @@ class Ledger:
         budgets: What each namespace may hold and holds.
         rolls: Who belongs to which gang.
         generation: Grows with every change that may make room for a refused pod.
-        set_aside: Nodes whose state could not be worked out, each with the defect; for the caller to report and clear.
+        set_aside: Called for a node whose state cannot be computed, with the defect; the node is out of use until it
+            changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, set_aside: Callable[[identifiers.NodeName, Exception], None] | None = None) -> None:
+        self.set_aside = set_aside or (lambda name, defect: None)
         self.arrays = arrays.Arrays()
         self.budgets = budgets.Budgets()
         self.rolls = rolls.Rolls()
         self.generation = 0
-        self.set_aside: dict[identifiers.NodeName, str] = {}
         self._nodes: dict[identifiers.NodeName, _Node] = {}
         self._pods: dict[identifiers.PodUid, PodFacts] = {}
         self._assumed: set[identifiers.PodUid] = set()
@@ -497,7 +498,7 @@ class Ledger:
 
     def _set_aside(self, node: _Node, defect: Exception) -> placement.NodeState:
         """Take a node out of use until it changes, because its state cannot be computed; all others stay in use."""
-        self.set_aside[node.facts.name] = repr(defect)
+        self.set_aside(node.facts.name, defect)
         node.inventory_changed = True
         node.held = placement.NodeState(node.facts.name, standing=Reason.CORRUPT_NODE_RECORD)
         return node.held

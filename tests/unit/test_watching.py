@@ -1,7 +1,7 @@
 """A reflector keeps its sink current, whatever the API server does in between."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import msgspec
@@ -18,9 +18,10 @@ class Sink:
         self.known: dict[str, str] = {}
         self.lists = 0
 
-    def replaced(self, items: list[objects.Pod], listed_at: float) -> None:
+    def replaced(self, items: list[objects.Pod], listed_at: float) -> Iterator[None]:
         self.lists += 1
         self.known = {item.metadata.name: item.metadata.resource_version for item in items}
+        yield
 
     def changed(self, item: objects.Pod) -> None:
         self.known[item.metadata.name] = item.metadata.resource_version

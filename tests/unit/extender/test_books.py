@@ -58,11 +58,11 @@ class Books(RuleBasedStateMachine):
         options, counters = settings_module.Settings(), metrics.Metrics()
         self.mirror = mirror.Mirror(options, counters)
         self.placer = placing.Placer(self.mirror.ledger, options)
-        self.mirror.quotas.replaced([QUOTA], 0.0)
+        list(self.mirror.quotas.replaced([QUOTA], 0.0))
         for node in self.nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
         self.api.stream.clear()
-        self.mirror.replace_pods(self.api.objects(), self.loop.time())
+        list(self.mirror.replace_pods(self.api.objects(), self.loop.time()))
         teller = telling.Teller(self.mirror, self.placer, fakes.SilentRecorder(), options, lambda: False)
         refusals = requeue.Refusals(self.mirror, self.placer, options, counters)
         self.verbs = verbs.Verbs(self.mirror, self.placer, teller, refusals, options, counters, usage.Usage(options))
@@ -180,7 +180,7 @@ class Books(RuleBasedStateMachine):
         assert self.begun is not None
         began_at, found, told = self.begun
         self.begun = None
-        self.mirror.replace_pods(found, began_at)
+        list(self.mirror.replace_pods(found, began_at))
         self.api.stream = self.api.since(told)
 
     @precondition(lambda self: self.api.pods and self.begun is None)
@@ -222,7 +222,7 @@ class Books(RuleBasedStateMachine):
         anew = mirror.Mirror(settings_module.Settings(), metrics.Metrics())
         for node in self.nodes:
             anew.see_node(msgspec.convert(node, objects.Node))
-        anew.replace_pods(self.api.objects(), 0.0)
+        list(anew.replace_pods(self.api.objects(), 0.0))
         for name in NODES:
             assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
         for books in (self.mirror.ledger, anew.ledger):

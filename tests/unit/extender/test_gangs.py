@@ -187,7 +187,7 @@ def test_members_that_are_done_make_a_gang_whole_for_one_that_comes_again_but_no
     assert sorted(scene.planned(["next-0", "next-1"])) == ["a", "b"]
 
     left = [one for one in scene.api.objects() if one.metadata.name != "m0"]
-    scene.world.mirror.replace_pods(left, 0.0)
+    list(scene.world.mirror.replace_pods(left, 0.0))
     assert scene.world.mirror.ledger.rolls.done() == []
 
 
@@ -402,13 +402,13 @@ def test_pod_groups_that_are_listed_no_more_are_gone() -> None:
     """And one of the other API is another."""
     scene = Scene(node("a", 2))
     ours, others = (scene.world.mirror.groups[one] for one in (gangs.KUBERNETES, gangs.COSCHEDULING))
-    ours.replaced([group(2)], 0.0)
-    others.replaced([], 0.0)
+    list(ours.replaced([group(2)], 0.0))
+    list(others.replaced([], 0.0))
     scene.put(grouped("m0"), grouped("m1"))
     roll = scene.world.mirror.ledger.rolls.roll(("default", "train"))
     assert roll.size == 2
 
-    ours.replaced([], 0.0)
+    list(ours.replaced([], 0.0))
 
     assert roll.size == 0
     basic = msgspec.convert({"spec": {"schedulingPolicy": {"basic": {}}}}, objects.PodGroup)

@@ -88,9 +88,9 @@ def test_a_relist_forgets_quotas_that_went_while_nobody_watched() -> None:
     """And a quota whose GPU limits were taken out counts as gone."""
     world = World(gpus.gpu_node("a", A100, 1))
     for left in ([], [quota()]):
-        world.mirror.quotas.replaced([quota(gpu="0")], 0.0)
+        list(world.mirror.quotas.replaced([quota(gpu="0")], 0.0))
         assert refusal(world.filter(pod("p"), "a")) == {"a": "quota exceeded"}
-        world.mirror.quotas.replaced(left, 0.0)
+        list(world.mirror.quotas.replaced(left, 0.0))
         assert world.filter(pod("p"), "a")["NodeNames"] == ["a"]
 
 

@@ -250,7 +250,9 @@ def test_a_node_whose_gpus_dra_gives_out_is_left_alone_until_it_stops() -> None:
         return msgspec.convert(body, objects.ResourceSlice)
 
     ours = piece("one", "gpu.nvidia.com", "a")
-    world.mirror.slices.replaced([ours, piece("two", "nic.example", "b"), piece("all", "gpu.nvidia.com", "")], 0.0)
+    list(
+        world.mirror.slices.replaced([ours, piece("two", "nic.example", "b"), piece("all", "gpu.nvidia.com", "")], 0.0)
+    )
     world.see(pod("p"))
     assert world.filter(pod("p"), "a")["FailedAndUnresolvableNodes"] == {"a": "GPUs given out by DRA"}
     assert world.filter(pod("q"), "b")["NodeNames"] == ["b"]

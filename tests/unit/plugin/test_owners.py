@@ -111,7 +111,7 @@ def test_of_two_records_that_promise_too_much_the_newest_is_refused(gpu: gpus.Gp
     shares = owners.shares_of(newer, "c", 1, "n", NAMES)
 
     here = pods.Pods(NAMES, lambda: None)
-    here.replaced([older, newer], 0.0)
+    list(here.replaced([older, newer], 0.0))
 
     owners.guard(older, shares, here.holders, {A: gpu})
     if refuses:

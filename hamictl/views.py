@@ -114,6 +114,8 @@ def explanation(found: Mapping[str, Any]) -> str:
             lines.append(f"      it fits once these have ended: {', '.join(node['waits_for'])}")
         if node["evictable"]:
             lines.append(f"      preemption would evict {', '.join(node['evictable'])}")
+        if not node["looked_into"]:
+            lines.append("      not looked further: who would have to end was not computed for this node")
     if found["nearest"]:
         lines.append(f"nearest: {found['nearest']}")
     lines.append(f"what to do: {found['remedy']}")

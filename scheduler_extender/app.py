@@ -47,6 +47,7 @@ from scheduler_extender import (
     usage,
     verbs,
     webhook,
+    worker,
 )
 
 _COMPONENT = "hami-scheduler"
@@ -54,6 +55,8 @@ _DRAIN_SECONDS = 20
 _LOOK_AGAIN_SECONDS, _RETRY_SECONDS = 600.0, 15.0
 """When to look anew for an API that the cluster does not have, or about which it did not answer."""
 _EVENTS_DRAIN_SECONDS = 3.0
+_NODES_AT_A_TIME = 32
+"""To count between two turns of others, while starting."""
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
 
@@ -69,6 +72,7 @@ class Extender:
         self._options = options
         self._client = client
         self._process_started_at = process_started_at
+        self._settled = False
         self._metrics = metrics.Metrics()
         self._mirror = mirror.Mirror(options, self._metrics)
         identity = options.identity or socket.gethostname()
@@ -86,6 +90,7 @@ class Extender:
         self._metrics.count_events("hami_scheduler", self._recorder)
         client.observe = self._metrics.api_call
         placer = placing.Placer(self._mirror.ledger, options)
+        beside = worker.Worker()
         teller = telling.Teller(self._mirror, placer, self._recorder, options, self._leads)
         self._mirror.listener = teller
         self._metrics.follow(self._watches)
@@ -103,22 +108,25 @@ class Extender:
             teller,
             options,
             self._metrics,
+            beside=beside,
         )
         self._usage = usage.Usage(options)
-        choices = verbs.Verbs(self._mirror, placer, teller, self._refusals, options, self._metrics, self._usage)
+        choices = verbs.Verbs(
+            self._mirror, placer, teller, self._refusals, options, self._metrics, self._usage, beside=beside
+        )
         self._binder = binding.Binder(
             client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
         )
-        explainer = explaining.Explainer(self._mirror, placer, teller, options)
+        explainer = explaining.Explainer(self._mirror, placer, teller, options, beside)
         self._keeper = certificate_keeper.of(client, options) if options.tls_secret else None
         if self._keeper:
             self._keeper.begin()
         tell = functools.partial(stories.read, client)
 
         def api(gate: read_api.Gate) -> read_api.ReadApi:
-            return read_api.ReadApi(self._mirror, explainer, tell, gate, self._synced)
+            return read_api.ReadApi(self._mirror, explainer, tell, gate, self._ready)
 
-        self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
+        self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._ready, self._leads)
         self._verbs_address = ""
         self._canary = health_endpoint.Canary(
             lambda: listeners.ask(self._verbs_address, f"/{server.CANARY}"), options.health
@@ -145,7 +153,7 @@ class Extender:
             secured = listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key)
             self._listeners["secure-api"] = (options.secure_api_bind, secured)
         if options.tls_cert:
-            hook = webhook.Webhook(self._mirror, options, self._synced, self._metrics)
+            hook = webhook.Webhook(self._mirror, options, self._ready, self._metrics)
             self._listeners["webhook"] = (
                 options.webhook_bind,
                 listeners.listener(hook, options.tls_cert, options.tls_key),
@@ -195,9 +203,12 @@ class Extender:
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
-            self._mirror.ledger.settle()
+            while not self._mirror.ledger.settle_some(_NODES_AT_A_TIME):
+                await asyncio.sleep(0)
             self._mirror.ledger.take_freed()
+            self._settled = True
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
+            tasks.create_task(self._binder.reader.run())
             tasks.create_task(self._refusals.run(self._writer, self._leads))
             tasks.create_task(self._gangs.run(self._leads))
             if self._usage.counts:
@@ -228,6 +239,10 @@ class Extender:
     def _synced(self) -> bool:
         return all(watch.synced for watch in self._watches.values())
 
+    def _ready(self) -> bool:
+        """Whether every list has been taken in, and every node counted."""
+        return self._settled and self._synced()
+
     def _leads(self) -> bool:
         return self._leader.leads()
 
@@ -247,6 +262,9 @@ class Extender:
             "events": health_endpoint.Component(
                 not self._recorder.dropped, f"{self._recorder.waiting} waiting", required=False
             ),
+            "books": health_endpoint.Component(
+                self._settled, "counted" if self._settled else "nodes are being counted"
+            ),
             "verbs": self._canary.component(),
         }
 
@@ -263,7 +281,7 @@ class Extender:
     def _exposition(self, accept: str) -> tuple[bytes, str]:
         counters, certificate = self._metrics, self._options.tls_cert
         counters.leading.set(self._leads())
-        counters.ready.set(self._synced())
+        counters.ready.set(self._ready())
         counters.certificate_expiry.set((certificates.expires_at(certificate) if certificate else None) or 0)
         return counters.exposition(accept)
 

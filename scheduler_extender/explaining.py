@@ -1,17 +1,25 @@
 """Why a pod waits, node by node, and what would change that: for the read API, and so for `hamictl` and the WebUI.
 
-The sentences and codes are those of the pod's events; what is added here takes longer and is worked out only when
-somebody asks: for whom it waits, whom preemption could evict, and what to write instead.
+The sentences and codes are those of the pod's events. What is added here takes longer and is computed only on request:
+for whose end the pod waits, which pods preemption could evict, and what to write instead. That is done beside the event
+loop and within a budget; a node that the budget did not reach says so.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, identifiers, placement, preemption, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, mirror, placing, settings, telling, victims
+from scheduler_extender import facts, mirror, placing, settings, telling, victims, worker
 
-_MOST_NODES_WORKED_OUT = 50
+_MOST_NODES_LOOKED_INTO = 50
+_LOOKED_INTO_SECONDS = 1.0
+"""After that no further node is looked into: the caller waits for the answer."""
+
+_Chosen = tuple[preemption.Victim, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +37,9 @@ class Verdict:
     waits_for: tuple[str, ...] = ()
     """The fewest pods whose end makes it fit, whoever they are."""
     evictable: tuple[str, ...] = ()
-    """The pods that preemption would evict for it; nobody where it may not, or where that does not help."""
+    """The pods that preemption would evict for it; none where it may not, or where that does not help."""
+    looked_into: bool = True
+    """Whether `waits_for` and `evictable` were computed; False where the budget did not reach this node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +61,16 @@ class Explainer:
     """Explains one pod at a time."""
 
     def __init__(
-        self, cluster: mirror.Mirror, placer: placing.Placer, teller: telling.Teller, options: settings.Settings
+        self,
+        cluster: mirror.Mirror,
+        placer: placing.Placer,
+        teller: telling.Teller,
+        options: settings.Settings,
+        beside: worker.Worker | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._worker = beside or worker.Worker()
+        self._clock = clock
         self._books = cluster.ledger
         self._placer = placer
         self._teller = teller
@@ -63,15 +81,19 @@ class Explainer:
         """Why a waiting pod was refused last; None where it was not."""
         return self._teller.reason_of(uid)
 
-    def explain(self, pod: facts.Waiting) -> Answer:
-        """Everything there is to say."""
+    async def explain(self, pod: facts.Waiting) -> Answer:
+        """Everything there is to say.
+
+        Raises:
+            Busy: Too many explanations are being computed.
+        """
         names = sorted(self._books.node_names())
         told = self._teller.explain(pod, names)
         if isinstance(pod.request, requests.InvalidRequest):
             invalid = pod.request
             verdicts = [Verdict(name, invalid.sentence, invalid.code) for name in names]
         else:
-            verdicts = self._verdicts(pod, pod.request, names)
+            verdicts = await self._verdicts(pod, pod.request, names)
         near = [one for one in verdicts if one.code is None or one.waits_for]
         nearest = min(near, key=lambda one: (len(one.waits_for), one.node), default=None)
         return Answer(
@@ -82,30 +104,59 @@ class Explainer:
             nearest.node if nearest else None,
         )
 
-    def _verdicts(
+    async def _verdicts(
         self, pod: facts.Waiting, request: requests.PodRequest, names: Sequence[identifiers.NodeName]
     ) -> list[Verdict]:
-        verdicts, worked_out = [], 0
+        verdicts: dict[identifiers.NodeName, Verdict] = {}
+        curable: list[tuple[int, identifiers.NodeName]] = []
+        pause = pauses.Pause()
         for name in names:
+            await pause()
             answer = self._placer.place_on(pod, name, nominations=False)
             if isinstance(answer, placement.Placement):
-                verdicts.append(Verdict(name, "its GPUs fit"))
+                verdicts[name] = Verdict(name, "its GPUs fit")
                 continue
-            curable = answer.explanation.curable
-            waits_for: tuple[str, ...] = ()
-            evictable: tuple[str, ...] = ()
-            if curable and worked_out < _MOST_NODES_WORKED_OUT:
-                worked_out += 1
-                waits_for = self._keys(self._victims.choose(pod, name, anybody=True))
-                if pod.preempts and self._options.preempts and not pod.gang:
-                    evictable = self._keys(self._victims.choose(pod, name))
+            may_help = answer.explanation.curable
+            if may_help:
+                curable.append((-_most_free_mib(self._books.held(name)), name))
             advice = _advice(request, answer)
-            verdicts.append(Verdict(name, str(answer), answer.code, curable, advice, waits_for, evictable))
-        return verdicts
+            verdicts[name] = Verdict(name, str(answer), answer.code, may_help, advice, looked_into=not may_help)
+        for name, (waits_for, evictable) in (await self._look_into(pod, [name for _, name in sorted(curable)])).items():
+            verdicts[name] = dataclasses.replace(
+                verdicts[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), looked_into=True
+            )
+        return list(verdicts.values())
 
-    def _keys(self, chosen: Sequence[preemption.Victim] | None) -> tuple[str, ...]:
+    async def _look_into(
+        self, pod: facts.Waiting, names: Sequence[identifiers.NodeName]
+    ) -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
+        """Return whose end the pod waits for and which pods would be evicted, on as many nodes as the budget allows."""
+        may_evict = pod.preempts and self._options.preempts and not pod.gang
+        questions, pause = [], pauses.Pause()
+        for name in names[:_MOST_NODES_LOOKED_INTO]:
+            await pause()
+            whose = self._victims.question(pod, name, anybody=True)
+            questions.append((whose, self._victims.question(pod, name) if may_evict else None))
+
+        def compute() -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
+            until = self._clock() + _LOOKED_INTO_SECONDS
+            found = {}
+            for whose, evicted in questions:
+                if self._clock() >= until:
+                    break
+                found[whose.node] = whose.choose(), evicted.choose() if evicted else None
+            return found
+
+        return await self._worker.run(compute)
+
+    def _keys(self, chosen: _Chosen) -> tuple[str, ...]:
         held = (self._books.pod(victim.uid) for victim in chosen or ())
         return tuple(sorted(one.key for one in held if one is not None))
+
+
+def _most_free_mib(node: placement.NodeState) -> int:
+    """The largest free memory of one GPU: where most is free, the fewest pods are in the way."""
+    return max((state.gpu.memory_mib - state.used.memory_mib for state in node.states), default=0)
 
 
 def _advice(request: requests.PodRequest, refused: rejections.Rejection) -> str:

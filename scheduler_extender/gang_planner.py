@@ -16,14 +16,25 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
+from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, gangs, identifiers, placement, quotas, records, requests, reservations
-from scheduler_extender import constraints, facts, leadership, metrics, mirror, placing, pod_writer, settings, telling
+from scheduler_extender import (
+    constraints,
+    facts,
+    leadership,
+    metrics,
+    mirror,
+    placing,
+    pod_writer,
+    set_aside,
+    settings,
+    telling,
+)
 from scheduler_extender.fleet import fit, ledger, rolls
 
 _EVERY_SECONDS = 0.5
 _SEEN_WITHIN_SECONDS = 3.0
 """How long what was written may take to come back by the watch before it is planned anew."""
-_MEMBERS_AT_A_TIME = 8
 
 log = structlog.get_logger("gangs")
 
@@ -82,7 +93,8 @@ class GangPlanner:
             for key in memory.keys() - set(waiting):
                 del memory[key]
         for key in waiting:
-            await self._go_on(key)
+            with set_aside.guard("gang", "/".join(key), self._metrics):
+                await self._go_on(key)
 
     async def _go_on(self, key: rolls.Key) -> None:
         roll = self._books.rolls.roll(key)
@@ -210,9 +222,9 @@ class GangPlanner:
         draft = _Draft()
         plan: dict[identifiers.PodUid, ledger.Claim] = {}
         asked = quotas.NOTHING
-        for number, member in enumerate(sorted(members, key=_largest_first)):
-            if number % _MEMBERS_AT_A_TIME == _MEMBERS_AT_A_TIME - 1:
-                await asyncio.sleep(0)  # kube-scheduler's calls come first.
+        pause = pauses.Pause()
+        for member in sorted(members, key=_largest_first):
+            await pause()  # kube-scheduler's calls come first.
             request = member.request
             if isinstance(request, requests.PodRequest) and (found := self._place(key, member, request, draft)):
                 name, state, placed = found

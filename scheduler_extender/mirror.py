@@ -22,7 +22,7 @@ import structlog
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, gangs, identifiers, quotas, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, metrics, settings
+from scheduler_extender import facts, metrics, set_aside, settings
 from scheduler_extender.fleet import ledger
 
 _GONE_KEPT_SECONDS = 120.0
@@ -62,7 +62,7 @@ class Mirror:
     def __init__(
         self, options: settings.Settings, counters: metrics.Metrics, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.ledger = ledger.Ledger(lambda name, defect: self._set_aside("Node", name, defect))
+        self.ledger = ledger.Ledger(lambda name, defect: set_aside.report("Node", name, defect, counters))
         self.waiting: dict[identifiers.PodUid, facts.Waiting] = {}
         self.listener: Listener | None = None
         self._options = options
@@ -106,7 +106,7 @@ class Mirror:
         try:
             seen = facts.node_facts(node, self._names, allow_hami_nodes=self._options.allow_hami_nodes)
         except Exception as defect:
-            self._set_aside("Node", node.metadata.name, defect)
+            set_aside.report("Node", node.metadata.name, defect, self._metrics)
             seen = ledger.NodeFacts(identifiers.NodeName(node.metadata.name), standing=Reason.CORRUPT_NODE_RECORD)
         before = self.ledger.node_facts(seen.name)
         self.ledger.set_node(seen)
@@ -134,7 +134,7 @@ class Mirror:
             if facts.is_ours(pod, self._names):
                 self._take_in(pod)
         except Exception as defect:
-            self._set_aside("Pod", pod.key, defect)
+            set_aside.report("Pod", pod.key, defect, self._metrics)
             self._keep_out(pod)
 
     def _take_in(self, pod: objects.Pod) -> None:
@@ -233,7 +233,7 @@ class Mirror:
         try:
             read = quotas.read(name, quota.spec.hard or {}, self._names)
         except Exception as defect:
-            self._set_aside("ResourceQuota", f"{namespace}/{name}", defect)
+            set_aside.report("ResourceQuota", f"{namespace}/{name}", defect, self._metrics)
             read = quotas.Quota(name, (None, None, None), f"ResourceQuota {name} cannot be read")
         if self.ledger.set_quota(namespace, name, read) and read is not None and read.unreadable:
             log.error(
@@ -247,10 +247,6 @@ class Mirror:
         """Something that is not of the kind that its path has."""
         self._metrics.undecodable_objects.inc()
         log.error("object unreadable", error_code=code, kind=kind, cause=str(error))
-
-    def _set_aside(self, kind: str, name: str, defect: Exception) -> None:
-        self._metrics.set_aside.inc()
-        log.error("object set aside", error_code=error_codes.SET_ASIDE, kind=kind, name=name, exc_info=defect)
 
     def _tell(self, tell: Callable[[Listener], None]) -> None:
         """Have the listener say something; what goes wrong there changes nothing of what is known."""

@@ -5,7 +5,7 @@ another mind.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, rejections, requests, reservations
 from scheduler_extender import facts, settings
@@ -54,6 +54,19 @@ class Placer:
             if excess is not None:
                 return excess
         return self.excuse(pod) or answer
+
+    def forbidden(self, pod: facts.Waiting, names: Sequence[str]) -> dict[str, rejections.Rejection]:
+        """What `place` says beyond the GPUs, of nodes on which these fit: first the quota, then the gang."""
+        found = self.over_quota(pod, names)
+        excuse = self.excuse(pod)
+        if excuse is not None:
+            for name in names:
+                found.setdefault(name, excuse)
+        return found
+
+    def may_forbid(self, pod: facts.Waiting) -> bool:
+        """Whether anything but its GPUs can keep the pod off a node; of most pods not."""
+        return pod.gang is not None or self._books.budgets.is_limited(pod.namespace)
 
     def place_on(self, pod: facts.Waiting, name: identifiers.NodeName, *, nominations: bool) -> memo.Answer:
         """The same on a node as the pod must see it now; `Ledger.view_for` says what counts as taken."""

@@ -7,12 +7,12 @@ there is room it nominates the node. Everything it has to remember is that annot
 stopped.
 """
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
+from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, identifiers, placement, preemption, records, requests
 from scheduler_extender import (
     facts,
@@ -22,9 +22,11 @@ from scheduler_extender import (
     placing,
     pod_writer,
     requeue,
+    set_aside,
     settings,
     telling,
     victims,
+    worker,
 )
 from scheduler_extender.fleet import ledger
 
@@ -55,7 +57,9 @@ class Preemptor:
         options: settings.Settings,
         counters: metrics.Metrics,
         clock: Callable[[], float] = time.monotonic,
+        beside: worker.Worker | None = None,
     ) -> None:
+        self._worker = beside or worker.Worker()
         self._writer = writer
         self._mirror = cluster
         self._books = cluster.ledger
@@ -81,11 +85,15 @@ class Preemptor:
             for uid in [uid for uid, until in times.items() if until <= now]:
                 del times[uid]
         for pod in [pod for pod in self._mirror.waiting.values() if pod.hold and not pod.gang]:
-            await self._go_on(pod)
+            with set_aside.guard("preemption", pod.key, self._metrics):
+                await self._go_on(pod)
         self._nominator.keep(self._mirror.waiting)
+        pause = pauses.Pause()
         for pod, offered in self._refusals.refused_for(_REFUSED_FOR_SECONDS):
-            if self._may_preempt(pod) and await self._begin(pod, offered):
-                return
+            await pause()
+            with set_aside.guard("preemption", pod.key, self._metrics):
+                if self._may_preempt(pod) and await self._begin(pod, offered):
+                    return
 
     def _may_preempt(self, pod: facts.Waiting) -> bool:
         return (
@@ -126,19 +134,29 @@ class Preemptor:
         best: tuple[tuple[int, int, int], identifiers.NodeName, tuple[preemption.Victim, ...]] | None = None
         helping = 0
         over_quota = {name for name, why in self._placer.over_quota(pod, offered).items() if why.namespace}
-        for number, name in enumerate(map(identifiers.NodeName, sorted(offered))):
-            if number % _NODES_AT_A_TIME == 0:
-                await asyncio.sleep(0)  # kube-scheduler's calls come first.
-            chosen = None if name in over_quota else self._victims.choose(pod, name, self._spared_until)
-            if chosen is None:
-                continue
-            cost = preemption.cost(chosen)
-            if best is None or cost < best[0]:
-                best = (cost, name, chosen)
-            helping += 1
-            if helping >= _MOST_HELPING_NODES or not chosen:
-                break
+        names = [identifiers.NodeName(name) for name in sorted(offered) if name not in over_quota]
+        for number in range(0, len(names), _NODES_AT_A_TIME):
+            some = names[number : number + _NODES_AT_A_TIME]
+            for name, chosen in zip(some, await self._choose(pod, some), strict=True):
+                if chosen is None:
+                    continue
+                cost = preemption.cost(chosen)
+                if best is None or cost < best[0]:
+                    best = (cost, name, chosen)
+                helping += 1
+                if helping >= _MOST_HELPING_NODES or not chosen:
+                    return best[1:]
         return best and best[1:]
+
+    async def _choose(
+        self, pod: facts.Waiting, names: Sequence[identifiers.NodeName]
+    ) -> list[tuple[preemption.Victim, ...] | None]:
+        """The best victims on each of some nodes, computed beside the loop that answers kube-scheduler."""
+        questions, pause = [], pauses.Pause()
+        for name in names:
+            questions.append(self._victims.question(pod, name, self._spared_until))
+            await pause()
+        return await self._worker.run(lambda: [one.choose() for one in questions])
 
     async def _go_on(self, pod: facts.Waiting) -> None:
         hold = pod.hold
@@ -150,7 +168,7 @@ class Preemptor:
             if not await self._nominator.nominate(pod, hold.node):
                 await self._writer.hold(pod, None)  # That wakes it too.
             return
-        chosen = self._victims.choose(pod, hold.node, self._spared_until)
+        (chosen,) = await self._choose(pod, [hold.node])
         if chosen is None or time.time() > hold.until:
             log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS

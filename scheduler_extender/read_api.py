@@ -16,7 +16,7 @@ import orjson
 
 from gpu_sharing.adapters import kubernetes, reviews
 from gpu_sharing.core import error_codes, errors, identifiers, requests
-from scheduler_extender import explaining, facts, mirror, server
+from scheduler_extender import explaining, facts, mirror, server, worker
 from scheduler_extender.fleet import ledger
 
 PREFIX = "/api/v1"
@@ -121,7 +121,11 @@ class ReadApi:
             case ["pods"]:
                 body = {"pods": self._pods()}
             case ["explain", namespace, name]:
-                body = self._explain(f"{namespace}/{name}")
+                try:
+                    body = await self._explain(f"{namespace}/{name}")
+                except worker.Busy:
+                    await self._refuse(send, 503, error_codes.BUSY, "other explanations are being computed, retry")
+                    return
             case ["events", namespace, name]:
                 try:
                     body = await self._events_of(namespace, name)
@@ -229,7 +233,7 @@ class ReadApi:
         found = self._mirror.waiting_by_key(key) or self._held(key)
         return None if found is None else {"pod": key, "events": await self._events(namespace, found.uid)}
 
-    def _explain(self, key: str) -> dict[str, Any] | None:
+    async def _explain(self, key: str) -> dict[str, Any] | None:
         pod = self._mirror.waiting_by_key(key)
         if pod is None:
             held = self._held(key)
@@ -239,7 +243,7 @@ class ReadApi:
                 "pod": key, "phase": "holding", "node": held.node, "summary": "", "remedy": "", "nearest": None,
                 "gates": [], "nodes": [],
             }  # fmt: skip
-        answer = self._explainer.explain(pod)
+        answer = await self._explainer.explain(pod)
         return {
             "pod": key, "phase": "waiting", "node": None, "summary": answer.summary, "remedy": answer.remedy,
             "nearest": answer.nearest, "gates": answer.gates,
@@ -247,7 +251,7 @@ class ReadApi:
                 {
                     "node": one.node, "fits": one.code is None, "code": one.code or "", "sentence": one.sentence,
                     "curable": one.curable, "advice": one.advice, "waits_for": one.waits_for,
-                    "evictable": one.evictable,
+                    "evictable": one.evictable, "looked_into": one.looked_into,
                 }
                 for one in answer.verdicts
             ],

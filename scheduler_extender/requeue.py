@@ -8,14 +8,15 @@ that fit only one after another are woken one after another.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import structlog
 
+from gpu_sharing.adapters import pauses
 from gpu_sharing.core import identifiers, placement, quotas, requests
-from scheduler_extender import facts, leadership, metrics, mirror, placing, pod_writer, settings
+from scheduler_extender import facts, leadership, metrics, mirror, placing, pod_writer, set_aside, settings
 
 RETRY = "hami.io/retry"
 _EVERY_SECONDS = 0.2
@@ -81,24 +82,32 @@ class Refusals:
 
     def due(self) -> list[facts.Waiting]:
         """The pods to wake now; the place of each is kept for it for a while."""
+        return [pod for pod in self.looked_at() if pod is not None]
+
+    def looked_at(self) -> Iterator[facts.Waiting | None]:
+        """The same with None for each refused pod that stays refused: other tasks may have their turn after each."""
         books = self._mirror.ledger
         books.expire(self._clock())
         freed, relieved = books.take_freed(), books.budgets.take_relieved()
         for uid in [uid for uid in self._refused if uid not in self._mirror.waiting]:
             del self._refused[uid]
         if not (freed or relieved) or not self._refused:
-            return []
+            return
         hopeless: set[tuple[str, requests.PodRequest]] = set()
         promised: dict[str, quotas.Amounts] = {}
-        woken = []
         for refusal in sorted(self._refused.values(), key=lambda refusal: (-refusal.pod.priority, refusal.generation)):
+            yield None
             pod, request = refusal.pod, refusal.pod.request
+            if self._refused.get(pod.uid) is not refusal:
+                continue  # It was asked about since.
             limited = pod.namespace if books.budgets.is_limited(pod.namespace) or pod.namespace in relieved else ""
             if isinstance(request, requests.InvalidRequest) or (limited, request) in hopeless:
                 continue
             if refusal.generation >= books.generation:
                 continue
-            found = self._place(pod, request, None if pod.namespace in relieved else freed)
+            found = None
+            with set_aside.guard("Pod", pod.key, self._metrics):
+                found = self._place(pod, request, None if pod.namespace in relieved else freed)
             more = promised.get(limited, quotas.NOTHING)
             if found is not None:
                 more = more.plus(quotas.amounts(request.kinds, found[1].shares))
@@ -109,15 +118,17 @@ class Refusals:
             promised[limited] = more
             books.nominate(self._placer.claim(pod, *found, self._clock() + self._options.nomination_seconds))
             del self._refused[pod.uid]
-            woken.append(pod)
-        return woken
+            yield pod
 
     async def run(self, writer: pod_writer.PodWriter, leads: Callable[[], bool]) -> None:
         """Wake pods for ever; ends only by cancellation."""
 
         async def wake_all() -> None:
-            for pod in self.due():
-                await self._wake(writer, pod)
+            pause = pauses.Pause()
+            for pod in self.looked_at():
+                if pod is not None:
+                    await self._wake(writer, pod)
+                await pause()
 
         await leadership.while_leading(leads, _EVERY_SECONDS, wake_all)
 

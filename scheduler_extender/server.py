@@ -14,7 +14,7 @@ import orjson
 import structlog
 
 from gpu_sharing.core import error_codes, identifiers
-from scheduler_extender import binding, metrics, verbs, wire
+from scheduler_extender import binding, metrics, verbs, wire, worker
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -101,7 +101,10 @@ class VerbServer:
             "bind": counters.bind_seconds,
             "preempt": counters.preempt_seconds,
         }
-        self._decided = {"filter": choices.filter, "prioritize": choices.prioritize, "preempt": choices.preempt}
+        self._decided: dict[str, Callable[[bytes], bytes]] = {
+            "filter": choices.filter,
+            "prioritize": choices.prioritize,
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -111,7 +114,7 @@ class VerbServer:
         if verb == CANARY:
             await answer(send, 200, b"{}")
             return
-        if verb not in self._decided and verb != "bind":
+        if verb not in self._timers:
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, f"no verb {verb[:40]!r}: filter, prioritize, bind")
             return
         if scope["method"] != "POST":
@@ -146,6 +149,8 @@ class VerbServer:
         except BodyTooLarge:
             text = f"the body is larger than {MOST_BODY_BYTES} bytes; set nodeCacheCapable: true"
             await self._refuse(send, failure, error_codes.BODY_TOO_LARGE, text)
+        except worker.Busy:
+            await self._refuse(send, failure, error_codes.BUSY, "busy, retry")
         except wire.BadRequest as bad:
             await self._refuse(send, failure, error_codes.BAD_REQUEST, str(bad))
         except Exception:
@@ -161,6 +166,8 @@ class VerbServer:
             failed = await self._binder.bind(args)
             result = wire.error_result(failed) if failed else wire.BOUND
             decision = self._verbs.decision(identifiers.PodUid(args.pod_uid))
+        elif verb == "preempt":
+            result, decision = await self._verbs.preempt(body), None
         else:
             result = self._decided[verb](body)
             decision = self._verbs.last_decision

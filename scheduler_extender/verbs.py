@@ -13,10 +13,22 @@ from dataclasses import dataclass, field
 import numpy as np
 import structlog
 
-from gpu_sharing.adapters import logs, objects
+from gpu_sharing.adapters import logs, objects, pauses
 from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, metrics, mirror, placing, requeue, settings, telling, usage, victims, wire
+from scheduler_extender import (
+    facts,
+    metrics,
+    mirror,
+    placing,
+    requeue,
+    settings,
+    telling,
+    usage,
+    victims,
+    wire,
+    worker,
+)
 from scheduler_extender.fleet import fit
 
 _BEST_SCORE = 10
@@ -33,7 +45,6 @@ class Decision:
 
     id: identifiers.DecisionId
     pod: facts.Waiting
-    fitting: fit.Fitting | None = None
     names: list[str] = field(default_factory=list)
     """The nodes that fit, as answered; prioritize is asked about the same list."""
     names_json: bytes = b""
@@ -59,7 +70,9 @@ class Verbs:
         counters: metrics.Metrics,
         measured: usage.Usage,
         clock: Callable[[], float] = time.monotonic,
+        beside: worker.Worker | None = None,
     ) -> None:
+        self._worker = beside or worker.Worker()
         self._mirror = cluster
         self._books = cluster.ledger
         self._placer = placer
@@ -138,25 +151,28 @@ class Verbs:
         self._nominate(decision, best)
         return self._priorities.encode(names, best, _SOFT_SCORE if pod.has_soft_preferences else _BEST_SCORE)
 
-    def preempt(self, body: bytes) -> bytes:
+    async def preempt(self, body: bytes) -> bytes:
         """The victims that kube-scheduler chose, made such that the pod's GPUs fit; nodes where none do are left out.
 
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
-        self.last_decision = None
         args = wire.decode_preempt(body)
         assert args.pod is not None
         chosen, pod = wire.victims_of(args), self._waiting(args.pod)
         if pod is None or not isinstance(pod.request, requests.PodRequest) or not pod.request.wants_gpu:
             return wire.preempt_result(chosen)
-        corrected = {}
+        corrections, pause = {}, pauses.Pause()
         for name, victims_there in chosen.items():
+            await pause()
             uids = [identifiers.PodUid(one.uid) for one in victims_there.pods or ()]
-            found = self._victims.corrected(pod, identifiers.NodeName(name), uids)
-            if found:
-                pods = [wire.MetaPod(uid) for uid in found]
-                corrected[name] = wire.MetaVictims(pods, victims_there.num_pdb_violations)
+            corrections[name] = self._victims.correction(pod, identifiers.NodeName(name), uids)
+        solved = await self._worker.run(lambda: {name: one.solve() for name, one in corrections.items()})
+        corrected = {
+            name: wire.MetaVictims([wire.MetaPod(uid) for uid in found], chosen[name].num_pdb_violations)
+            for name, found in solved.items()
+            if found
+        }
         log.info("victims", pod=pod.key, asked=len(chosen), helping=len(corrected))
         return wire.preempt_result(corrected)
 
@@ -198,9 +214,7 @@ class Verbs:
         books.expire(self._clock())
         books.drop_nomination(uid)
         arrays = books.settle()
-        answer = self._placer.everywhere(request)
-        decision.fitting = answer.fitting
-        known = answer.refused
+        known = self._placer.everywhere(request).refused
         refused = {name: known[name] for name in names if name in known} if known else {}
         if not all(map(arrays.column_of.__contains__, names)):
             unknown = int(Reason.NODE_UNKNOWN)
@@ -216,12 +230,9 @@ class Verbs:
                 refused.pop(name, None)
             else:
                 refused[name] = int(found.reason)
-        excuse = self._placer.excuse(decision.pod)
-        if excuse is not None:
-            refused.update((name, int(excuse.reason)) for name in names if name not in refused)
-        elif books.budgets.is_limited(decision.pod.namespace):
-            over = self._placer.over_quota(decision.pod, [name for name in names if name not in refused])
-            refused.update((name, int(rejection.reason)) for name, rejection in over.items())
+        if self._placer.may_forbid(decision.pod):
+            forbidden = self._placer.forbidden(decision.pod, [name for name in names if name not in refused])
+            refused.update((name, int(rejection.reason)) for name, rejection in forbidden.items())
         return refused
 
     def _best(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> identifiers.NodeName | None:
@@ -229,21 +240,20 @@ class Verbs:
         if hold is not None and hold.node in names:
             return hold.node  # It was planned there.
         arrays = self._books.settle()
-        fitting = decision.fitting
-        if fitting is None or len(fitting.fits) != arrays.columns:
-            fitting = self._placer.everywhere(request).fitting
-        candidates = np.flatnonzero(fitting.fits)
-        if len(candidates) != len(names):
-            columns = arrays.columns_of(map(identifiers.NodeName, names))
-            columns = columns[columns >= 0]
-            candidates = columns[fitting.fits[columns]]
-        if not len(candidates):
-            # Filter let the pod in where only claims of others stand; the first by name is as good as any.
-            return identifiers.NodeName(min(names)) if names and names is decision.names else None
+        fitting = self._placer.everywhere(request).fitting
         values = fit.scores(arrays, request, fitting, self._placer.node_policy(request))
         if self._usage.counts:
             values = self._usage.weighed(values, arrays)
-        column = fit.best(arrays, values, candidates)
+        candidates = np.flatnonzero(fitting.fits)
+        column = fit.best(arrays, values, candidates) if len(candidates) == len(names) else -1
+        if column < 0 or arrays.names[column] not in names:  # Those that fit are not just those that are offered.
+            columns = arrays.columns_of(map(identifiers.NodeName, names))
+            columns = columns[columns >= 0]
+            candidates = columns[fitting.fits[columns]]
+            if not len(candidates):
+                # Filter let the pod in where only claims of others stand; the first by name is as good as any.
+                return identifiers.NodeName(min(names)) if names and names is decision.names else None
+            column = fit.best(arrays, values, candidates)
         decision.score = float(values[column])
         return arrays.names[column]
 

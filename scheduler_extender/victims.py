@@ -2,31 +2,87 @@
 
 Also what `/preempt` answers. kube-scheduler asks there when its own plugins need victims (device ids, CPU, memory,
 pods), and takes the pods that it is given without looking at them again.
+
+What is read from the books becomes a question, an immutable value. To answer it may take long, so that is done beside
+the event loop (`worker`).
 """
 
-from collections.abc import Collection, Iterable
+import dataclasses
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 
-from gpu_sharing.core import identifiers, placement, preemption, requests
+from gpu_sharing.core import identifiers, placement, policies, preemption, requests
 from scheduler_extender import facts, placing
 from scheduler_extender.fleet import ledger
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whom to evict for a pod on one node."""
+
+    node: identifiers.NodeName
+    request: requests.PodRequest
+    state: placement.NodeState
+    """The node as the pod must see it, without the pods that are ending already."""
+    others: tuple[preemption.Victim, ...]
+    """The pods that may be evicted."""
+    policy: policies.Policy
+
+    def choose(self) -> tuple[preemption.Victim, ...] | None:
+        """Return the best set of pods to evict, empty if those that end anyway are enough, None if no set helps."""
+        return preemption.choose(self.request, self.state, self.others, self.policy)
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """How to change the victims that kube-scheduler chose on one node."""
+
+    question: Question
+    chosen: tuple[identifiers.PodUid, ...]
+    here: Mapping[identifiers.PodUid, ledger.PodFacts]
+    """The pods that hold GPUs on the node."""
+
+    def solve(self) -> list[identifiers.PodUid] | None:
+        """Return the victims, such that the pod's GPUs fit; None if no eviction helps.
+
+        Pods without GPUs among them were chosen for their CPU or memory, so they stay. Those with GPUs are replaced by
+        the set that serves the GPUs best, if that frees as much CPU and memory; else they stay too, and what is needed
+        beyond them is added.
+        """
+        plain = [uid for uid in self.chosen if uid not in self.here]
+        holding = [self.here[uid] for uid in self.chosen if uid in self.here]
+        best = self.question.choose()
+        if best is None:
+            return None
+        if (best or plain) and _frees_as_much([self.here[one.uid] for one in best], holding):
+            return [*plain, *(one.uid for one in best)]
+        kept = [_victim(held) for held in holding]
+        more = dataclasses.replace(
+            self.question,
+            state=preemption.without(self.question.state, kept),
+            others=tuple(one for one in self.question.others if one.uid not in self.chosen),
+        ).choose()
+        if more is None:
+            return None
+        return [*plain, *(held.uid for held in holding), *(one.uid for one in more)]
+
+
 class Victims:
-    """Answers about one pod and one node at a time."""
+    """Reads questions from the books, one pod and one node at a time."""
 
     def __init__(self, books: ledger.Ledger, placer: placing.Placer) -> None:
         self._books = books
         self._placer = placer
 
-    def choose(
+    def question(
         self,
         pod: facts.Waiting,
         name: identifiers.NodeName,
         spared: Collection[identifiers.PodUid] = (),
         *,
         anybody: bool = False,
-    ) -> tuple[preemption.Victim, ...] | None:
-        """The best set of pods to evict, nobody if those that end anyway are enough, None if no set helps.
+    ) -> Question:
+        """Whom to evict on a node.
 
         Args:
             pod: Who needs the room.
@@ -34,8 +90,9 @@ class Victims:
             spared: Pods that must not be evicted.
             anybody: Whether every pod counts, whatever its priority: for saying whose end the pod waits for.
         """
-        state, others = self._state(pod, name), self._others(pod, name, anybody=anybody)
-        return self._choose(pod, state, [one for one in others if one.uid not in spared])
+        assert isinstance(pod.request, requests.PodRequest)
+        others = tuple(one for one in self._others(pod, name, anybody=anybody) if one.uid not in spared)
+        return Question(name, pod.request, self._state(pod, name), others, self._placer.gpu_policy(pod.request))
 
     def gpus_for(
         self, pod: facts.Waiting, name: identifiers.NodeName, gone: Iterable[preemption.Victim]
@@ -46,35 +103,12 @@ class Victims:
             return frozenset()
         return frozenset(share.uuid for container in answer.shares for share in container)
 
-    def corrected(
-        self, pod: facts.Waiting, name: identifiers.NodeName, chosen: Collection[identifiers.PodUid]
-    ) -> list[identifiers.PodUid] | None:
-        """The victims that kube-scheduler chose, made such that the pod's GPUs fit; None if no eviction helps.
-
-        Pods without GPUs among them were chosen for their CPU or memory, so they stay. Those with GPUs are replaced by
-        the set that serves the GPUs best, if that frees as much CPU and memory; else they stay too, and whoever is
-        needed beyond them is added.
-        """
+    def correction(
+        self, pod: facts.Waiting, name: identifiers.NodeName, chosen: Iterable[identifiers.PodUid]
+    ) -> Correction:
+        """How to change the victims that kube-scheduler chose on a node."""
         here = {held.uid: held for held in self._books.pods_on(name)}
-        plain = [uid for uid in chosen if uid not in here]
-        holding = [here[uid] for uid in chosen if uid in here]
-        state, others = self._state(pod, name), self._others(pod, name)
-        best = self._choose(pod, state, others)
-        if best is None:
-            return None
-        if (best or plain) and _frees_as_much([here[one.uid] for one in best], holding):
-            return [*plain, *(one.uid for one in best)]
-        kept = [_victim(held) for held in holding]
-        more = self._choose(pod, preemption.without(state, kept), [one for one in others if one.uid not in set(chosen)])
-        if more is None:
-            return None
-        return [*plain, *(held.uid for held in holding), *(one.uid for one in more)]
-
-    def _choose(
-        self, pod: facts.Waiting, state: placement.NodeState, others: Iterable[preemption.Victim]
-    ) -> tuple[preemption.Victim, ...] | None:
-        assert isinstance(pod.request, requests.PodRequest)
-        return preemption.choose(pod.request, state, others, self._placer.gpu_policy(pod.request))
+        return Correction(self.question(pod, name), tuple(chosen), here)
 
     def _state(self, pod: facts.Waiting, name: identifiers.NodeName) -> placement.NodeState:
         """The node as the pod must see it, without the pods that are ending already."""

@@ -160,6 +160,7 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         "advice": "ask for at most 16000MB of each GPU's memory",
         "waits_for": [],
         "evictable": [],
+        "looked_into": True,
     }
     assert (found["nearest"], found["gates"]) == (None, [])
     assert found["remedy"] == "Ask for less nvidia.com/gpumem, or wait for a pod to end."

@@ -168,7 +168,7 @@ def site() -> Site:
                 "node": "a", "fits": False, "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
                 "advice": "ask for at most 16000MB",
                 "sentence": "GPU memory insufficient (requested 99000MB, available 16000MB)", "curable": True,
-                "waits_for": ["ai/holds"], "evictable": [],
+                "waits_for": ["ai/holds"], "evictable": [], "looked_into": True,
             }
         ],
     }  # fmt: skip
@@ -773,7 +773,7 @@ def signed() -> SignedSite:
         "summary": "0/1", "remedy": "Wait.", "nearest": "a", "gates": [], "nodes": [
             {
                 "node": "a", "fits": False, "code": "SCHED_X", "advice": "", "sentence": "full", "curable": True,
-                "waits_for": ["ai/mine", "secret/theirs"], "evictable": [],
+                "waits_for": ["ai/mine", "secret/theirs"], "evictable": [], "looked_into": True,
             }
         ],
     }  # fmt: skip

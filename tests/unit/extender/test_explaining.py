@@ -1,5 +1,6 @@
 """What is said of a waiting pod: whose end it waits for, whom preemption would evict, what to write instead."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ def explain(world: World, body: dict[str, Any], **changes: Any) -> explaining.An
     world.see(body)
     waiting = world.mirror.waiting[identifiers.PodUid(body["metadata"]["uid"])]
     options = settings.Settings(**changes)
-    return explaining.Explainer(world.mirror, world.placer, world.teller, options).explain(waiting)
+    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, options)
+    return asyncio.run(explainer.explain(waiting))
 
 
 def full_node() -> World:

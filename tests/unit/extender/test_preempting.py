@@ -245,7 +245,7 @@ def test_a_hold_that_does_not_decode_keeps_nothing(text: str) -> None:
 def preempt(world: World, body: dict[str, Any], **chosen: list[str]) -> dict[str, list[str]]:
     """What `/preempt` answers: victims by node."""
     meta = {node: {"Pods": [{"UID": f"uid-{name}"} for name in names]} for node, names in chosen.items()}
-    answer = orjson.loads(world.verbs.preempt(orjson.dumps({"Pod": body, "NodeNameToMetaVictims": meta})))
+    answer = orjson.loads(asyncio.run(world.verbs.preempt(orjson.dumps({"Pod": body, "NodeNameToMetaVictims": meta}))))
     return {
         node: sorted(one["UID"].removeprefix("uid-") for one in found["Pods"])
         for node, found in answer["NodeNameToMetaVictims"].items()

@@ -1,5 +1,6 @@
 """Filter, prioritize and the waking of refused pods, on a mirror without a cluster."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -359,7 +360,10 @@ def test_preempt_gives_a_pod_without_gpus_its_victims_back_by_uid() -> None:
     meta = {"Pod": pod("p", {}), "NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
     expected = {"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
 
-    assert [orjson.loads(world.verbs.preempt(orjson.dumps(body))) for body in (whole, meta)] == [expected, expected]
+    assert [orjson.loads(asyncio.run(world.verbs.preempt(orjson.dumps(body)))) for body in (whole, meta)] == [
+        expected,
+        expected,
+    ]
 
 
 @given(st.one_of(st.binary(max_size=200), st.recursive(
@@ -373,7 +377,8 @@ def test_preempt_gives_a_pod_without_gpus_its_victims_back_by_uid() -> None:
 def test_any_body_is_answered_or_refused(body: bytes) -> None:
     """Nothing that arrives on the wire is a crash."""
     world = World(gpus.gpu_node("a", A100, 1))
-    for verb in (world.verbs.filter, world.verbs.prioritize, world.verbs.preempt, wire.decode_bind):
+    preempt = lambda body: asyncio.run(world.verbs.preempt(body))  # noqa: E731
+    for verb in (world.verbs.filter, world.verbs.prioritize, preempt, wire.decode_bind):
         try:
             verb(body)
         except wire.BadRequest as refused:

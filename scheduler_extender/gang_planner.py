@@ -111,7 +111,7 @@ class GangPlanner:
             await self._release(held)
             self._tell(key, members)
             return
-        if held and min(member.hold.until for member in held if member.hold) <= self._now():
+        if held and min(map(self._mirror.hold_ends_at, held)) <= self._clock():
             await self._tear(key, roll, held)
             return
         if roll.placed + len(held) >= roll.size:

@@ -20,7 +20,7 @@ from typing import Protocol
 import structlog
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, gangs, identifiers, quotas, requests
+from gpu_sharing.core import error_codes, gangs, identifiers, quotas, records, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, metrics, set_aside, settings
 from scheduler_extender.fleet import ledger
@@ -60,7 +60,11 @@ class Mirror:
     """
 
     def __init__(
-        self, options: settings.Settings, counters: metrics.Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        options: settings.Settings,
+        counters: metrics.Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = ledger.Ledger(lambda name, defect: set_aside.report("Node", name, defect, counters))
         self.waiting: dict[identifiers.PodUid, facts.Waiting] = {}
@@ -69,6 +73,8 @@ class Mirror:
         self._names = options.resource_names
         self._metrics = counters
         self._clock = clock
+        self._wall_clock = wall_clock
+        self._hold_ends: dict[identifiers.PodUid, tuple[records.Hold, float]] = {}
         self.in_doubt: dict[identifiers.PodUid, identifiers.PodKey] = {}
         self._answered_at: dict[identifiers.PodUid, float] = {}
         """When the API server last answered about this one pod, in seconds of `clock`."""
@@ -82,6 +88,21 @@ class Mirror:
         self.quotas = QuotaSink(self)
         self.slices = SliceSink(self)
         self.groups = {api_group: GroupSink(self, api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
+
+    def hold_ends_at(self, pod: facts.Waiting) -> float:
+        """When what is kept for a pending pod is kept no longer, in seconds of `clock`; minus infinity without a hold.
+
+        The hold says it in Unix time, for a successor. Here it counts from when this process saw it first, so that a
+        step of the wall clock neither ends a hold nor makes it last.
+        """
+        if pod.hold is None:
+            return float("-inf")
+        known = self._hold_ends.get(pod.uid)
+        if known is None or known[0] != pod.hold:
+            longest = max(self._options.gang_deadline_seconds, records.LONGEST_HOLD_SECONDS)
+            left = min(max(pod.hold.until - self._wall_clock(), 0.0), longest)
+            known = self._hold_ends[pod.uid] = pod.hold, self._clock() + left
+        return known[1]
 
     def waiting_by_key(self, key: str) -> facts.Waiting | None:
         """A waiting pod by `<namespace>/<name>`."""
@@ -258,6 +279,7 @@ class Mirror:
 
     def _waits_no_more(self, uid: identifiers.PodUid) -> None:
         self.waiting.pop(uid, None)
+        self._hold_ends.pop(uid, None)
         self.ledger.rolls.waits_no_more(uid)
 
     def _see_waiting(self, pod: facts.Waiting) -> None:
@@ -269,8 +291,7 @@ class Mirror:
         before = self.waiting.get(pod.uid)
         self.waiting[pod.uid] = pod
         counts = not pod.is_deleting and pod.scheduler_name == self._options.scheduler_name
-        reserved_until = pod.hold.until if pod.hold else 0
-        self.ledger.rolls.waits(pod.uid, pod.namespace, pod.gang if counts else None, reserved_until)
+        self.ledger.rolls.waits(pod.uid, pod.namespace, pod.gang if counts else None, self.hold_ends_at(pod))
         if pod.is_deleting:
             self.ledger.drop_nomination(pod.uid)
         if pod.nominated_node and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:

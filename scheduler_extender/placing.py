@@ -15,9 +15,11 @@ from scheduler_extender.fleet import ledger, memo, shapes
 class Placer:
     """Answers about one pod at a time, from the books as they are."""
 
-    def __init__(self, books: ledger.Ledger, options: settings.Settings, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, books: ledger.Ledger, options: settings.Settings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._books = books
-        self._now = now
+        self._clock = clock
         self._options = options
         self._placements = memo.Memo()
         self._shapes = shapes.Shapes(books, self._placements)
@@ -40,7 +42,7 @@ class Placer:
 
     def excuse(self, pod: facts.Waiting) -> rejections.Rejection | None:
         """Why the pod must not start now, whatever its GPUs; or None."""
-        return self._books.rolls.excuse(pod.uid, pod.namespace, pod.gang, self._now()) if pod.gang else None
+        return self._books.rolls.excuse(pod.uid, pod.namespace, pod.gang, self._clock()) if pod.gang else None
 
     def place(self, pod: facts.Waiting, node: placement.NodeState) -> memo.Answer:
         """The GPUs that the pod gets on a node in that state, or why there are none."""

@@ -33,8 +33,6 @@ from scheduler_extender.fleet import ledger
 _EVERY_SECONDS = 0.5
 _REFUSED_FOR_SECONDS = 1.0
 """A pod must have been refused for so long: what frees by itself comes first."""
-_HOLD_SECONDS = 600
-"""How long GPUs are kept for a pod whose victims do not end."""
 _SPARED_SECONDS = 30.0
 """How long a pod that a disruption budget protects is not tried again."""
 _BACKOFF_SECONDS = 10.0
@@ -118,7 +116,7 @@ class Preemptor:
         if not await self._all_may_go(held):
             return False  # Whom a budget protects is spared next time.
         gpus = self._victims.gpus_for(pod, name, chosen)
-        hold = records.Hold(name, gpus, int(time.time()) + _HOLD_SECONDS)
+        hold = records.Hold(name, gpus, int(time.time()) + records.LONGEST_HOLD_SECONDS)
         if not gpus or not await self._writer.hold(pod, hold):
             return False
         self._metrics.preemptions.inc()
@@ -169,7 +167,7 @@ class Preemptor:
                 await self._writer.hold(pod, None)  # That wakes it too.
             return
         (chosen,) = await self._choose(pod, [hold.node])
-        if chosen is None or time.time() > hold.until:
+        if chosen is None or self._clock() > self._mirror.hold_ends_at(pod):
             log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
             await self._writer.hold(pod, None)

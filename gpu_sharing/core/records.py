@@ -405,6 +405,10 @@ def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
     return f"the value of {unprintable[0]} is not printable" if unprintable else ""
 
 
+LONGEST_HOLD_SECONDS = 600
+"""How long GPUs are kept for a pod whose victims do not end."""
+
+
 class Hold(NamedTuple):
     """GPUs that are kept for a pod that waits, while others leave them."""
 

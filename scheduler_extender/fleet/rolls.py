@@ -17,8 +17,8 @@ class Roll:
     bound: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
     done: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
     """Those that have succeeded and are still there to be seen."""
-    reserved_until: dict[identifiers.PodUid, int] = field(default_factory=dict)
-    """Unix seconds until which a place is kept for a waiting member."""
+    reserved_until: dict[identifiers.PodUid, float] = field(default_factory=dict)
+    """Monotonic seconds until which a place is kept for a waiting member."""
     group_sizes: dict[str, int] = field(default_factory=dict)
     """How many members its pod group wants at least, by the pod group's API group."""
 
@@ -100,15 +100,21 @@ class Rolls:
         """All pod groups of one API."""
         return [key for key, roll in self._rolls.items() if api_group in roll.group_sizes]
 
-    def waits(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None, reserved_until: int = 0) -> None:
-        """A pod waits, with a place kept for it until then or none."""
+    def waits(
+        self,
+        uid: identifiers.PodUid,
+        namespace: str,
+        gang: gangs.Gang | None,
+        reserved_until: float = float("-inf"),
+    ) -> None:
+        """A pod waits, with a place kept for it until then (monotonic seconds) or none."""
         if uid in self._waiting:
             self.waits_no_more(uid)
         if gang is not None:
             roll = self._rolls.setdefault((namespace, gang.name), Roll())
             self._waiting[uid] = (namespace, gang.name)
             roll.waiting[uid] = gang
-            if reserved_until:
+            if reserved_until > float("-inf"):
                 roll.reserved_until[uid] = reserved_until
 
     def waits_no_more(self, uid: identifiers.PodUid) -> None:
@@ -159,7 +165,7 @@ class Rolls:
             uid: The member.
             namespace: Its namespace.
             gang: Its gang.
-            now: Unix seconds.
+            now: Monotonic seconds.
         """
         roll = self.roll((namespace, gang.name))
         trouble = roll.trouble(gang.name)

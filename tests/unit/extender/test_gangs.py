@@ -26,7 +26,7 @@ class Scene(scenes.Scene):
         super().__init__(*nodes)
         self.now = 1_000_000.0
         self.options = settings.Settings(**changes)
-        self.world.placer._now = lambda: self.now
+        self.world.mirror._wall_clock = lambda: self.now
         self.restart()
 
     def restart(self) -> None:
@@ -37,6 +37,10 @@ class Scene(scenes.Scene):
             pod_writer.PodWriter(client), world.mirror, world.placer, world.teller, self.options, metrics.Metrics(),
             world.clock, lambda: self.now,
         )  # fmt: skip
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+        self.world.clock.now += seconds
 
     def step(self, times: int = 3) -> None:
         """Some rounds, each of which sees what the one before has written."""
@@ -213,7 +217,7 @@ def test_when_not_all_are_bound_in_time_everything_is_given_back(evicts: bool) -
     failed_on = scene.hold("m1")
     assert failed_on is not None
 
-    scene.now += 61
+    scene.pass_time(61)
     scene.step()
 
     assert scene.api.evicted == (["m0"] if evicts else [])
@@ -221,6 +225,24 @@ def test_when_not_all_are_bound_in_time_everything_is_given_back(evicts: bool) -
     assert again is None or again.node != failed_on.node
     told = [one for one in scene.world.recorder.told if one.reason == "GangTorn"]
     assert {one.regarding.name for one in told} == {"m0", "m1"}
+
+
+@pytest.mark.parametrize("jump", [86_400, -86_400])
+def test_a_step_of_the_wall_clock_neither_tears_a_gang_nor_keeps_its_place_for_ever(jump: int) -> None:
+    """NTP sets the clock of a machine that was off by a day while a gang waits to be bound."""
+    scene = Scene(node("a"), node("b"))
+    scene.put(*(member(f"m{number}", "train", 2) for number in range(2)))
+    scene.step()
+    held_before = [scene.hold(name) for name in ("m0", "m1")]
+    assert all(held_before)
+
+    scene.now += jump
+    scene.step()
+    assert [scene.hold(name) for name in ("m0", "m1")] == held_before
+
+    scene.world.clock.now += scene.options.gang_deadline_seconds + 1
+    scene.step(1)
+    assert scene.hold("m0") is None
 
 
 def test_a_new_leader_goes_on_in_the_middle() -> None:
@@ -374,7 +396,7 @@ def test_a_pod_group_says_how_many_must_start_at_least() -> None:
     assert "no room yet for one more member" in str(scene.world.placer.excuse(alone))
 
     scene.bind(*kept[:3])
-    scene.now += 100
+    scene.pass_time(100)
     scene.step(1)
     assert scene.hold(kept[3]) is None
     assert len(scene.api.pods) == 5

@@ -34,7 +34,7 @@ class World:
         options, counters = settings.Settings(**changes), metrics.Metrics()
         self.mirror = mirror.Mirror(options, counters, self.clock)
         self.recorder = fakes.SilentRecorder()
-        self.placer = placing.Placer(self.mirror.ledger, options)
+        self.placer = placing.Placer(self.mirror.ledger, options, self.clock)
         self.teller = teller = telling.Teller(
             self.mirror, self.placer, self.recorder, options, lambda: True, self.clock
         )
@@ -394,3 +394,34 @@ def test_a_bind_without_a_proper_name_is_refused(field: str) -> None:
     for bad in ("", "a/b", "x" * 300, "a\nb"):
         with pytest.raises(wire.BadRequest):
             wire.decode_bind(orjson.dumps({**whole, field: bad}))
+
+
+def test_prioritize_does_not_take_as_many_nodes_for_the_same_nodes() -> None:
+    """kube-scheduler's other plugins left one node, another freed meanwhile: equal numbers, other names."""
+    world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1), gpus.gpu_node("c", A100, 1))
+    world.see(held("there", "c", 0, 14_000))
+    world.see(held("here", "a", 0, 15_000))
+    assert world.filter(pod("p"), "a", "b")["NodeNames"] == ["b"]
+    world.see(held("newer", "b", 0, 15_000))
+    world.mirror.forget_pod(identifiers.PodUid("uid-here"))
+
+    assert set(world.prioritize(pod("p"), "b")) == {"b"}
+    assert world.prioritize(pod("q"), "a") == {"a": 10}
+
+
+@pytest.mark.parametrize("quota", [True, False])
+def test_kube_scheduler_and_the_event_say_the_same_reason(quota: bool) -> None:
+    """A gang member over its quota: whoever reads either learns of the quota, and of the gang without one."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    if quota:
+        hard = {"limits.nvidia.com/gpumem": "1000"}
+        body = {"metadata": {"name": "q", "namespace": "default"}, "spec": {"hard": hard}}
+        world.mirror.see_quota(msgspec.convert(body, objects.ResourceQuota))
+    member = pod("m", annotations={"hami.io/gang": "train", "hami.io/gang-size": "2"})
+    world.see(member)
+
+    answer = world.filter(member, "a")
+
+    phrase = "quota exceeded" if quota else "waits for its gang"
+    assert answer["FailedAndUnresolvableNodes"]["a"].startswith(phrase)
+    assert phrase in world.recorder.told[-1].note

@@ -6,10 +6,11 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, monitor, node, report, scale, scrapes, throughput, webui
+from bench import handlers, loop, monitor, node, report, scale, scrapes, throughput, webui
 
 QUESTIONS = {
     "handlers": handlers.run,
+    "loop": loop.run,
     "throughput": throughput.run,
     "scale": scale.run,
     "node": node.run,

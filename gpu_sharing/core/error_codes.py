@@ -60,7 +60,7 @@ SET_ASIDE = _register(
 )
 REQUEST_TOO_LARGE = _register(
     "SCHED_REQUEST_TOO_LARGE",
-    "A pod asks for more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 64 "
+    "A pod asks for more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 16 "
     "containers.",
     "Write what one node can serve, and use several pods for more.",
 )

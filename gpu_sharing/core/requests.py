@@ -27,8 +27,8 @@ NUMA_ALIGNMENT = "hami.io/numa-alignment"
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
 """Items in a list annotation; more than any cluster has GPU models."""
-_MOST_GPU_CONTAINERS = 64
-"""Containers of a pod that ask for GPUs: each costs a pass over all nodes."""
+_MOST_GPU_CONTAINERS = 16
+"""Containers of a pod that ask for GPUs: each costs a pass over all nodes before kube-scheduler is answered."""
 _MOST_DEVICE_IDS = gpus.MOST_GPUS * gpus.MOST_SLOTS
 """Device ids that a node can offer."""
 

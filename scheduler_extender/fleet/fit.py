@@ -3,6 +3,7 @@
 The scalar `fit` is the specification; a property test holds both equal in who fits, why not, and how good each node is.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,10 +55,11 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
     reasons = arrays.standing[:count].copy()
     chosen: dict[int, Bools] = {}
     memory = np.zeros(count, np.int64)
+    sums = _Sums(arrays, request, chosen)
     for position in order:
         ask = request.containers[position]
         assert ask is not None
-        used = _used_beside(arrays, request, chosen, placement.running_beside(request, position))
+        used = sums.used_beside(placement.running_beside(request, position))
         idle = ask.exclusive or policy.only_idle
         room = _room(arrays, ask, used, accepted, idle=idle)
         if request.numa_bind:
@@ -161,32 +163,54 @@ def _now(arrays: Arrays) -> _Used:
     )  # fmt: skip
 
 
-def _used_beside(
-    arrays: Arrays, request: requests.PodRequest, chosen: dict[int, Bools], beside: tuple[int, ...]
-) -> _Used:
-    """What is taken when the containers `beside` run already."""
-    if not beside:
-        return _now(arrays)
-    count = arrays.columns
-    slots = arrays.slots_used[:, :count].copy()
-    cores = arrays.cores_used[:, :count].copy()
-    memory = arrays.memory_used[:, :count].copy()
-    exclusive = arrays.exclusive_used[:, :count].copy()
-    for position in beside:
-        ask = request.containers[position]
+class _Sums:
+    """What is taken when some containers of the pod run already; the sums of one set serve the next, larger one."""
+
+    def __init__(self, arrays: Arrays, request: requests.PodRequest, chosen: Mapping[int, Bools]) -> None:
+        self._arrays = arrays
+        self._request = request
+        self._chosen = chosen
+        self._begin()
+
+    def _begin(self) -> None:
+        arrays, count = self._arrays, self._arrays.columns
+        self._counted: tuple[int, ...] = ()
+        self._slots = arrays.slots_used[:, :count].copy()
+        self._cores = arrays.cores_used[:, :count].copy()
+        self._memory = arrays.memory_used[:, :count].copy()
+        self._exclusive = arrays.exclusive_used[:, :count].copy()
+
+    def used_beside(self, beside: tuple[int, ...]) -> _Used:
+        """What is taken when the containers `beside` run already."""
+        arrays = self._arrays
+        if not beside:
+            return _now(arrays)
+        if self._counted != beside[: len(self._counted)]:
+            self._begin()
+        for position in beside[len(self._counted) :]:
+            self._add(position)
+        self._counted = beside
+        count = arrays.columns
+        total = arrays.memory_total[:, :count], arrays.cores_total[:, :count], arrays.slots_total[:, :count]
+        open_slot = arrays.usable[:, :count] & (self._slots < total[2])
+        fullness = (
+            self._memory / np.maximum(total[0], 1)
+            + self._cores / np.maximum(total[1], 1)
+            + self._slots / np.maximum(total[2], 1)
+        )
+        return _Used(
+            total[0] - self._memory, total[1] - self._cores, open_slot & (self._exclusive == 0),
+            open_slot & (self._slots == 0), fullness, self._slots.copy(),
+        )  # fmt: skip
+
+    def _add(self, position: int) -> None:
+        ask, picked = self._request.containers[position], self._chosen[position]
         assert ask is not None
-        picked = chosen[position]
-        slots += picked
-        cores += picked * ask.cores_percent
-        memory += picked * _memory(arrays, ask)
+        self._slots += picked
+        self._cores += picked * ask.cores_percent
+        self._memory += picked * _memory(self._arrays, ask)
         if ask.exclusive:
-            exclusive += picked
-    total = arrays.memory_total[:, :count], arrays.cores_total[:, :count], arrays.slots_total[:, :count]
-    open_slot = arrays.usable[:, :count] & (slots < total[2])
-    fullness = memory / np.maximum(total[0], 1) + cores / np.maximum(total[1], 1) + slots / np.maximum(total[2], 1)
-    return _Used(
-        total[0] - memory, total[1] - cores, open_slot & (exclusive == 0), open_slot & (slots == 0), fullness, slots
-    )
+            self._exclusive += picked
 
 
 def _memory(arrays: Arrays, ask: requests.GpuRequest) -> Ints | int:

@@ -259,3 +259,26 @@ def test_a_wish_without_effect_is_granted_with_a_note() -> None:
 
     assert isinstance(found, requests.PodRequest)
     assert found.warnings == ("hami.io/numa-alignment has no effect: GPUs are chosen before the kubelet chooses CPUs",)
+
+
+@pytest.mark.parametrize(
+    ("containers", "expected"),
+    [
+        ([{GPU: "2"}, {GPU: "3"}], 5),
+        ([{GPU: "9223372036854775807"}, {GPU: "1"}], 640_001),
+        ([{GPU: "nonsense"}, {GPU: "-1"}], 2),
+        ([{MEM: "4000"}, {}], 0),
+    ],
+)
+def test_device_ids_are_counted_by_counts_alone_and_within_what_a_node_can_offer(
+    containers: list[dict[str, Any]], expected: int
+) -> None:
+    """A pod that another scheduler bound holds them, however absurd its request is."""
+    assert requests.device_ids([], [Container(one) for one in containers], NAMES) == expected
+
+
+def test_device_ids_of_init_containers_are_used_again() -> None:
+    """The kubelet gives them to the containers that run later."""
+    inits = [Container({GPU: "4"}), Container({}, {GPU: "2"})]
+
+    assert requests.device_ids(inits, [Container({GPU: "3"})], NAMES) == 4

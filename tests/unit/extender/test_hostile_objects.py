@@ -61,11 +61,11 @@ def test_a_request_beyond_any_node_is_invalid_and_says_so(limits: dict[str, str]
 def test_a_pod_with_more_gpu_containers_than_any_is_refused_before_it_costs_a_pass_for_each() -> None:
     """Each container is one pass over all nodes."""
     body = pod("p")
-    body["spec"]["containers"] = [{**body["spec"]["containers"][0], "name": f"c{n}"} for n in range(65)]
+    body["spec"]["containers"] = [{**body["spec"]["containers"][0], "name": f"c{n}"} for n in range(17)]
 
     answer = two_nodes().filter(body, "a", "b")
 
-    assert "65 containers ask for GPUs; write at most 64 in one pod" in answer["FailedAndUnresolvableNodes"]["a"]
+    assert "17 containers ask for GPUs; write at most 16 in one pod" in answer["FailedAndUnresolvableNodes"]["a"]
 
 
 def test_a_hundred_million_gpus_in_a_namespace_with_a_quota_are_counted_without_a_list_of_them() -> None:
@@ -115,10 +115,9 @@ def test_a_mig_record_with_a_number_that_is_none_keeps_its_gpus_out_of_use_and_n
     """The record is corrupt: what it may hold is not given out, and the process goes on."""
     world = two_nodes()
     body = held("mig", "a", 0, 4_000)
-    body["metadata"]["annotations"][records.MIG_ALLOCATIONS] = (
-        '[{"containerIndex":0,"deviceIndex":0,"gpuUUID":"%s","profile":"1g.10gb","placement":{"start":%s,"size":1}}]'
-        % (gpus.gpu_uuid("a", 0), number)
-    )
+    share = f'"containerIndex":0,"deviceIndex":0,"gpuUUID":"{gpus.gpu_uuid("a", 0)}","profile":"1g.10gb"'
+    text = f'[{{{share},"placement":{{"start":{number},"size":1}}}}]'
+    body["metadata"]["annotations"][records.MIG_ALLOCATIONS] = text
 
     world.see(body)
 

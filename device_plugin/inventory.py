@@ -1,22 +1,33 @@
 """This node's GPUs as an annotation: what the scheduler may promise, and which of them must not be used.
 
-Written on every change, and again on a heartbeat in case somebody took it away; a write of what is there already
-changes nothing in the API server.
+Written on every change, and again on a heartbeat in case it was removed; a write of what is there already changes
+nothing in the API server.
+
+The node's capacity carries the names of GPU memory and cores too. kube-scheduler's DynamicResources plugin looks for
+them there once a DeviceClass offers the GPU resource: a name that is no key of the node's allocatable keeps the pod
+away, and that plugin does not know `ignoredByScheduler`. The kubelet copies them to allocatable, keeps them, and counts
+the raw requests of its pods against them. So they are the totals, and memory has a byte suffix: `4000` and `4Gi` fit.
+
+Source: k8s.io/kubernetes pkg/scheduler/framework/plugins/dynamicresources (1.36), extended resources of DRA; and
+pkg/kubelet/lifecycle/predicate.go, which ignores only names that the node does not have.
 """
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import orjson
 import structlog
 
 from device_plugin import gpu_source, isolation, settings
 from device_plugin.isolation import table
-from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, records
+from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, quantities, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
+_MOST_PRIORITY = 2**31 - 1
+"""The sum of what pods say of their priority, which is no amount of anything."""
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
 
 log = structlog.get_logger("inventory")
@@ -100,21 +111,38 @@ def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, he
     return {uuid: state for uuid, state in states.items() if not state.available}
 
 
-_LABELS = dict([records.ACCELERATOR_LABEL])
+def capacity(offered: Iterable[gpus.Gpu], names: requests.ResourceNames) -> dict[str, str]:
+    """What the node has of each resource that our pods carry beside the count, as Kubernetes quantities."""
+    every = tuple(offered)
+    return {
+        names.memory: f"{sum(gpu.memory_mib for gpu in every)}Mi",
+        names.memory_percent: str(100 * len(every)),
+        names.cores: str(sum(gpu.cores_percent for gpu in every)),
+        names.priority: str(_MOST_PRIORITY),
+    }
 
 
 class Publisher:
-    """Writes the node's annotations, and the label by which people find such nodes.
+    """Writes the node's annotations and capacity, and the label by which people find such nodes.
+
+    A label of that name that is there already stays: pods may select nodes by it.
 
     Attributes:
         written: Whether what is wanted now is written.
         trouble: Why not, if it is not.
     """
 
-    def __init__(self, client: kubernetes.Client, node_name: str, wanted: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        client: kubernetes.Client,
+        node_name: str,
+        wanted: Callable[[], Mapping[str, str]],
+        wanted_capacity: Callable[[], Mapping[str, str]],
+    ) -> None:
         self._client = client
         self._path = f"/api/v1/nodes/{node_name}"
         self._wanted = wanted
+        self._wanted_capacity = wanted_capacity
         self._changed = asyncio.Event()
         self.written = False
         self.trouble = ""
@@ -130,11 +158,8 @@ class Publisher:
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
             self._changed.clear()
-            wanted = dict(self._wanted())
             try:
-                await self._client.patch(
-                    self._path, orjson.dumps({"metadata": {"annotations": wanted, "labels": _LABELS}})
-                )
+                await self._write()
             except errors.KubernetesError as refused:
                 self.trouble = str(refused)
                 log.error("not written", error_code=error_codes.PLUGIN_INVENTORY_NOT_WRITTEN, cause=str(refused))
@@ -147,3 +172,23 @@ class Publisher:
                 await asyncio.wait_for(self._changed.wait(), _HEARTBEAT_SECONDS)
             except TimeoutError:
                 continue
+
+    async def _write(self) -> None:
+        node = await self._client.get(self._path, objects.Node)
+        metadata: dict[str, Any] = {"annotations": dict(self._wanted())}
+        label, value = records.ACCELERATOR_LABEL
+        if label not in (node.metadata.labels or {}):
+            # A label that is set after this read wins: then the version is another one, and this is tried again.
+            metadata |= {"labels": {label: value}, "resourceVersion": node.metadata.resource_version}
+        await self._client.patch(self._path, orjson.dumps({"metadata": metadata}))
+        await self._write_capacity(node.status.capacity or {})
+
+    async def _write_capacity(self, there: Mapping[str, quantities.Raw]) -> None:
+        """Write the capacity where it differs. Pods are placed without it too, except beside such a DeviceClass."""
+        wanted = self._wanted_capacity()
+        if all(quantities.thousandths(there.get(name)) == quantities.thousandths(wanted[name]) for name in wanted):
+            return
+        try:
+            await self._client.patch(f"{self._path}/status", orjson.dumps({"status": {"capacity": dict(wanted)}}))
+        except errors.KubernetesError as refused:
+            log.warning("not written", error_code=error_codes.PLUGIN_CAPACITY_NOT_WRITTEN, cause=str(refused))

@@ -31,7 +31,7 @@ def node_rows(nodes: Nodes) -> list[Row]:
                 "CONTAINERS": str(_sum(gpus, "slots")[0]),
                 "STATE": node["standing"] if node["standing"] != "none" else ill or "ok",
                 "CORES": output.percent(*_sum(gpus, "cores_percent")),
-                "LARGEST FREE": output.mib(max((_free(one) for one in gpus), default=0)),
+                "LARGEST FREE": output.mib(max((_free(one) for one in gpus if node["standing"] == "none"), default=0)),
             }
         )
     return rows
@@ -46,7 +46,7 @@ def pod_rows(pods: Pods) -> list[Row]:
         {
             "NAMESPACE": pod["namespace"],
             "POD": pod["name"],
-            "STATE": "starting" if pod["starting"] else "running" if pod["phase"] == "holding" else "waiting",
+            "STATE": _pod_state(pod),
             "NODE": pod["node"] or "-",
             "GPUS": str(len(pod["gpus"])),
             "PROMISED": output.mib(sum(one["memory_mib"] for one in pod["gpus"])),
@@ -59,6 +59,13 @@ def pod_rows(pods: Pods) -> list[Row]:
 
 
 PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
+
+
+def _pod_state(pod: Mapping[str, Any]) -> str:
+    """What the pod does by its whole status: one that the plugin refused, or that crashes, does not run."""
+    if pod["phase"] != "holding":
+        return "waiting"
+    return str(pod["trouble"]) or ("starting" if pod["starting"] else "running")
 
 
 def _state(gpu: Mapping[str, Any]) -> str:
@@ -77,6 +84,7 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     for pod in pods:
         for one in pod["gpus"]:
             holders[one["uuid"]].append(f"{pod['namespace']}/{pod['name']}")
+    standing = {node["name"]: node["standing"] for node in nodes if node["standing"] != "none"}
     pairs = [(node["name"], gpu) for node in nodes for gpu in node["gpus"]]
     pairs.sort(key=lambda pair: -pair[1]["memory_mib"]["promised"] / max(pair[1]["memory_mib"]["total"], 1))
     rows = []
@@ -91,7 +99,7 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
                 "PROMISED": output.percent(memory["promised"], memory["total"]),
                 "USED": _measured(measured, "memory_bytes", lambda value: output.mib(int(value) >> 20)),
                 "BUSY": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
-                "HEALTH": _state(gpu),
+                "HEALTH": standing.get(name, "ok") if _state(gpu) == "ok" else _state(gpu),
                 "HELD BY": ", ".join(holders[gpu["uuid"]]) or "-",
             }
         )

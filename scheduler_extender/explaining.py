@@ -112,7 +112,7 @@ class Explainer:
         pause = pauses.Pause()
         for name in names:
             await pause()
-            answer = self._placer.place_on(pod, name, nominations=False)
+            answer = self._placer.unavailable(name) or self._placer.place_on(pod, name, nominations=False)
             if isinstance(answer, placement.Placement):
                 verdicts[name] = Verdict(name, "its GPUs fit")
                 continue

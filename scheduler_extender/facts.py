@@ -9,6 +9,10 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender import constraints
 from scheduler_extender.fleet import ledger
 
+REFUSED = "Refused"
+"""The trouble of a pod to which the device plugin gave no GPU."""
+_JUST_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -71,11 +75,12 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
     if not text:
         offered = (node.status.allocatable or {}).get(names.count)
         foreign = offered is not None and quantities.thousandths(offered) > 0
-        return ledger.NodeFacts(name, standing=Reason.FOREIGN_AGENT if foreign else Reason.NODE_NOT_REGISTERED)
+        standing = Reason.FOREIGN_AGENT if foreign else Reason.NODE_NOT_REGISTERED
+        return ledger.NodeFacts(name, standing=standing, unavailable=_unavailable(node))
     try:
         inventory = records.decode_inventory(text)
     except errors.CorruptRecord:
-        return ledger.NodeFacts(name, standing=Reason.CORRUPT_NODE_RECORD)
+        return ledger.NodeFacts(name, standing=Reason.CORRUPT_NODE_RECORD, unavailable=_unavailable(node))
     links, bad_links = records.decode_links(annotations.get(records.SCORE, ""), inventory)
     ours = records.is_our_agent(annotations.get(records.AGENT))
     return ledger.NodeFacts(
@@ -83,6 +88,7 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         inventory,
         records.decode_cordon(annotations.get(records.CORDON, "")),
         Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
+        _unavailable(node),
         links,
         node.metadata.labels or {},
         tuple(ledger.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
@@ -90,6 +96,27 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         one_at_a_time=not ours,
         ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
     )
+
+
+def _unavailable(node: objects.Node) -> Reason:
+    """Whether the node itself keeps new pods away, whatever its GPUs are like."""
+    ready = next((one.status for one in node.status.conditions or () if one.type == "Ready"), "True")
+    if ready != "True":
+        return Reason.NODE_NOT_READY
+    return Reason.NODE_CORDONED if node.spec.unschedulable else Reason.NONE
+
+
+def _trouble(pod: objects.Pod) -> str:
+    """Why the containers of a bound pod do not run, in the kubelet's word; empty where they do or just have not yet."""
+    if pod.annotations.get(records.BIND_PHASE) == records.PHASE_FAILED:
+        return REFUSED
+    status = pod.status or objects.PodStatus()
+    reasons = (
+        one.state.waiting.reason
+        for one in (*(status.init_container_statuses or ()), *(status.container_statuses or ()))
+        if one.state and one.state.waiting
+    )
+    return next((reason[:64] for reason in reasons if reason not in _JUST_STARTING), "")
 
 
 def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:
@@ -152,6 +179,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
         shares,
         quotas.amounts(kinds, shares, init_done=init_done),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
+        trouble=_trouble(pod),
         plain=plain,
     )
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from gpu_sharing.core import gpus, identifiers, placement, policies, quotas, rejections, requests, reservations
+from gpu_sharing.core.rejections import Reason
 from scheduler_extender import facts, settings
 from scheduler_extender.fleet import ledger, memo, shapes
 
@@ -73,6 +74,13 @@ class Placer:
     def place_on(self, pod: facts.Waiting, name: identifiers.NodeName, *, nominations: bool) -> memo.Answer:
         """The same on a node as the pod must see it now; `Ledger.view_for` says what counts as taken."""
         return self.place(pod, self._books.view_for(name, pod.uid, pod.priority, nominations=nominations))
+
+    def unavailable(self, name: identifiers.NodeName) -> rejections.Rejection | None:
+        """Why a node takes no new pods that do not tolerate it, or None; kube-scheduler does not offer it then."""
+        known = self._books.node_facts(name)
+        if known is None or known.unavailable is Reason.NONE:
+            return None
+        return rejections.Rejection(known.unavailable)
 
     def claim(
         self, pod: facts.Waiting, name: identifiers.NodeName, placed: placement.Placement, expires_at: float

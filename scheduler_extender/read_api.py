@@ -15,7 +15,8 @@ import msgspec
 import orjson
 
 from gpu_sharing.adapters import kubernetes, reviews
-from gpu_sharing.core import error_codes, errors, identifiers, requests
+from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
+from gpu_sharing.core.rejections import Reason
 from scheduler_extender import explaining, facts, mirror, server, worker
 from scheduler_extender.fleet import ledger
 
@@ -170,7 +171,7 @@ class ReadApi:
         ailments = known.ailments if known else {}
         return {
             "name": name,
-            "standing": state.standing.name.lower(),
+            "standing": _standing(state, known),
             "foreign_slots": state.foreign_slots,
             "labels": known.labels if known else {},
             "gpus": [
@@ -202,6 +203,7 @@ class ReadApi:
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": pod.node, "phase": "holding",
             "starting": pod.starting, "corrupt": pod.corrupt, "foreign_slots": pod.foreign_slots,
+            "trouble": pod.trouble,
             "containers": [
                 [
                     {"uuid": share.uuid, "memory_mib": share.memory_mib, "cores_percent": share.cores_percent}
@@ -220,7 +222,7 @@ class ReadApi:
         namespace, _, name = pod.key.partition("/")
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
-            "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [], "gpus": [],
+            "starting": False, "corrupt": False, "foreign_slots": 0, "trouble": "", "containers": [], "gpus": [],
             "error_code": self._explainer.reason_of(pod.uid) or "",
             "created_at": pod.plain.created_at, "bound_at": 0, "asks": _asks(pod.request),
         }  # fmt: skip
@@ -256,6 +258,13 @@ class ReadApi:
                 for one in answer.verdicts
             ],
         }  # fmt: skip
+
+
+def _standing(state: placement.NodeState, known: ledger.NodeFacts | None) -> str:
+    """Why new pods are not placed on a node: by its GPUs' record, or by the node itself; `none` where they are."""
+    if state.standing is Reason.NONE and known is not None:
+        return known.unavailable.name.lower()
+    return state.standing.name.lower()
 
 
 def _asks(request: requests.PodRequest | requests.InvalidRequest) -> list[dict[str, int]]:

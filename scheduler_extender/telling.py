@@ -215,6 +215,9 @@ class Teller:
         self, pod: facts.Waiting, name: identifiers.NodeName, offered: frozenset[identifiers.NodeName]
     ) -> rejections.Rejection:
         """Why one node does not take the pod; a node that would was not offered."""
+        away = self._placer.unavailable(name)
+        if away is not None and name not in offered:
+            return away
         answer = self._placer.place_on(pod, name, nominations=name in offered)
         return answer if isinstance(answer, rejections.Rejection) else rejections.Rejection(Reason.NOT_OFFERED)
 
@@ -227,9 +230,13 @@ class Teller:
         # The GPU that would have to be taken last tells how near a node came.
         depth = min(max(request.gpus, 1), arrays.exists.shape[0])
         nearness = np.sort(np.where(arrays.usable, arrays.memory_free, -1)[:, : arrays.columns], axis=0)[-depth]
+        reasons, away = fitting.reasons, arrays.unavailable[: arrays.columns]
+        if away.any():
+            away = np.where(np.isin(np.array(arrays.names), list(offered)), Reason.NONE, away)
+            reasons = np.where(away != Reason.NONE, away, reasons)
         groups = []
-        for code in np.unique(fitting.reasons[live]):
-            columns = np.flatnonzero(live & (fitting.reasons == code))
+        for code in np.unique(reasons[live]):
+            columns = np.flatnonzero(live & (reasons == code))
             nearest = arrays.names[int(columns[nearness[columns].argmax()])]
             groups.append(narration.Group(len(columns), nearest, self.why_not(pod, nearest, offered)))
         return groups

@@ -10,8 +10,9 @@ WHOLE = 1000.0
 """The width of a bar, in its own units."""
 LEVELS = ("0", "1-24", "25-49", "50-74", "75-99", "100")
 """How full a node is, in percent of its memory."""
-GPU_STATES = ("ok", "sick", "cordoned", "unknown")
-POD_STATES = ("running", "starting", "waiting", "foreign", "unreadable")
+GPU_STATES = ("ok", "sick", "cordoned", "unknown", "unavailable")
+"""Unavailable: its node takes no new pods, as one that is not ready or is cordoned."""
+POD_STATES = ("running", "starting", "failing", "waiting", "foreign", "unreadable")
 
 
 def sum_known(amounts: Iterable[int | None]) -> int | None:
@@ -151,6 +152,8 @@ class Pod:
     """Unix seconds; 0 while it waits."""
     asks: tuple[Ask, ...]
     """What the containers of a waiting pod ask for."""
+    trouble: str = ""
+    """Why its containers do not run, where it is failing, such as `CrashLoopBackOff`."""
     used_mib: int | None = None
     """None where it is not known."""
 

@@ -79,6 +79,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     starting: bool
     corrupt: bool
     foreign_slots: int
+    trouble: str
     gpus: list[Share]
     error_code: str
     created_at: int

@@ -94,7 +94,8 @@ def measured(node: models.Node, used: snapshots.Used) -> models.Node:
 def _node(
     node: snapshots.Node, shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
 ) -> models.Node:
-    gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used) for one in node.gpus)
+    available = node.standing == "none"
+    gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used, available=available) for one in node.gpus)
     return models.Node(
         node.name, node.standing, gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
         sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
@@ -102,7 +103,9 @@ def _node(
     )  # fmt: skip
 
 
-def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> models.Gpu:
+def _gpu(
+    gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used, *, available: bool
+) -> models.Gpu:
     total, uuid = gpu.memory_mib.total, gpu.uuid
     slices, x = [], 0.0
     for pod, memory, cores in shares:
@@ -124,7 +127,8 @@ def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snaps
         "sick" if not gpu.healthy
         else "unknown" if gpu.usage_unknown
         else "cordoned" if gpu.cordoned
-        else "ok"
+        else "ok" if available
+        else "unavailable"
     )  # fmt: skip
     return models.Gpu(
         uuid, gpu.index, gpu.type, state, gpu.ailment, total, gpu.memory_mib.promised,
@@ -151,13 +155,14 @@ def _pod(pod: snapshots.Pod, used: snapshots.Used) -> models.Pod:
         "waiting" if pod.phase == "waiting"
         else "unreadable" if pod.corrupt
         else "foreign" if pod.foreign_slots
+        else "failing" if pod.trouble
         else "starting" if pod.starting
         else "running"
     )  # fmt: skip
     return models.Pod(
         pod.namespace, pod.name, state, pod.node or "", len(pod.gpus),
         sum(one.memory_mib for one in pod.gpus), sum(one.cores_percent for one in pod.gpus),
-        pod.error_code, pod.created_at, pod.bound_at, pod.asks,
+        pod.error_code, pod.created_at, pod.bound_at, pod.asks, pod.trouble,
         snapshots.mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
     )  # fmt: skip
 

@@ -187,10 +187,17 @@ class Terminated(msgspec.Struct, gc=False, rename="camel"):
     exit_code: int = 0
 
 
+class ContainerWaiting(msgspec.Struct, gc=False):
+    """Why a container does not run."""
+
+    reason: str = ""
+
+
 class ContainerState(msgspec.Struct, gc=False):
     """What a container does now."""
 
     terminated: Terminated | None = None
+    waiting: ContainerWaiting | None = None
 
 
 class ContainerStatus(msgspec.Struct, gc=False):
@@ -207,6 +214,7 @@ class PodStatus(msgspec.Struct, gc=False, rename="camel"):
     nominated_node_name: str = ""
     conditions: list[Condition] | None = None
     init_container_statuses: list[ContainerStatus] | None = None
+    container_statuses: list[ContainerStatus] | None = None
 
 
 class Pod(msgspec.Struct, gc=False):
@@ -256,11 +264,14 @@ class NodeSpec(msgspec.Struct, gc=False):
     """`spec` of a node."""
 
     taints: list[Taint] | None = None
+    unschedulable: bool | None = None
 
 
 class NodeStatus(msgspec.Struct, gc=False):
     """`status` of a node."""
 
+    conditions: list[Condition] | None = None
+    capacity: dict[str, quantities.Raw] | None = None
     allocatable: dict[str, quantities.Raw] | None = None
 
 

@@ -46,6 +46,16 @@ PERCENT_OUT_OF_RANGE = _register(
     "A percentage of a GPU is outside 1 to 100.",
     "Write a whole number from 1 to 100; for more than one GPU raise nvidia.com/gpu.",
 )
+NODE_NOT_READY = _register(
+    "SCHED_NODE_NOT_READY",
+    "The kubelet of the node does not report that it is ready, so nothing new is placed there, whatever is free.",
+    "See kubectl describe node; the GPUs count again once the node is Ready.",
+)
+NODE_CORDONED = _register(
+    "SCHED_NODE_CORDONED",
+    "The node is cordoned (spec.unschedulable), so nothing new is placed there, whatever is free.",
+    "kubectl uncordon NODE, once the reason for the cordon is gone.",
+)
 POD_IN_DOUBT = _register(
     "SCHED_POD_IN_DOUBT",
     "A list of pods lacks a pod that was read or bound while the list was made, and the API server does not say what "
@@ -473,6 +483,12 @@ PLUGIN_INVENTORY_NOT_WRITTEN = _register(
     "PLUGIN_INVENTORY_NOT_WRITTEN",
     "The node's record of its GPUs could not be written.",
     "Check the API server and the plugin's RBAC rules; the plugin tries again by itself.",
+)
+PLUGIN_CAPACITY_NOT_WRITTEN = _register(
+    "PLUGIN_CAPACITY_NOT_WRITTEN",
+    "The node's capacity of GPU memory and cores could not be written; where a DeviceClass names the GPU "
+    "resource, kube-scheduler keeps pods that ask for them off this node.",
+    "Grant the plugin's account patch on nodes/status, as the chart does; the plugin tries again by itself.",
 )
 PLUGIN_DELIVERY = _register(
     "PLUGIN_DELIVERY",

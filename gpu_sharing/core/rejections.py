@@ -40,6 +40,9 @@ class Reason(enum.IntEnum):
     """The GPUs are given out by dynamic resource allocation."""
     NOT_OFFERED = 23
     """The GPUs fit, but kube-scheduler did not offer the node."""
+    NODE_NOT_READY = 24
+    """The node's kubelet is away. kube-scheduler says so by a taint; these two are for people, and refuse no pod."""
+    NODE_CORDONED = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.MIG_INSTANCE: Explanation(error_codes.NO_MIG_INSTANCE, "no MIG instance free", curable=True),
     Reason.GANG: Explanation(error_codes.GANG_WAITS, "waits for its gang"),
     Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
+    Reason.NODE_NOT_READY: Explanation(error_codes.NODE_NOT_READY, "node not ready"),
+    Reason.NODE_CORDONED: Explanation(error_codes.NODE_CORDONED, "node cordoned"),
 }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays
 
 
@@ -28,8 +29,9 @@ class ModelCount:
     model: str
     gpus: int
     usable: int
-    """Healthy, not cordoned, known, on a node that may be chosen."""
+    """Healthy, not cordoned, known, on a node that may be chosen and is available."""
     memory_mib: int
+    """On available nodes, as all that follows."""
     memory_promised_mib: int
     slots: int
     slots_promised: int
@@ -47,7 +49,8 @@ def count(fleet: arrays.Arrays, lately: Mapping[Shape, int]) -> list[ModelCount]
         lately: The shares that were asked for, and how often each.
     """
     used = slice(0, fleet.columns)
-    exists, usable = fleet.exists[:, used], fleet.usable[:, used]
+    available = fleet.unavailable[used] == Reason.NONE
+    exists, usable = fleet.exists[:, used], fleet.usable[:, used] & available
     type_id, free, cores_free = fleet.type_id[:, used], fleet.memory_free[:, used], fleet.cores_free[:, used]
     shareable = fleet.shareable[:, used]
     found = []
@@ -55,6 +58,7 @@ def count(fleet: arrays.Arrays, lately: Mapping[Shape, int]) -> list[ModelCount]
         mine = exists & (type_id == number)
         if not mine.any():
             continue
+        there = mine & available  # What is on a node that is not ready or cordoned can be promised to nobody.
         open_memory = free[mine & usable].clip(min=0)
         open_cores = cores_free[mine & usable]
         takes = shareable[mine & usable]
@@ -68,8 +72,8 @@ def count(fleet: arrays.Arrays, lately: Mapping[Shape, int]) -> list[ModelCount]
         found.append(
             ModelCount(
                 model, int(mine.sum()), len(open_memory),
-                int(fleet.memory_total[:, used][mine].sum()), int(fleet.memory_used[:, used][mine].sum()),
-                int(fleet.slots_total[:, used][mine].sum()), int(fleet.slots_used[:, used][mine].sum()),
+                int(fleet.memory_total[:, used][there].sum()), int(fleet.memory_used[:, used][there].sum()),
+                int(fleet.slots_total[:, used][there].sum()), int(fleet.slots_used[:, used][there].sum()),
                 int(open_memory[takes].max(initial=0)),
                 wasted / (asked * all_free) if asked and all_free else None,
             )

@@ -12,6 +12,7 @@ Pure: the time is handed in. Not thread-safe: everything happens on one event lo
 """
 
 import collections
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -52,6 +53,9 @@ class NodeFacts:
     inventory: tuple[gpus.Gpu, ...] = ()
     cordoned: frozenset[identifiers.GpuUuid] = frozenset()
     standing: Reason = Reason.NONE
+    unavailable: Reason = Reason.NONE
+    """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for nobody, although pods that
+    tolerate it may be placed."""
     links: topology.Links = ()
     """How well its GPUs reach each other, in the order of `inventory`."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +106,8 @@ class PodFacts:
     """The record does not decode: the node's GPUs that `bookings` does not name are unknown."""
     starting: bool = False
     """The device plugin has not handed the GPUs over yet."""
+    trouble: str = ""
+    """Why its containers do not run: `Refused` by the device plugin, or the kubelet's word such as CrashLoopBackOff."""
     plain: Plain = _NOTHING_KNOWN
 
     @property
@@ -424,6 +430,10 @@ class Ledger:
         before = self._pods.get(facts.uid)
         if before == facts:
             return
+        if before is not None and dataclasses.replace(before, trouble=facts.trouble) == facts:
+            # It holds what it held, so nothing became free.
+            self._pods[facts.uid] = self._nodes[facts.node].pods[facts.uid] = facts
+            return
         if before is not None:
             self._take(facts.uid)
         self._pods[facts.uid] = facts
@@ -484,7 +494,11 @@ class Ledger:
                 del self._nodes[name]
             return
         state = self._state(name, node.claims.values())
-        if state == node.settled and not node.inventory_changed:
+        if (
+            state == node.settled
+            and not node.inventory_changed
+            and self.arrays.unavailable[self.arrays.column_of[name]] == node.facts.unavailable
+        ):
             return  # A nomination became a bind: another reason for the same numbers.
         column = self.arrays.column(name)
         try:
@@ -492,6 +506,7 @@ class Ledger:
         except Exception as defect:
             state = self._set_aside(node, defect)
             self.arrays.write(column, state, inventory_changed=True)
+        self.arrays.unavailable[column] = node.facts.unavailable
         node.settled = state
         node.inventory_changed = False
         self._note(column)

@@ -73,7 +73,11 @@ def _refused(status: int, body: bytes) -> failures.CommandFailed:
     except (ValueError, KeyError, TypeError):
         sentence = f"status {status}: {body[:200].decode(errors='replace')}"
     hints = {
-        401: "give --token-file with a token that may get the nonResourceURL /api/v1/*",
+        401: "give --token-file with a token of the cluster, for example from kubectl create token",
+        403: (
+            "for the read API: kubectl create clusterrolebinding NAME --clusterrole=hami-reader --user=USER; "
+            "for the pods of a namespace: a role with list on pods there"
+        ),
         503: "the extender has just started: try again",
     }
     negative = failures.NEGATIVE if status == 404 else failures.FAILED

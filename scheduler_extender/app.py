@@ -38,6 +38,7 @@ from scheduler_extender import (
     placing,
     pod_writer,
     preempting,
+    read_access,
     read_api,
     requeue,
     server,
@@ -115,7 +116,7 @@ class Extender:
             self._keeper.begin()
         tell = functools.partial(stories.read, client)
 
-        def api(gate: read_api.Gate) -> read_api.ReadApi:
+        def api(gate: read_access.Gate) -> read_api.ReadApi:
             return read_api.ReadApi(self._mirror, explainer, tell, gate, self._synced)
 
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._synced, self._leads)
@@ -130,9 +131,9 @@ class Extender:
             ),
             "api": (
                 options.api_bind,
-                listeners.listener(api(read_api.OpenGate()))
+                listeners.listener(api(read_access.OpenGate()))
                 if options.api_bind.is_loopback
-                else listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key),
+                else listeners.listener(api(read_access.TokenGate(client)), options.tls_cert, options.tls_key),
             ),
             "health": (
                 options.health_bind,
@@ -142,7 +143,7 @@ class Extender:
             ),
         }
         if options.secure_api_bind:
-            secured = listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key)
+            secured = listeners.listener(api(read_access.TokenGate(client)), options.tls_cert, options.tls_key)
             self._listeners["secure-api"] = (options.secure_api_bind, secured)
         if options.tls_cert:
             hook = webhook.Webhook(self._mirror, options, self._synced, self._metrics)

@@ -316,8 +316,18 @@ EVENTS_UNREAD = _register(
 )
 UNAUTHORIZED = _register(
     "SCHED_UNAUTHORIZED",
-    "The read API was called without a token that may read it.",
-    "Send a bearer token whose account may get the path (a nonResourceURL rule).",
+    "The read API was called without a token that the cluster knows.",
+    "Send a bearer token of this cluster, for example by kubectl create token.",
+)
+READ_FORBIDDEN = _register(
+    "SCHED_READ_FORBIDDEN",
+    "The account that called the read API lacks a permission: get on gpus.hami.io, or list on pods in that namespace.",
+    "Bind the ClusterRole hami-reader to the account, or a role with list on pods; the message names the rule.",
+)
+REVIEW_FAILED = _register(
+    "SCHED_REVIEW_FAILED",
+    "The API server did not say who called the read API, or what the caller may read, so that nothing was answered.",
+    "Try again; if it stays, check that the extender may create tokenreviews and subjectaccessreviews.",
 )
 EVENTS_DROPPED = _register(
     "SCHED_EVENTS_DROPPED",

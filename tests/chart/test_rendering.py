@@ -114,7 +114,7 @@ def test_every_role_is_what_the_end_to_end_tests_run_with() -> None:
     plugin = {(*one[:3], "nvidia") if one[:3] == classes else one for one in rights(control_plane.PLUGIN_RULES)}
     assert of("ClusterRole", "hami-device-plugin") == plugin
     webui = of("ClusterRole", "hami-webui") | of("Role", "hami-webui")
-    assert webui == rights(control_plane.WEBUI_RULES) | {("-", "/api/v1/*", "get", "")}
+    assert webui == rights(control_plane.WEBUI_RULES)
 
 
 def test_no_container_has_more_than_it_needs() -> None:

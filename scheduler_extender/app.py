@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -25,7 +25,6 @@ from gpu_sharing.adapters import (
     objects,
     watching,
 )
-from gpu_sharing.core import errors
 from scheduler_extender import (
     binding,
     certificate_keeper,
@@ -52,13 +51,9 @@ from scheduler_extender import (
 
 _COMPONENT = "hami-scheduler"
 _DRAIN_SECONDS = 20
-_LOOK_AGAIN_SECONDS, _RETRY_SECONDS = 600.0, 15.0
-"""When to look anew for an API that the cluster does not have, or about which it did not answer."""
 _EVENTS_DRAIN_SECONDS = 3.0
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
-
-_Optional = TypeVar("_Optional", objects.ResourceSlice, objects.PodGroup)
 
 log = structlog.get_logger("extender")
 
@@ -185,11 +180,12 @@ class Extender:
         async with asyncio.TaskGroup() as tasks:
             for watch in self._watches.values():
                 tasks.create_task(watch.run())
+            slices, client = self._mirror.slices, self._client
             tasks.create_task(
-                self._follow_if_there("resource.k8s.io", "resourceslices", objects.ResourceSlice, self._mirror.slices)
+                discovery.follow(client, "resource.k8s.io", "resourceslices", objects.ResourceSlice, slices, _version)
             )
             for api_group, sink in self._mirror.groups.items():
-                tasks.create_task(self._follow_if_there(api_group, "podgroups", objects.PodGroup, sink))
+                tasks.create_task(discovery.follow(client, api_group, "podgroups", objects.PodGroup, sink, _version))
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
@@ -205,23 +201,6 @@ class Extender:
                 tasks.create_task(self._usage.run())
             if self._options.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
-
-    async def _follow_if_there(
-        self, api_group: str, resource: str, kind: type[_Optional], sink: watching.Sink[_Optional]
-    ) -> None:
-        """List and watch what not every cluster has; nothing waits for it."""
-        while True:
-            try:
-                path = await discovery.path_of(self._client, api_group, resource)
-            except errors.KubernetesError as trouble:
-                log.warning("API unknown", group=api_group, resource=resource, cause=str(trouble))
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            if path is not None:
-                break
-            log.info("no such API in this cluster", group=api_group, resource=resource)
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        await watching.Reflector(self._client, path, kind, sink, _version).run()
 
     async def _list_again(self) -> None:
         await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))

@@ -229,13 +229,16 @@ class Client:
 
         Raises:
             Expired: The listing took longer than the server keeps its state; start anew.
+            Unavailable: No answer in time, or one that is no list.
         """
         token = ""
         while True:
             query = {"limit": str(page_size)} | ({"continue": token} if token else {})
-            page = _page_decoder.decode(
-                await self._call("GET", _with_query(path, query), None, None, _DEFAULT_TIMEOUT_SECONDS)
-            )
+            content = await self._call("GET", _with_query(path, query), None, None, _DEFAULT_TIMEOUT_SECONDS)
+            try:
+                page = _page_decoder.decode(content)
+            except msgspec.MsgspecError as cause:
+                raise errors.Unavailable(f"GET {path}: the answer is no list: {cause}") from cause
             yield page
             token = page.metadata.continue_
             if not token:

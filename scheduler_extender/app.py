@@ -51,6 +51,8 @@ from scheduler_extender import (
 
 _COMPONENT = "hami-scheduler"
 _DRAIN_SECONDS = 20
+_VERB_CONNECTIONS, _WEBHOOK_CONNECTIONS = 512, 256
+"""Only kube-scheduler reaches the verbs; the webhook is open to every pod of the cluster."""
 _EVENTS_DRAIN_SECONDS = 3.0
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
@@ -122,7 +124,7 @@ class Extender:
         self._listeners = {
             "verbs": (
                 options.http_bind,
-                listeners.listener(self._verb_server),
+                listeners.listener(self._verb_server, most_connections=_VERB_CONNECTIONS),
             ),
             "api": (
                 options.api_bind,
@@ -144,7 +146,7 @@ class Extender:
             hook = webhook.Webhook(self._mirror, options, self._synced, self._metrics)
             self._listeners["webhook"] = (
                 options.webhook_bind,
-                listeners.listener(hook, options.tls_cert, options.tls_key),
+                listeners.listener(hook, options.tls_cert, options.tls_key, most_connections=_WEBHOOK_CONNECTIONS),
             )
 
     async def run(self) -> None:
@@ -153,7 +155,7 @@ class Extender:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with listeners.serving(self._listeners) as addresses, asyncio.TaskGroup() as tasks:
+        async with listeners.serving(self._listeners, "verbs") as addresses, asyncio.TaskGroup() as tasks:
             self._verbs_address = addresses["verbs"]
             work = [
                 tasks.create_task(coroutine)

@@ -152,10 +152,10 @@ class Verbs:
             return wire.preempt_result(chosen)
         corrected = {}
         for name, victims_there in chosen.items():
-            uids = [identifiers.PodUid(one.uid) for one in victims_there.pods or ()]
+            uids = [identifiers.PodUid(one.uid) for one in victims_there.pods or () if one]
             found = self._victims.corrected(pod, identifiers.NodeName(name), uids)
             if found:
-                pods = [wire.MetaPod(uid) for uid in found]
+                pods: list[wire.MetaPod | None] = [wire.MetaPod(uid) for uid in found]
                 corrected[name] = wire.MetaVictims(pods, victims_there.num_pdb_violations)
         log.info("victims", pod=pod.key, asked=len(chosen), helping=len(corrected))
         return wire.preempt_result(corrected)
@@ -190,6 +190,7 @@ class Verbs:
             return known
         if not facts.is_ours(pod, self._options.resource_names):
             return None
+        wire.demand_identity(pod)
         return facts.waiting(pod, self._options.resource_names)
 
     def _refused(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 import structlog
 import uvicorn
 
-from gpu_sharing.adapters import flags, guarded_http
+from gpu_sharing.adapters import flags, guarded_http, sockets
 from gpu_sharing.core import error_codes
 
 _KEEP_ALIVE_SECONDS = 120
@@ -140,13 +140,13 @@ async def serving(
     wanted = {name: one.connections.most for name, (_, one) in listeners.items()}
     for name, most in guarded_http.shares(wanted, guarded_http.raise_descriptor_limit(), reserved).items():
         listeners[name][1].connections.most = most
-    sockets = {name: _bind(address) for name, (address, _) in listeners.items()}
+    bound = {name: sockets.bound(address) for name, (address, _) in listeners.items()}
     # Listening before it is said, so that whoever reads the line can connect.
-    for sock in sockets.values():
+    for sock in bound.values():
         sock.listen(2048)
-    shown = {name: _shown(sock) for name, sock in sockets.items()}
+    shown = {name: sockets.shown(sock) for name, sock in bound.items()}
     log.info("listening", pid=os.getpid(), **shown)
-    tasks = [asyncio.create_task(one.serve(sockets=[sockets[name]])) for name, (_, one) in listeners.items()]
+    tasks = [asyncio.create_task(one.serve(sockets=[bound[name]])) for name, (_, one) in listeners.items()]
     try:
         yield shown
     finally:
@@ -175,16 +175,3 @@ def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:
     """Take no new calls; those under way finish."""
     for _, one in listeners.values():
         one.should_exit = True
-
-
-def _bind(address: flags.Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((address.host, address.port))
-    return sock
-
-
-def _shown(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -5,6 +5,7 @@ the thread that computes beside the loop to give the interpreter up. What a load
 """
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -25,6 +26,8 @@ from scheduler_extender import (
     placing,
     pod_writer,
     preempting,
+    read_access,
+    read_api,
     requeue,
     settings,
     telling,
@@ -193,6 +196,26 @@ def _relist(nodes: int, pods_a_node: int) -> Load:
     return relist
 
 
+def _read(what: str, nodes: int, pods_a_node: int) -> Load:
+    world = _World(nodes)
+    world.hold(pods_a_node, 4_000)
+
+    async def no_events(namespace: str, uid: identifiers.PodUid) -> list[dict[str, Any]]:
+        return []
+
+    api = read_api.ReadApi(world.mirror, world.explainer, no_events, read_access.OpenGate(), lambda: True)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        del message
+
+    path = f"/api/v1/{what}"
+    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "headers": []}
+    return lambda: api(scope, receive, send)
+
+
 def _gang(nodes: int, members: int) -> Load:
     world = _World(nodes)
     for number in range(members):
@@ -225,6 +248,8 @@ def _loads(quick: bool) -> Iterator[tuple[str, Callable[[], Load]]]:
     yield "preemption: plan on 100 nodes with 48 pods each", _preempt
     yield "preempt call: 100 nodes with 48 pods each", _preempt_call
     yield f"relist: {nodes} nodes, {nodes * 10} pods", lambda: _relist(nodes, 10)
+    for what in ("cluster", "nodes", "pods"):
+        yield f"read API, {what}: {nodes} nodes, {nodes * 10} pods", functools.partial(_read, what, nodes, 10)
     yield f"gang: 100 members of 8 GPUs on {nodes} nodes", lambda: _gang(nodes, 100)
     yield f"filter: 16 containers with GPUs, {nodes} nodes", lambda: _many_containers(nodes, 16)
 

@@ -22,11 +22,13 @@ class PassThrough:
 
     def __init__(self, client: kubernetes.Client) -> None:
         self._client = client
+        self._bodies = server.BodyBudget(2 * server.MOST_BODY_BYTES)
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
         if scope["type"] != "http":
             return
-        body = orjson.loads(await server.read_body(receive, server.MOST_BODY_BYTES) or b"{}")
+        async with self._bodies.reading(receive, server.MOST_BODY_BYTES) as read:
+            body = orjson.loads(read or b"{}")
         answer: object
         match scope["path"].rpartition("/")[2]:
             case "filter":

@@ -61,7 +61,7 @@ class Settings:
     """How device nodes and driver libraries reach a container."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
     """Under which names containers ask."""
-    health_bind: flags.Address = flags.Address("0.0.0.0", 8081)  # noqa: S104  # probes and Prometheus are outside the pod
+    health_bind: flags.Address = flags.Address("", 8081)  # probes and Prometheus are outside the pod
     """Health, readiness and metrics."""
     health_rules: health.Rules = field(default_factory=health.Rules)
     """When a GPU is unhealthy, and when it may come back."""

@@ -10,11 +10,11 @@ import ssl
 import subprocess
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_sharing.adapters import http_get
 from hamictl import failures
 
 _TIMEOUT_SECONDS = 15.0
@@ -54,10 +54,8 @@ class Reader:
             CommandFailed: It does not answer, or not with that.
         """
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
-        request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=self._headers)
         try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS, context=self._tls) as answer:
-                return json.loads(answer.read())
+            return json.loads(http_get.read(f"{self._url}/api/v1/{path}", _TIMEOUT_SECONDS, self._headers, self._tls))
         except urllib.error.HTTPError as refused:
             raise _refused(refused.code, refused.read()) from refused
         except (OSError, ValueError) as broken:
@@ -73,7 +71,11 @@ def _refused(status: int, body: bytes) -> failures.CommandFailed:
     except (ValueError, KeyError, TypeError):
         sentence = f"status {status}: {body[:200].decode(errors='replace')}"
     hints = {
-        401: "give --token-file with a token that may get the nonResourceURL /api/v1/*",
+        401: "give --token-file with a token of the cluster, for example from kubectl create token",
+        403: (
+            "for the read API: kubectl create clusterrolebinding NAME --clusterrole=hami-reader --user=USER; "
+            "for the pods of a namespace: a role with list on pods there"
+        ),
         503: "the extender has just started: try again",
     }
     negative = failures.NEGATIVE if status == 404 else failures.FAILED
@@ -126,8 +128,7 @@ def components(where: Where) -> dict[str, Any] | None:
 def _components(url: str) -> dict[str, Any]:
     """A part that is not healthy makes the status 503, and the body says which."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/healthz", timeout=_TIMEOUT_SECONDS) as answer:
-            body = answer.read()
+        body = http_get.read(f"{url.rstrip('/')}/healthz", _TIMEOUT_SECONDS)
     except urllib.error.HTTPError as refused:
         body = refused.read()
     found: dict[str, Any] = json.loads(body)["components"]

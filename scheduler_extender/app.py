@@ -11,7 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
@@ -25,7 +25,6 @@ from gpu_sharing.adapters import (
     objects,
     watching,
 )
-from gpu_sharing.core import errors
 from scheduler_extender import (
     binding,
     certificate_keeper,
@@ -38,6 +37,7 @@ from scheduler_extender import (
     placing,
     pod_writer,
     preempting,
+    read_access,
     read_api,
     requeue,
     server,
@@ -52,15 +52,13 @@ from scheduler_extender import (
 
 _COMPONENT = "hami-scheduler"
 _DRAIN_SECONDS = 20
-_LOOK_AGAIN_SECONDS, _RETRY_SECONDS = 600.0, 15.0
-"""When to look anew for an API that the cluster does not have, or about which it did not answer."""
+_VERB_CONNECTIONS, _WEBHOOK_CONNECTIONS = 512, 256
+"""Only kube-scheduler reaches the verbs; the webhook is open to every pod of the cluster."""
 _EVENTS_DRAIN_SECONDS = 3.0
 _NODES_AT_A_TIME = 32
 """To count between two turns of others, while starting."""
 _BUSY_SECONDS = 0.1
 """After a call from kube-scheduler: while it works through a queue, the next one comes sooner."""
-
-_Optional = TypeVar("_Optional", objects.ResourceSlice, objects.PodGroup)
 
 log = structlog.get_logger("extender")
 
@@ -123,7 +121,7 @@ class Extender:
             self._keeper.begin()
         tell = functools.partial(stories.read, client)
 
-        def api(gate: read_api.Gate) -> read_api.ReadApi:
+        def api(gate: read_access.Gate) -> read_api.ReadApi:
             return read_api.ReadApi(self._mirror, explainer, tell, gate, self._ready)
 
         self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._ready, self._leads)
@@ -134,13 +132,13 @@ class Extender:
         self._listeners = {
             "verbs": (
                 options.http_bind,
-                listeners.listener(self._verb_server),
+                listeners.listener(self._verb_server, most_connections=_VERB_CONNECTIONS),
             ),
             "api": (
                 options.api_bind,
-                listeners.listener(api(read_api.OpenGate()))
+                listeners.listener(api(read_access.OpenGate()))
                 if options.api_bind.is_loopback
-                else listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key),
+                else listeners.listener(api(read_access.TokenGate(client)), options.tls_cert, options.tls_key),
             ),
             "health": (
                 options.health_bind,
@@ -150,13 +148,13 @@ class Extender:
             ),
         }
         if options.secure_api_bind:
-            secured = listeners.listener(api(read_api.TokenGate(client)), options.tls_cert, options.tls_key)
+            secured = listeners.listener(api(read_access.TokenGate(client)), options.tls_cert, options.tls_key)
             self._listeners["secure-api"] = (options.secure_api_bind, secured)
         if options.tls_cert:
             hook = webhook.Webhook(self._mirror, options, self._ready, self._metrics)
             self._listeners["webhook"] = (
                 options.webhook_bind,
-                listeners.listener(hook, options.tls_cert, options.tls_key),
+                listeners.listener(hook, options.tls_cert, options.tls_key, most_connections=_WEBHOOK_CONNECTIONS),
             )
 
     async def run(self) -> None:
@@ -165,7 +163,7 @@ class Extender:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        async with listeners.serving(self._listeners) as addresses, asyncio.TaskGroup() as tasks:
+        async with listeners.serving(self._listeners, "verbs") as addresses, asyncio.TaskGroup() as tasks:
             self._verbs_address = addresses["verbs"]
             work = [
                 tasks.create_task(coroutine)
@@ -192,11 +190,12 @@ class Extender:
         async with asyncio.TaskGroup() as tasks:
             for watch in self._watches.values():
                 tasks.create_task(watch.run())
+            slices, client = self._mirror.slices, self._client
             tasks.create_task(
-                self._follow_if_there("resource.k8s.io", "resourceslices", objects.ResourceSlice, self._mirror.slices)
+                discovery.follow(client, "resource.k8s.io", "resourceslices", objects.ResourceSlice, slices, _version)
             )
             for api_group, sink in self._mirror.groups.items():
-                tasks.create_task(self._follow_if_there(api_group, "podgroups", objects.PodGroup, sink))
+                tasks.create_task(discovery.follow(client, api_group, "podgroups", objects.PodGroup, sink, _version))
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
@@ -215,23 +214,6 @@ class Extender:
                 tasks.create_task(self._usage.run())
             if self._options.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
-
-    async def _follow_if_there(
-        self, api_group: str, resource: str, kind: type[_Optional], sink: watching.Sink[_Optional]
-    ) -> None:
-        """List and watch what not every cluster has; nothing waits for it."""
-        while True:
-            try:
-                path = await discovery.path_of(self._client, api_group, resource)
-            except errors.KubernetesError as trouble:
-                log.warning("API unknown", group=api_group, resource=resource, cause=str(trouble))
-                await asyncio.sleep(_RETRY_SECONDS)
-                continue
-            if path is not None:
-                break
-            log.info("no such API in this cluster", group=api_group, resource=resource)
-            await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        await watching.Reflector(self._client, path, kind, sink, _version).run()
 
     async def _list_again(self) -> None:
         await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))

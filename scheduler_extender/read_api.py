@@ -1,74 +1,59 @@
 """The read API: who holds what, who waits, and why, for the WebUI and `hamictl`.
 
-Served on every replica, from the same mirror that decides. On loopback it is open; elsewhere a bearer token is asked
-for, which the API server reviews (TokenReview) and whose account must be allowed to get the path as a nonResourceURL
-(SubjectAccessReview). Described by `openapi.json`, against which it is tested.
+Served on every replica, from the same mirror that decides. On loopback it is open; elsewhere `access` says who may read
+what. Described by `openapi.json`, against which it is tested.
 """
 
+import heapq
 import importlib.resources
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 from urllib import parse
 
 import msgspec
 import orjson
 
-from gpu_sharing.adapters import kubernetes, reviews
+from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import explaining, facts, mirror, server, worker
+from scheduler_extender import explaining, facts, mirror, read_access, server, worker
 from scheduler_extender.fleet import ledger
 
-PREFIX = "/api/v1"
-_REVIEWED_FOR_SECONDS = 30.0
-_MOST_TOKENS = 1_000
+_LONGEST_NAME = 253
+_SORTED_AT_A_TIME = 2_000
 
 
-class Gate(Protocol):
-    """Who may read."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What a request asks for; the one reading of its path, for whoever admits and whoever answers."""
 
-    async def admits(self, token: str, path: str) -> bool:
-        """Whether the bearer of that token may get that path."""
-
-
-class OpenGate:
-    """Everybody on this machine may read."""
-
-    async def admits(self, token: str, path: str) -> bool:
-        """Always."""
-        return True
+    what: str
+    """`cluster`, `nodes`, `pods`, `openapi.json`, `explain` or `events`; anything else is unknown."""
+    namespace: str = ""
+    """Of the pod that `explain` and `events` are about."""
+    name: str = ""
 
 
-class TokenGate:
-    """Asks the API server about each token, and remembers the answer for half a minute."""
+def route_of(raw_path: bytes) -> Route | None:
+    """Return what a path asks for, or None where there is nothing.
 
-    def __init__(self, client: kubernetes.Client, clock: Callable[[], float] = time.monotonic) -> None:
-        self._client = client
-        self._clock = clock
-        self._known: dict[tuple[str, str], tuple[bool, float]] = {}
-
-    async def admits(self, token: str, path: str) -> bool:
-        """Whether the bearer of that token may get that path. No answer from the API server is a no."""
-        if not token:
-            return False
-        area = "/".join(path.split("/")[:4])
-        known = self._known.get((token, area))
-        if known and self._clock() - known[1] < _REVIEWED_FOR_SECONDS:
-            return known[0]
-        try:
-            allowed = await self._review(token, area)
-        except (errors.KubernetesError, msgspec.MsgspecError):
-            return False
-        if len(self._known) >= _MOST_TOKENS:
-            self._known.clear()
-        self._known[(token, area)] = (allowed, self._clock())
-        return allowed
-
-    async def _review(self, token: str, path: str) -> bool:
-        user = await reviews.user_of(self._client, token)
-        wanted = {"nonResourceAttributes": {"path": path, "verb": "get"}}
-        return user is not None and await reviews.may(self._client, user, wanted)
+    Each segment is percent-decoded once. A segment that then is empty, a dot segment, longer than a name, or holds a
+    slash or a NUL is refused, so that no two readers can cut the path differently.
+    """
+    try:
+        parts = [parse.unquote_to_bytes(part).decode() for part in raw_path.partition(b"?")[0].split(b"/")]
+    except UnicodeDecodeError:
+        return None
+    if any(part in ("", ".", "..") or len(part) > _LONGEST_NAME or set("/\0") & set(part) for part in parts[1:]):
+        return None
+    match parts:
+        case ["", "api", "v1", "cluster" | "nodes" | "pods" | "openapi.json" as what]:
+            return Route(what)
+        case ["", "api", "v1", "explain" | "events" as what, namespace, name]:
+            return Route(what, namespace, name)
+        case _:
+            return None
 
 
 Events = Callable[[str, identifiers.PodUid], Awaitable[list[dict[str, Any]]]]
@@ -83,7 +68,7 @@ class ReadApi:
         cluster: mirror.Mirror,
         explainer: explaining.Explainer,
         events: Events,
-        gate: Gate,
+        gate: read_access.Gate,
         ready: Callable[[], bool],
     ) -> None:
         self._mirror = cluster
@@ -97,71 +82,98 @@ class ReadApi:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        path = scope["path"]
         if scope["method"] != "GET":
             await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, "the read API takes GET")
             return
         authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         token = authorization[7:] if authorization[:7].lower() == "bearer " else ""
-        if not await self._gate.admits(token, path):
-            await self._refuse(send, 401, error_codes.UNAUTHORIZED, "send a bearer token that may get this path")
-        elif path == f"{PREFIX}/openapi.json":
-            await server.answer(send, 200, self._openapi)
-        elif not self._ready():
-            await self._refuse(send, 503, error_codes.NOT_READY, "the cluster has not been read yet")
-        else:
-            await self._read(path, scope.get("raw_path", b"").decode("latin-1"), send)
+        route = route_of(scope["raw_path"])
+        try:
+            reader = await self._gate.admit(token)
+            if route is not None and route.what == "openapi.json":
+                await server.answer(send, 200, self._openapi)
+            elif not self._ready():
+                await self._refuse(send, 503, error_codes.NOT_READY, "the cluster has not been read yet")
+            else:
+                await self._read(route, reader, scope["path"], send)
+        except read_access.Refused as refused:
+            await self._refuse(send, refused.status, refused.code, str(refused))
 
-    async def _read(self, path: str, raw_path: str, send: server.Send) -> None:
-        parts = [parse.unquote(part) for part in raw_path.partition("?")[0].split("/")[3:]]
-        match parts:
-            case ["cluster"]:
-                body: Any = self._cluster()
-            case ["nodes"]:
-                body = {"nodes": [self._node(name) for name in sorted(self._mirror.ledger.node_names())]}
-            case ["pods"]:
-                body = {"pods": self._pods()}
-            case ["explain", namespace, name]:
-                try:
-                    body = await self._explain(f"{namespace}/{name}")
-                except worker.Busy:
-                    await self._refuse(send, 503, error_codes.BUSY, "other explanations are being computed, retry")
-                    return
-            case ["events", namespace, name]:
-                try:
-                    body = await self._events_of(namespace, name)
-                except (errors.KubernetesError, msgspec.MsgspecError) as cause:
-                    text = f"the API server does not tell the pod's events: {cause}"
-                    await self._refuse(send, 502, error_codes.EVENTS_UNREAD, text)
-                    return
-            case _:
-                body = None
+    async def _read(self, route: Route | None, reader: read_access.Reader, path: str, send: server.Send) -> None:
+        try:
+            body = await self._body(route, reader) if route else None
+        except worker.Busy:
+            await self._refuse(send, 503, error_codes.BUSY, "other explanations are being computed, retry")
+            return
+        except (errors.KubernetesError, msgspec.MsgspecError) as cause:
+            text = f"the API server does not tell the pod's events: {cause}"
+            await self._refuse(send, 502, error_codes.EVENTS_UNREAD, text)
+            return
         if body is None:
             known = "cluster, nodes, pods, explain/<namespace>/<pod>, events/<namespace>/<pod>"
             text = f"nothing at {path[:80]}: there are {known}; the last two know pods that ask for GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
             return
-        await server.answer(send, 200, orjson.dumps(body))
+        await server.answer(send, 200, body)
+
+    async def _body(self, route: Route, reader: read_access.Reader) -> bytes | None:
+        """Return the answer; None where there is no such pod.
+
+        The lists are made in pieces: at 50,000 pods a whole one would keep kube-scheduler waiting.
+        """
+        match route.what:
+            case "cluster":
+                return orjson.dumps(await self._cluster())
+            case "nodes":
+                names = sorted(self._mirror.ledger.node_names())
+                return await _list("nodes", (self._node(name) for name in names))
+            case "pods":
+                return await _list("pods", await self._pods(await reader.visible(await self._namespaces())))
+        told = await self._about_pod(route, reader)
+        return None if told is None else orjson.dumps(told)
+
+    async def _about_pod(self, route: Route, reader: read_access.Reader) -> dict[str, Any] | None:
+        visible = await reader.visible([route.namespace])
+        if route.what == "events":
+            return await self._events_of(route.namespace, route.name)
+        told = await self._explain(f"{route.namespace}/{route.name}")
+        if told is not None and visible is not None:
+            named = {_namespace_of(key) for one in told["nodes"] for key in (*one["waits_for"], *one["evictable"])}
+            visible |= await reader.visible_among(named)
+            _hide(told, visible)
+        return told
+
+    async def _namespaces(self) -> frozenset[str]:
+        """Those in which pods hold GPUs or wait for them."""
+        found, pause = set(), pauses.Pause()
+        every: list[ledger.PodFacts | facts.Waiting] = [*self._mirror.ledger.pods(), *self._mirror.waiting.values()]
+        for pod in every:
+            found.add(_namespace_of(pod.key))
+            await pause()
+        return frozenset(found)
 
     async def _refuse(self, send: server.Send, status: int, code: error_codes.Code, message: str) -> None:
         await server.answer(send, status, orjson.dumps({"error_code": code, "message": message}))
 
-    def _cluster(self) -> dict[str, Any]:
-        books = self._mirror.ledger
-        states = [books.held(name) for name in books.node_names()]
-        gpu_states = [state for node in states for state in node.states]
+    async def _cluster(self) -> dict[str, Any]:
+        books, pause = self._mirror.ledger, pauses.Pause()
+        names = books.node_names()
+        gpus = 0
+        memory_mib, cores_percent = {"total": 0, "promised": 0}, {"total": 0, "promised": 0}
+        for name in names:
+            await pause()
+            for state in books.held(name).states:
+                gpus += 1
+                memory_mib["total"] += state.gpu.memory_mib
+                memory_mib["promised"] += state.used.memory_mib
+                cores_percent["total"] += state.gpu.cores_percent
+                cores_percent["promised"] += state.used.cores_percent
         return {
-            "nodes": len(states),
-            "gpus": len(gpu_states),
-            "memory_mib": {
-                "total": sum(state.gpu.memory_mib for state in gpu_states),
-                "promised": sum(state.used.memory_mib for state in gpu_states),
-            },
-            "cores_percent": {
-                "total": sum(state.gpu.cores_percent for state in gpu_states),
-                "promised": sum(state.used.cores_percent for state in gpu_states),
-            },
-            "pods_holding": sum(1 for _ in books.pods()),
+            "nodes": len(names),
+            "gpus": gpus,
+            "memory_mib": memory_mib,
+            "cores_percent": cores_percent,
+            "pods_holding": books.pod_count,
             "pods_waiting": len(self._mirror.waiting),
         }
 
@@ -193,10 +205,20 @@ class ReadApi:
             ],
         }
 
-    def _pods(self) -> list[dict[str, Any]]:
-        holding = [self._holding(pod) for pod in self._mirror.ledger.pods()]
-        waiting = [self._waiting(pod) for pod in self._mirror.waiting.values()]
-        return sorted([*holding, *waiting], key=lambda pod: (pod["namespace"], pod["name"]))
+    async def _pods(self, visible: frozenset[str] | None) -> Iterator[dict[str, Any]]:
+        """The pods of the visible namespaces (None: of all), by namespace and name."""
+        pause = pauses.Pause()
+        every: list[ledger.PodFacts | facts.Waiting] = [*self._mirror.ledger.pods(), *self._mirror.waiting.values()]
+        runs = []
+        for start in range(0, len(every), _SORTED_AT_A_TIME):
+            some = every[start : start + _SORTED_AT_A_TIME]
+            seen = some if visible is None else [pod for pod in some if _namespace_of(pod.key) in visible]
+            runs.append(sorted(seen, key=_by_name))
+            await pause()
+        return (
+            self._waiting(pod) if isinstance(pod, facts.Waiting) else self._holding(pod)
+            for pod in heapq.merge(*runs, key=_by_name)
+        )
 
     def _holding(self, pod: ledger.PodFacts) -> dict[str, Any]:
         namespace, _, name = pod.key.partition("/")
@@ -265,6 +287,33 @@ def _standing(state: placement.NodeState, known: ledger.NodeFacts | None) -> str
     if state.standing is Reason.NONE and known is not None:
         return known.unavailable.name.lower()
     return state.standing.name.lower()
+
+
+async def _list(field: str, items: Iterable[dict[str, Any]]) -> bytes:
+    """Return a JSON object with one list, encoded item by item."""
+    pause, encoded = pauses.Pause(), []
+    for item in items:
+        encoded.append(orjson.dumps(item))
+        await pause()
+    return b'{"%b":[%b]}' % (field.encode(), b",".join(encoded))
+
+
+def _by_name(pod: ledger.PodFacts | facts.Waiting) -> tuple[str, str]:
+    namespace, _, name = pod.key.partition("/")
+    return namespace, name
+
+
+def _namespace_of(key: str) -> str:
+    return key.partition("/")[0]
+
+
+def _hide(told: dict[str, Any], visible: frozenset[str]) -> None:
+    """Take the names of pods of other namespaces out of an explanation, and say how many those are."""
+    for one in told["nodes"]:
+        for field in ("waits_for", "evictable"):
+            shown = [key for key in one[field] if _namespace_of(key) in visible]
+            hidden = len(one[field]) - len(shown)
+            one[field] = [*shown, *([f"{hidden} of other namespaces"] if hidden else [])]
 
 
 def _asks(request: requests.PodRequest | requests.InvalidRequest) -> list[dict[str, int]]:

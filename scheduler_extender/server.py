@@ -6,8 +6,9 @@ kept longer than the 90 s that it keeps them.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -22,6 +23,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MOST_BODY_BYTES = 64 * 1024 * 1024
 """5,000 nodes as whole objects; names alone are under 200 KB."""
+_MOST_BODIES_BYTES = 2 * MOST_BODY_BYTES
+"""Of all calls that are under way."""
 CANARY = "canary"
 """A verb that decides nothing: by it the process finds out whether its listener answers."""
 _BODY_WITHIN_SECONDS = 10.0
@@ -38,30 +41,67 @@ class CallerGone(Exception):
     """The caller hung up before the answer."""
 
 
-async def read_body(receive: Receive, most_bytes: int) -> bytes:
-    """The whole body of a request.
+class TooManyBodies(Exception):
+    """Bodies of other requests, which are worked on, leave no memory for this one."""
 
-    Raises:
-        BodyTooLarge: It is longer than `most_bytes`.
-        CallerGone: The caller hung up, or did not finish in time.
+
+class BodyBudget:
+    """Limits how many bytes of bodies are kept at one time.
+
+    Where they do not suffice, the body that is unfinished for the longest time gives way, so that callers that finish
+    are served.
     """
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(_BODY_WITHIN_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise CallerGone
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > most_bytes:
-                    raise BodyTooLarge
-                chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except TimeoutError as cause:
-        raise CallerGone from cause
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._kept: dict[object, int] = {}
+        self._unfinished: dict[object, asyncio.Timeout] = {}
+
+    @contextlib.asynccontextmanager
+    async def reading(self, receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
+        """Read the whole body of a request, and count it until the context ends.
+
+        Raises:
+            BodyTooLarge: It is longer than `most_bytes`.
+            CallerGone: The caller hung up, did not finish in time, or had to give way.
+            TooManyBodies: There is no memory for it.
+        """
+        one = object()
+        self._kept[one] = 0
+        try:
+            yield await self._read(one, receive, most_bytes)
+        finally:
+            self._kept.pop(one, None)
+
+    async def _read(self, one: object, receive: Receive, most_bytes: int) -> bytes:
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(_BODY_WITHIN_SECONDS) as limit:
+                self._unfinished[one] = limit
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise CallerGone
+                    chunk = message.get("body", b"")
+                    self._keep(one, len(chunk), most_bytes)
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        except TimeoutError as cause:
+            raise CallerGone from cause
+        finally:
+            self._unfinished.pop(one, None)
+
+    def _keep(self, one: object, size: int, most_bytes: int) -> None:
+        if self._kept.get(one, 0) + size > most_bytes:
+            raise BodyTooLarge
+        while sum(self._kept.values()) + size > self._most_bytes:
+            oldest = next((other for other in self._unfinished if other is not one), None)
+            if oldest is None:
+                raise TooManyBodies
+            self._unfinished.pop(oldest).reschedule(asyncio.get_running_loop().time())
+            self._kept.pop(oldest)
+        self._kept[one] = self._kept.get(one, 0) + size
 
 
 async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
@@ -93,6 +133,7 @@ class VerbServer:
         self._ready = ready
         self._leads = leads
         self._in_flight = 0
+        self._bodies = BodyBudget(_MOST_BODIES_BYTES)
         counters.in_flight.set_function(lambda: self._in_flight)
         self.last_call_at = float("-inf")
         self._timers = {
@@ -135,24 +176,24 @@ class VerbServer:
         failure = self._failure_status(verb)
         outcome = "refused"
         try:
-            body = await read_body(receive, MOST_BODY_BYTES)
-            if not self._ready():
-                await self._refuse(send, failure, error_codes.NOT_READY, "the cluster has not been read yet")
-            elif not self._leads():
-                await self._refuse(send, failure, error_codes.NOT_LEADER, "not leader")
-            else:
-                await answer(send, 200, await self._decide(verb, body))
-                outcome = "answered"
+            async with self._bodies.reading(receive, MOST_BODY_BYTES) as body:
+                if not self._ready():
+                    await self._refuse(send, failure, error_codes.NOT_READY, "the cluster has not been read yet")
+                elif not self._leads():
+                    await self._refuse(send, failure, error_codes.NOT_LEADER, "not leader")
+                else:
+                    await answer(send, 200, await self._decide(verb, body))
+                    outcome = "answered"
         except CallerGone:
             outcome = "cancelled"
             log.info("caller gone", verb=verb)
         except BodyTooLarge:
             text = f"the body is larger than {MOST_BODY_BYTES} bytes; set nodeCacheCapable: true"
             await self._refuse(send, failure, error_codes.BODY_TOO_LARGE, text)
-        except worker.Busy:
+        except (TooManyBodies, worker.Busy):
             await self._refuse(send, failure, error_codes.BUSY, "busy, retry")
         except wire.BadRequest as bad:
-            await self._refuse(send, failure, error_codes.BAD_REQUEST, str(bad))
+            await self._refuse(send, 200 if failure == 200 else 400, error_codes.BAD_REQUEST, str(bad))
         except Exception:
             log.exception("defect", error_code=error_codes.INTERNAL, verb=verb)
             await self._refuse(send, failure, error_codes.INTERNAL, f"{verb} failed; see the extender's log")

@@ -22,9 +22,9 @@ class Settings:
     secure_api_bind: flags.Address | None = None
     """Where it is served a second time, with TLS and a bearer token; None: nowhere. Others come there, while
     `kubectl port-forward` leads to the one on loopback."""
-    webhook_bind: flags.Address = flags.Address("0.0.0.0", 9443)  # noqa: S104  # the API server comes from outside the pod
+    webhook_bind: flags.Address = flags.Address("", 9443)  # the API server comes from outside the pod
     """Where the admission webhook is served, with TLS; not at all without a certificate."""
-    health_bind: flags.Address = flags.Address("0.0.0.0", 8080)  # noqa: S104  # probes and Prometheus come from outside the pod
+    health_bind: flags.Address = flags.Address("", 8080)  # probes and Prometheus come from outside the pod
     """Health, readiness and metrics."""
     tls_cert: pathlib.Path | None = None
     """Certificate of the read API and the webhook, PEM; read again when the file changes."""
@@ -191,7 +191,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
     )
     if not settings.api_bind.is_loopback and not (settings.tls_cert and settings.tls_key):
         raise errors.SettingsError(
-            f"--api-bind {settings.api_bind.host} is not loopback, so it needs --tls-cert and --tls-key"
+            f"--api-bind {settings.api_bind} is not loopback, so it needs --tls-cert and --tls-key"
         )
     if settings.secure_api_bind and not settings.tls_cert:
         raise errors.SettingsError("--secure-api-bind needs --tls-cert and --tls-key")

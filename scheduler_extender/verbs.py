@@ -165,7 +165,7 @@ class Verbs:
         corrections, pause = {}, pauses.Pause()
         for name, victims_there in chosen.items():
             await pause()
-            uids = [identifiers.PodUid(one.uid) for one in victims_there.pods or ()]
+            uids = [identifiers.PodUid(one.uid) for one in victims_there.pods or () if one]
             corrections[name] = self._victims.correction(pod, identifiers.NodeName(name), uids)
         solved = await self._worker.run(lambda: {name: one.solve() for name, one in corrections.items()})
         corrected = {
@@ -206,6 +206,7 @@ class Verbs:
             return known
         if not facts.is_ours(pod, self._options.resource_names):
             return None
+        wire.demand_identity(pod)
         return facts.waiting(pod, self._options.resource_names)
 
     def _refused(self, decision: Decision, request: requests.PodRequest, names: list[str]) -> dict[str, int]:

@@ -73,14 +73,14 @@ class MetaPod(msgspec.Struct, gc=False):
 class VictimPods(msgspec.Struct, gc=False):
     """Victims on a node as whole pods."""
 
-    pods: list[objects.Pod] | None = msgspec.field(default=None, name="Pods")
+    pods: list[objects.Pod | None] | None = msgspec.field(default=None, name="Pods")
     num_pdb_violations: int = msgspec.field(default=0, name="NumPDBViolations")
 
 
 class MetaVictims(msgspec.Struct, gc=False):
     """Victims on a node by UID."""
 
-    pods: list[MetaPod] | None = msgspec.field(default=None, name="Pods")
+    pods: list[MetaPod | None] | None = msgspec.field(default=None, name="Pods")
     num_pdb_violations: int = msgspec.field(default=0, name="NumPDBViolations")
 
 
@@ -88,8 +88,8 @@ class PreemptArgs(msgspec.Struct, gc=False, rename="pascal"):
     """Body of preempt."""
 
     pod: objects.Pod | None = None
-    node_name_to_victims: dict[str, VictimPods] | None = None
-    node_name_to_meta_victims: dict[str, MetaVictims] | None = None
+    node_name_to_victims: dict[str, VictimPods | None] | None = None
+    node_name_to_meta_victims: dict[str, MetaVictims | None] | None = None
 
 
 class BadRequest(Exception):
@@ -126,9 +126,17 @@ def decode_filter(body: bytes) -> FilterArgs:
         args = FilterArgs(lower.pod, lower.nodes, lower.node_names)
     if args.pod is None:
         raise BadRequest("the body carries no Pod")
-    if not args.pod.metadata.uid or not args.pod.metadata.name:
-        raise BadRequest("the Pod has no uid or no name")
     return args
+
+
+def demand_identity(pod: objects.Pod) -> None:
+    """Check that a pod whose GPUs are decided about can be told from others. Go's decoder asks it of no pod.
+
+    Raises:
+        BadRequest: It has no UID or no name.
+    """
+    if not pod.metadata.uid or not pod.metadata.name:
+        raise BadRequest("the Pod has no uid or no name")
 
 
 def decode_bind(body: bytes) -> BindArgs:
@@ -180,7 +188,7 @@ def uid_of(body: bytes) -> str:
     """The UID of the pod a body is about, without reading the rest; empty if it cannot be read."""
     try:
         return _uid_decoder.decode(body).pod.metadata.uid
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
 
 
@@ -240,11 +248,19 @@ class Priorities:
 
 
 def victims_of(args: PreemptArgs) -> dict[str, MetaVictims]:
-    """The victims that kube-scheduler chose on each node, by UID, in whatever form it sent them."""
-    victims: dict[str, MetaVictims] = dict(args.node_name_to_meta_victims or {})
-    for name, chosen in (args.node_name_to_victims or {}).items():
-        pods = [MetaPod(pod.metadata.uid) for pod in chosen.pods or ()]
-        victims[name] = MetaVictims(pods, chosen.num_pdb_violations)
+    """Return the victims that kube-scheduler chose on each node, by UID, in whatever form it sent them.
+
+    `null` in place of a node's victims, or of one of them, is none, as Go reads it.
+    """
+    victims: dict[str, MetaVictims] = {}
+    for name, by_uid in (args.node_name_to_meta_victims or {}).items():
+        chosen = by_uid or MetaVictims()
+        victims[name] = MetaVictims([one for one in chosen.pods or () if one], chosen.num_pdb_violations)
+    for name, whole in (args.node_name_to_victims or {}).items():
+        given = whole or VictimPods()
+        victims[name] = MetaVictims(
+            [MetaPod(one.metadata.uid) for one in given.pods or () if one], given.num_pdb_violations
+        )
     return victims
 
 

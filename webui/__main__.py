@@ -11,11 +11,12 @@ from typing import Any
 import gunicorn.app.base
 import structlog
 
-from gpu_sharing.adapters import health_endpoint, logs, plain_listener, series
+from gpu_sharing.adapters import flags, health_endpoint, logs, plain_listener, series, sockets
 from gpu_sharing.core import error_codes, errors
-from webui import access, app, cluster, meters, settings, source
+from webui import access, app, cluster, meters, patient_worker, settings, source
 
 _TURN_SECONDS = 0.001
+_MOST_CONNECTIONS = 256
 
 
 class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it has no types
@@ -36,9 +37,10 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
     def load_config(self) -> None:
         options = self._options
         chosen: dict[str, Any] = {
-            "bind": f"{options.bind.host}:{options.bind.port}",
+            "bind": str(flags.Address(sockets.host_of(options.bind), options.bind.port)),
             "workers": 1,
-            "worker_class": "gthread",
+            "worker_class": patient_worker.PatientWorker,
+            "worker_connections": _MOST_CONNECTIONS,
             "threads": options.threads,
             "accesslog": None,
             "loglevel": "warning",
@@ -66,10 +68,7 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
         if self._cluster:
             self._cluster.start()
         self._source.start()
-        shown = {
-            name: f"{one.getsockname()[0]}:{one.getsockname()[1]}" for name, one in (("pages", worker.sockets[0].sock),)
-        }
-        structlog.get_logger("webui").info("pages", **shown)
+        structlog.get_logger("webui").info("pages", pages=sockets.shown(worker.sockets[0].sock))
         threading.Thread(target=lambda: asyncio.run(self._probes()), name="probes", daemon=True).start()
 
     def _ended(self, server: Any, worker: Any) -> None:

@@ -4,14 +4,13 @@ With `kubernetes` it is who the API server says that the token's bearer is, and 
 may list them. Tokens are kept in this process alone: the browser has a number that means nothing elsewhere.
 """
 
-import asyncio
 import collections
 import hashlib
 import ipaddress
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -26,8 +25,6 @@ _KEPT_WITHOUT_ANSWER_SECONDS = 600.0
 """How long somebody may go on looking while the API server does not answer."""
 _MOST_KNOWN = 10_000
 _IDLE_SECONDS = 8 * 3_600.0
-_AT_ONCE = 16
-LONGEST_TOKEN = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +177,7 @@ class Reviewed:
         Raises:
             Refused: Nobody's, or of somebody who may list no pods, or the API server does not say.
         """
-        if len(token) > LONGEST_TOKEN or not token.isascii():
+        if not reviews.is_token(token):
             raise Refused(401, "That is no token.")
         known = self._review(token, set(namespaces))
         if known.user is None:
@@ -227,22 +224,9 @@ async def _reviewed(
         known = _Known(now, user)
         if user is None:
             return known
-        known.sees_all = await reviews.may(client, user, _list_pods())
+        known.sees_all = await reviews.may(client, user, reviews.list_pods())
     assert known.user is not None
     if known.sees_all:
         return known
-    turns = asyncio.Semaphore(_AT_ONCE)
-    user = known.user
-
-    async def may(namespace: str) -> bool:
-        async with turns:
-            return await reviews.may(client, user, _list_pods(namespace))
-
-    asked = sorted(namespaces - known.sees.keys())
-    answers = await asyncio.gather(*(may(namespace) for namespace in asked))
-    return _Known(known.at, user, sees_all=False, sees={**known.sees, **dict(zip(asked, answers, strict=True))})
-
-
-def _list_pods(namespace: str = "") -> Mapping[str, Mapping[str, str]]:
-    where = {"namespace": namespace} if namespace else {}
-    return {"resourceAttributes": {"verb": "list", "resource": "pods", "version": "v1", **where}}
+    seen = await reviews.listable(client, known.user, namespaces - known.sees.keys())
+    return _Known(known.at, known.user, sees_all=False, sees={**known.sees, **seen})

@@ -6,8 +6,6 @@ import contextlib
 import math
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +15,7 @@ import msgspec
 import structlog
 from prometheus_client import parser
 
-from gpu_sharing.adapters import kubernetes, prometheus
+from gpu_sharing.adapters import http_get, kubernetes, prometheus
 from gpu_sharing.core import error_codes, errors
 from webui import cluster, history, snapshots
 
@@ -253,8 +251,7 @@ class Monitors:
         if url is None:
             raise NoAnswer(f"{node} has no monitor")
         try:
-            with urllib.request.urlopen(f"{url}/metrics", timeout=_MONITOR_TIMEOUT_SECONDS) as answer:  # noqa: S310
-                body: bytes = answer.read(_MOST_BYTES)
+            body = http_get.read(f"{url}/metrics", _MONITOR_TIMEOUT_SECONDS, most_bytes=_MOST_BYTES)
             found = read_exposition(body.decode(), now)
         except (OSError, ValueError) as cause:
             raise NoAnswer(f"the monitor of {node} does not answer: {getattr(cause, 'reason', cause)}") from cause

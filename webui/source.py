@@ -10,7 +10,6 @@ import threading
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ import msgspec
 import orjson
 import structlog
 
+from gpu_sharing.adapters import http_get
 from gpu_sharing.core import error_codes, errors
 from webui import changes, history, meters, models, snapshots, views
 
@@ -30,6 +30,7 @@ _PAGE_SECONDS = 4.0
 _SHARED_SECONDS = 3.0
 """Who asks the same within this time gets the same answer: the extender has pods to place."""
 _MOST_SHARED = 1_000
+_LONGEST_PROBLEM = 4_096
 _MOST_CHANGES = 200
 _NOBODY = "nobody measures it: give --monitor-service or --prometheus"
 
@@ -93,14 +94,19 @@ class Extender:
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
             headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"} if self._token_file else {}
-            request = urllib.request.Request(f"{self._url}/api/v1/{path}", headers=headers)  # noqa: S310  # the setting is a URL
-            with urllib.request.urlopen(request, timeout=seconds, context=self._tls()) as answer:  # noqa: S310
-                body: bytes = answer.read()
-                return body
+            return http_get.read(f"{self._url}/api/v1/{path}", seconds, headers, self._tls())
         except urllib.error.HTTPError as refused:
-            raise NoAnswer(f"the extender answers {refused.code}") from refused
+            raise NoAnswer(f"the extender answers {refused.code}{_told(refused)}") from refused
         except (OSError, ValueError) as broken:
             raise NoAnswer(f"the extender does not answer: {getattr(broken, 'reason', broken)}") from broken
+
+
+def _told(refused: urllib.error.HTTPError) -> str:
+    """What the extender says of a refusal, for example which permission is missing."""
+    try:
+        return f": {orjson.loads(refused.read(_LONGEST_PROBLEM))['message']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 class Source:

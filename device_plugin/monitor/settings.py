@@ -23,7 +23,7 @@ class Settings:
     """Folder of the HAMi-core library; `<hook_path>/vgpu/containers` holds what it counts."""
     proc_dir: pathlib.Path = pathlib.Path("/proc")
     """The host's /proc, which says which container a process belongs to."""
-    bind: flags.Address = flags.Address("0.0.0.0", 41991)  # noqa: S104  # Prometheus and probes are outside the pod
+    bind: flags.Address = flags.Address("", 41991)  # Prometheus and probes are outside the pod
     """Metrics, health and readiness."""
     interval_seconds: float = 5.0
     """How often the GPUs are looked at; a scrape shows the last look."""

@@ -3,7 +3,22 @@
 Source: k8s.io/apimachinery meta/v1, APIGroupList and APIResourceList; what `kubectl api-resources` asks.
 """
 
-from gpu_sharing.adapters import kubernetes, objects
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
+
+from gpu_sharing.adapters import kubernetes, objects, watching
+from gpu_sharing.core import errors
+
+T = TypeVar("T")
+
+_LOOK_AGAIN_SECONDS, _RETRY_SECONDS = 600.0, 15.0
+"""When to look again for an API that the cluster does not have, or that it had, or about which it did not answer."""
+
+log = structlog.get_logger("discovery")
 
 
 async def path_of(client: kubernetes.Client, api_group: str, resource: str) -> str | None:
@@ -28,3 +43,37 @@ async def path_of(client: kubernetes.Client, api_group: str, resource: str) -> s
         if any(kind.name == resource for kind in found.resources or ()):
             return f"{path}/{resource}"
     return None
+
+
+async def follow(
+    client: kubernetes.Client,
+    api_group: str,
+    resource: str,
+    kind: type[T],
+    sink: watching.Sink[T],
+    version_of: Callable[[T], str],
+) -> None:
+    """List and watch what not every cluster has, in the version that the cluster has now; ends only by cancellation.
+
+    An API that goes away, or changes its version, is looked for again. While there is none the sink is empty.
+    """
+    was_there = False
+    while True:
+        try:
+            path = await path_of(client, api_group, resource)
+        except errors.KubernetesError as trouble:
+            log.warning("API unknown", group=api_group, resource=resource, cause=str(trouble))
+            await asyncio.sleep(_RETRY_SECONDS)
+            continue
+        if path is None:
+            log.info("no such API in this cluster", group=api_group, resource=resource)
+            if was_there:
+                sink.replaced([], time.monotonic())
+            await asyncio.sleep(_RETRY_SECONDS if was_there else _LOOK_AGAIN_SECONDS)
+            continue
+        was_there = True
+        try:
+            await watching.Reflector(client, path, kind, sink, version_of, optional=True).run()
+        except errors.NotFound as gone:
+            log.warning("API went away", group=api_group, resource=resource, path=path, cause=str(gone))
+            await asyncio.sleep(watching.FIRST_BACKOFF_SECONDS)

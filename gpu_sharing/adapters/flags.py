@@ -34,6 +34,7 @@ class Address:
     """Where a listener binds."""
 
     host: str
+    """Empty: every address, IPv6 and IPv4."""
     port: int
     """0 takes a free one; the first log line says which."""
 
@@ -41,6 +42,10 @@ class Address:
     def is_loopback(self) -> bool:
         """Whether only this machine (in a cluster: this pod) can reach it."""
         return self.host in ("127.0.0.1", "::1", "localhost")
+
+    def __str__(self) -> str:
+        """As it is given on the command line."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def read(
@@ -115,7 +120,7 @@ def path(text: str | None) -> pathlib.Path | None:
 
 
 def address(flag: str, text: str | None, default: Address) -> Address:
-    """`HOST:PORT`; an empty host is every address.
+    """Return what `HOST:PORT` says; an empty host is every address of both families.
 
     Raises:
         SettingsError: It is not.
@@ -125,7 +130,7 @@ def address(flag: str, text: str | None, default: Address) -> Address:
     match = re.fullmatch(r"(?:\[([0-9a-fA-F:]+)\]|([^:\[\]\s]*)):(\d{1,5})", text)
     if match is None or int(match[3]) > 65535:
         raise errors.SettingsError(f"{flag} {text!r} is not HOST:PORT, for example 127.0.0.1:9444 or :8080")
-    return Address(match[1] or match[2] or "0.0.0.0", int(match[3]))  # noqa: S104  # an empty host means every address
+    return Address(match[1] or match[2] or "", int(match[3]))
 
 
 def truth(flag: str, text: str | None) -> bool:

@@ -26,6 +26,10 @@ T = TypeVar("T")
 SERVICE_ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
 MERGE_PATCH = "application/merge-patch+json"
 _CONNECTIONS = 128
+_REVIEW_CONNECTIONS = 4
+"""Reviews of callers' tokens have connections of their own, so that a Binding never waits behind them."""
+_MOST_REVIEWS = 64
+"""Reviews at one time, under way or waiting for a connection; one more is refused at once."""
 _DEFAULT_TIMEOUT_SECONDS = 30.0
 _CREDENTIALS_SECONDS = 10.0
 _LONGEST_LINE = 64 * 1024 * 1024
@@ -135,26 +139,32 @@ class Client:
         self._access = _by_kubeconfig(kubeconfig, context) if kubeconfig else in_cluster()
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._review_session: aiohttp.ClientSession | None = None
+        self._reviews = 0
         self._host = self._access.host
         self._authorization: dict[str, str] = {}
         self._authorized_at = float("-inf")
         self.observe: Callable[[str, int, float], None] = lambda method, status, seconds: None
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(limit=_CONNECTIONS, ssl=self._access.tls, keepalive_timeout=60)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
+        self._session = self._opened(_CONNECTIONS)
+        self._review_session = self._opened(_REVIEW_CONNECTIONS)
+        return self
+
+    def _opened(self, connections: int) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, ssl=self._access.tls, keepalive_timeout=60),
             headers={"User-Agent": self._user_agent, "Accept": "application/json"},
             read_bufsize=2**18,
             auto_decompress=True,
         )
-        return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._review_session):
+            if session is not None:
+                await session.close()
 
     async def get(self, path: str, kind: type[T], timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> T:
         """Read one object.
@@ -172,7 +182,7 @@ class Client:
             Unavailable: No answer.
         """
         started, before = time.monotonic(), time.time()
-        _, headers = await self._exchange("GET", "/version", None, None, _DEFAULT_TIMEOUT_SECONDS)
+        _, headers = await self._exchange(self._session, "GET", "/version", None, None, _DEFAULT_TIMEOUT_SECONDS)
         seconds = time.monotonic() - started
         ahead = None
         with contextlib.suppress(ValueError):
@@ -190,6 +200,23 @@ class Client:
         """
         return await self._call("POST", path, body, "application/json", timeout_seconds)
 
+    async def review(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
+        """Create a review of somebody's token or permission, over a few connections that nothing else uses.
+
+        Raises:
+            Unavailable: No answer in time, or too many reviews are waiting.
+        """
+        if self._reviews >= _MOST_REVIEWS:
+            raise errors.Unavailable(f"POST {path}: {_MOST_REVIEWS} reviews are under way already")
+        self._reviews += 1
+        try:
+            content, _ = await self._exchange(
+                self._review_session, "POST", path, body, "application/json", timeout_seconds
+            )
+        finally:
+            self._reviews -= 1
+        return content
+
     async def patch(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
         """Merge-patch an object. A `metadata.uid` in the patch is a precondition. Errors as in `post`."""
         return await self._call("PATCH", path, body, MERGE_PATCH, timeout_seconds)
@@ -202,13 +229,16 @@ class Client:
 
         Raises:
             Expired: The listing took longer than the server keeps its state; start anew.
+            Unavailable: No answer in time, or one that is no list.
         """
         token = ""
         while True:
             query = {"limit": str(page_size)} | ({"continue": token} if token else {})
-            page = _page_decoder.decode(
-                await self._call("GET", _with_query(path, query), None, None, _DEFAULT_TIMEOUT_SECONDS)
-            )
+            content = await self._call("GET", _with_query(path, query), None, None, _DEFAULT_TIMEOUT_SECONDS)
+            try:
+                page = _page_decoder.decode(content)
+            except msgspec.MsgspecError as cause:
+                raise errors.Unavailable(f"GET {path}: the answer is no list: {cause}") from cause
             yield page
             token = page.metadata.continue_
             if not token:
@@ -229,7 +259,10 @@ class Client:
         assert self._session is not None
         try:
             async with self._session.get(
-                f"{self._host}{_with_query(path, query)}", headers=self._headers(None), timeout=timeout
+                f"{self._host}{_with_query(path, query)}",
+                headers=self._headers(None),
+                timeout=timeout,
+                allow_redirects=False,
             ) as answer:
                 if answer.status != 200:
                     raise _error("GET", path, answer.status, await answer.read())
@@ -256,21 +289,29 @@ class Client:
     async def _call(
         self, method: str, path: str, body: bytes | None, content_type: str | None, timeout_seconds: float
     ) -> bytes:
-        content, _ = await self._exchange(method, path, body, content_type, timeout_seconds)
+        content, _ = await self._exchange(self._session, method, path, body, content_type, timeout_seconds)
         return content
 
     async def _exchange(
-        self, method: str, path: str, body: bytes | None, content_type: str | None, timeout_seconds: float
+        self,
+        session: aiohttp.ClientSession | None,
+        method: str,
+        path: str,
+        body: bytes | None,
+        content_type: str | None,
+        timeout_seconds: float,
     ) -> tuple[bytes, Mapping[str, str]]:
-        assert self._session is not None
+        assert session is not None
         started = time.monotonic()
         try:
-            async with self._session.request(
+            async with session.request(
                 method,
                 f"{self._host}{path}",
                 data=body,
                 headers=self._headers(content_type),
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+                # The token belongs to this server, and no API server redirects a call of ours.
+                allow_redirects=False,
             ) as answer:
                 content = await answer.read()
                 self.observe(method, answer.status, time.monotonic() - started)

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 import structlog
 import uvicorn
 
-from gpu_sharing.adapters import flags
+from gpu_sharing.adapters import flags, guarded_http, sockets
 from gpu_sharing.core import error_codes
 
 _KEEP_ALIVE_SECONDS = 120
+_MOST_CONNECTIONS = 64
 _DRAIN_SECONDS = 20
 _CERTIFICATE_SECONDS = 2.0
 
@@ -22,7 +23,43 @@ log = structlog.get_logger("listeners")
 
 
 class Listener(uvicorn.Server):
-    """A uvicorn server that leaves signals to us."""
+    """A uvicorn server that leaves signals to us, and accepts connections within limits.
+
+    Attributes:
+        connections: Those that are open.
+    """
+
+    def __init__(self, config: uvicorn.Config, most_connections: int) -> None:
+        super().__init__(config)
+        self.connections = guarded_http.Connections(most_connections)
+        self._acceptors: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept on some sockets that listen already."""
+        await self.lifespan.startup()
+        self.servers = []
+
+        def protocol(accepted: object) -> guarded_http.Protocol:
+            return guarded_http.Protocol(
+                config=self.config,
+                server_state=self.server_state,
+                app_state=self.lifespan.state,
+                counted=self.connections,
+                accepted=accepted,
+            )
+
+        self._acceptors = [
+            asyncio.create_task(guarded_http.accept(one, self.connections, protocol, self.config.ssl))
+            for one in sockets or ()
+        ]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and let what is under way finish."""
+        for one in self._acceptors:
+            one.cancel()
+        await asyncio.gather(*self._acceptors, return_exceptions=True)
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -30,8 +67,14 @@ class Listener(uvicorn.Server):
         yield
 
 
-def listener(app: object, certificate: pathlib.Path | None = None, key: pathlib.Path | None = None) -> Listener:
-    """A listener for an ASGI application, with TLS where there is a certificate."""
+def listener(
+    app: object,
+    certificate: pathlib.Path | None = None,
+    key: pathlib.Path | None = None,
+    *,
+    most_connections: int = _MOST_CONNECTIONS,
+) -> Listener:
+    """Return a listener for an ASGI application, with TLS where there is a certificate."""
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         http="httptools",
@@ -49,7 +92,7 @@ def listener(app: object, certificate: pathlib.Path | None = None, key: pathlib.
     )
     if certificate:
         config.load()  # So that its TLS context is there to be given a newer certificate.
-    return Listener(config)
+    return Listener(config, most_connections)
 
 
 async def renew(listeners: Iterable[Listener], certificate: pathlib.Path, key: pathlib.Path) -> None:
@@ -86,15 +129,24 @@ def _changed_at(*files: pathlib.Path) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def serving(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> AsyncIterator[Mapping[str, str]]:
-    """Serve on all addresses; one log line says where, and so does what is yielded: `HOST:PORT` of each."""
-    sockets = {name: _bind(address) for name, (address, _) in listeners.items()}
+async def serving(
+    listeners: Mapping[str, tuple[flags.Address, Listener]], reserved: str = ""
+) -> AsyncIterator[Mapping[str, str]]:
+    """Serve on all addresses; one log line says where, and so does what is yielded: `HOST:PORT` of each.
+
+    All of them together have fewer connections than the process may have descriptors; `reserved` names the listener
+    that keeps what it wants where those are few.
+    """
+    wanted = {name: one.connections.most for name, (_, one) in listeners.items()}
+    for name, most in guarded_http.shares(wanted, guarded_http.raise_descriptor_limit(), reserved).items():
+        listeners[name][1].connections.most = most
+    bound = {name: sockets.bound(address) for name, (address, _) in listeners.items()}
     # Listening before it is said, so that whoever reads the line can connect.
-    for sock in sockets.values():
+    for sock in bound.values():
         sock.listen(2048)
-    shown = {name: _shown(sock) for name, sock in sockets.items()}
+    shown = {name: sockets.shown(sock) for name, sock in bound.items()}
     log.info("listening", pid=os.getpid(), **shown)
-    tasks = [asyncio.create_task(one.serve(sockets=[sockets[name]])) for name, (_, one) in listeners.items()]
+    tasks = [asyncio.create_task(one.serve(sockets=[bound[name]])) for name, (_, one) in listeners.items()]
     try:
         yield shown
     finally:
@@ -123,16 +175,3 @@ def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:
     """Take no new calls; those under way finish."""
     for _, one in listeners.values():
         one.should_exit = True
-
-
-def _bind(address: flags.Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((address.host, address.port))
-    return sock
-
-
-def _shown(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,10 +1,12 @@
-"""Who somebody is by a token, and what they may do: asked of the API server, which alone knows.
+"""Identify the bearer of a token and check permissions, by reviews that the API server answers.
 
 Source: authentication.k8s.io/v1 TokenReview, authorization.k8s.io/v1 SubjectAccessReview and
 SelfSubjectAccessReview.
 """
 
-from collections.abc import Mapping
+import asyncio
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,8 +14,15 @@ import orjson
 
 from gpu_sharing.adapters import kubernetes
 
+Attributes = Mapping[str, Mapping[str, str]]
+"""What is to be permitted, as `resourceAttributes` or `nonResourceAttributes` of a review."""
+LONGEST_TOKEN = 16_384
 _TIMEOUT_SECONDS = 5.0
 _PATIENT_SECONDS = 30.0
+_AT_ONCE = 8
+"""Namespaces asked about at one time for one user."""
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{8,}=*")
+"""Source: RFC 6750, `b64token`. Kubernetes' own are longer than 8 characters."""
 
 
 class User(msgspec.Struct, frozen=True):
@@ -35,8 +44,32 @@ class _Review(msgspec.Struct):
     status: _Status = msgspec.field(default_factory=_Status)
 
 
+def is_token(text: str) -> bool:
+    """Return whether a text has the form of a bearer token, so that anything else costs the API server no review."""
+    return len(text) <= LONGEST_TOKEN and _TOKEN.fullmatch(text) is not None
+
+
+def list_pods(namespace: str = "") -> Attributes:
+    """Return what is to be permitted for listing the pods of a namespace, or of all namespaces."""
+    where = {"namespace": namespace} if namespace else {}
+    return {"resourceAttributes": {"verb": "list", "resource": "pods", "version": "v1", **where}}
+
+
+async def listable(client: kubernetes.Client, user: User, namespaces: Iterable[str]) -> dict[str, bool]:
+    """Return for each namespace whether a user may list its pods. Errors as `user_of`."""
+    turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def may_list(namespace: str) -> bool:
+        async with turns:
+            return await may(client, user, list_pods(namespace))
+
+    asked = sorted(namespaces)
+    answers = await asyncio.gather(*map(may_list, asked))
+    return dict(zip(asked, answers, strict=True))
+
+
 async def user_of(client: kubernetes.Client, token: str) -> User | None:
-    """Whose token it is; None where it is nobody's.
+    """Return the bearer of a token; None where the API server does not know the token.
 
     Raises:
         KubernetesError: The API server does not say.
@@ -46,21 +79,15 @@ async def user_of(client: kubernetes.Client, token: str) -> User | None:
     return status.user if status.authenticated else None
 
 
-async def may(client: kubernetes.Client, user: User, attributes: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether they may do that. Errors as `user_of`.
-
-    Args:
-        client: The API server.
-        user: Who.
-        attributes: What, as `resourceAttributes` or `nonResourceAttributes` of the review.
-    """
+async def may(client: kubernetes.Client, user: User, attributes: Attributes) -> bool:
+    """Return whether a user may do something. Errors as `user_of`."""
     spec = {
         "user": user.username, "uid": user.uid, "groups": user.groups or [], "extra": user.extra or {}, **attributes,
     }  # fmt: skip
     return (await _ask(client, "authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews", spec)).allowed
 
 
-async def may_we(client: kubernetes.Client, attributes: Mapping[str, Mapping[str, str]]) -> bool:
+async def may_we(client: kubernetes.Client, attributes: Attributes) -> bool:
     """Whether the client's own account may do that; who asks it has patience. Arguments and errors as `may`."""
     kind, plural = "SelfSubjectAccessReview", "selfsubjectaccessreviews"
     return (await _ask(client, "authorization.k8s.io", kind, plural, attributes, _PATIENT_SECONDS)).allowed
@@ -75,5 +102,5 @@ async def _ask(
     timeout_seconds: float = _TIMEOUT_SECONDS,
 ) -> _Status:
     body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
-    answer = await client.post(f"/apis/{group}/v1/{plural}", orjson.dumps(body), timeout_seconds)
+    answer = await client.review(f"/apis/{group}/v1/{plural}", orjson.dumps(body), timeout_seconds)
     return msgspec.json.decode(answer, type=_Review).status

@@ -6,6 +6,7 @@ state, so that nothing that was missed in between stays.
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,9 @@ _PAGE_SIZE = 1_000
 _PAGES_PER_LINE = 5
 """So often the log says how far a long list has come."""
 _SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS = 240, 300
-_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 15.0
+FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 15.0
+_STEADY_SECONDS = 30.0
+"""A watch that lasted so long was a good one: what breaks after it is waited for as a first failure."""
 
 log = structlog.get_logger("watching")
 
@@ -70,9 +73,17 @@ class Reflector(Generic[T]):
     """
 
     def __init__(
-        self, client: kubernetes.Client, path: str, kind: type[T], sink: Sink[T], version: Callable[[T], str]
+        self,
+        client: kubernetes.Client,
+        path: str,
+        kind: type[T],
+        sink: Sink[T],
+        version: Callable[[T], str],
+        *,
+        optional: bool = False,
     ) -> None:
         self._client = client
+        self._optional = optional
         self._path = path
         self._sink = sink
         self._version_of = version
@@ -88,23 +99,43 @@ class Reflector(Generic[T]):
         self.trouble = ""
 
     async def run(self) -> None:
-        """Follow for ever; ends only by cancellation."""
-        backoff = _FIRST_BACKOFF_SECONDS
+        """Follow for ever; ends by cancellation, or where an optional API is not there.
+
+        Whatever ends a watch early is waited for, longer from time to time: a server that calls every version too old,
+        or closes each watch at once, is not asked for list after list.
+
+        Raises:
+            NotFound: An API that not every cluster has is not at that path (any more).
+        """
+        backoff = FIRST_BACKOFF_SECONDS
         while True:
+            steady = False
             try:
                 if not self._version or self._stale.is_set():
                     await self._list()
-                await self._watch_until_stale()
-                backoff = _FIRST_BACKOFF_SECONDS
-            except errors.Expired as stale:
-                self._failed(stale)
+                started = time.monotonic()
+                try:
+                    await self._watch_until_stale()
+                finally:
+                    steady = time.monotonic() - started >= _STEADY_SECONDS
+                self.trouble = ""
+            except errors.Expired as expired:
+                self._failed(expired)
                 self._version = ""
             except errors.KubernetesError as trouble:
+                if self._optional and isinstance(trouble, errors.NotFound):
+                    raise
                 self._failed(trouble)
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311  # spreads replicas, no secret
+            if steady:
+                backoff = FIRST_BACKOFF_SECONDS
+            elif not self._stale.is_set():
+                await self._pause(backoff * random.uniform(0.5, 1.0))  # noqa: S311  # spreads replicas, no secret
                 backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
-            else:
-                self.trouble = ""
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, or until a list is asked for."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stale.wait(), seconds)
 
     async def list_again(self) -> None:
         """Have `run` give up its watch and learn the whole state anew, consistently. Waits until the sink has it.
@@ -123,6 +154,7 @@ class Reflector(Generic[T]):
 
     async def _list(self) -> None:
         self._stale.clear()
+        self._version = ""  # A list that fails is tried again: whoever asked for it waits.
         started = time.monotonic()
         items: list[T] = []
         version = ""
@@ -180,7 +212,10 @@ class Reflector(Generic[T]):
                 self._apply(event)
 
     def _control(self, event: _Event) -> None:
-        said = msgspec.json.decode(event.object, type=_Bookmark)
+        try:
+            said = msgspec.json.decode(event.object, type=_Bookmark)
+        except msgspec.MsgspecError as cause:
+            raise errors.Expired(f"watch of {self._path}: not a {event.type}: {cause}") from cause
         if event.type == "BOOKMARK":
             self._version = said.metadata.resource_version or self._version
         elif said.code in (410, 504):

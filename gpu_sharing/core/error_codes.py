@@ -94,6 +94,11 @@ NODE_NAME_SET = _register(
     "A pod that asks for GPUs names its node itself, so that no scheduler chooses GPUs for it.",
     "Remove spec.nodeName and write a nodeSelector for kubernetes.io/hostname.",
 )
+TOO_MANY_CONTAINERS = _register(
+    "SCHED_TOO_MANY_CONTAINERS",
+    "A pod that asks for GPUs has more containers than the webhook reads.",
+    "Use several pods: at most 256 containers, init containers included, in a pod with GPUs.",
+)
 PRIVILEGED = _register(
     "SCHED_PRIVILEGED",
     "A privileged container asks for a GPU, and would see all GPUs of its node.",
@@ -344,8 +349,18 @@ EVENTS_UNREAD = _register(
 )
 UNAUTHORIZED = _register(
     "SCHED_UNAUTHORIZED",
-    "The read API was called without a token that may read it.",
-    "Send a bearer token whose account may get the path (a nonResourceURL rule).",
+    "The read API was called without a token that the cluster knows.",
+    "Send a bearer token of this cluster, for example by kubectl create token.",
+)
+READ_FORBIDDEN = _register(
+    "SCHED_READ_FORBIDDEN",
+    "The account that called the read API lacks a permission: get on gpus.hami.io, or list on pods in that namespace.",
+    "Bind the ClusterRole hami-reader to the account, or a role with list on pods; the message names the rule.",
+)
+REVIEW_FAILED = _register(
+    "SCHED_REVIEW_FAILED",
+    "The API server did not say who called the read API, or what the caller may read, so that nothing was answered.",
+    "Try again; if it stays, check that the extender may create tokenreviews and subjectaccessreviews.",
 )
 EVENTS_DROPPED = _register(
     "SCHED_EVENTS_DROPPED",
@@ -356,6 +371,12 @@ USAGE_UNKNOWN = _register(
     "SCHED_USAGE_UNKNOWN",
     "Prometheus does not say how busy GPUs are, so that only what is promised counts when nodes are compared.",
     "Check --prometheus-url and that the monitors are scraped; it is asked again every 15 s.",
+)
+LISTENER_LIMIT = _register(
+    "LISTENER_LIMIT",
+    "A connection was given up: too many are open, its request is too large or not finished in time, or its answer is "
+    "not read.",
+    "Nothing if it is rare; else the log line names the address that opens them: keep it away by a network policy.",
 )
 WATCH_FAILED = _register(
     "SCHED_WATCH_FAILED",

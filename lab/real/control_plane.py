@@ -51,8 +51,10 @@ WEBUI_RULES = (
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
     {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list"]},
+    {"apiGroups": ["hami.io"], "resources": ["gpus"], "verbs": ["get"]},
+    {"apiGroups": ["hami.io"], "resources": ["pods"], "verbs": ["list"]},
 )
-"""Likewise the WebUI, where it asks who looks and where the monitors are."""
+"""Likewise the WebUI, where it asks who looks and where the monitors are, and reads the extender's read API."""
 _ROLES = ("admin", "scheduler", "extender", "plugin", "webui", "node")
 
 NODE_NAME = "localhost"

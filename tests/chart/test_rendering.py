@@ -114,7 +114,31 @@ def test_every_role_is_what_the_end_to_end_tests_run_with() -> None:
     plugin = {(*one[:3], "nvidia") if one[:3] == classes else one for one in rights(control_plane.PLUGIN_RULES)}
     assert of("ClusterRole", "hami-device-plugin") == plugin
     webui = of("ClusterRole", "hami-webui") | of("Role", "hami-webui")
-    assert webui == rights(control_plane.WEBUI_RULES) | {("-", "/api/v1/*", "get", "")}
+    assert webui == rights(control_plane.WEBUI_RULES)
+
+
+def test_no_process_listens_on_addresses_of_one_family() -> None:
+    """On an IPv6-only cluster probes, webhook, pages and metrics come by IPv6; the rest is loopback in the pod."""
+    found = rendering.objects(4, "--set", "webui.auth=kubernetes")
+    binds = [
+        argument
+        for one in found
+        if one["kind"] in ("Deployment", "DaemonSet")
+        for container in one["spec"]["template"]["spec"]["containers"]
+        for argument in container["args"]
+        if "bind=" in argument
+    ]
+    hosts = {argument.partition("=")[2].rpartition(":")[0] for argument in binds}
+    assert len(binds) == 9
+    assert hosts == {"", "127.0.0.1"}
+    probes = [
+        container[probe]["httpGet"]
+        for one in found
+        if one["kind"] in ("Deployment", "DaemonSet")
+        for container in one["spec"]["template"]["spec"]["containers"]
+        for probe in ("livenessProbe", "readinessProbe")
+    ]
+    assert all("host" not in probe for probe in probes)
 
 
 def test_no_container_has_more_than_it_needs() -> None:

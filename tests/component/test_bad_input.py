@@ -26,10 +26,10 @@ def state(extender: Extender) -> Any:
     ],
 )  # fmt: skip
 def test_what_is_no_call_is_refused_with_a_code(extender: Extender, body: bytes) -> None:
-    """kube-scheduler reads `Error` of filter and bind with status 200 only; prioritize has no such field."""
+    """kube-scheduler reads `Error` of filter and bind with status 200 only; the others have no such field: 400."""
     before = state(extender)
 
-    for verb, status in (("filter", 200), ("bind", 200), ("prioritize", 500), ("preempt", 500)):
+    for verb, status in (("filter", 200), ("bind", 200), ("prioritize", 400), ("preempt", 400)):
         if (verb, body) in _FINE:
             continue
         found, answer = calls.raw(extender, verb, body)
@@ -41,13 +41,37 @@ def test_what_is_no_call_is_refused_with_a_code(extender: Extender, body: bytes)
     assert 'hami_scheduler_bad_requests_total{error_code="SCHED_BAD_REQUEST"}' in metrics
 
 
-# Preempt looks at neither the pod's identity nor at names.
+# A pod that asks for no GPU needs no identity; preempt does not look at names.
 _FINE = {
-    ("preempt", b'{"Pod":{"metadata":{"name":"p"}}}'),
+    *((verb, b'{"Pod":{"metadata":{"name":"p"}}}') for verb in ("filter", "prioritize", "preempt")),
     ("preempt", b'{"Pod":{"metadata":{"name":"p","uid":"u"}},"NodeNames":"a"}'),
     ("preempt", b'{"Pod":{"metadata":{"name":"p","uid":"u"}},"NodeNames":[1]}'),
     ("preempt", b'{"Pod":{"metadata":{"name":"p","uid":"u"}},"Nodes":{"items":[7]}}'),
 }
+
+
+def test_what_go_reads_leniently_is_read_leniently(extender: Extender, server: api_server.Running) -> None:
+    """A stock kube-scheduler or a tool of somebody's may write null for none, and leave out what it does not know."""
+    plain = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c"}]}}
+    assert calls.call(extender, "filter", {"Pod": plain, "NodeNames": ["a", "x"]})["NodeNames"] == ["a", "x"]
+    scores = calls.call(extender, "prioritize", {"Pod": plain, "NodeNames": ["a"]})
+    assert scores == [{"Host": "a", "Score": 0}]
+
+    chosen = {"a": None, "b": {"Pods": None}, "c": {"Pods": [None, {"UID": "u"}], "NumPDBViolations": 1}}
+    by_uid = calls.call(extender, "preempt", {"Pod": plain, "NodeNameToMetaVictims": chosen})
+    assert by_uid["NodeNameToMetaVictims"] == {
+        "a": {"Pods": [], "NumPDBViolations": 0}, "b": {"Pods": [], "NumPDBViolations": 0},
+        "c": {"Pods": [{"UID": "u"}], "NumPDBViolations": 1},
+    }  # fmt: skip
+    whole = {"a": None, "b": {"Pods": [None, {"metadata": {"uid": "u"}}]}}
+    by_pod = calls.call(extender, "preempt", {"Pod": plain, "NodeNameToVictims": whole})["NodeNameToMetaVictims"]
+    assert (by_pod["a"]["Pods"], by_pod["b"]["Pods"]) == ([], [{"UID": "u"}])
+
+    asking = calls.create(server, "asks")
+    del asking["metadata"]["uid"]
+    for verb, status in (("filter", 200), ("prioritize", 400), ("preempt", 400)):
+        found, answer = calls.raw(extender, verb, json.dumps({"Pod": asking, "NodeNames": ["a"]}).encode())
+        assert (found, answer["message"]) == (status, "the Pod has no uid or no name")
 
 
 def test_unknown_paths_and_methods_are_refused(extender: Extender) -> None:

@@ -42,6 +42,19 @@ def asked(pod: Any, **request: Any) -> bytes:
     return json.dumps({"request": {"uid": "u-1", "operation": "CREATE", "object": pod, **request}}).encode()
 
 
+def test_a_pod_with_too_many_containers_is_not_copied(extender: extender_process.ExtenderProcess) -> None:
+    """90,000 of them took 5 s of the loop on which kube-scheduler waits; pods without GPUs are let through."""
+    plain = {"spec": {"containers": [{"name": "c"}] * 10_000}}
+    asking = {"spec": {"containers": [CONTAINER, *plain["spec"]["containers"]]}}
+    few = {"spec": {"containers": [CONTAINER, *[{"name": "c"}] * 255]}}
+
+    assert post(extender, asked(plain))[1]["response"] == {"uid": "u-1", "allowed": True}
+    assert post(extender, asked(asking))[1]["response"]["status"]["message"].startswith("SCHED_TOO_MANY_CONTAINERS: ")
+    assert "patch" in post(extender, asked(few))[1]["response"]
+    assert post(extender, b" " * (4 * 1024 * 1024 + 1))[0] == 413
+    assert post(extender, b'{"request":{"uid":"u","object":' + b'{"a":' * 100_000)[0] == 400
+
+
 def test_a_pod_is_mended_or_refused_or_let_through(extender: extender_process.ExtenderProcess) -> None:
     """In the words of admission/v1."""
     status, good = post(extender, asked(POD))

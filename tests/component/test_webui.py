@@ -724,7 +724,7 @@ class FakeCluster:
     def ask(self, question: Callable[[Any], Any]) -> Any:
         return asyncio.run(question(self))
 
-    async def post(self, path: str, body: bytes, timeout_seconds: float) -> bytes:
+    async def review(self, path: str, body: bytes, timeout_seconds: float) -> bytes:
         if self.is_away:
             raise errors.Unavailable("connection refused")
         self.reviews += 1
@@ -846,10 +846,10 @@ def test_a_new_namespace_is_asked_about_when_it_appears(signed: SignedSite) -> N
 @pytest.mark.parametrize(
     ("token", "status", "sentence"),
     [
-        ("wrong", 401, "does not know that token"), ("", 401, "does not know that token"),
+        ("wrong-token", 401, "does not know that token"), ("", 401, "That is no token"),
         ("ü", 401, "That is no token"), ("x" * 20_000, 401, "That is no token"),
         ("token-nobody", 403, "nobody may list the pods of no namespace"),
-        ("<script>", 401, "does not know that token"), ("y" * 100_000, 413, "exceeds the capacity limit"),
+        ("<script>", 401, "That is no token"), ("y" * 100_000, 413, "exceeds the capacity limit"),
     ],
 )  # fmt: skip
 def test_a_token_without_rights_is_told_what_is_missing(

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 import orjson
+import pytest
 
-from gpu_sharing.adapters import kubernetes, objects, watching
+from gpu_sharing.adapters import discovery, kubernetes, objects, watching
 from gpu_sharing.core import errors
 
 
@@ -45,6 +46,8 @@ class FakeServer:
         self.may_answer_list.set()
         self.lists_begun = 0
         self.forgotten_before = 0
+        self.refused_lists = 0
+        self.refusal: errors.KubernetesError = errors.Unavailable("refused", 500)
 
     def put(self, name: str) -> None:
         self.version += 1
@@ -63,6 +66,9 @@ class FakeServer:
 
     async def pages(self, path: str, page_size: int) -> AsyncIterator[kubernetes.Page[msgspec.Raw]]:
         self.lists_begun += 1
+        if self.refused_lists:
+            self.refused_lists -= 1
+            raise self.refusal
         items = [
             msgspec.Raw(orjson.dumps({"metadata": {"name": name, "resourceVersion": str(version)}}))
             for name, version in self.objects.items()
@@ -201,5 +207,137 @@ def test_an_object_that_is_not_of_its_kind_is_told_and_passed_over() -> None:
         server.put("a")
         await until(lambda: sink.known == {'{"metadata":[]}': "undecodable", "a": "3"})
         assert sink.lists == 1
+
+    with_reflector(story)
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long a reflector would have waited each time; it does not wait."""
+    found: list[float] = []
+
+    async def pause(self: Any, seconds: float) -> None:
+        found.append(seconds)
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(watching.Reflector, "_pause", pause)
+    return found
+
+
+@pytest.mark.parametrize("way", ["too old at once", "too old by an event", "closed at once"])
+def test_a_server_that_ends_every_watch_is_asked_more_and_more_slowly(way: str, pauses: list[float]) -> None:
+    """Else one confused API server is sent thousands of full lists in a second."""
+
+    async def story(server: FakeServer, sink: Sink, reflector: "watching.Reflector[objects.Pod]") -> None:
+        async def watch(path: str, resource_version: str, timeout_seconds: int) -> AsyncIterator[bytes]:
+            if way == "too old at once":
+                raise errors.Expired("too old", 410)
+            if way == "too old by an event":
+                yield b'{"type":"ERROR","object":{"code":410}}'
+
+        server.watch = watch  # type: ignore[method-assign]
+        await until(lambda: len(pauses) >= 10)
+
+    with_reflector(story)
+
+    assert 0.1 <= pauses[0] <= 0.2
+    assert pauses[3] >= 0.8
+    assert 7.5 <= pauses[9] <= 15.0
+
+
+def test_a_list_that_is_asked_for_ends_a_pause() -> None:
+    """A new leader waits for it before it decides."""
+
+    async def story(server: FakeServer, sink: Sink, reflector: "watching.Reflector[objects.Pod]") -> None:
+        await until(lambda: sink.lists == 1)
+        pausing = asyncio.create_task(reflector._pause(3_600))
+        await reflector.list_again()
+        await pausing
+        assert sink.lists == 2
+
+    with_reflector(story)
+
+
+def test_a_list_that_was_asked_for_and_fails_is_tried_again(pauses: list[float]) -> None:
+    """Whoever asked for it would wait for ever."""
+
+    async def story(server: FakeServer, sink: Sink, reflector: "watching.Reflector[objects.Pod]") -> None:
+        await until(lambda: sink.lists == 1)
+        server.refused_lists = 2
+        await reflector.list_again()
+        assert (sink.lists, reflector.failures) == (2, 2)
+
+    with_reflector(story)
+
+
+class FakeApis(FakeServer):
+    """A server whose API group has a version, which may change or go away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.api_version = "v1alpha1"
+        self.watched: list[str] = []
+        self.gone = asyncio.Event()
+
+    async def get(self, path: str, kind: type[Any]) -> Any:
+        version = f"scheduling.k8s.io/{self.api_version}"
+        if path == "/apis":
+            versions = [{"groupVersion": version}] if self.api_version else []
+            return msgspec.convert({"groups": [{"name": "scheduling.k8s.io", "versions": versions}]}, kind)
+        assert path == f"/apis/{version}"
+        return msgspec.convert({"resources": [{"name": "podgroups"}]}, kind)
+
+    async def watch(self, path: str, resource_version: str, timeout_seconds: int) -> AsyncIterator[bytes]:
+        self.watched.append(path)
+        if self.api_version not in path:
+            raise errors.NotFound("the server could not find the requested resource", 404)
+        await self.gone.wait()
+        self.gone.clear()
+        raise errors.NotFound("the server could not find the requested resource", 404)
+        yield b""
+
+
+def test_an_optional_api_whose_version_goes_away_is_followed_in_its_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an upgrade of the cluster it answered 404 until the process was restarted."""
+    for name in ("_LOOK_AGAIN_SECONDS", "_RETRY_SECONDS"):
+        monkeypatch.setattr(discovery, name, 0.001)
+
+    async def run() -> None:
+        server, sink = FakeApis(), Sink()
+        client: Any = server
+
+        def version(pod: objects.Pod) -> str:
+            return pod.metadata.resource_version
+
+        following = asyncio.create_task(
+            discovery.follow(client, "scheduling.k8s.io", "podgroups", objects.Pod, sink, version)
+        )
+        async with asyncio.timeout(10):
+            server.put("a")
+            await until(lambda: server.watched)
+            server.api_version = "v1"
+            server.gone.set()
+            await until(lambda: "/apis/scheduling.k8s.io/v1/podgroups" in server.watched)
+            assert sink.known == {"a": "1"}
+            server.api_version = ""
+            server.gone.set()
+            await until(lambda: not sink.known)
+            server.api_version = "v2"
+            await until(lambda: "/apis/scheduling.k8s.io/v2/podgroups" in server.watched)
+            assert sink.known == {"a": "1"}
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+    asyncio.run(run())
+
+
+def test_a_path_that_is_always_there_is_tried_again_although_it_is_not_found(pauses: list[float]) -> None:
+    """Pods and nodes are in every cluster; a proxy that answers 404 for a moment ends no process."""
+
+    async def story(server: FakeServer, sink: Sink, reflector: "watching.Reflector[objects.Pod]") -> None:
+        await until(lambda: sink.lists == 1)
+        server.refused_lists, server.refusal = 1, errors.NotFound("not here", 404)
+        await reflector.list_again()
+        assert sink.lists == 2
 
     with_reflector(story)

@@ -13,7 +13,7 @@ def test_without_flags_the_defaults_are_the_contract() -> None:
 
     assert found.http_bind == flags.Address("127.0.0.1", 9444)
     assert found.api_bind == flags.Address("127.0.0.1", 9446)
-    assert found.health_bind == flags.Address("0.0.0.0", 8080)
+    assert found.health_bind == flags.Address("", 8080)
     assert (found.scheduler_name, found.start_delay_seconds, found.leader_lease) == ("hami-scheduler", 2.0, "")
 
 
@@ -28,7 +28,7 @@ def test_a_flag_wins_over_the_environment_and_hamis_spelling_is_taken() -> None:
         },
     )
 
-    assert found.http_bind == flags.Address("0.0.0.0", 80)
+    assert found.http_bind == flags.Address("", 80)
     assert (found.node_policy, found.gpu_policy) == (policies.SPREAD, policies.SPREAD)
     assert found.allow_hami_nodes
     assert found.verbosity == 5

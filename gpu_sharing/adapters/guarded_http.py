@@ -1,0 +1,271 @@
+"""HTTP connections with limits that stand before the parser: how many, how long, and how much of them is kept.
+
+Listeners that other pods reach must not be made to hold memory, descriptors or time by callers that nobody knows. A
+connection whose request is not complete gives way to a new one, so that probes and callers that finish are answered.
+"""
+
+import asyncio
+import collections
+import resource
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from uvicorn.protocols.http import httptools_impl
+
+from gpu_sharing.core import error_codes
+
+MOST_HEAD_BYTES = 64 * 1024
+"""Of a request without its body: request line, headers, chunk sizes and trailers."""
+_REQUEST_SECONDS = 15.0
+"""A request must be complete so long after its connection was opened, or after its first byte."""
+_WRITE_SECONDS = 15.0
+"""The caller must have read so long after we were made to wait that we can go on."""
+_HANDSHAKE_SECONDS = 5.0
+_RETRY_SECONDS = 0.05
+_DESCRIPTORS = 65_536
+_OTHER_DESCRIPTORS = 256
+"""Those that are no connections of listeners: the API server's, files, the loop's own."""
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+log = structlog.get_logger("listeners")
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many descriptors as it may have, up to some ten thousands. Return how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return _DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+
+
+def shares(wanted: dict[str, int], descriptors: int, reserved: str) -> dict[str, int]:
+    """Return how many connections each listener may have, such that all descriptors together are never taken.
+
+    Args:
+        wanted: How many each listener would like to have.
+        descriptors: How many the process may have.
+        reserved: The listener that keeps what it wants, where there is any room for the others.
+    """
+    left = descriptors - _OTHER_DESCRIPTORS - wanted.get(reserved, 0)
+    others = sum(most for name, most in wanted.items() if name != reserved)
+    return {
+        name: most if name == reserved or others <= left else max(most * left // others, 4)
+        for name, most in wanted.items()
+    }
+
+
+class Connections:
+    """The connections of one listener, each with the address it comes from.
+
+    Attributes:
+        most: How many there may be.
+        given_up: How many gave way to others, or were too large or too slow.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.given_up = 0
+        self._open: dict[object, str] = {}
+        self._idle: dict[str, dict[object, Callable[[], object]]] = collections.defaultdict(dict)
+        self._room = asyncio.Event()
+        self._is_told = False
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def opened(self, one: object, host: str, close: Callable[[], object]) -> None:
+        """Count a connection, whose request is not complete."""
+        self._open[one] = host
+        self._idle[host][one] = close
+
+    def waits(self, one: object, close: Callable[[], object]) -> None:
+        """Note that the request of a connection is not complete, so that it may give way."""
+        if one in self._open:
+            self._idle[self._open[one]][one] = close
+            self._room.set()
+
+    def works(self, one: object) -> None:
+        """Note that the request of a connection is complete, so that it stays until it is answered."""
+        host = self._open.get(one, "")
+        self._idle[host].pop(one, None)
+        if not self._idle[host]:
+            del self._idle[host]
+
+    def closed(self, one: object) -> None:
+        """Forget a connection."""
+        self.works(one)
+        self._open.pop(one, None)
+        self._room.set()
+
+    async def room(self) -> None:
+        """Wait until one more may be opened: one that waits gives way, of the address that has the most of them."""
+        while len(self._open) >= self.most:
+            if not self.give_way():
+                self._room.clear()
+                await self._room.wait()
+
+    def give_way(self) -> bool:
+        """Close the connection that waits longest, of the address that has the most. Return whether there was one."""
+        if not self._idle:
+            return False
+        host = max(self._idle, key=lambda one: len(self._idle[one]))
+        one, close = next(iter(self._idle[host].items()))
+        self.tell("too many connections", host)
+        close()
+        self.closed(one)
+        return True
+
+    def tell(self, why: str, host: str) -> None:
+        """Count a connection that is given up, and log it."""
+        self.given_up += 1
+        log.warning("connection given up", error_code=error_codes.LISTENER_LIMIT, cause=why, address=host)
+
+
+class Protocol(httptools_impl.HttpToolsProtocol):
+    """uvicorn's, with a limit on what is no body and on the time until a request is complete."""
+
+    def __init__(self, *arguments: Any, counted: Connections, accepted: object, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self._counted = counted
+        self._accepted = accepted
+        self._overhead = 0
+        self._deadline: asyncio.TimerHandle | None = None
+        self._write_deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection, and expect a request."""
+        super().connection_made(transport)
+        self._counted.closed(self._accepted)  # It was counted as that until now.
+        self._counted.opened(self, self.client[0] if self.client else "", transport.abort)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._disarm()
+        self.resume_writing()
+        self._counted.closed(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, unless there is too much of it that is no body."""
+        if self._deadline is None:
+            self._arm()
+        self._overhead += len(data)
+        super().data_received(data)
+        if self._overhead > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self._give_up(f"more than {MOST_HEAD_BYTES} bytes beside the body", _TOO_LARGE)
+
+    def on_body(self, body: bytes) -> None:
+        """Leave bodies to whoever reads them."""
+        self._overhead -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Keep the connection until its request is answered."""
+        self._overhead = 0
+        self._disarm()
+        if not self._is_answered():
+            self._counted.works(self)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Let the connection give way to others again."""
+        super().on_response_complete()
+        if not self.pipeline:
+            self._counted.waits(self, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        """Expect the caller to read."""
+        super().pause_writing()
+        self._write_deadline = self.loop.call_later(_WRITE_SECONDS, self._give_up, "the answer is not read")
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        if self._write_deadline is not None:
+            self._write_deadline.cancel()
+            self._write_deadline = None
+        if self.flow is not None:
+            super().resume_writing()
+
+    def _is_answered(self) -> bool:
+        cycle: httptools_impl.RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    def _is_answering(self) -> bool:
+        cycle: httptools_impl.RequestResponseCycle | None = self.cycle
+        return cycle is not None and cycle.response_started
+
+    def _arm(self) -> None:
+        self._deadline = self.loop.call_later(_REQUEST_SECONDS, self._give_up, "the request is not finished")
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self, why: str, answer: bytes = b"") -> None:
+        self._counted.tell(why, self.client[0] if self.client else "")
+        if answer and (self._is_answered() or not self._is_answering()):
+            self.transport.write(answer)
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+
+ProtocolFactory = Callable[[object], asyncio.Protocol]
+"""Makes the protocol of an accepted socket, as which the connection is counted until the protocol counts it."""
+
+
+async def accept(
+    sock: socket.socket,
+    connections: Connections,
+    protocol: ProtocolFactory,
+    tls: ssl.SSLContext | None,
+) -> None:
+    """Accept connections of a listening socket, as many at a time as there may be; ends only by cancellation."""
+    loop = asyncio.get_running_loop()
+    sock.setblocking(False)
+    handshakes: set[asyncio.Task[None]] = set()
+    try:
+        while True:
+            try:
+                taken, address = await loop.sock_accept(sock)
+            except OSError as trouble:
+                # No descriptor is left, or the caller has hung up already.
+                log.warning("not accepted", error_code=error_codes.LISTENER_LIMIT, cause=str(trouble))
+                connections.give_way()
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            await connections.room()
+            task = loop.create_task(_begin(taken, protocol, tls, connections))
+            connections.opened(taken, str(address[0]), task.cancel)
+            handshakes.add(task)
+            task.add_done_callback(handshakes.discard)
+    finally:
+        for task in handshakes:
+            task.cancel()
+        await asyncio.gather(*handshakes, return_exceptions=True)
+
+
+async def _begin(
+    taken: socket.socket,
+    protocol: ProtocolFactory,
+    tls: ssl.SSLContext | None,
+    connections: Connections,
+) -> None:
+    """Make a connection of an accepted socket; a handshake that fails or lasts too long ends it."""
+    loop = asyncio.get_running_loop()
+    more: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if tls else {}
+    try:
+        taken.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.connect_accepted_socket(lambda: protocol(taken), taken, **more)
+    except OSError as cause:  # ssl.SSLError and a handshake that lasts too long among them.
+        log.debug("no connection", cause=str(cause))
+        taken.close()
+    finally:
+        connections.closed(taken)

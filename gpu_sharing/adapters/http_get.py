@@ -1,0 +1,56 @@
+"""GET over HTTP without following redirects: a bearer token belongs to the server that it was meant for.
+
+The standard library's opener follows a redirect to any host and sends the `Authorization` header along.
+"""
+
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from http.client import HTTPMessage
+from typing import IO
+
+_MOST_BYTES = 1024 * 1024 * 1024
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect to be raised as the error that it is here."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: HTTPMessage,
+        newurl: str,
+    ) -> None:
+        """Return nothing, so that the answer is an `HTTPError` with its status."""
+
+
+def read(
+    url: str,
+    timeout_seconds: float,
+    headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    most_bytes: int = _MOST_BYTES,
+) -> bytes:
+    """Return the body of an answer with a status under 300.
+
+    Args:
+        url: With `http` or `https`.
+        timeout_seconds: For connecting and for each read.
+        headers: To send.
+        tls: How to verify the server; None for the system's authorities.
+        most_bytes: What is longer is cut off there.
+
+    Raises:
+        HTTPError: Another status, a redirect among them.
+        OSError: No answer.
+        ValueError: Not a URL.
+    """
+    request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # settings take http and https only
+    opener = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=tls))
+    with opener.open(request, timeout=timeout_seconds) as answer:
+        body: bytes = answer.read(most_bytes)
+        return body

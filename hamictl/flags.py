@@ -7,7 +7,6 @@ import sys
 
 import yaml
 
-from gpu_sharing.core import requests
 from hamictl import output, reader, state
 
 EXTENDER_VARIABLE = "HAMI_EXTENDER"
@@ -34,9 +33,15 @@ def add_namespace(parser: argparse.ArgumentParser) -> None:
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """Which API server."""
+    """Which API server, and where in it the chart is installed."""
     parser.add_argument("--kubeconfig", default="", metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config")
     parser.add_argument("--context", default="", help="of the kubeconfig (default: its current one)")
+    parser.add_argument(
+        "--system-namespace",
+        default="hami-system",
+        metavar="NAMESPACE",
+        help="where the extender runs (default hami-system)",
+    )
 
 
 def add_reaching(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +55,6 @@ def add_reaching(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--token-file", type=pathlib.Path, metavar="FILE", help="a bearer token for --extender")
     parser.add_argument("--ca-file", type=pathlib.Path, metavar="FILE", help="who signed its certificate")
-    parser.add_argument(
-        "--system-namespace",
-        default="hami-system",
-        metavar="NAMESPACE",
-        help="where the extender runs (default hami-system)",
-    )
 
 
 def where(options: argparse.Namespace) -> reader.Where:
@@ -91,4 +90,4 @@ def namespace(options: argparse.Namespace) -> str:
 
 def cluster_state(options: argparse.Namespace) -> state.State:
     """What the scheduler sees of the live cluster."""
-    return state.read_cluster(kubeconfig(options), options.context, requests.ResourceNames())
+    return state.read_cluster(kubeconfig(options), options.context, options.system_namespace)

@@ -4,6 +4,7 @@ Asked of the live cluster, of a saved one, or of a public trace's. Nothing is wr
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
@@ -61,13 +62,14 @@ def run(options: argparse.Namespace) -> int:
         pods += moved
     for text in options.add_nodes:
         found = simulation.with_more_nodes(found, text)
+    decides = dataclasses.replace(decides, resource_names=found.resource_names)
     if options.manifest:
-        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas)
+        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, found.nodes)
     elif not (pods or options.drain or options.trace):
         raise failures.CommandFailed("nothing to simulate", "give a MANIFEST, --drain NODE or --trace DIR")
     world = simulation.Simulation(found, decides)
     before = world.models()
-    outcomes = [world.place(pod) for pod in pods]
+    outcomes = world.place_all(pods)
     after = world.models()
     value = {
         "pods": [msgspec.to_builtins(one) for one in outcomes],

@@ -4,6 +4,7 @@ Nothing is written anywhere. What kube-scheduler decides by itself is known as f
 affinity and taints go; CPU, memory, volumes and pod affinity are not looked at.
 """
 
+import asyncio
 import copy
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,15 +16,17 @@ import orjson
 import yaml
 
 from gpu_sharing.adapters import events, objects
-from gpu_sharing.core import identifiers, placement, records, requests
+from gpu_sharing.core import error_codes, identifiers, placement, records, requests
 from hamictl import failures, output, state
 from lab import gpus, traces
 from scheduler_extender import (
     constraints,
     facts,
+    gang_planner,
     metrics,
     mirror,
     placing,
+    pod_writer,
     requeue,
     settings,
     telling,
@@ -33,6 +36,16 @@ from scheduler_extender import (
 from scheduler_extender.fleet import census, ledger
 
 MOST_PODS = 10_000
+_PLANNER_STEPS = 4
+"""A gang has its place, its nominations and its open gates after so many."""
+_TOLERATED_BY_DAEMONS = (
+    "not-ready",
+    "unreachable",
+    "disk-pressure",
+    "memory-pressure",
+    "pid-pressure",
+    "unschedulable",
+)
 _TOLD_EVERY = 100
 
 
@@ -95,12 +108,34 @@ class Simulation:
             requeue.Refusals(self._mirror, self._placer, options, counters), options, counters, usage.Usage(options),
         )  # fmt: skip
 
+    def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """Place pods one after another; gangs are planned first, once all of their members are there."""
+        read = [msgspec.convert(body, objects.Pod, strict=False) for body in bodies]
+        members = [body for body, pod in zip(bodies, read, strict=True) if facts.gang_of(pod)]
+        if members:
+            self._plan_gangs(members)
+        return [self.place(body) for body in bodies]
+
+    def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
+        """Have the extender's own planner keep a place for each member, in the annotations of these bodies."""
+        writer = _Writer(self._mirror, members)
+        planner = gang_planner.GangPlanner(
+            writer,  # type: ignore[arg-type]  # what it calls of one
+            self._mirror, self._placer, self._teller, self._options, metrics.Metrics(),
+        )  # fmt: skip
+        for _ in range(_PLANNER_STEPS):
+            asyncio.run(planner.step())
+
     def place(self, body: dict[str, Any]) -> Outcome:
         """Place one pod, and let it stay if it fits."""
         pod = msgspec.convert(body, objects.Pod, strict=False)
         key = f"{pod.metadata.namespace}/{pod.metadata.name}"
         if not facts.is_ours(pod, self._options.resource_names):
-            return Outcome(key, "", (), "", "it asks for no GPU: kube-scheduler places it alone")
+            resource = self._options.resource_names.count
+            return Outcome(key, "", (), "", f"it asks for no {resource}: kube-scheduler places it alone")
+        if pod.spec.node_name:
+            entry = error_codes.REGISTRY[error_codes.NODE_NAME_SET]
+            return Outcome(key, "", (), entry.code, f"spec.nodeName is {pod.spec.node_name}. {entry.remedy}")
         self._mirror.see_pod(pod)
         wished = constraints.wishes(pod)
         names = [
@@ -128,6 +163,35 @@ class Simulation:
     def models(self) -> list[census.ModelCount]:
         """How the GPUs of each model stand now."""
         return census.count(self._mirror.ledger.settle(), {})
+
+
+class _Writer:
+    """Writes about pods of the simulation: into their bodies, from where the mirror sees it."""
+
+    def __init__(self, cluster: mirror.Mirror, bodies: Iterable[dict[str, Any]]) -> None:
+        self._mirror = cluster
+        self._bodies = {body["metadata"]["uid"]: body for body in bodies}
+        for uid in self._bodies:
+            self._seen(uid)
+
+    async def hold(self, pod: pod_writer.Pod, hold: records.Hold | None) -> bool:
+        """See `PodWriter`."""
+        self._bodies[pod.uid]["metadata"]["annotations"][records.HOLD] = records.encode_hold(hold) if hold else ""
+        return self._seen(pod.uid)
+
+    async def nominate(self, pod: pod_writer.Pod, node: identifiers.NodeName | None) -> bool:
+        """See `PodWriter`."""
+        self._bodies[pod.uid].setdefault("status", {"phase": "Pending"})["nominatedNodeName"] = node or ""
+        return self._seen(pod.uid)
+
+    async def set_gates(self, pod: pod_writer.Pod, gates: Sequence[Any]) -> bool:
+        """See `PodWriter`."""
+        self._bodies[pod.uid]["spec"]["schedulingGates"] = list(gates)
+        return self._seen(pod.uid)
+
+    def _seen(self, uid: str) -> bool:
+        self._mirror.see_pod(msgspec.convert(self._bodies[uid], objects.Pod, strict=False))
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +229,14 @@ def filled(
     return msgspec.structs.replace(empty, pods=pods), filling
 
 
-def pods_of(path: pathlib.Path, text: str, replicas: int | None) -> list[dict[str, Any]]:
-    """The pods that a manifest makes: of Pods, and of the templates of Deployments, Jobs and their like.
+def pods_of(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence[objects.Node]) -> list[dict[str, Any]]:
+    """The pods that a manifest makes: of Pods, and of the templates of whatever makes pods, as its controller does.
 
     Args:
         path: For messages.
         text: YAML, several documents allowed.
         replicas: How many of each, in place of what the manifest says.
+        nodes: Of the cluster: a DaemonSet makes one pod for each that it may go to.
 
     Raises:
         CommandFailed: It has no pods, or is not YAML.
@@ -182,11 +247,11 @@ def pods_of(path: pathlib.Path, text: str, replicas: int | None) -> list[dict[st
         raise failures.CommandFailed(f"{path} is not YAML: {cause}") from cause
     found: list[dict[str, Any]] = []
     for document in _items(documents):
-        found += _pods(path, document, replicas)
+        found += _pods(path, document, replicas, nodes)
         if len(found) > MOST_PODS:
             raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
     if not found:
-        raise failures.CommandFailed(f"{path} has no Pod, Deployment, StatefulSet, ReplicaSet, DaemonSet or Job in it")
+        raise failures.CommandFailed(f"{path} has no Pod in it, and nothing with a pod template that makes one here")
     return found
 
 
@@ -198,22 +263,20 @@ def _items(documents: Iterable[Any]) -> Iterable[Any]:
             yield document
 
 
-def _pods(path: pathlib.Path, document: Any, replicas: int | None) -> list[dict[str, Any]]:
+def _pods(
+    path: pathlib.Path, document: Any, replicas: int | None, nodes: Sequence[objects.Node]
+) -> list[dict[str, Any]]:
     try:
-        kind, metadata, spec = document["kind"], document["metadata"], document.get("spec") or {}
-        name, namespace = metadata.get("name") or metadata["generateName"], metadata.get("namespace", "default")
-        if kind == "Pod":
-            template, count = document, 1
-        elif kind in ("Deployment", "StatefulSet", "ReplicaSet"):
-            template, count = spec["template"], int(spec.get("replicas", 1))
-        elif kind == "Job":
-            template, count = spec["template"], int(spec.get("parallelism", 1))
-        elif kind == "DaemonSet":
-            template, count = spec["template"], 1
-        else:
+        template = document if document["kind"] == "Pod" else _template_in(document)
+        if template is None:
             return []
-        count = count if replicas is None else replicas
-        made = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
+        metadata = document["metadata"]
+        name, namespace = metadata.get("name") or metadata["generateName"], metadata.get("namespace", "default")
+        if document["kind"] == "DaemonSet" and replicas is None:
+            made = _one_a_node(template, namespace, name, nodes)
+        else:
+            count = _count(document) if replicas is None else replicas
+            made = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
         for body in made:
             msgspec.convert(body, objects.Pod, strict=False)
     except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
@@ -221,12 +284,64 @@ def _pods(path: pathlib.Path, document: Any, replicas: int | None) -> list[dict[
     return made
 
 
+def _template_in(value: Any) -> Mapping[str, Any] | None:
+    """The first pod template in a manifest: under `spec.template`, `spec.jobTemplate…`, or wherever a kind has it."""
+    if isinstance(value, Mapping):
+        template = value.get("template")
+        spec = template.get("spec") if isinstance(template, Mapping) else None
+        if isinstance(template, Mapping) and isinstance(spec, Mapping) and "containers" in spec:
+            return template
+        inner: Iterable[Any] = value.values()
+    else:
+        inner = value if isinstance(value, list) else ()
+    return next((found for one in inner if (found := _template_in(one)) is not None), None)
+
+
+def _count(document: Mapping[str, Any]) -> int:
+    """How many pods a controller makes of its template at one time."""
+    spec = document.get("spec") or {}
+    if document["kind"] == "CronJob":
+        spec = spec["jobTemplate"].get("spec") or {}
+    if document["kind"] in ("Job", "CronJob"):
+        parallelism = int(spec.get("parallelism", 1))
+        return min(parallelism, int(spec["completions"])) if "completions" in spec else parallelism
+    return int(spec.get("replicas", 1))
+
+
+def _one_a_node(
+    template: Mapping[str, Any], namespace: str, name: str, nodes: Sequence[objects.Node]
+) -> list[dict[str, Any]]:
+    """The pods of a DaemonSet: one bound by node affinity to each node that its template may go to.
+
+    Source: k8s.io/kubernetes pkg/controller/daemon/util: affinity to `metadata.name`, and the tolerations added.
+    """
+    made = []
+    for node in nodes:
+        body = _pod(template, namespace, f"{name}-{node.metadata.name}")
+        body["spec"]["tolerations"] = [
+            *(body["spec"].get("tolerations") or ()),
+            *({"key": f"node.kubernetes.io/{taint}", "operator": "Exists"} for taint in _TOLERATED_BY_DAEMONS),
+        ]
+        wished = constraints.wishes(msgspec.convert(body, objects.Pod, strict=False))
+        known = _Node.of(node)
+        if constraints.admits(wished, node.metadata.name, known.labels, known.taints):
+            there = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node.metadata.name]}]}
+            required = {"nodeSelectorTerms": [there]}
+            affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
+            body["spec"]["affinity"] = {**(body["spec"].get("affinity") or {}), **affinity}
+            made.append(body)
+    return made
+
+
 def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
     body = {"metadata": dict(template.get("metadata") or {}), "spec": copy.deepcopy(template["spec"])}
     body["metadata"] |= {"name": name, "namespace": namespace, "uid": f"simulated-{namespace}-{name}"}
     body["metadata"]["resourceVersion"] = "1"
-    body["metadata"].setdefault("annotations", {})
+    annotations = body["metadata"].get("annotations") or {}
+    body["metadata"]["annotations"] = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
     body["spec"].setdefault("schedulerName", "hami-scheduler")
+    if (template.get("status") or {}).get("phase"):
+        body["spec"].pop("nodeName", None)  # Exported from a cluster, where a scheduler chose it.
     return body
 
 

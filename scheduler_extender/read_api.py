@@ -291,11 +291,14 @@ def _standing(state: placement.NodeState, known: ledger.NodeFacts | None) -> str
 
 async def _list(field: str, items: Iterable[dict[str, Any]]) -> bytes:
     """Return a JSON object with one list, encoded item by item."""
-    pause, encoded = pauses.Pause(), []
+    pause, encoded = pauses.Pause(), bytearray(b'{"%b":[' % field.encode())
+    separator = b""
     for item in items:
-        encoded.append(orjson.dumps(item))
+        encoded += separator + orjson.dumps(item)
+        separator = b","
         await pause()
-    return b'{"%b":[%b]}' % (field.encode(), b",".join(encoded))
+    encoded += b"]}"
+    return bytes(encoded)
 
 
 def _by_name(pod: ledger.PodFacts | facts.Waiting) -> tuple[str, str]:

@@ -143,14 +143,13 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
         alone = (reservations.Kind.APP,)
         bookings, amounts = reservations.booked(alone, (legible,)), quotas.amounts(alone, (legible,))
         return ledger.PodFacts(uid, key, node, bookings, (legible,), amounts, corrupt=True, plain=plain)
-    init_done = _init_done(pod)
     return ledger.PodFacts(
         uid,
         key,
         node,
-        reservations.booked(kinds, shares, init_done=init_done),
+        reservations.booked(kinds, shares),
         shares,
-        quotas.amounts(kinds, shares, init_done=init_done),
+        quotas.amounts(kinds, shares),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
         plain=plain,
     )
@@ -199,17 +198,3 @@ def _device_ids(pod: objects.Pod, names: requests.ResourceNames) -> int:
     """How many device ids the kubelet gives the pod, whoever bound it."""
     request = requests.read(pod.init_containers, pod.containers, {}, names)
     return request.slots if isinstance(request, requests.PodRequest) else 1
-
-
-def _init_done(pod: objects.Pod) -> bool:
-    """Whether all plain init containers have succeeded, so that they hold nothing any more."""
-    plain = {container.name for container in pod.init_containers if not container.restarts_always}
-    if not plain:
-        return True
-    statuses = (pod.status.init_container_statuses or ()) if pod.status else ()
-    succeeded = {
-        status.name
-        for status in statuses
-        if status.state and status.state.terminated and status.state.terminated.exit_code == 0
-    }
-    return plain <= succeeded

@@ -75,21 +75,17 @@ def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.Resource
     return Quota(name, (gpus, memory, cores))
 
 
-def amounts(
-    kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]], *, init_done: bool = False
-) -> Amounts:
-    """What a pod counts: the most that its containers hold at any one time, each quantity by itself.
+def amounts(kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]]) -> Amounts:
+    """What a pod counts for its life: the most that its containers hold at any one time, each quantity by itself.
 
     Args:
         kinds: One per container.
         shares: One entry per container, in the same order.
-        init_done: All init containers succeeded; as in `reservations.booked`, only the device ids stay.
     """
     if reservations.Kind.INIT not in kinds:  # All run together, as in most pods.
         return _together(shares)
     phases = [_together(shares[position] for position in phase) for phase in reservations.phases(kinds)]
-    most = Amounts(*(max(values) for values in zip(*phases, strict=True)))
-    return phases[-1]._replace(gpus=most.gpus) if init_done else most
+    return Amounts(*(max(values) for values in zip(*phases, strict=True)))
 
 
 def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:

@@ -68,11 +68,13 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
             reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         fits &= enough
         is_init = request.kinds[position] is reservations.Kind.INIT
-        at_home = np.logical_or.reduce(list(chosen.values())) if is_init and chosen else None
+        homes = [chosen[other] for other in placement.other_phases(request, position) if other in chosen]
+        at_home = np.logical_or.reduce(homes) if homes else None
         liking = _liking(arrays, used, policy)
         chosen[position] = _chosen(arrays, request, room, liking, ask.gpus, at_home)
         if policy.by_links and not is_init:
-            _choose_by_links(arrays, request, room, liking, ask.gpus, chosen[position], np.flatnonzero(enough))
+            columns = np.flatnonzero(enough)
+            _choose_by_links(arrays, request, room, liking, ask.gpus, chosen[position], columns, at_home)
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -251,14 +253,22 @@ def _chosen(
 
 
 def _choose_by_links(
-    arrays: Arrays, request: requests.PodRequest, room: Bools, liking: Floats, gpus: int, chosen: Bools, columns: Ints
+    arrays: Arrays,
+    request: requests.PodRequest,
+    room: Bools,
+    liking: Floats,
+    gpus: int,
+    chosen: Bools,
+    columns: Ints,
+    at_home: Bools | None = None,
 ) -> None:
     """Choose anew in those of the columns whose GPUs have links, one by one: such nodes and requests are few."""
     for column in columns.tolist():
         matrix = arrays.links.get(column)
         if not matrix:
             continue
-        rows = [row for row in np.argsort(-liking[:, column], kind="stable").tolist() if room[row, column]]
+        abroad = np.zeros(len(room)) if at_home is None else ~at_home[:, column]
+        rows = [row for row in np.lexsort((-liking[:, column], abroad)).tolist() if room[row, column]]
         if request.numa_bind:
             numa = arrays.numa[chosen[:, column].argmax(), column]
             rows = [row for row in rows if arrays.numa[row, column] == numa]

@@ -174,3 +174,39 @@ def test_numa_bind_is_refused_where_the_gpus_lie_apart_though_each_has_room() ->
     refused = fit(dataclasses.replace(ask(2000, count=2), numa_bind=True), where)
 
     assert str(refused) == "too few GPUs on one NUMA node (requested 2, available 1)"
+
+
+INIT_LARGE = requests.PodRequest(
+    (Kind.INIT, Kind.APP), (builders.share_of(12_000, 10), builders.share_of(1_000, 10)), selectors=requests.Selectors()
+)
+
+
+def test_an_app_follows_its_larger_init_container_to_its_gpu() -> None:
+    """There it costs nothing more; on the fuller GPU the pod would hold two."""
+    fuller, emptier = state(0, Booking(1, 8_000)), state(1)
+
+    placed = fit(INIT_LARGE, node(fuller, emptier))
+
+    assert isinstance(placed, placement.Placement)
+    assert [[share.uuid for share in shares] for shares in placed.shares] == [["GPU-n-1"], ["GPU-n-1"]]
+
+
+def test_an_init_container_follows_its_larger_app() -> None:
+    """Else a small download step would hold part of a second GPU for the pod's life."""
+    request = dataclasses.replace(INIT_LARGE, containers=tuple(reversed(INIT_LARGE.containers)))
+    fuller, emptier = state(0, Booking(1, 8_000)), state(1)
+
+    placed = fit(request, node(fuller, emptier))
+
+    assert isinstance(placed, placement.Placement)
+    assert placed.gpu_count == 1
+    assert placement.steps(request) == [1, 0]
+
+
+def test_mib_and_percent_do_not_compare_so_that_apps_come_first() -> None:
+    """The order of placing must be the same on every node, whatever its GPUs."""
+    half, all_of_it = GpuRequest(1, 0, 50), GpuRequest(1, 0, 100)
+    app = builders.share_of(4_000)
+
+    assert placement.steps(dataclasses.replace(INIT_LARGE, containers=(half, app))) == [1, 0]
+    assert placement.steps(dataclasses.replace(INIT_LARGE, containers=(all_of_it, app))) == [0, 1]

@@ -85,7 +85,6 @@ def test_what_counts_is_the_most_at_any_one_time() -> None:
     shares = ((share(1_000),), (share(9_000, 10),), (share(2_000, 30), share(2_000, 30, "GPU-1")), ())
 
     assert quotas.amounts(kinds, shares) == quotas.Amounts(3, 10_000, 60)
-    assert quotas.amounts(kinds, shares, init_done=True) == quotas.Amounts(3, 5_000, 60)
 
 
 @given(builders.pod_requests(), st.sampled_from([16_000, 24_000]))

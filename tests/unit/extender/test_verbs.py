@@ -12,6 +12,7 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records, reservations
 from lab import gpus
 from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, usage, verbs, wire
+from tests import inputs
 from tests.unit.extender import fakes
 
 A100 = gpus.Model("NVIDIA A100", 16_000)
@@ -387,3 +388,24 @@ def test_a_bind_without_a_proper_name_is_refused(field: str) -> None:
     for bad in ("", "a/b", "x" * 300, "a\nb"):
         with pytest.raises(wire.BadRequest):
             wire.decode_bind(orjson.dumps({**whole, field: bad}))
+
+
+def test_the_memory_of_a_finished_init_container_is_not_given_to_another_pod() -> None:
+    """The device plugin, which counts it for the pod's life, would refuse the other pod for ever."""
+    a10 = gpus.Model("NVIDIA A10", 23_028)
+    world = World(gpus.gpu_node("n", a10, 1))
+    first = inputs.pod("02-init-done-a.yaml")
+    share = reservations.Share(gpus.gpu_uuid("n", 0), 16_000, 10)
+    record = records.pod_annotations(
+        ((share,), (share._replace(memory_mib=1_000),)), identifiers.NodeName("n"), 0, identifiers.DecisionId("d")
+    )
+    first["metadata"]["annotations"] = record
+    first["spec"]["nodeName"] = "n"
+    done = {"name": "convert-weights", "state": {"terminated": {"exitCode": 0}}}
+    world.see({**first, "status": {"phase": "Running", "initContainerStatuses": [done]}})
+
+    answer = world.filter(inputs.pod("02-init-done-b.yaml"), "n")
+
+    assert answer["FailedAndUnresolvableNodes"] == {"n": "GPU memory insufficient"}
+    assert "requested 20000MB, available 7028MB" in world.recorder.told[-1].note
+    assert world.filter(pod("small", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "7028"}), "n")["NodeNames"] == ["n"]

@@ -389,7 +389,7 @@ ALLOC_GPU_UNHEALTHY = _register(
 )
 ALLOC_OVERSUBSCRIBED = _register(
     "ALLOC_OVERSUBSCRIBED",
-    "The records of the node's pods promise more of a GPU than it has, and this pod is the newest of them.",
+    "The pod's record does not fit on its GPU beside the older records of other pods.",
     "Delete the pod, so that it is placed anew.",
 )
 ALLOC_SPEC_NOT_WRITTEN = _register(

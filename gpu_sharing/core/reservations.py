@@ -2,8 +2,8 @@
 
 Containers of a pod do not all run at one time: plain init containers run one after another, sidecars (restartable
 init containers) from their turn on, app containers together at the end. What is booked is the most the pod holds at
-any one time, for each quantity by itself, and it stays booked for the pod's life: a new sandbox runs the init containers
-again, so their share must still be there. Kubelet and kube-scheduler count device ids, CPU and memory in the same way.
+any one time, for each quantity by itself, for the pod's life: a new sandbox runs the init containers again, so their
+share must still be there. Kubelet and kube-scheduler count device ids, CPU and memory in the same way.
 
 Source: Kubernetes' rules for the effective request of a pod with sidecars (KEP-753).
 """

@@ -57,7 +57,7 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
     names = options.resource_names
     if not facts.is_ours(pod, names):
         return Verdict(patch=_patch(body, _mended(body, None, options)))
-    request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
+    request = requests.read(pod.init_containers, pod.containers, pod.annotations, names, counts_follow=True)
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == options.scheduler_name or (scheduler == DEFAULT_SCHEDULER and options.force_overwrite)
     if not ours:
@@ -109,7 +109,9 @@ def _spell_out(container: dict[str, Any], ask: requests.GpuRequest, names: reque
     """Write into a container what it asks for by being silent."""
     resources = container["resources"] = dict(container.get("resources") or {})
     asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    implied = {names.count: str(ask.gpus), **({names.cores: "100"} if ask.exclusive else {})}
+    implied = {names.count: str(ask.gpus), **({names.cores: str(ask.cores_percent)} if ask.cores_percent else {})}
+    if ask.memory_mib and names.memory_percent not in asked:
+        implied[names.memory] = str(ask.memory_mib)
     for name, value in implied.items():
         if name not in asked:
             for section in ("limits", "requests"):

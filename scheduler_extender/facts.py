@@ -195,6 +195,8 @@ def _plain(pod: objects.Pod) -> ledger.Plain:
 
 
 def _device_ids(pod: objects.Pod, names: requests.ResourceNames) -> int:
-    """How many device ids the kubelet gives the pod, whoever bound it."""
+    """How many device ids the kubelet gives the pod, whoever bound it: none where no container has a count."""
     request = requests.read(pod.init_containers, pod.containers, {}, names)
-    return request.slots if isinstance(request, requests.PodRequest) else 1
+    if isinstance(request, requests.PodRequest):
+        return request.slots
+    return int(any(names.count in {**one.requests, **one.limits} for one in (*pod.init_containers, *pod.containers)))

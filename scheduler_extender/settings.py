@@ -114,6 +114,9 @@ HELP = {
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     **flags.RESOURCE_HELP,
     "resource-priority": "resource for task priority (default nvidia.com/priority)",
+    "default-gpu-num": "GPUs that the webhook writes where only memory or cores are asked for (default 1)",
+    "default-memory": "MiB of a GPU where a container asks for none (default 0, all of it)",
+    "default-cores": "percent of a GPU's cores where a container asks for none (default 0, no limit)",
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
@@ -180,7 +183,13 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         gang_evicts=flags.truth("--gang-evict", value("gang-evict") or "true"),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=replace(
-            flags.resource_names(value), priority=value("resource-priority") or default.resource_names.priority
+            flags.resource_names(value),
+            priority=value("resource-priority") or default.resource_names.priority,
+            defaults=requests.Defaults(
+                int(flags.number("--default-gpu-num", value("default-gpu-num"), 1, 1, 64)),
+                int(flags.number("--default-memory", value("default-memory"), 0, 0, 2**31 - 1)),
+                int(flags.number("--default-cores", value("default-cores"), 0, 0, 100)),
+            ),
         ),
         start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),

@@ -51,6 +51,11 @@ CONTRADICTORY_REQUEST = _register(
     "A pod asks for two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",
     "Remove one of the two: nvidia.com/gpu: 0 or the memory and cores beside it, use-… or nouse-….",
 )
+NO_GPU_COUNT = _register(
+    "SCHED_NO_GPU_COUNT",
+    "A container asks for memory or cores of a GPU and for no GPU, and the webhook, which adds it, was not asked.",
+    "Write nvidia.com/gpu: 1 beside it; without it the kubelet hands no GPU to the container.",
+)
 UNKNOWN_POLICY = _register(
     "SCHED_UNKNOWN_POLICY",
     "A scheduling annotation of the pod names something that this version does not do.",

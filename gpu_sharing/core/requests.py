@@ -24,20 +24,36 @@ GPU_POLICY = "hami.io/gpu-scheduler-policy"
 SCORING_WEIGHTS = "hami.io/device-scoring-weights"
 NUMA_ALIGNMENT = "hami.io/numa-alignment"
 
+LIMIT_RANGER = "kubernetes.io/limit-ranger"
+"""What Kubernetes writes about the defaults of a LimitRange that a pod was given."""
+
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
 """Items in a list annotation; more than any cluster has GPU models."""
 
 
 @dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a container asks for by being silent; settings, with HAMi's names and meaning."""
+
+    gpus: int = 1
+    """The count that the webhook writes where only memory or cores are asked for."""
+    memory_mib: int = 0
+    """Memory where neither MiB nor a percentage is asked for; 0 is all of it."""
+    cores_percent: int = 0
+    """Cores where none are asked for; 0 is no limit, or all of them where all memory is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResourceNames:
-    """The names under which containers ask; settings, because clusters rename them."""
+    """The names under which containers ask, and what silence means; settings, because clusters differ in them."""
 
     count: str = "nvidia.com/gpu"
     memory: str = "nvidia.com/gpumem"
     memory_percent: str = "nvidia.com/gpumem-percentage"
     cores: str = "nvidia.com/gpucores"
     priority: str = "nvidia.com/priority"
+    defaults: Defaults = Defaults()
 
     def managed(self) -> tuple[str, ...]:
         """The names that make a pod ours."""
@@ -185,6 +201,8 @@ def read(
     containers: Sequence[ContainerSpec],
     annotations: Mapping[str, str],
     names: ResourceNames,
+    *,
+    counts_follow: bool = False,
 ) -> PodRequest | InvalidRequest:
     """Read what a pod asks for.
 
@@ -193,10 +211,13 @@ def read(
         containers: The app containers.
         annotations: The pod's own.
         names: Under which names containers ask.
+        counts_follow: Whether the caller writes the default count where a container has none, as the webhook does.
+            Else such a container is refused: the kubelet would ask no plugin for it, and start it without a GPU.
     """
-    warnings: list[str] = []
+    warnings: list[str] = _from_limit_ranges(annotations, names)
+    count = names.defaults.gpus if counts_follow else None
     try:
-        asks = tuple(_container(spec, names, warnings) for spec in (*init_containers, *containers))
+        asks = tuple(_container(spec, names, count, warnings) for spec in (*init_containers, *containers))
         selectors = _selectors(annotations)
         node_policy = _policy(annotations, NODE_POLICY, policies.named)
         gpu_policy = _policy(annotations, GPU_POLICY, policies.chain)
@@ -221,7 +242,9 @@ def kinds_of(
     )
 
 
-def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -> GpuRequest | None:
+def _container(
+    spec: ContainerSpec, names: ResourceNames, default_count: int | None, warnings: list[str]
+) -> GpuRequest | None:
     def asked(name: str) -> quantities.Raw:
         return spec.limits[name] if name in spec.limits else spec.requests.get(name)
 
@@ -232,7 +255,7 @@ def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -
     raw_percent, raw_cores = asked(names.memory_percent), asked(names.cores)
     if raw_count is None and raw_memory is None and raw_percent is None and raw_cores is None:
         return None
-    count = 1 if raw_count is None else quantities.count(label(names.count), raw_count)
+    count = quantities.count(label(names.count), raw_count) if raw_count is not None else default_count or 1
     memory_mib = 0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory)
     percent = 0 if raw_percent is None else quantities.percent(label(names.memory_percent), raw_percent, lowest=1)
     cores = 0 if raw_cores is None else quantities.percent(label(names.cores), raw_cores, lowest=0)
@@ -245,12 +268,40 @@ def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -
         return None
     if raw_count is None and not (memory_mib or percent or cores):
         return None
+    if raw_count is None and default_count is None:
+        raise errors.BadQuantity(
+            error_codes.NO_GPU_COUNT,
+            f"container {spec.name} asks for memory or cores of a GPU and for no GPU; write {names.count}: 1",
+        )
     if memory_mib and percent:
         warnings.append(f"{label(names.memory_percent)} is ignored, because {names.memory} is set")
         percent = 0
+    if not memory_mib and not percent:
+        memory_mib = names.defaults.memory_mib
+    cores = cores or names.defaults.cores_percent
     if not cores and not memory_mib and percent in (0, 100):
         cores = 100  # A whole GPU's memory without a word about cores has always meant the GPU to itself.
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
+
+
+def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> list[str]:
+    """What a LimitRange of the namespace made containers ask for: with one, every container becomes a GPU container.
+
+    Source: Kubernetes' admission plugin LimitRanger, which notes what it set in an annotation.
+    """
+    text = annotations.get(LIMIT_RANGER, "").partition(":")[2]
+    found: dict[str, list[str]] = {}
+    for part in text.split(";"):
+        resources, _, container = part.partition(" for ")
+        listed = {word.strip() for word in resources.rpartition(" ")[0].split(",")}
+        for name in names.managed():
+            if name in listed and name not in found.setdefault(container.strip(), []):
+                found[container.strip()].append(name)
+    return [
+        f"{container} asks for {', '.join(set_)} by a LimitRange of the namespace, not by itself"
+        for container, set_ in found.items()
+        if set_
+    ]
 
 
 def _selectors(annotations: Mapping[str, str]) -> Selectors:

@@ -432,7 +432,7 @@ def test_mig_instances_are_made_for_a_pod_and_taken_away_after_it() -> None:
         assert node.run(whole).environment["NVIDIA_VISIBLE_DEVICES"] == "MIG-made-0-3"
         crowded = node.create("mig-late", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 3, 1)})
         node.admit(crowded)
-        refused(node, crowded, "ALLOC_ISOLATION")
+        refused(node, crowded, "ALLOC_OVERSUBSCRIBED")
 
 
 MIGS = "hami.io/vgpu-mig-allocations"

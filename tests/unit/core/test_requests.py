@@ -45,9 +45,8 @@ def refuse(limits: Mapping[str, Any], annotations: Mapping[str, str] | None = No
         ({GPU: "1", PERCENT: "100"}, GpuRequest(1, 0, 100, 100)),
         ({GPU: "1", PERCENT: "100", CORES: "20"}, GpuRequest(1, 0, 100, 20)),
         ({GPU: "1", CORES: "30"}, GpuRequest(1, 0, 100, 30)),
-        ({CORES: "30"}, GpuRequest(1, 0, 100, 30)),
-        ({MEM: "4Gi"}, GpuRequest(1, 4096, 0, 0)),
-        ({PERCENT: "10"}, GpuRequest(1, 0, 10, 0)),
+        ({GPU: "1", MEM: "4Gi"}, GpuRequest(1, 4096, 0, 0)),
+        ({GPU: "1", PERCENT: "10"}, GpuRequest(1, 0, 10, 0)),
         ({GPU: "1", MEM: "0", CORES: "0"}, GpuRequest(1, 0, 100, 100)),
         ({GPU: "1", CORES: "0", MEM: "100"}, GpuRequest(1, 100, 0, 0)),
         ({GPU: "1", MEM: "100", CORES: "100"}, GpuRequest(1, 100, 0, 100)),
@@ -58,8 +57,54 @@ def refuse(limits: Mapping[str, Any], annotations: Mapping[str, str] | None = No
     ],
 )
 def test_a_container_asks_for_what_hami_users_mean(limits: Mapping[str, Any], expected: GpuRequest | None) -> None:
-    """Defaults: a count alone is a whole GPU; a share without a count is of one GPU."""
+    """Defaults: a count alone is a whole GPU."""
     assert read(limits).containers == (expected,)
+
+
+@pytest.mark.parametrize("limits", [{MEM: "3000"}, {CORES: "30"}, {PERCENT: "10"}])
+def test_a_share_without_a_count_is_refused_unless_the_webhook_writes_the_count(limits: Mapping[str, Any]) -> None:
+    """The kubelet asks no plugin for it: the container would start without a GPU, and nobody would be told."""
+    refused = refuse(limits)
+    beside = requests.read([], [Container({GPU: "1", MEM: "1"}), Container(limits)], {}, NAMES)
+    followed = requests.read([], [Container(limits)], {}, NAMES, counts_follow=True)
+
+    assert refused.code == error_codes.NO_GPU_COUNT
+    assert str(refused).endswith("write nvidia.com/gpu: 1")
+    assert isinstance(beside, requests.InvalidRequest)
+    assert isinstance(followed, requests.PodRequest)
+    assert followed.gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({GPU: "1"}, GpuRequest(1, 2000, 0, 20)),
+        ({GPU: "1", MEM: "100", CORES: "10"}, GpuRequest(1, 100, 0, 10)),
+        ({GPU: "1", PERCENT: "100"}, GpuRequest(1, 0, 100, 20)),
+        ({MEM: "100"}, GpuRequest(3, 100, 0, 20)),
+    ],
+)
+def test_what_silence_means_can_be_set(limits: Mapping[str, Any], expected: GpuRequest) -> None:
+    """As in HAMi: defaultMemory, defaultCores and defaultGPUNum."""
+    names = requests.ResourceNames(defaults=requests.Defaults(3, 2000, 20))
+
+    found = requests.read([], [Container(limits)], {}, names, counts_follow=True)
+
+    assert isinstance(found, requests.PodRequest)
+    assert found.containers == (expected,)
+
+
+def test_a_container_that_a_limit_range_made_a_gpu_container_is_warned_of() -> None:
+    """Else each pod of the namespace takes GPUs, down to the one that only runs a shell, and no one knows why."""
+    text = (
+        "LimitRanger plugin set: cpu, nvidia.com/gpu, nvidia.com/gpumem request for container main; "
+        "nvidia.com/gpu, nvidia.com/gpumem limit for container main; cpu limit for init container first"
+    )
+    found = read({GPU: "1", MEM: "100"}, annotations={requests.LIMIT_RANGER: text})
+
+    assert found.warnings == (
+        "container main asks for nvidia.com/gpu, nvidia.com/gpumem by a LimitRange of the namespace, not by itself",
+    )
 
 
 def test_limits_win_over_requests() -> None:

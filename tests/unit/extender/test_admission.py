@@ -194,3 +194,16 @@ def test_one_member_too_many_or_of_another_size_cannot_join() -> None:
     known.holds_no_more(identifiers.PodUid("b"))
     known.waits_no_more(identifiers.PodUid("a"))
     assert known.joins("default", gangs.Gang("train", 3)) == ""
+
+
+def test_the_settings_of_silence_are_written_into_the_pod() -> None:
+    """So that `kubectl get -o yaml` shows what the pod gets, and a change of the settings does not change it."""
+    names = requests.ResourceNames(defaults=requests.Defaults(2, 3000, 25))
+    options = settings.Settings(resource_names=names)
+
+    assert mended(pod({GPU: "1"}), options)["/spec/containers/0/resources"]["limits"] == {
+        GPU: "1", MEM: "3000", CORES: "25",
+    }  # fmt: skip
+    assert mended(pod({CORES: "10"}), options)["/spec/containers/0/resources"]["limits"] == {
+        CORES: "10", GPU: "2", MEM: "3000",
+    }  # fmt: skip

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import errors, gangs, identifiers, quantities, quotas, records, requests, reservations
+from gpu_sharing.core import errors, gangs, identifiers, preemption, quantities, quotas, records, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import constraints
 from scheduler_extender.fleet import ledger
@@ -176,21 +176,27 @@ def gang_of(pod: objects.Pod) -> gangs.Gang | None:
 
 def _plain(pod: objects.Pod) -> ledger.Plain:
     """What a pod is apart from its GPUs."""
-    cpu = memory = 0
-    for one in pod.containers:
-        asked = one.requests
-        if asked:
-            cpu += quantities.thousandths(asked.get("cpu"))
-            memory += quantities.thousandths(asked.get("memory"))
     bound_at = pod.annotations.get(records.BIND_TIME, "")
     return ledger.Plain(
         pod.spec.priority or 0,
         pod.metadata.deletion_timestamp is not None,
-        cpu,
-        memory,
+        _thousandths(pod, "cpu"),
+        _thousandths(pod, "memory"),
         gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
         int(objects.unix_seconds(pod.metadata.creation_timestamp)),
+    )
+
+
+def _thousandths(pod: objects.Pod, resource: str) -> int:
+    """What kube-scheduler counts of CPU or memory for the pod, in thousandths."""
+    every = (*pod.init_containers, *pod.containers)
+    of_pod = (pod.spec.resources.requests or {}) if pod.spec.resources else {}
+    return preemption.effective_request(
+        requests.kinds_of(pod.init_containers, pod.containers),
+        [quantities.thousandths(one.requests.get(resource)) if one.requests else 0 for one in every],
+        quantities.thousandths(of_pod[resource]) if resource in of_pod else None,
+        quantities.thousandths((pod.spec.overhead or {}).get(resource)),
     )
 
 

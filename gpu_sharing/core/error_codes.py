@@ -176,9 +176,14 @@ SLOTS_EXHAUSTED = _register(
     "As many containers as are allowed share the node's GPUs already.",
     "Wait, or raise the device plugin's --device-split-count.",
 )
+GPU_HELD_EXCLUSIVELY = _register(
+    "SCHED_GPU_HELD_EXCLUSIVELY",
+    "The pod asks for a share of a GPU, and other pods have those that are left for themselves (nvidia.com/gpucores: 100).",
+    "Wait until such a pod ends, or write nvidia.com/gpucores under 100 in it if it may share its GPU.",
+)
 GPU_NOT_EXCLUSIVE = _register(
     "SCHED_GPU_NOT_EXCLUSIVE",
-    "The pod wants a GPU of its own and none is empty, or those left are held exclusively.",
+    "The pod asks for GPUs for its own use, and too few of them are empty.",
     "Ask for a share (nvidia.com/gpumem, nvidia.com/gpucores under 100), or wait for an empty GPU.",
 )
 INSUFFICIENT_GPU_MEMORY = _register(

@@ -296,10 +296,15 @@ def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], coun
     return []
 
 
+def open_reason(*, idle: bool) -> Reason:
+    """Why a GPU is not open to a container: it wants an empty one, or it would share and another has it for itself."""
+    return Reason.EXCLUSIVE if idle else Reason.HELD_EXCLUSIVELY
+
+
 def _stages(ask: requests.GpuRequest, *, idle: bool) -> _Stages:
     return (
         (Reason.SLOTS, _has_slot),
-        (Reason.EXCLUSIVE, lambda state: _is_open(state, idle=idle)),
+        (open_reason(idle=idle), lambda state: _is_open(state, idle=idle)),
         (Reason.MEMORY, lambda state: _has_memory(ask, state)),
         (Reason.CORES, lambda state: _has_cores(ask, state)),
     )

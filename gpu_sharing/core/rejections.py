@@ -40,6 +40,8 @@ class Reason(enum.IntEnum):
     """The GPUs are given out by dynamic resource allocation."""
     NOT_OFFERED = 23
     """The GPUs fit, but kube-scheduler did not offer the node."""
+    HELD_EXCLUSIVELY = 24
+    """Examined where `EXCLUSIVE` is, for a pod that would share: another pod has the GPU for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.UNKNOWN_USAGE: Explanation(error_codes.UNKNOWN_USAGE, "GPU usage unknown"),
     Reason.SLOTS: Explanation(error_codes.SLOTS_EXHAUSTED, "GPU slots exhausted", curable=True),
     Reason.EXCLUSIVE: Explanation(error_codes.GPU_NOT_EXCLUSIVE, "no GPU free for exclusive use", curable=True),
+    Reason.HELD_EXCLUSIVELY: Explanation(
+        error_codes.GPU_HELD_EXCLUSIVELY, "GPU held exclusively by another pod", curable=True
+    ),
     Reason.MEMORY: Explanation(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
     Reason.CORES: Explanation(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
     Reason.NUMA: Explanation(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),

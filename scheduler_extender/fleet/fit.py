@@ -238,7 +238,13 @@ def _order(arrays: Arrays, used: _Used, weights: policies.Weights, name: str) ->
             + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
             + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
         )
-    return -fullness if name == "binpack" else fullness
+    match name:
+        case "binpack":
+            return -fullness
+        case "spread":
+            return fullness
+        case _:
+            raise NotImplementedError(f"the order {name} of core.policies.ORDERS on arrays")
 
 
 def _chosen(
@@ -316,7 +322,7 @@ def _reasons(
         (Reason.CORDONED, ~arrays.cordoned[:, :count]),
         (Reason.UNKNOWN_USAGE, ~arrays.unknown[:, :count]),
         (Reason.SLOTS, used.slots_used < arrays.slots_total[:, :count]),
-        (Reason.EXCLUSIVE, used.empty if idle else used.shareable),
+        (placement.open_reason(idle=idle), used.empty if idle else used.shareable),
         (Reason.MEMORY, used.memory_free >= _memory(arrays, ask)),
         (Reason.CORES, used.cores_free >= max(ask.cores_percent, 1)),
     ]

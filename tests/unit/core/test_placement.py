@@ -45,7 +45,7 @@ def ask(memory_mib: int = 4000, cores: int = 0, count: int = 1) -> requests.PodR
         (ask(1), node(state(0, Booking(10, 0))), "GPU slots exhausted"),
         (ask(1), node(state(0), foreign_slots=10), "GPU slots exhausted (requested 1, available 0)"),
         (ask(1, 100), node(state(0, Booking(1, 1))), "no GPU free for exclusive use"),
-        (ask(1), node(state(0, Booking(1, 1, 50, 1))), "no GPU free for exclusive use"),
+        (ask(1), node(state(0, Booking(1, 1, 50, 1))), "GPU held exclusively by another pod"),
         (ask(1), node(state(0, healthy=False)), "GPU unhealthy"),
         (ask(1), node(gpus.GpuState(builders.gpu("n", 0), cordoned=True)), "GPU cordoned"),
         (ask(1), node(gpus.GpuState(builders.gpu("n", 0), usage_unknown=True)), "GPU usage unknown"),

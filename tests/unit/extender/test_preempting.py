@@ -289,3 +289,25 @@ def test_nodes_where_eviction_cannot_help_are_dropped() -> None:
         )
         == {}
     )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"initContainers": [{"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "8"}}}]},
+        {"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "8"}}}]},
+        {"resources": {"requests": {"cpu": "8"}}},
+        {"overhead": {"cpu": "8"}},
+    ],
+)
+def test_cpu_counts_wherever_a_pod_says_it(spec: dict[str, Any]) -> None:
+    """The pod that serves the GPUs frees the CPU too, so that no second, innocent pod has to go."""
+    scene = Scene("a")
+    serving = held("serving", "a", 0, 12_000)
+    serving["spec"] |= spec
+    chosen = held("chosen", "a", 1, 2_000)
+    chosen["spec"]["containers"][0]["resources"]["requests"] = {"cpu": "8"}
+    scene.put(serving, chosen)
+    scene.holder("rest", "a", 1, 12_000, priority=100)
+
+    assert preempt(scene.world, urgent(), a=["chosen"]) == {"a": ["serving"]}

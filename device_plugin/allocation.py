@@ -247,8 +247,8 @@ class Allocator:
                 raise owners.Doubt(error_codes.ALLOC_GPU_UNHEALTHY, f"{share.uuid}: {state.cause}")
         owners.guard(pod, shares, self._pods.holders, self._node.inventory)
         mode = self._mode(shares)
-        wished = pod.annotations.get(requests.MODE, "")
-        if wished and wished != mode:
+        wished = requests.mode(pod.annotations)
+        if wished and not requests.Selectors(mode=wished).accept_mode(mode):
             raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key} asks for {wished}, its GPU is shared by {mode}")
         backend = self._node.backends[mode]
         granted = self._granted(pod, container, allocation, shares, devices)

@@ -136,9 +136,11 @@ def _promises(cluster: state.State, names: requests.ResourceNames) -> Iterator[F
 
 def _quotas(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
     for quota in cluster.quotas:
+        about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
+        for key, meant in quotas.uncounted(quota.spec.hard or {}, names):
+            yield Finding(error_codes.DOCTOR_QUOTA_KEY, WARNING, about, f"{key} limits nothing; {meant} is counted")
         read = quotas.read(quota.metadata.name, quota.spec.hard or {}, names)
         if read is not None and read.unreadable:
-            about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
             yield Finding(error_codes.DOCTOR_QUOTA, ERROR, about, read.unreadable)
 
 

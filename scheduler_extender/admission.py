@@ -56,7 +56,8 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
         return Verdict()
     names = options.resource_names
     if not facts.is_ours(pod, names):
-        return Verdict(patch=_patch(body, _mended(body, None, options)))
+        unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
+        return Verdict(patch=_patch(body, _mended(body, None, options)), warnings=tuple(unknown))
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names, counts_follow=True)
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == options.scheduler_name or (scheduler == DEFAULT_SCHEDULER and options.force_overwrite)
@@ -68,7 +69,8 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
     if pod.spec.node_name and request.wants_gpu:
         return Verdict(
             f"{error_codes.NODE_NAME_SET}: spec.nodeName is set, so that no scheduler chooses GPUs for the pod; remove "
-            f"it and write the nodeSelector kubernetes.io/hostname: {pod.spec.node_name}"
+            "it and write under requiredDuringSchedulingIgnoredDuringExecution of a nodeAffinity the matchFields "
+            f"{{key: metadata.name, operator: In, values: [{pod.spec.node_name}]}}"
         )
     privileged = _privileged(body, request)
     if privileged and not options.allow_privileged:

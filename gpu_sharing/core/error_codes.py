@@ -69,7 +69,8 @@ BAD_SCORING_WEIGHTS = _register(
 NODE_NAME_SET = _register(
     "SCHED_NODE_NAME_SET",
     "A pod that asks for GPUs names its node itself, so that no scheduler chooses GPUs for it.",
-    "Remove spec.nodeName and write a nodeSelector for kubernetes.io/hostname.",
+    "Remove spec.nodeName and write a required nodeAffinity whose matchFields name metadata.name; the label "
+    "kubernetes.io/hostname differs from the name on some clusters.",
 )
 PRIVILEGED = _register(
     "SCHED_PRIVILEGED",
@@ -178,7 +179,7 @@ SLOTS_EXHAUSTED = _register(
 )
 GPU_HELD_EXCLUSIVELY = _register(
     "SCHED_GPU_HELD_EXCLUSIVELY",
-    "The pod asks for a share of a GPU, and other pods have those that are left for themselves (nvidia.com/gpucores: 100).",
+    "The pod asks for a share of a GPU, and those that are left are held for themselves (nvidia.com/gpucores: 100).",
     "Wait until such a pod ends, or write nvidia.com/gpucores under 100 in it if it may share its GPU.",
 )
 GPU_NOT_EXCLUSIVE = _register(
@@ -562,6 +563,11 @@ DOCTOR_QUOTA = _register(
     "DOCTOR_QUOTA",
     "A ResourceQuota for GPUs cannot be read, so its namespace gets none.",
     "Write whole numbers as in the documentation of requests.",
+)
+DOCTOR_QUOTA_KEY = _register(
+    "DOCTOR_QUOTA_KEY",
+    "A ResourceQuota has a limit for a GPU resource that nothing counts, so that it limits nothing.",
+    "Write limits.nvidia.com/gpu, limits.nvidia.com/gpumem or limits.nvidia.com/gpucores.",
 )
 DOCTOR_NO_WEBHOOK = _register(
     "DOCTOR_NO_WEBHOOK",

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpu_sharing.core import errors, identifiers, quantities, rejections, requests, reservations
+from gpu_sharing.core import errors, identifiers, near_misses, quantities, rejections, requests, reservations
 from gpu_sharing.core.rejections import Reason
 
 
@@ -73,6 +73,25 @@ def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.Resource
     except errors.BadQuantity as refused:
         return Quota(name, (None, None, None), refused.sentence)
     return Quota(name, (gpus, memory, cores))
+
+
+def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames) -> list[tuple[str, str]]:
+    """Return the limits that look like ours and that nothing counts, each with the key that was likely meant.
+
+    `limits.` is counted here, `requests.` by the API server where pods ask for that very resource.
+    """
+    counted = frozenset((names.count, names.memory, names.cores))
+    found = []
+    for key in hard:
+        scope, dot, resource = key.partition(".")
+        if not dot or scope not in ("limits", "requests") or "/" not in resource:
+            continue
+        if resource in (counted if scope == "limits" else names.known()):
+            continue
+        meant = names.memory if resource == names.memory_percent else near_misses.closest(resource, counted)
+        if meant:
+            found.append((key, f"limits.{meant}"))
+    return found
 
 
 def amounts(kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]]) -> Amounts:

@@ -7,11 +7,22 @@ Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/conf
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpu_sharing.core import error_codes, errors, gpus, policies, quantities, reservations
+from gpu_sharing.core import (
+    error_codes,
+    errors,
+    gangs,
+    gpus,
+    near_misses,
+    policies,
+    quantities,
+    records,
+    reservations,
+)
 
 USE_TYPE = "nvidia.com/use-gputype"
 NOUSE_TYPE = "nvidia.com/nouse-gputype"
@@ -26,6 +37,24 @@ NUMA_ALIGNMENT = "hami.io/numa-alignment"
 
 LIMIT_RANGER = "kubernetes.io/limit-ranger"
 """What Kubernetes writes about the defaults of a LimitRange that a pod was given."""
+
+OWN = frozenset(
+    {
+        USE_TYPE,
+        NOUSE_TYPE,
+        USE_UUID,
+        NOUSE_UUID,
+        NUMA_BIND,
+        MODE,
+        NODE_POLICY,
+        GPU_POLICY,
+        SCORING_WEIGHTS,
+        NUMA_ALIGNMENT,
+    }
+) | {gangs.NAME, gangs.SIZE}
+"""What a pod's owner may write."""
+_PREFIXES = ("nvidia.com/", "hami.io/")
+_MOST_UNKNOWN, _MOST_TOLD = 20, 5
 
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
@@ -58,6 +87,10 @@ class ResourceNames:
     def managed(self) -> tuple[str, ...]:
         """The names that make a pod ours."""
         return (self.count, self.memory, self.memory_percent, self.cores)
+
+    def known(self) -> frozenset[str]:
+        """Every resource that has a meaning here."""
+        return frozenset((*self.managed(), self.priority))
 
 
 class ContainerSpec(Protocol):
@@ -214,10 +247,11 @@ def read(
         counts_follow: Whether the caller writes the default count where a container has none, as the webhook does.
             Else such a container is refused: the kubelet would ask no plugin for it, and start it without a GPU.
     """
-    warnings: list[str] = _from_limit_ranges(annotations, names)
+    every = (*init_containers, *containers)
+    warnings = [*_from_limit_ranges(annotations, names), *unknown_words(every, annotations, names)]
     count = names.defaults.gpus if counts_follow else None
     try:
-        asks = tuple(_container(spec, names, count, warnings) for spec in (*init_containers, *containers))
+        asks = tuple(_container(spec, names, count, warnings) for spec in every)
         selectors = _selectors(annotations)
         node_policy = _policy(annotations, NODE_POLICY, policies.named)
         gpu_policy = _policy(annotations, GPU_POLICY, policies.chain)
@@ -229,6 +263,34 @@ def read(
         return InvalidRequest(refused.code, refused.sentence)
     kinds = kinds_of(init_containers, containers)
     return PodRequest(kinds, asks, selectors, node_policy, gpu_policy, weights, numa_bind, tuple(warnings))
+
+
+def unknown_words(
+    containers: Iterable[ContainerSpec], annotations: Mapping[str, str], names: ResourceNames
+) -> list[str]:
+    """Say which annotations and resources have no effect although they look like ours, and what was likely meant."""
+    known, told = names.known(), []
+    for key in itertools.islice(_unknown(annotations, OWN | records.OF_PODS), _MOST_UNKNOWN):
+        if key in known:
+            told.append(f"annotation {key} has no effect: it is a resource, write it under resources.limits")
+        elif meant := near_misses.closest(key, OWN):
+            told.append(f"annotation {key} has no effect: the known one is {meant}")
+    told += [
+        f"container {one.name}: resource {key} has no effect: the known one is {meant}"
+        for one in containers
+        for key in itertools.islice(_unknown((*one.limits, *one.requests), known), _MOST_UNKNOWN)
+        if (meant := near_misses.closest(key, known))
+    ]
+    return list(dict.fromkeys(told))[:_MOST_TOLD]
+
+
+def _unknown(keys: Iterable[str], known: frozenset[str]) -> Iterator[str]:
+    return (key for key in keys if key.startswith(_PREFIXES) and key not in known)
+
+
+def mode(annotations: Mapping[str, str]) -> str:
+    """Return the sharing mode that a pod asks for, as `Selectors.mode` spells it; empty where it asks for none."""
+    return annotations.get(MODE, "").strip().lower()
 
 
 def kinds_of(
@@ -305,21 +367,29 @@ def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> 
 
 
 def _selectors(annotations: Mapping[str, str]) -> Selectors:
-    mode = annotations.get(MODE, "").strip().lower()
-    if mode not in _MODES:
+    wished = mode(annotations)
+    if wished not in _MODES:
         raise errors.BadQuantity(
             error_codes.UNKNOWN_POLICY,
-            f"{MODE}: {mode[:40]!r} is not a mode in which GPUs are shared; write hami-core, mps or mig",
+            f"{MODE}: {wished[:40]!r} is not a mode in which GPUs are shared; write hami-core, mps or mig",
         )
     wishes = Selectors(
         use_types=tuple(item.lower() for item in _list(annotations, USE_TYPE)),
         nouse_types=tuple(item.lower() for item in _list(annotations, NOUSE_TYPE)),
         use_uuids=_list(annotations, USE_UUID),
         nouse_uuids=_list(annotations, NOUSE_UUID),
-        mode=mode,
+        mode=wished,
     )
     _refuse_contradiction(USE_TYPE, wishes.use_types, NOUSE_TYPE, wishes.nouse_types)
     _refuse_contradiction(USE_UUID, wishes.use_uuids, NOUSE_UUID, wishes.nouse_uuids)
+    excluding = [next((no for no in wishes.nouse_types if no in use), "") for use in wishes.use_types]
+    if excluding and all(excluding):
+        use, no = wishes.use_types[0], excluding[0]
+        raise errors.BadQuantity(
+            error_codes.CONTRADICTORY_REQUEST,
+            f"{NOUSE_TYPE}: {no[:60]!r} is a part of {use[:60]!r} in {USE_TYPE}, so that it excludes every GPU that is "
+            f"asked for; write more of the name, or remove it",
+        )
     return wishes
 
 

@@ -96,3 +96,18 @@ def test_a_request_counts_alike_before_and_after_it_is_placed(request: requests.
     )
 
     assert quotas.asked(request, memory_mib) == quotas.amounts(request.kinds, shares)
+
+
+def test_a_limit_that_nothing_counts_is_found_with_the_one_that_was_meant() -> None:
+    """A team believes that it is limited, and is not."""
+    hard: dict[str, quantities.Raw] = {
+        "requests.nvidia.com/gpumemory": "8000", "limits.nvidia.com/gpu-mem": "8000",
+        "limits.nvidia.com/gpumem": "8000", "requests.nvidia.com/gpumem": "8k", "limits.cpu": "4", "pods": "9", "count/pods": "9",
+        "limits.nvidia.com/gpumem-percentage": "50", "requests.nvidia.com/mig-1g.5gb": "1",
+    }  # fmt: skip
+
+    assert quotas.uncounted(hard, NAMES) == [
+        ("requests.nvidia.com/gpumemory", "limits.nvidia.com/gpumem"),
+        ("limits.nvidia.com/gpu-mem", "limits.nvidia.com/gpumem"),
+        ("limits.nvidia.com/gpumem-percentage", "limits.nvidia.com/gpumem"),
+    ]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpu_sharing.core import error_codes, policies, requests, reservations
 from gpu_sharing.core.requests import GpuRequest
+from tests import inputs
 
 GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
 NAMES = requests.ResourceNames()
@@ -304,3 +305,44 @@ def test_a_wish_without_effect_is_granted_with_a_note() -> None:
 
     assert isinstance(found, requests.PodRequest)
     assert found.warnings == ("hami.io/numa-alignment has no effect: GPUs are chosen before the kubelet chooses CPUs",)
+
+
+def test_a_type_that_a_part_of_it_excludes_is_refused() -> None:
+    """`a10` is a part of `a100`: no GPU could ever match, and the pod waited for ever."""
+    pod = inputs.pod("34-type-excluded-by-substring.yaml")
+    annotations = pod["metadata"]["annotations"]
+
+    refused = refuse({GPU: "1"}, annotations)
+    other = read({GPU: "1"}, annotations={requests.USE_TYPE: "A100,L40", requests.NOUSE_TYPE: "A10"})
+
+    assert refused.code == error_codes.CONTRADICTORY_REQUEST
+    assert "'a10' is a part of 'a100'" in str(refused)
+    assert other.selectors.accept_type("NVIDIA L40S")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limits", "warnings"),
+    [
+        ({"nvidia.com/gpumem": "4000"}, {GPU: "1"},
+         ["annotation nvidia.com/gpumem has no effect: it is a resource, write it under resources.limits"]),
+        ({"nvidia.com/use-gpu-type": "T4"}, {GPU: "1"},
+         ["annotation nvidia.com/use-gpu-type has no effect: the known one is nvidia.com/use-gputype"]),
+        ({"hami.io/use-gputype": "T4"}, {GPU: "1"},
+         ["annotation hami.io/use-gputype has no effect: the known one is nvidia.com/use-gputype"]),
+        ({}, {GPU: "1", "nvidia.com/gpumemory": "4000"},
+         ["container main: resource nvidia.com/gpumemory has no effect: the known one is nvidia.com/gpumem"]),
+        ({}, {GPU: "1", "nvidia.com/gpu-memory": "4000"},
+         ["container main: resource nvidia.com/gpu-memory has no effect: the known one is nvidia.com/gpumem"]),
+        ({"example.com/gpumem": "1", "nvidia.com/cuda": "12", "hami.io/vgpu-node": "n", requests.MODE: "mps",
+          "nvidia.com/" + "x" * 200: ""},
+         {GPU: "1", "nvidia.com/mig-1g.5gb": "1", "nvidia.com/gpu.shared": "1", "nvidia.com/priority": "0"}, []),
+        ({f"nvidia.com/use-gputype{number}": "" for number in range(30)}, {GPU: "1"}, None),
+    ],
+)  # fmt: skip
+def test_a_word_that_nobody_knows_is_said_and_not_ignored(
+    annotations: Mapping[str, str], limits: Mapping[str, Any], warnings: list[str] | None
+) -> None:
+    """A user who misspells a limit gets a whole GPU, and pays for it."""
+    found = read(limits, annotations=annotations).warnings
+
+    assert found == tuple(warnings) if warnings is not None else len(found) == 5

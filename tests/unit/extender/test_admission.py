@@ -1,12 +1,17 @@
 """What is said of a pod while it is being created."""
 
+import re
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 
+from gpu_sharing.adapters import objects
 from gpu_sharing.core import gangs, gpus, identifiers, placement, requests
-from scheduler_extender import admission, settings
+from scheduler_extender import admission, constraints, settings
 from scheduler_extender.fleet import arrays, extent, rolls
+from tests import inputs
 from tests.unit import builders
 
 GPU, MEM, CORES, PRIORITY = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpucores", "nvidia.com/priority"
@@ -87,7 +92,7 @@ def test_gpus_are_hidden_from_containers_without_one_if_that_is_set(env: list[di
             pod({GPU: "1"}, annotations={"hami.io/gpu-scheduler-policy": "binpack,spread"}),
             "SCHED_CONTRADICTORY_REQUEST", "write one of them",
         ),
-        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET", "kubernetes.io/hostname: node-7"),
+        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET", "metadata.name, operator: In, values: [node-7]"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_its_code_and_what_to_write(body: dict[str, Any], code: str, words: str) -> None:
@@ -207,3 +212,32 @@ def test_the_settings_of_silence_are_written_into_the_pod() -> None:
     assert mended(pod({CORES: "10"}), options)["/spec/containers/0/resources"]["limits"] == {
         CORES: "10", GPU: "2", MEM: "3000",
     }  # fmt: skip
+
+
+def test_a_request_that_is_an_annotation_is_warned_of() -> None:
+    """The pod got the whole GPU, without a word; a pod without any resource got none."""
+    body = inputs.pod("05-gpumem-annotation.yaml")
+    without = pod({}, annotations=body["metadata"]["annotations"])
+
+    for one in (body, without):
+        warnings = admission.review(one, DEFAULTS).warnings
+        assert [warning.split(" has no effect")[0] for warning in warnings] == [
+            "annotation nvidia.com/gpumem", "annotation nvidia.com/gpucores",
+        ]  # fmt: skip
+
+
+def test_what_the_advice_for_a_node_name_says_admits_that_node() -> None:
+    """The label kubernetes.io/hostname may be another name than the node's, as on EKS."""
+    (advised,) = inputs.documents("27-nodename-advice.yaml")
+    (wanted,) = advised["spec"].pop("nodeSelector").values()
+    labels = {"kubernetes.io/hostname": "ip-10-0-0-1"}
+    fields = re.search(r"{key.*}", admission.review(pod({GPU: "1"}, {"nodeName": wanted}), DEFAULTS).refused)
+    assert fields
+    terms = [{"matchFields": [yaml.safe_load(fields[0])]}]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    advised["spec"]["affinity"] = {"nodeAffinity": required}
+
+    wishes = constraints.wishes(msgspec.convert(advised, objects.Pod))
+
+    assert constraints.admits(wishes, wanted, labels, ())
+    assert not constraints.admits(wishes, "another", labels, ())

@@ -13,7 +13,7 @@ import structlog
 
 from device_plugin import gpu_source, isolation, settings
 from device_plugin.isolation import table
-from gpu_sharing.adapters import kubernetes
+from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, records
 
 _HEARTBEAT_SECONDS = 60.0
@@ -100,9 +100,6 @@ def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, he
     return {uuid: state for uuid, state in states.items() if not state.available}
 
 
-_LABELS = dict([records.ACCELERATOR_LABEL])
-
-
 class Publisher:
     """Writes the node's annotations, and the label by which people find such nodes.
 
@@ -116,6 +113,7 @@ class Publisher:
         self._path = f"/api/v1/nodes/{node_name}"
         self._wanted = wanted
         self._changed = asyncio.Event()
+        self._labels: dict[str, str] | None = None
         self.written = False
         self.trouble = ""
 
@@ -123,6 +121,17 @@ class Publisher:
         """Say that there is something new to write."""
         self.written = False
         self._changed.set()
+
+    async def _missing_labels(self) -> dict[str, str]:
+        """The label by which people find such nodes, once, and only where the node has no value of its own for it.
+
+        Pods may have a nodeSelector for a value such as `nvidia-tesla-v100` that somebody else wrote.
+        """
+        if self._labels is None:
+            node = await self._client.get(self._path, objects.Node)
+            key, value = records.ACCELERATOR_LABEL
+            self._labels = {} if key in (node.metadata.labels or {}) else {key: value}
+        return self._labels
 
     async def run(self) -> None:
         """Write for ever; ends only by cancellation. Nothing is written before the first change."""
@@ -132,9 +141,11 @@ class Publisher:
             self._changed.clear()
             wanted = dict(self._wanted())
             try:
+                labels = await self._missing_labels()
                 await self._client.patch(
-                    self._path, orjson.dumps({"metadata": {"annotations": wanted, "labels": _LABELS}})
+                    self._path, orjson.dumps({"metadata": {"annotations": wanted, "labels": labels}})
                 )
+                self._labels = {}
             except errors.KubernetesError as refused:
                 self.trouble = str(refused)
                 log.error("not written", error_code=error_codes.PLUGIN_INVENTORY_NOT_WRITTEN, cause=str(refused))

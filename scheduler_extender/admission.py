@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, errors, gangs, quantities, requests
+from gpu_sharing.core import error_codes, errors, gangs, quantities, requests, variables
 from scheduler_extender import facts, settings
 
 IGNORE_LABEL, IGNORE = "hami.io/webhook", "ignore"
@@ -78,6 +78,9 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
             f"{error_codes.PRIVILEGED}: container {privileged} is privileged, so that it sees all GPUs of its node; "
             "remove securityContext.privileged or its GPU request"
         )
+    own = _own_variables(body, request)
+    if own and options.refuse_own_variables:
+        return Verdict(f"{error_codes.OWN_VARIABLES}: {own}")
     try:
         gang = facts.read_gang(pod) if request.wants_gpu else None
         mended = _mended(body, request, options)
@@ -87,7 +90,8 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
                 mended["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
     except errors.BadQuantity as bad:
         return Verdict(f"{bad.code}: {bad.sentence}")
-    return Verdict(patch=_patch(body, mended), warnings=request.warnings, request=request, gang=gang)
+    warnings = (*request.warnings, *([own] if own else ()))
+    return Verdict(patch=_patch(body, mended), warnings=warnings, request=request, gang=gang)
 
 
 def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, options: settings.Settings) -> dict[str, Any]:
@@ -139,6 +143,18 @@ def _privileged(body: Mapping[str, Any], request: requests.PodRequest) -> str:
     for container, ask in zip(_containers(body), request.containers, strict=True):
         if ask and (container.get("securityContext") or {}).get("privileged"):
             return str(container.get("name", ""))
+    return ""
+
+
+def _own_variables(body: Mapping[str, Any], request: requests.PodRequest) -> str:
+    """Say which variables of the device plugin a container with GPUs sets itself; empty where none does."""
+    for container, ask in zip(_containers(body), request.containers, strict=True):
+        names = variables.given(str(one.get("name", "")) for one in container.get("env") or ()) if ask else []
+        if names:
+            return (
+                f"container {container.get('name', '')} sets {', '.join(names[:5])}, which the device plugin sets; "
+                "remove it from env"
+            )
     return ""
 
 

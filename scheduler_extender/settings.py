@@ -52,6 +52,8 @@ class Settings:
     """`runtimeClassName` that the webhook gives pods with GPUs that have none; empty: none."""
     hide_gpus: bool = False
     """Whether the webhook hides the GPUs from containers that ask for none, whatever their image says."""
+    refuse_own_variables: bool = False
+    """Whether the webhook refuses a pod whose containers set the device plugin's variables; else it warns."""
     allow_privileged: bool = False
     """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
     preempts: bool = True
@@ -106,6 +108,7 @@ HELP = {
     "force-overwrite-default-scheduler": "true or false: the webhook takes default-scheduler's GPU pods (default true)",
     "runtime-class-name": "runtimeClassName that the webhook gives pods with GPUs that have none (default: none)",
     "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
+    "own-variables": "warn or refuse: pods that set the device plugin's variables in their env (default warn)",
     "allow-privileged": "let privileged containers ask for GPUs (default false)",
     "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
     "prometheus-url": "URL of a Prometheus that scrapes the monitors, for --usage-weight (default: none)",
@@ -175,6 +178,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         ),
         runtime_class_name=value("runtime-class-name") or "",
         hide_gpus=flags.truth("--hide-gpus", value("hide-gpus")),
+        refuse_own_variables=flags.one_of("--own-variables", value("own-variables"), ("warn", "refuse"), "warn")
+        == "refuse",
         allow_privileged=flags.truth("--allow-privileged", value("allow-privileged")),
         preempts=flags.truth("--preempt", value("preempt") or "true"),
         prometheus_url=_url(value("prometheus-url") or ""),

@@ -72,6 +72,11 @@ NODE_NAME_SET = _register(
     "Remove spec.nodeName and write a required nodeAffinity whose matchFields name metadata.name; the label "
     "kubernetes.io/hostname differs from the name on some clusters.",
 )
+OWN_VARIABLES = _register(
+    "SCHED_OWN_VARIABLES",
+    "A container that asks for a GPU sets a variable by which the device plugin gives it GPUs and limits.",
+    "Remove it from the container's env: without CDI it would win over what the pod is promised.",
+)
 PRIVILEGED = _register(
     "SCHED_PRIVILEGED",
     "A privileged container asks for a GPU, and would see all GPUs of its node.",
@@ -402,6 +407,11 @@ ALLOC_OVERSUBSCRIBED = _register(
     "ALLOC_OVERSUBSCRIBED",
     "The pod's record does not fit on its GPU beside the older records of other pods.",
     "Delete the pod, so that it is placed anew.",
+)
+ALLOC_OWN_VARIABLES = _register(
+    "ALLOC_OWN_VARIABLES",
+    "Without CDI the container's own env would replace the GPUs or limits that it was given, so it is not started.",
+    "Remove the variable from the container's env, or use a container runtime with CDI and --identity cdi.",
 )
 ALLOC_SPEC_NOT_WRITTEN = _register(
     "ALLOC_SPEC_NOT_WRITTEN",

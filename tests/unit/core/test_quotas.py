@@ -102,7 +102,8 @@ def test_a_limit_that_nothing_counts_is_found_with_the_one_that_was_meant() -> N
     """A team believes that it is limited, and is not."""
     hard: dict[str, quantities.Raw] = {
         "requests.nvidia.com/gpumemory": "8000", "limits.nvidia.com/gpu-mem": "8000",
-        "limits.nvidia.com/gpumem": "8000", "requests.nvidia.com/gpumem": "8k", "limits.cpu": "4", "pods": "9", "count/pods": "9",
+        "limits.nvidia.com/gpumem": "8000", "requests.nvidia.com/gpumem": "8k", "limits.cpu": "4", "pods": "9",
+        "count/pods": "9",
         "limits.nvidia.com/gpumem-percentage": "50", "requests.nvidia.com/mig-1g.5gb": "1",
     }  # fmt: skip
 

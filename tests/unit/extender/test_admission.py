@@ -241,3 +241,21 @@ def test_what_the_advice_for_a_node_name_says_admits_that_node() -> None:
 
     assert constraints.admits(wishes, wanted, labels, ())
     assert not constraints.admits(wishes, "another", labels, ())
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_MEMORY_LIMIT_0", "CUDA_DEVICE_SM_LIMIT"])
+def test_a_variable_of_the_device_plugin_is_warned_of_or_refused_as_set(name: str) -> None:
+    """Without CDI it wins over what the pod is promised."""
+    body = pod({GPU: "1", MEM: "1"})
+    body["spec"]["containers"][0]["env"] = [{"name": "A", "value": "b"}, {"name": name, "value": "all"}]
+    strict = settings.Settings(refuse_own_variables=True)
+
+    warned = admission.review(body, DEFAULTS)
+    refused = admission.review(body, strict).refused
+
+    assert (warned.refused, warned.warnings) == (
+        "", (f"container main sets {name}, which the device plugin sets; remove it from env",)
+    )  # fmt: skip
+    assert refused == f"SCHED_OWN_VARIABLES: {warned.warnings[0]}"
+    body["spec"]["containers"][0]["resources"] = {}
+    assert not admission.review(body, strict).refused

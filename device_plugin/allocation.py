@@ -30,7 +30,7 @@ from device_plugin import (
     podresources,
     pods,
 )
-from gpu_sharing.core import error_codes, errors, health, identifiers, records, requests
+from gpu_sharing.core import error_codes, errors, health, identifiers, records, requests, variables
 from gpu_sharing.core.reservations import Share
 
 _CACHE_SECONDS = 0.1
@@ -224,6 +224,12 @@ class Allocator:
 
         An answer without our mark is that of HAMi's plugin, which served the node before: its limits have to be right.
         """
+        own = _overridden(pod, entry.container, wanted)
+        if own:
+            raise owners.Doubt(
+                error_codes.ALLOC_OWN_VARIABLES,
+                f"{pod.key}: container {entry.container} sets {', '.join(own)} in its env",
+            )
         answered = entry.environment
         ours = NAME_VARIABLE in answered
         for name, value in wanted.environment.items():
@@ -247,8 +253,8 @@ class Allocator:
                 raise owners.Doubt(error_codes.ALLOC_GPU_UNHEALTHY, f"{share.uuid}: {state.cause}")
         owners.guard(pod, shares, self._pods.holders, self._node.inventory)
         mode = self._mode(shares)
-        wished = pod.annotations.get(requests.MODE, "")
-        if wished and wished != mode:
+        wished = requests.mode(pod.annotations)
+        if wished and not requests.Selectors(mode=wished).accept_mode(mode):
             raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key} asks for {wished}, its GPU is shared by {mode}")
         backend = self._node.backends[mode]
         granted = self._granted(pod, container, allocation, shares, devices)
@@ -451,3 +457,13 @@ def _device_name(entry: checkpoint.Entry) -> str | None:
         if kind == cdi.KIND and equals:
             return device
     return None
+
+
+def _overridden(pod: pods.Pod, container: str, wanted: edits.Edits) -> list[str]:
+    """The variables that the container's own env sets to something else than it is to get; the pod's come last."""
+    found = pod.container(container)
+    if found is None:
+        return []
+    own = {one.name: one.value for one in found[1].env or ()}
+    different = [name for name, value in own.items() if wanted.environment.get(name, value) != value]
+    return sorted({*different, *variables.given(own.keys() - wanted.environment.keys())})

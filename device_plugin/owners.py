@@ -131,6 +131,9 @@ def guard(
 ) -> None:
     """The last guard against a GPU that is promised twice, should two schedulers ever have bound at one time.
 
+    The records are taken one after another, the oldest first, by the core's rules: what does not fit beside those
+    before it is refused, and does not count for those after it.
+
     Args:
         pod: Whose container is to start.
         shares: What it is to get.
@@ -138,21 +141,17 @@ def guard(
         inventory: What there is.
 
     Raises:
-        Doubt: The records promise more than there is, and this one is the newest of them.
+        Doubt: The pod's record does not fit beside the older ones.
     """
     for uuid in {share.uuid for share in shares}:
-        held, gpu = holders(uuid), inventory[uuid]
-        slots = sum(booking.slots for _, booking in held)
-        memory_mib = sum(booking.memory_mib for _, booking in held)
-        cores = sum(booking.cores_percent for _, booking in held)
-        over = (
-            f"{memory_mib}MB of {gpu.memory_mib}MB" if memory_mib > gpu.memory_mib
-            else f"{cores}% of {gpu.cores_percent}% cores" if cores > gpu.cores_percent
-            else f"{slots} of {gpu.slots} slots" if slots > gpu.slots
-            else ""
-        )  # fmt: skip
-        if over and max((other for other, _ in held), key=_age).uid == pod.uid:
-            raise Doubt(error_codes.ALLOC_OVERSUBSCRIBED, f"{over} of {uuid} are promised, {pod.key} is the newest")
+        before = reservations.NOTHING
+        for other, booking in sorted(holders(uuid), key=lambda held: _age(held[0])):
+            found = gpus.conflicts(inventory[uuid], before, booking)
+            if not found:
+                before = before.plus(booking)
+            elif other.uid == pod.uid:
+                sentence = f"with {pod.key} the records promise of {uuid}: {', '.join(found)}"
+                raise Doubt(error_codes.ALLOC_OVERSUBSCRIBED, sentence)
 
 
 def _age(pod: pods.Pod) -> tuple[int, str]:

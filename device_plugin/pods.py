@@ -113,7 +113,8 @@ class Pod(objects.Pod, gc=False):
         if not text.strip(";: "):
             return None
         asking = [requests.asks_for_gpu((container,), names) for container in self.all_containers]
-        return records.decode_shares(text, asking)
+        shares = records.decode_shares(text, asking)
+        return records.decode_instances(self.annotations.get(records.MIG_ALLOCATIONS, ""), shares)
 
     def mig_shares(self) -> tuple[records.MigShare, ...]:
         """The MIG instances that its record names, of all its containers."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_sharing.core import error_codes, errors, identifiers, quotas, records, requests, reservations
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, quotas, records, requests, reservations
 from hamictl import state
 from scheduler_extender import facts
 from scheduler_extender.fleet import ledger
@@ -116,31 +116,31 @@ def _pods(cluster: state.State, names: requests.ResourceNames, now: float) -> It
 
 
 def _promises(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
-    """Whether any GPU is promised twice, whatever anybody believes."""
-    promised: dict[identifiers.GpuUuid, reservations.Booking] = collections.defaultdict(reservations.Booking)
+    """Whether any GPU is promised twice, whatever anybody believes: by the rules that place pods."""
+    holders: dict[identifiers.GpuUuid, list[reservations.Booking]] = collections.defaultdict(list)
     for pod in cluster.pods:
         if pod.spec.node_name:
             for uuid, booking in facts.pod_facts(pod, names).bookings.items():
-                promised[uuid] = promised[uuid].plus(booking)
+                holders[uuid].append(booking)
     for seen in _node_facts(cluster, names):
         for gpu in seen.inventory:
-            used = promised[gpu.uuid]
-            amounts = (
-                ("MiB of memory", used.memory_mib, gpu.memory_mib),
-                ("percent of cores", used.cores_percent, gpu.cores_percent),
-                ("slots", used.slots, gpu.slots),
-            )
-            for what, part, whole in amounts:
-                if part > whole:
-                    about = f"gpu/{seen.name}/{gpu.index}"
-                    yield Finding(error_codes.DOCTOR_OVERSUBSCRIBED, ERROR, about, f"{part} of {whole} {what}")
+            held, found = reservations.NOTHING, dict[str, str]()
+            for booking in holders[gpu.uuid]:
+                # The last sentence of a kind has the whole sum in it.
+                found |= {text.lstrip("0123456789"): text for text in gpus.conflicts(gpu, held, booking)}
+                held = held.plus(booking)
+            for text in found.values():
+                about = f"gpu/{seen.name}/{gpu.index}"
+                yield Finding(error_codes.DOCTOR_OVERSUBSCRIBED, ERROR, about, text)
 
 
 def _quotas(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
     for quota in cluster.quotas:
+        about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
+        for key, meant in quotas.uncounted(quota.spec.hard or {}, names):
+            yield Finding(error_codes.DOCTOR_QUOTA_KEY, WARNING, about, f"{key} limits nothing; {meant} is counted")
         read = quotas.read(quota.metadata.name, quota.spec.hard or {}, names)
         if read is not None and read.unreadable:
-            about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
             yield Finding(error_codes.DOCTOR_QUOTA, ERROR, about, read.unreadable)
 
 

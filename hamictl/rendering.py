@@ -3,11 +3,13 @@
 import collections
 from typing import Any
 
+import msgspec
 import rich.box
 import rich.table
 import rich.text
 
-from gpu_sharing.core import reservations
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import requests, reservations
 from hamictl import story
 
 MOST_PODS_SHOWN = 20
@@ -19,11 +21,10 @@ def promised(world: story.World) -> dict[str, reservations.Booking]:
     """What is promised of each GPU; nothing of one that is not mentioned."""
     found: dict[str, reservations.Booking] = collections.defaultdict(reservations.Booking)
     for name, one in world.pods.items():
-        kinds = [reservations.Kind.INIT] * len(one["spec"].get("initContainers", ()))
-        kinds += [reservations.Kind.APP] * len(one["spec"]["containers"])
+        seen = msgspec.convert(dict(one), objects.Pod, strict=False)
+        kinds = requests.kinds_of(seen.init_containers, seen.containers)
         shares = world.shares(name) or tuple(() for _ in kinds)
-        running = one["status"].get("phase") == "Running"
-        for uuid, booking in reservations.booked(kinds, shares, init_done=running).items():
+        for uuid, booking in reservations.booked(kinds, shares).items():
             found[uuid] = found[uuid].plus(booking)
     return found
 

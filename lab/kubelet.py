@@ -219,17 +219,17 @@ class Kubelet:
         Raises:
             NotStarted: The plugin or the runtime refuses; try again.
         """
-        environment = {one["name"]: one.get("value", "") for one in container.get("env") or ()}
+        own = {one["name"]: one.get("value", "") for one in container.get("env") or ()}
         given = self.given.get((pod["metadata"]["uid"], container["name"]))
         if given is None:
-            return Started(environment, {})
+            return Started(own, {})
         try:
             await self._stub().PreStartContainer(
                 api_pb2.PreStartContainerRequest(devices_ids=list(given.tokens)), timeout=_PRESTART_SECONDS
             )
         except grpc.aio.AioRpcError as refused:
             raise NotStarted(f"PreStartContainer failed: {refused.details()}") from refused
-        environment |= dict(given.answer.envs)
+        environment = dict(given.answer.envs) | own  # As the kubelet: plugins first, then the pod; CDI comes later.
         mounts = {one.container_path: one.host_path for one in given.answer.mounts}
         devices = [one.host_path for one in given.answer.devices]
         for device in given.answer.cdi_devices:

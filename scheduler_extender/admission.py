@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, errors, gangs, quantities, requests
+from gpu_sharing.core import error_codes, errors, gangs, quantities, requests, variables
 from scheduler_extender import facts, settings
 
 IGNORE_LABEL, IGNORE = "hami.io/webhook", "ignore"
@@ -56,8 +56,9 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
         return Verdict()
     names = options.resource_names
     if not facts.is_ours(pod, names):
-        return Verdict(patch=_patch(body, _mended(body, None, options)))
-    request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
+        unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
+        return Verdict(patch=_patch(body, _mended(body, None, options)), warnings=tuple(unknown))
+    request = requests.read(pod.init_containers, pod.containers, pod.annotations, names, counts_follow=True)
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == options.scheduler_name or (scheduler == DEFAULT_SCHEDULER and options.force_overwrite)
     if not ours:
@@ -68,7 +69,8 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
     if pod.spec.node_name and request.wants_gpu:
         return Verdict(
             f"{error_codes.NODE_NAME_SET}: spec.nodeName is set, so that no scheduler chooses GPUs for the pod; remove "
-            f"it and write the nodeSelector kubernetes.io/hostname: {pod.spec.node_name}"
+            "it and write under requiredDuringSchedulingIgnoredDuringExecution of a nodeAffinity the matchFields "
+            f"{{key: metadata.name, operator: In, values: [{pod.spec.node_name}]}}"
         )
     privileged = _privileged(body, request)
     if privileged and not options.allow_privileged:
@@ -76,6 +78,9 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
             f"{error_codes.PRIVILEGED}: container {privileged} is privileged, so that it sees all GPUs of its node; "
             "remove securityContext.privileged or its GPU request"
         )
+    own = _own_variables(body, request)
+    if own and options.refuse_own_variables:
+        return Verdict(f"{error_codes.OWN_VARIABLES}: {own}")
     try:
         gang = facts.read_gang(pod) if request.wants_gpu else None
         mended = _mended(body, request, options)
@@ -85,7 +90,8 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
                 mended["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
     except errors.BadQuantity as bad:
         return Verdict(f"{bad.code}: {bad.sentence}")
-    return Verdict(patch=_patch(body, mended), warnings=request.warnings, request=request, gang=gang)
+    warnings = (*request.warnings, *([own] if own else ()))
+    return Verdict(patch=_patch(body, mended), warnings=warnings, request=request, gang=gang)
 
 
 def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, options: settings.Settings) -> dict[str, Any]:
@@ -109,7 +115,9 @@ def _spell_out(container: dict[str, Any], ask: requests.GpuRequest, names: reque
     """Write into a container what it asks for by being silent."""
     resources = container["resources"] = dict(container.get("resources") or {})
     asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
-    implied = {names.count: str(ask.gpus), **({names.cores: "100"} if ask.exclusive else {})}
+    implied = {names.count: str(ask.gpus), **({names.cores: str(ask.cores_percent)} if ask.cores_percent else {})}
+    if ask.memory_mib and names.memory_percent not in asked:
+        implied[names.memory] = str(ask.memory_mib)
     for name, value in implied.items():
         if name not in asked:
             for section in ("limits", "requests"):
@@ -135,6 +143,18 @@ def _privileged(body: Mapping[str, Any], request: requests.PodRequest) -> str:
     for container, ask in zip(_containers(body), request.containers, strict=True):
         if ask and (container.get("securityContext") or {}).get("privileged"):
             return str(container.get("name", ""))
+    return ""
+
+
+def _own_variables(body: Mapping[str, Any], request: requests.PodRequest) -> str:
+    """Say which variables of the device plugin a container with GPUs sets itself; empty where none does."""
+    for container, ask in zip(_containers(body), request.containers, strict=True):
+        names = variables.given(str(one.get("name", "")) for one in container.get("env") or ()) if ask else []
+        if names:
+            return (
+                f"container {container.get('name', '')} sets {', '.join(names[:5])}, which the device plugin sets; "
+                "remove it from env"
+            )
     return ""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import errors, gangs, identifiers, quantities, quotas, records, requests, reservations
+from gpu_sharing.core import errors, gangs, identifiers, preemption, quantities, quotas, records, requests, reservations
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import constraints
 from scheduler_extender.fleet import ledger
@@ -170,14 +170,13 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> ledger.PodFact
         alone = (reservations.Kind.APP,)
         bookings, amounts = reservations.booked(alone, (legible,)), quotas.amounts(alone, (legible,))
         return ledger.PodFacts(uid, key, node, bookings, (legible,), amounts, corrupt=True, plain=plain)
-    init_done = _init_done(pod)
     return ledger.PodFacts(
         uid,
         key,
         node,
-        reservations.booked(kinds, shares, init_done=init_done),
+        reservations.booked(kinds, shares),
         shares,
-        quotas.amounts(kinds, shares, init_done=init_done),
+        quotas.amounts(kinds, shares),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
         trouble=_trouble(pod),
         plain=plain,
@@ -205,33 +204,25 @@ def gang_of(pod: objects.Pod) -> gangs.Gang | None:
 
 def _plain(pod: objects.Pod) -> ledger.Plain:
     """What a pod is apart from its GPUs."""
-    cpu = memory = 0
-    for one in pod.containers:
-        asked = one.requests
-        if asked:
-            cpu += quantities.thousandths(asked.get("cpu"))
-            memory += quantities.thousandths(asked.get("memory"))
     bound_at = pod.annotations.get(records.BIND_TIME, "")
     return ledger.Plain(
         pod.spec.priority or 0,
         pod.metadata.deletion_timestamp is not None,
-        cpu,
-        memory,
+        _thousandths(pod, "cpu"),
+        _thousandths(pod, "memory"),
         gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
         int(objects.unix_seconds(pod.metadata.creation_timestamp)),
     )
 
 
-def _init_done(pod: objects.Pod) -> bool:
-    """Whether all plain init containers have succeeded, so that they hold nothing any more."""
-    plain = {container.name for container in pod.init_containers if not container.restarts_always}
-    if not plain:
-        return True
-    statuses = (pod.status.init_container_statuses or ()) if pod.status else ()
-    succeeded = {
-        status.name
-        for status in statuses
-        if status.state and status.state.terminated and status.state.terminated.exit_code == 0
-    }
-    return plain <= succeeded
+def _thousandths(pod: objects.Pod, resource: str) -> int:
+    """What kube-scheduler counts of CPU or memory for the pod, in thousandths."""
+    every = (*pod.init_containers, *pod.containers)
+    of_pod = (pod.spec.resources.requests or {}) if pod.spec.resources else {}
+    return preemption.effective_request(
+        requests.kinds_of(pod.init_containers, pod.containers),
+        [quantities.thousandths(one.requests.get(resource)) if one.requests else 0 for one in every],
+        quantities.thousandths(of_pod[resource]) if resource in of_pod else None,
+        quantities.thousandths((pod.spec.overhead or {}).get(resource)),
+    )

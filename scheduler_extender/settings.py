@@ -52,6 +52,8 @@ class Settings:
     """`runtimeClassName` that the webhook gives pods with GPUs that have none; empty: none."""
     hide_gpus: bool = False
     """Whether the webhook hides the GPUs from containers that ask for none, whatever their image says."""
+    refuse_own_variables: bool = False
+    """Whether the webhook refuses a pod whose containers set the device plugin's variables; else it warns."""
     allow_privileged: bool = False
     """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
     preempts: bool = True
@@ -106,6 +108,7 @@ HELP = {
     "force-overwrite-default-scheduler": "true or false: the webhook takes default-scheduler's GPU pods (default true)",
     "runtime-class-name": "runtimeClassName that the webhook gives pods with GPUs that have none (default: none)",
     "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
+    "own-variables": "warn or refuse: pods that set the device plugin's variables in their env (default warn)",
     "allow-privileged": "let privileged containers ask for GPUs (default false)",
     "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
     "prometheus-url": "URL of a Prometheus that scrapes the monitors, for --usage-weight (default: none)",
@@ -114,6 +117,9 @@ HELP = {
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     **flags.RESOURCE_HELP,
     "resource-priority": "resource for task priority (default nvidia.com/priority)",
+    "default-gpu-num": "GPUs that the webhook writes where only memory or cores are asked for (default 1)",
+    "default-memory": "MiB of a GPU where a container asks for none (default 0, all of it)",
+    "default-cores": "percent of a GPU's cores where a container asks for none (default 0, no limit)",
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
@@ -172,6 +178,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         ),
         runtime_class_name=value("runtime-class-name") or "",
         hide_gpus=flags.truth("--hide-gpus", value("hide-gpus")),
+        refuse_own_variables=flags.one_of("--own-variables", value("own-variables"), ("warn", "refuse"), "warn")
+        == "refuse",
         allow_privileged=flags.truth("--allow-privileged", value("allow-privileged")),
         preempts=flags.truth("--preempt", value("preempt") or "true"),
         prometheus_url=_url(value("prometheus-url") or ""),
@@ -180,7 +188,13 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         gang_evicts=flags.truth("--gang-evict", value("gang-evict") or "true"),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=replace(
-            flags.resource_names(value), priority=value("resource-priority") or default.resource_names.priority
+            flags.resource_names(value),
+            priority=value("resource-priority") or default.resource_names.priority,
+            defaults=requests.Defaults(
+                int(flags.number("--default-gpu-num", value("default-gpu-num"), 1, 1, 64)),
+                int(flags.number("--default-memory", value("default-memory"), 0, 0, 2**31 - 1)),
+                int(flags.number("--default-cores", value("default-cores"), 0, 0, 100)),
+            ),
         ),
         start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),

@@ -14,7 +14,7 @@ from prometheus_client import registry
 from device_plugin import gpu_source
 from device_plugin.monitor import slices
 from gpu_sharing.adapters import series
-from gpu_sharing.core import gpus, identifiers
+from gpu_sharing.core import gpus, identifiers, reservations
 
 _GPU = ("node", "device")
 _SLICE = ("pod", "namespace", "device", "container")
@@ -30,7 +30,7 @@ MEASURED = {
     "hami_gpu_memory_promisable_bytes": ("Memory that may be promised: the GPU's, times the declared scaling.", _GPU),
     "hami_gpu_memory_promised_bytes": ("Memory promised to containers.", _GPU),
     "hami_gpu_cores_promised_percent": ("Compute promised to containers, in percent of the GPU.", _GPU),
-    "hami_gpu_containers": ("Containers that the GPU is promised to.", _GPU),
+    "hami_gpu_containers": ("Containers that the GPU is promised to at any one time.", _GPU),
     "hami_vgpu_memory_usage_bytes": ("Memory of the GPU that the container uses.", _SLICE),
     "hami_vgpu_utilization_percent": ("Share of time in which the container kept the GPU busy, 0 to 100.", _SLICE),
     "hami_vgpu_memory_promised_bytes": ("Memory of the GPU that the container was promised.", _SLICE),
@@ -119,11 +119,10 @@ class Gauges(registry.Collector):
     ) -> None:
         labels = (view.node, device.uuid)
         mine = [one for one in view.joined.slices if one.gpu == device.uuid]
-        promised = sum(one.memory_bytes for one in mine)
-        cores = sum(one.cores_percent for one in mine)
+        booked = view.joined.booked.get(device.uuid, reservations.NOTHING)
+        promised, cores, containers = booked.memory_mib << 20, booked.cores_percent, booked.slots
         offered = view.offered.get(device.uuid)
         promisable = (offered.memory_mib if offered else device.memory_mib) << 20
-        containers = len({(one.namespace, one.pod, one.container) for one in mine})
         sample = view.samples.get(device.uuid)
         stale = device.uuid in view.stale
         values: dict[str, float | None] = {

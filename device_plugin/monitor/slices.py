@@ -50,6 +50,8 @@ class Joined:
     slices: tuple[Slice, ...]
     unattributed_bytes: Mapping[identifiers.GpuUuid, int]
     """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet."""
+    booked: Mapping[identifiers.GpuUuid, reservations.Booking] = field(default_factory=dict)
+    """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
 
 
 def join(
@@ -97,7 +99,17 @@ def join(
         uuid: sum(one.memory_bytes or 0 for one in sample.usage.processes if (uuid, one.pid) not in attributed)
         for uuid, sample in samples.items()
     }
-    return Joined(tuple(found), strangers)
+    return Joined(tuple(found), strangers, _booked(everybody, names))
+
+
+def _booked(
+    everybody: Iterable[pods.Pod], names: requests.ResourceNames
+) -> dict[identifiers.GpuUuid, reservations.Booking]:
+    together: dict[identifiers.GpuUuid, reservations.Booking] = {}
+    for pod in everybody:
+        for uuid, booking in pod.booked(names).items():
+            together[uuid] = together.get(uuid, reservations.NOTHING).plus(booking)
+    return together
 
 
 def _shares(pod: pods.Pod, names: requests.ResourceNames, position: int) -> Sequence[reservations.Share]:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from gpu_sharing.adapters import kubernetes, objects, watching
+from gpu_sharing.adapters import kubernetes, objects, pauses, watching
 from gpu_sharing.core import errors
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ async def follow(
         if path is None:
             log.info("no such API in this cluster", group=api_group, resource=resource)
             if was_there:
-                sink.replaced([], time.monotonic())
+                await pauses.spread(sink.replaced([], time.monotonic()))
             await asyncio.sleep(_RETRY_SECONDS if was_there else _LOOK_AGAIN_SECONDS)
             continue
         was_there = True

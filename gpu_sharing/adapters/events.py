@@ -66,6 +66,10 @@ class _Told:
     written_at: float
 
 
+_LONGEST_NAME = 253
+"""Of any object; pods may have names as long as that."""
+
+
 def cut(note: str) -> str:
     """A note no longer than the API allows, cut at the end of a line."""
     if len(note.encode()) <= LONGEST_NOTE_BYTES:
@@ -210,7 +214,7 @@ class EventRecorder:
                 self.written += 1
                 return
         namespace = regarding.namespace or "default"
-        name = f"{regarding.name}.{next(self._sequence):x}"
+        name = _event_name(regarding.name, f"{next(self._sequence):x}")
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
         await self._client.post(path, orjson.dumps(self._body(event, namespace, name)))
         self.written += 1
@@ -239,6 +243,12 @@ class EventRecorder:
                 "uid": regarding.uid,
             },
         }
+
+
+def _event_name(about: str, number: str) -> str:
+    """Return a name that the API server takes, however long the name of the object is."""
+    kept = about[: _LONGEST_NAME - len(number) - 1].rstrip(".-")
+    return f"{kept}.{number}"
 
 
 def _micro_time() -> str:

@@ -170,6 +170,10 @@ class PodSpec(msgspec.Struct, gc=False, rename="camel"):
     node_selector: dict[str, str] | None = None
     tolerations: list[Toleration] | None = None
     scheduling_group: SchedulingGroup | None = None
+    resources: Resources | None = None
+    """Of the pod as a whole, beside those of its containers."""
+    overhead: dict[str, quantities.Raw] | None = None
+    """What its RuntimeClass adds."""
 
 
 class Condition(msgspec.Struct, gc=False, rename="camel"):

@@ -79,6 +79,11 @@ CONTRADICTORY_REQUEST = _register(
     "A pod asks for two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",
     "Remove one of the two: nvidia.com/gpu: 0 or the memory and cores beside it, use-… or nouse-….",
 )
+NO_GPU_COUNT = _register(
+    "SCHED_NO_GPU_COUNT",
+    "A container asks for memory or cores of a GPU and for no GPU, and the webhook, which adds it, was not asked.",
+    "Write nvidia.com/gpu: 1 beside it; without it the kubelet hands no GPU to the container.",
+)
 UNKNOWN_POLICY = _register(
     "SCHED_UNKNOWN_POLICY",
     "A scheduling annotation of the pod names something that this version does not do.",
@@ -92,7 +97,13 @@ BAD_SCORING_WEIGHTS = _register(
 NODE_NAME_SET = _register(
     "SCHED_NODE_NAME_SET",
     "A pod that asks for GPUs names its node itself, so that no scheduler chooses GPUs for it.",
-    "Remove spec.nodeName and write a nodeSelector for kubernetes.io/hostname.",
+    "Remove spec.nodeName and write a required nodeAffinity whose matchFields name metadata.name; the label "
+    "kubernetes.io/hostname differs from the name on some clusters.",
+)
+OWN_VARIABLES = _register(
+    "SCHED_OWN_VARIABLES",
+    "A container that asks for a GPU sets a variable by which the device plugin gives it GPUs and limits.",
+    "Remove it from the container's env: without CDI it would win over what the pod is promised.",
 )
 TOO_MANY_CONTAINERS = _register(
     "SCHED_TOO_MANY_CONTAINERS",
@@ -204,9 +215,14 @@ SLOTS_EXHAUSTED = _register(
     "As many containers as are allowed share the node's GPUs already.",
     "Wait, or raise the device plugin's --device-split-count.",
 )
+GPU_HELD_EXCLUSIVELY = _register(
+    "SCHED_GPU_HELD_EXCLUSIVELY",
+    "The pod asks for a share of a GPU, and those that are left are held for themselves (nvidia.com/gpucores: 100).",
+    "Wait until such a pod ends, or write nvidia.com/gpucores under 100 in it if it may share its GPU.",
+)
 GPU_NOT_EXCLUSIVE = _register(
     "SCHED_GPU_NOT_EXCLUSIVE",
-    "The pod wants a GPU of its own and none is empty, or those left are held exclusively.",
+    "The pod asks for GPUs for its own use, and too few of them are empty.",
     "Ask for a share (nvidia.com/gpumem, nvidia.com/gpucores under 100), or wait for an empty GPU.",
 )
 INSUFFICIENT_GPU_MEMORY = _register(
@@ -438,8 +454,13 @@ ALLOC_GPU_UNHEALTHY = _register(
 )
 ALLOC_OVERSUBSCRIBED = _register(
     "ALLOC_OVERSUBSCRIBED",
-    "The records of the node's pods promise more of a GPU than it has, and this pod is the newest of them.",
+    "The pod's record does not fit on its GPU beside the older records of other pods.",
     "Delete the pod, so that it is placed anew.",
+)
+ALLOC_OWN_VARIABLES = _register(
+    "ALLOC_OWN_VARIABLES",
+    "Without CDI the container's own env would replace the GPUs or limits that it was given, so it is not started.",
+    "Remove the variable from the container's env, or use a container runtime with CDI and --identity cdi.",
 )
 ALLOC_SPEC_NOT_WRITTEN = _register(
     "ALLOC_SPEC_NOT_WRITTEN",
@@ -607,6 +628,11 @@ DOCTOR_QUOTA = _register(
     "DOCTOR_QUOTA",
     "A ResourceQuota for GPUs cannot be read, so its namespace gets none.",
     "Write whole numbers as in the documentation of requests.",
+)
+DOCTOR_QUOTA_KEY = _register(
+    "DOCTOR_QUOTA_KEY",
+    "A ResourceQuota has a limit for a GPU resource that nothing counts, so that it limits nothing.",
+    "Write limits.nvidia.com/gpu, limits.nvidia.com/gpumem or limits.nvidia.com/gpucores.",
 )
 DOCTOR_NO_WEBHOOK = _register(
     "DOCTOR_NO_WEBHOOK",

@@ -56,3 +56,30 @@ class GpuState:
     def with_used(self, more: reservations.Booking) -> "GpuState":
         """The same GPU with `more` promised on top."""
         return GpuState(self.gpu, self.used.plus(more), self.cordoned, self.usage_unknown)
+
+
+def conflicts(gpu: Gpu, held: reservations.Booking, more: reservations.Booking) -> tuple[str, ...]:
+    """Why one more pod's booking cannot stand beside what other pods hold of a GPU; empty where it can.
+
+    For those who check records after the fact. The rules are those of `placement.fit`, as far as the order in which
+    pods came does not matter. Two bookings of MIG instances meet in slots and slices alone.
+
+    Args:
+        gpu: The GPU.
+        held: What other pods hold of it.
+        more: What this pod holds of it.
+    """
+    both = held.plus(more)
+    divided = bool(more.slices) and (bool(held.slices) or held == reservations.NOTHING)
+    amounts = [("slots", both.slots, gpu.slots)]
+    if not divided:
+        amounts += [
+            ("MiB of memory", both.memory_mib, gpu.memory_mib),
+            ("percent of cores", both.cores_percent, gpu.cores_percent),
+        ]
+    found = [f"{part} of {whole} {what}" for what, part, whole in amounts if part > whole]
+    if not divided and held.slots and (held.exclusive or more.exclusive):
+        found.append("exclusive use beside another pod")
+    if mig.at_least(held.slices, more.slices) != both.slices:
+        found.append("a MIG slice to two pods")
+    return tuple(found)

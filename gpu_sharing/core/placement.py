@@ -66,9 +66,10 @@ class Placement:
 def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) -> Placement | rejections.Rejection:
     """Choose GPUs for every container of a pod, or say why there are none.
 
-    Containers that stay (sidecars, apps) are placed first, one after another, each on the GPUs that the policy likes
-    best given those before it. Then each plain init container is placed beside the sidecars that started before it,
-    on GPUs that the pod holds anyway where they fit: such a container then costs nothing.
+    Containers are placed one after another, each on the GPUs that the policy likes best given those that run beside
+    it: sidecars and apps first, then the plain init containers, or in the pod's own order where an init container asks
+    for more than all that stay (`steps`). What comes second prefers GPUs that the pod holds anyway for its other phase:
+    there it costs nothing, because a pod books the most of its phases for its life.
 
     Args:
         request: What the pod asks for.
@@ -88,9 +89,9 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
         states = _with_shares(node.states, request, chosen, beside)
         idle = ask.exclusive or policy.only_idle
         rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state, idle=idle)]
-        at_home = {row for rows_of_one in chosen for row in rows_of_one}
+        at_home = {row for other in other_phases(request, position) for row in chosen[other]}
         is_init = request.kinds[position] is reservations.Kind.INIT
-        rows.sort(key=lambda row: (not (is_init and row in at_home), policy.key(states[row]), row))
+        rows.sort(key=lambda row: (row not in at_home, policy.key(states[row]), row))
         if request.numa_bind:
             rows = _on_one_numa_node(rows, states, ask.gpus)
         if len(rows) < ask.gpus:
@@ -193,14 +194,44 @@ def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:
 
 
 def steps(request: requests.PodRequest) -> list[int]:
-    """The containers that ask for GPUs, by position, in the order in which they are placed."""
+    """The containers that ask for GPUs, by position, in the order in which they are placed: the larger phase first."""
     return _order(request)
+
+
+def other_phases(request: requests.PodRequest, position: int) -> tuple[int, ...]:
+    """The containers whose GPUs the one at `position` prefers, as those are booked for the pod anyway.
+
+    For an init container all others, for one that stays the init containers; among them only those placed before it
+    have GPUs yet.
+    """
+    is_init = request.kinds[position] is reservations.Kind.INIT
+    return tuple(
+        other
+        for other, kind in enumerate(request.kinds)
+        if other != position and request.containers[other] and (is_init or kind is reservations.Kind.INIT)
+    )
 
 
 def _order(request: requests.PodRequest) -> list[int]:
     staying = reservations.lasting(request.kinds)
     passing = [position for position, kind in enumerate(request.kinds) if kind is reservations.Kind.INIT]
-    return [position for position in (*staying, *passing) if request.containers[position]]
+    asked = [ask for position in staying if (ask := request.containers[position])]
+    init_leads = any((ask := request.containers[position]) and _asks_more(ask, asked) for position in passing)
+    order = range(len(request.kinds)) if init_leads else (*staying, *passing)
+    return [position for position in order if request.containers[position]]
+
+
+def _asks_more(ask: requests.GpuRequest, others: Sequence[requests.GpuRequest]) -> bool:
+    """Whether a container asks for at least as much as others together, whatever the size of the GPU.
+
+    MiB and percent do not compare, except that 100 percent is all there is.
+    """
+    memory = ask.memory_percent == 100 or (
+        ask.memory_mib >= sum(other.memory_mib for other in others)
+        and ask.memory_percent >= sum(other.memory_percent for other in others)
+    )
+    cores = ask.cores_percent >= sum(other.cores_percent for other in others)
+    return memory and cores and ask.gpus >= max((other.gpus for other in others), default=0)
 
 
 def _running_beside(kinds: Sequence[reservations.Kind], position: int) -> tuple[int, ...]:
@@ -265,10 +296,15 @@ def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], coun
     return []
 
 
+def open_reason(*, idle: bool) -> Reason:
+    """Why a GPU is not open to a container: it wants an empty one, or it would share and another has it for itself."""
+    return Reason.EXCLUSIVE if idle else Reason.HELD_EXCLUSIVELY
+
+
 def _stages(ask: requests.GpuRequest, *, idle: bool) -> _Stages:
     return (
         (Reason.SLOTS, _has_slot),
-        (Reason.EXCLUSIVE, lambda state: _is_open(state, idle=idle)),
+        (open_reason(idle=idle), lambda state: _is_open(state, idle=idle)),
         (Reason.MEMORY, lambda state: _has_memory(ask, state)),
         (Reason.CORES, lambda state: _has_cores(ask, state)),
     )

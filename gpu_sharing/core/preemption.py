@@ -36,6 +36,23 @@ class Victim:
         return self.foreign_slots, tuple(sorted(self.bookings.items()))
 
 
+def effective_request(
+    kinds: Sequence[reservations.Kind], containers: Sequence[int], pod_level: int | None, overhead: int
+) -> int:
+    """What kube-scheduler counts for a pod of CPU or memory, and so what its eviction frees.
+
+    Args:
+        kinds: One per container.
+        containers: What each container requests, in any one unit, in the same order.
+        pod_level: What `spec.resources.requests` says, which then counts in place of the containers; None: nothing.
+        overhead: What `spec.overhead` adds.
+
+    Source: k8s.io/component-helpers `resource.PodRequests`, Kubernetes 1.36.
+    """
+    most = max(sum(containers[position] for position in phase) for phase in reservations.phases(kinds))
+    return (most if pod_level is None else pod_level) + overhead
+
+
 class _Spent(Exception):
     """No more placements may be tried."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpu_sharing.core import errors, quantities, rejections, requests, reservations
+from gpu_sharing.core import errors, near_misses, quantities, rejections, requests, reservations
 from gpu_sharing.core.rejections import Reason
 
 
@@ -75,21 +75,36 @@ def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.Resource
     return Quota(name, (gpus, memory, cores))
 
 
-def amounts(
-    kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]], *, init_done: bool = False
-) -> Amounts:
-    """What a pod counts: the most that its containers hold at any one time, each quantity by itself.
+def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames) -> list[tuple[str, str]]:
+    """Return the limits that look like ours and that nothing counts, each with the key that was likely meant.
+
+    `limits.` is counted here, `requests.` by the API server where pods ask for that very resource.
+    """
+    counted = frozenset((names.count, names.memory, names.cores))
+    found = []
+    for key in hard:
+        scope, dot, resource = key.partition(".")
+        if not dot or scope not in ("limits", "requests") or "/" not in resource:
+            continue
+        if resource in (counted if scope == "limits" else names.known()):
+            continue
+        meant = names.memory if resource == names.memory_percent else near_misses.closest(resource, counted)
+        if meant:
+            found.append((key, f"limits.{meant}"))
+    return found
+
+
+def amounts(kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]]) -> Amounts:
+    """What a pod counts for its life: the most that its containers hold at any one time, each quantity by itself.
 
     Args:
         kinds: One per container.
         shares: One entry per container, in the same order.
-        init_done: All init containers succeeded; as in `reservations.booked`, only the device ids stay.
     """
     if reservations.Kind.INIT not in kinds:  # All run together, as in most pods.
         return _together(shares)
     phases = [_together(shares[position] for position in phase) for phase in reservations.phases(kinds)]
-    most = Amounts(*(max(values) for values in zip(*phases, strict=True)))
-    return phases[-1]._replace(gpus=most.gpus) if init_done else most
+    return Amounts(*(max(values) for values in zip(*phases, strict=True)))
 
 
 def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:

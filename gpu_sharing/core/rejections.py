@@ -43,6 +43,8 @@ class Reason(enum.IntEnum):
     NODE_NOT_READY = 24
     """The node's kubelet is away. kube-scheduler says so by a taint; these two are for people, and refuse no pod."""
     NODE_CORDONED = 25
+    HELD_EXCLUSIVELY = 26
+    """Examined where `EXCLUSIVE` is, for a pod that would share: another pod has the GPU for itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,9 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.UNKNOWN_USAGE: Explanation(error_codes.UNKNOWN_USAGE, "GPU usage unknown"),
     Reason.SLOTS: Explanation(error_codes.SLOTS_EXHAUSTED, "GPU slots exhausted", curable=True),
     Reason.EXCLUSIVE: Explanation(error_codes.GPU_NOT_EXCLUSIVE, "no GPU free for exclusive use", curable=True),
+    Reason.HELD_EXCLUSIVELY: Explanation(
+        error_codes.GPU_HELD_EXCLUSIVELY, "GPU held exclusively by another pod", curable=True
+    ),
     Reason.MEMORY: Explanation(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
     Reason.CORES: Explanation(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
     Reason.NUMA: Explanation(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),

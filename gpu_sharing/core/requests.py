@@ -7,11 +7,22 @@ Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/conf
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpu_sharing.core import error_codes, errors, gpus, policies, quantities, reservations
+from gpu_sharing.core import (
+    error_codes,
+    errors,
+    gangs,
+    gpus,
+    near_misses,
+    policies,
+    quantities,
+    records,
+    reservations,
+)
 
 USE_TYPE = "nvidia.com/use-gputype"
 NOUSE_TYPE = "nvidia.com/nouse-gputype"
@@ -24,6 +35,27 @@ GPU_POLICY = "hami.io/gpu-scheduler-policy"
 SCORING_WEIGHTS = "hami.io/device-scoring-weights"
 NUMA_ALIGNMENT = "hami.io/numa-alignment"
 
+LIMIT_RANGER = "kubernetes.io/limit-ranger"
+"""What Kubernetes writes about the defaults of a LimitRange that a pod was given."""
+
+OWN = frozenset(
+    {
+        USE_TYPE,
+        NOUSE_TYPE,
+        USE_UUID,
+        NOUSE_UUID,
+        NUMA_BIND,
+        MODE,
+        NODE_POLICY,
+        GPU_POLICY,
+        SCORING_WEIGHTS,
+        NUMA_ALIGNMENT,
+    }
+) | {gangs.NAME, gangs.SIZE}
+"""What a pod's owner may write."""
+_PREFIXES = ("nvidia.com/", "hami.io/")
+_MOST_UNKNOWN, _MOST_TOLD = 20, 5
+
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
 """Items in a list annotation; more than any cluster has GPU models."""
@@ -34,18 +66,35 @@ _MOST_DEVICE_IDS = gpus.MOST_GPUS * gpus.MOST_SLOTS
 
 
 @dataclass(frozen=True, slots=True)
+class Defaults:
+    """What a container asks for by being silent; settings, with HAMi's names and meaning."""
+
+    gpus: int = 1
+    """The count that the webhook writes where only memory or cores are asked for."""
+    memory_mib: int = 0
+    """Memory where neither MiB nor a percentage is asked for; 0 is all of it."""
+    cores_percent: int = 0
+    """Cores where none are asked for; 0 is no limit, or all of them where all memory is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class ResourceNames:
-    """The names under which containers ask; settings, because clusters rename them."""
+    """The names under which containers ask, and what silence means; settings, because clusters differ in them."""
 
     count: str = "nvidia.com/gpu"
     memory: str = "nvidia.com/gpumem"
     memory_percent: str = "nvidia.com/gpumem-percentage"
     cores: str = "nvidia.com/gpucores"
     priority: str = "nvidia.com/priority"
+    defaults: Defaults = Defaults()
 
     def managed(self) -> tuple[str, ...]:
         """The names that make a pod ours."""
         return (self.count, self.memory, self.memory_percent, self.cores)
+
+    def known(self) -> frozenset[str]:
+        """Every resource that has a meaning here."""
+        return frozenset((*self.managed(), self.priority))
 
 
 class ContainerSpec(Protocol):
@@ -189,6 +238,8 @@ def read(
     containers: Sequence[ContainerSpec],
     annotations: Mapping[str, str],
     names: ResourceNames,
+    *,
+    counts_follow: bool = False,
 ) -> PodRequest | InvalidRequest:
     """Read what a pod asks for.
 
@@ -197,11 +248,15 @@ def read(
         containers: The app containers.
         annotations: The pod's own.
         names: Under which names containers ask.
+        counts_follow: Whether the caller writes the default count where a container has none, as the webhook does.
+            Else such a container is refused: the kubelet would ask no plugin for it, and start it without a GPU.
     """
-    warnings: list[str] = []
+    every = (*init_containers, *containers)
+    warnings = [*_from_limit_ranges(annotations, names), *unknown_words(every, annotations, names)]
+    count = names.defaults.gpus if counts_follow else None
     try:
         _refuse_too_many(init_containers, containers, names)
-        asks = tuple(_container(spec, names, warnings) for spec in (*init_containers, *containers))
+        asks = tuple(_container(spec, names, count, warnings) for spec in every)
         selectors = _selectors(annotations)
         node_policy = _policy(annotations, NODE_POLICY, policies.named)
         gpu_policy = _policy(annotations, GPU_POLICY, policies.chain)
@@ -240,6 +295,34 @@ def device_ids(
     )
 
 
+def unknown_words(
+    containers: Iterable[ContainerSpec], annotations: Mapping[str, str], names: ResourceNames
+) -> list[str]:
+    """Say which annotations and resources have no effect although they look like ours, and what was likely meant."""
+    known, told = names.known(), []
+    for key in itertools.islice(_unknown(annotations, OWN | records.OF_PODS), _MOST_UNKNOWN):
+        if key in known:
+            told.append(f"annotation {key} has no effect: it is a resource, write it under resources.limits")
+        elif meant := near_misses.closest(key, OWN):
+            told.append(f"annotation {key} has no effect: the known one is {meant}")
+    told += [
+        f"container {one.name}: resource {key} has no effect: the known one is {meant}"
+        for one in containers
+        for key in itertools.islice(_unknown((*one.limits, *one.requests), known), _MOST_UNKNOWN)
+        if (meant := near_misses.closest(key, known))
+    ]
+    return list(dict.fromkeys(told))[:_MOST_TOLD]
+
+
+def _unknown(keys: Iterable[str], known: frozenset[str]) -> Iterator[str]:
+    return (key for key in keys if key.startswith(_PREFIXES) and key not in known)
+
+
+def mode(annotations: Mapping[str, str]) -> str:
+    """Return the sharing mode that a pod asks for, as `Selectors.mode` spells it; empty where it asks for none."""
+    return annotations.get(MODE, "").strip().lower()
+
+
 def kinds_of(
     init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec]
 ) -> tuple[reservations.Kind, ...]:
@@ -251,7 +334,9 @@ def kinds_of(
     )
 
 
-def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -> GpuRequest | None:
+def _container(
+    spec: ContainerSpec, names: ResourceNames, default_count: int | None, warnings: list[str]
+) -> GpuRequest | None:
     def asked(name: str) -> quantities.Raw:
         return spec.limits[name] if name in spec.limits else spec.requests.get(name)
 
@@ -262,7 +347,11 @@ def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -
     raw_percent, raw_cores = asked(names.memory_percent), asked(names.cores)
     if raw_count is None and raw_memory is None and raw_percent is None and raw_cores is None:
         return None
-    count = 1 if raw_count is None else quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
+    count = (
+        quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
+        if raw_count is not None
+        else default_count or 1
+    )
     memory_mib = (
         0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory, most=gpus.MOST_MEMORY_MIB)
     )
@@ -277,9 +366,17 @@ def _container(spec: ContainerSpec, names: ResourceNames, warnings: list[str]) -
         return None
     if raw_count is None and not (memory_mib or percent or cores):
         return None
+    if raw_count is None and default_count is None:
+        raise errors.BadQuantity(
+            error_codes.NO_GPU_COUNT,
+            f"container {spec.name} asks for memory or cores of a GPU and for no GPU; write {names.count}: 1",
+        )
     if memory_mib and percent:
         warnings.append(f"{label(names.memory_percent)} is ignored, because {names.memory} is set")
         percent = 0
+    if not memory_mib and not percent:
+        memory_mib = names.defaults.memory_mib
+    cores = cores or names.defaults.cores_percent
     if not cores and not memory_mib and percent in (0, 100):
         cores = 100  # A whole GPU's memory without a word about cores has always meant the GPU to itself.
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
@@ -296,22 +393,50 @@ def _refuse_too_many(
         )
 
 
+def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> list[str]:
+    """What a LimitRange of the namespace made containers ask for: with one, every container becomes a GPU container.
+
+    Source: Kubernetes' admission plugin LimitRanger, which notes what it set in an annotation.
+    """
+    text = annotations.get(LIMIT_RANGER, "").partition(":")[2]
+    found: dict[str, list[str]] = {}
+    for part in text.split(";"):
+        resources, _, container = part.partition(" for ")
+        listed = {word.strip() for word in resources.rpartition(" ")[0].split(",")}
+        for name in names.managed():
+            if name in listed and name not in found.setdefault(container.strip(), []):
+                found[container.strip()].append(name)
+    return [
+        f"{container} asks for {', '.join(set_)} by a LimitRange of the namespace, not by itself"
+        for container, set_ in found.items()
+        if set_
+    ]
+
+
 def _selectors(annotations: Mapping[str, str]) -> Selectors:
-    mode = annotations.get(MODE, "").strip().lower()
-    if mode not in _MODES:
+    wished = mode(annotations)
+    if wished not in _MODES:
         raise errors.BadQuantity(
             error_codes.UNKNOWN_POLICY,
-            f"{MODE}: {mode[:40]!r} is not a mode in which GPUs are shared; write hami-core, mps or mig",
+            f"{MODE}: {wished[:40]!r} is not a mode in which GPUs are shared; write hami-core, mps or mig",
         )
     wishes = Selectors(
         use_types=tuple(item.lower() for item in _list(annotations, USE_TYPE)),
         nouse_types=tuple(item.lower() for item in _list(annotations, NOUSE_TYPE)),
         use_uuids=_list(annotations, USE_UUID),
         nouse_uuids=_list(annotations, NOUSE_UUID),
-        mode=mode,
+        mode=wished,
     )
     _refuse_contradiction(USE_TYPE, wishes.use_types, NOUSE_TYPE, wishes.nouse_types)
     _refuse_contradiction(USE_UUID, wishes.use_uuids, NOUSE_UUID, wishes.nouse_uuids)
+    excluding = [next((no for no in wishes.nouse_types if no in use), "") for use in wishes.use_types]
+    if excluding and all(excluding):
+        use, no = wishes.use_types[0], excluding[0]
+        raise errors.BadQuantity(
+            error_codes.CONTRADICTORY_REQUEST,
+            f"{NOUSE_TYPE}: {no[:60]!r} is a part of {use[:60]!r} in {USE_TYPE}, so that it excludes every GPU that is "
+            f"asked for; write more of the name, or remove it",
+        )
     return wishes
 
 

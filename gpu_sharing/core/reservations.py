@@ -2,7 +2,8 @@
 
 Containers of a pod do not all run at one time: plain init containers run one after another, sidecars (restartable
 init containers) from their turn on, app containers together at the end. What is booked is the most the pod holds at
-any one time, for each quantity by itself.
+any one time, for each quantity by itself, for the pod's life: a new sandbox runs the init containers again, so their
+share must still be there. Kubelet and kube-scheduler count device ids, CPU and memory in the same way.
 
 Source: Kubernetes' rules for the effective request of a pod with sidecars (KEP-753).
 """
@@ -113,28 +114,20 @@ def lasting(kinds: Sequence[Kind]) -> tuple[int, ...]:
     return tuple(position for position, kind in enumerate(kinds) if kind is not Kind.INIT)
 
 
-def booked(
-    kinds: Sequence[Kind], shares: Sequence[Iterable[Share]], *, init_done: bool = False
-) -> dict[identifiers.GpuUuid, Booking]:
-    """What a pod books on each GPU.
+def booked(kinds: Sequence[Kind], shares: Sequence[Iterable[Share]]) -> dict[identifiers.GpuUuid, Booking]:
+    """What a pod books on each GPU, from its bind to its end.
 
     Args:
         kinds: One per container.
         shares: One entry per container, in the same order.
-        init_done: All init containers succeeded, so memory and cores shrink to what sidecars and apps hold. Slots
-            stay, because the kubelet keeps the device ids of init containers for the pod's life.
     """
     if Kind.INIT not in kinds:  # All run together, as in most pods.
         return _together(shares)
     most: dict[identifiers.GpuUuid, Booking] = {}
-    last: dict[identifiers.GpuUuid, Booking] = {}
     for phase in phases(kinds):
-        last = _together(shares[position] for position in phase)
-        for uuid, booking in last.items():
+        for uuid, booking in _together(shares[position] for position in phase).items():
             most[uuid] = most.get(uuid, NOTHING).at_least(booking)
-    if not init_done:
-        return most
-    return {uuid: last.get(uuid, NOTHING)._replace(slots=booking.slots) for uuid, booking in most.items()}
+    return most
 
 
 def _together(shares: Iterable[Iterable[Share]]) -> dict[identifiers.GpuUuid, Booking]:

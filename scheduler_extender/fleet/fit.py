@@ -70,11 +70,13 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
             reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         fits &= enough
         is_init = request.kinds[position] is reservations.Kind.INIT
-        at_home = np.logical_or.reduce(list(chosen.values())) if is_init and chosen else None
+        homes = [chosen[other] for other in placement.other_phases(request, position) if other in chosen]
+        at_home = np.logical_or.reduce(homes) if homes else None
         liking = _liking(arrays, used, policy)
         chosen[position] = _chosen(arrays, request, room, liking, ask.gpus, at_home)
         if policy.by_links and not is_init:
-            _choose_by_links(arrays, request, room, liking, ask.gpus, chosen[position], np.flatnonzero(enough))
+            columns = np.flatnonzero(enough)
+            _choose_by_links(arrays, request, room, liking, ask.gpus, chosen[position], columns, at_home)
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -258,7 +260,13 @@ def _order(arrays: Arrays, used: _Used, weights: policies.Weights, name: str) ->
             + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
             + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
         )
-    return -fullness if name == "binpack" else fullness
+    match name:
+        case "binpack":
+            return -fullness
+        case "spread":
+            return fullness
+        case _:
+            raise NotImplementedError(f"the order {name} of core.policies.ORDERS on arrays")
 
 
 def _chosen(
@@ -273,14 +281,22 @@ def _chosen(
 
 
 def _choose_by_links(
-    arrays: Arrays, request: requests.PodRequest, room: Bools, liking: Floats, gpus: int, chosen: Bools, columns: Ints
+    arrays: Arrays,
+    request: requests.PodRequest,
+    room: Bools,
+    liking: Floats,
+    gpus: int,
+    chosen: Bools,
+    columns: Ints,
+    at_home: Bools | None = None,
 ) -> None:
     """Choose anew in those of the columns whose GPUs have links, one by one: such nodes and requests are few."""
     for column in columns.tolist():
         matrix = arrays.links.get(column)
         if not matrix:
             continue
-        rows = [row for row in np.argsort(-liking[:, column], kind="stable").tolist() if room[row, column]]
+        abroad = np.zeros(len(room)) if at_home is None else ~at_home[:, column]
+        rows = [row for row in np.lexsort((-liking[:, column], abroad)).tolist() if room[row, column]]
         if request.numa_bind:
             numa = arrays.numa[chosen[:, column].argmax(), column]
             rows = [row for row in rows if arrays.numa[row, column] == numa]
@@ -327,7 +343,7 @@ def _reasons(
         (Reason.CORDONED, ~arrays.cordoned[:, :count]),
         (Reason.UNKNOWN_USAGE, ~arrays.unknown[:, :count]),
         (Reason.SLOTS, used.slots_used < arrays.slots_total[:, :count]),
-        (Reason.EXCLUSIVE, used.empty if idle else used.shareable),
+        (placement.open_reason(idle=idle), used.empty if idle else used.shareable),
         (Reason.MEMORY, used.memory_free >= _memory(arrays, ask)),
         (Reason.CORES, used.cores_free >= max(ask.cores_percent, 1)),
     ]

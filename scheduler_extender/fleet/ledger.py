@@ -75,7 +75,7 @@ class Plain(NamedTuple):
     ending: bool = False
     """It is being deleted."""
     cpu_thousandths: int = 0
-    """What its containers request."""
+    """What kube-scheduler counts for it: the most of its phases, or what the pod says as a whole, and its overhead."""
     memory_thousandths: int = 0
     """In thousandths of a byte."""
     gang: gangs.Gang | None = None

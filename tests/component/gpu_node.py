@@ -136,7 +136,13 @@ class GpuNode:
 
 
 @contextlib.contextmanager
-def running(count: int = 2, *arguments: str, runtime: str = gpu_nodes.RUNTIME, mig: bool = False) -> Iterator[GpuNode]:
+def running(
+    count: int = 2,
+    *arguments: str,
+    runtime: str = gpu_nodes.RUNTIME,
+    mig: bool = False,
+    labels: dict[str, str] | None = None,
+) -> Iterator[GpuNode]:
     """A registered node for as long as the context lasts."""
     with contextlib.ExitStack() as stack:
         # Not pytest's folder: the path of a unix socket has at most 107 characters.
@@ -149,6 +155,7 @@ def running(count: int = 2, *arguments: str, runtime: str = gpu_nodes.RUNTIME, m
         slots = 7 if mig else 10
         body = gpu_nodes.unserved(gpus.gpu_node(NODE, gpus.A100, count))
         body["status"]["nodeInfo"]["containerRuntimeVersion"] = runtime
+        body["metadata"]["labels"] |= labels or {}
         server.call(lambda: server.app.store.create(kinds.NODES, "", body))
         node.do(node.kubelet.start())
         try:

@@ -15,6 +15,7 @@ import pytest
 from gpu_sharing.core import records
 from lab import kinds, kubelet
 from protos.deviceplugin.v1beta1 import api_pb2
+from tests import inputs
 from tests.component import gpu_node
 from tests.contracts import kubelet as contract
 
@@ -432,7 +433,7 @@ def test_mig_instances_are_made_for_a_pod_and_taken_away_after_it() -> None:
         assert node.run(whole).environment["NVIDIA_VISIBLE_DEVICES"] == "MIG-made-0-3"
         crowded = node.create("mig-late", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 3, 1)})
         node.admit(crowded)
-        refused(node, crowded, "ALLOC_ISOLATION")
+        refused(node, crowded, "ALLOC_OVERSUBSCRIBED")
 
 
 MIGS = "hami.io/vgpu-mig-allocations"
@@ -511,3 +512,48 @@ def test_the_canary_finds_the_socket_answering(node: gpu_node.GpuNode) -> None:
         return bool(found["healthy"])
 
     node.wait("it answers", answers, 25)
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_MEMORY_LIMIT_0", "CUDA_DEVICE_MEMORY_LIMIT_7"])
+def test_without_cdi_a_pod_cannot_replace_its_limits_by_its_own_variables(name: str) -> None:
+    """The kubelet puts the pod's env behind the plugin's, so that the pod's would win."""
+    with gpu_node.running(1, "--identity", "match", "--delivery", "envvar") as node:
+        body = node.body("greedy", "0:500:0")
+        body["spec"]["containers"][0]["env"] = [{"name": name, "value": "all"}]
+        pod = node.server.request("POST", "/api/v1/namespaces/default/pods", body)
+        node.admit(pod)
+
+        refused(node, pod, "ALLOC_OWN_VARIABLES")
+
+        body = node.body("modest", "0:500:0")
+        body["spec"]["containers"][0]["env"] = [{"name": "PATH", "value": "/bin"}]
+        modest = node.server.request("POST", "/api/v1/namespaces/default/pods", body)
+        assert node.run(modest).environment["NVIDIA_VISIBLE_DEVICES"] == node.uuid(0)
+
+
+def test_with_cdi_a_pods_own_variables_change_nothing(node: gpu_node.GpuNode) -> None:
+    """The specification is applied last."""
+    body = node.body("greedy", "0:500:0")
+    body["spec"]["containers"][0]["env"] = [{"name": "CUDA_DEVICE_MEMORY_LIMIT_0", "value": "99999m"}]
+    pod = node.server.request("POST", "/api/v1/namespaces/default/pods", body)
+
+    assert node.run(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "500m"
+
+
+def test_the_sharing_mode_is_read_as_the_scheduler_reads_it(node: gpu_node.GpuNode) -> None:
+    """`HAMi-Core` was bound, and refused here for ever."""
+    mode = inputs.pod("03-mode-case.yaml")["metadata"]["annotations"]
+
+    started = node.run(node.create("mode-case", "0:1000:0", annotations=mode))
+
+    assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "1000m"
+
+
+@pytest.mark.parametrize("there", [None, "nvidia-tesla-v100"])
+def test_a_value_of_the_label_accelerator_that_is_there_stays(there: str | None) -> None:
+    """Pods with a nodeSelector for it would become Pending by the installation."""
+    labels = {"accelerator": there} if there else {}
+    with gpu_node.running(1, labels=labels) as node:
+        node.wait("the node is annotated", lambda: records.INVENTORY in node.node()["metadata"]["annotations"])
+
+        assert node.node()["metadata"]["labels"]["accelerator"] == (there or "nvidia")

@@ -103,7 +103,6 @@ def hold(site: sites.Site, **memory_mib: int) -> None:
         ({GPU: "1", PERCENT: "50"}, (8_000, 0)),
         ({GPU: "1", PERCENT: "100"}, (16_000, 100)),
         ({GPU: "1", MEM: "3000", CORES: "100"}, (3_000, 100)),
-        ({MEM: "3000"}, (3_000, 0)),
         ({GPU: "1", MEM: "4Gi"}, (4_096, 0)),
         ({GPU: "1", MEM: "3000", PERCENT: "50"}, (3_000, 0)),
     ],

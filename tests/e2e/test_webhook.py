@@ -79,7 +79,7 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
 
     assert "SCHED_PERCENT_OUT_OF_RANGE: container c0: nvidia.com/gpucores" in refused
     assert "SCHED_NODE_NAME_SET" in pinned
-    assert "nodeSelector kubernetes.io/hostname: a100" in pinned
+    assert "values: [a100]" in pinned
     assert bound["spec"]["schedulerName"] == "hami-scheduler"
     assert [[mib for _, mib, _ in one] for one in accounting.devices(bound)] == [[4000], []]
     assert bound["spec"]["containers"][1]["env"] == [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]

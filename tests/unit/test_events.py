@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
 
 from gpu_sharing.adapters import events
 from gpu_sharing.core import errors, event_reasons
+from tests import inputs
 
 
 class FakeServer:
@@ -95,3 +97,18 @@ def test_a_queue_that_is_full_gives_up_the_oldest_ordinary_event() -> None:
 
     assert [one["regarding"]["name"] for one in server.written] == ["p", "1", "2"]
     assert recorder.dropped == 1
+
+
+def test_a_pod_with_the_longest_name_gets_its_events() -> None:
+    """The API server refuses an event whose name is longer than 253 letters, so that its owner heard nothing."""
+    name = inputs.pod("04-long-name.yaml")["metadata"]["name"]
+    long = name[:235] + "-.-" + "b" * 15
+
+    for pod in (name, long):
+        server, _ = record(event("waits", pod=pod))
+        (written,) = server.written
+        assert len(written["metadata"]["name"]) <= 253
+        assert re.fullmatch(
+            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*", written["metadata"]["name"]
+        )
+        assert written["regarding"]["name"] == pod

@@ -45,7 +45,7 @@ def ask(memory_mib: int = 4000, cores: int = 0, count: int = 1) -> requests.PodR
         (ask(1), node(state(0, Booking(10, 0))), "GPU slots exhausted"),
         (ask(1), node(state(0), foreign_slots=10), "GPU slots exhausted (requested 1, available 0)"),
         (ask(1, 100), node(state(0, Booking(1, 1))), "no GPU free for exclusive use"),
-        (ask(1), node(state(0, Booking(1, 1, 50, 1))), "no GPU free for exclusive use"),
+        (ask(1), node(state(0, Booking(1, 1, 50, 1))), "GPU held exclusively by another pod"),
         (ask(1), node(state(0, healthy=False)), "GPU unhealthy"),
         (ask(1), node(gpus.GpuState(builders.gpu("n", 0), cordoned=True)), "GPU cordoned"),
         (ask(1), node(gpus.GpuState(builders.gpu("n", 0), usage_unknown=True)), "GPU usage unknown"),
@@ -174,3 +174,39 @@ def test_numa_bind_is_refused_where_the_gpus_lie_apart_though_each_has_room() ->
     refused = fit(dataclasses.replace(ask(2000, count=2), numa_bind=True), where)
 
     assert str(refused) == "too few GPUs on one NUMA node (requested 2, available 1)"
+
+
+INIT_LARGE = requests.PodRequest(
+    (Kind.INIT, Kind.APP), (builders.share_of(12_000, 10), builders.share_of(1_000, 10)), selectors=requests.Selectors()
+)
+
+
+def test_an_app_follows_its_larger_init_container_to_its_gpu() -> None:
+    """There it costs nothing more; on the fuller GPU the pod would hold two."""
+    fuller, emptier = state(0, Booking(1, 8_000)), state(1)
+
+    placed = fit(INIT_LARGE, node(fuller, emptier))
+
+    assert isinstance(placed, placement.Placement)
+    assert [[share.uuid for share in shares] for shares in placed.shares] == [["GPU-n-1"], ["GPU-n-1"]]
+
+
+def test_an_init_container_follows_its_larger_app() -> None:
+    """Else a small download step would hold part of a second GPU for the pod's life."""
+    request = dataclasses.replace(INIT_LARGE, containers=tuple(reversed(INIT_LARGE.containers)))
+    fuller, emptier = state(0, Booking(1, 8_000)), state(1)
+
+    placed = fit(request, node(fuller, emptier))
+
+    assert isinstance(placed, placement.Placement)
+    assert placed.gpu_count == 1
+    assert placement.steps(request) == [1, 0]
+
+
+def test_mib_and_percent_do_not_compare_so_that_apps_come_first() -> None:
+    """The order of placing must be the same on every node, whatever its GPUs."""
+    half, all_of_it = GpuRequest(1, 0, 50), GpuRequest(1, 0, 100)
+    app = builders.share_of(4_000)
+
+    assert placement.steps(dataclasses.replace(INIT_LARGE, containers=(half, app))) == [1, 0]
+    assert placement.steps(dataclasses.replace(INIT_LARGE, containers=(all_of_it, app))) == [0, 1]

@@ -154,3 +154,31 @@ def test_what_is_gone_is_gone_from_every_sum() -> None:
 def test_no_victim_costs_less_than_any(priority: int) -> None:
     """A node where the pod fits comes before all others."""
     assert preemption.cost(()) < preemption.cost((victim("a", priority, 0, 0),))
+
+
+KIND = reservations.Kind
+
+
+@pytest.mark.parametrize(
+    ("kinds", "containers", "pod_level", "overhead", "expected"),
+    [
+        ((), (), None, 0, 0),
+        ((KIND.APP, KIND.APP), (1, 2), None, 0, 3),
+        ((KIND.SIDECAR, KIND.APP), (5, 2), None, 0, 7),
+        ((KIND.INIT, KIND.APP), (9, 2), None, 0, 9),
+        ((KIND.SIDECAR, KIND.INIT, KIND.SIDECAR, KIND.APP), (1, 9, 4, 2), None, 0, 10),
+        ((KIND.APP,), (2,), 8, 0, 8),
+        ((KIND.APP,), (8,), 2, 1, 3),
+        ((KIND.APP,), (8,), 0, 0, 0),
+        ((KIND.APP,), (2,), None, 3, 5),
+    ],
+)
+def test_a_pod_frees_what_kube_scheduler_counts_for_it(
+    kinds: tuple[reservations.Kind, ...],
+    containers: tuple[int, ...],
+    pod_level: int | None,
+    overhead: int,
+    expected: int,
+) -> None:
+    """Sidecars, init containers, the pod's own numbers and its overhead; else a pod is evicted in vain."""
+    assert preemption.effective_request(kinds, containers, pod_level, overhead) == expected

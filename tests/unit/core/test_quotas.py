@@ -85,7 +85,6 @@ def test_what_counts_is_the_most_at_any_one_time() -> None:
     shares = ((share(1_000),), (share(9_000, 10),), (share(2_000, 30), share(2_000, 30, "GPU-1")), ())
 
     assert quotas.amounts(kinds, shares) == quotas.Amounts(3, 10_000, 60)
-    assert quotas.amounts(kinds, shares, init_done=True) == quotas.Amounts(3, 5_000, 60)
 
 
 @given(builders.pod_requests(), st.sampled_from([16_000, 24_000]))
@@ -97,3 +96,19 @@ def test_a_request_counts_alike_before_and_after_it_is_placed(request: requests.
     )
 
     assert quotas.asked(request, memory_mib) == quotas.amounts(request.kinds, shares)
+
+
+def test_a_limit_that_nothing_counts_is_found_with_the_one_that_was_meant() -> None:
+    """A team believes that it is limited, and is not."""
+    hard: dict[str, quantities.Raw] = {
+        "requests.nvidia.com/gpumemory": "8000", "limits.nvidia.com/gpu-mem": "8000",
+        "limits.nvidia.com/gpumem": "8000", "requests.nvidia.com/gpumem": "8k", "limits.cpu": "4", "pods": "9",
+        "count/pods": "9",
+        "limits.nvidia.com/gpumem-percentage": "50", "requests.nvidia.com/mig-1g.5gb": "1",
+    }  # fmt: skip
+
+    assert quotas.uncounted(hard, NAMES) == [
+        ("requests.nvidia.com/gpumemory", "limits.nvidia.com/gpumem"),
+        ("limits.nvidia.com/gpu-mem", "limits.nvidia.com/gpumem"),
+        ("limits.nvidia.com/gpumem-percentage", "limits.nvidia.com/gpumem"),
+    ]

@@ -23,5 +23,8 @@ def test_only_what_others_hold_is_curable() -> None:
     """Evicting a pod helps against full GPUs, and against nothing else."""
     curable = {reason for reason, explained in rejections.EXPLANATIONS.items() if explained.curable}
 
-    assert curable == {Reason.SLOTS, Reason.EXCLUSIVE, Reason.MEMORY, Reason.CORES, Reason.NUMA, Reason.MIG_INSTANCE}
+    assert curable == {
+        Reason.SLOTS, Reason.EXCLUSIVE, Reason.HELD_EXCLUSIVELY, Reason.MEMORY, Reason.CORES, Reason.NUMA,
+        Reason.MIG_INSTANCE,
+    }  # fmt: skip
     assert rejections.Rejection(Reason.MEMORY).code == error_codes.INSUFFICIENT_GPU_MEMORY

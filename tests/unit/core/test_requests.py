@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpu_sharing.core import error_codes, policies, requests, reservations
 from gpu_sharing.core.requests import GpuRequest
+from tests import inputs
 
 GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
 NAMES = requests.ResourceNames()
@@ -45,9 +46,8 @@ def refuse(limits: Mapping[str, Any], annotations: Mapping[str, str] | None = No
         ({GPU: "1", PERCENT: "100"}, GpuRequest(1, 0, 100, 100)),
         ({GPU: "1", PERCENT: "100", CORES: "20"}, GpuRequest(1, 0, 100, 20)),
         ({GPU: "1", CORES: "30"}, GpuRequest(1, 0, 100, 30)),
-        ({CORES: "30"}, GpuRequest(1, 0, 100, 30)),
-        ({MEM: "4Gi"}, GpuRequest(1, 4096, 0, 0)),
-        ({PERCENT: "10"}, GpuRequest(1, 0, 10, 0)),
+        ({GPU: "1", MEM: "4Gi"}, GpuRequest(1, 4096, 0, 0)),
+        ({GPU: "1", PERCENT: "10"}, GpuRequest(1, 0, 10, 0)),
         ({GPU: "1", MEM: "0", CORES: "0"}, GpuRequest(1, 0, 100, 100)),
         ({GPU: "1", CORES: "0", MEM: "100"}, GpuRequest(1, 100, 0, 0)),
         ({GPU: "1", MEM: "100", CORES: "100"}, GpuRequest(1, 100, 0, 100)),
@@ -58,8 +58,54 @@ def refuse(limits: Mapping[str, Any], annotations: Mapping[str, str] | None = No
     ],
 )
 def test_a_container_asks_for_what_hami_users_mean(limits: Mapping[str, Any], expected: GpuRequest | None) -> None:
-    """Defaults: a count alone is a whole GPU; a share without a count is of one GPU."""
+    """Defaults: a count alone is a whole GPU."""
     assert read(limits).containers == (expected,)
+
+
+@pytest.mark.parametrize("limits", [{MEM: "3000"}, {CORES: "30"}, {PERCENT: "10"}])
+def test_a_share_without_a_count_is_refused_unless_the_webhook_writes_the_count(limits: Mapping[str, Any]) -> None:
+    """The kubelet asks no plugin for it: the container would start without a GPU, and nobody would be told."""
+    refused = refuse(limits)
+    beside = requests.read([], [Container({GPU: "1", MEM: "1"}), Container(limits)], {}, NAMES)
+    followed = requests.read([], [Container(limits)], {}, NAMES, counts_follow=True)
+
+    assert refused.code == error_codes.NO_GPU_COUNT
+    assert str(refused).endswith("write nvidia.com/gpu: 1")
+    assert isinstance(beside, requests.InvalidRequest)
+    assert isinstance(followed, requests.PodRequest)
+    assert followed.gpus == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({GPU: "1"}, GpuRequest(1, 2000, 0, 20)),
+        ({GPU: "1", MEM: "100", CORES: "10"}, GpuRequest(1, 100, 0, 10)),
+        ({GPU: "1", PERCENT: "100"}, GpuRequest(1, 0, 100, 20)),
+        ({MEM: "100"}, GpuRequest(3, 100, 0, 20)),
+    ],
+)
+def test_what_silence_means_can_be_set(limits: Mapping[str, Any], expected: GpuRequest) -> None:
+    """As in HAMi: defaultMemory, defaultCores and defaultGPUNum."""
+    names = requests.ResourceNames(defaults=requests.Defaults(3, 2000, 20))
+
+    found = requests.read([], [Container(limits)], {}, names, counts_follow=True)
+
+    assert isinstance(found, requests.PodRequest)
+    assert found.containers == (expected,)
+
+
+def test_a_container_that_a_limit_range_made_a_gpu_container_is_warned_of() -> None:
+    """Else each pod of the namespace takes GPUs, down to the one that only runs a shell, and no one knows why."""
+    text = (
+        "LimitRanger plugin set: cpu, nvidia.com/gpu, nvidia.com/gpumem request for container main; "
+        "nvidia.com/gpu, nvidia.com/gpumem limit for container main; cpu limit for init container first"
+    )
+    found = read({GPU: "1", MEM: "100"}, annotations={requests.LIMIT_RANGER: text})
+
+    assert found.warnings == (
+        "container main asks for nvidia.com/gpu, nvidia.com/gpumem by a LimitRange of the namespace, not by itself",
+    )
 
 
 def test_limits_win_over_requests() -> None:
@@ -282,3 +328,44 @@ def test_device_ids_of_init_containers_are_used_again() -> None:
     inits = [Container({GPU: "4"}), Container({}, {GPU: "2"})]
 
     assert requests.device_ids(inits, [Container({GPU: "3"})], NAMES) == 4
+
+
+def test_a_type_that_a_part_of_it_excludes_is_refused() -> None:
+    """`a10` is a part of `a100`: no GPU could ever match, and the pod waited for ever."""
+    pod = inputs.pod("34-type-excluded-by-substring.yaml")
+    annotations = pod["metadata"]["annotations"]
+
+    refused = refuse({GPU: "1"}, annotations)
+    other = read({GPU: "1"}, annotations={requests.USE_TYPE: "A100,L40", requests.NOUSE_TYPE: "A10"})
+
+    assert refused.code == error_codes.CONTRADICTORY_REQUEST
+    assert "'a10' is a part of 'a100'" in str(refused)
+    assert other.selectors.accept_type("NVIDIA L40S")
+
+
+@pytest.mark.parametrize(
+    ("annotations", "limits", "warnings"),
+    [
+        ({"nvidia.com/gpumem": "4000"}, {GPU: "1"},
+         ["annotation nvidia.com/gpumem has no effect: it is a resource, write it under resources.limits"]),
+        ({"nvidia.com/use-gpu-type": "T4"}, {GPU: "1"},
+         ["annotation nvidia.com/use-gpu-type has no effect: the known one is nvidia.com/use-gputype"]),
+        ({"hami.io/use-gputype": "T4"}, {GPU: "1"},
+         ["annotation hami.io/use-gputype has no effect: the known one is nvidia.com/use-gputype"]),
+        ({}, {GPU: "1", "nvidia.com/gpumemory": "4000"},
+         ["container main: resource nvidia.com/gpumemory has no effect: the known one is nvidia.com/gpumem"]),
+        ({}, {GPU: "1", "nvidia.com/gpu-memory": "4000"},
+         ["container main: resource nvidia.com/gpu-memory has no effect: the known one is nvidia.com/gpumem"]),
+        ({"example.com/gpumem": "1", "nvidia.com/cuda": "12", "hami.io/vgpu-node": "n", requests.MODE: "mps",
+          "nvidia.com/" + "x" * 200: ""},
+         {GPU: "1", "nvidia.com/mig-1g.5gb": "1", "nvidia.com/gpu.shared": "1", "nvidia.com/priority": "0"}, []),
+        ({f"nvidia.com/use-gputype{number}": "" for number in range(30)}, {GPU: "1"}, None),
+    ],
+)  # fmt: skip
+def test_a_word_that_nobody_knows_is_said_and_not_ignored(
+    annotations: Mapping[str, str], limits: Mapping[str, Any], warnings: list[str] | None
+) -> None:
+    """A user who misspells a limit gets a whole GPU, and pays for it."""
+    found = read(limits, annotations=annotations).warnings
+
+    assert found == tuple(warnings) if warnings is not None else len(found) == 5

@@ -19,14 +19,13 @@ def test_init_containers_take_turns_and_sidecars_stay() -> None:
     shares = ((Share(A, 9000, 0),), (Share(A, 1000, 0),), (Share(A, 3000, 50),), (Share(A, 2000, 20),))
 
     assert reservations.booked(kinds, shares) == {A: Booking(2, 9000, 50)}
-    assert reservations.booked(kinds, shares, init_done=True) == {A: Booking(2, 3000, 20)}
 
 
-def test_slots_stay_for_the_pods_life_when_an_init_container_is_done() -> None:
-    """The kubelet keeps the device ids, so nobody else may be promised them."""
+def test_what_an_init_container_needs_is_booked_for_the_pods_life() -> None:
+    """A new sandbox runs it again, so another pod must not get its memory in the meantime."""
     shares = ((Share(B, 9000, 100),), (Share(A, 1, 0),))
 
-    assert reservations.booked((Kind.INIT, Kind.APP), shares, init_done=True) == {A: Booking(1, 1), B: Booking(1)}
+    assert reservations.booked((Kind.INIT, Kind.APP), shares) == {A: Booking(1, 1), B: Booking(1, 9000, 100, 1)}
 
 
 def test_all_cores_are_the_gpu_to_itself() -> None:

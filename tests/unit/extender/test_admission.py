@@ -1,12 +1,17 @@
 """What is said of a pod while it is being created."""
 
+import re
 from typing import Any
 
+import msgspec
 import pytest
+import yaml
 
+from gpu_sharing.adapters import objects
 from gpu_sharing.core import gangs, gpus, identifiers, placement, requests
-from scheduler_extender import admission, settings
+from scheduler_extender import admission, constraints, settings
 from scheduler_extender.fleet import arrays, extent, rolls
+from tests import inputs
 from tests.unit import builders
 
 GPU, MEM, CORES, PRIORITY = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpucores", "nvidia.com/priority"
@@ -87,7 +92,8 @@ def test_gpus_are_hidden_from_containers_without_one_if_that_is_set(env: list[di
             pod({GPU: "1"}, annotations={"hami.io/gpu-scheduler-policy": "binpack,spread"}),
             "SCHED_CONTRADICTORY_REQUEST", "write one of them",
         ),
-        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET", "kubernetes.io/hostname: node-7"),
+        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET",
+         "metadata.name, operator: In, values: [node-7]"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_its_code_and_what_to_write(body: dict[str, Any], code: str, words: str) -> None:
@@ -194,3 +200,63 @@ def test_one_member_too_many_or_of_another_size_cannot_join() -> None:
     known.holds_no_more(identifiers.PodUid("b"))
     known.waits_no_more(identifiers.PodUid("a"))
     assert known.joins("default", gangs.Gang("train", 3)) == ""
+
+
+def test_the_settings_of_silence_are_written_into_the_pod() -> None:
+    """So that `kubectl get -o yaml` shows what the pod gets, and a change of the settings does not change it."""
+    names = requests.ResourceNames(defaults=requests.Defaults(2, 3000, 25))
+    options = settings.Settings(resource_names=names)
+
+    assert mended(pod({GPU: "1"}), options)["/spec/containers/0/resources"]["limits"] == {
+        GPU: "1", MEM: "3000", CORES: "25",
+    }  # fmt: skip
+    assert mended(pod({CORES: "10"}), options)["/spec/containers/0/resources"]["limits"] == {
+        CORES: "10", GPU: "2", MEM: "3000",
+    }  # fmt: skip
+
+
+def test_a_request_that_is_an_annotation_is_warned_of() -> None:
+    """The pod got the whole GPU, without a word; a pod without any resource got none."""
+    body = inputs.pod("05-gpumem-annotation.yaml")
+    without = pod({}, annotations=body["metadata"]["annotations"])
+
+    for one in (body, without):
+        warnings = admission.review(one, DEFAULTS).warnings
+        assert [warning.split(" has no effect")[0] for warning in warnings] == [
+            "annotation nvidia.com/gpumem", "annotation nvidia.com/gpucores",
+        ]  # fmt: skip
+
+
+def test_what_the_advice_for_a_node_name_says_admits_that_node() -> None:
+    """The label kubernetes.io/hostname may be another name than the node's, as on EKS."""
+    (advised,) = inputs.documents("27-nodename-advice.yaml")
+    (wanted,) = advised["spec"].pop("nodeSelector").values()
+    labels = {"kubernetes.io/hostname": "ip-10-0-0-1"}
+    fields = re.search(r"{key.*}", admission.review(pod({GPU: "1"}, {"nodeName": wanted}), DEFAULTS).refused)
+    assert fields
+    terms = [{"matchFields": [yaml.safe_load(fields[0])]}]
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    advised["spec"]["affinity"] = {"nodeAffinity": required}
+
+    wishes = constraints.wishes(msgspec.convert(advised, objects.Pod))
+
+    assert constraints.admits(wishes, wanted, labels, ())
+    assert not constraints.admits(wishes, "another", labels, ())
+
+
+@pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_MEMORY_LIMIT_0", "CUDA_DEVICE_SM_LIMIT"])
+def test_a_variable_of_the_device_plugin_is_warned_of_or_refused_as_set(name: str) -> None:
+    """Without CDI it wins over what the pod is promised."""
+    body = pod({GPU: "1", MEM: "1"})
+    body["spec"]["containers"][0]["env"] = [{"name": "A", "value": "b"}, {"name": name, "value": "all"}]
+    strict = settings.Settings(refuse_own_variables=True)
+
+    warned = admission.review(body, DEFAULTS)
+    refused = admission.review(body, strict).refused
+
+    assert (warned.refused, warned.warnings) == (
+        "", (f"container main sets {name}, which the device plugin sets; remove it from env",)
+    )  # fmt: skip
+    assert refused == f"SCHED_OWN_VARIABLES: {warned.warnings[0]}"
+    body["spec"]["containers"][0]["resources"] = {}
+    assert not admission.review(body, strict).refused

@@ -34,7 +34,7 @@ def full_node() -> World:
 
 def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
     """The fewest pods of any priority, and the best victims of a lower one."""
-    answer = explain(full_node(), pod("p", {"nvidia.com/gpumem": "11000"}, priority=10))
+    answer = explain(full_node(), pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"}, priority=10))
 
     a, b = answer.verdicts
     assert a.waits_for == ("default/one", "default/two")
@@ -49,7 +49,11 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
 )
 def test_nobody_is_called_evictable_who_would_not_be_evicted(more: dict[str, Any], changes: dict[str, Any]) -> None:
     """By its own policy, its priority, or the setting."""
-    answer = explain(full_node(), pod("p", {"nvidia.com/gpumem": "11000"}, **{"priority": 10, **more}), **changes)
+    answer = explain(
+        full_node(),
+        pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"}, **{"priority": 10, **more}),
+        **changes,
+    )
 
     assert [one.evictable for one in answer.verdicts] == [(), ()]
 
@@ -87,7 +91,12 @@ def test_it_says_what_to_write_instead(limits: dict[str, str], annotations: dict
 def test_gates_and_gangs_are_told() -> None:
     """A gated pod is never asked about, so that this is the only place where its GPUs are explained."""
     annotations = {"hami.io/gang": "train", "hami.io/gang-size": "2"}
-    body = pod("p", {"nvidia.com/gpumem": "1000"}, annotations=annotations, schedulingGates=[{"name": "hami.io/gang"}])
+    body = pod(
+        "p",
+        {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"},
+        annotations=annotations,
+        schedulingGates=[{"name": "hami.io/gang"}],
+    )
 
     answer = explain(full_node(), body)
 

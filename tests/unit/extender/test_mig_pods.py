@@ -11,7 +11,7 @@ from tests.unit.extender.test_quota import quota
 from tests.unit.extender.test_verbs import World, pod
 
 MIG = {"nvidia.com/vgpu-mode": "mig"}
-LARGE = {"nvidia.com/gpumem": "30000"}
+LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "30000"}
 
 
 def divided_node(name: str, count: int = 1) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def test_a_pod_that_does_not_say_which_instance_closes_its_gpu() -> None:
         world = World(divided_node("a"))
         world.see(stranger)
 
-        answer = world.filter(pod("p", {"nvidia.com/gpumem": "5000"}, annotations=MIG), "a")
+        answer = world.filter(pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "5000"}, annotations=MIG), "a")
 
         assert answer["FailedAndUnresolvableNodes"] == {"a": "GPU usage unknown"}
 
@@ -79,7 +79,7 @@ def test_a_quota_counts_the_instance_not_what_was_asked() -> None:
     """5,000 MiB are an instance of 9,932."""
     world = World(divided_node("a"))
     world.mirror.quotas.changed(quota(gpumem="9000"))
-    small = pod("p", {"nvidia.com/gpumem": "5000"}, annotations=MIG)
+    small = pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "5000"}, annotations=MIG)
 
     assert world.filter(small, "a")["FailedAndUnresolvableNodes"] == {"a": "quota exceeded"}
     assert "requested 9932MB, left 9000MB" in world.recorder.told[0].note

@@ -79,7 +79,7 @@ def test_the_pods_of_one_gpu_go_and_the_place_is_kept_until_there_is_room() -> N
     assert scene.step() == []  # They are ending.
 
     scene.delete("half-0")
-    sneaky = pod("sneaky", {"nvidia.com/gpumem": "6000"})
+    sneaky = pod("sneaky", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "6000"})
     assert scene.world.filter(sneaky, "a")["NodeNames"] == []
     scene.delete("half-1")
     assert scene.world.filter(sneaky, "a")["NodeNames"] == []
@@ -133,7 +133,7 @@ def test_nobody_goes_where_it_would_not_help() -> None:
     """The GPU is too small."""
     scene = Scene("a", gpus_each=1)
     scene.holder("other", "a", 0, 12_000)
-    scene.put(urgent(limits={"nvidia.com/gpumem": "20000"}))
+    scene.put(urgent(limits={"nvidia.com/gpu": "1", "nvidia.com/gpumem": "20000"}))
     scene.refuse("urgent")
 
     assert scene.step() == []
@@ -207,7 +207,7 @@ def test_it_is_given_up_cleanly(why: str) -> None:
     hold = records.Hold(identifiers.NodeName("a"), frozenset([gpus.gpu_uuid("a", 0)]), until)
     scene.put(urgent(annotations={records.HOLD: records.encode_hold(hold)}))
     scene.refuse("urgent")
-    small = pod("small", {"nvidia.com/gpumem": "1000"})
+    small = pod("small", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"})
     assert scene.world.filter(small, "a")["NodeNames"] == []
 
     assert scene.step() == []
@@ -223,7 +223,7 @@ def test_a_preemptor_that_goes_away_leaves_nothing_behind() -> None:
     scene.holder("other", "a", 0, 3_000)
     hold = records.Hold(identifiers.NodeName("a"), frozenset([gpus.gpu_uuid("a", 0)]), 2**40)
     scene.put(urgent(annotations={records.HOLD: records.encode_hold(hold)}))
-    small = pod("small", {"nvidia.com/gpumem": "1000"})
+    small = pod("small", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"})
     assert scene.world.filter(small, "a")["NodeNames"] == []
 
     scene.delete("urgent")
@@ -283,4 +283,31 @@ def test_nodes_where_eviction_cannot_help_are_dropped() -> None:
     scene.holder("lower", "b", 0, 12_000)
 
     assert preempt(scene.world, urgent(), a=["small"], b=["lower"]) == {"b": ["lower"]}
-    assert preempt(scene.world, urgent(limits={"nvidia.com/gpumem": "20000"}), a=["small"], b=["lower"]) == {}
+    assert (
+        preempt(
+            scene.world, urgent(limits={"nvidia.com/gpu": "1", "nvidia.com/gpumem": "20000"}), a=["small"], b=["lower"]
+        )
+        == {}
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"initContainers": [{"name": "s", "restartPolicy": "Always", "resources": {"requests": {"cpu": "8"}}}]},
+        {"initContainers": [{"name": "i", "resources": {"requests": {"cpu": "8"}}}]},
+        {"resources": {"requests": {"cpu": "8"}}},
+        {"overhead": {"cpu": "8"}},
+    ],
+)
+def test_cpu_counts_wherever_a_pod_says_it(spec: dict[str, Any]) -> None:
+    """The pod that serves the GPUs frees the CPU too, so that no second, innocent pod has to go."""
+    scene = Scene("a")
+    serving = held("serving", "a", 0, 12_000)
+    serving["spec"] |= spec
+    chosen = held("chosen", "a", 1, 2_000)
+    chosen["spec"]["containers"][0]["resources"]["requests"] = {"cpu": "8"}
+    scene.put(serving, chosen)
+    scene.holder("rest", "a", 1, 12_000, priority=100)
+
+    assert preempt(scene.world, urgent(), a=["chosen"]) == {"a": ["serving"]}

@@ -67,7 +67,7 @@ def test_percent_and_whole_gpus_count_as_the_memory_they_are() -> None:
     mixed["metadata"]["annotations"]["hami.io/node-nvidia-register"] = orjson.dumps(entries).decode()
     world = World(gpus.gpu_node("small", small, 1), gpus.gpu_node("large", large, 1), mixed)
     world.mirror.quotas.changed(quota(gpumem="8000"))
-    half, whole = {"nvidia.com/gpumem-percentage": "50"}, {"nvidia.com/gpu": "1"}
+    half, whole = {"nvidia.com/gpu": "1", "nvidia.com/gpumem-percentage": "50"}, {"nvidia.com/gpu": "1"}
 
     assert world.filter(pod("p", half), "small", "large", "mixed")["NodeNames"] == ["small", "mixed"]
     assert world.filter(pod("q", whole), "small", "large", "mixed")["NodeNames"] == ["small", "mixed"]
@@ -102,7 +102,7 @@ def test_refused_pods_are_woken_once_their_quota_allows(how: str) -> None:
     world.mirror.quotas.changed(quota(gpumem="16000"))
     selector = {"nvidia.com/use-gpuuuid": gpus.gpu_uuid("a", 0)}
     for number in (1, 2, 3):
-        waiting = pod(f"p{number}", {"nvidia.com/gpumem": "5000"}, annotations=selector)
+        waiting = pod(f"p{number}", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "5000"}, annotations=selector)
         world.see(waiting)
         assert refusal(world.filter(waiting, "a")) == {"a": "quota exceeded"}
     world.refusals.due()

@@ -59,7 +59,7 @@ class Site:
             body = held(name, "a", 0, 6_000)
             body["metadata"]["namespace"] = namespace
             world.see(body)
-        waiting = pod("waits", {"nvidia.com/gpumem": "11000"})
+        waiting = pod("waits", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"})
         waiting["metadata"]["namespace"] = "ai"
         world.see(waiting)
         client: Any = self.cluster

@@ -13,6 +13,7 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records, reservations
 from lab import gpus
 from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, usage, verbs, wire
+from tests import inputs
 from tests.unit.extender import fakes
 
 A100 = gpus.Model("NVIDIA A100", 16_000)
@@ -295,8 +296,8 @@ def test_a_refused_pod_is_woken_when_its_node_is_well_again(trouble: str) -> Non
         del annotations[records.INVENTORY]
     world = World(ill)
     world.see(pod("p"))
-    world.see(pod("large", {"nvidia.com/gpumem": "99000"}))
-    for name, limits in (("p", LIMITS), ("large", {"nvidia.com/gpumem": "99000"})):
+    world.see(pod("large", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"}))
+    for name, limits in (("p", LIMITS), ("large", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})):
         assert world.filter(pod(name, limits), "a")["NodeNames"] == []
     world.refusals.due()
 
@@ -425,3 +426,44 @@ def test_kube_scheduler_and_the_event_say_the_same_reason(quota: bool) -> None:
     phrase = "quota exceeded" if quota else "waits for its gang"
     assert answer["FailedAndUnresolvableNodes"]["a"].startswith(phrase)
     assert phrase in world.recorder.told[-1].note
+
+
+def test_the_memory_of_a_finished_init_container_is_not_given_to_another_pod() -> None:
+    """The device plugin, which counts it for the pod's life, would refuse the other pod for ever."""
+    a10 = gpus.Model("NVIDIA A10", 23_028)
+    world = World(gpus.gpu_node("n", a10, 1))
+    first = inputs.pod("02-init-done-a.yaml")
+    share = reservations.Share(gpus.gpu_uuid("n", 0), 16_000, 10)
+    record = records.pod_annotations(
+        ((share,), (share._replace(memory_mib=1_000),)), identifiers.NodeName("n"), 0, identifiers.DecisionId("d")
+    )
+    first["metadata"]["annotations"] = record
+    first["spec"]["nodeName"] = "n"
+    done = {"name": "convert-weights", "state": {"terminated": {"exitCode": 0}}}
+    world.see({**first, "status": {"phase": "Running", "initContainerStatuses": [done]}})
+
+    answer = world.filter(inputs.pod("02-init-done-b.yaml"), "n")
+
+    assert answer["FailedAndUnresolvableNodes"] == {"n": "GPU memory insufficient"}
+    assert "requested 20000MB, available 7028MB" in world.recorder.told[-1].note
+    assert world.filter(pod("small", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "7028"}), "n")["NodeNames"] == ["n"]
+
+
+def test_a_pod_that_asks_for_memory_and_no_gpu_is_refused_where_the_webhook_was_away() -> None:
+    """It was bound, and ran without any GPU and without an event."""
+    world = World(gpus.gpu_node("n", A100, 1))
+
+    answer = world.filter(inputs.pod("01-gpumem-only.yaml"), "n")
+
+    assert "write nvidia.com/gpu: 1" in answer["FailedAndUnresolvableNodes"]["n"]
+    assert "SCHED_NO_GPU_COUNT" in world.recorder.told[-1].note
+
+
+def test_a_bound_pod_without_a_count_holds_no_device_ids() -> None:
+    """The kubelet gave it none, so the node's slots stay free."""
+    world = World(gpus.gpu_node("n", A100, 1))
+
+    world.see(pod("mem-only", {"nvidia.com/gpumem": "3000"}, node="n"))
+    world.see(pod("unreadable", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "8M"}, node="n"))
+
+    assert world.mirror.ledger.held(identifiers.NodeName("n")).foreign_slots == 1

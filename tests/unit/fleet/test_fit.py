@@ -1,6 +1,7 @@
 """The array engine is the scalar specification, only faster."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,3 +82,26 @@ def test_arrays_grow_with_nodes_and_with_gpus_per_node() -> None:
 
     assert [made.names[column] for column in np.flatnonzero(fitting.fits)] == ["large"]
     assert fitting.reasons[0] == Reason.TOO_FEW_GPUS
+
+
+@settings(max_examples=50)
+@given(builders.node_states("a"), st.sampled_from(sorted(policies.ORDERS)), builders.weights)
+def test_every_order_of_the_specification_is_one_of_the_array_engine(
+    node: placement.NodeState, name: str, weights: policies.Weights
+) -> None:
+    """A policy that only one of them knew would place pods otherwise than it explains them."""
+    made = table([node])
+
+    values = fit._order(made, fit._now(made), weights, name)  # the table is compared, not its use
+
+    expected = [policies.ORDERS[name](state, weights) for state in node.states]
+    assert [pytest.approx(value) for value in expected] == values[: len(expected), 0].tolist()
+
+
+def test_an_order_that_the_array_engine_does_not_know_is_an_error() -> None:
+    """It fell through to `spread`, and nobody would have noticed."""
+    made = table([placement.NodeState(identifiers.NodeName("a"), (gpus.GpuState(builders.gpu("a", 0)),))])
+    unknown = policies.Policy("coolest", ("coolest",))
+
+    with pytest.raises(NotImplementedError, match="coolest"):
+        fit.fit_all(made, builders.pod_request(requests.GpuRequest(1, 0, 50)), unknown)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from device_plugin import gpu_source, pods
 from device_plugin.monitor import cgroups, collector, settings, shared_region, slices
+from gpu_sharing.adapters import objects
 from gpu_sharing.core import errors, gpus, identifiers, requests
 
 UID = "0b8a6f0e-5a3c-4a52-9a0a-7c1f6c1f2d3e"
@@ -271,6 +272,19 @@ def test_the_series_of_a_gpu_and_a_slice() -> None:
         "hami_container_device_utilization_ratio": 20.0,
     }  # fmt: skip
     assert set(rendered(a_view(a_pod()), compatible=False)) == set(found) - set(collector.COMPATIBLE)
+
+
+def test_an_init_container_and_its_app_count_once_in_what_is_promised_of_a_gpu() -> None:
+    """They never run together: the sum would show more promised than the GPU has, and fire alerts."""
+    pod = a_pod(record="GPU-a,NVIDIA,16384,10:;GPU-a,NVIDIA,1024,10:;")
+    pod.spec.init_containers = [pods.Container("first", objects.Resources({"nvidia.com/gpu": "1"}))]
+
+    found = rendered(a_view(pod))
+
+    assert found["hami_gpu_memory_promised_bytes"] == {("n", GPU): 16 * GIB}
+    assert found["hami_gpu_cores_promised_percent"] == {("n", GPU): 10}
+    assert found["hami_gpu_containers"] == {("n", GPU): 1}
+    assert found["hami_gpu_shared_count"] == {("n", GPU, "0", "NVIDIA A100"): 1}
 
 
 def test_what_a_stale_gpu_measured_is_left_out_and_what_was_promised_stays() -> None:

@@ -121,6 +121,48 @@ def test_of_two_records_that_promise_too_much_the_newest_is_refused(gpu: gpus.Gp
         owners.guard(newer, shares, here.holders, {A: gpu})
 
 
+def test_a_pod_beside_one_that_holds_the_gpu_for_itself_is_refused_whichever_came_later() -> None:
+    """A pod that was promised a GPU of its own must not share it, although memory and cores would be enough."""
+    alone, shared = pod("alone", "a", "GPU-a,NVIDIA,50,100:;"), pod("shared", "b", "GPU-a,NVIDIA,50,0:;")
+
+    for older, newer in ((alone, shared), (shared, alone)):
+        older.annotations[records.TIME], newer.annotations[records.TIME] = "10", "11"
+        assert_starts(older, newer, starts=[older])
+
+
+def test_two_pods_on_the_same_mig_slices_do_not_both_start() -> None:
+    """The second would get the instance of the first."""
+    text = '[{"containerIndex":0,"deviceIndex":0,"gpuUUID":"GPU-a","profile":"1g","placement":{"start":%d,"size":2}}]'
+    first, same, beside = (pod(name, name, "GPU-a,NVIDIA,50,10:;") for name in ("p", "q", "r"))
+    for time, (one, start) in enumerate(((first, 0), (same, 1), (beside, 2))):
+        one.annotations.update({records.TIME: str(time), records.MIG_ALLOCATIONS: text % start})
+
+    assert_starts(first, same, beside, starts=[first, beside])
+
+
+def test_each_record_that_does_not_fit_is_refused_and_not_the_newest_alone() -> None:
+    """Of three pods of 100 on 150 one starts: the second must not, only because there is a third."""
+    three = [pod(name, name) for name in ("p", "q", "r")]
+    for time, one in enumerate(three):
+        one.annotations[records.TIME] = str(time)
+
+    assert_starts(*three, starts=three[:1], memory_mib=150)
+
+
+def assert_starts(*everybody: pods.Pod, starts: list[pods.Pod], memory_mib: int = 1_000) -> None:
+    """Of pods on one GPU just those may start."""
+    here = pods.Pods(NAMES, lambda: None)
+    list(here.replaced(list(everybody), 0.0))
+    inventory = {A: gpus.Gpu(A, 0, memory_mib, 100, 10, "T")}
+    for one in everybody:
+        shares = owners.shares_of(one, "c", 1, "n", NAMES)
+        if one in starts:
+            owners.guard(one, shares, here.holders, inventory)
+        else:
+            with doubt(error_codes.ALLOC_OVERSUBSCRIBED):
+                owners.guard(one, shares, here.holders, inventory)
+
+
 def test_without_cdi_the_first_container_of_each_pod_that_has_nothing_may_be_asking() -> None:
     two = pod(
         "q", "v", record="GPU-a,NVIDIA,1,1:;GPU-a,NVIDIA,2,2:;",

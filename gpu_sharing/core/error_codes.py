@@ -78,14 +78,15 @@ PRIVILEGED = _register(
 )
 OTHER_NODE = _register(
     "PLUGIN_OTHER_NODE",
-    "A device plugin tried to write about another node, another node's pod, or more than annotations and labels; the "
-    "admission policy hami-own-node refused it.",
+    "A device plugin tried to write about another node, another node's pod, or more than its annotations, its label "
+    "and the capacity of our resources; the admission policy hami-own-node refused it.",
     "If the node was not broken into, check that the cluster is Kubernetes 1.30 at least, whose tokens name the node.",
 )
 OTHER_WRITE = _register(
     "SCHED_OTHER_WRITE",
-    "The scheduler's account tried to change a pod's images; the admission policy hami-own-writes refused it.",
-    "Find out who uses the account: the extender and kube-scheduler never do that.",
+    "The scheduler's account tried to change more of a pod than our annotations and scheduling gates; the admission "
+    "policy hami-own-writes refused it.",
+    "A pod with more than 1,000 annotations or labels goes without ours; else find out who uses the account.",
 )
 RECORD_GUARDED = _register(
     "SCHED_RECORD_GUARDED",

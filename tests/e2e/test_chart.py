@@ -236,7 +236,7 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
         assert "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/one", {"spec": {"unschedulable": True}})
         phase = {"metadata": {"annotations": {records.BIND_PHASE: records.PHASE_SUCCESS}}}
         assert patched(f"{pod}one", phase) == ""
-        assert "PLUGIN_OTHER_NODE" in patched(f"{pod}two", phase)
+        assert "PLUGIN_OTHER_NODE" in patched(f"{pod}two", {"metadata": {"annotations": {"x": "y"}}})
         for strange in OF_OTHERS:
             for path in ("/api/v1/nodes/one", f"{pod}one"):
                 assert "PLUGIN_OTHER_NODE" in patched(path, {"metadata": strange}), (path, strange)

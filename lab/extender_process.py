@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lab import service_process
 
@@ -14,12 +14,15 @@ _LISTENERS = {"verbs": "--http-bind", "api": "--api-bind", "health": "--health-b
 class ExtenderProcess(service_process.ServiceProcess):
     """One extender."""
 
-    def __init__(self, kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str) -> None:
+    def __init__(
+        self, kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str, within: Sequence[str] = ()
+    ) -> None:
         super().__init__(
             "scheduler_extender",
             _LISTENERS,
             ["--kubeconfig", str(kubeconfig), "--start-delay-seconds", "0", *arguments],
             log_file,
+            within=within,
         )
 
     @property

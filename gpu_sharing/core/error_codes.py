@@ -117,14 +117,15 @@ PRIVILEGED = _register(
 )
 OTHER_NODE = _register(
     "PLUGIN_OTHER_NODE",
-    "A device plugin tried to write about another node, another node's pod, or more than annotations and labels; the "
-    "admission policy hami-own-node refused it.",
+    "A device plugin tried to write about another node, another node's pod, or more than its annotations, its label "
+    "and the capacity of our resources; the admission policy hami-own-node refused it.",
     "If the node was not broken into, check that the cluster is Kubernetes 1.30 at least, whose tokens name the node.",
 )
 OTHER_WRITE = _register(
     "SCHED_OTHER_WRITE",
-    "The scheduler's account tried to change a pod's images; the admission policy hami-own-writes refused it.",
-    "Find out who uses the account: the extender and kube-scheduler never do that.",
+    "The scheduler's account tried to change more of a pod than our annotations and scheduling gates; the admission "
+    "policy hami-own-writes refused it.",
+    "A pod with more than 1,000 annotations or labels goes without ours; else find out who uses the account.",
 )
 RECORD_GUARDED = _register(
     "SCHED_RECORD_GUARDED",
@@ -623,6 +624,11 @@ DOCTOR_STUCK = _register(
     "DOCTOR_STUCK",
     "A pod was bound minutes ago, and the device plugin has not handed its GPUs over.",
     "kubectl describe pod: the kubelet's or the plugin's message says why; image pulls take time, too.",
+)
+DOCTOR_GPU_TWICE = _register(
+    "DOCTOR_GPU_TWICE",
+    "Two nodes have a record of the same GPU, as after a machine came back under another name.",
+    "Delete the node object that is no more; if both machines run, find out why their drivers give one UUID.",
 )
 DOCTOR_QUOTA = _register(
     "DOCTOR_QUOTA",

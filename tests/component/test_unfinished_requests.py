@@ -11,7 +11,7 @@ import pytest
 
 from gpu_sharing.adapters import flags, plain_listener
 from lab import api_server, certificates, extender_process, webui_process
-from tests.component import liar
+from tests.component import calls, liar
 
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UNFINISHED = (
@@ -149,6 +149,25 @@ def test_a_request_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPat
             assert await asyncio.to_thread(trickle, shown)
 
     asyncio.run(run())
+
+
+def test_the_verbs_are_answered_although_every_descriptor_is_asked_for(
+    server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """Once connections to the probes' port had taken all descriptors, filter was reset for good."""
+    few = ("sh", "-c", 'ulimit -n 800 && exec "$@"', "sh")
+    extender = extender_process.ExtenderProcess(server.write_kubeconfig(tmp_path / "k"), tmp_path / "log", within=few)
+    extender.start()
+    try:
+        extender.wait_ready()
+        with holding(extender.health, b"GET / HT", 300), holding(extender.api, b"", 300):
+            pod = calls.create(server, "p")
+            assert calls.filtered(extender, pod, "a")["NodeNames"] == ["a"]
+            assert calls.bind(extender, pod, "a") == ""
+            assert read(f"http://{extender.health}/readyz") == 200
+            assert len(list(pathlib.Path(f"/proc/{extender.pid}/fd").iterdir())) < 400
+    finally:
+        extender.stop()
 
 
 def test_every_process_listens_on_both_families(server: api_server.Running, tmp_path: pathlib.Path) -> None:

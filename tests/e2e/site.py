@@ -150,6 +150,12 @@ def wait_for(condition: Callable[[], object], seconds: float, otherwise: Callabl
     raise AssertionError(f"not within {seconds} s: {otherwise()}")
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used so far, of all its threads."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def refusal(
     plane: control_plane.ControlPlane,
     method: str,

@@ -18,7 +18,7 @@ import pytest
 from gpu_sharing.core import records
 from lab import extender_process, gpus, webui_process
 from lab.real import client, control_plane
-from scheduler_extender import certificate_keeper
+from scheduler_extender import certificate_keeper, requeue
 from tests.chart import rendering
 from tests.e2e import site as sites
 
@@ -234,15 +234,69 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
         sites.wait_for(lambda: "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/two", note), 20)
         assert patched("/api/v1/nodes/one", note) == ""
         assert "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/one", {"spec": {"unschedulable": True}})
-        assert patched(f"{pod}one", {"metadata": {"annotations": {"x": "y"}}}) == ""
+        phase = {"metadata": {"annotations": {records.BIND_PHASE: records.PHASE_SUCCESS}}}
+        assert patched(f"{pod}one", phase) == ""
         assert "PLUGIN_OTHER_NODE" in patched(f"{pod}two", {"metadata": {"annotations": {"x": "y"}}})
+        for strange in OF_OTHERS:
+            for path in ("/api/v1/nodes/one", f"{pod}one"):
+                assert "PLUGIN_OTHER_NODE" in patched(path, {"metadata": strange}), (path, strange)
+        assert "PLUGIN_OTHER_NODE" in patched(f"{pod}one", {"metadata": {"labels": {"accelerator": "x"}}})
+        status = "/api/v1/nodes/one/status"
+        allow(plane, "hami-device-plugin", {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]})
+        ours = {"capacity": {"nvidia.com/gpumem": "80Gi", "nvidia.com/gpucores": "100"}}
+        sites.wait_for(lambda: patched(status, {"status": ours}) == "", 20)
+        assert plane.api("GET", "/api/v1/nodes/one")["status"]["capacity"]["nvidia.com/gpucores"] == "100"
+        for field in STATUS_OF_OTHERS:
+            assert "PLUGIN_OTHER_NODE" in patched(status, {"status": field}), field
+        assert "PLUGIN_OTHER_NODE" in patched(status, {"metadata": OF_OTHERS[0]})
         assert "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/one", note, node="")
 
         # And the scheduler changes no image.
         other = {"spec": {"containers": [{"name": "c", "image": "evil"}]}}
         sites.wait_for(lambda: "SCHED_OTHER_WRITE" in patched(f"{pod}one", other, account="hami-scheduler"), 20)
-        hold = {"metadata": {"annotations": {records.HOLD: "x"}}}
+        hold = {"metadata": {"annotations": {records.HOLD: "x", requeue.RETRY: "1"}}}
         assert patched(f"{pod}one", hold, account="hami-scheduler") == ""
+        gone = {"metadata": {"annotations": {records.HOLD: None}}}
+        assert patched(f"{pod}one", gone, account="hami-scheduler") == ""
+        tolerations = [*plane.api("GET", f"{pod}one")["spec"]["tolerations"], {"operator": "Exists"}]
+        tolerated = {"spec": {"tolerations": tolerations}}
+        assert "SCHED_OTHER_WRITE" in patched(f"{pod}one", tolerated, account="hami-scheduler")
+        for strange in OF_OTHERS:
+            assert "SCHED_OTHER_WRITE" in patched(f"{pod}one", {"metadata": strange}, account="hami-scheduler"), strange
+        by_status = patched(f"{pod}one/status", {"metadata": OF_OTHERS[0]}, account="hami-scheduler")
+        assert "SCHED_OTHER_WRITE" in by_status
+        told = {"status": {"message": "x"}}
+        assert patched(f"{pod}one/status", told, account="hami-scheduler") == ""
+
+
+OF_OTHERS: tuple[dict[str, Any], ...] = (
+    {"labels": {"node-restriction.kubernetes.io/pool": "secret"}},
+    {"labels": {"node-role.kubernetes.io/control-plane": ""}},
+    {"labels": {"app": "payments"}},
+    {"annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
+    {"finalizers": ["x.io/stays"]},
+    {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "x"}]},
+)
+"""Metadata by which others are told what to do."""
+STATUS_OF_OTHERS: tuple[dict[str, Any], ...] = (
+    {"capacity": {"cpu": "1000"}},
+    {"capacity": {"nvidia.com/gpu": "99"}},
+    {"phase": "Running"},
+    {"conditions": [{"type": "Ready", "status": "True"}]},
+    {"allocatable": {"x.io/y": "1"}},
+)
+"""What of a node's status is the kubelet's."""
+
+
+def allow(plane: control_plane.ControlPlane, account: str, rule: dict[str, Any]) -> None:
+    """Give one more rule to a service account of the installation."""
+    rbac, group = "/apis/rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
+    metadata = {"name": f"{account}-more"}
+    plane.api("POST", f"{rbac}/clusterroles", {"metadata": metadata, "rules": [rule]})
+    reference = {"apiGroup": group, "kind": "ClusterRole", "name": metadata["name"]}
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": NAMESPACE}
+    body = {"metadata": metadata, "roleRef": reference, "subjects": [subject]}
+    plane.api("POST", f"{rbac}/clusterrolebindings", body)
 
 
 def test_a_cluster_moves_from_hami_and_back(programs: pathlib.Path, tmp_path: pathlib.Path) -> None:

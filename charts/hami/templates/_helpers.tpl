@@ -51,6 +51,7 @@ labels:
 - --resource-mem={{ .Values.resourceMem }}
 - --resource-mem-percentage={{ .Values.resourceMemPercentage }}
 - --resource-cores={{ .Values.resourceCores }}
+- --resource-priority={{ .Values.resourcePriority }}
 {{- end }}
 
 {{/* Of a container that needs nothing: what the pod security standard "restricted" asks for. */}}
@@ -116,4 +117,35 @@ topologySpreadConstraints:
 
 {{- define "hami.keepsCertificate" -}}
 {{- if not (or .Values.scheduler.certManager.enabled .Values.scheduler.existingSecret) }}true{{ end }}
+{{- end }}
+
+{{- /* What two policies say of metadata: (dict "annotations" "its CEL list of keys" "labels" "likewise"). Maps are compared as
+wholes, which is cheap. A loop over one is not (its cost grows with the square), so it ends at a size that no honest object has. */}}
+{{- define "hami.metadataVariables" -}}
+- name: annotationKeys
+  expression: "{{ .annotations }}"
+- name: labelKeys
+  expression: "{{ .labels }}"
+- name: annotations
+  expression: "has(object.metadata.annotations) ? object.metadata.annotations : {}"
+- name: oldAnnotations
+  expression: "oldObject != null && has(oldObject.metadata.annotations) ? oldObject.metadata.annotations : {}"
+- name: labels
+  expression: "has(object.metadata.labels) ? object.metadata.labels : {}"
+- name: oldLabels
+  expression: "oldObject != null && has(oldObject.metadata.labels) ? oldObject.metadata.labels : {}"
+- name: sameMetadata
+  expression: >-
+    (oldObject == null || object.metadata.?finalizers == oldObject.metadata.?finalizers
+                          && object.metadata.?ownerReferences == oldObject.metadata.?ownerReferences)
+    && (variables.annotations == variables.oldAnnotations
+        || variables.annotations.size() <= 1000 && variables.oldAnnotations.size() <= 1000
+           && variables.annotations.all(key, key in variables.annotationKeys
+                || key in variables.oldAnnotations && variables.oldAnnotations[key] == variables.annotations[key])
+           && variables.oldAnnotations.all(key, key in variables.annotationKeys || key in variables.annotations))
+    && (variables.labels == variables.oldLabels
+        || variables.labels.size() <= 1000 && variables.oldLabels.size() <= 1000
+           && variables.labels.all(key, key in variables.labelKeys
+                || key in variables.oldLabels && variables.oldLabels[key] == variables.labels[key])
+           && variables.oldLabels.all(key, key in variables.labelKeys || key in variables.labels))
 {{- end }}

@@ -84,7 +84,7 @@ class Plugin:
         self._metrics.follow({"pods": self._pod_watch})
         self._metrics.count_events("hami_device_plugin", self._recorder)
         client.observe = self._metrics.api_call
-        self._publisher = inventory.Publisher(client, options.node_name, self._annotations)
+        self._publisher = inventory.Publisher(client, options.node_name, self._annotations, self._capacity)
         self._node = node_state.NodeState(options.node_name, late=options.identity != "match")
         self._set_backends()
         self._store = cdi.Store(options.cdi_dir)
@@ -357,6 +357,9 @@ class Plugin:
         return inventory.annotations(
             tuple(self._node.inventory.values()), self._health.states, self._links, records.OUR_AGENT
         )
+
+    def _capacity(self) -> Mapping[str, str]:
+        return inventory.capacity(self._names)
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
         now = time.monotonic()

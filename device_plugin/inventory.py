@@ -14,7 +14,7 @@ import structlog
 from device_plugin import gpu_source, isolation, settings
 from device_plugin.isolation import table
 from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, records
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
@@ -100,6 +100,20 @@ def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, he
     return {uuid: state for uuid, state in states.items() if not state.available}
 
 
+def capacity(names: requests.ResourceNames) -> dict[str, str]:
+    """What the node's status says of the resources that pods ask for beside a number of GPUs: more than pods can ask for.
+
+    Only the names matter. Where a DeviceClass offers GPUs, kube-scheduler's DynamicResources plugin refuses a node whose
+    allocatable lacks the name of one of the pod's extended resources, although our configuration ignores them. But the
+    kubelet adds up what pods ask for of a name that it finds there, in the API server's quantities (`4Gi` is bytes), and
+    fails pods for good (`OutOfnvidia.com/gpumem`) above it. So the numbers are no totals: those are in the record.
+
+    Source: k8s.io/kubernetes pkg/scheduler/framework/plugins/dynamicresources and pkg/kubelet/lifecycle/predicate.go,
+    1.36; tried on both.
+    """
+    return {names.memory: "1Pi", names.memory_percent: "1G", names.cores: "1G", names.priority: "1G"}
+
+
 class Publisher:
     """Writes the node's annotations, and the label by which people find such nodes.
 
@@ -108,8 +122,16 @@ class Publisher:
         trouble: Why not, if it is not.
     """
 
-    def __init__(self, client: kubernetes.Client, node_name: str, wanted: Callable[[], Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        client: kubernetes.Client,
+        node_name: str,
+        wanted: Callable[[], Mapping[str, str]],
+        capacity_wanted: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
         self._client = client
+        self._capacity = capacity_wanted
+        self._capacity_trouble = ""
         self._path = f"/api/v1/nodes/{node_name}"
         self._wanted = wanted
         self._changed = asyncio.Event()
@@ -133,6 +155,20 @@ class Publisher:
             self._labels = {} if key in (node.metadata.labels or {}) else {key: value}
         return self._labels
 
+    async def _write_capacity(self) -> None:
+        """Write the resources into the node's status; the kubelet makes them allocatable and keeps them."""
+        wanted = dict(self._capacity())
+        if not wanted:
+            return
+        try:
+            await self._client.patch(f"{self._path}/status", orjson.dumps({"status": {"capacity": wanted}}))
+        except errors.KubernetesError as refused:
+            if str(refused) != self._capacity_trouble:
+                log.warning("capacity not written", error_code=error_codes.PLUGIN_CAPACITY, cause=str(refused))
+            self._capacity_trouble = str(refused)
+        else:
+            self._capacity_trouble = ""
+
     async def run(self) -> None:
         """Write for ever; ends only by cancellation. Nothing is written before the first change."""
         await self._changed.wait()
@@ -152,6 +188,7 @@ class Publisher:
                 await asyncio.sleep(backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
                 continue
+            await self._write_capacity()
             backoff, self.trouble = _FIRST_BACKOFF_SECONDS, ""
             self.written = not self._changed.is_set()
             try:

@@ -55,7 +55,7 @@ class ContainerStatus(objects.ContainerStatus, gc=False, rename={"container_id":
 class Status(objects.PodStatus, gc=False, rename="camel"):
     """`status` of a pod."""
 
-    container_statuses: list[ContainerStatus] | None = None
+    container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
     init_container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
 
 

@@ -92,8 +92,13 @@ def _nodes(cluster: state.State, names: requests.ResourceNames) -> Iterator[Find
 
 
 def _gpus(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    first: dict[identifiers.GpuUuid, identifiers.NodeName] = {}
     for seen in _node_facts(cluster, names):
         for gpu in seen.inventory:
+            other = first.setdefault(gpu.uuid, seen.name)
+            if other != seen.name:
+                about = f"gpu/{seen.name}/{gpu.index}"
+                yield Finding(error_codes.DOCTOR_GPU_TWICE, ERROR, about, f"{gpu.uuid} is on node {other} too")
             if not gpu.healthy:
                 about = f"gpu/{seen.name}/{gpu.index}"
                 yield Finding(error_codes.DOCTOR_GPU_SICK, ERROR, about, f"{gpu.uuid} {gpu.type}")

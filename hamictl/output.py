@@ -14,7 +14,8 @@ COLOURS = ("auto", "always", "never")
 _GREEN, _YELLOW, _RED = 32, 33, 31
 _WORDS = {
     "ok": _GREEN, "running": _GREEN, "fits": _GREEN, "yes": _GREEN, "starting": _YELLOW, "waiting": _YELLOW,
-    "warning": _YELLOW, "cordoned": _YELLOW, "sick": _RED, "error": _RED, "no": _RED,
+    "warning": _YELLOW, "cordoned": _YELLOW, "sick": _RED, "failing": _RED,
+    "not ready": _RED, "error": _RED, "no": _RED,
 }  # fmt: skip
 _COLOURED = ("STATE", "HEALTH", "SEVERITY", "FITS", "WHY")
 """The columns in which those words say how things stand; a pod may have such a name, too."""

@@ -23,6 +23,7 @@ from scheduler_extender import (
     facts,
     metrics,
     mirror,
+    node_conditions,
     placing,
     requeue,
     settings,
@@ -127,7 +128,8 @@ class Simulation:
 
     def models(self) -> list[census.ModelCount]:
         """How the GPUs of each model stand now."""
-        return census.count(self._mirror.ledger.settle(), {})
+        fleet = self._mirror.ledger.settle()
+        return census.count(fleet, {}, node_conditions.columns(self._mirror.ledger, fleet))
 
 
 @dataclass(frozen=True, slots=True)

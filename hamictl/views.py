@@ -29,9 +29,9 @@ def node_rows(nodes: Nodes) -> list[Row]:
                 "OF": output.mib(total),
                 "SHARE": output.percent(promised, total),
                 "CONTAINERS": str(_sum(gpus, "slots")[0]),
-                "STATE": node["standing"] if node["standing"] != "none" else ill or "ok",
+                "STATE": node["standing"] if node["standing"] != "none" else node["condition"] or ill or "ok",
                 "CORES": output.percent(*_sum(gpus, "cores_percent")),
-                "LARGEST FREE": output.mib(max((_free(one) for one in gpus), default=0)),
+                "LARGEST FREE": output.mib(0 if node["condition"] else max((_free(one) for one in gpus), default=0)),
             }
         )
     return rows
@@ -46,19 +46,25 @@ def pod_rows(pods: Pods) -> list[Row]:
         {
             "NAMESPACE": pod["namespace"],
             "POD": pod["name"],
-            "STATE": "starting" if pod["starting"] else "running" if pod["phase"] == "holding" else "waiting",
+            "STATE": _pod_state(pod),
             "NODE": pod["node"] or "-",
             "GPUS": str(len(pod["gpus"])),
             "PROMISED": output.mib(sum(one["memory_mib"] for one in pod["gpus"])),
             "CORES": f"{sum(one['cores_percent'] for one in pod['gpus'])}%",
             "DEVICES": ",".join(one["uuid"] for one in pod["gpus"]) or "-",
-            "WHY": pod["error_code"] or "-",
+            "WHY": pod["error_code"] or pod["trouble"] or "-",
         }
         for pod in pods
     ]
 
 
 PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
+
+
+def _pod_state(pod: Mapping[str, Any]) -> str:
+    if pod["phase"] != "holding":
+        return "waiting"
+    return "failing" if pod["trouble"] else "starting" if pod["starting"] else "running"
 
 
 def _state(gpu: Mapping[str, Any]) -> str:
@@ -77,6 +83,7 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     for pod in pods:
         for one in pod["gpus"]:
             holders[one["uuid"]].append(f"{pod['namespace']}/{pod['name']}")
+    conditions = {node["name"]: node["condition"] for node in nodes}
     pairs = [(node["name"], gpu) for node in nodes for gpu in node["gpus"]]
     pairs.sort(key=lambda pair: -pair[1]["memory_mib"]["promised"] / max(pair[1]["memory_mib"]["total"], 1))
     rows = []
@@ -91,7 +98,7 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
                 "PROMISED": output.percent(memory["promised"], memory["total"]),
                 "USED": _measured(measured, "memory_bytes", lambda value: output.mib(int(value) >> 20)),
                 "BUSY": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
-                "HEALTH": _state(gpu),
+                "HEALTH": _state(gpu) if _state(gpu) != "ok" else conditions[name] or "ok",
                 "HELD BY": ", ".join(holders[gpu["uuid"]]) or "-",
             }
         )

@@ -13,7 +13,7 @@ from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
 from gpu_sharing.core import error_codes, identifiers, requests
-from scheduler_extender import mirror
+from scheduler_extender import mirror, node_conditions
 from scheduler_extender.fleet import census
 
 _KEEP_SECONDS = 5.0
@@ -98,7 +98,7 @@ class ClusterGauges(registry.Collector):
             ("hami_scheduler_nominations", books.nomination_count),
         ):
             made[name].add_metric((), value)
-        for model in census.count(fleet, self._lately()):
+        for model in census.count(fleet, self._lately(), node_conditions.columns(books, fleet)):
             values: dict[str, float | None] = {
                 "hami_scheduler_gpus": model.gpus,
                 "hami_scheduler_gpus_usable": model.usable,

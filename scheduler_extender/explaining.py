@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gpu_sharing.core import error_codes, identifiers, placement, preemption, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import facts, mirror, placing, settings, telling, victims
+from scheduler_extender import facts, mirror, node_conditions, placing, settings, telling, victims
 
 _MOST_NODES_WORKED_OUT = 50
 
@@ -86,8 +86,13 @@ class Explainer:
         self, pod: facts.Waiting, request: requests.PodRequest, names: Sequence[identifiers.NodeName]
     ) -> list[Verdict]:
         verdicts, worked_out = [], 0
+        conditions = node_conditions.conditions(self._books)
         for name in names:
             answer = self._placer.place_on(pod, name, nominations=False)
+            if isinstance(answer, placement.Placement) and name in conditions:
+                answer = rejections.Rejection(
+                    Reason.NOT_OFFERED, detail=f"its GPUs fit, but the node {_is(conditions[name])}"
+                )
             if isinstance(answer, placement.Placement):
                 verdicts.append(Verdict(name, "its GPUs fit"))
                 continue
@@ -106,6 +111,10 @@ class Explainer:
     def _keys(self, chosen: Sequence[preemption.Victim] | None) -> tuple[str, ...]:
         held = (self._books.pod(victim.uid) for victim in chosen or ())
         return tuple(sorted(one.key for one in held if one is not None))
+
+
+def _is(condition: str) -> str:
+    return condition if condition.startswith("has") else f"is {condition}"
 
 
 def _advice(request: requests.PodRequest, refused: rejections.Rejection) -> str:

@@ -9,6 +9,9 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender import constraints
 from scheduler_extender.fleet import ledger
 
+_STARTING = ("", "ContainerCreating", "PodInitializing")
+"""What a container waits for on its way to its first start."""
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -87,9 +90,34 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         node.metadata.labels or {},
         tuple(ledger.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
         bad_links,
+        condition=_condition(node),
         one_at_a_time=not ours,
         ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
     )
+
+
+def _condition(node: objects.Node) -> str:
+    """What keeps pods off the node by its status; empty where nothing does or nothing is said."""
+    ready = [one.status for one in node.status.conditions or () if one.type == "Ready"]
+    if ready and ready[0] != "True":
+        return "not ready"
+    return "cordoned" if node.spec.unschedulable else ""
+
+
+def trouble(pod: objects.Pod) -> str:
+    """Why a bound pod does not run: what its containers wait for, how one ended, or the device plugin's refusal.
+
+    Empty for a pod that runs, or that is only starting.
+    """
+    status = pod.status or objects.PodStatus()
+    for one in (*(status.init_container_statuses or ()), *(status.container_statuses or ())):
+        state = one.state or objects.ContainerState()
+        if state.waiting and state.waiting.reason not in _STARTING:
+            return state.waiting.reason
+        if state.terminated and state.terminated.exit_code:
+            return f"exit code {state.terminated.exit_code}"
+    refused = pod.annotations.get(records.BIND_PHASE) == records.PHASE_FAILED
+    return "refused by the device plugin" if refused else ""
 
 
 def waiting(pod: objects.Pod, names: requests.ResourceNames) -> Waiting:

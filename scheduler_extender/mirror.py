@@ -44,6 +44,7 @@ class Mirror:
     Attributes:
         ledger: Who holds what.
         waiting: Pods that ask for GPUs and are not bound, by UID.
+        troubles: Why bound pods do not run, by UID; empty for those that do.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Mirror:
     ) -> None:
         self.ledger = ledger.Ledger()
         self.waiting: dict[identifiers.PodUid, facts.Waiting] = {}
+        self.troubles: dict[identifiers.PodUid, str] = {}
         self.listener: Listener | None = None
         self._options = options
         self._names = options.resource_names
@@ -106,6 +108,7 @@ class Mirror:
             self._confirmed_at.pop(uid, None)
             before = self.ledger.pod(uid)
             held = facts.pod_facts(pod, self._names)
+            self.troubles[uid] = facts.trouble(pod)
             self.ledger.set_pod(held)
             self._report(held, before)
         else:
@@ -115,6 +118,7 @@ class Mirror:
         """A pod is gone or has ended."""
         self._waits_no_more(uid)
         self._confirmed_at.pop(uid, None)
+        self.troubles.pop(uid, None)
         self.ledger.remove_pod(uid)
         self.ledger.rolls.is_gone(uid)
 

@@ -7,7 +7,7 @@ for, which the API server reviews (TokenReview) and whose account must be allowe
 
 import importlib.resources
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 from urllib import parse
 
@@ -16,7 +16,7 @@ import orjson
 
 from gpu_sharing.adapters import kubernetes, reviews
 from gpu_sharing.core import error_codes, errors, identifiers, requests
-from scheduler_extender import explaining, facts, mirror, server
+from scheduler_extender import explaining, facts, mirror, node_conditions, server
 from scheduler_extender.fleet import ledger
 
 PREFIX = "/api/v1"
@@ -117,7 +117,8 @@ class ReadApi:
             case ["cluster"]:
                 body: Any = self._cluster()
             case ["nodes"]:
-                body = {"nodes": [self._node(name) for name in sorted(self._mirror.ledger.node_names())]}
+                words = node_conditions.conditions(self._mirror.ledger)
+                body = {"nodes": [self._node(name, words) for name in sorted(self._mirror.ledger.node_names())]}
             case ["pods"]:
                 body = {"pods": self._pods()}
             case ["explain", namespace, name]:
@@ -160,13 +161,14 @@ class ReadApi:
             "pods_waiting": len(self._mirror.waiting),
         }
 
-    def _node(self, name: identifiers.NodeName) -> dict[str, Any]:
+    def _node(self, name: identifiers.NodeName, words: Mapping[identifiers.NodeName, str]) -> dict[str, Any]:
         state = self._mirror.ledger.held(name)
         known = self._mirror.ledger.node_facts(name)
         ailments = known.ailments if known else {}
         return {
             "name": name,
             "standing": state.standing.name.lower(),
+            "condition": words.get(name, ""),
             "foreign_slots": state.foreign_slots,
             "labels": known.labels if known else {},
             "gpus": [
@@ -197,7 +199,8 @@ class ReadApi:
         namespace, _, name = pod.key.partition("/")
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": pod.node, "phase": "holding",
-            "starting": pod.starting, "corrupt": pod.corrupt, "foreign_slots": pod.foreign_slots,
+            "starting": pod.starting, "trouble": self._mirror.troubles.get(pod.uid, ""),
+            "corrupt": pod.corrupt, "foreign_slots": pod.foreign_slots,
             "containers": [
                 [
                     {"uuid": share.uuid, "memory_mib": share.memory_mib, "cores_percent": share.cores_percent}
@@ -216,7 +219,7 @@ class ReadApi:
         namespace, _, name = pod.key.partition("/")
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
-            "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [], "gpus": [],
+            "starting": False, "trouble": "", "corrupt": False, "foreign_slots": 0, "containers": [], "gpus": [],
             "error_code": self._explainer.reason_of(pod.uid) or "",
             "created_at": pod.plain.created_at, "bound_at": 0, "asks": _asks(pod.request),
         }  # fmt: skip

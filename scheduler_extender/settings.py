@@ -116,7 +116,6 @@ HELP = {
     "gang-deadline-seconds": "seconds in which all members of a gang must be bound once there is room (default 60)",
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     **flags.RESOURCE_HELP,
-    "resource-priority": "resource for task priority (default nvidia.com/priority)",
     "default-gpu-num": "GPUs that the webhook writes where only memory or cores are asked for (default 1)",
     "default-memory": "MiB of a GPU where a container asks for none (default 0, all of it)",
     "default-cores": "percent of a GPU's cores where a container asks for none (default 0, no limit)",
@@ -189,7 +188,6 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=replace(
             flags.resource_names(value),
-            priority=value("resource-priority") or default.resource_names.priority,
             defaults=requests.Defaults(
                 int(flags.number("--default-gpu-num", value("default-gpu-num"), 1, 1, 64)),
                 int(flags.number("--default-memory", value("default-memory"), 0, 0, 2**31 - 1)),

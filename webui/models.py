@@ -11,7 +11,7 @@ WHOLE = 1000.0
 LEVELS = ("0", "1-24", "25-49", "50-74", "75-99", "100")
 """How full a node is, in percent of its memory."""
 GPU_STATES = ("ok", "sick", "cordoned", "unknown")
-POD_STATES = ("running", "starting", "waiting", "foreign", "unreadable")
+POD_STATES = ("running", "starting", "failing", "waiting", "foreign", "unreadable")
 
 
 def sum_known(amounts: Iterable[int | None]) -> int | None:
@@ -88,7 +88,7 @@ class Node:
 
     name: str
     standing: str
-    """Why no pod is placed there; `none` where pods are."""
+    """Why no pod is placed there, such as `not ready`; `none` where pods are."""
     gpus: tuple[Gpu, ...]
     models: tuple[str, ...]
     """The models of its GPUs."""

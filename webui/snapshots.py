@@ -57,6 +57,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
 
     name: str
     standing: str
+    condition: str
     labels: dict[str, str]
     gpus: list[Gpu]
 
@@ -77,6 +78,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     node: str | None
     phase: str
     starting: bool
+    trouble: str
     corrupt: bool
     foreign_slots: int
     gpus: list[Share]

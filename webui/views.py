@@ -94,15 +94,21 @@ def measured(node: models.Node, used: snapshots.Used) -> models.Node:
 def _node(
     node: snapshots.Node, shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
 ) -> models.Node:
-    gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used) for one in node.gpus)
+    gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used, node.condition) for one in node.gpus)
     return models.Node(
-        node.name, node.standing, gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
+        node.name, _standing(node), gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
         sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
         max((gpu.free_mib for gpu in gpus), default=0),
     )  # fmt: skip
 
 
-def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used) -> models.Gpu:
+def _standing(node: snapshots.Node) -> str:
+    return node.condition if node.standing == "none" and node.condition else node.standing
+
+
+def _gpu(
+    gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used, condition: str
+) -> models.Gpu:
     total, uuid = gpu.memory_mib.total, gpu.uuid
     slices, x = [], 0.0
     for pod, memory, cores in shares:
@@ -123,7 +129,8 @@ def _gpu(gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snaps
     state = (
         "sick" if not gpu.healthy
         else "unknown" if gpu.usage_unknown
-        else "cordoned" if gpu.cordoned
+        else "cordoned" if gpu.cordoned or condition == "cordoned"
+        else "unknown" if condition
         else "ok"
     )  # fmt: skip
     return models.Gpu(
@@ -151,6 +158,7 @@ def _pod(pod: snapshots.Pod, used: snapshots.Used) -> models.Pod:
         "waiting" if pod.phase == "waiting"
         else "unreadable" if pod.corrupt
         else "foreign" if pod.foreign_slots
+        else "failing" if pod.trouble
         else "starting" if pod.starting
         else "running"
     )  # fmt: skip

@@ -20,6 +20,7 @@ RESOURCE_HELP = {
     "resource-mem": "resource for GPU memory in MiB (default nvidia.com/gpumem)",
     "resource-mem-percentage": "resource for GPU memory in percent (default nvidia.com/gpumem-percentage)",
     "resource-cores": "resource for GPU compute in percent (default nvidia.com/gpucores)",
+    "resource-priority": "resource for task priority (default nvidia.com/priority)",
 }
 """The flags that `resource_names` reads."""
 LOG_HELP = {
@@ -106,6 +107,7 @@ def resource_names(value: Callable[[str], str | None]) -> requests.ResourceNames
         value("resource-mem") or names.memory,
         value("resource-mem-percentage") or names.memory_percent,
         value("resource-cores") or names.cores,
+        value("resource-priority") or names.priority,
     )
 
 

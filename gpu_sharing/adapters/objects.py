@@ -191,9 +191,16 @@ class Terminated(msgspec.Struct, gc=False, rename="camel"):
     exit_code: int = 0
 
 
+class Waiting(msgspec.Struct, gc=False):
+    """Why a container does not run yet, or not again."""
+
+    reason: str = ""
+
+
 class ContainerState(msgspec.Struct, gc=False):
     """What a container does now."""
 
+    waiting: Waiting | None = None
     terminated: Terminated | None = None
 
 
@@ -211,6 +218,7 @@ class PodStatus(msgspec.Struct, gc=False, rename="camel"):
     nominated_node_name: str = ""
     conditions: list[Condition] | None = None
     init_container_statuses: list[ContainerStatus] | None = None
+    container_statuses: list[ContainerStatus] | None = None
 
 
 class Pod(msgspec.Struct, gc=False):
@@ -260,11 +268,13 @@ class NodeSpec(msgspec.Struct, gc=False):
     """`spec` of a node."""
 
     taints: list[Taint] | None = None
+    unschedulable: bool = False
 
 
 class NodeStatus(msgspec.Struct, gc=False):
     """`status` of a node."""
 
+    conditions: list[Condition] | None = None
     allocatable: dict[str, quantities.Raw] | None = None
 
 

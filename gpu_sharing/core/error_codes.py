@@ -472,6 +472,11 @@ PLUGIN_CHECKPOINT_UNREADABLE = _register(
     "The kubelet's device checkpoint cannot be read, so owners of device ids are not known.",
     "Check the version of the kubelet against the table of supported ones, and the mount of --kubelet-dir.",
 )
+PLUGIN_CAPACITY = _register(
+    "PLUGIN_CAPACITY",
+    "The names of GPU memory and cores are not in the node's status; it matters beside a DeviceClass for GPUs alone.",
+    "Allow the device plugin's account to patch nodes/status, as the chart does.",
+)
 PLUGIN_INVENTORY_NOT_WRITTEN = _register(
     "PLUGIN_INVENTORY_NOT_WRITTEN",
     "The node's record of its GPUs could not be written.",
@@ -568,6 +573,11 @@ DOCTOR_STUCK = _register(
     "DOCTOR_STUCK",
     "A pod was bound minutes ago, and the device plugin has not handed its GPUs over.",
     "kubectl describe pod: the kubelet's or the plugin's message says why; image pulls take time, too.",
+)
+DOCTOR_GPU_TWICE = _register(
+    "DOCTOR_GPU_TWICE",
+    "Two nodes have a record of the same GPU, as after a machine came back under another name.",
+    "Delete the node object that is no more; if both machines run, find out why their drivers give one UUID.",
 )
 DOCTOR_QUOTA = _register(
     "DOCTOR_QUOTA",

@@ -39,15 +39,20 @@ class ModelCount:
     """0 to 1; None while nothing was asked for, or nothing is free."""
 
 
-def count(fleet: arrays.Arrays, lately: Mapping[Shape, int]) -> list[ModelCount]:
+def count(
+    fleet: arrays.Arrays, lately: Mapping[Shape, int], out_of_reach: arrays.Bools | None = None
+) -> list[ModelCount]:
     """Every model of the cluster.
 
     Args:
         fleet: Settled.
         lately: The shares that were asked for, and how often each.
+        out_of_reach: `[columns]`: nodes of which nothing is free, such as one that is not ready.
     """
     used = slice(0, fleet.columns)
     exists, usable = fleet.exists[:, used], fleet.usable[:, used]
+    if out_of_reach is not None:
+        usable = usable & ~out_of_reach
     type_id, free, cores_free = fleet.type_id[:, used], fleet.memory_free[:, used], fleet.cores_free[:, used]
     shareable = fleet.shareable[:, used]
     found = []

@@ -60,6 +60,8 @@ class NodeFacts:
     """What is wrong with the record of its links."""
     ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """Why GPUs are out of use, by the node's own words; for people only."""
+    condition: str = ""
+    """`not ready` or `cordoned`, by the node's status; for people and gauges only, as kube-scheduler judges it."""
     one_at_a_time: bool = False
     """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
 

@@ -51,6 +51,7 @@ labels:
 - --resource-mem={{ .Values.resourceMem }}
 - --resource-mem-percentage={{ .Values.resourceMemPercentage }}
 - --resource-cores={{ .Values.resourceCores }}
+- --resource-priority={{ .Values.resourcePriority }}
 {{- end }}
 
 {{/* Of a container that needs nothing: what the pod security standard "restricted" asks for. */}}

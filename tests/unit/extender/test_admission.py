@@ -92,7 +92,7 @@ def test_gpus_are_hidden_from_containers_without_one_if_that_is_set(env: list[di
             pod({GPU: "1"}, annotations={"hami.io/gpu-scheduler-policy": "binpack,spread"}),
             "SCHED_CONTRADICTORY_REQUEST", "write one of them",
         ),
-        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET", "metadata.name, operator: In, values: [node-7]"),
+        (pod({GPU: "1"}, {"nodeName": "node-7"}), "SCHED_NODE_NAME_SET", "operator: In, values: [node-7]"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_refused_with_its_code_and_what_to_write(body: dict[str, Any], code: str, words: str) -> None:

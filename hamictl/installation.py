@@ -1,45 +1,57 @@
-"""What an installation of the chart says of itself: under which names its containers ask for GPUs."""
+"""What the installation in a cluster says of itself: the names under which its pods ask for GPUs."""
+
+import contextlib
+import io
 
 import msgspec
 
-from gpu_sharing.adapters import flags, kubernetes
+from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import errors, requests
+from scheduler_extender import settings
 
-_DEPLOYMENT = "hami-scheduler"
+_OURS = ("--resource-", "--default-")
 
 
-class _Container(msgspec.Struct, gc=False):
+class _Container(msgspec.Struct):
+    name: str = ""
     args: list[str] | None = None
 
 
-class _PodSpec(msgspec.Struct, gc=False):
+class _PodSpec(msgspec.Struct):
     containers: list[_Container] | None = None
 
 
-class _Template(msgspec.Struct, gc=False):
+class _Template(msgspec.Struct):
     spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
 
 
-class _DeploymentSpec(msgspec.Struct, gc=False):
+class _Spec(msgspec.Struct):
     template: _Template = msgspec.field(default_factory=_Template)
 
 
-class _Deployment(msgspec.Struct, gc=False):
-    spec: _DeploymentSpec = msgspec.field(default_factory=_DeploymentSpec)
+class Deployment(msgspec.Struct):
+    """The extender's, as far as it is read."""
+
+    spec: _Spec = msgspec.field(default_factory=_Spec)
 
 
 async def resource_names(client: kubernetes.Client, namespace: str) -> requests.ResourceNames:
-    """Return the names that the extender of the cluster was started with; the usual ones where it is not to be seen.
-
-    Args:
-        client: Of the cluster.
-        namespace: Where the chart is installed.
-    """
-    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{_DEPLOYMENT}"
+    """Return the names by the extender's flags; the usual ones where there is no Deployment, or none may be read."""
     try:
-        found = await client.get(path, _Deployment)
+        found = await client.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler", Deployment)
     except (errors.KubernetesError, msgspec.MsgspecError):
         return requests.ResourceNames()
-    arguments = [one for container in found.spec.template.spec.containers or () for one in container.args or ()]
-    given = dict(one[2:].split("=", 1) for one in arguments if one.startswith("--") and "=" in one)
-    return flags.resource_names(given.get)
+    return names_of(found)
+
+
+def names_of(deployment: Deployment) -> requests.ResourceNames:
+    """Return the names by the flags of the container `extender`."""
+    for one in deployment.spec.template.spec.containers or ():
+        flags = [flag for flag in one.args or () if flag.startswith(_OURS) and "=" in flag]
+        if one.name == "extender" and flags:
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    return settings.parse(flags, {}).resource_names
+            except (errors.SettingsError, SystemExit):
+                break  # Of another version.
+    return requests.ResourceNames()

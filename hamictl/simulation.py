@@ -16,10 +16,11 @@ import orjson
 import yaml
 
 from gpu_sharing.adapters import events, objects
-from gpu_sharing.core import error_codes, identifiers, placement, records, requests
+from gpu_sharing.core import identifiers, placement, records, requests
 from hamictl import failures, output, state
 from lab import gpus, traces
 from scheduler_extender import (
+    admission,
     constraints,
     facts,
     gang_planner,
@@ -109,12 +110,16 @@ class Simulation:
         )  # fmt: skip
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
-        """Place pods one after another; gangs are planned first, once all of their members are there."""
-        read = [msgspec.convert(body, objects.Pod, strict=False) for body in bodies]
-        members = [body for body, pod in zip(bodies, read, strict=True) if facts.gang_of(pod)]
+        """Create pods as the webhook lets them be, and place them one after another; gangs are planned first."""
+        verdicts = [admission.review(body, self._options) for body in bodies]
+        made = [admission.patched(body, verdict) for body, verdict in zip(bodies, verdicts, strict=True)]
+        members = [body for body, verdict in zip(made, verdicts, strict=True) if verdict.gang and not verdict.refused]
         if members:
             self._plan_gangs(members)
-        return [self.place(body) for body in bodies]
+        return [
+            _refused(body, verdict.refused) if verdict.refused else self.place(body)
+            for body, verdict in zip(made, verdicts, strict=True)
+        ]
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
         """Have the extender's own planner keep a place for each member, in the annotations of these bodies."""
@@ -133,9 +138,6 @@ class Simulation:
         if not facts.is_ours(pod, self._options.resource_names):
             resource = self._options.resource_names.count
             return Outcome(key, "", (), "", f"it asks for no {resource}: kube-scheduler places it alone")
-        if pod.spec.node_name:
-            entry = error_codes.REGISTRY[error_codes.NODE_NAME_SET]
-            return Outcome(key, "", (), entry.code, f"spec.nodeName is {pod.spec.node_name}. {entry.remedy}")
         self._mirror.see_pod(pod)
         wished = constraints.wishes(pod)
         names = [
@@ -163,6 +165,12 @@ class Simulation:
     def models(self) -> list[census.ModelCount]:
         """How the GPUs of each model stand now."""
         return census.count(self._mirror.ledger.settle(), {})
+
+
+def _refused(body: Mapping[str, Any], text: str) -> Outcome:
+    """What becomes of a pod that the webhook refuses."""
+    code, _, why = text.partition(": ")
+    return Outcome(f"{body['metadata']['namespace']}/{body['metadata']['name']}", "", (), code, why)
 
 
 class _Writer:

@@ -50,7 +50,8 @@ WEBHOOKS = Right("list", "mutatingwebhookconfigurations", "admissionregistration
 POLICIES = Right("list", "validatingadmissionpolicies", "admissionregistration.k8s.io")
 LEASES = Right("list", "leases", "coordination.k8s.io")
 DAEMON_SETS = Right("list", "daemonsets", "apps")
-RIGHTS = (NODES, PODS, QUOTAS, WEBHOOKS, POLICIES, LEASES, DAEMON_SETS)
+DEVICE_CLASSES = Right("list", "deviceclasses", "resource.k8s.io")
+RIGHTS = (NODES, PODS, QUOTAS, WEBHOOKS, POLICIES, LEASES, DAEMON_SETS, DEVICE_CLASSES)
 
 
 def forwarding(namespace: str) -> tuple[Right, ...]:
@@ -106,6 +107,7 @@ class Surroundings:
     """Whether records are guarded."""
     leases: Sequence[objects.Lease] | None
     daemon_sets: Sequence[DaemonSet] | None
+    device_classes: Sequence[objects.DeviceClass] | None
     components: Mapping[str, Mapping[str, Any]] | None
     """Of the extender, by its health endpoint; None where nobody has said where that is."""
     now: float
@@ -126,7 +128,19 @@ def checks(seen: Surroundings, cluster: state.State, names: requests.ResourceNam
     yield "guard of the records", _guard(seen)
     yield "other schedulers", _schedulers(seen)
     yield "other device plugins", _device_plugins(seen, cluster, names)
+    yield "device classes", _device_classes(seen, cluster, names)
     yield "parts of the extender", _components(seen)
+
+
+def _device_classes(seen: Surroundings, cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    offering = [
+        one.metadata.name for one in seen.device_classes or () if one.spec.extended_resource_name == names.count
+    ]
+    for node in cluster.nodes if offering else ():
+        lacking = facts.lacking(node, names)
+        if lacking and (node.metadata.annotations or {}).get(records.INVENTORY):
+            detail = f"DeviceClass {offering[0]} offers {names.count}; allocatable has no {', '.join(lacking)}"
+            yield Finding(error_codes.DOCTOR_DEVICE_CLASS, ERROR, f"node/{node.metadata.name}", detail)
 
 
 def _rights(seen: Surroundings) -> Iterator[Finding]:

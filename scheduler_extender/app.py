@@ -194,6 +194,10 @@ class Extender:
             tasks.create_task(
                 discovery.follow(client, "resource.k8s.io", "resourceslices", objects.ResourceSlice, slices, _version)
             )
+            classes = self._mirror.classes
+            tasks.create_task(
+                discovery.follow(client, "resource.k8s.io", "deviceclasses", objects.DeviceClass, classes, _version)
+            )
             for api_group, sink in self._mirror.groups.items():
                 tasks.create_task(discovery.follow(client, api_group, "podgroups", objects.PodGroup, sink, _version))
             while not self._synced():
@@ -269,7 +273,12 @@ class Extender:
 
 
 def _version(
-    item: objects.Node | objects.Pod | objects.ResourceQuota | objects.ResourceSlice | objects.PodGroup,
+    item: objects.Node
+    | objects.Pod
+    | objects.ResourceQuota
+    | objects.ResourceSlice
+    | objects.DeviceClass
+    | objects.PodGroup,
 ) -> str:
     return item.metadata.resource_version
 

@@ -95,7 +95,17 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         bad_links,
         one_at_a_time=not ours,
         ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
+        lacks=lacking(node, names),
     )
+
+
+def lacking(node: objects.Node, names: requests.ResourceNames) -> tuple[str, ...]:
+    """Resources that pods may ask for beside the count, and that are no key of the node's allocatable.
+
+    A pod that asks for priority names `names.priority` too; the others are what a share of a GPU is asked for by.
+    """
+    there = node.status.allocatable or {}
+    return tuple(name for name in (names.memory, names.memory_percent, names.cores) if name not in there)
 
 
 def _unavailable(node: objects.Node) -> Reason:

@@ -87,7 +87,13 @@ class Mirror:
         self.pods = PodSink(self)
         self.quotas = QuotaSink(self)
         self.slices = SliceSink(self)
+        self.classes = ClassSink(self)
         self.groups = {api_group: GroupSink(self, api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
+
+    @property
+    def resource_names(self) -> requests.ResourceNames:
+        """Under which names containers ask."""
+        return self._names
 
     def hold_ends_at(self, pod: facts.Waiting) -> float:
         """When what is kept for a pending pod is kept no longer, in seconds of `clock`; minus infinity without a hold.
@@ -433,6 +439,44 @@ class SliceSink:
 
     def _tell(self) -> None:
         self._mirror.ledger.set_dra_nodes(frozenset(self._nodes.values()))
+
+
+class ClassSink:
+    """What a reflector of DRA's device classes feeds."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._offering: set[str] = set()
+        """Those that offer the resource that counts GPUs."""
+
+    def replaced(self, items: list[objects.DeviceClass], listed_at: float) -> Iterator[None]:
+        """All classes."""
+        self._offering.clear()
+        for item in items:
+            self._learn(item)
+        self._tell()
+        yield
+
+    def changed(self, item: objects.DeviceClass) -> None:
+        """One class."""
+        self._learn(item)
+        self._tell()
+
+    def deleted(self, item: objects.DeviceClass) -> None:
+        """A class is gone."""
+        self._offering.discard(item.metadata.name)
+        self._tell()
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """Something that is no class."""
+        self._mirror.undecodable("DeviceClass", error_codes.DEVICE_CLASS, error)
+
+    def _learn(self, item: objects.DeviceClass) -> None:
+        offers = item.spec.extended_resource_name == self._mirror.resource_names.count
+        (self._offering.add if offers else self._offering.discard)(item.metadata.name)
+
+    def _tell(self) -> None:
+        self._mirror.ledger.set_device_class(min(self._offering, default=""))
 
 
 class GroupSink:

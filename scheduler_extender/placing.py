@@ -77,10 +77,14 @@ class Placer:
 
     def unavailable(self, name: identifiers.NodeName) -> rejections.Rejection | None:
         """Why a node takes no new pods that do not tolerate it, or None; kube-scheduler does not offer it then."""
-        known = self._books.node_facts(name)
-        if known is None or known.unavailable is Reason.NONE:
+        reason = self._books.unavailable(name)
+        if reason is Reason.NONE:
             return None
-        return rejections.Rejection(known.unavailable)
+        known = self._books.node_facts(name)
+        if reason is Reason.DEVICE_CLASS and known is not None:
+            detail = f"{self._books.device_class}; the node's allocatable has no {', '.join(known.lacks)}"
+            return rejections.Rejection(reason, detail=detail)
+        return rejections.Rejection(reason)
 
     def claim(
         self, pod: facts.Waiting, name: identifiers.NodeName, placed: placement.Placement, expires_at: float

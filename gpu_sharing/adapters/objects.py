@@ -314,6 +314,19 @@ class ResourceSlice(msgspec.Struct, gc=False):
     spec: ResourceSliceSpec = msgspec.field(default_factory=ResourceSliceSpec)
 
 
+class DeviceClassSpec(msgspec.Struct, gc=False, rename="camel"):
+    """`spec` of a DeviceClass."""
+
+    extended_resource_name: str | None = None
+
+
+class DeviceClass(msgspec.Struct, gc=False):
+    """What pods may claim of DRA, perhaps by the name of an extended resource."""
+
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    spec: DeviceClassSpec = msgspec.field(default_factory=DeviceClassSpec)
+
+
 class GangPolicy(msgspec.Struct, gc=False, rename="camel"):
     """All or nothing, in a PodGroup of `scheduling.k8s.io`."""
 

@@ -166,6 +166,13 @@ FOREIGN_AGENT = _register(
     "The node's GPUs are served by another device plugin than this project's.",
     "Install this project's device plugin there, or allow such nodes with --allow-hami-nodes for a transition.",
 )
+DEVICE_CLASS = _register(
+    "SCHED_DEVICE_CLASS",
+    "A DeviceClass offers the resource that counts GPUs, and the node's allocatable lacks another one of the pod: "
+    "kube-scheduler's DynamicResources plugin keeps the pod off the node.",
+    "Let the device plugin write its capacity (patch on nodes/status, as the chart grants), remove "
+    "extendedResourceName from the class, or start kube-scheduler with --feature-gates=DRAExtendedResource=false.",
+)
 DRA_NODE = _register(
     "SCHED_DRA_NODE",
     "A DRA driver gives out the node's GPUs (there are ResourceSlices of gpu.nvidia.com), and a GPU has one master.",
@@ -629,6 +636,13 @@ DOCTOR_GPU_TWICE = _register(
     "DOCTOR_GPU_TWICE",
     "Two nodes have a record of the same GPU, as after a machine came back under another name.",
     "Delete the node object that is no more; if both machines run, find out why their drivers give one UUID.",
+)
+DOCTOR_DEVICE_CLASS = _register(
+    "DOCTOR_DEVICE_CLASS",
+    "A DeviceClass offers the resource that counts GPUs, and the node's allocatable lacks others that pods ask for: "
+    "kube-scheduler keeps such pods off the node.",
+    "Let the device plugin write its capacity (patch on nodes/status, as the chart grants), remove "
+    "extendedResourceName from the class, or start kube-scheduler with --feature-gates=DRAExtendedResource=false.",
 )
 DOCTOR_QUOTA = _register(
     "DOCTOR_QUOTA",

@@ -43,6 +43,8 @@ class Reason(enum.IntEnum):
     NODE_NOT_READY = 24
     """The node's kubelet is away. kube-scheduler says so by a taint; these two are for people, and refuse no pod."""
     NODE_CORDONED = 25
+    DEVICE_CLASS = 27
+    """kube-scheduler itself keeps the pod away, because of a DeviceClass; likewise for people."""
     HELD_EXCLUSIVELY = 26
     """Examined where `EXCLUSIVE` is, for a pod that would share: another pod has the GPU for itself."""
 
@@ -87,6 +89,7 @@ EXPLANATIONS: dict[Reason, Explanation] = {
     Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
     Reason.NODE_NOT_READY: Explanation(error_codes.NODE_NOT_READY, "node not ready"),
     Reason.NODE_CORDONED: Explanation(error_codes.NODE_CORDONED, "node cordoned"),
+    Reason.DEVICE_CLASS: Explanation(error_codes.DEVICE_CLASS, "kept away by a DeviceClass"),
 }
 
 

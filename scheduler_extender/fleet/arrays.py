@@ -137,7 +137,7 @@ class Arrays:
         self.standing: Codes = grown("standing", np.int8, line)
         """`[columns]`: a `Reason` why the node is out of question whatever is free, or NONE."""
         self.unavailable: Codes = grown("unavailable", np.int8, line)
-        """`[columns]`: NODE_NOT_READY or NODE_CORDONED, or NONE. It refuses no pod: kube-scheduler's taints do."""
+        """`[columns]`: `Ledger.unavailable`. It refuses no pod: kube-scheduler does."""
         self.free_tokens: Ints = grown("free_tokens", np.int64, line)
         """`[columns]`: device ids of the node that nobody holds."""
         self.sums_used: Ints = grown("sums_used", np.int64, (3, columns))

@@ -64,6 +64,8 @@ class NodeFacts:
     """What is wrong with the record of its links."""
     ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """Why GPUs are out of use, by the node's own words; for people only."""
+    lacks: tuple[str, ...] = ()
+    """Resources of our pods beside the count that are no key of its allocatable."""
     one_at_a_time: bool = False
     """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
 
@@ -166,6 +168,7 @@ class Ledger:
         budgets: What each namespace may hold and holds.
         rolls: Who belongs to which gang.
         generation: Grows with every change that may make room for a refused pod.
+        device_class: The DeviceClass that offers the resource that counts GPUs; empty where none does.
         set_aside: Called for a node whose state cannot be computed, with the defect; the node is out of use until it
             changes.
     """
@@ -176,6 +179,7 @@ class Ledger:
         self.budgets = budgets.Budgets()
         self.rolls = rolls.Rolls()
         self.generation = 0
+        self.device_class = ""
         self._nodes: dict[identifiers.NodeName, _Node] = {}
         self._pods: dict[identifiers.PodUid, PodFacts] = {}
         self._assumed: set[identifiers.PodUid] = set()
@@ -241,6 +245,13 @@ class Ledger:
         changed = self.budgets.set_quota(namespace, name, quota)
         self.generation += changed
         return changed
+
+    def set_device_class(self, name: str) -> None:
+        """Learn which DeviceClass offers the resource that counts GPUs; an empty name for none."""
+        if name != self.device_class:
+            self.device_class = name
+            for node in self._nodes:
+                self._touch(node)
 
     def set_hold(self, claim: Claim) -> None:
         """Learn that an unbound pod is nominated to a node by somebody (`status.nominatedNodeName`)."""
@@ -382,6 +393,13 @@ class Ledger:
         node = self._nodes.get(name)
         return node.facts if node and node.facts.standing is not Reason.NODE_UNKNOWN else None
 
+    def unavailable(self, name: identifiers.NodeName) -> Reason:
+        """Why kube-scheduler keeps ordinary pods off a node, whatever its GPUs are like; NONE where it does not."""
+        node = self._nodes.get(name)
+        if node is None or node.facts.unavailable is not Reason.NONE:
+            return node.facts.unavailable if node else Reason.NONE
+        return Reason.DEVICE_CLASS if self.device_class and node.facts.lacks else Reason.NONE
+
     def gpu_memories(self, name: identifiers.NodeName) -> set[int]:
         """The different sizes of a node's GPUs, in MiB."""
         node = self._nodes.get(name)
@@ -497,7 +515,7 @@ class Ledger:
         if (
             state == node.settled
             and not node.inventory_changed
-            and self.arrays.unavailable[self.arrays.column_of[name]] == node.facts.unavailable
+            and self.arrays.unavailable[self.arrays.column_of[name]] == self.unavailable(name)
         ):
             return  # A nomination became a bind: another reason for the same numbers.
         column = self.arrays.column(name)
@@ -506,7 +524,7 @@ class Ledger:
         except Exception as defect:
             state = self._set_aside(node, defect)
             self.arrays.write(column, state, inventory_changed=True)
-        self.arrays.unavailable[column] = node.facts.unavailable
+        self.arrays.unavailable[column] = self.unavailable(name)
         node.settled = state
         node.inventory_changed = False
         self._note(column)

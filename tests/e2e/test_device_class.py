@@ -44,7 +44,12 @@ def test_a_node_without_the_names_is_where_the_class_bites_and_the_names_cure_it
         found = own_site.pod("waits")["status"].get("conditions", ())
         return next((one["message"] for one in found if one["type"] == "PodScheduled"), "")
 
+    def explained() -> str:
+        assert own_site.extender is not None
+        return own_site.extender.get("api", "/api/v1/explain/default/waits")[1].decode()
+
     sites.wait_for(lambda: "0/1 nodes are available" in message(), 60)
+    sites.wait_for(lambda: "SCHED_DEVICE_CLASS" in explained() and "gpu.nvidia.com" in explained(), 30, explained)
     status = {"status": {kind: dict.fromkeys(NAMES, "100Gi") for kind in ("capacity", "allocatable")}}
     own_site.api("PATCH", "/api/v1/nodes/a/status", status, MERGE)
 

@@ -82,7 +82,7 @@ def test_a_pod_that_names_its_node_is_told_so_and_an_exported_one_is_placed_anew
     pinned, placed = simulate(cluster("a"), named, exported)
 
     assert (pinned.node, pinned.code) == ("", "SCHED_NODE_NAME_SET")
-    assert pinned.why.startswith("spec.nodeName is a.")
+    assert "matchFields" in pinned.why
     assert placed.node == "a"
 
 
@@ -98,6 +98,15 @@ def test_a_gang_is_planned_as_the_extender_plans_it(memory: int, fits: bool) -> 
     assert [bool(one.node) for one in outcomes] == [fits] * 4
     if not fits:
         assert "no room yet for all 4 members at once" in outcomes[0].why
+
+
+def test_what_the_webhook_writes_is_written_before_a_pod_is_placed() -> None:
+    """Memory without a count means one GPU where the webhook is asked, and that is what an installation has."""
+    body = {"kind": "Pod", "metadata": {"name": "p"}, "spec": pod_spec({"nvidia.com/gpumem": 4000})}
+
+    (outcome,) = simulate(cluster("a"), body)
+
+    assert outcome.node == "a"
 
 
 def test_resources_go_by_the_names_of_the_installation() -> None:

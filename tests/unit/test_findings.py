@@ -1,0 +1,59 @@
+"""What `hamictl doctor` finds in records and around them, without a cluster."""
+
+import dataclasses
+from typing import Any
+
+import msgspec
+import pytest
+
+from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.core import requests
+from hamictl import findings, state, surroundings
+from lab import gpus
+
+A10 = gpus.Model("NVIDIA A10", 23_028)
+NAMES = requests.ResourceNames()
+SEEN = surroundings.Surroundings((), kubernetes.Ping(0.01, 0.0), [], True, [], [], [], {}, 0.0)
+
+
+def cluster(*nodes: dict[str, Any]) -> state.State:
+    return state.State(state.VERSION, "", [msgspec.convert(one, objects.Node) for one in nodes], [], [])
+
+
+def test_one_gpu_on_two_nodes_is_found() -> None:
+    """As after a machine came back under another name: its GPUs would count twice."""
+    first, second = gpus.gpu_node("a", A10, 1), gpus.gpu_node("old", A10, 1)
+    second["metadata"]["annotations"] = first["metadata"]["annotations"]
+
+    told = list(findings._gpus(cluster(first, second), NAMES))
+
+    assert [(one.code, one.about) for one in told] == [("DOCTOR_GPU_TWICE", "gpu/old/0")]
+    assert "is on node a too" in told[0].detail
+
+
+@pytest.mark.parametrize(
+    ("offered", "allocatable", "found"),
+    [
+        ("nvidia.com/gpu", {}, 1),
+        (
+            "nvidia.com/gpu",
+            {"nvidia.com/gpumem": "1Mi", "nvidia.com/gpumem-percentage": "1", "nvidia.com/gpucores": "1"},
+            0,
+        ),
+        ("example.com/gpu", {}, 0),
+        (None, {}, 0),
+    ],
+)
+def test_a_device_class_that_keeps_pods_off_a_node_is_found(
+    offered: str | None, allocatable: dict[str, str], found: int
+) -> None:
+    """kube-scheduler says of such pods only that nodes are not available."""
+    node = gpus.gpu_node("a", A10, 1)
+    node["status"]["allocatable"] |= allocatable
+    offering = objects.DeviceClass(objects.Metadata("gpu.nvidia.com"), objects.DeviceClassSpec(offered))
+    seen = dataclasses.replace(SEEN, device_classes=[offering])
+
+    told = list(surroundings._device_classes(seen, cluster(node), NAMES))
+
+    assert len(told) == found
+    assert all("DeviceClass gpu.nvidia.com offers nvidia.com/gpu" in one.detail for one in told)

@@ -101,12 +101,12 @@ def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, he
 
 
 def capacity(names: requests.ResourceNames) -> dict[str, str]:
-    """What the node's status says of the resources that pods ask for beside a number of GPUs: more than pods can ask for.
+    """What the node's status says of what pods ask for beside a number of GPUs: more than all of them can ask for.
 
-    Only the names matter. Where a DeviceClass offers GPUs, kube-scheduler's DynamicResources plugin refuses a node whose
-    allocatable lacks the name of one of the pod's extended resources, although our configuration ignores them. But the
-    kubelet adds up what pods ask for of a name that it finds there, in the API server's quantities (`4Gi` is bytes), and
-    fails pods for good (`OutOfnvidia.com/gpumem`) above it. So the numbers are no totals: those are in the record.
+    Only the names matter. Where a DeviceClass offers GPUs, kube-scheduler's DynamicResources plugin refuses a node
+    whose allocatable lacks the name of one of a pod's extended resources, although our configuration ignores them.
+    The kubelet adds up what pods ask for of a name that it finds there, in the API server's quantities (`4Gi` is
+    bytes), and fails pods for good (`OutOfnvidia.com/gpumem`) above it. So the numbers are no totals.
 
     Source: k8s.io/kubernetes pkg/scheduler/framework/plugins/dynamicresources and pkg/kubelet/lifecycle/predicate.go,
     1.36; tried on both.

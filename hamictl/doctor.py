@@ -10,7 +10,7 @@ import pathlib
 import sys
 from collections.abc import Iterator
 
-from gpu_sharing.core import error_codes, requests
+from gpu_sharing.core import error_codes
 from hamictl import examination, failures, findings, flags, node_checks, output, surroundings
 
 
@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _cluster(options: argparse.Namespace) -> Iterator[findings.Check]:
-    names = requests.ResourceNames()
     where = dataclasses.replace(flags.where(options), health_url=options.health)
     patient, seen = examination.look(flags.kubeconfig(options), options.context, where)
+    names = patient.cluster.resource_names
     return itertools.chain(surroundings.checks(seen, patient.cluster, names), findings.checks(patient, names))

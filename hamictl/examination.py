@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gpu_sharing.adapters import certificates, kubernetes, objects, reviews
-from gpu_sharing.core import errors, requests
+from gpu_sharing.core import errors
 from hamictl import failures, findings, reader, state, surroundings
 
 _TRIES, _PAUSE_SECONDS = 5, 0.5
@@ -42,10 +42,10 @@ def look(
         raise failures.CommandFailed(str(cause), "give --kubeconfig FILE") from cause
     except errors.KubernetesError as cause:
         raise failures.CommandFailed(str(cause), "does the API server answer kubectl?") from cause
-    names = requests.ResourceNames()
 
     def cluster() -> state.State:
-        return state.read_cluster(kubeconfig, context, names, with_quotas=surroundings.QUOTAS not in seen.missing)
+        may = surroundings.QUOTAS not in seen.missing
+        return state.read_cluster(kubeconfig, context, with_quotas=may, system_namespace=where.system_namespace)
 
     believed, trouble = None, ""
     try:

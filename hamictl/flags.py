@@ -7,7 +7,6 @@ import sys
 
 import yaml
 
-from gpu_sharing.core import requests
 from hamictl import output, reader, state
 
 EXTENDER_VARIABLE = "HAMI_EXTENDER"
@@ -91,4 +90,4 @@ def namespace(options: argparse.Namespace) -> str:
 
 def cluster_state(options: argparse.Namespace) -> state.State:
     """What the scheduler sees of the live cluster."""
-    return state.read_cluster(kubeconfig(options), options.context, requests.ResourceNames())
+    return state.read_cluster(kubeconfig(options), options.context)

@@ -4,6 +4,7 @@ Asked of the live cluster, of a saved one, or of a public trace's. Nothing is wr
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import time
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
     """Place, and tell. Returns the exit status: 1 where a pod would wait."""
     decides = _deciding(options)
     found, filling = _origin(options, decides)
+    decides = dataclasses.replace(decides, resource_names=found.resource_names)
     pods: list[dict[str, Any]] = []
     for name in options.drain:
         found, moved = simulation.drained(found, name)
@@ -62,12 +64,12 @@ def run(options: argparse.Namespace) -> int:
     for text in options.add_nodes:
         found = simulation.with_more_nodes(found, text)
     if options.manifest:
-        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas)
+        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, found.nodes)
     elif not (pods or options.drain or options.trace):
         raise failures.CommandFailed("nothing to simulate", "give a MANIFEST, --drain NODE or --trace DIR")
     world = simulation.Simulation(found, decides)
     before = world.models()
-    outcomes = [world.place(pod) for pod in pods]
+    outcomes = world.place_all(pods)
     after = world.models()
     value = {
         "pods": [msgspec.to_builtins(one) for one in outcomes],

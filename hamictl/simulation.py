@@ -6,7 +6,7 @@ affinity and taints go; CPU, memory, volumes and pod affinity are not looked at.
 
 import copy
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ import orjson
 import yaml
 
 from gpu_sharing.adapters import events, objects
-from gpu_sharing.core import identifiers, placement, records, requests
+from gpu_sharing.core import error_codes, gangs, identifiers, placement, records, requests
 from hamictl import failures, output, state
 from lab import gpus, traces
 from scheduler_extender import (
+    admission,
     constraints,
     facts,
     metrics,
@@ -96,6 +97,44 @@ class Simulation:
             requeue.Refusals(self._mirror, self._placer, options, counters), options, counters, usage.Usage(options),
         )  # fmt: skip
 
+    def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """Create pods as the webhook lets them be, and place them; members of a gang all together or none of them."""
+        outcomes: dict[int, Outcome] = {}
+        members: dict[tuple[str, str], list[int]] = {}
+        made: dict[int, dict[str, Any]] = {}
+        for index, body in enumerate(bodies):
+            verdict = admission.review(body, self._options)
+            if verdict.refused:
+                code, _, why = verdict.refused.partition(": ")
+                outcomes[index] = Outcome(_key(body), "", (), code, why)
+                continue
+            made[index] = admission.patched(body, verdict)
+            group = (body["metadata"]["namespace"], verdict.gang.name) if verdict.gang else ("", f"{index}")
+            members.setdefault(group, []).append(index)
+            if verdict.gang:
+                made[index] = _alone(made[index])
+                short = verdict.gang.size - sum(1 for other in bodies if _gang_of(other) == verdict.gang)
+                if short > 0:
+                    text = f"waits for its gang: {short} of {verdict.gang.size} members are not in the manifest"
+                    outcomes[index] = Outcome(_key(body), "", (), error_codes.GANG_WAITS, text)
+        for indices in members.values():
+            if not any(index in outcomes for index in indices):
+                outcomes |= dict(zip(indices, self._together([made[index] for index in indices]), strict=True))
+        return [outcomes[index] for index in range(len(bodies))]
+
+    def _together(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
+        """Place all of some pods, or none where one does not fit."""
+        kept = len(self.placed)
+        found = [self.place(body) for body in bodies]
+        missing = next((one for one in found if one.code), None)
+        if missing is None or len(bodies) == 1:
+            return found
+        for body in self.placed[kept:]:
+            self._mirror.forget_pod(identifiers.PodUid(body["metadata"]["uid"]))
+        del self.placed[kept:]
+        text = f"waits for its gang, of which {missing.pod} does not fit: {missing.why}"
+        return [one if one.code else Outcome(one.pod, "", (), error_codes.GANG_WAITS, text) for one in found]
+
     def place(self, body: dict[str, Any]) -> Outcome:
         """Place one pod, and let it stay if it fits."""
         pod = msgspec.convert(body, objects.Pod, strict=False)
@@ -167,13 +206,33 @@ def filled(
     return msgspec.structs.replace(empty, pods=pods), filling
 
 
-def pods_of(path: pathlib.Path, text: str, replicas: int | None) -> list[dict[str, Any]]:
-    """The pods that a manifest makes: of Pods, and of the templates of Deployments, Jobs and their like.
+def _key(body: Mapping[str, Any]) -> str:
+    return f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+
+
+def _gang_of(body: Mapping[str, Any]) -> gangs.Gang | None:
+    return facts.gang_of(msgspec.convert(body, objects.Pod, strict=False))
+
+
+def _alone(body: dict[str, Any]) -> dict[str, Any]:
+    """A member of a gang without what makes it one."""
+    metadata = dict(body["metadata"])
+    annotations = {key: value for key, value in metadata["annotations"].items() if key not in (gangs.NAME, gangs.SIZE)}
+    labels = {key: value for key, value in (metadata.get("labels") or {}).items() if key != gangs.LABEL}
+    spec = {key: value for key, value in body["spec"].items() if key not in ("schedulingGates", "schedulingGroup")}
+    return {**body, "metadata": {**metadata, "annotations": annotations, "labels": labels}, "spec": spec}
+
+
+def pods_of(
+    path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence[objects.Node] = ()
+) -> list[dict[str, Any]]:
+    """The pods that a manifest makes: of Pods, and of the templates in anything else, as its controller makes them.
 
     Args:
         path: For messages.
         text: YAML, several documents allowed.
         replicas: How many of each, in place of what the manifest says.
+        nodes: Those on which a DaemonSet has a pod each, if its pods may go there.
 
     Raises:
         CommandFailed: It has no pods, or is not YAML.
@@ -184,11 +243,11 @@ def pods_of(path: pathlib.Path, text: str, replicas: int | None) -> list[dict[st
         raise failures.CommandFailed(f"{path} is not YAML: {cause}") from cause
     found: list[dict[str, Any]] = []
     for document in _items(documents):
-        found += _pods(path, document, replicas)
+        found += _pods(path, document, replicas, nodes)
         if len(found) > MOST_PODS:
             raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
     if not found:
-        raise failures.CommandFailed(f"{path} has no Pod, Deployment, StatefulSet, ReplicaSet, DaemonSet or Job in it")
+        raise failures.CommandFailed(f"{path} has no pod and no template of pods in it")
     return found
 
 
@@ -200,22 +259,20 @@ def _items(documents: Iterable[Any]) -> Iterable[Any]:
             yield document
 
 
-def _pods(path: pathlib.Path, document: Any, replicas: int | None) -> list[dict[str, Any]]:
+def _pods(
+    path: pathlib.Path, document: Any, replicas: int | None, nodes: Sequence[objects.Node]
+) -> list[dict[str, Any]]:
     try:
-        kind, metadata, spec = document["kind"], document["metadata"], document.get("spec") or {}
+        kind, metadata = document["kind"], document["metadata"]
         name, namespace = metadata.get("name") or metadata["generateName"], metadata.get("namespace", "default")
-        if kind == "Pod":
-            template, count = document, 1
-        elif kind in ("Deployment", "StatefulSet", "ReplicaSet"):
-            template, count = spec["template"], int(spec.get("replicas", 1))
-        elif kind == "Job":
-            template, count = spec["template"], int(spec.get("parallelism", 1))
-        elif kind == "DaemonSet":
-            template, count = spec["template"], 1
-        else:
-            return []
-        count = count if replicas is None else replicas
-        made = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
+        made = []
+        for template, count in [(document, 1)] if kind == "Pod" else _templates(document):
+            if kind == "DaemonSet" and replicas is None:
+                made += _daemons(template, namespace, name, nodes)
+                continue
+            wanted, start = count if replicas is None else replicas, len(made)
+            alone = wanted == 1 and not start
+            made += [_pod(template, namespace, name if alone else f"{name}-{start + index}") for index in range(wanted)]
         for body in made:
             msgspec.convert(body, objects.Pod, strict=False)
     except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
@@ -223,11 +280,55 @@ def _pods(path: pathlib.Path, document: Any, replicas: int | None) -> list[dict[
     return made
 
 
+def _templates(value: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
+    """Every template of pods within an object, however deep, with how many pods its controller has at one time."""
+    if isinstance(value, Mapping):
+        template = value.get("template")
+        if isinstance(template, Mapping) and isinstance((template.get("spec") or {}).get("containers"), list):
+            yield template, _count(value)
+            return
+        value = list(value.values())
+    for inner in value if isinstance(value, list) else ():
+        yield from _templates(inner)
+
+
+def _count(spec: Mapping[str, Any]) -> int:
+    """Of a Job as many as run at once; else the replicas."""
+    if "parallelism" in spec or "completions" in spec:
+        parallelism = int(spec.get("parallelism") or 1)
+        return min(parallelism, int(spec.get("completions") or parallelism))
+    return int(spec.get("replicas", 1))
+
+
+def _daemons(
+    template: Mapping[str, Any], namespace: str, name: str, nodes: Sequence[objects.Node]
+) -> list[dict[str, Any]]:
+    """A pod for each node that takes it, bound there by node affinity, as the DaemonSet controller makes them."""
+    made = []
+    wished = constraints.wishes(msgspec.convert(_pod(template, namespace, name), objects.Pod, strict=False))
+    for node in nodes:
+        known = _Node.of(node)
+        if not constraints.admits(wished, node.metadata.name, known.labels, known.taints):
+            continue
+        body = _pod(template, namespace, f"{name}-{node.metadata.name}")
+        field = {"key": "metadata.name", "operator": "In", "values": [node.metadata.name]}
+        required = {"nodeSelectorTerms": [{"matchFields": [field]}]}
+        affinity = dict(body["spec"].get("affinity") or {})
+        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": required}
+        body["spec"]["affinity"] = affinity
+        made.append(body)
+    return made
+
+
 def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
+    """A pod of a template, or a pod as it would be if it were made now: without a node and without its record."""
     body = {"metadata": dict(template.get("metadata") or {}), "spec": copy.deepcopy(template["spec"])}
     body["metadata"] |= {"name": name, "namespace": namespace, "uid": f"simulated-{namespace}-{name}"}
     body["metadata"]["resourceVersion"] = "1"
-    body["metadata"].setdefault("annotations", {})
+    annotations = body["metadata"].get("annotations") or {}
+    body["metadata"]["annotations"] = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
+    body["metadata"].pop("deletionTimestamp", None)
+    body["spec"].pop("nodeName", None)
     body["spec"].setdefault("schedulerName", "hami-scheduler")
     return body
 

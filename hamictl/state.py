@@ -17,7 +17,7 @@ import msgspec
 
 from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import errors, gangs, records, requests
-from hamictl import failures
+from hamictl import failures, installation
 from scheduler_extender import facts
 
 VERSION = 1
@@ -36,10 +36,16 @@ class State(msgspec.Struct):
     nodes: list[objects.Node]
     pods: list[objects.Pod]
     quotas: list[objects.ResourceQuota]
+    resource_names: requests.ResourceNames = requests.ResourceNames()
+    """Under which names its pods ask."""
 
 
 def read_cluster(
-    kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames, *, with_quotas: bool = True
+    kubeconfig: pathlib.Path | None,
+    context: str,
+    *,
+    with_quotas: bool = True,
+    system_namespace: str = installation.NAMESPACE,
 ) -> State:
     """The state of a live cluster, without its quotas for whom may not list them and can do without.
 
@@ -47,23 +53,22 @@ def read_cluster(
         CommandFailed: It cannot be reached, or does not let us read it.
     """
     try:
-        return asyncio.run(_read(kubeconfig, context, names, with_quotas=with_quotas))
+        return asyncio.run(_read(kubeconfig, context, system_namespace, with_quotas=with_quotas))
     except errors.SettingsError as cause:
         raise failures.CommandFailed(str(cause), "give --kubeconfig FILE, or --snapshot FILE") from cause
     except errors.KubernetesError as cause:
         raise failures.CommandFailed(str(cause), "you need to list nodes, pods and resourcequotas") from cause
 
 
-async def _read(
-    kubeconfig: pathlib.Path | None, context: str, names: requests.ResourceNames, *, with_quotas: bool
-) -> State:
+async def _read(kubeconfig: pathlib.Path | None, context: str, system_namespace: str, *, with_quotas: bool) -> State:
     async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
+        names = await installation.resource_names(client, system_namespace)
         nodes = await list_all(client, "/api/v1/nodes", objects.Node)
         pods = await list_all(client, "/api/v1/pods", objects.Pod)
         quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if facts.is_ours(pod, names) and not pod.has_ended]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas)
+    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names)
 
 
 async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[K]:

@@ -29,9 +29,11 @@ def node_rows(nodes: Nodes) -> list[Row]:
                 "OF": output.mib(total),
                 "SHARE": output.percent(promised, total),
                 "CONTAINERS": str(_sum(gpus, "slots")[0]),
-                "STATE": node["standing"] if node["standing"] != "none" else node["condition"] or ill or "ok",
+                "STATE": node["standing"] if node["standing"] != "none" else node.get("condition") or ill or "ok",
                 "CORES": output.percent(*_sum(gpus, "cores_percent")),
-                "LARGEST FREE": output.mib(0 if node["condition"] else max((_free(one) for one in gpus), default=0)),
+                "LARGEST FREE": output.mib(
+                    0 if node.get("condition") else max((_free(one) for one in gpus), default=0)
+                ),
             }
         )
     return rows
@@ -52,7 +54,7 @@ def pod_rows(pods: Pods) -> list[Row]:
             "PROMISED": output.mib(sum(one["memory_mib"] for one in pod["gpus"])),
             "CORES": f"{sum(one['cores_percent'] for one in pod['gpus'])}%",
             "DEVICES": ",".join(one["uuid"] for one in pod["gpus"]) or "-",
-            "WHY": pod["error_code"] or pod["trouble"] or "-",
+            "WHY": pod["error_code"] or pod.get("trouble") or "-",
         }
         for pod in pods
     ]
@@ -64,7 +66,7 @@ PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
 def _pod_state(pod: Mapping[str, Any]) -> str:
     if pod["phase"] != "holding":
         return "waiting"
-    return "failing" if pod["trouble"] else "starting" if pod["starting"] else "running"
+    return "failing" if pod.get("trouble") else "starting" if pod["starting"] else "running"
 
 
 def _state(gpu: Mapping[str, Any]) -> str:
@@ -83,7 +85,7 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     for pod in pods:
         for one in pod["gpus"]:
             holders[one["uuid"]].append(f"{pod['namespace']}/{pod['name']}")
-    conditions = {node["name"]: node["condition"] for node in nodes}
+    conditions = {node["name"]: node.get("condition", "") for node in nodes}
     pairs = [(node["name"], gpu) for node in nodes for gpu in node["gpus"]]
     pairs.sort(key=lambda pair: -pair[1]["memory_mib"]["promised"] / max(pair[1]["memory_mib"]["total"], 1))
     rows = []

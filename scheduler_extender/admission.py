@@ -94,6 +94,18 @@ def review(body: Mapping[str, Any], options: settings.Settings) -> Verdict:
     return Verdict(patch=_patch(body, mended), warnings=warnings, request=request, gang=gang)
 
 
+def patched(body: Mapping[str, Any], verdict: Verdict) -> dict[str, Any]:
+    """The pod after the patch of a verdict, as the API server applies it."""
+    after: dict[str, Any] = copy.deepcopy(dict(body))
+    for operation in verdict.patch:
+        *parents, last = operation["path"].split("/")[1:]
+        place: Any = after
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        place[last] = operation["value"]
+    return after
+
+
 def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, options: settings.Settings) -> dict[str, Any]:
     """The pod as it should be."""
     mended: dict[str, Any] = copy.deepcopy(dict(body))

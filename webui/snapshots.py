@@ -57,9 +57,9 @@ class Node(msgspec.Struct, frozen=True, gc=False):
 
     name: str
     standing: str
-    condition: str
     labels: dict[str, str]
     gpus: list[Gpu]
+    condition: str = ""
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):
@@ -78,7 +78,6 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     node: str | None
     phase: str
     starting: bool
-    trouble: str
     corrupt: bool
     foreign_slots: int
     gpus: list[Share]
@@ -86,6 +85,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     created_at: int
     bound_at: int
     asks: tuple[models.Ask, ...]
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

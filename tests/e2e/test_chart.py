@@ -326,3 +326,37 @@ def _allowed(plane: control_plane.ControlPlane, path: str, body: Any) -> bool:
     except client.Refused:
         return False
     return True
+
+
+def test_of_a_nodes_status_a_plugin_writes_the_names_of_gpu_memory_alone(
+    programs: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Of its own node: neither the number of GPUs, nor a condition, nor what is allocatable, nor by it a label."""
+    with control_plane.running(tmp_path) as plane:
+        done = Installation(plane, 4).install()
+        assert done.returncode == 0, done.stderr
+        control_plane.add_nodes(plane.api, [gpus.gpu_node(name, gpus.A100, 1) for name in ("one", "two")])
+
+        def patched(body: Any, node: str = "one") -> str:
+            user = f"system:serviceaccount:{NAMESPACE}:hami-device-plugin"
+            path = f"/api/v1/nodes/{node}/status"
+            return sites.refusal(plane, "PATCH", path, body, "application/merge-patch+json", user, "one")
+
+        ours = {"status": {"capacity": {"nvidia.com/gpumem": "1Pi", "nvidia.com/gpucores": "1G"}}}
+        sites.wait_for(lambda: "PLUGIN_OTHER_NODE" in patched(ours, "two"), 20)
+        assert patched(ours) == ""
+        bad: list[Any] = [
+            {"status": {"capacity": {"nvidia.com/gpu": "999"}}}, {"status": {"capacity": {"cpu": "999"}}},
+            {"status": {"capacity": {"cpu": None}}}, {"status": {"allocatable": {"nvidia.com/gpumem": "1"}}},
+            {"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, {"status": {"addresses": []}},
+            {"status": {"nodeInfo": {"osImage": "x"}}}, {"metadata": {"labels": {"x": "y"}}},
+            {"metadata": {"annotations": {"x": "y"}}},
+        ]  # fmt: skip
+        before = plane.api("GET", "/api/v1/nodes/one")
+        for body in bad:
+            refused = patched(body)
+            after = plane.api("GET", "/api/v1/nodes/one")
+            assert (
+                "PLUGIN_OTHER_NODE" in refused
+                or after["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
+            ), body

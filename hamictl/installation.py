@@ -1,0 +1,59 @@
+"""What the installation in a cluster says of itself: the names under which its pods ask for GPUs."""
+
+import contextlib
+import io
+
+import msgspec
+
+from gpu_sharing.adapters import kubernetes
+from gpu_sharing.core import errors, requests
+from scheduler_extender import settings
+
+NAMESPACE = "hami-system"
+"""Where the chart's documentation installs it."""
+_OURS = ("--resource-", "--default-")
+
+
+class _Container(msgspec.Struct):
+    name: str = ""
+    args: list[str] | None = None
+
+
+class _PodSpec(msgspec.Struct):
+    containers: list[_Container] | None = None
+
+
+class _Template(msgspec.Struct):
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
+
+
+class _Spec(msgspec.Struct):
+    template: _Template = msgspec.field(default_factory=_Template)
+
+
+class Deployment(msgspec.Struct):
+    """The extender's, as far as it is read."""
+
+    spec: _Spec = msgspec.field(default_factory=_Spec)
+
+
+async def resource_names(client: kubernetes.Client, namespace: str = NAMESPACE) -> requests.ResourceNames:
+    """Return the names by the extender's flags; the usual ones where there is no Deployment, or none may be read."""
+    try:
+        found = await client.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler", Deployment)
+    except (errors.KubernetesError, msgspec.MsgspecError):
+        return requests.ResourceNames()
+    return names_of(found)
+
+
+def names_of(deployment: Deployment) -> requests.ResourceNames:
+    """Return the names by the flags of the container `extender`."""
+    for one in deployment.spec.template.spec.containers or ():
+        flags = [flag for flag in one.args or () if flag.startswith(_OURS) and "=" in flag]
+        if one.name == "extender" and flags:
+            try:
+                with contextlib.redirect_stderr(io.StringIO()):
+                    return settings.parse(flags, {}).resource_names
+            except (errors.SettingsError, SystemExit):
+                break  # Of another version.
+    return requests.ResourceNames()

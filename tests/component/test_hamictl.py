@@ -162,6 +162,17 @@ def test_what_goes_wrong_is_one_sentence_a_hint_and_a_status(api: tuple[str, ...
     assert "Traceback" in hamictl("nodes", "--extender", "http://127.0.0.1:1", "--debug").stderr
 
 
+def test_a_missing_rule_is_named_with_the_command_that_gives_it() -> None:
+    """Who may not read learns from the message which rule is missing, and from the hint how to get it."""
+    told = {"error_code": "SCHED_READ_FORBIDDEN", "message": "ada may not get gpus.hami.io"}
+    with liar.telling({"/api/v1/nodes": told}, 403) as url:
+        failed = hamictl("nodes", "--extender", url)
+
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("hamictl: SCHED_READ_FORBIDDEN: ada may not get gpus.hami.io\n")
+    assert "kubectl create clusterrolebinding NAME --clusterrole=hami-reader --user=USER" in failed.stderr
+
+
 def test_a_defect_is_one_sentence_too_and_its_traceback_is_for_who_asks() -> None:
     """Nobody has to read Python to know what to do next."""
     with liar.telling({"/api/v1/nodes": {"nodes": [{"name": "a"}]}}) as url:

@@ -81,6 +81,7 @@ async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.W
         policies = await _list(client, surroundings.POLICIES, _Object, missing)
         leases = await _list(client, surroundings.LEASES, objects.Lease, missing)
         daemon_sets = await _list(client, surroundings.DAEMON_SETS, surroundings.DaemonSet, missing)
+        classes = await _list(client, surroundings.DEVICE_CLASSES, surroundings.DeviceClass, set())
     return surroundings.Surroundings(
         missing,
         ping,
@@ -88,6 +89,7 @@ async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.W
         None if policies is None else any("hami.io/vgpu" in json.dumps(one.spec or {}) for one in policies),
         leases,
         daemon_sets,
+        classes,
         reader.components(where),
         time.time(),
     )

@@ -50,6 +50,8 @@ WEBHOOKS = Right("list", "mutatingwebhookconfigurations", "admissionregistration
 POLICIES = Right("list", "validatingadmissionpolicies", "admissionregistration.k8s.io")
 LEASES = Right("list", "leases", "coordination.k8s.io")
 DAEMON_SETS = Right("list", "daemonsets", "apps")
+DEVICE_CLASSES = Right("list", "deviceclasses", "resource.k8s.io")
+"""Not among `RIGHTS`: few clusters have any, and who may not list them misses one check."""
 RIGHTS = (NODES, PODS, QUOTAS, WEBHOOKS, POLICIES, LEASES, DAEMON_SETS)
 
 
@@ -93,6 +95,19 @@ class DaemonSet(msgspec.Struct, gc=False):
     spec: DaemonSetSpec = msgspec.field(default_factory=DaemonSetSpec)
 
 
+class DeviceClassSpec(msgspec.Struct, gc=False, rename="camel"):
+    """`spec` of a DeviceClass."""
+
+    extended_resource_name: str = ""
+
+
+class DeviceClass(msgspec.Struct, gc=False):
+    """A DeviceClass of dynamic resource allocation."""
+
+    metadata: objects.Metadata = msgspec.field(default_factory=objects.Metadata)
+    spec: DeviceClassSpec = msgspec.field(default_factory=DeviceClassSpec)
+
+
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What was read; None where the account may not."""
@@ -106,6 +121,7 @@ class Surroundings:
     """Whether records are guarded."""
     leases: Sequence[objects.Lease] | None
     daemon_sets: Sequence[DaemonSet] | None
+    device_classes: Sequence[DeviceClass] | None
     components: Mapping[str, Mapping[str, Any]] | None
     """Of the extender, by its health endpoint; None where nobody has said where that is."""
     now: float
@@ -126,6 +142,7 @@ def checks(seen: Surroundings, cluster: state.State, names: requests.ResourceNam
     yield "guard of the records", _guard(seen)
     yield "other schedulers", _schedulers(seen)
     yield "other device plugins", _device_plugins(seen, cluster, names)
+    yield "device classes", device_classes(seen.device_classes or (), cluster, names)
     yield "parts of the extender", _components(seen)
 
 
@@ -212,6 +229,25 @@ def _device_plugins(seen: Surroundings, cluster: state.State, names: requests.Re
             about = f"daemonset/{one.metadata.namespace}/{one.metadata.name}"
             more = f" and {len(met) - 3} more" if len(met) > 3 else ""
             yield Finding(error_codes.DOCTOR_NVIDIA_PLUGIN, ERROR, about, f"on {', '.join(met[:3])}{more}")
+
+
+def device_classes(
+    classes: Sequence[DeviceClass], cluster: state.State, names: requests.ResourceNames
+) -> Iterator[Finding]:
+    """Which classes keep pods off which node: those that offer a resource of ours beside a name that the node lacks."""
+    for one in classes:
+        if one.spec.extended_resource_name not in names.known():
+            continue
+        for node in cluster.nodes:
+            if records.INVENTORY not in (node.metadata.annotations or {}):
+                continue
+            there = node.status.allocatable or {}
+            lacking = [name for name in (names.memory, names.cores) if name not in there]
+            if lacking:
+                detail = (
+                    f"offers {one.spec.extended_resource_name}; node {node.metadata.name} lacks {', '.join(lacking)}"
+                )
+                yield Finding(error_codes.DOCTOR_DEVICE_CLASS, ERROR, f"deviceclass/{one.metadata.name}", detail)
 
 
 def _admits(wished: constraints.Wishes, node: objects.Node, names: requests.ResourceNames) -> bool:

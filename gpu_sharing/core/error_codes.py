@@ -574,6 +574,12 @@ DOCTOR_STUCK = _register(
     "A pod was bound minutes ago, and the device plugin has not handed its GPUs over.",
     "kubectl describe pod: the kubelet's or the plugin's message says why; image pulls take time, too.",
 )
+DOCTOR_DEVICE_CLASS = _register(
+    "DOCTOR_DEVICE_CLASS",
+    "A DeviceClass offers a GPU resource, and a node lacks the names of GPU memory or cores: kube-scheduler refuses it.",
+    "Let the device plugin patch nodes/status, as the chart does; or start our kube-scheduler with the feature gate "
+    "DRAExtendedResource=false.",
+)
 DOCTOR_GPU_TWICE = _register(
     "DOCTOR_GPU_TWICE",
     "Two nodes have a record of the same GPU, as after a machine came back under another name.",

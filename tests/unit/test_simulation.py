@@ -9,12 +9,13 @@ import pytest
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import requests
-from hamictl import findings, installation, simulation, state
+from hamictl import findings, installation, simulation, state, surroundings
 from lab import gpus
 from scheduler_extender import settings
 from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
+NAMES = requests.ResourceNames()
 RENAMED = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
 
 
@@ -181,3 +182,19 @@ def test_a_quota_key_that_nothing_counts_is_a_finding() -> None:
     assert [one.detail for one in told if one.code == "DOCTOR_QUOTA_KEY"] == [
         "requests.nvidia.com/gpumemory limits nothing; limits.nvidia.com/gpumem is counted"
     ]
+
+
+def test_a_device_class_that_keeps_pods_pending_is_named() -> None:
+    """kube-scheduler only says that the node is not available."""
+    (body,) = inputs.documents("40-deviceclass.yaml")
+    device_class = msgspec.convert(body, surroundings.DeviceClass)
+    with_names = gpus.gpu_node("good", A10, 1)
+    with_names["status"]["allocatable"] |= {"nvidia.com/gpumem": "1Pi", "nvidia.com/gpucores": "1G"}
+    found = cluster(gpus.gpu_node("node-01", A10, 1), with_names, gpus.gpu_node("plain", A10, 0))
+
+    told = [(one.about, one.detail) for one in surroundings.device_classes([device_class], found, NAMES)]
+
+    lacking = "offers nvidia.com/gpu; node node-01 lacks nvidia.com/gpumem, nvidia.com/gpucores"
+    assert told == [("deviceclass/gpu.nvidia.com", lacking)]
+    device_class.spec.extended_resource_name = "example.com/fpga"
+    assert list(surroundings.device_classes([device_class], found, NAMES)) == []

@@ -33,6 +33,7 @@ from scheduler_extender import (
     telling,
     usage,
     verbs,
+    webhook,
     worker,
 )
 
@@ -224,6 +225,31 @@ def _gang(nodes: int, members: int) -> Load:
     return world.planner.step
 
 
+def _review(shape: str) -> Load:
+    """An AdmissionReview as large as the webhook takes."""
+    world = _World(10)
+    limits = {"limits": {"nvidia.com/gpu": "1"}}
+    containers: list[Any] = [{"name": "c0", "resources": limits}]
+    annotations = {}
+    if shape == "containers":
+        containers += [{"name": f"c{number}", "resources": {"limits": {"cpu": "1"}}} for number in range(66_000)]
+    else:
+        annotations = {f"a{number}": "" for number in range(220_000)}
+    pod = {"metadata": {"annotations": annotations}, "spec": {"containers": containers}}
+    body = orjson.dumps({"request": {"uid": "u", "operation": "CREATE", "namespace": "default", "object": pod}})
+    hook = webhook.Webhook(world.mirror, settings.Settings(), lambda: True, metrics.Metrics())
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200, message
+
+    scope = {"type": "http", "method": "POST", "path": webhook.PATH, "headers": []}
+    return lambda: hook(scope, receive, send)
+
+
 def _many_containers(nodes: int, containers: int) -> Load:
     world = _World(nodes)
     body = _pod("p", {}, {}, 0)
@@ -251,6 +277,8 @@ def _loads(quick: bool) -> Iterator[tuple[str, Callable[[], Load]]]:
     for what in ("cluster", "nodes", "pods"):
         yield f"read API, {what}: {nodes} nodes, {nodes * 10} pods", functools.partial(_read, what, nodes, 10)
     yield f"gang: 100 members of 8 GPUs on {nodes} nodes", lambda: _gang(nodes, 100)
+    yield "webhook: 66,000 containers", lambda: _review("containers")
+    yield "webhook: 220,000 annotations", lambda: _review("annotations")
     yield f"filter: 16 containers with GPUs, {nodes} nodes", lambda: _many_containers(nodes, 16)
 
 

@@ -28,6 +28,9 @@ _MOST_BODIES_BYTES = 16 * 1024 * 1024
 _MOST_CONTAINERS = 256
 """Of a pod that is looked at: reading and copying one takes about 50 us of the loop on which kube-scheduler waits."""
 
+_MOST_TOKENS = 50_000
+"""Fields and items of an AdmissionReview that is decoded: that many take up to 12 ms, whatever they hold."""
+
 log = structlog.get_logger("webhook")
 
 
@@ -40,6 +43,15 @@ class _Asked(msgspec.Struct):
 
 class _Review(msgspec.Struct):
     request: _Asked
+
+
+class _UnreadAsked(msgspec.Struct):
+    uid: str
+    namespace: str = ""
+
+
+class _UnreadReview(msgspec.Struct):
+    request: _UnreadAsked
 
 
 class Webhook:
@@ -64,8 +76,7 @@ class Webhook:
         started, outcome = time.perf_counter(), "failed"
         try:
             async with self._bodies.reading(receive, _MOST_BODY_BYTES) as body:
-                asked = msgspec.json.decode(body, type=_Review).request
-                verdict = self._refused(asked, body) or self._judge(asked)
+                asked, verdict = self._answer(body)
         except server.CallerGone:
             return
         except server.BodyTooLarge:
@@ -87,6 +98,25 @@ class Webhook:
             self._metrics.admissions.labels(outcome=outcome).inc()
             self._metrics.webhook_seconds.observe(time.perf_counter() - started)
 
+    def _answer(self, body: bytes) -> tuple[_Asked, admission.Verdict]:
+        """Decode a review and judge it. One that would take long to decode is judged by its bytes alone.
+
+        Raises:
+            MsgspecError: It is no AdmissionReview.
+        """
+        if body.count(b",") + body.count(b"[") + body.count(b"{") > _MOST_TOKENS:
+            unread = msgspec.json.decode(body, type=_UnreadReview).request
+            text = f"over {_MOST_TOKENS} fields and items; write a smaller one"
+            return _Asked(unread.uid, namespace=unread.namespace), self._too_large(body, text)
+        asked = msgspec.json.decode(body, type=_Review).request
+        return asked, self._refused(asked, body) or self._judge(asked)
+
+    def _too_large(self, body: bytes, text: str) -> admission.Verdict:
+        """Refuse a pod that asks for GPUs; any other is none of our business."""
+        if not any(name.encode() in body for name in self._options.resource_names.managed()):
+            return admission.Verdict()
+        return admission.Verdict(f"{error_codes.TOO_MANY_CONTAINERS}: the pod asks for GPUs and has {text}")
+
     def _refused(self, asked: _Asked, body: bytes) -> admission.Verdict | None:
         """Return what is said of a pod with too many containers, without a look at each; None for any other pod."""
         spec = (asked.object or {}).get("spec")
@@ -94,12 +124,7 @@ class Webhook:
         count = sum(len(part) for part in parts if isinstance(part, list))
         if count <= _MOST_CONTAINERS:
             return None
-        if not any(name.encode() in body for name in self._options.resource_names.managed()):
-            return admission.Verdict()
-        return admission.Verdict(
-            f"{error_codes.TOO_MANY_CONTAINERS}: the pod asks for GPUs and has {count} containers; at most "
-            f"{_MOST_CONTAINERS} are possible"
-        )
+        return self._too_large(body, f"{count} containers; at most {_MOST_CONTAINERS} are possible")
 
     def _judge(self, asked: _Asked) -> admission.Verdict:
         if asked.operation != "CREATE" or asked.object is None:

@@ -107,7 +107,7 @@ OWN_VARIABLES = _register(
 )
 TOO_MANY_CONTAINERS = _register(
     "SCHED_TOO_MANY_CONTAINERS",
-    "A pod that asks for GPUs has more containers than the webhook reads.",
+    "A pod that asks for GPUs is larger than the webhook reads: over 256 containers, or over 50,000 fields and items.",
     "Use several pods: at most 256 containers, init containers included, in a pod with GPUs.",
 )
 PRIVILEGED = _register(

@@ -51,6 +51,8 @@ def test_a_pod_with_too_many_containers_is_not_copied(extender: extender_process
     assert post(extender, asked(plain))[1]["response"] == {"uid": "u-1", "allowed": True}
     assert post(extender, asked(asking))[1]["response"]["status"]["message"].startswith("SCHED_TOO_MANY_CONTAINERS: ")
     assert "patch" in post(extender, asked(few))[1]["response"]
+    fields = {"metadata": {"annotations": {f"a{n}": "" for n in range(60_000)}}, "spec": {"containers": [CONTAINER]}}
+    assert "over 50000 fields" in post(extender, asked(fields))[1]["response"]["status"]["message"]
     assert post(extender, b" " * (4 * 1024 * 1024 + 1))[0] == 413
     assert post(extender, b'{"request":{"uid":"u","object":' + b'{"a":' * 100_000)[0] == 400
 

@@ -26,7 +26,7 @@ _SORTED_AT_A_TIME = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a request asks for; the one reading of its path, for whoever admits and whoever answers."""
+    """What a request asks for; the one reading of its path, for the gate and the router."""
 
     what: str
     """`cluster`, `nodes`, `pods`, `openapi.json`, `explain` or `events`; anything else is unknown."""

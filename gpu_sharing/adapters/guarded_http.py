@@ -1,6 +1,6 @@
 """HTTP connections with limits that stand before the parser: how many, how long, and how much of them is kept.
 
-Listeners that other pods reach must not be made to hold memory, descriptors or time by callers that nobody knows. A
+Listeners that other pods reach must not be made to hold memory, descriptors or time by unauthenticated callers. A
 connection whose request is not complete gives way to a new one, so that probes and callers that finish are answered.
 """
 
@@ -161,7 +161,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._give_up(f"more than {MOST_HEAD_BYTES} bytes beside the body", _TOO_LARGE)
 
     def on_body(self, body: bytes) -> None:
-        """Leave bodies to whoever reads them."""
+        """Leave bodies to the application."""
         self._overhead -= len(body)
         super().on_body(body)
 

@@ -201,7 +201,7 @@ class Client:
         return await self._call("POST", path, body, "application/json", timeout_seconds)
 
     async def review(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
-        """Create a review of somebody's token or permission, over a few connections that nothing else uses.
+        """Create a review of a caller's token or permission, over a few connections that nothing else uses.
 
         Raises:
             Unavailable: No answer in time, or too many reviews are waiting.

@@ -154,7 +154,7 @@ class Reflector(Generic[T]):
 
     async def _list(self) -> None:
         self._stale.clear()
-        self._version = ""  # A list that fails is tried again: whoever asked for it waits.
+        self._version = ""  # A list that fails is tried again, because `list_again` waits for it.
         started = time.monotonic()
         items: list[T] = []
         version = ""

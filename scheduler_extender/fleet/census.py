@@ -58,7 +58,7 @@ def count(fleet: arrays.Arrays, lately: Mapping[Shape, int]) -> list[ModelCount]
         mine = exists & (type_id == number)
         if not mine.any():
             continue
-        there = mine & available  # What is on a node that is not ready or cordoned can be promised to nobody.
+        there = mine & available  # What is on a node that is not ready or cordoned can be allocated to no pod.
         open_memory = free[mine & usable].clip(min=0)
         open_cores = cores_free[mine & usable]
         takes = shareable[mine & usable]

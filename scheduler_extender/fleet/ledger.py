@@ -54,7 +54,7 @@ class NodeFacts:
     cordoned: frozenset[identifiers.GpuUuid] = frozenset()
     standing: Reason = Reason.NONE
     unavailable: Reason = Reason.NONE
-    """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for nobody, although pods that
+    """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for no pod, although pods that
     tolerate it may be placed."""
     links: topology.Links = ()
     """How well its GPUs reach each other, in the order of `inventory`."""

@@ -51,7 +51,7 @@ _FINE = {
 
 
 def test_what_go_reads_leniently_is_read_leniently(extender: Extender, server: api_server.Running) -> None:
-    """A stock kube-scheduler or a tool of somebody's may write null for none, and leave out what it does not know."""
+    """A stock kube-scheduler or another tool may write null for none, and leave out what it does not know."""
     plain = {"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c"}]}}
     assert calls.call(extender, "filter", {"Pod": plain, "NodeNames": ["a", "x"]})["NodeNames"] == ["a", "x"]
     scores = calls.call(extender, "prioritize", {"Pod": plain, "NodeNames": ["a"]})
@@ -91,7 +91,7 @@ def test_a_body_of_a_hundred_megabytes_is_not_kept(extender: Extender) -> None:
 
 
 def test_a_caller_that_stops_in_the_middle_is_let_go(extender: Extender, server: api_server.Running) -> None:
-    """A half-open connection costs nobody else anything."""
+    """A half-open connection costs other tenants nothing."""
     host, _, port = extender.verbs.partition(":")
     for said in (b"POST /filter HTTP/1.1\r\n", b"POST /filter HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"):
         with socket.create_connection((host, int(port))) as half:

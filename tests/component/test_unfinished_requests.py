@@ -1,4 +1,4 @@
-"""Listeners of the other processes: who does not finish a request stops nobody else's."""
+"""Listeners of the other processes: a request that is not finished stops no other."""
 
 import asyncio
 import contextlib

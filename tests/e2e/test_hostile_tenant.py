@@ -1,4 +1,4 @@
-"""What one tenant, or one node that is broken into, throws at the cluster costs nobody else anything.
+"""What one tenant, or one node that is broken into, throws at the cluster costs other tenants nothing.
 
 On a real API server with everything that the chart installs, its admission policies and its webhook among them.
 """
@@ -182,7 +182,7 @@ def test_what_one_throws_costs_nobody_else_anything(cluster: Cluster, one: hosti
 
 
 def test_after_all_of_that_the_extender_starts_clean_and_small(cluster: Cluster) -> None:
-    """With every object still there; a defect in the log would be one that somebody can cause again."""
+    """With every object still there; a defect in the log would be one that can be caused again."""
     scheduler = rendering.one(rendering.objects(4), "Deployment", "hami-scheduler")
     limit = quantities.thousandths(rendering.container(scheduler, "extender")["resources"]["limits"]["memory"])
     baseline = statistics.median(cluster.seconds[:_IDLE])

@@ -67,7 +67,7 @@ class ApiServer:
     # What the walk decides.
 
     def do(self, call: Call) -> None:
-        """The server does a call; nobody has its answer yet."""
+        """The server does a call; its answer is still on the way."""
         try:
             call.outcome = self._done(call)
         except errors.KubernetesError as refused:

@@ -1,4 +1,4 @@
-"""What a listener takes of callers that nobody knows: limits that stand before the parser."""
+"""What a listener takes of unauthenticated callers: limits that stand before the parser."""
 
 import asyncio
 import socket
@@ -106,7 +106,7 @@ def test_large_bodies_are_none_of_that() -> None:
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nx", GET])
 def test_connections_that_wait_give_way_to_new_ones(said: bytes) -> None:
-    """Probes are answered although somebody holds every connection: unfinished, silent, or kept alive."""
+    """Probes are answered although one caller holds every connection: unfinished, silent, or kept alive."""
 
     async def story(connect: Connect, one: listeners.Listener) -> None:
         held = [await connect() for _ in range(30)]

@@ -64,7 +64,7 @@ def test_a_container_asks_for_what_hami_users_mean(limits: Mapping[str, Any], ex
 
 @pytest.mark.parametrize("limits", [{MEM: "3000"}, {CORES: "30"}, {PERCENT: "10"}])
 def test_a_share_without_a_count_is_refused_unless_the_webhook_writes_the_count(limits: Mapping[str, Any]) -> None:
-    """The kubelet asks no plugin for it: the container would start without a GPU, and nobody would be told."""
+    """The kubelet asks no plugin for it: the container would start without a GPU, and no event would say so."""
     refused = refuse(limits)
     beside = requests.read([], [Container({GPU: "1", MEM: "1"}), Container(limits)], {}, NAMES)
     followed = requests.read([], [Container(limits)], {}, NAMES, counts_follow=True)

@@ -135,7 +135,7 @@ def test_pods_are_named_only_of_namespaces_whose_pods_the_caller_may_list() -> N
 
 
 def test_an_explanation_names_no_pod_of_another_namespace() -> None:
-    """Whose end a pod waits for may be somebody else's business."""
+    """Whose end a pod waits for may be another tenant's business."""
     site = Site()
     told = site.get("/api/v1/explain/ai/waits", "token-ada")[1]
     whole = site.get("/api/v1/explain/ai/waits", "token-webui")[1]

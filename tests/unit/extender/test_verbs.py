@@ -412,7 +412,7 @@ def test_prioritize_does_not_take_as_many_nodes_for_the_same_nodes() -> None:
 
 @pytest.mark.parametrize("quota", [True, False])
 def test_kube_scheduler_and_the_event_say_the_same_reason(quota: bool) -> None:
-    """A gang member over its quota: whoever reads either learns of the quota, and of the gang without one."""
+    """A gang member over its quota: both say the quota, and the gang where there is none."""
     world = World(gpus.gpu_node("a", A100, 1))
     if quota:
         hard = {"limits.nvidia.com/gpumem": "1000"}

@@ -99,7 +99,7 @@ def test_every_order_of_the_specification_is_one_of_the_array_engine(
 
 
 def test_an_order_that_the_array_engine_does_not_know_is_an_error() -> None:
-    """It fell through to `spread`, and nobody would have noticed."""
+    """It fell through to `spread`, and no test noticed."""
     made = table([placement.NodeState(identifiers.NodeName("a"), (gpus.GpuState(builders.gpu("a", 0)),))])
     unknown = policies.Policy("coolest", ("coolest",))
 

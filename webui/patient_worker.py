@@ -9,6 +9,7 @@ import errno
 import functools
 import re
 import selectors
+import socket
 import time
 from typing import Any
 
@@ -24,6 +25,7 @@ _MOST_BODY_BYTES = 64 * 1024
 """The pages take a form with a token."""
 _REQUEST_SECONDS = 10.0
 _STOP_SECONDS = 2.0
+_GRACE_SECONDS = 0.5
 _ANSWER_SECONDS = 15.0
 """For a caller that does not read."""
 _CHUNK = 64 * 1024
@@ -74,6 +76,15 @@ class _Connection(gthread.TConn):  # type: ignore[misc]  # it has no types
         super().init()
         self.sock.settimeout(_ANSWER_SECONDS)
 
+    def close(self, graceful: bool = False) -> None:
+        """Close after what has come is read, so that the answer arrives; the loop waits for nothing more."""
+        with contextlib.suppress(OSError):
+            if graceful:
+                self.sock.shutdown(socket.SHUT_WR)
+                self.sock.setblocking(False)
+                self.sock.recv(_CHUNK)
+        super().close()
+
 
 class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no types
     """Collects requests in its loop, and gives whole ones to its threads."""
@@ -92,13 +103,15 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no ty
             elif cause.errno not in (errno.EAGAIN, errno.ECONNABORTED, errno.EWOULDBLOCK):
                 raise
             return
+        if self.nr_conns >= self.worker_connections - 1:
+            self._give_way()
         self.nr_conns += 1
         self._collect(_Connection(self.cfg, taken, client, listener.getsockname()))
-        if self.nr_conns >= self.worker_connections:
-            self._give_way()
 
     def on_client_socket_readable(self, conn: Any, client: Any) -> None:
         """Wait for the next request of a connection that was kept."""
+        if conn not in self.keepalived_conns:
+            return  # It gave way after its event was found.
         self.poller.unregister(client)
         self.keepalived_conns.remove(conn)
         self._collect(conn)
@@ -125,6 +138,8 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no ty
         self.poller.register(conn.sock, selectors.EVENT_READ, functools.partial(self._read, conn))
 
     def _read(self, conn: Any, client: Any) -> None:
+        if conn not in self._unfinished:
+            return  # It gave way after its event was found.
         try:
             chunk = client.recv(_CHUNK)
         except (BlockingIOError, InterruptedError):
@@ -156,9 +171,13 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no ty
         self.enqueue_req(conn)
 
     def _give_way(self) -> None:
-        """Make room for another connection: the oldest that is unfinished goes, or else the oldest that was kept."""
+        """Make room for another connection: the oldest unfinished one goes, or one that was kept where none is old.
+
+        A caller that has just connected is about to send its request.
+        """
         oldest = next(iter(self._unfinished), None)
-        if oldest is not None:
+        old = oldest is not None and oldest.timeout - _REQUEST_SECONDS + _GRACE_SECONDS <= time.monotonic()
+        if oldest is not None and (old or not self.keepalived_conns):
             self._drop(oldest, "too many connections")
         elif self.keepalived_conns:
             kept = self.keepalived_conns.popleft()

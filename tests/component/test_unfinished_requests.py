@@ -17,6 +17,7 @@ GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UNFINISHED = (
     b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", GET + b"GET / HTTP/1.1\r\n",
     b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 40000\r\n\r\ntoken=",
+    b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
 )  # fmt: skip
 
 

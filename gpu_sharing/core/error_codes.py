@@ -576,7 +576,7 @@ DOCTOR_STUCK = _register(
 )
 DOCTOR_DEVICE_CLASS = _register(
     "DOCTOR_DEVICE_CLASS",
-    "A DeviceClass offers a GPU resource, and a node lacks the names of GPU memory or cores: kube-scheduler refuses it.",
+    "A DeviceClass offers a GPU resource, and a node lacks the names of GPU memory or cores: no pod may go there.",
     "Let the device plugin patch nodes/status, as the chart does; or start our kube-scheduler with the feature gate "
     "DRAExtendedResource=false.",
 )

@@ -247,7 +247,7 @@ def pods_of(
         if len(found) > MOST_PODS:
             raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
     if not found:
-        raise failures.CommandFailed(f"{path} has no pod and no template of pods in it")
+        raise failures.CommandFailed(f"{path} has no Pod in it, and no template of pods")
     return found
 
 

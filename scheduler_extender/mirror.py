@@ -179,7 +179,7 @@ class Mirror:
             self._see_waiting(facts.waiting(pod, self._names))
 
     def _keep_out(self, pod: objects.Pod) -> None:
-        """Count a pod that could not be taken in as one whose record does not decode, or whose request is invalid."""
+        """Count a bound pod that could not be taken in as one whose record does not decode, and forget any other."""
         uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
         if pod.has_ended:
             self.forget_pod(uid)

@@ -359,7 +359,7 @@ class Plugin:
         )
 
     def _capacity(self) -> Mapping[str, str]:
-        return inventory.capacity(self._node.inventory.values(), self._options.resource_names)
+        return inventory.capacity(self._options.resource_names)
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
         now = time.monotonic()

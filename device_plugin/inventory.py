@@ -5,8 +5,10 @@ nothing in the API server.
 
 The node's capacity carries the names of GPU memory and cores too. kube-scheduler's DynamicResources plugin looks for
 them there once a DeviceClass offers the GPU resource: a name that is no key of the node's allocatable keeps the pod
-away, and that plugin does not know `ignoredByScheduler`. The kubelet copies them to allocatable, keeps them, and counts
-the raw requests of its pods against them. So they are the totals, and memory has a byte suffix: `4000` and `4Gi` fit.
+away, and that plugin does not know `ignoredByScheduler`. The kubelet copies them to allocatable and keeps them. It
+fails a pod for good where the raw requests of its pods add up to more (`4Gi` is bytes there; pods of a GPU that was
+lost, or of another scheduler, count too). So the numbers are no totals, which are in the record, but more than the pods
+of a node can ask for.
 
 Source: k8s.io/kubernetes pkg/scheduler/framework/plugins/dynamicresources (1.36), extended resources of DRA; and
 pkg/kubelet/lifecycle/predicate.go, which ignores only names that the node does not have.
@@ -14,7 +16,7 @@ pkg/kubelet/lifecycle/predicate.go, which ignores only names that the node does 
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -26,8 +28,8 @@ from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, mig, quantities, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
-_MOST_PRIORITY = 2**31 - 1
-"""The sum of what pods say of their priority, which is no amount of anything."""
+_MOST_MEMORY, _MOST = "8191Pi", "8E"
+"""As much as a quantity can say. `requests.device_ids` has the scheduler keep off a node whose pods come near it."""
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
 
 log = structlog.get_logger("inventory")
@@ -111,15 +113,9 @@ def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, he
     return {uuid: state for uuid, state in states.items() if not state.available}
 
 
-def capacity(offered: Iterable[gpus.Gpu], names: requests.ResourceNames) -> dict[str, str]:
-    """What the node has of each resource that our pods carry beside the count, as Kubernetes quantities."""
-    every = tuple(offered)
-    return {
-        names.memory: f"{sum(gpu.memory_mib for gpu in every)}Mi",
-        names.memory_percent: str(100 * len(every)),
-        names.cores: str(sum(gpu.cores_percent for gpu in every)),
-        names.priority: str(_MOST_PRIORITY),
-    }
+def capacity(names: requests.ResourceNames) -> dict[str, str]:
+    """What the node's capacity says of each resource that our pods carry beside the count, as Kubernetes quantities."""
+    return {names.memory: _MOST_MEMORY, **dict.fromkeys((names.memory_percent, names.cores, names.priority), _MOST)}
 
 
 class Publisher:

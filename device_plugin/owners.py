@@ -131,8 +131,8 @@ def guard(
 ) -> None:
     """The last guard against a GPU that is promised twice, should two schedulers ever have bound at one time.
 
-    The records are taken one after another, the oldest first, by the core's rules: what does not fit beside those
-    before it is refused, and does not count for those after it.
+    The records are taken one after another by the core's rules, those of pods that have started first, then the
+    oldest: what does not fit beside those before it is refused, and does not count for those after it.
 
     Args:
         pod: Whose container is to start.
@@ -145,13 +145,17 @@ def guard(
     """
     for uuid in {share.uuid for share in shares}:
         before = reservations.NOTHING
-        for other, booking in sorted(holders(uuid), key=lambda held: _age(held[0])):
+        for other, booking in sorted(holders(uuid), key=lambda held: (not _has_started(held[0]), _age(held[0]))):
             found = gpus.conflicts(inventory[uuid], before, booking)
             if not found:
                 before = before.plus(booking)
             elif other.uid == pod.uid:
                 sentence = f"with {pod.key} the records promise of {uuid}: {', '.join(found)}"
                 raise Doubt(error_codes.ALLOC_OVERSUBSCRIBED, sentence)
+
+
+def _has_started(pod: pods.Pod) -> bool:
+    return pod.annotations.get(records.BIND_PHASE) == records.PHASE_SUCCESS
 
 
 def _age(pod: pods.Pod) -> tuple[int, str]:

@@ -79,12 +79,12 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     starting: bool
     corrupt: bool
     foreign_slots: int
-    trouble: str
     gpus: list[Share]
     error_code: str
     created_at: int
     bound_at: int
     asks: tuple[models.Ask, ...]
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

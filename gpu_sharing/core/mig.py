@@ -56,10 +56,9 @@ def is_free(slices: int, place: Slices) -> bool:
 
 def at_least(one: int, other: int) -> int:
     """The larger number of holders of each slice."""
-    most, shift = 0, 0
-    while one >> shift or other >> shift:
+    most = 0
+    for shift in range(0, MOST_SLICES * _BITS, _BITS):
         most |= max((one >> shift) & _DIGIT, (other >> shift) & _DIGIT) << shift
-        shift += _BITS
     return most
 
 

@@ -276,15 +276,20 @@ def device_ids(
     """Return how many device ids the kubelet gives a pod, by its counts alone, however it was bound.
 
     A count that cannot be read, or that no node has, is no reason to count nothing: it is at least one and at most what
-    a node can offer.
+    a node can offer. A pod that asks for more memory or cores than any node has counts as all that a node can offer:
+    the kubelet adds such amounts up, and would fail pods that are placed beside it.
     """
 
     def ids(spec: ContainerSpec) -> int:
-        raw = spec.limits[names.count] if names.count in spec.limits else spec.requests.get(names.count)
-        if raw is None:
-            return 0
+        asked = {**spec.requests, **spec.limits}
         try:
-            return min(quantities.count(names.count, raw), _MOST_DEVICE_IDS)
+            for name in (names.memory, names.memory_percent, names.cores, names.priority):
+                quantities.memory_mib(name, asked.get(name, 0), most=gpus.MOST_MEMORY_MIB)
+        except errors.BadQuantity as refused:
+            if refused.code == error_codes.REQUEST_TOO_LARGE:
+                return _MOST_DEVICE_IDS
+        try:
+            return min(quantities.count(names.count, asked.get(names.count, 0)), _MOST_DEVICE_IDS)
         except errors.BadQuantity:
             return 1
 

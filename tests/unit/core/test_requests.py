@@ -314,6 +314,9 @@ def test_a_wish_without_effect_is_granted_with_a_note() -> None:
         ([{GPU: "9223372036854775807"}, {GPU: "1"}], 640_001),
         ([{GPU: "nonsense"}, {GPU: "-1"}], 2),
         ([{MEM: "4000"}, {}], 0),
+        ([{MEM: "8191Pi"}], 640_000),
+        ([{GPU: "1", CORES: "9223372036854775807"}], 640_000),
+        ([{GPU: "2", MEM: "nonsense"}], 2),
     ],
 )
 def test_device_ids_are_counted_by_counts_alone_and_within_what_a_node_can_offer(

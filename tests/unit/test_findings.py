@@ -8,8 +8,11 @@ import pytest
 
 from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import requests
+from gpu_sharing.core.rejections import Reason
 from hamictl import findings, state, surroundings
 from lab import gpus
+from scheduler_extender import facts
+from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 NAMES = requests.ResourceNames()
@@ -57,3 +60,15 @@ def test_a_device_class_that_keeps_pods_off_a_node_is_found(
 
     assert len(told) == found
     assert all("DeviceClass gpu.nvidia.com offers nvidia.com/gpu" in one.detail for one in told)
+
+
+def test_an_inventory_under_a_second_node_that_is_not_ready_is_found_and_not_free() -> None:
+    """The file of a machine that came back under another name."""
+    old = msgspec.json.decode((inputs.FOLDER / "25-renamed-node.json").read_bytes(), type=objects.Node)
+    new = msgspec.structs.replace(old, metadata=msgspec.structs.replace(old.metadata, name="node-new"))
+    new.status = objects.NodeStatus(allocatable={"nvidia.com/gpu": "10"})
+
+    told = list(findings._gpus(state.State(state.VERSION, "", [new, old], [], []), NAMES))
+
+    assert [(one.code, one.about) for one in told] == [("DOCTOR_GPU_TWICE", "gpu/node-old/0")]
+    assert facts.node_facts(old, NAMES, allow_hami_nodes=False).unavailable is Reason.NODE_NOT_READY

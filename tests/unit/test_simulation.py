@@ -12,6 +12,7 @@ from gpu_sharing.core import requests
 from hamictl import simulation, state
 from lab import gpus
 from scheduler_extender import settings
+from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 LIMITS = {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 4000}
@@ -122,3 +123,36 @@ def test_resources_go_by_the_names_of_the_installation() -> None:
 
     assert none.why == "it asks for no example.com/vgpu: kube-scheduler places it alone"
     assert large.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
+
+
+@pytest.mark.parametrize(
+    ("file", "placed"),
+    [
+        ("10-cronjob.yaml", [True]),
+        ("11-daemonset.yaml", [True, True]),
+        ("13-nodename.yaml", [False]),
+        ("16-gang.yaml", [True] * 4),
+        ("16-gang-pods.yaml", [True] * 4),
+    ],
+)
+def test_manifests_that_once_went_wrong(file: str, placed: list[bool]) -> None:
+    """As users wrote them."""
+    found = cluster("a", "b")
+    pods = simulation.pods_of(FILE, (inputs.FOLDER / file).read_text(), None, found.nodes)
+
+    outcomes = simulation.Simulation(found, settings.Settings()).place_all(pods)
+
+    assert [bool(one.node) for one in outcomes] == placed
+
+
+def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
+    """`simulate` said that the pod asks for no GPU."""
+    names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
+    node = msgspec.json.decode((inputs.FOLDER / "17-renamed-node.json").read_bytes(), type=objects.Node)
+    found = state.State(state.VERSION, "", [node], [], [], names)
+    pods = simulation.pods_of(FILE, (inputs.FOLDER / "17-renamed.yaml").read_text(), None, found.nodes)
+
+    (outcome,) = simulation.Simulation(found, settings.Settings(resource_names=names)).place_all(pods)
+
+    assert outcome.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
+    assert "requested 999999MB" in outcome.why

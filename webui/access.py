@@ -178,7 +178,7 @@ class Reviewed:
             Refused: Nobody's, or of somebody who may list no pods, or the API server does not say.
         """
         if not reviews.is_token(token):
-            raise Refused(401, "That is no token.")
+            raise Refused(401, "This is not a token of a cluster; get one with kubectl create token.")
         known = self._review(token, set(namespaces))
         if known.user is None:
             raise Refused(401, "The cluster does not know that token; it may have ended.")

@@ -106,8 +106,8 @@ def _gangs() -> Iterator[Throw]:
 
 def _metadata() -> Iterator[Throw]:
     away: dict[str, Any] = {"nodeName": PICKED, "schedulerName": "somebody-elses"}
-    yield Throw("35,000 annotations", pod("m1", _limits(), annotations=_many(35_000)), status=201)
-    yield Throw("35,000 annotations on a node", pod("m2", _limits(), annotations=_many(35_000), **away), status=201)
+    yield Throw("35,000 annotations", pod("m1", _limits(), annotations=_many(35_000)), status=403)
+    yield Throw("35,000 annotations on a node", pod("m2", _limits(), annotations=_many(35_000), **away), status=403)
     yield Throw("one annotation of 256 KiB", pod("m3", _limits(), annotations={"x": "y" * 262_000}), status=201)
     types = ",".join(f"t{number}" for number in range(20_000))
     yield Throw("20,000 GPU types to use", pod("m4", _limits(), annotations={"nvidia.com/use-gputype": types}))
@@ -165,7 +165,7 @@ def _shapes() -> Iterator[Throw]:
     expressions = [{"key": "x", "operator": "In", "values": [str(n) for n in range(100)]}] * 20
     terms = [{"matchExpressions": expressions}] * 50
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
-    yield Throw("100,000 values of node affinity", pod("s6", _limits(), affinity=affinity), status=201)
+    yield Throw("100,000 values of node affinity", pod("s6", _limits(), affinity=affinity), status=403)
     tolerations = [{"key": f"k{number}", "operator": "Exists"} for number in range(2_000)]
     yield Throw("2,000 tolerations", pod("s7", _limits(), tolerations=tolerations), status=201)
     gates = [{"name": f"x.io/g{number}"} for number in range(1_000)]

@@ -1,5 +1,6 @@
 """From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,24 +216,27 @@ def gang_of(pod: objects.Pod) -> gangs.Gang | None:
 def _plain(pod: objects.Pod) -> ledger.Plain:
     """What a pod is apart from its GPUs."""
     bound_at = pod.annotations.get(records.BIND_TIME, "")
+    every = (*pod.init_containers, *pod.containers)
+    kinds = requests.kinds_of(pod.init_containers, pod.containers)
     return ledger.Plain(
         pod.spec.priority or 0,
         pod.metadata.deletion_timestamp is not None,
-        _thousandths(pod, "cpu"),
-        _thousandths(pod, "memory"),
+        _thousandths(pod.spec, kinds, every, "cpu"),
+        _thousandths(pod.spec, kinds, every, "memory"),
         gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
         int(objects.unix_seconds(pod.metadata.creation_timestamp)),
     )
 
 
-def _thousandths(pod: objects.Pod, resource: str) -> int:
+def _thousandths(
+    spec: objects.PodSpec, kinds: Sequence[reservations.Kind], every: Sequence[objects.Container], resource: str
+) -> int:
     """What kube-scheduler counts of CPU or memory for the pod, in thousandths."""
-    every = (*pod.init_containers, *pod.containers)
-    of_pod = (pod.spec.resources.requests or {}) if pod.spec.resources else {}
+    of_pod = (spec.resources.requests or {}) if spec.resources else {}
     return preemption.effective_request(
-        requests.kinds_of(pod.init_containers, pod.containers),
-        [quantities.thousandths(one.requests.get(resource)) if one.requests else 0 for one in every],
+        kinds,
+        [quantities.thousandths(asked.get(resource)) if (asked := one.requests) else 0 for one in every],
         quantities.thousandths(of_pod[resource]) if resource in of_pod else None,
-        quantities.thousandths((pod.spec.overhead or {}).get(resource)),
+        quantities.thousandths(spec.overhead.get(resource)) if spec.overhead else 0,
     )

@@ -49,7 +49,10 @@ def effective_request(
 
     Source: k8s.io/component-helpers `resource.PodRequests`, Kubernetes 1.36.
     """
-    most = max(sum(containers[position] for position in phase) for phase in reservations.phases(kinds))
+    if reservations.Kind.INIT in kinds:
+        most = max(sum(containers[position] for position in phase) for phase in reservations.phases(kinds))
+    else:
+        most = sum(containers)  # All run together, as in most pods.
     return (most if pod_level is None else pod_level) + overhead
 
 

@@ -7,8 +7,9 @@ Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/conf
 """
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +54,7 @@ OWN = frozenset(
     }
 ) | {gangs.NAME, gangs.SIZE}
 """What a pod's owner may write."""
+_ANNOTATIONS = OWN | records.OF_PODS
 _PREFIXES = ("nvidia.com/", "hami.io/")
 _MOST_UNKNOWN, _MOST_TOLD = 20, 5
 
@@ -252,10 +254,12 @@ def read(
             Else such a container is refused: the kubelet would ask no plugin for it, and start it without a GPU.
     """
     every = (*init_containers, *containers)
-    warnings = [*_from_limit_ranges(annotations, names), *unknown_words(every, annotations, names)]
+    warnings = unknown_words(every, annotations, names)
+    if LIMIT_RANGER in annotations:
+        warnings = [*_from_limit_ranges(annotations, names), *warnings]
     count = names.defaults.gpus if counts_follow else None
     try:
-        _refuse_too_many(init_containers, containers, names)
+        _refuse_too_many(every, names)
         asks = tuple(_container(spec, names, count, warnings) for spec in every)
         selectors = _selectors(annotations)
         node_policy = _policy(annotations, NODE_POLICY, policies.named)
@@ -304,8 +308,8 @@ def unknown_words(
     containers: Iterable[ContainerSpec], annotations: Mapping[str, str], names: ResourceNames
 ) -> list[str]:
     """Say which annotations and resources have no effect although they look like ours, and what was likely meant."""
-    known, told = names.known(), []
-    for key in itertools.islice(_unknown(annotations, OWN | records.OF_PODS), _MOST_UNKNOWN):
+    known, told = _known(names), []
+    for key in itertools.islice(_unknown(annotations, _ANNOTATIONS), _MOST_UNKNOWN):
         if key in known:
             told.append(f"annotation {key} has no effect: it is a resource, write it under resources.limits")
         elif meant := near_misses.closest(key, OWN):
@@ -319,8 +323,13 @@ def unknown_words(
     return list(dict.fromkeys(told))[:_MOST_TOLD]
 
 
-def _unknown(keys: Iterable[str], known: frozenset[str]) -> Iterator[str]:
-    return (key for key in keys if key.startswith(_PREFIXES) and key not in known)
+def _unknown(keys: Iterable[str], known: frozenset[str]) -> list[str]:
+    return [key for key in keys if key.startswith(_PREFIXES) and key not in known]
+
+
+@functools.lru_cache(maxsize=8)
+def _known(names: ResourceNames) -> frozenset[str]:
+    return names.known()
 
 
 def mode(annotations: Mapping[str, str]) -> str:
@@ -387,10 +396,10 @@ def _container(
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
 
 
-def _refuse_too_many(
-    init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec], names: ResourceNames
-) -> None:
-    asking = sum(asks_for_gpu((spec,), names) for spec in (*init_containers, *containers))
+def _refuse_too_many(every: Sequence[ContainerSpec], names: ResourceNames) -> None:
+    if len(every) <= _MOST_GPU_CONTAINERS:
+        return
+    asking = sum(asks_for_gpu((spec,), names) for spec in every)
     if asking > _MOST_GPU_CONTAINERS:
         raise errors.BadQuantity(
             error_codes.REQUEST_TOO_LARGE,

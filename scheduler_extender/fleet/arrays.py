@@ -22,6 +22,8 @@ Bools = npt.NDArray[np.bool_]
 Codes = npt.NDArray[np.int8]
 Ids = npt.NDArray[np.int32]
 
+_FLAGS = ("healthy", "cordoned", "unknown", "usable", "shareable", "empty")
+_AMOUNTS = ("memory_used", "cores_used", "slots_used", "exclusive_used", "memory_free", "cores_free")
 _FIRST_COLUMNS = 64
 _FIRST_ROWS = 8
 
@@ -217,30 +219,29 @@ class Arrays:
     def _usage_values(self, node: placement.NodeState) -> dict[str, npt.NDArray[Any]]:
         """What changes as pods come and go, one value a GPU."""
         states, eligible = node.states, node.standing is Reason.NONE
-        usable = [
-            eligible
-            and one.gpu.healthy
-            and not one.cordoned
-            and not one.usage_unknown
-            and one.gpu.mode != gpus.MIG_MODE
-            for one in states
-        ]
-        open_slot = [fit and one.used.slots < one.gpu.slots for fit, one in zip(usable, states, strict=True)]
-        return {
-            "healthy": _bools(one.gpu.healthy for one in states),
-            "cordoned": _bools(one.cordoned for one in states),
-            "unknown": _bools(one.usage_unknown for one in states),
-            "usable": _bools(usable),
-            "memory_used": _ints(one.used.memory_mib for one in states),
-            "cores_used": _ints(one.used.cores_percent for one in states),
-            "slots_used": _ints(one.used.slots for one in states),
-            "exclusive_used": _ints(one.used.exclusive for one in states),
-            "memory_free": _ints(one.gpu.memory_mib - one.used.memory_mib for one in states),
-            "cores_free": _ints(one.gpu.cores_percent - one.used.cores_percent for one in states),
-            "shareable": _bools(slot and not one.used.exclusive for slot, one in zip(open_slot, states, strict=True)),
-            "empty": _bools(slot and not one.used.slots for slot, one in zip(open_slot, states, strict=True)),
-            "fullness": np.array([policies.fullness(one) for one in states], np.float64),
-        }
+        flags, amounts = [], []
+        for one in states:
+            gpu, used = one.gpu, one.used
+            usable = (
+                eligible and gpu.healthy and not one.cordoned and not one.usage_unknown and gpu.mode != gpus.MIG_MODE
+            )
+            open_slot = usable and used.slots < gpu.slots
+            flags.append(
+                (
+                    gpu.healthy, one.cordoned, one.usage_unknown, usable, open_slot and not used.exclusive,
+                    open_slot and not used.slots,
+                )
+            )  # fmt: skip
+            amounts.append(
+                (
+                    used.memory_mib, used.cores_percent, used.slots, used.exclusive, gpu.memory_mib - used.memory_mib,
+                    gpu.cores_percent - used.cores_percent,
+                )
+            )  # fmt: skip
+        bools = np.array(flags, np.bool_).reshape(len(states), len(_FLAGS)).T
+        ints = np.array(amounts, np.int64).reshape(len(states), len(_AMOUNTS)).T
+        fullness = np.array([policies.fullness(one) for one in states], np.float64)
+        return {**dict(zip(_FLAGS, bools, strict=True)), **dict(zip(_AMOUNTS, ints, strict=True)), "fullness": fullness}
 
     def _inventory_values(self, node: placement.NodeState) -> dict[str, npt.NDArray[Any]]:
         """What stays while the node has the same GPUs, one value a GPU."""

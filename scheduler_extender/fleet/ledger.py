@@ -316,8 +316,9 @@ class Ledger:
 
     def settle(self) -> arrays.Arrays:
         """Bring the arrays up to date and return them."""
-        while self._unsettled:
-            self._settle_node(self._unsettled.pop())
+        unsettled, self._unsettled = self._unsettled, set()  # A set that was large stays slow to pop from.
+        for name in unsettled:
+            self._settle_node(name)
         return self.arrays
 
     def settle_some(self, most: int) -> bool:

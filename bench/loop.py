@@ -6,6 +6,7 @@ the thread that computes beside the loop to give the interpreter up. What a load
 
 import asyncio
 import functools
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 import orjson
+import structlog
 
 from bench import report
 from gpu_sharing.adapters import objects, pauses
@@ -309,6 +311,7 @@ def _slowest_step(load: Load) -> tuple[float, float]:
 
 
 def run(quick: bool) -> report.Report:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     rows: list[list[Any]] = []
     missed = []
     for name, prepare in _loads(quick):

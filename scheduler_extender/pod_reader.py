@@ -32,6 +32,10 @@ class PodReader:
         Raises:
             KubernetesError: The API server does not answer, or not with a pod.
         """
+        with self._mirror.reading(uid):
+            return await self._read(uid, key)
+
+    async def _read(self, uid: identifiers.PodUid, key: str) -> objects.Pod | None:
         lists_before = self._mirror.lists
         try:
             pod = await self._client.get(pod_writer.path(key), objects.Pod, ANSWER_WITHIN_SECONDS)

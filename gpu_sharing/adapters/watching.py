@@ -37,7 +37,8 @@ class Sink(Protocol[T]):
     def replaced(self, items: list[T], listed_at: float) -> Iterator[None]:
         """The whole state, as of some moment after `listed_at` (monotonic seconds), taken in step by step.
 
-        Between two steps other tasks may have their turn; nothing is watched until the last one is done.
+        Between two steps other tasks may have their turn; nothing is watched until the last one is done. The list is
+        the sink's from now on, which may empty it.
         """
 
     def changed(self, item: T) -> None:
@@ -174,6 +175,7 @@ class Reflector(Generic[T]):
                     seconds_left=None if remaining is None else round(remaining / pace, 1),
                 )  # fmt: skip
             await asyncio.sleep(0)  # Between pages others get their turn.
+        count = len(items)
         await pauses.spread(self._sink.replaced(items, started))
         self._version = version
         self.synced = True
@@ -182,7 +184,7 @@ class Reflector(Generic[T]):
         self.trouble = ""
         if not self._stale.is_set():
             self._listed.set()
-        log.info("listed", path=self._path, objects=len(items), seconds=round(self.last_heard - started, 3))
+        log.info("listed", path=self._path, objects=count, seconds=round(self.last_heard - started, 3))
 
     async def _watch_until_stale(self) -> None:
         watch, stale = asyncio.create_task(self._watch()), asyncio.create_task(self._stale.wait())

@@ -624,8 +624,8 @@ def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookin
 
 def _subtract(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:
     for uuid, booking in bookings.items():
-        left = used[uuid].minus(booking)
+        left = used.get(uuid, reservations.NOTHING).minus(booking)
         if left == reservations.NOTHING:
-            del used[uuid]
+            used.pop(uuid, None)  # It is not there where all that was booked is nothing.
         else:
             used[uuid] = left

@@ -326,6 +326,13 @@ def test_device_ids_are_counted_by_counts_alone_and_within_what_a_node_can_offer
     assert requests.device_ids([], [Container(one) for one in containers], NAMES) == expected
 
 
+def test_many_containers_without_gpus_are_none_too_many() -> None:
+    """Only those that ask for GPUs cost a pass over all nodes."""
+    every = [Container({GPU: "1"})] + [Container() for _ in range(40)]
+
+    assert isinstance(requests.read([], every, {}, NAMES), requests.PodRequest)
+
+
 def test_device_ids_of_init_containers_are_used_again() -> None:
     """The kubelet gives them to the containers that run later."""
     inits = [Container({GPU: "4"}), Container({}, {GPU: "2"})]

@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, records
+from gpu_sharing.core import identifiers, records, reservations
 from hamictl import views
 from lab import gpus
 from scheduler_extender import explaining, facts, settings
-from scheduler_extender.fleet import census
+from scheduler_extender.fleet import census, ledger
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
 NOT_READY = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
@@ -85,6 +85,20 @@ def test_a_pod_whose_containers_do_not_run_is_not_shown_as_running(
 
     row = {"phase": "holding", "starting": seen.starting, "trouble": seen.trouble}
     assert views._pod_state(row) == shown
+
+
+def test_a_booking_of_nothing_comes_and_goes() -> None:
+    """Beside one of something on the same GPU, in whichever order they end."""
+    books = ledger.Ledger()
+    uuid, name = identifiers.GpuUuid("GPU-x"), identifiers.NodeName("a")
+    for uid, booking in (("nothing", reservations.NOTHING), ("something", reservations.Booking(1, 1_000))):
+        key = identifiers.PodKey(f"default/{uid}")
+        books.set_pod(ledger.PodFacts(identifiers.PodUid(uid), key, name, {uuid: booking}))
+
+    books.remove_pod(identifiers.PodUid("something"))
+    books.remove_pod(identifiers.PodUid("nothing"))
+
+    assert books.pod_count == 0
 
 
 def test_a_crash_loop_frees_nothing_and_wakes_no_pod() -> None:

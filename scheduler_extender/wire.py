@@ -130,7 +130,7 @@ def decode_filter(body: bytes) -> FilterArgs:
 
 
 def demand_identity(pod: objects.Pod) -> None:
-    """Check that a pod whose GPUs are decided about can be told from others. Go's decoder asks it of no pod.
+    """Check that a pod whose GPUs are decided about has a UID and a name. Go's decoder demands them of no pod.
 
     Raises:
         BadRequest: It has no UID or no name.

@@ -1,4 +1,4 @@
-"""Who may read the read API, and the pods of which namespaces.
+"""Access to the read API: which callers may read it, and in which namespaces they see pods.
 
 Off loopback a bearer token is asked for, whose bearer the API server names (TokenReview). What the bearer may read is
 asked there too (SubjectAccessReview). Two of the rules are on resources that exist in rules alone, in a group of ours.

@@ -73,7 +73,6 @@ class Connections:
         self._open: dict[object, str] = {}
         self._idle: dict[str, dict[object, Callable[[], object]]] = collections.defaultdict(dict)
         self._room = asyncio.Event()
-        self._is_told = False
 
     def __len__(self) -> int:
         return len(self._open)

@@ -185,12 +185,6 @@ class Condition(msgspec.Struct, gc=False, rename="camel"):
     message: str = ""
 
 
-class Terminated(msgspec.Struct, gc=False, rename="camel"):
-    """How a container ended."""
-
-    exit_code: int = 0
-
-
 class ContainerWaiting(msgspec.Struct, gc=False):
     """Why a container does not run."""
 
@@ -200,7 +194,6 @@ class ContainerWaiting(msgspec.Struct, gc=False):
 class ContainerState(msgspec.Struct, gc=False):
     """What a container does now."""
 
-    terminated: Terminated | None = None
     waiting: ContainerWaiting | None = None
 
 

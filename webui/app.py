@@ -174,15 +174,22 @@ def create(
             "why_unknown": meter_trouble_now(),
         }
 
+    def refuse_before_first_data() -> None:
+        """Abort with 503: that something does not exist is not known before the first snapshot."""
+        if not whole_view().taken_at:
+            flask.abort(503, f"There is no data yet: {trouble_now()}.")
+
     def node_now(name: str) -> tuple[models.Node, str]:
         found, why = kept.node(name)
         if found is None:
+            refuse_before_first_data()
             flask.abort(404, f"There is no node {name}.")
         return views.shown(view_now(), found), why
 
     def pod_now(namespace: str, name: str) -> models.Pod:
         found = view_now().pods_by_key.get(f"{namespace}/{name}")
         if found is None:
+            refuse_before_first_data()
             flask.abort(404, f"There is no pod {namespace}/{name} that asks for GPUs, or it is not yours to see.")
         return found
 

@@ -348,6 +348,14 @@ def test_before_the_first_answer_the_page_says_what_it_waits_for() -> None:
     assert "the scheduler extender has not answered" in empty.page("/")
 
 
+def test_before_the_first_answer_nothing_is_said_not_to_exist() -> None:
+    """A node or pod that is there would be reported as gone while the WebUI starts; 503 says: not known yet."""
+    empty = Site([node("gpu-1", gpu("gpu-1", 0))], [])
+    empty.source._view, empty.source.trouble = models.View(), "nothing has been read yet"
+    for path in ("/nodes/gpu-1", "/api/v1/nodes/gpu-1", "/pods/ai/one", "/api/v1/pods/ai/one"):
+        assert "nothing has been read yet" in empty.page(path, 503), path
+
+
 def test_a_cluster_without_gpus_says_what_to_do() -> None:
     """An empty state is a sentence."""
     bare = Site([], [])

@@ -9,6 +9,7 @@ import pathlib
 import re
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -249,6 +250,9 @@ def test_the_webui_shows_what_monitors_and_prometheus_say(world: World, tmp_path
         (tmp_path / way).mkdir()
         with webui_process.running(webui_process.WebUIProcess(tmp_path / way, extender, *flags)) as webui:
 
+            # Ready to show a page is not the same as having read the extender.
+            world.wait("the first data", lambda url=webui.url: _answers(f"{url}/api/v1/nodes/node-1"))  # type: ignore[misc]
+
             def told(path: str, url: str = webui.url) -> Any:
                 with urllib.request.urlopen(f"{url}/api/v1/{path}", timeout=10) as answer:
                     return json.load(answer)
@@ -268,3 +272,13 @@ def test_the_webui_shows_what_monitors_and_prometheus_say(world: World, tmp_path
                 assert used("node-2") == scraped("node-2")
                 assert told("overview")["used_mib"] == sum((scraped("node-1") | scraped("node-2")).values())
                 assert any(told("history?window=6h&node=node-1")["promised_mib"])
+
+
+def _answers(url: str) -> bool:
+    """Whether there is an answer yet; only "no data yet" is waited for."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except urllib.error.HTTPError as refused:
+        assert refused.code == 503, refused
+        return False

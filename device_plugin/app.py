@@ -28,6 +28,7 @@ from device_plugin import (
     owners,
     podresources,
     pods,
+    problems,
     servicer,
     settings,
     started,
@@ -85,6 +86,7 @@ class Plugin:
         self._metrics.count_events("hami_device_plugin", self._recorder)
         client.observe = self._metrics.api_call
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations, self._capacity)
+        self._problems = problems.Problems(self._publisher.change)
         self._node = node_state.NodeState(options.node_name, late=options.identity != "match")
         self._set_backends()
         self._store = cdi.Store(options.cdi_dir)
@@ -355,7 +357,11 @@ class Plugin:
 
     def _annotations(self) -> Mapping[str, str]:
         return inventory.annotations(
-            tuple(self._node.inventory.values()), self._health.states, self._links, records.OUR_AGENT
+            tuple(self._node.inventory.values()),
+            self._health.states,
+            self._links,
+            records.OUR_AGENT,
+            self._problems.sentences(),
         )
 
     def _capacity(self) -> Mapping[str, str]:
@@ -404,6 +410,9 @@ class Plugin:
         counters.device_count.labels(node=node).set(len(self._node.inventory))
         for uuid, gpu in self._node.inventory.items():
             counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
+        counters.problems.clear()
+        for code, device in self._problems.current:
+            counters.problems.labels(node=node, error_code=code, device=device).set(1)
         for word, wanted in (("healthy", True), ("unhealthy", False)):
             counters.tokens.labels(health=word).set(sum(one.healthy is wanted for one in self._listing.current))
         counters.registered.set(self._link.registered)

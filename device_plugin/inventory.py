@@ -87,6 +87,7 @@ def annotations(
     states: Mapping[identifiers.GpuUuid, health.Health],
     links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]],
     agent: str,
+    problems: Mapping[str, str],
 ) -> dict[str, str]:
     """The node's annotations.
 
@@ -98,6 +99,7 @@ def annotations(
         records.INVENTORY: records.encode_inventory(offered),
         records.AGENT: agent,
         records.HEALTH: json.dumps(sick, sort_keys=True, separators=(",", ":")),
+        records.PROBLEMS: records.encode_problems(problems),
         **({records.SCORE: json.dumps(scores, separators=(",", ":"))} if links else {}),
     }
 

@@ -28,6 +28,10 @@ class Metrics(series.Series):
         self.registrations = gauge(
             "hami_device_plugin_registrations", "Registrations with the kubelet since the process started."
         )
+        self.problems = gauge(
+            "hami_device_plugin_problem", "1 for each thing that is wrong with how the node is set up.",
+            ("node", "error_code", "device"),
+        )  # fmt: skip
         self.tokens = gauge("hami_device_plugin_tokens", "Device ids told to the kubelet, by health.", ("health",))
 
     def failed(self, code: error_codes.Code) -> None:

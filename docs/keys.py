@@ -61,6 +61,7 @@ OF_NODES = (
     Key(records.INVENTORY, "annotation", PLUGIN, "The node's GPUs."),
     Key(records.AGENT, "annotation", PLUGIN, "Which plugin serves the node, and its version."),
     Key(records.HEALTH, "annotation", PLUGIN, "Why GPUs are not healthy, by UUID; outlives a restart of the plugin."),
+    Key(records.PROBLEMS, "annotation", PLUGIN, "What is wrong with how the node is set up: sentences by error code."),
     Key(records.SCORE, "annotation", PLUGIN, "How well its GPUs are linked, with `--topology-score`."),
     Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs, by UUID with commas between, that get no new pods."),
 )

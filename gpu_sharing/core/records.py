@@ -33,6 +33,7 @@ OF_PODS = frozenset({NODE, TIME, ALLOCATED, TO_ALLOCATE, BIND_PHASE, BIND_TIME, 
 """What is written about a pod, as against what its owner asks."""
 SCORE = "hami.io/node-nvidia-score"
 HEALTH = "hami.io/gpu-health"
+PROBLEMS = "hami.io/node-problems"
 ACCELERATOR_LABEL = ("accelerator", "nvidia")
 """Of a node whose device plugin has published its GPUs."""
 PHASE_ALLOCATING = "allocating"
@@ -48,6 +49,8 @@ _MOST_TYPES = 8
 _MOST_BYTES = 256 * 1024
 """The API server's own limit for all annotations of an object."""
 _LONGEST_CAUSE = 300
+_MOST_PROBLEMS = 32
+_CODE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
 _UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _NUMBER = re.compile(r"[0-9]{1,10}")
 _PROFILE = re.compile(r"[1-9]g\.[1-9][0-9]{0,3}gb(\.[a-z]{1,8})?")
@@ -253,6 +256,26 @@ def decode_ailments(text: str) -> dict[identifiers.GpuUuid, str]:
         for uuid, one in items
         if isinstance(one, dict) and isinstance(cause := one.get("cause"), str) and cause
     }
+
+
+def encode_problems(sentences: Mapping[str, str]) -> str:
+    """The annotation that says what is wrong with how a node is set up: sentences by error code."""
+    kept = sorted(sentences.items())[:_MOST_PROBLEMS]
+    return json.dumps({code: text[:_LONGEST_CAUSE] for code, text in kept}, separators=(",", ":"))
+
+
+def decode_problems(text: str) -> dict[str, str]:
+    """What is wrong with how a node is set up, by error code; what cannot be read is left out."""
+    try:
+        items = json.loads(text).items() if text and len(text) <= _MOST_BYTES else ()
+    except (ValueError, AttributeError, RecursionError):
+        return {}
+    found = {
+        code: sentence[:_LONGEST_CAUSE]
+        for code, sentence in items
+        if _CODE.fullmatch(code) and isinstance(sentence, str) and sentence
+    }
+    return dict(sorted(found.items())[:_MOST_PROBLEMS])
 
 
 def is_our_agent(text: str | None) -> bool:

@@ -249,7 +249,6 @@ def test_the_webui_shows_what_monitors_and_prometheus_say(world: World, tmp_path
     for way, flags in ways.items():
         (tmp_path / way).mkdir()
         with webui_process.running(webui_process.WebUIProcess(tmp_path / way, extender, *flags)) as webui:
-
             # Ready to show a page is not the same as having read the extender.
             world.wait("the first data", lambda url=webui.url: _answers(f"{url}/api/v1/nodes/node-1"))  # type: ignore[misc]
 

@@ -1,5 +1,7 @@
 """The annotations, byte for byte as HAMi writes and reads them, and everything that is none."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,6 +258,21 @@ def test_profiles_with_extra_engines_are_left_out() -> None:
     (gpu,) = records.decode_inventory(text)
 
     assert gpu.mig_profiles == (mig.Profile("1g.10gb", 9728, 14, (mig.Slices(0, 1), mig.Slices(1, 1))),)
+
+
+def test_problems_of_a_node_come_back_as_they_were_written_and_forged_ones_are_bounded() -> None:
+    """They are only reported, so that a forged one must not stop anything, nor fill a page."""
+    written = {"PLUGIN_NO_DRIVER": "no library", "PLUGIN_DELIVERY": "x" * 1000}
+    assert records.decode_problems(records.encode_problems(written)) == {
+        "PLUGIN_DELIVERY": "x" * 300,
+        "PLUGIN_NO_DRIVER": "no library",
+    }
+    many = {f"CODE_{number:03}": "text" for number in range(100)}
+    assert len(records.decode_problems(json.dumps(many))) == 32
+    assert len(records.decode_problems(records.encode_problems(many))) == 32
+    assert records.decode_problems('{"<b>": "text", "CODE_A": 7, "CODE_B": ""}') == {}
+    for bad in ("", "[]", "7", "{", "[" * 100_000, "x" * 300_000):
+        assert records.decode_problems(bad) == {}
 
 
 def test_ailments_are_read_as_far_as_they_can_be() -> None:

@@ -108,7 +108,7 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
 
 def test_sick_gpus_outlive_the_process_but_not_a_restart_of_the_node() -> None:
     sick = health.after_xid(health.Health(), 79, 0.0, "b1", health.Rules())
-    written = inventory.annotations([], {A: sick, B: health.Health()}, {A: {B: 100}}, "hami-py/1")
+    written = inventory.annotations([], {A: sick, B: health.Health()}, {A: {B: 100}}, "hami-py/1", {})
 
     assert inventory.remembered(written["hami.io/gpu-health"], "b1", 0.0) == {A: sick}
     assert inventory.remembered(written["hami.io/gpu-health"], "b2", 0.0) == {}

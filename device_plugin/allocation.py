@@ -153,7 +153,7 @@ class Allocator:
         containers = []
         for entry in entries:
             shares = owners.shares_of(pod, entry.container, len(tokens), self._node.name, self._names)
-            containers.append(Container(entry.container, shares, self._mode(shares)))
+            containers.append(Container(entry.container, shares, self._isolates(pod, entry.container, shares)))
         new = tuple(one for one in containers if (pod.uid, one.name) not in self._confirmed)
         self._confirmed |= {(pod.uid, one.name) for one in containers}
         return Confirmed(pod, tuple(containers), new)
@@ -299,6 +299,12 @@ class Allocator:
                             self._node.devices[one.uuid] for one in theirs if one.uuid in self._node.devices
                         )
                         yield self._granted(other, one.name, "", theirs, devices)
+
+    def _isolates(self, pod: pods.Pod, container: str, shares: tuple[Share, ...]) -> str:
+        """What isolates a container, for its event; empty for one without GPUs."""
+        mode = self._mode(shares)
+        devices = owners.devices_of(pod, shares, self._node.devices)
+        return self._node.backends[mode].isolates(self._granted(pod, container, "", shares, devices)) if mode else ""
 
     def _mode(self, shares: Iterable[Share]) -> str:
         return next((self._node.inventory[share.uuid].mode for share in shares), "")

@@ -7,6 +7,7 @@ then register with the kubelet. Stopping: SIGTERM ends the calls and tells the l
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Mapping
 
@@ -38,10 +39,11 @@ from device_plugin import (
 )
 from device_plugin.isolation import hami_core, mig, mps, table
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener
-from gpu_sharing.core import error_codes, errors, health, identifiers, records
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
 _TEND_SECONDS = 0.5
+_TURNS_BETWEEN_BOUNDS = 10
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
@@ -99,6 +101,10 @@ class Plugin:
         self._listing = servicer.Listing()
         service = servicer.Servicer(self._allocator, self._listing, self._metrics, self._confirmed, self._doubted)
         self._link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
+        self._limited: set[identifiers.GpuUuid] = set()
+        """GPUs that were limited by HAMi-core, by this process or the one before it."""
+        self._withheld: Mapping[identifiers.GpuUuid, str] = {}
+        """GPUs that are not to be used although they are healthy, and why."""
         self._links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]] = {}
         self._runtime_class = False
         self._dirty = True
@@ -189,6 +195,7 @@ class Plugin:
         if self._options.identity == "auto":
             self._node.late = found.knows_cdi
         self._runtime_class = found.has_runtime_class
+        self._limited = set(found.limited)
         identity = "cdi" if self._node.late else "match"
         log.info("node", runtime=found.runtime, identity=identity, remembered=len(found.sick))
 
@@ -219,7 +226,7 @@ class Plugin:
 
     def _set_backends(self) -> None:
         options = self._options
-        core = hami_core.Options(options.hook_path, self._sharing.memory_scaling > 1, options.disable_core_limit)
+        core = hami_core.Options(options.hook_path, options.disable_core_limit)
         server = mps.Options(options.mps_root, multi_user=options.mps_multi_user)
         made = table.build(core, server, self._create_mig if self._sharing.isolation == table.MIG else None)
         # The running MPS daemon keeps its backend.
@@ -233,6 +240,7 @@ class Plugin:
         }
         before = self._node.inventory
         offered = inventory.build(self._health.devices, self._health.states, modes, self._sharing, self._node.backends)
+        offered = self._judge_isolation(offered)
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
         self._node.devices = {one.uuid: one for one in self._health.devices if one.uuid in self._node.inventory}
         self._node.states = self._health.states
@@ -243,6 +251,30 @@ class Plugin:
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
             self._link.register_again()  # What the new kind of isolation needs is started before.
         self._refresh_listing()
+
+    def _judge_isolation(self, offered: tuple[gpus.Gpu, ...]) -> tuple[gpus.Gpu, ...]:
+        """Report what is not limited although it should be; GPUs whose isolation is demanded are not offered then."""
+        trouble = hami_core.trouble(self._options.hook_path)
+        unlimited = [gpu.uuid for gpu in offered if gpu.mode == table.NONE]
+        demanded = [gpu.uuid for gpu in offered if gpu.mode == table.HAMI_CORE]
+        lost = [uuid for uuid in unlimited if uuid in self._limited]
+        self._limited |= set(demanded) if not trouble else set()
+        if self._sharing.isolation != table.AUTO:
+            self._limited -= set(unlimited)
+            unlimited, lost = [], []
+        for code, uuids in (
+            (error_codes.PLUGIN_MEMORY_NOT_LIMITED, unlimited),
+            (error_codes.PLUGIN_ISOLATION_LOST, lost),
+            (error_codes.PLUGIN_HAMI_CORE, demanded if trouble else []),
+        ):
+            if uuids:
+                self._problems.report(code, f"{len(uuids)} of {len(offered)} GPUs: {trouble}")
+            else:
+                self._problems.clear(code)
+        self._withheld = dict.fromkeys(demanded, trouble) if trouble else {}
+        return tuple(
+            dataclasses.replace(gpu, healthy=gpu.healthy and gpu.uuid not in self._withheld) for gpu in offered
+        )
 
     async def _create_mig(self, share: records.MigShare) -> None:
         """Make a MIG instance, and know it."""
@@ -289,8 +321,11 @@ class Plugin:
     async def _tend(self) -> None:
         """Keep the list of tokens right while containers come and go."""
         path = self._allocator.checkpoint_file
-        while True:
+        for turn in itertools.count(1):
             await asyncio.sleep(_TEND_SECONDS)
+            if turn % _TURNS_BETWEEN_BOUNDS == 0:
+                for backend in self._node.backends.values():
+                    await asyncio.to_thread(backend.bound)
             with contextlib.suppress(OSError):
                 changed_at = path.stat().st_mtime_ns
                 self._dirty = self._dirty or changed_at != self._seen_checkpoint
@@ -313,8 +348,9 @@ class Plugin:
     def _health_changed(self, device: gpu_source.Device, before: health.Health, after: health.Health) -> None:
         """A GPU's health is another one: everybody learns it at once, in the same words."""
         gpu = self._node.inventory.get(device.uuid)
-        if gpu is not None and gpu.healthy != after.available:
-            changed = dataclasses.replace(gpu, healthy=after.available)
+        usable = after.available and device.uuid not in self._withheld
+        if gpu is not None and gpu.healthy != usable:
+            changed = dataclasses.replace(gpu, healthy=usable)
             self._node.inventory = {**self._node.inventory, device.uuid: changed}
             self._refresh_listing()
         self._publisher.change()
@@ -356,9 +392,14 @@ class Plugin:
             log.warning("the phase of a pod is not written", pod=pod.key, phase=phase, cause=str(refused))
 
     def _annotations(self) -> Mapping[str, str]:
+        withheld = {
+            uuid: health.Health(health.State.UNHEALTHY, cause)
+            for uuid, cause in self._withheld.items()
+            if self._health.states.get(uuid, health.Health()).available
+        }
         return inventory.annotations(
             tuple(self._node.inventory.values()),
-            self._health.states,
+            {**self._health.states, **withheld},
             self._links,
             records.OUR_AGENT,
             self._problems.sentences(),
@@ -408,8 +449,10 @@ class Plugin:
     def _exposition(self, accept: str) -> tuple[bytes, str]:
         counters, node = self._metrics, self._options.node_name
         counters.device_count.labels(node=node).set(len(self._node.inventory))
+        counters.isolation.clear()
         for uuid, gpu in self._node.inventory.items():
             counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
+            counters.isolation.labels(node=node, device=uuid, isolation=gpu.mode).set(1)
         counters.problems.clear()
         for code, device in self._problems.current:
             counters.problems.labels(node=node, error_code=code, device=device).set(1)

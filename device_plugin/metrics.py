@@ -28,6 +28,10 @@ class Metrics(series.Series):
         self.registrations = gauge(
             "hami_device_plugin_registrations", "Registrations with the kubelet since the process started."
         )
+        self.isolation = gauge(
+            "hami_device_plugin_gpu_isolation", "1; how containers that share the GPU are kept apart.",
+            ("node", "device", "isolation"),
+        )  # fmt: skip
         self.problems = gauge(
             "hami_device_plugin_problem", "1 for each thing that is wrong with how the node is set up.",
             ("node", "error_code", "device"),

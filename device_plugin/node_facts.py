@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import structlog
 
 from device_plugin import gpu_source, inventory, pods
+from device_plugin.isolation import table
 from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import errors, gpus, health, identifiers, records
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
 
 _RETRY_SECONDS = 1.0
 _CONTAINERD_WITH_CDI = 2
@@ -32,6 +33,8 @@ class NodeFacts:
     """Such as `containerd://2.0.1`."""
     has_runtime_class: bool
     """Whether the cluster has the RuntimeClass `nvidia`."""
+    limited: frozenset[identifiers.GpuUuid] = frozenset()
+    """GPUs that an earlier process offered with HAMi-core, or that lost it since and have not got it back."""
 
     @property
     def knows_cdi(self) -> bool:
@@ -65,6 +68,7 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
         tuple(_device(gpu) for gpu in earlier),
         node.status.node_info.container_runtime_version,
         has_runtime_class,
+        _limited(earlier, found.get(records.PROBLEMS, "")),
     )
 
 
@@ -78,6 +82,11 @@ def boot(path: pathlib.Path) -> str:
         return path.read_text().strip()
     except OSError as cause:
         raise errors.SettingsError(f"--boot-id-file {path}: {cause.strerror or cause}") from cause
+
+
+def _limited(earlier: tuple[gpus.Gpu, ...], problems: str) -> frozenset[identifiers.GpuUuid]:
+    lost = error_codes.PLUGIN_ISOLATION_LOST in records.decode_problems(problems)
+    return frozenset(gpu.uuid for gpu in earlier if gpu.mode == table.HAMI_CORE or (lost and gpu.mode == table.NONE))
 
 
 def _device(gpu: gpus.Gpu) -> gpu_source.Device:

@@ -22,7 +22,7 @@ class Sharing:
     split_count: int = 10
     """How many containers may share one GPU."""
     memory_scaling: float = 1.0
-    """How much memory is promised, as a multiple of what there is; more than 1 makes HAMi-core swap."""
+    """How much memory is promised, as a multiple of what there is. Nothing swaps: beyond the card programs fail."""
     cores_scaling: float = 1.0
     """How much compute is promised, as a multiple of what there is."""
     memory_headroom_mib: int = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from device_plugin import app, gpu_source, settings
 from gpu_sharing.adapters import flags, kubernetes
 from gpu_sharing.core import gpus, health, identifiers, records
-from lab import kubelet, store
+from lab import hami_core, kubelet, store
 
 RUNTIME = "containerd://2.4.2"
 """What these nodes say they run; the stand-in resolves CDI names as it does."""
@@ -99,10 +99,7 @@ class GpuNode:
     ) -> None:
         self.name: str = node["metadata"]["name"]
         folder.mkdir(parents=True)
-        hook = folder / "hook" / "vgpu"
-        hook.mkdir(parents=True)
-        for name in ("libvgpu.so.1", "ld.so.preload"):  # Empty: nothing runs here that would load them.
-            (hook / name).touch()
+        hami_core.place(folder / "hook")
         self._options = settings.Settings(
             node_name=self.name,
             kubeconfig=kubeconfig,

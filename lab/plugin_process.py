@@ -5,7 +5,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from lab import fake_driver, service_process
+from lab import fake_driver, hami_core, service_process
 
 
 class PluginProcess(service_process.ServiceProcess):
@@ -38,9 +38,7 @@ class PluginProcess(service_process.ServiceProcess):
             {**driver.environment(), **(environment or {})},
             within,
         )
-        (self.hook_path / "vgpu").mkdir(parents=True, exist_ok=True)
-        for name in ("libvgpu.so.1", "ld.so.preload"):  # Empty: what is started here loads no library.
-            (self.hook_path / "vgpu" / name).touch()
+        hami_core.place(self.hook_path)
         self.reboot("first")
 
     def reboot(self, name: str) -> None:

@@ -33,6 +33,15 @@ class Granted:
     migs: tuple[records.MigShare, ...] = ()
     """The MIG instances of the pod's record; empty where it has none."""
 
+    def cuda_order(self) -> tuple[int, ...]:
+        """Return the positions of the shares in the order of the PCI bus, by which limits of single GPUs are numbered.
+
+        CUDA numbers GPUs so with `CUDA_DEVICE_ORDER=PCI_BUS_ID`, and else the fastest first: it matters where the
+        limits of one container's GPUs differ.
+        """
+        keys = [(device.bus_id, device.index) for device in self.devices]
+        return tuple(sorted(range(len(self.shares)), key=lambda position: keys[position]))
+
 
 class Backend(Protocol):
     """One way to keep containers apart."""
@@ -54,6 +63,9 @@ class Backend(Protocol):
             Refused: It cannot be made.
         """
 
+    def isolates(self, granted: Granted) -> str:
+        """Return what really isolates the container, in a word for its owner."""
+
     def visible(self, granted: Granted) -> tuple[str, ...]:
         """The names under which the driver shows the container its GPUs."""
 
@@ -69,6 +81,9 @@ class Backend(Protocol):
 
     def forget(self, folder: str) -> None:
         """The container is gone: delete its folder."""
+
+    def bound(self) -> None:
+        """Cut what containers have written into their folders beyond what isolation needs."""
 
     async def stop(self) -> None:
         """The plugin ends. Containers go on."""

@@ -1,50 +1,145 @@
 """Isolation by the HAMi-core library, which counts and limits CUDA calls within each container.
 
-The library lies on the node where an operator put it. A versioned file is chosen and mounted by its own path, so that
-an upgrade beside it never changes a library under a running process. A tenant can switch it off
-(`CUDA_DISABLE_CONTROL`), as HAMi's users know it: it guards against accidents, not against malice.
+The library lies on the node, where the chart's `hami-core` pods put it. A versioned file is chosen and mounted by its
+own path, so that an upgrade beside it never changes a library under a running process. A container is limited only if
+`/etc/ld.so.preload` inside it names the library, so this module writes that file too, and says `hami-core` of a node
+only while both are there. A tenant can switch the library off (`CUDA_DISABLE_CONTROL`), as HAMi's users know it: it
+guards against accidents, not against malice.
 
-Source: HAMi v2.10 pkg/device-plugin/nvidiadevice/nvinternal/plugin/server.go for names; HAMi-core reads a memory and
-an SM limit per device index.
+Source: HAMi v2.10 pkg/device-plugin/nvidiadevice/nvinternal/plugin/server.go for names, docker/vgpu-init.sh for the
+preload file; HAMi-core reads a memory and an SM limit for each device, in the order in which CUDA sees them.
 """
 
+import contextlib
+import os
 import pathlib
+import platform
 import re
 import shutil
 import stat
+import struct
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from device_plugin import edits
 from device_plugin.isolation import Granted, Refused, none
+from gpu_sharing.core import error_codes
 
+NAME = "hami-core"
+SWITCH = "CUDA_DISABLE_CONTROL"
 _LIBRARY = "libvgpu.so"
+_PRELOAD = "ld.so.preload"
 _LOCK = "/tmp/vgpulock"  # noqa: S108  # the library's own path, fixed by its contract
-_OPEN_TO_ALL = 0o777
-"""The library runs as whatever user the container has."""
+_LOCK_FOLDER = "lock"
+_FOLDER_MODE, _LOCK_MODE, _REGION_MODE = 0o755, 0o1777, 0o666
+"""The library runs as the container's user: it may write its region and its lock, and nothing beside them."""
+_MOST_REGION_BYTES = 64 << 20
+_KEPT_REGION_BYTES = 16 << 20
+"""More than any version's region has; what a tenant writes behind it is cut off."""
+_MOST_LOCKS = 16
+_VERSION = re.compile(r"v?(\d+(?:\.\d+)*)([-+].*)?")
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+"""What Go's strconv.ParseBool reads as true, by which HAMi reads its switch."""
+_ELF = struct.Struct("<4sBB10xHH")
+_SHARED_OBJECT = 3
+_MACHINES = {"x86_64": 62, "aarch64": 183}
+
+log = structlog.get_logger("hami-core")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the library is told to work."""
+    """How the library works in containers."""
 
     hook_path: pathlib.Path
     """The host's folder that holds `vgpu/`; containers see it under the same path."""
-    oversubscribe: bool = False
-    """Whether more memory is promised than there is, so that the library must swap."""
     disable_core_limit: bool = False
     log_level: str = "1"
 
 
-def library(hook_path: pathlib.Path) -> pathlib.Path | None:
-    """The library's file with the highest version; None where there is none."""
+def library(hook_path: pathlib.Path) -> pathlib.Path:
+    """Return the library's file with the highest version that can be loaded on this machine.
+
+    A release is higher than its own pre-releases (`v2.10.0-rc1`), as in semantic versioning.
+
+    Raises:
+        Refused: There is none; the text says what is there instead.
+    """
     folder = hook_path / "vgpu"
-    versioned = [path for path in folder.glob(f"{_LIBRARY}.*") if re.fullmatch(r"[\d.]+", path.name[len(_LIBRARY) :])]
-    if versioned:
-        return max(versioned, key=lambda path: tuple(int(part) for part in re.findall(r"\d+", path.name)))
+    found = sorted(_versioned(folder), reverse=True)
     plain = folder / _LIBRARY
-    return plain.resolve() if plain.exists() else None
+    paths = [*(path for _, path in found), *([plain.resolve()] if plain.exists() else [])]
+    reasons = []
+    for path in paths:
+        reason = _unloadable(path)
+        if not reason:
+            return path
+        reasons.append(f"{path.name} {reason}")
+    raise Refused(f"{folder} has no {_LIBRARY} that can be loaded{': ' if reasons else ''}{', '.join(reasons[:3])}")
+
+
+def _versioned(folder: pathlib.Path) -> Iterator[tuple[tuple[tuple[int, ...], bool, str], pathlib.Path]]:
+    for path in folder.glob(f"{_LIBRARY}.*"):
+        match = _VERSION.fullmatch(path.name[len(_LIBRARY) + 1 :])
+        if match:
+            suffix = match[2] or ""
+            yield (tuple(int(part) for part in match[1].split(".")), not suffix.startswith("-"), suffix), path
+
+
+def _unloadable(path: pathlib.Path) -> str:
+    """Return why the loader would pass over a file, which leaves the container without limits; empty if it would not."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_ELF.size)
+    except OSError as cause:
+        return f"cannot be read ({cause.strerror})"
+    if len(head) < _ELF.size or head[:4] != b"\x7fELF":
+        return "is no shared library"
+    _, bits, order, kind, machine = _ELF.unpack(head)
+    wanted = _MACHINES.get(platform.machine(), machine)
+    if (bits, order, kind) != (2, 1, _SHARED_OBJECT) or machine != wanted:
+        return f"is not for {platform.machine()}"
+    return ""
+
+
+def prepare(hook_path: pathlib.Path) -> pathlib.Path:
+    """Return the library that containers get now, after making sure that it will be preloaded.
+
+    Raises:
+        Refused: No container can be limited here; the text says why.
+    """
+    found = library(hook_path)
+    preload = hook_path / "vgpu" / _PRELOAD
+    wanted = f"{_inside(hook_path)}/{_LIBRARY}\n".encode()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if preload.read_bytes() == wanted:
+                return found
+        # Renamed, because running containers have the old file mounted.
+        part = preload.with_name(f".{_PRELOAD}.part")
+        part.write_bytes(wanted)
+        part.chmod(0o644)
+        part.rename(preload)
+    except OSError as cause:
+        raise Refused(f"{preload} cannot be written: {cause.strerror or cause}") from cause
+    return found
+
+
+def trouble(hook_path: pathlib.Path) -> str:
+    """Return why no container can be limited here; empty where they can."""
+    try:
+        prepare(hook_path)
+    except Refused as reason:
+        return str(reason)
+    return ""
+
+
+def _inside(hook_path: pathlib.Path) -> str:
+    """Where a container sees the library's folder."""
+    return f"{hook_path}/vgpu"
 
 
 class HamiCore(none.TimeSlicing):
@@ -54,50 +149,50 @@ class HamiCore(none.TimeSlicing):
         self._options = options
         self._containers = options.hook_path / "vgpu" / "containers"
 
+    def isolates(self, granted: Granted) -> str:
+        """Return what really isolates the container: nothing where its owner has switched the library off."""
+        return f"none ({SWITCH})" if _is_off(granted) else NAME
+
     def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
-        """Limits as environment, the library, its preload and a cache directory of the container's own."""
+        """Return limits as environment, the library, its preload, and a folder of the container's own."""
         options = self._options
-        found = library(options.hook_path)
-        if found is None:
-            raise Refused(f"there is no {_LIBRARY} in {options.hook_path}/vgpu")
-        inside = f"{options.hook_path}/vgpu"
-        cache = self._containers / granted.folder
+        found = prepare(options.hook_path)
+        inside = _inside(options.hook_path)
+        region = f"{granted.allocation}.cache"
+        folder = self._containers / granted.folder
         try:
-            for folder in (cache, pathlib.Path(_LOCK)):
-                folder.mkdir(parents=True, exist_ok=True)
-                if stat.S_IMODE(folder.stat().st_mode) != _OPEN_TO_ALL:
-                    folder.chmod(_OPEN_TO_ALL)
+            _make(folder, region if granted.allocation else "")
         except OSError as cause:
             raise Refused(f"{cause.filename}: {cause.strerror or cause}") from cause
-        environment = {
-            "CUDA_DEVICE_MEMORY_SHARED_CACHE": f"{inside}/{granted.allocation}.cache",
-            "LIBCUDA_LOG_LEVEL": options.log_level,
-            **{
-                f"CUDA_DEVICE_MEMORY_LIMIT_{position}": f"{share.memory_mib}m"
-                for position, share in enumerate(granted.shares)
-            },
-        }
-        if options.disable_core_limit:
-            environment["GPU_CORE_UTILIZATION_POLICY"] = "disable"
-        elif any(share.cores_percent for share in granted.shares):
-            # The first one for libraries that know a single limit, then one for each GPU.
-            environment["CUDA_DEVICE_SM_LIMIT"] = str(granted.shares[0].cores_percent)
-            for position, share in enumerate(granted.shares):
-                environment[f"CUDA_DEVICE_SM_LIMIT_{position}"] = str(share.cores_percent)
-        if options.oversubscribe:
-            environment["CUDA_OVERSUBSCRIBE"] = "true"
         mounts = [
-            edits.Mount(str(cache), inside, read_only=False),
+            edits.Mount(str(folder), inside, read_only=False),
             edits.Mount(str(found), f"{inside}/{_LIBRARY}"),
-            edits.Mount(_LOCK, _LOCK, read_only=False),
+            edits.Mount(str(folder / _LOCK_FOLDER), _LOCK, read_only=False),
         ]
-        preload = options.hook_path / "vgpu" / "ld.so.preload"
-        if granted.environment.get("CUDA_DISABLE_CONTROL") != "true" and preload.exists():
-            mounts.append(edits.Mount(str(preload), "/etc/ld.so.preload"))
+        if not _is_off(granted):
+            mounts.append(edits.Mount(str(options.hook_path / "vgpu" / _PRELOAD), f"/etc/{_PRELOAD}"))
+        environment = {
+            "CUDA_DEVICE_MEMORY_SHARED_CACHE": f"{inside}/{region}",
+            "LIBCUDA_LOG_LEVEL": options.log_level,
+            **self._limits(granted),
+        }
         return edits.Edits(environment, tuple(mounts))
 
+    def _limits(self, granted: Granted) -> dict[str, str]:
+        shares = [granted.shares[position] for position in granted.cuda_order()]
+        limits = {f"CUDA_DEVICE_MEMORY_LIMIT_{index}": f"{share.memory_mib}m" for index, share in enumerate(shares)}
+        if self._options.disable_core_limit:
+            limits["GPU_CORE_UTILIZATION_POLICY"] = "disable"
+        elif any(share.cores_percent for share in shares):
+            # The first one for libraries that know a single limit, then one for each GPU.
+            limits["CUDA_DEVICE_SM_LIMIT"] = str(shares[0].cores_percent)
+            limits |= {f"CUDA_DEVICE_SM_LIMIT_{index}": str(share.cores_percent) for index, share in enumerate(shares)}
+        if len({(share.memory_mib, share.cores_percent) for share in shares}) > 1:
+            limits["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        return limits
+
     def folders(self, older_than_seconds: float) -> Sequence[str]:
-        """The cache directories of containers."""
+        """The folders of containers."""
         latest = time.time() - older_than_seconds
         try:
             return [path.name for path in self._containers.iterdir() if path.stat().st_ctime <= latest]
@@ -105,5 +200,67 @@ class HamiCore(none.TimeSlicing):
             return ()
 
     def forget(self, folder: str) -> None:
-        """Delete a cache directory."""
-        shutil.rmtree(self._containers / folder, ignore_errors=True)
+        """Delete a container's folder, with whatever its users have put there."""
+        path = self._containers / folder
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            return
+        except OSError as cause:
+            log.error("a folder stays", error_code=error_codes.PLUGIN_FOLDER_STAYS, path=str(path), cause=str(cause))
+
+    def bound(self) -> None:
+        """Cut what containers have written beyond what the library needs, so that none can fill the node's disk."""
+        try:
+            folders = list(self._containers.iterdir())
+        except OSError:
+            return
+        for folder in folders:
+            with contextlib.suppress(OSError):
+                _bound(folder)
+
+
+def _is_off(granted: Granted) -> bool:
+    return granted.environment.get(SWITCH, "") in _TRUE
+
+
+def _make(folder: pathlib.Path, region: str) -> None:
+    """Make a container's folder: its region, which all its users may write, and its lock's folder."""
+    for path, mode in ((folder, _FOLDER_MODE), (folder / _LOCK_FOLDER, _LOCK_MODE)):
+        path.mkdir(parents=True, exist_ok=True)
+        if stat.S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+    if region:
+        # Not followed: what is there may be a tenant's, of a time when tenants could write the folder.
+        descriptor = os.open(folder / region, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _REGION_MODE)
+        try:
+            os.fchmod(descriptor, _REGION_MODE)
+        finally:
+            os.close(descriptor)
+
+
+def _bound(folder: pathlib.Path) -> None:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                if max(status.st_size, status.st_blocks * 512) > _MOST_REGION_BYTES:
+                    os.truncate(entry.path, _KEPT_REGION_BYTES)
+                    _report(folder, f"{entry.name} had {status.st_size} bytes")
+    lock = folder / _LOCK_FOLDER
+    with os.scandir(lock) as entries:
+        there = [
+            entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_blocks for entry in entries
+        ]
+    if len(there) > _MOST_LOCKS or any(there):
+        # The library's own lock is an empty file.
+        for path in lock.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        _report(folder, f"{_LOCK_FOLDER} had {len(there)} entries, or entries with content")
+
+
+def _report(folder: pathlib.Path, cause: str) -> None:
+    log.warning("cleared", error_code=error_codes.PLUGIN_FOLDER_CLEARED, container=folder.name, cause=cause)

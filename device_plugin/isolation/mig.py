@@ -34,6 +34,10 @@ class Mig(none.TimeSlicing):
             except gpu_source.GpuSourceError as cause:
                 raise Refused(f"MIG instance {share.profile} at {share.start} of {share.gpu_uuid}: {cause}") from cause
 
+    def isolates(self, granted: Granted) -> str:
+        """The hardware."""
+        return "mig"
+
     def visible(self, granted: Granted) -> tuple[str, ...]:
         """The instances of the record."""
         found = (_instance(share, granted.devices) for share in granted.migs)

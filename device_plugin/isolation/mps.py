@@ -85,6 +85,10 @@ class Mps(none.TimeSlicing):
                 return clients
         return 1
 
+    def isolates(self, granted: Granted) -> str:
+        """The server."""
+        return "mps"
+
     def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
         """The way to the daemon, and limits by the index that the container sees."""
         if not self._running:

@@ -19,6 +19,10 @@ class TimeSlicing:
     async def prepare(self, granted: Granted) -> None:
         """Nothing to make."""
 
+    def isolates(self, granted: Granted) -> str:
+        """Nothing."""
+        return "none"
+
     def visible(self, granted: Granted) -> tuple[str, ...]:
         """The GPUs of the record."""
         return tuple(share.uuid for share in granted.shares)
@@ -32,6 +36,9 @@ class TimeSlicing:
         return ()
 
     def forget(self, folder: str) -> None:
+        """None were made."""
+
+    def bound(self) -> None:
         """None were made."""
 
     async def stop(self) -> None:

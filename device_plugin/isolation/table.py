@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from device_plugin import gpu_source, isolation
 from device_plugin.isolation import hami_core, mig, mps, none
 
-AUTO, NONE, HAMI_CORE, MPS, MIG = "auto", "none", "hami-core", "mps", "mig"
+AUTO, NONE, HAMI_CORE, MPS, MIG = "auto", "none", hami_core.NAME, "mps", "mig"
 CHOICES = (AUTO, NONE, MPS, HAMI_CORE, MIG)
 
 
@@ -25,10 +25,10 @@ def build(
 def mode_of(device: gpu_source.Device, setting: str, hook_path: pathlib.Path) -> str:
     """The backend of a GPU; the node's annotation names it, so that the scheduler knows what it offers.
 
-    A GPU in MIG mode can only be used by instances. `auto` takes HAMi-core where its library lies, and never MPS.
+    A GPU in MIG mode can only be used by instances. `auto` takes HAMi-core where its library can be preloaded, and never MPS.
     """
     if device.mig_enabled:
         return MIG
     if setting != AUTO:
         return setting
-    return HAMI_CORE if hami_core.library(hook_path) is not None else NONE
+    return HAMI_CORE if not hami_core.trouble(hook_path) else NONE

@@ -511,8 +511,36 @@ HEALTH_XID = _register(
 # The device plugin's surroundings.
 PLUGIN_NO_DRIVER = _register(
     "PLUGIN_NO_DRIVER",
-    "There is no NVIDIA driver on the node, or it has no GPUs; nothing is registered.",
-    "Install the driver, or take the label gpu=on off the node; the plugin looks again by itself.",
+    "The device plugin finds no NVIDIA driver in its own container, or the driver has no GPUs; nothing is registered.",
+    "If nvidia-smi works on the node, bring the driver into the plugin's pod: devicePlugin.driver=runtimeClass (the "
+    "RuntimeClass nvidia) or hostPath (with devicePlugin.driverRoot). Else install the driver, or remove the label "
+    "gpu=on from the node.",
+)
+PLUGIN_MEMORY_NOT_LIMITED = _register(
+    "PLUGIN_MEMORY_NOT_LIMITED",
+    "Nothing limits what containers use of this node's GPUs: the isolation is auto, and HAMi-core cannot be preloaded.",
+    "Look at the pod hami-core of the node, which brings the library (devicePlugin.hamiCore), or choose another "
+    "isolation; none, if programs keep to their memory by themselves.",
+)
+PLUGIN_ISOLATION_LOST = _register(
+    "PLUGIN_ISOLATION_LOST",
+    "GPUs of this node were limited by HAMi-core before and are not now; containers that start now have no limits.",
+    "Bring the library back (see PLUGIN_MEMORY_NOT_LIMITED); set the isolation to none if that is meant.",
+)
+PLUGIN_HAMI_CORE = _register(
+    "PLUGIN_HAMI_CORE",
+    "The isolation is set to hami-core, and the library cannot be preloaded here; no container is started on the GPUs.",
+    "Look at the pod hami-core of the node, which brings the library (devicePlugin.hamiCore).",
+)
+PLUGIN_FOLDER_CLEARED = _register(
+    "PLUGIN_FOLDER_CLEARED",
+    "A container wrote more into the folder that it shares with HAMi-core than the library does; it was cut.",
+    "Find out what the container does there; the log line names its pod's UID and its name.",
+)
+PLUGIN_FOLDER_STAYS = _register(
+    "PLUGIN_FOLDER_STAYS",
+    "The folder of a container that is gone cannot be deleted.",
+    "Give the plugin the capability DAC_OVERRIDE, as the chart does, or delete the folder by hand.",
 )
 PLUGIN_DRIVER_CHANGED = _register(
     "PLUGIN_DRIVER_CHANGED",

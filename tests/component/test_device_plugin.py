@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from gpu_sharing.core import records
-from lab import kinds, kubelet
+from lab import hami_core, kinds, kubelet
 from protos.deviceplugin.v1beta1 import api_pb2
 from tests import inputs
 from tests.component import gpu_node
@@ -80,7 +80,10 @@ def test_several_gpus_in_the_order_of_the_record(node: gpu_node.GpuNode) -> None
     started = node.run(node.create("two", "1:4000:30+0:2000:10"))
 
     assert started.environment["NVIDIA_VISIBLE_DEVICES"] == f"{node.uuid(1)},{node.uuid(0)}"
-    assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_1"] == "2000m"
+    # Limits go by the PCI bus, where GPU 0 comes first.
+    assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "2000m"
+    assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_1"] == "4000m"
+    assert started.environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
 def test_an_init_container_and_the_app_that_reuses_its_ids_get_each_its_own(node: gpu_node.GpuNode) -> None:
@@ -456,6 +459,63 @@ def test_settings_of_the_node_are_read_again_when_they_change(tmp_path: pathlib.
             config.write_text(wrong)
             node.wait("it is told", lambda before=told: _count(node, "node file") > before)  # type: ignore[misc]
             assert node.allocatable() == 6
+
+
+def _problems(node: gpu_node.GpuNode) -> dict[str, str]:
+    return records.decode_problems(node.node()["metadata"]["annotations"].get(records.PROBLEMS, ""))
+
+
+def _modes(node: gpu_node.GpuNode) -> set[str]:
+    return {gpu.mode for gpu in records.decode_inventory(_inventory(node))}
+
+
+def test_a_node_whose_library_goes_away_says_that_nothing_is_limited_and_why() -> None:
+    """Also after a restart of the plugin: what was limited yesterday and is not today is no silence."""
+    with gpu_node.running(2) as node:
+        assert (_modes(node), _problems(node)) == ({"hami-core"}, {})
+        (library,) = (node.plugin.hook_path / "vgpu").glob("libvgpu.so*")
+        library.unlink()
+        lost = {"PLUGIN_MEMORY_NOT_LIMITED", "PLUGIN_ISOLATION_LOST"}
+
+        node.wait("it is said", lambda: _problems(node).keys() == lost)
+        assert _modes(node) == {"none"}
+        assert "has no libvgpu.so that can be loaded" in _problems(node)["PLUGIN_ISOLATION_LOST"]
+        text = node.plugin.get("health", "/metrics")[1].decode()
+        assert (
+            f'hami_device_plugin_gpu_isolation{{device="{node.uuid(0)}",isolation="none",node="node-01"}} 1.0' in text
+        )
+        assert 'hami_device_plugin_problem{device="",error_code="PLUGIN_ISOLATION_LOST",node="node-01"} 1.0' in text
+        unlimited = node.create("unlimited", "0:1000:0")
+        node.run(unlimited)
+        node.wait("its event says so", lambda: any("isolation none" in one for one in node.notes("DeviceAllocated")))
+
+        node.plugin.stop()
+        node.plugin.start()
+        node.plugin.wait_ready()
+        node.wait("it is still said", lambda: node.plugin.get("health", "/metrics")[1].count(b"PLUGIN_ISOLATION_LOST"))
+
+        hami_core.place(node.plugin.hook_path)
+        node.wait("it is over", lambda: _problems(node) == {} and _modes(node) == {"hami-core"})
+
+
+def test_a_node_that_must_be_limited_starts_nothing_while_it_cannot_be() -> None:
+    """`--isolation hami-core` is a demand; `auto` is a wish."""
+    with gpu_node.running(2, "--isolation", "hami-core") as node:
+        (library,) = (node.plugin.hook_path / "vgpu").glob("libvgpu.so*")
+        early = node.create("early", "0:1000:0")
+        node.admit(early)
+        library.unlink()
+
+        node.wait("it is said", lambda: _problems(node).keys() == {"PLUGIN_HAMI_CORE"})
+        # One is listed as healthy in place of the one that the pod holds, so that none is free.
+        node.wait("no slot is free", lambda: node.allocatable() == 1)
+        assert not any(gpu.healthy for gpu in records.decode_inventory(_inventory(node)))
+        assert "no libvgpu.so" in node.node()["metadata"]["annotations"][records.HEALTH]
+        refused(node, early, "ALLOC_ISOLATION")
+
+        hami_core.place(node.plugin.hook_path)
+        node.wait("all are usable", lambda: node.allocatable() == 20)
+        node.start(early)
 
 
 def _count(node: gpu_node.GpuNode, event: str) -> int:

@@ -1,13 +1,17 @@
 import asyncio
+import os
 import pathlib
+import platform
 import stat
 
 import pytest
 
 from device_plugin import edits, gpu_source, isolation
-from device_plugin.isolation import hami_core, mig, mps, none, table
+from device_plugin.isolation import hami_core as isolation_core
+from device_plugin.isolation import mig, mps, none, table
 from gpu_sharing.core import identifiers, records
 from gpu_sharing.core.reservations import Share
+from lab import hami_core
 
 A, B = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")
 INSTANCE = gpu_source.MigInstance("MIG-1", "1g.10gb", 10_000)
@@ -26,17 +30,23 @@ def granted(*shares: Share, **changes: object) -> isolation.Granted:
 
 @pytest.fixture
 def hook(tmp_path: pathlib.Path) -> pathlib.Path:
-    (tmp_path / "vgpu").mkdir()
-    for name in ("libvgpu.so.2.9", "libvgpu.so.2.10", "libvgpu.so.bak", "ld.so.preload"):
-        (tmp_path / "vgpu" / name).touch()
+    for version in ("v2.9.0", "v2.10.0", "v2.10.0-rc1", "bak", "v3.0.0.part"):
+        hami_core.place(tmp_path, version)
     return tmp_path
+
+
+def core(hook: pathlib.Path, **options: object) -> isolation_core.HamiCore:
+    return isolation_core.HamiCore(isolation_core.Options(hook, **options))  # type: ignore[arg-type]
+
+
+TWO = (device(A, 0, bus_id="00000000:10:00.0"), device(B, 1, bus_id="00000000:11:00.0"))
 
 
 def test_hami_core_limits_each_gpu_of_a_container(hook: pathlib.Path) -> None:
     """The variables and mounts that the library and HAMi's monitor know."""
-    backend = hami_core.HamiCore(hami_core.Options(hook))
+    backend = core(hook)
 
-    found = backend.edits(granted(Share(A, 4000, 30), Share(B, 2000, 0)), [])
+    found = backend.edits(granted(Share(A, 4000, 30), Share(B, 2000, 0), devices=TWO), [])
 
     assert found.environment == {
         "CUDA_DEVICE_MEMORY_LIMIT_0": "4000m",
@@ -44,53 +54,164 @@ def test_hami_core_limits_each_gpu_of_a_container(hook: pathlib.Path) -> None:
         "CUDA_DEVICE_SM_LIMIT": "30",
         "CUDA_DEVICE_SM_LIMIT_0": "30",
         "CUDA_DEVICE_SM_LIMIT_1": "0",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_DEVICE_MEMORY_SHARED_CACHE": f"{hook}/vgpu/abc-1.cache",
         "LIBCUDA_LOG_LEVEL": "1",
     }
+    folder = hook / "vgpu" / "containers" / "u_c"
     assert found.mounts == (
-        edits.Mount(f"{hook}/vgpu/containers/u_c", f"{hook}/vgpu", read_only=False),
-        edits.Mount(f"{hook}/vgpu/libvgpu.so.2.10", f"{hook}/vgpu/libvgpu.so"),
-        edits.Mount("/tmp/vgpulock", "/tmp/vgpulock", read_only=False),
+        edits.Mount(str(folder), f"{hook}/vgpu", read_only=False),
+        edits.Mount(f"{hook}/vgpu/libvgpu.so.v2.10.0", f"{hook}/vgpu/libvgpu.so"),
+        edits.Mount(f"{folder}/lock", "/tmp/vgpulock", read_only=False),
         edits.Mount(f"{hook}/vgpu/ld.so.preload", "/etc/ld.so.preload"),
     )
-    cache = hook / "vgpu" / "containers" / "u_c"
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o777
+    assert (hook / "vgpu" / "ld.so.preload").read_text() == f"{hook}/vgpu/libvgpu.so\n"
     assert list(backend.folders(0.0)) == ["u_c"]
     assert list(backend.folders(60.0)) == []
     backend.forget("u_c")
-    assert not cache.exists()
+    backend.forget("u_c")
+    assert not folder.exists()
 
 
-def test_hami_core_without_limits_of_compute_and_with_swapping(hook: pathlib.Path) -> None:
-    backend = hami_core.HamiCore(hami_core.Options(hook, oversubscribe=True, disable_core_limit=True))
+def test_limits_go_by_the_order_in_which_cuda_sees_the_gpus(hook: pathlib.Path) -> None:
+    """Else a container with two GPUs has the limit of each on the other one."""
+    turned = (device(A, 0, bus_id="00000000:41:00.0"), device(B, 1, bus_id="00000000:11:00.0"))
 
-    found = backend.edits(granted(Share(A, 4000, 30), environment={"CUDA_DISABLE_CONTROL": "true"}), [])
+    found = core(hook).edits(granted(Share(A, 4000, 0), Share(B, 2000, 0), devices=turned), []).environment
 
-    assert found.environment["CUDA_OVERSUBSCRIBE"] == "true"
+    assert found["CUDA_DEVICE_MEMORY_LIMIT_0"] == "2000m"
+    assert found["CUDA_DEVICE_MEMORY_LIMIT_1"] == "4000m"
+    assert found["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+def test_where_limits_are_the_same_the_order_of_gpus_is_left_to_the_program(hook: pathlib.Path) -> None:
+    """A program may rely on CUDA's usual order, the fastest first."""
+    found = core(hook).edits(granted(Share(A, 2000, 0), Share(B, 2000, 0), devices=TWO), []).environment
+
+    assert "CUDA_DEVICE_ORDER" not in found
+
+
+@pytest.mark.parametrize("value", ["1", "t", "T", "TRUE", "true", "True"])
+def test_a_container_that_switches_the_library_off_is_not_called_limited(hook: pathlib.Path, value: str) -> None:
+    """HAMi reads its switch as Go reads booleans; the event on the pod must say what is so."""
+    mine = granted(Share(A, 4000, 30), environment={"CUDA_DISABLE_CONTROL": value})
+
+    assert core(hook).isolates(mine) == "none (CUDA_DISABLE_CONTROL)"
+    assert "/etc/ld.so.preload" not in {mount.container for mount in core(hook).edits(mine, []).mounts}
+
+
+@pytest.mark.parametrize("value", ["", "0", "false", "yes", "TrUe"])
+def test_what_go_does_not_read_as_true_leaves_the_library_on(hook: pathlib.Path, value: str) -> None:
+    mine = granted(Share(A, 4000, 30), environment={"CUDA_DISABLE_CONTROL": value})
+
+    assert core(hook).isolates(mine) == "hami-core"
+    assert "/etc/ld.so.preload" in {mount.container for mount in core(hook).edits(mine, []).mounts}
+
+
+def test_hami_core_can_leave_compute_unlimited(hook: pathlib.Path) -> None:
+    found = core(hook, disable_core_limit=True).edits(granted(Share(A, 4000, 30)), [])
+
     assert found.environment["GPU_CORE_UTILIZATION_POLICY"] == "disable"
     assert "CUDA_DEVICE_SM_LIMIT" not in found.environment
-    assert "/etc/ld.so.preload" not in {mount.container for mount in found.mounts}
 
 
-def test_hami_core_without_its_library_refuses(tmp_path: pathlib.Path) -> None:
+def other_machine() -> str:
+    return "aarch64" if platform.machine() == "x86_64" else "x86_64"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is no shared library"),
+        (b"<html>a proxy's page</html>" * 10, "is no shared library"),
+        (hami_core.header(other_machine()), f"is not for {platform.machine()}"),
+    ],
+)
+def test_a_library_that_the_loader_would_pass_over_limits_nothing(
+    tmp_path: pathlib.Path, content: bytes, reason: str
+) -> None:
+    """The loader warns on stderr and starts the program without it: the node must not say hami-core."""
+    hami_core.place(tmp_path).write_bytes(content)
+
+    with pytest.raises(isolation.Refused, match=rf"libvgpu.so.v2.10.0 {reason}"):
+        core(tmp_path).edits(granted(Share(A, 1, 0)), [])
+    assert table.mode_of(device(), "auto", tmp_path) == "none"
+
+
+def test_a_preload_without_its_library_limits_nothing(hook: pathlib.Path) -> None:
+    """As after an upgrade that took the folder away."""
+    assert isolation_core.trouble(hook) == ""
+    for path in (hook / "vgpu").glob("libvgpu.so*"):
+        path.unlink()
+
+    assert "has no libvgpu.so that can be loaded" in isolation_core.trouble(hook)
     with pytest.raises(isolation.Refused, match=r"no libvgpu\.so"):
-        hami_core.HamiCore(hami_core.Options(tmp_path)).edits(granted(Share(A, 1, 0)), [])
+        core(hook).edits(granted(Share(A, 1, 0)), [])
+
+
+def test_a_library_whose_preload_cannot_be_written_limits_nothing(hook: pathlib.Path) -> None:
+    """A library that nothing preloads is a file."""
+    (hook / "vgpu" / "ld.so.preload").mkdir()
+
+    assert "ld.so.preload cannot be written" in isolation_core.trouble(hook)
+    assert table.mode_of(device(), "auto", hook) == "none"
+
+
+def test_the_preload_file_of_running_containers_is_replaced_and_not_overwritten(hook: pathlib.Path) -> None:
+    """They have it mounted: a half-written one would end every program that starts there."""
+    preload = hook / "vgpu" / "ld.so.preload"
+    preload.write_text("/elsewhere/libvgpu.so\n")
+    with preload.open() as mounted:
+        isolation_core.prepare(hook)
+
+        assert mounted.read() == "/elsewhere/libvgpu.so\n"
+    assert preload.read_text() == f"{hook}/vgpu/libvgpu.so\n"
 
 
 def test_hami_core_that_cannot_make_its_folder_refuses(hook: pathlib.Path) -> None:
     (hook / "vgpu" / "containers").touch()
 
     with pytest.raises(isolation.Refused, match="containers"):
-        hami_core.HamiCore(hami_core.Options(hook)).edits(granted(Share(A, 1, 0)), [])
+        core(hook).edits(granted(Share(A, 1, 0)), [])
 
 
 def test_an_unversioned_library_is_mounted_by_the_path_it_leads_to(tmp_path: pathlib.Path) -> None:
     """So that an upgrade of the link does not change it under a running process."""
-    (tmp_path / "vgpu").mkdir()
-    (tmp_path / "real.so").touch()
-    (tmp_path / "vgpu" / "libvgpu.so").symlink_to(tmp_path / "real.so")
+    real = hami_core.place(tmp_path).rename(tmp_path / "real.so")
+    (tmp_path / "vgpu" / "libvgpu.so").symlink_to(real)
 
-    assert hami_core.library(tmp_path) == tmp_path / "real.so"
+    assert isolation_core.library(tmp_path) == real
+
+
+def test_a_container_may_write_its_region_and_its_lock_alone(hook: pathlib.Path) -> None:
+    """The folder is the node's disk, and every user of the container reaches it."""
+    core(hook).edits(granted(Share(A, 1, 0)), [])
+
+    folder = hook / "vgpu" / "containers" / "u_c"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())}
+    assert modes == {"u_c": 0o755, "abc-1.cache": 0o666, "lock": 0o1777}
+
+
+def test_what_a_container_writes_beyond_that_is_cut(hook: pathlib.Path) -> None:
+    """Else one tenant fills the node's disk, and the kubelet evicts its neighbours."""
+    backend = core(hook)
+    backend.edits(granted(Share(A, 1, 0)), [])
+    folder = hook / "vgpu" / "containers" / "u_c"
+    region, lock = folder / "abc-1.cache", folder / "lock"
+    region.write_bytes(b"region")
+    (lock / "lock").touch()
+
+    backend.bound()
+    assert (region.read_bytes(), [one.name for one in lock.iterdir()]) == (b"region", ["lock"])
+
+    os.truncate(region, 1 << 40)
+    (lock / "deep" / "deeper").mkdir(parents=True)
+    (lock / "big").write_bytes(b"x" * 10_000)
+    (lock / "away").symlink_to(hook)
+    backend.bound()
+    assert region.stat().st_size == 16 << 20
+    assert list(lock.iterdir()) == []
+    assert (hook / "vgpu").exists()
 
 
 def test_auto_never_takes_mps(hook: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,6 +1,7 @@
 """How a process of a GPU node starts and ends: settings, logs, signals, and the exit status."""
 
 import asyncio
+import functools
 import pathlib
 import signal
 import sys
@@ -9,7 +10,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from device_plugin import gpu_source
+from device_plugin import driver_library, gpu_source
 from gpu_sharing.adapters import kubernetes, logs
 from gpu_sharing.core import error_codes, errors
 
@@ -22,6 +23,10 @@ class Options(Protocol):
     @property
     def kubeconfig(self) -> pathlib.Path | None:
         """How to reach the API server."""
+
+    @property
+    def driver_root(self) -> pathlib.Path | None:
+        """The host's driver, where no runtime brings it."""
 
     @property
     def verbosity(self) -> int:
@@ -86,10 +91,12 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with kubernetes.Client(options.kubeconfig, user_agent) as client:
-        await make(options, client, _connect).run(stop)
+        await make(options, client, functools.partial(_connect, options.driver_root)).run(stop)
 
 
-def _connect() -> gpu_source.GpuSource:
+def _connect(driver_root: pathlib.Path | None) -> gpu_source.GpuSource:
     from device_plugin import nvml  # Late: without a driver nothing of it is needed.
 
+    if driver_root is not None:
+        driver_library.load(driver_root)
     return nvml.connect()

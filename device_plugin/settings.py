@@ -61,6 +61,8 @@ class Settings:
     """How device nodes and driver libraries reach a container."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
     """Under which names containers ask."""
+    driver_root: pathlib.Path | None = None
+    """Where the host's driver is mounted, where no container runtime brings its library."""
     health_bind: flags.Address = flags.Address("", 8081)  # probes and Prometheus are outside the pod
     """Health, readiness and metrics."""
     health_rules: health.Rules = field(default_factory=health.Rules)
@@ -112,6 +114,7 @@ HELP = {
     "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
     "delivery": "auto, cdi, envvar, volume-mounts or device-nodes (default auto: cdi, else envvar)",
     **flags.RESOURCE_HELP,
+    "driver-root": "DIR with the host's driver, where no container runtime brings its library (default: none)",
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8081)",
     "health-interval": "seconds between two looks at a GPU (default 5)",
     "health-hold": "seconds that a mended GPU is watched before it is used again (default 60)",
@@ -178,6 +181,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
         delivery=flags.one_of("--delivery", value("delivery"), DELIVERIES, "auto"),
         resource_names=flags.resource_names(value),
+        driver_root=flags.path(value("driver-root")),
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
         health_rules=health.Rules(flags.number("--health-hold", value("health-hold"), 60, 0, 86_400), overrides),
         health_interval_seconds=flags.number("--health-interval", value("health-interval"), 5, 0.1, 3600),

@@ -90,7 +90,7 @@ def _versioned(folder: pathlib.Path) -> Iterator[tuple[tuple[tuple[int, ...], bo
 
 
 def _unloadable(path: pathlib.Path) -> str:
-    """Return why the loader would pass over a file, which leaves the container without limits; empty if it would not."""
+    """Return why the loader would pass over a file, and leave the container without limits; empty if it takes it."""
     try:
         with path.open("rb") as file:
             head = file.read(_ELF.size)

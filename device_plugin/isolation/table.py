@@ -25,7 +25,8 @@ def build(
 def mode_of(device: gpu_source.Device, setting: str, hook_path: pathlib.Path) -> str:
     """The backend of a GPU; the node's annotation names it, so that the scheduler knows what it offers.
 
-    A GPU in MIG mode can only be used by instances. `auto` takes HAMi-core where its library can be preloaded, and never MPS.
+    A GPU in MIG mode can only be used by instances. `auto` takes HAMi-core where its library can be
+    preloaded, and never MPS.
     """
     if device.mig_enabled:
         return MIG

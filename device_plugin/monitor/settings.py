@@ -23,6 +23,8 @@ class Settings:
     """Folder of the HAMi-core library; `<hook_path>/vgpu/containers` holds what it counts."""
     proc_dir: pathlib.Path = pathlib.Path("/proc")
     """The host's /proc, which says which container a process belongs to."""
+    driver_root: pathlib.Path | None = None
+    """Where the host's driver is mounted, where no container runtime brings its library."""
     bind: flags.Address = flags.Address("", 41991)  # Prometheus and probes are outside the pod
     """Metrics, health and readiness."""
     interval_seconds: float = 5.0
@@ -52,6 +54,7 @@ HELP = {
     "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
     "hook-path": "DIR that holds vgpu/containers (default /usr/local)",
     "proc-dir": "DIR of the host's processes (default /proc)",
+    "driver-root": "DIR with the host's driver, where no container runtime brings its library (default: none)",
     "bind": "HOST:PORT of metrics, health and readiness (default :41991)",
     "interval": "seconds between two looks at the GPUs (default 5)",
     "nvml-timeout": "seconds that the driver may take for one call (default 5)",
@@ -88,6 +91,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
         hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
         proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
+        driver_root=flags.path(value("driver-root")),
         bind=flags.address("--bind", value("bind"), default.bind),
         interval_seconds=flags.number("--interval", value("interval"), 5, 0.1, 3600),
         nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),

@@ -114,7 +114,7 @@ def library() -> pathlib.Path:
     Raises:
         BuildFailed: There is no C compiler.
     """
-    key = hashlib.sha256(_SOURCE.read_bytes()).hexdigest()[:16]
+    key = hashlib.sha256(_SOURCE.read_bytes() + b" with soname").hexdigest()[:16]
     found = build.cache_folder() / f"fake-driver-{key}" / "libnvidia-ml.so.1"
     if found.exists():
         return found
@@ -132,6 +132,7 @@ def library() -> pathlib.Path:
         "-shared",
         "-fPIC",
         "-pthread",
+        "-Wl,-soname,libnvidia-ml.so.1",
         "-o",
         str(part),
         str(_SOURCE),

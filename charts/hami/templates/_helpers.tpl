@@ -46,6 +46,51 @@ labels:
 {{- regexFind "^v[0-9]+\\.[0-9]+\\.[0-9]+" .Capabilities.KubeVersion.Version }}
 {{- end }}
 
+{{/* What brings the driver into our own pods. Source: contract of NVIDIA's container toolkit. */}}
+{{- define "hami.driver" -}}
+{{- $plugin := .Values.devicePlugin }}
+{{- if ne $plugin.driver "auto" }}{{ $plugin.driver }}
+{{- else if or $plugin.runtimeClassName (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}runtimeClass
+{{- else }}hostPath
+{{- end }}
+{{- end }}
+
+{{/* Whether a node may use one of some kinds of isolation: (list . "auto" "mps") */}}
+{{- define "hami.mayUse" -}}
+{{- $plugin := (first .).Values.devicePlugin }}{{ $kinds := rest . }}
+{{- $found := has $plugin.isolation $kinds }}
+{{- range $plugin.nodeConfiguration }}{{ if has (.operatingmode | default "") $kinds }}{{ $found = true }}{{ end }}{{ end }}
+{{- if $found }}true{{ end }}
+{{- end }}
+
+{{/* securityContext of a container that talks to the driver: (list . "CAPABILITY" …), those it needs in any case */}}
+{{- define "hami.driverSecurity" -}}
+{{- $root := first . }}{{ $capabilities := rest . }}
+{{- if eq (include "hami.driver" $root) "hostPath" }}
+# No runtime opens the driver's device files for it.
+privileged: true
+{{- else }}
+{{- if $root.Values.devicePlugin.mig.enabled }}
+{{- /* The driver shows and changes MIG instances to callers with this one alone. */}}
+{{- $capabilities = append $capabilities "SYS_ADMIN" }}
+{{- end }}
+allowPrivilegeEscalation: false
+capabilities: {drop: [ALL]{{ with $capabilities }}, add: [{{ join ", " . }}]{{ end }}}
+{{- end }}
+readOnlyRootFilesystem: true
+{{- end }}
+
+{{/* Environment by which NVIDIA's runtime brings the driver: (list . "capabilities" "MIG variables") */}}
+{{- define "hami.driverEnvironment" -}}
+- {name: NVIDIA_VISIBLE_DEVICES, value: all}
+- {name: NVIDIA_DRIVER_CAPABILITIES, value: {{ index . 1 | quote }}}
+{{- if (first .).Values.devicePlugin.mig.enabled }}
+{{- range slice . 2 }}
+- {name: {{ . }}, value: all}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "hami.resourceArgs" -}}
 - --resource-name={{ .Values.resourceName }}
 - --resource-mem={{ .Values.resourceMem }}

@@ -1,0 +1,32 @@
+"""Wait until a file is there: `python -m device_plugin.toolkit_ready FILE`, an init container beside the GPU operator.
+
+The operator's file says that its container toolkit is installed; before, a pod with its RuntimeClass cannot start.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+_POLL_SECONDS = 5.0
+_TURNS_BETWEEN_LINES = 12
+
+
+def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> int:
+    """Wait for as long as it takes, and say so each minute. Returns the exit status."""
+    if len(arguments) != 1:
+        sys.stderr.write("usage: python -m device_plugin.toolkit_ready FILE\n")
+        return 2
+    path = pathlib.Path(arguments[0])
+    turn = 0
+    while not path.exists():
+        if turn % _TURNS_BETWEEN_LINES == 0:
+            print(f"waiting for {path}, which the GPU operator writes once its toolkit is ready", flush=True)
+        turn += 1
+        sleep(_POLL_SECONDS)
+    print(f"{path} is there", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

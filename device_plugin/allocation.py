@@ -306,6 +306,14 @@ class Allocator:
         devices = owners.devices_of(pod, shares, self._node.devices)
         return self._node.backends[mode].isolates(self._granted(pod, container, "", shares, devices)) if mode else ""
 
+    def granted_on(self, uuid: identifiers.GpuUuid) -> Iterator[isolation.Granted]:
+        """What containers on a GPU have by their records."""
+        for pod, _ in self._pods.holders(uuid):
+            with contextlib.suppress(errors.CorruptRecord):
+                for one, shares in zip(pod.all_containers, pod.shares(self._names) or (), strict=False):
+                    if any(share.uuid == uuid for share in shares):
+                        yield self._granted(pod, one.name, "", shares, ())
+
     def _mode(self, shares: Iterable[Share]) -> str:
         return next((self._node.inventory[share.uuid].mode for share in shares), "")
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 import structlog
@@ -47,6 +47,7 @@ _TURNS_BETWEEN_BOUNDS = 10
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
+_NO_MPS = "the MPS daemon does not run; see the pod hami-mps"
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
@@ -228,9 +229,9 @@ class Plugin:
         options = self._options
         core = hami_core.Options(options.hook_path, options.disable_core_limit)
         server = mps.Options(options.mps_root, multi_user=options.mps_multi_user)
-        made = table.build(core, server, self._create_mig if self._sharing.isolation == table.MIG else None)
-        # The running MPS daemon keeps its backend.
-        self._node.backends = {**made, **{name: one for name, one in self._node.backends.items() if name == table.MPS}}
+        self._node.backends = table.build(
+            core, server, self._create_mig if self._sharing.isolation == table.MIG else None
+        )
 
     def _refresh(self) -> None:
         """Bring what is known of the GPUs to where it is used."""
@@ -255,6 +256,8 @@ class Plugin:
     def _judge_isolation(self, offered: tuple[gpus.Gpu, ...]) -> tuple[gpus.Gpu, ...]:
         """Report what is not limited although it should be; GPUs whose isolation is demanded are not offered then."""
         trouble = hami_core.trouble(self._options.hook_path)
+        served = [gpu.uuid for gpu in offered if gpu.mode == table.MPS]
+        no_server = bool(served) and not mps.is_ready(self._options.mps_root)
         unlimited = [gpu.uuid for gpu in offered if gpu.mode == table.NONE]
         demanded = [gpu.uuid for gpu in offered if gpu.mode == table.HAMI_CORE]
         lost = [uuid for uuid in unlimited if uuid in self._limited]
@@ -266,15 +269,31 @@ class Plugin:
             (error_codes.PLUGIN_MEMORY_NOT_LIMITED, unlimited),
             (error_codes.PLUGIN_ISOLATION_LOST, lost),
             (error_codes.PLUGIN_HAMI_CORE, demanded if trouble else []),
+            (error_codes.PLUGIN_MPS, served if no_server else []),
         ):
             if uuids:
-                self._problems.report(code, f"{len(uuids)} of {len(offered)} GPUs: {trouble}")
+                cause = _NO_MPS if code == error_codes.PLUGIN_MPS else trouble
+                self._problems.report(code, f"{len(uuids)} of {len(offered)} GPUs: {cause}")
             else:
                 self._problems.clear(code)
-        self._withheld = dict.fromkeys(demanded, trouble) if trouble else {}
+        self._withheld = {
+            **(dict.fromkeys(demanded, trouble) if trouble else {}),
+            **(dict.fromkeys(served, _NO_MPS) if no_server else {}),
+        }
+        self._judge_users(served)
         return tuple(
             dataclasses.replace(gpu, healthy=gpu.healthy and gpu.uuid not in self._withheld) for gpu in offered
         )
+
+    def _judge_users(self, served: Sequence[identifiers.GpuUuid]) -> None:
+        """Report GPUs that containers of several users share by MPS; an image's user is known once it runs."""
+        mixed = {uuid: mps.mixed_users(self._allocator.granted_on(uuid)) for uuid in served}
+        if self._options.mps_multi_user:
+            mixed = {}
+        for uuid, sentence in mixed.items():
+            if sentence:
+                self._problems.report(error_codes.PLUGIN_MPS_USERS, sentence, uuid)
+        self._problems.keep(error_codes.PLUGIN_MPS_USERS, [uuid for uuid, sentence in mixed.items() if sentence])
 
     async def _create_mig(self, share: records.MigShare) -> None:
         """Make a MIG instance, and know it."""

@@ -291,6 +291,16 @@ class Nvml:
                     pynvml.nvmlGpuInstanceDestroy(instance)
                     return
 
+    def compute_mode(self, uuid: str) -> int:
+        """Return the compute mode of a GPU, as NVML numbers it. Errors as `usage`."""
+        with _translated():
+            return int(pynvml.nvmlDeviceGetComputeMode(self._handle(identifiers.GpuUuid(uuid))))
+
+    def set_compute_mode(self, uuid: str, mode: int) -> None:
+        """Set the compute mode of a GPU; it needs the rights of root on the host. Errors as `usage`."""
+        with _translated():
+            pynvml.nvmlDeviceSetComputeMode(self._handle(identifiers.GpuUuid(uuid)), mode)
+
     def close(self) -> None:
         """See `GpuSource`."""
         # The set of events is left alone: a thread may be waiting in it.

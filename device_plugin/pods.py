@@ -45,11 +45,24 @@ class ContainerState(objects.ContainerState, gc=False):
     running: dict[str, str] | None = None
 
 
+class LinuxUser(msgspec.Struct, gc=False):
+    """Who the first process of a container runs as."""
+
+    uid: int = 0
+
+
+class ContainerUser(msgspec.Struct, gc=False):
+    """The same, by operating system."""
+
+    linux: LinuxUser | None = None
+
+
 class ContainerStatus(objects.ContainerStatus, gc=False, rename={"container_id": "containerID"}):
     """Status of one container."""
 
     container_id: str = ""
     state: ContainerState | None = None
+    user: ContainerUser | None = None
 
 
 class Status(objects.PodStatus, gc=False, rename="camel"):
@@ -96,12 +109,19 @@ class Pod(objects.Pod, gc=False):
                 return position, one
         return None
 
-    def user_of(self, container: Container) -> int:
-        """The user that a container runs as; root where nobody says."""
+    def user_of(self, container: Container) -> int | None:
+        """Return the user that a container runs as, by the kubelet once it has run, else by its specification.
+
+        Returns:
+            None where only its image says, which is not known before it runs; Kubernetes before 1.33 never says.
+        """
+        for status in self.all_statuses:
+            if status.name == container.name and status.user is not None and status.user.linux is not None:
+                return status.user.linux.uid
         for context in (container.security_context, self.spec.security_context):
             if context is not None and context.run_as_user is not None:
                 return context.run_as_user
-        return 0
+        return None
 
     def shares(self, names: requests.ResourceNames) -> reservations.Shares | None:
         """What its record promises each container; None where it has no record.

@@ -28,8 +28,8 @@ class Granted:
     """As long as `shares`."""
     environment: Mapping[str, str]
     """What the pod's own specification sets."""
-    user: int = 0
-    """Who the container runs as."""
+    user: int | None = 0
+    """The user that the container runs as; None where that is not known yet."""
     migs: tuple[records.MigShare, ...] = ()
     """The MIG instances of the pod's record; empty where it has none."""
 

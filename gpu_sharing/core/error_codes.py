@@ -532,6 +532,16 @@ PLUGIN_HAMI_CORE = _register(
     "The isolation is set to hami-core, and the library cannot be preloaded here; no container is started on the GPUs.",
     "Look at the pod hami-core of the node, which brings the library (devicePlugin.hamiCore).",
 )
+PLUGIN_MPS = _register(
+    "PLUGIN_MPS",
+    "The MPS control daemon does not run, or does not do what it has to; no container is started on its GPUs.",
+    "Look at the pod hami-mps of the node and its log; nvidia-cuda-mps-control comes with NVIDIA's runtime.",
+)
+PLUGIN_MPS_USERS = _register(
+    "PLUGIN_MPS_USERS",
+    "Containers of several users share a GPU by MPS, which serves one user at a time; the others wait.",
+    "Set the same runAsUser in all of them, or --mps-multi-user where the driver serves several users.",
+)
 PLUGIN_FOLDER_CLEARED = _register(
     "PLUGIN_FOLDER_CLEARED",
     "A container wrote more into the folder that it shares with HAMi-core than the library does; it was cut.",

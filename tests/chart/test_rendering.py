@@ -22,8 +22,9 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "everything": (
         (
             "--set", ("scheduler.replicas=2,scheduler.certManager.enabled=true,webui.auth=kubernetes,"
-            "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mig,"
-            "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia"),
+            "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mps,"
+            "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia,"
+            "devicePlugin.gpuOperatorToolkitReady.enabled=true"),
         ),
         EVERYTHING,
     ),
@@ -137,22 +138,28 @@ def test_no_process_listens_on_addresses_of_one_family() -> None:
         if one["kind"] in ("Deployment", "DaemonSet")
         for container in one["spec"]["template"]["spec"]["containers"]
         for probe in ("livenessProbe", "readinessProbe")
+        if "httpGet" in container.get(probe, {})
     ]
     assert all("host" not in probe for probe in probes)
 
 
 def test_no_container_has_more_than_it_needs() -> None:
-    """Extender and WebUI meet the pod security standard `restricted`; the node's agents run without capabilities."""
-    found = rendering.objects(4)
-    for kind, name, restricted in (
-        ("Deployment", "hami-scheduler", True), ("Deployment", "hami-webui", True),
-        ("DaemonSet", "hami-device-plugin", False),
+    """Extender and WebUI meet the pod security standard `restricted`; the node's agents have what the driver asks for."""
+    found = rendering.objects(4, "--set", "devicePlugin.driver=runtimeClass")
+    for kind, name, restricted, added in (
+        ("Deployment", "hami-scheduler", True, {}), ("Deployment", "hami-webui", True, {}),
+        ("DaemonSet", "hami-core", False, {}),
+        ("DaemonSet", "hami-device-plugin", False,
+         {"nvidia": ["DAC_OVERRIDE", "SYS_ADMIN"], "monitor": ["SYS_ADMIN"]}),
     ):  # fmt: skip
         pod = rendering.one(found, kind, name)["spec"]["template"]["spec"]
-        assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
+        assert not any(pod.get(key) for key in ("hostNetwork", "hostIPC"))
+        # The monitor sees no process of another PID namespace.
+        assert pod.get("hostPID", False) is (name == "hami-device-plugin")
         for one in pod["containers"]:
             security = one["securityContext"]
             assert security["capabilities"]["drop"] == ["ALL"]
+            assert security["capabilities"].get("add") == added.get(one["name"])
             assert security["allowPrivilegeEscalation"] is False
             assert security["readOnlyRootFilesystem"] is True
             assert not security.get("privileged")
@@ -160,10 +167,103 @@ def test_no_container_has_more_than_it_needs() -> None:
             assert {"requests", "limits"} <= one["resources"].keys()
             assert "latest" not in one["image"]
         assert any("hostPath" in volume for volume in pod["volumes"]) is not restricted
-    privileged = rendering.objects(4, "--set", "devicePlugin.isolation=mps")
-    plugin = rendering.one(privileged, "DaemonSet", "hami-device-plugin")
-    assert rendering.container(plugin, "nvidia")["securityContext"]["privileged"] is True
-    assert "privileged" not in rendering.container(plugin, "monitor")["securityContext"]
+    core = rendering.one(found, "DaemonSet", "hami-core")["spec"]["template"]["spec"]
+    assert core["automountServiceAccountToken"] is False
+    without = rendering.objects(4, "--set", "devicePlugin.driver=runtimeClass,devicePlugin.mig.enabled=false")
+    plugin = rendering.one(without, "DaemonSet", "hami-device-plugin")
+    assert rendering.container(plugin, "nvidia")["securityContext"]["capabilities"]["add"] == ["DAC_OVERRIDE"]
+    assert "NVIDIA_MIG" not in json.dumps(plugin)
+
+
+def _brings_driver(pod: dict[str, Any], container: dict[str, Any]) -> str:
+    """What brings the driver into a container, as its runtime or its own process will find it."""
+    environment = {one["name"]: one.get("value") for one in container["env"]}
+    asks = environment.get("NVIDIA_VISIBLE_DEVICES") == "all" and "utility" in environment["NVIDIA_DRIVER_CAPABILITIES"]
+    if pod.get("runtimeClassName"):
+        return f"runtime class {pod['runtimeClassName']}" if asks else ""
+    roots = {one["name"]: one["hostPath"]["path"] for one in pod["volumes"] if "hostPath" in one}
+    mounted = {one["mountPath"]: one for one in container["volumeMounts"]}
+    mount = mounted.get("/driver-root")
+    if mount is not None:
+        # Its device files are opened by nobody but a privileged container.
+        can_open = container["securityContext"].get("privileged") is True
+        follows = mount["readOnly"] and mount["mountPropagation"] == "HostToContainer"
+        named = "--driver-root=/driver-root" in container["args"]
+        return f"host path {roots[mount['name']]}" if can_open and follows and named else ""
+    return "default runtime" if asks else ""
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ("", "host path /"),
+        ("devicePlugin.driver=runtimeClass", "runtime class nvidia"),
+        ("devicePlugin.driver=runtimeClass,devicePlugin.runtimeClassName=nv", "runtime class nv"),
+        ("devicePlugin.runtimeClassName=nv", "runtime class nv"),
+        ("devicePlugin.driver=hostPath,devicePlugin.driverRoot=/run/nvidia/driver", "host path /run/nvidia/driver"),
+        ("devicePlugin.driver=none", "default runtime"),
+        ("devicePlugin.driver=runtimeClass,devicePlugin.isolation=mps", "runtime class nvidia"),
+        (("devicePlugin.driver=none,devicePlugin.nodeConfiguration[0].name=a,"
+         "devicePlugin.nodeConfiguration[0].operatingmode=mps"), "default runtime"),
+    ],
+)  # fmt: skip
+def test_something_brings_the_driver_into_every_pod_that_needs_it(values: str, expected: str) -> None:
+    """Variables alone do nothing on a plain runtime: the commonest failure of GPU charts."""
+    for major in rendering.HELMS:
+        found = rendering.objects(major, "--set", values)
+        pods = {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in found if one["kind"] == "DaemonSet"}
+        assert ("hami-mps" in pods) is ("mps" in values)
+        pods.pop("hami-core", None)
+        brought = {_brings_driver(pod, one) for pod in pods.values() for one in pod["containers"]}
+        assert brought == {expected}
+
+
+def test_the_toolkit_of_the_gpu_operator_is_waited_for() -> None:
+    """Before, a pod of its RuntimeClass cannot start."""
+    values = "devicePlugin.gpuOperatorToolkitReady.enabled=true,devicePlugin.gpuOperatorToolkitReady.hostPath=/run/v"
+    pod = rendering.one(rendering.objects(4, "--set", values), "DaemonSet", "hami-device-plugin")["spec"]["template"]
+    (waiting,) = pod["spec"]["initContainers"]
+    assert waiting["args"] == ["device_plugin.toolkit_ready", "/validations/toolkit-ready"]
+    (mount,) = waiting["volumeMounts"]
+    (volume,) = (one for one in pod["spec"]["volumes"] if one["name"] == mount["name"])
+    assert (volume["hostPath"]["path"], mount["mountPropagation"]) == ("/run/v", "HostToContainer")
+
+
+def test_the_mps_daemon_outlives_the_plugin_and_an_upgrade_of_the_chart() -> None:
+    """With the daemon every client ends."""
+    values = "devicePlugin.driver=runtimeClass,devicePlugin.isolation=mps,devicePlugin.mps.sharedMemory=64"
+    found = rendering.objects(4, "--set", values)
+    daemon = rendering.one(found, "DaemonSet", "hami-mps")
+    assert daemon["spec"]["updateStrategy"] == {"type": "OnDelete"}
+    pod = daemon["spec"]["template"]["spec"]
+    assert pod["hostPID"] is True
+    (mounting,) = pod["initContainers"]
+    assert "--shared-memory=64" in mounting["args"]
+    assert mounting["volumeMounts"][0]["mountPropagation"] == "Bidirectional"
+    mounts = {one["mountPath"]: one["name"] for one in pod["containers"][0]["volumeMounts"]}
+    paths = {one["name"]: one.get("hostPath", {}).get("path") for one in pod["volumes"]}
+    assert paths[mounts["/dev/shm"]] == "/run/nvidia/mps/shm"  # As the clients have it.
+    plugin = rendering.container(rendering.one(found, "DaemonSet", "hami-device-plugin"), "nvidia")
+    assert "--mps-root=/run/nvidia/mps" in plugin["args"]
+    assert "privileged" not in plugin["securityContext"]
+    assert all(one["metadata"]["name"] != "hami-mps" for one in rendering.objects(4))
+
+
+def test_libraries_are_brought_where_a_node_may_use_them() -> None:
+    """And nowhere else: a foreign image is not run for nothing."""
+
+    def brought(values: str) -> bool:
+        return any(one["metadata"]["name"] == "hami-core" for one in rendering.objects(4, "--set", values))
+
+    assert brought("")
+    assert brought("devicePlugin.isolation=hami-core")
+    assert not brought("devicePlugin.isolation=none")
+    assert not brought("devicePlugin.hamiCore.enabled=false")
+    node = "devicePlugin.nodeConfiguration[0].name=a,devicePlugin.nodeConfiguration[0].operatingmode"
+    assert brought(f"devicePlugin.isolation=none,{node}=hami-core")
+    mirrored = rendering.objects(4, "--set", "global.imageRegistry=registry.example:5000")
+    image = rendering.container(rendering.one(mirrored, "DaemonSet", "hami-core"), "copy")["image"]
+    assert image == "registry.example:5000/projecthami/hami:v2.10.0"
 
 
 def test_images_come_from_a_registry_of_ones_own_and_by_digest() -> None:
@@ -180,7 +280,7 @@ def test_images_come_from_a_registry_of_ones_own_and_by_digest() -> None:
     }
     assert images == {
         f"registry.example:5000/mirror/hami-py/hami@{digest}", "registry.example:5000/mirror/hami-py/hami-node:v7",
-        "registry.example:5000/mirror/kube-scheduler:v1.36.3",
+        "registry.example:5000/mirror/kube-scheduler:v1.36.3", "registry.example:5000/mirror/projecthami/hami:v2.10.0",
     }  # fmt: skip
 
 

@@ -16,6 +16,8 @@ BAD = {
     "scheduler.replicas=0": "/scheduler/replicas",
     "scheduler.verbosity=9": "/scheduler/verbosity",
     "devicePlugin.isolation=strong": "/devicePlugin/isolation",
+    "devicePlugin.driver=cdi": "/devicePlugin/driver",
+    "devicePlugin.isolation=mps": "isolation mps needs devicePlugin.driver=runtimeClass",
     "devicePlugin.deviceSplitCount=0": "/devicePlugin/deviceSplitCount",
     "devicePlugin.deviceSplitCont=3": "deviceSplitCont",
     "image.tag=latest": "/image/tag",
@@ -53,12 +55,15 @@ def test_good_values_render(values: str) -> None:
 def test_the_flags_are_those_of_the_processes() -> None:
     """Each process parses what the chart starts it with."""
     found = rendering.objects(
-        4, "--set", "webui.auth=kubernetes,scheduler.prometheusUrl=http://p,scheduler.usageWeight=1"
-    )
+        4, "--set", "webui.auth=kubernetes,scheduler.prometheusUrl=http://p,scheduler.usageWeight=1,"
+        "devicePlugin.isolation=mps,devicePlugin.driver=none",
+    )  # fmt: skip
     workloads = [one for one in found if one["kind"] in ("Deployment", "DaemonSet")]
-    containers = [one for each in workloads for one in each["spec"]["template"]["spec"]["containers"] if "args" in one]
-    ours = [one["args"] for one in containers if one["name"] != "kube-scheduler"]
-    assert len(ours) == 4
+    pods = [one["spec"]["template"]["spec"] for one in workloads]
+    containers = [one for pod in pods for one in (*pod.get("initContainers", ()), *pod["containers"])]
+    ours = [one["args"] for one in containers if one["name"] not in ("kube-scheduler", "copy")]
+    assert len(ours) == 6
+    from device_plugin import mps_daemon
     from device_plugin import settings as plugin
     from device_plugin.monitor import settings as monitor
     from scheduler_extender import settings as extender
@@ -66,7 +71,7 @@ def test_the_flags_are_those_of_the_processes() -> None:
 
     parsers = {
         "scheduler_extender": extender.parse, "device_plugin": plugin.parse, "device_plugin.monitor": monitor.parse,
-        "webui": webui.parse,
+        "webui": webui.parse, "device_plugin.mps_daemon": mps_daemon.parse,
     }  # fmt: skip
     for module, *arguments in ours:
         assert parsers[module](arguments, {"NODE_NAME": "n"})

@@ -1,8 +1,11 @@
 import asyncio
+import contextlib
+import fcntl
 import os
 import pathlib
 import platform
 import stat
+from collections.abc import Iterator
 
 import pytest
 
@@ -285,68 +288,78 @@ def test_mig_instances_that_no_record_names_are_not_needed() -> None:
 
 
 # A stand-in that speaks the control daemon's command language and writes down what it was told.
-CONTROL = """#!/bin/sh
-echo "$CUDA_MPS_PIPE_DIRECTORY $*" >> {folder}/calls
-if [ "$1" = -d ]; then sleep 0.3; touch {folder}/running; exit 0; fi
-[ -e {folder}/running ] || {{ echo "Cannot find MPS control daemon process"; exit 1; }}
-while read -r command; do
-  echo "$command" >> {folder}/commands
-  case "$command" in
-    get_default_active_thread_percentage) echo 100.0 ;;
-    quit) rm {folder}/running ;;
-  esac
-done
-"""
-
-
 @pytest.fixture
-def server(tmp_path: pathlib.Path) -> mps.Mps:
-    program = tmp_path / "nvidia-cuda-mps-control"
-    program.write_text(CONTROL.format(folder=tmp_path))
-    program.chmod(0o755)
-    return mps.Mps(mps.Options(tmp_path / "mps", str(program)))
+def server(tmp_path: pathlib.Path) -> Iterator[mps.Mps]:
+    """With a daemon that is ready."""
+    with held(tmp_path):
+        (tmp_path / mps.READY).touch()
+        yield mps.Mps(mps.Options(tmp_path))
 
 
-def test_the_mps_daemon_is_started_waited_for_told_its_limits_and_ended(
-    server: mps.Mps, tmp_path: pathlib.Path
-) -> None:
-    async def life() -> None:
+@contextlib.contextmanager
+def held(root: pathlib.Path) -> Iterator[None]:
+    with (root / mps.LOCK).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def test_a_client_of_mps_gets_its_limits_by_the_order_of_cuda(server: mps.Mps, tmp_path: pathlib.Path) -> None:
+    """And the memory that it shares with the server."""
+    turned = (device(A, 0, bus_id="00000000:41:00.0"), device(B, 1, bus_id="00000000:11:00.0"))
+
+    found = server.edits(granted(Share(A, 4000, 30), Share(B, 2000, 50), devices=turned), [granted(Share(A, 1, 0))])
+
+    assert found.environment == {
+        "CUDA_MPS_PIPE_DIRECTORY": f"{tmp_path}/pipe",
+        "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=2000M,1=4000M",
+        "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+    assert [mount.container for mount in found.mounts] == [f"{tmp_path}/pipe", "/dev/shm"]
+    assert server.isolates(granted(Share(A, 1, 0))) == "mps"
+
+
+def test_without_a_daemon_that_lives_no_client_is_started(tmp_path: pathlib.Path) -> None:
+    """It would wait for a pipe that nothing reads; what a daemon left that was killed means nothing."""
+    backend = mps.Mps(mps.Options(tmp_path))
+
+    def refuses() -> bool:
         with pytest.raises(isolation.Refused, match="does not run"):
-            server.edits(granted(Share(A, 1, 0)), [])
-        await server.start([device(index=1)])
-        await server.start([device(index=1)])  # Registered again: the daemon that runs is kept.
-        found = server.edits(granted(Share(A, 4000, 30), Share(B, 2000, 50)), [granted(Share(A, 1, 0))])
-        assert found.environment == {
-            "CUDA_MPS_PIPE_DIRECTORY": f"{tmp_path}/mps/pipe",
-            "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=4000M,1=2000M",
-            "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE": "30",
-        }
-        assert [mount.container for mount in found.mounts] == [f"{tmp_path}/mps/pipe", "/dev/shm"]
-        await server.stop()
+            backend.edits(granted(Share(A, 1, 0)), [])
+        with pytest.raises(isolation.Refused, match="hami-mps"):
+            asyncio.run(backend.start([device()]))
+        return True
 
-    asyncio.run(life())
-
-    commands = (tmp_path / "commands").read_text().splitlines()
-    assert commands.count("set_default_device_pinned_mem_limit 1 1000M") == 2
-    assert commands[-1] == "quit"
-    assert (tmp_path / "calls").read_text().count(" -d") == 1
-    assert not (tmp_path / "running").exists()
+    assert refuses()
+    (tmp_path / mps.READY).touch()
+    assert refuses()
+    with held(tmp_path):
+        assert mps.is_ready(tmp_path)
+        (tmp_path / mps.READY).unlink()
+        assert refuses()
+    (tmp_path / mps.READY).touch()
+    assert refuses()
 
 
-def test_mps_serves_one_user_at_a_time(server: mps.Mps) -> None:
-    async def life() -> None:
-        await server.start([])
-        with pytest.raises(isolation.Refused, match="runs as 7, others on the GPU as 0"):
-            server.edits(granted(Share(A, 1, 0), user=7), [granted(Share(A, 1, 0))])
+def test_mps_serves_one_user_at_a_time(server: mps.Mps, tmp_path: pathlib.Path) -> None:
+    """A client of another user waits without a word until the first one's server ends."""
+    mine = granted(Share(A, 1, 0), user=7)
+    with pytest.raises(isolation.Refused, match="runs as 7, others on the GPU as 0"):
+        server.edits(mine, [granted(Share(A, 1, 0))])
+    several = mps.Mps(mps.Options(tmp_path, multi_user=True))
+    assert several.edits(mine, [granted(Share(A, 1, 0))]).environment
 
-    asyncio.run(life())
 
+def test_the_user_of_an_image_is_not_guessed(server: mps.Mps) -> None:
+    """It is not known before the container runs, and then the kubelet says it."""
+    unknown = granted(Share(A, 1, 0), user=None)
+    assert server.edits(unknown, [granted(Share(A, 1, 0), user=5)]).environment
+    assert server.edits(granted(Share(A, 1, 0), user=5), [unknown]).environment
 
-def test_without_its_program_mps_says_what_is_missing(tmp_path: pathlib.Path) -> None:
-    server = mps.Mps(mps.Options(tmp_path, str(tmp_path / "absent")))
-
-    with pytest.raises(isolation.Refused, match="absent: No such file"):
-        asyncio.run(server.start([]))
+    assert mps.mixed_users([unknown, granted(Share(A, 1, 0), user=5)]) == ""
+    assert mps.mixed_users([unknown, granted(Share(A, 1, 0), user=5), granted(Share(A, 1, 0))]) == (
+        "containers run as 0, 5"
+    )
 
 
 @pytest.mark.parametrize(("capability", "clients"), [((9, 0), 48), ((7, 0), 48), ((6, 1), 16), ((3, 0), 1)])

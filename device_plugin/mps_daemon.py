@@ -1,0 +1,334 @@
+"""NVIDIA's MPS control daemon on one node: `python -m device_plugin.mps_daemon --help`.
+
+In a pod of its own, so that nothing that happens to the device plugin ends the server and with it every client. While
+it runs, the GPUs are in the compute mode EXCLUSIVE_PROCESS: else a client that removes its variables would use the GPU
+beside the server, without any limit. The mode that was there before comes back at the end; it is kept in a file, so
+that it also comes back after a crash and a new start.
+
+The daemon's default limit cannot be narrower than the widest slice, because a client's own limit can only narrow it
+further and the default of a running server does not change. It is the GPU's memory.
+
+Source: docs.nvidia.com/deploy/mps (the control daemon's commands); NVIDIA/k8s-device-plugin cmd/mps-control-daemon for
+limits by index, the compute mode, and the tmpfs that daemon and clients share.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+
+from device_plugin import gpu_source, settings
+from device_plugin.isolation import Refused, mps, table
+from gpu_sharing.adapters import flags, logs
+from gpu_sharing.core import error_codes, errors
+
+_COMMAND_SECONDS = 10.0
+_READY_SECONDS = 30.0
+_QUIT_SECONDS = 20.0
+_POLL_SECONDS = 0.2
+_MODES = "compute-modes.json"
+_TMPFS = b"tmpfs"
+_MOUNT_FLAGS = 0x2 | 0x4 | 0x8
+"""MS_NOSUID, MS_NODEV and MS_NOEXEC."""
+
+log = structlog.get_logger("mps")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the daemon runs."""
+
+    node_name: str
+    """The node; its entry of the node file counts."""
+    root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    """Folder of pipes, logs and shared memory, on the host and in containers under the same path."""
+    shared_memory_mib: int = 1024
+    """Size of the tmpfs that daemon and clients have as /dev/shm, and so of what clients can fill of the host's memory."""
+    program: str = "nvidia-cuda-mps-control"
+    """NVIDIA's control daemon."""
+    config_file: pathlib.Path | None = None
+    """JSON with `nodeconfig` per node, as the device plugin's."""
+    sharing: settings.Sharing = field(default_factory=settings.Sharing)
+    """What isolates GPUs where the node file does not say otherwise."""
+    mount: bool = False
+    """Mount the tmpfs and end, instead of running the daemon."""
+    verbosity: int = 3
+    log_format: str = "json"
+
+
+HELP = {
+    "node-name": "the node's name (default: $NODE_NAME)",
+    "mps-root": "DIR of pipes, logs and shared memory (default /run/nvidia/mps)",
+    "shared-memory": "MiB of the tmpfs that daemon and clients share (default 1024)",
+    "program": "PROGRAM of the control daemon (default nvidia-cuda-mps-control)",
+    "config-file": "FILE: JSON with nodeconfig per node, as the device plugin's (default: none)",
+    "isolation": "as the device plugin's; GPUs whose isolation is mps are served (default auto: none)",
+    "mount": "mount the tmpfs and end, as the init container does",
+    **flags.LOG_HELP,
+}
+"""Every flag, in the order of `--help`."""
+
+
+def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings.
+
+    Raises:
+        SettingsError: A value that the process cannot start with.
+    """
+    environment = os.environ if environment is None else environment
+    value = flags.read(
+        "python -m device_plugin.mps_daemon", "Runs NVIDIA's MPS control daemon for the GPUs of one node.", HELP,
+        arguments, environment, ("mount",),
+    )  # fmt: skip
+    node_name = value("node-name") or environment.get("NODE_NAME", "")
+    if not node_name:
+        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
+    sharing = settings.Sharing(isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO))
+    return Settings(
+        node_name=node_name,
+        root=flags.path(value("mps-root")) or pathlib.Path("/run/nvidia/mps"),
+        shared_memory_mib=int(flags.number("--shared-memory", value("shared-memory"), 1024, 16, 1_000_000)),
+        program=value("program") or "nvidia-cuda-mps-control",
+        config_file=flags.path(value("config-file")),
+        sharing=sharing,
+        mount=flags.truth("--mount", value("mount")),
+        verbosity=flags.verbosity(value("v")),
+        log_format=flags.log_format(value("log-format")),
+    )
+
+
+class Driver(Protocol):
+    """What the daemon asks of the driver."""
+
+    def devices(self) -> Sequence[gpu_source.Device]:
+        """The GPUs."""
+
+    def compute_mode(self, uuid: str) -> int:
+        """The compute mode of a GPU, as NVML numbers it."""
+
+    def set_compute_mode(self, uuid: str, mode: int) -> None:
+        """Set it."""
+
+
+EXCLUSIVE_PROCESS = 3
+"""`NVML_COMPUTEMODE_EXCLUSIVE_PROCESS`."""
+
+
+def served(options: Settings, devices: Sequence[gpu_source.Device]) -> list[gpu_source.Device]:
+    """Return the GPUs whose isolation is MPS.
+
+    Raises:
+        SettingsError: The node file cannot be read.
+    """
+    sharing = options.sharing
+    if options.config_file is not None:
+        try:
+            sharing = settings.for_node(sharing, options.config_file.read_text(), options.node_name)
+        except OSError as cause:
+            raise errors.SettingsError(f"{options.config_file}: {cause.strerror or cause}") from cause
+    return [one for one in devices if sharing.isolation == table.MPS and not one.mig_enabled]
+
+
+def mount_shared_memory(options: Settings) -> None:
+    """Mount the tmpfs, where it is not mounted yet: clients that run keep theirs.
+
+    Raises:
+        OSError: It needs CAP_SYS_ADMIN, and a mount that is propagated to the host.
+    """
+    folder = options.root / mps.SHARED_MEMORY
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.is_mount():
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    data = f"size={options.shared_memory_mib}m,mode=1777".encode()
+    if libc.mount(_TMPFS, str(folder).encode(), _TMPFS, _MOUNT_FLAGS, data):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(folder))
+
+
+class Daemon:
+    """One control daemon.
+
+    Args:
+        options: How it runs.
+        driver: Whose GPUs it serves.
+    """
+
+    def __init__(self, options: Settings, driver: Driver) -> None:
+        self._options = options
+        self._driver = driver
+        self._root = options.root
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the lock that says that a daemon runs.
+
+        Raises:
+            Refused: Another one holds it.
+        """
+        for folder, mode in ((self._root, 0o755), (self._root / mps.PIPE, 0o755), (self._root / mps.LOG, 0o755)):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(mode)
+        with (self._root / mps.LOCK).open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as cause:
+                raise Refused(f"another MPS daemon of {self._root} runs") from cause
+            (self._root / mps.READY).unlink(missing_ok=True)
+            yield
+
+    def run(self, devices: Sequence[gpu_source.Device], stop: threading.Event) -> int:
+        """Serve GPUs until told to stop. Returns the exit status; 1 if the daemon ended by itself.
+
+        Raises:
+            Refused: It does not start, or does not take its limits.
+        """
+        with self._exclusive(devices), self._process() as process:
+            self._wait_ready(process)
+            for device in devices:
+                self._tell(f"set_default_device_pinned_mem_limit {device.index} {device.memory_mib}M")
+            self._tell("set_default_active_thread_percentage 100")
+            (self._root / mps.READY).touch()
+            log.info("serving", gpus=[device.uuid for device in devices], root=str(self._root))
+            while not stop.wait(_POLL_SECONDS):
+                if process.poll() is not None:
+                    log.error("the control daemon ended", error_code=error_codes.PLUGIN_MPS, status=process.returncode)
+                    return 1
+            (self._root / mps.READY).unlink(missing_ok=True)
+            with contextlib.suppress(Refused):
+                self._tell("quit")
+        return 0
+
+    @contextlib.contextmanager
+    def _exclusive(self, devices: Sequence[gpu_source.Device]) -> Iterator[None]:
+        file = self._root / _MODES
+        kept = _modes(file)
+        for device in devices:
+            mode = self._driver.compute_mode(device.uuid)
+            # What is exclusive already was made so by us, before a crash, or by a person who wants it.
+            kept.setdefault(device.uuid, mode)
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(kept))
+        part.rename(file)
+        try:
+            for device in devices:
+                self._driver.set_compute_mode(device.uuid, EXCLUSIVE_PROCESS)
+            yield
+        finally:
+            for uuid, mode in kept.items():
+                try:
+                    self._driver.set_compute_mode(uuid, mode)
+                except gpu_source.GpuSourceError as refused:
+                    cause = f"{uuid}: {refused}"
+                    log.error("a compute mode stays", error_code=error_codes.PLUGIN_MPS, cause=cause)
+            file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _process(self) -> Iterator["subprocess.Popen[bytes]"]:
+        try:
+            process = subprocess.Popen(  # noqa: S603  # the program that the operator names
+                [self._options.program, "-f"], env=self._environment(), stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        except OSError as cause:
+            raise Refused(f"{self._options.program}: {cause.strerror or cause}") from cause
+        try:
+            yield process
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_QUIT_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def _wait_ready(self, process: "subprocess.Popen[bytes]") -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise Refused(f"{self._options.program} ended with status {process.returncode}")
+            with contextlib.suppress(Refused, ValueError):
+                float(self._tell("get_default_active_thread_percentage"))
+                return
+            time.sleep(_POLL_SECONDS)
+        raise Refused(f"the MPS control daemon does not answer within {_READY_SECONDS:g} s")
+
+    def _tell(self, command: str) -> str:
+        try:
+            done = subprocess.run(  # noqa: S603  # the program that the operator names
+                [self._options.program], env=self._environment(), input=f"{command}\n", text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_COMMAND_SECONDS, errors="replace",
+            )  # fmt: skip
+        except OSError as cause:
+            raise Refused(f"{self._options.program}: {cause.strerror or cause}") from cause
+        except subprocess.TimeoutExpired as cause:
+            raise Refused(f"{self._options.program} {command}: no answer within {_COMMAND_SECONDS:g} s") from cause
+        if done.returncode:
+            raise Refused(f"{self._options.program} {command}: {done.stdout.strip()[:200]}")
+        return done.stdout.strip()
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "CUDA_MPS_PIPE_DIRECTORY": str(self._root / mps.PIPE),
+            "CUDA_MPS_LOG_DIRECTORY": str(self._root / mps.LOG),
+        }
+
+
+def _modes(file: pathlib.Path) -> dict[str, int]:
+    try:
+        found = json.loads(file.read_text())
+        return {str(uuid): int(mode) for uuid, mode in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def main(connect: Callable[[], Driver]) -> int:
+    """Run until stopped. Returns the exit status: 2 for a setting that it cannot start with."""
+    try:
+        options = parse(sys.argv[1:])
+    except errors.SettingsError as refused:
+        sys.stderr.write(f"device_plugin.mps_daemon: {error_codes.INVALID_SETTING}: {refused}\n")
+        return 2
+    logs.configure(options.verbosity, options.log_format)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        if options.mount:
+            mount_shared_memory(options)
+            return 0
+        driver = connect()
+        daemon = Daemon(options, driver)
+        with daemon.alone():
+            waiting = False
+            while not (devices := served(options, driver.devices())):
+                if not waiting:
+                    log.info("no GPU of this node is shared by MPS; waiting for the node file", node=options.node_name)
+                waiting = True
+                if stop.wait(_READY_SECONDS):
+                    return 0
+            return daemon.run(devices, stop)
+    except (Refused, errors.SettingsError, gpu_source.GpuSourceError, OSError) as refused:
+        log.error("ended", error_code=error_codes.PLUGIN_MPS, cause=str(refused))
+        return 1
+
+
+def _connect() -> Driver:
+    from device_plugin import nvml  # Late: without a driver nothing of it is needed.
+
+    return nvml.connect()
+
+
+if __name__ == "__main__":
+    sys.exit(main(_connect))

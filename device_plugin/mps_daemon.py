@@ -55,7 +55,7 @@ class Settings:
     root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
     """Folder of pipes, logs and shared memory, on the host and in containers under the same path."""
     shared_memory_mib: int = 1024
-    """Size of the tmpfs that daemon and clients have as /dev/shm, and so of what clients can fill of the host's memory."""
+    """Size of the tmpfs that daemon and clients have as /dev/shm: more of the host's memory no client fills there."""
     program: str = "nvidia-cuda-mps-control"
     """NVIDIA's control daemon."""
     config_file: pathlib.Path | None = None

@@ -21,10 +21,16 @@ def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) 
     turn = 0
     while not path.exists():
         if turn % _TURNS_BETWEEN_LINES == 0:
-            pass
+            _say(f"waiting for {path}, which the GPU operator writes once its toolkit is ready")
         turn += 1
         sleep(_POLL_SECONDS)
+    _say(f"{path} is there")
     return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

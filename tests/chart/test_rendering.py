@@ -144,7 +144,7 @@ def test_no_process_listens_on_addresses_of_one_family() -> None:
 
 
 def test_no_container_has_more_than_it_needs() -> None:
-    """Extender and WebUI meet the pod security standard `restricted`; the node's agents have what the driver asks for."""
+    """Extender and WebUI meet the pod security standard `restricted`; the node's agents have what the driver needs."""
     found = rendering.objects(4, "--set", "devicePlugin.driver=runtimeClass")
     for kind, name, restricted, added in (
         ("Deployment", "hami-scheduler", True, {}), ("Deployment", "hami-webui", True, {}),

@@ -188,7 +188,9 @@ def _top(options: argparse.Namespace) -> int:
             if options.watch and sys.stdout.isatty():
                 sys.stdout.write(_CLEAR)
             names = [f"gpu/{gpu['uuid']}" for node in nodes for gpu in node["gpus"]]
-            output.print_rows(rows, rows, flags.look(options), "no node has GPUs yet", names=names)
+            output.print_rows(
+                rows, rows, flags.look(options), "no node has GPUs yet", wide_only=views.GPUS_WIDE_ONLY, names=names
+            )
     return 0
 
 

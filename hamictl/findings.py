@@ -4,6 +4,7 @@ Everything is worked out anew from the records, by the code that decides, and co
 """
 
 import collections
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from scheduler_extender.fleet import ledger
 ERROR, WARNING = "error", "warning"
 _STUCK_SECONDS = 300
 _LABEL = "gpu"
+_NO_ISOLATION = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def checks(patient: Patient, names: requests.ResourceNames) -> Iterator[Check]:
     """Every check with what it finds, in the order in which they are told."""
     cluster = patient.cluster
     yield "nodes", _nodes(cluster, names)
+    yield "set-up of nodes", _problems(cluster)
     yield "GPUs", _gpus(cluster, names)
     yield "pods", _pods(cluster, names, patient.now)
     yield "promises", _promises(cluster, names)
@@ -74,7 +77,7 @@ def _nodes(cluster: state.State, names: requests.ResourceNames) -> Iterator[Find
         if text is None:
             if offered not in ("0", ""):
                 yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"{names.count}: {offered}")
-            elif labels.get(_LABEL) == "on":
+            elif labels.get(_LABEL) == "on" and not records.decode_problems(annotations.get(records.PROBLEMS, "")):
                 yield Finding(error_codes.DOCTOR_NODE_WITHOUT_PLUGIN, ERROR, about, "labelled gpu=on, without a record")
             continue
         try:
@@ -89,6 +92,26 @@ def _nodes(cluster: state.State, names: requests.ResourceNames) -> Iterator[Find
         if offered != str(slots):
             detail = f"the kubelet offers {offered}, the healthy GPUs have {slots}"
             yield Finding(error_codes.DOCTOR_SLOTS_DIFFER, WARNING, about, detail)
+
+
+def _problems(cluster: state.State) -> Iterator[Finding]:
+    """What device plugins say of their nodes, and nodes whose GPUs nothing limits."""
+    for node in cluster.nodes:
+        about = f"node/{node.metadata.name}"
+        annotations = node.metadata.annotations or {}
+        problems = records.decode_problems(annotations.get(records.PROBLEMS, ""))
+        for code, sentence in problems.items():
+            if code in error_codes.REGISTRY:
+                yield Finding(error_codes.Code(code), ERROR, about, sentence)
+            else:
+                yield Finding(error_codes.DOCTOR_NODE_PROBLEM, ERROR, about, f"{code}: {sentence}")
+        inventory: tuple[gpus.Gpu, ...] = ()
+        with contextlib.suppress(errors.CorruptRecord):
+            inventory = records.decode_inventory(annotations.get(records.INVENTORY, "[]"))
+        unlimited = [str(gpu.index) for gpu in inventory if gpu.mode == _NO_ISOLATION]
+        if unlimited and error_codes.PLUGIN_MEMORY_NOT_LIMITED not in problems:
+            detail = f"GPU {', '.join(unlimited)}: isolation none"
+            yield Finding(error_codes.DOCTOR_MEMORY_NOT_LIMITED, WARNING, about, detail)
 
 
 def _gpus(cluster: state.State, names: requests.ResourceNames) -> Iterator[Finding]:

@@ -29,15 +29,17 @@ def node_rows(nodes: Nodes) -> list[Row]:
                 "OF": output.mib(total),
                 "SHARE": output.percent(promised, total),
                 "CONTAINERS": str(_sum(gpus, "slots")[0]),
+                "ISOLATION": ", ".join(sorted({_isolation(one) for one in gpus})) or "-",
                 "STATE": node["standing"] if node["standing"] != "none" else ill or "ok",
                 "CORES": output.percent(*_sum(gpus, "cores_percent")),
                 "LARGEST FREE": output.mib(max((_free(one) for one in gpus if node["standing"] == "none"), default=0)),
+                "PROBLEMS": ", ".join(sorted(node.get("problems", {}))) or "-",
             }
         )
     return rows
 
 
-NODES_WIDE_ONLY = ("CORES", "LARGEST FREE")
+NODES_WIDE_ONLY = ("CORES", "LARGEST FREE", "PROBLEMS")
 
 
 def pod_rows(pods: Pods) -> list[Row]:
@@ -101,9 +103,18 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
                 "BUSY": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
                 "HEALTH": standing.get(name, "ok") if _state(gpu) == "ok" else _state(gpu),
                 "HELD BY": ", ".join(holders[gpu["uuid"]]) or "-",
+                "ISOLATION": _isolation(gpu),
             }
         )
     return rows
+
+
+GPUS_WIDE_ONLY = ("ISOLATION",)
+
+
+def _isolation(gpu: Mapping[str, Any]) -> str:
+    """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not say."""
+    return str(gpu.get("mode") or "unknown")
 
 
 def explanation(found: Mapping[str, Any]) -> str:

@@ -73,11 +73,12 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
     name = identifiers.NodeName(node.metadata.name)
     annotations = node.metadata.annotations or {}
     text = annotations.get(records.INVENTORY)
+    problems = records.decode_problems(annotations.get(records.PROBLEMS, ""))
     if not text:
         offered = (node.status.allocatable or {}).get(names.count)
         foreign = offered is not None and quantities.thousandths(offered) > 0
         standing = Reason.FOREIGN_AGENT if foreign else Reason.NODE_NOT_REGISTERED
-        return ledger.NodeFacts(name, standing=standing, unavailable=_unavailable(node))
+        return ledger.NodeFacts(name, standing=standing, unavailable=_unavailable(node), problems=problems)
     try:
         inventory = records.decode_inventory(text)
     except errors.CorruptRecord:
@@ -96,6 +97,7 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         bad_links,
         one_at_a_time=not ours,
         ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
+        problems=problems,
         lacks=lacking(node, names),
     )
 

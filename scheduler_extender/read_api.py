@@ -186,6 +186,7 @@ class ReadApi:
             "standing": _standing(state, known),
             "foreign_slots": state.foreign_slots,
             "labels": known.labels if known else {},
+            "problems": known.problems if known else {},
             "gpus": [
                 {
                     "uuid": one.gpu.uuid,

@@ -62,6 +62,8 @@ class Gpu:
     slots: int
     slots_promised: int
     slices: tuple[Slice, ...]
+    isolation: str = ""
+    """How containers that share it are kept apart; `none` limits nothing, empty is not known."""
     used_mib: int | None = None
     """By whomever; None where it is not known."""
     busy_percent: int | None = None
@@ -100,6 +102,13 @@ class Node:
     """What of it is promised."""
     largest_free_mib: int
     """The largest share of one GPU that would still fit."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with how it is set up: sentences by error code."""
+
+    @property
+    def isolations(self) -> tuple[str, ...]:
+        """How containers on its GPUs are kept apart."""
+        return tuple(sorted({gpu.isolation or "unknown" for gpu in self.gpus}))
 
     @property
     def level(self) -> str:

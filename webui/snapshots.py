@@ -43,6 +43,7 @@ class Gpu(msgspec.Struct, frozen=True, gc=False):
     uuid: str
     index: int
     type: str
+    mode: str
     healthy: bool
     ailment: str
     cordoned: bool
@@ -59,6 +60,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     standing: str
     labels: dict[str, str]
     gpus: list[Gpu]
+    problems: dict[str, str] = {}  # msgspec copies it
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):

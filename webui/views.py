@@ -99,7 +99,7 @@ def _node(
     return models.Node(
         node.name, node.standing, gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
         sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
-        max((gpu.free_mib for gpu in gpus), default=0),
+        max((gpu.free_mib for gpu in gpus), default=0), node.problems,
     )  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def _gpu(
     return models.Gpu(
         uuid, gpu.index, gpu.type, state, gpu.ailment, total, gpu.memory_mib.promised,
         gpu.cores_percent.promised, gpu.slots.total, gpu.slots.promised, tuple(slices),
-        snapshots.mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
+        gpu.mode, snapshots.mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
     )  # fmt: skip
 
 

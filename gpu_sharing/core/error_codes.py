@@ -650,6 +650,16 @@ DOCTOR_GPU_SICK = _register(
     "A GPU must not be used.",
     "kubectl describe node shows the cause and what the GPU needs.",
 )
+DOCTOR_NODE_PROBLEM = _register(
+    "DOCTOR_NODE_PROBLEM",
+    "A node's device plugin reports a problem whose code this hamictl does not know.",
+    "Use the hamictl of the plugin's version, or look the code up in that version's reference.",
+)
+DOCTOR_MEMORY_NOT_LIMITED = _register(
+    "DOCTOR_MEMORY_NOT_LIMITED",
+    "The isolation of GPUs is none: a container that gets a slice can use all memory of the GPU.",
+    "Choose another isolation (devicePlugin.isolation), if programs there do not keep to their memory by themselves.",
+)
 DOCTOR_POD_RECORD = _register(
     "DOCTOR_POD_RECORD",
     "A pod's record of its GPUs cannot be read; it keeps GPUs of its node out of use.",

@@ -64,6 +64,8 @@ class NodeFacts:
     """What is wrong with the record of its links."""
     ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """Why GPUs are out of use, by the node's own words; for people only."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with how it is set up, by error code, by the node's own words; for people only."""
     lacks: tuple[str, ...] = ()
     """Resources of our pods beside the count that are no key of its allocatable."""
     one_at_a_time: bool = False

@@ -99,7 +99,10 @@ def event(reason: str, note: str, **more: Any) -> dict[str, Any]:
 
 
 def node(name: str, *gpus: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"name": name, "standing": "none", "foreign_slots": 0, "labels": {"pool": name}, "gpus": [*gpus], **more}
+    return {
+        "name": name, "standing": "none", "foreign_slots": 0, "labels": {"pool": name}, "gpus": [*gpus],
+        "problems": {}, **more,
+    }  # fmt: skip
 
 
 class FakeMeter:
@@ -354,6 +357,24 @@ def test_before_the_first_answer_nothing_is_said_not_to_exist() -> None:
     empty.source._view, empty.source.trouble = models.View(), "nothing has been read yet"
     for path in ("/nodes/gpu-1", "/api/v1/nodes/gpu-1", "/pods/ai/one", "/api/v1/pods/ai/one"):
         assert "nothing has been read yet" in empty.page(path, 503), path
+
+
+def test_how_gpus_are_isolated_and_what_is_wrong_with_a_node_stands_on_its_pages() -> None:
+    """A tenant's neighbour can use all memory of a GPU that nothing limits."""
+    nodes = [
+        node("free", gpu("free", 0, mode="none"), problems={"PLUGIN_MEMORY_NOT_LIMITED": f"1 of 1 GPUs: {EVIL}"}),
+        node("kept", gpu("kept", 0, mode="hami-core")),
+    ]
+    site = Site(nodes, [])
+    page = site.page("/nodes/free")
+    assert "Isolation none: the memory of containers is not limited." in page
+    assert "PLUGIN_MEMORY_NOT_LIMITED" in page
+    assert "1 of 1 GPUs: &lt;script&gt;" in page
+    assert "devicePlugin.hamiCore" in page  # What to do.
+    assert "Isolation hami-core." in site.page("/nodes/kept")
+    listed = site.page("/nodes")
+    assert "isolation none" in listed
+    assert "isolation hami-core" in listed
 
 
 def test_a_cluster_without_gpus_says_what_to_do() -> None:

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import requests
+from gpu_sharing.core import records, requests
 from gpu_sharing.core.rejections import Reason
 from hamictl import findings, state, surroundings
 from lab import gpus
@@ -32,6 +32,39 @@ def test_one_gpu_on_two_nodes_is_found() -> None:
 
     assert [(one.code, one.about) for one in told] == [("DOCTOR_GPU_TWICE", "gpu/old/0")]
     assert "is on node a too" in told[0].detail
+
+
+def test_what_a_node_says_of_its_set_up_is_found() -> None:
+    """Each problem by its own code, and a code of a newer plugin too; without a record the node is not called bare."""
+    node = gpus.gpu_node("a", A10, 1)
+    node["metadata"]["labels"] = {"gpu": "on"}
+    node["status"]["allocatable"] = {}
+    node["metadata"]["annotations"] = {
+        records.PROBLEMS: '{"PLUGIN_NO_DRIVER": "no library", "PLUGIN_OF_TOMORROW": "something else"}'
+    }
+
+    told = [(one.code, one.about, one.detail) for one in findings._problems(cluster(node))]
+
+    assert told == [
+        ("PLUGIN_NO_DRIVER", "node/a", "no library"),
+        ("DOCTOR_NODE_PROBLEM", "node/a", "PLUGIN_OF_TOMORROW: something else"),
+    ]
+    assert list(findings._nodes(cluster(node), NAMES)) == []
+
+
+def test_gpus_whose_memory_nothing_limits_are_found_once() -> None:
+    """As a warning where that was chosen, as an error where the node says that it should be otherwise."""
+    node = gpus.gpu_node("a", A10, 2)
+    inventory = records.decode_inventory(node["metadata"]["annotations"][records.INVENTORY])
+    free = [dataclasses.replace(gpu, mode="none") for gpu in inventory]
+    node["metadata"]["annotations"][records.INVENTORY] = records.encode_inventory([free[0], inventory[1]])
+
+    (told,) = findings._problems(cluster(node))
+    assert (told.code, told.severity, told.detail) == ("DOCTOR_MEMORY_NOT_LIMITED", "warning", "GPU 0: isolation none")
+
+    node["metadata"]["annotations"][records.PROBLEMS] = '{"PLUGIN_MEMORY_NOT_LIMITED": "1 of 2 GPUs: no library"}'
+    (told,) = findings._problems(cluster(node))
+    assert (told.code, told.severity) == ("PLUGIN_MEMORY_NOT_LIMITED", "error")
 
 
 @pytest.mark.parametrize(

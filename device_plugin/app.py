@@ -18,6 +18,7 @@ from device_plugin import (
     allocation,
     cdi,
     delivery,
+    gpu_problems,
     gpu_source,
     health_watch,
     inventory,
@@ -235,15 +236,17 @@ class Plugin:
 
     def _refresh(self) -> None:
         """Bring what is known of the GPUs to where it is used."""
+        devices = inventory.with_memory(self._health.devices, self._sharing)
         modes = {
-            device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path)
-            for device in self._health.devices
+            device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path) for device in devices
         }
         before = self._node.inventory
-        offered = inventory.build(self._health.devices, self._health.states, modes, self._sharing, self._node.backends)
-        offered = self._judge_isolation(offered)
+        offered = self._judge_isolation(
+            inventory.build(devices, self._health.states, modes, self._sharing, self._node.backends)
+        )
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
-        self._node.devices = {one.uuid: one for one in self._health.devices if one.uuid in self._node.inventory}
+        self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
+        gpu_problems.report(self._problems, devices, self._driver.gaps)
         self._node.states = self._health.states
         self._node.host = cdi.host_specs((*self._options.host_cdi_dirs, self._options.cdi_dir))
         self._choose_delivery()
@@ -472,9 +475,12 @@ class Plugin:
         for uuid, gpu in self._node.inventory.items():
             counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
             counters.isolation.labels(node=node, device=uuid, isolation=gpu.mode).set(1)
+        counters.xids_heard.clear()
+        for device in self._health.devices:
+            counters.xids_heard.labels(node=node, device=device.uuid).set(device.uuid not in self._driver.gaps.xids)
         counters.problems.clear()
-        for code, device in self._problems.current:
-            counters.problems.labels(node=node, error_code=code, device=device).set(1)
+        for code, about in self._problems.current:
+            counters.problems.labels(node=node, error_code=code, device=about).set(1)
         for word, wanted in (("healthy", True), ("unhealthy", False)):
             counters.tokens.labels(health=word).set(sum(one.healthy is wanted for one in self._listing.current))
         counters.registered.set(self._link.registered)

@@ -105,6 +105,7 @@ class Plugin:
         self._link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
         self._limited: set[identifiers.GpuUuid] = set()
         """GPUs that were limited by HAMi-core, by this process or the one before it."""
+        self._has_offered = False
         self._withheld: Mapping[identifiers.GpuUuid, str] = {}
         """GPUs that are not to be used although they are healthy, and why."""
         self._links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]] = {}
@@ -247,6 +248,12 @@ class Plugin:
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
         self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
         gpu_problems.report(self._problems, devices, self._driver.gaps)
+        no_driver = self._health.driver_trouble or ("" if devices else "the driver has no GPUs")
+        if no_driver:
+            self._problems.report(error_codes.PLUGIN_NO_DRIVER, no_driver)
+        else:
+            self._problems.clear(error_codes.PLUGIN_NO_DRIVER)
+        self._has_offered = self._has_offered or bool(self._node.inventory)
         self._node.states = self._health.states
         self._node.host = cdi.host_specs((*self._options.host_cdi_dirs, self._options.cdi_dir))
         self._choose_delivery()
@@ -414,6 +421,9 @@ class Plugin:
             log.warning("the phase of a pod is not written", pod=pod.key, phase=phase, cause=str(refused))
 
     def _annotations(self) -> Mapping[str, str]:
+        if not self._has_offered:
+            # A node on which no GPU was ever found has no record of GPUs, only the reason.
+            return inventory.problem_annotations(records.OUR_AGENT, self._problems.sentences())
         withheld = {
             uuid: health.Health(health.State.UNHEALTHY, cause)
             for uuid, cause in self._withheld.items()

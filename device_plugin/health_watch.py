@@ -26,6 +26,7 @@ class HealthWatch:
         devices: The GPUs in the driver's order; one that was seen in this boot stays, though the driver hides it.
         states: The health of each.
         looked_at: When they were last looked at, monotonic seconds.
+        driver_trouble: Why there is no driver; empty while there is one.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class HealthWatch:
         self._boot = boot
         self._metrics = counters
         self._changed = changed
-        self._driver_missing = False
+        self._earlier: tuple[gpu_source.Device, ...] = ()
+        self.driver_trouble = ""
         self.devices: tuple[gpu_source.Device, ...] = ()
         self.states: dict[identifiers.GpuUuid, health.Health] = {}
         self.looked_at = 0.0
@@ -46,7 +48,8 @@ class HealthWatch:
     ) -> None:
         """What an earlier process of the same boot knew: its sick GPUs stay sick, even if the driver hides them."""
         self.states = dict(states)
-        self.devices = tuple(device for device in devices if device.uuid in states)
+        self._earlier = tuple(devices)
+        self.devices = tuple(device for device in self._earlier if device.uuid in states)
 
     async def look(self) -> bool:
         """Look at every GPU once.
@@ -60,12 +63,14 @@ class HealthWatch:
         before = self.devices
         try:
             found = {device.uuid: device for device in await self._driver.devices()}
-            self._driver_missing = False
+            self.driver_trouble = ""
         except gpu_source.DriverMissing as missing:
-            if not self._driver_missing:
+            if not self.driver_trouble:
                 log.warning("no driver", error_code=error_codes.PLUGIN_NO_DRIVER, cause=str(missing))
-            self._driver_missing = True
+            self.driver_trouble = str(missing)
             found = {}
+            # What an earlier process offered is still offered by the node's record, and must be taken back.
+            before = before or self._earlier
         except gpu_source.DriverChanged:
             raise
         except gpu_source.GpuSourceError as refused:
@@ -84,7 +89,7 @@ class HealthWatch:
     async def _reading(
         self, device: gpu_source.Device, found: Mapping[identifiers.GpuUuid, gpu_source.Device]
     ) -> health.Reading:
-        if self._driver_missing:
+        if self.driver_trouble:
             return health.Reading(answered=False, trouble="the driver is gone")
         reading = await self._driver.reading(device.uuid)
         if device.uuid not in found and reading.answered:

@@ -107,12 +107,16 @@ def annotations(
     sick = {uuid: health.to_facts(state) for uuid, state in sorted(states.items()) if not state.available}
     scores = [{"uuid": uuid, "score": dict(sorted(peers.items()))} for uuid, peers in sorted(links.items())]
     return {
+        **problem_annotations(agent, problems),
         records.INVENTORY: records.encode_inventory(offered),
-        records.AGENT: agent,
         records.HEALTH: json.dumps(sick, sort_keys=True, separators=(",", ":")),
-        records.PROBLEMS: records.encode_problems(problems),
         **({records.SCORE: json.dumps(scores, separators=(",", ":"))} if links else {}),
     }
+
+
+def problem_annotations(agent: str, problems: Mapping[str, str]) -> dict[str, str]:
+    """The annotations that say which plugin serves the node, and what is wrong with how it is set up."""
+    return {records.AGENT: agent, records.PROBLEMS: records.encode_problems(problems)}
 
 
 def remembered(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, health.Health]:
@@ -184,13 +188,16 @@ class Publisher:
 
     async def _write(self) -> None:
         node = await self._client.get(self._path, objects.Node)
-        metadata: dict[str, Any] = {"annotations": dict(self._wanted())}
+        wanted = dict(self._wanted())
+        metadata: dict[str, Any] = {"annotations": wanted}
         label, value = records.ACCELERATOR_LABEL
-        if label not in (node.metadata.labels or {}):
+        has_gpus = records.INVENTORY in wanted
+        if has_gpus and label not in (node.metadata.labels or {}):
             # A label that is set after this read wins: then the version is another one, and this is tried again.
             metadata |= {"labels": {label: value}, "resourceVersion": node.metadata.resource_version}
         await self._client.patch(self._path, orjson.dumps({"metadata": metadata}))
-        await self._write_capacity(node.status.capacity or {})
+        if has_gpus:
+            await self._write_capacity(node.status.capacity or {})
 
     async def _write_capacity(self, there: Mapping[str, quantities.Raw]) -> None:
         """Write the capacity where it differs. Pods are placed without it too, except beside such a DeviceClass."""

@@ -142,8 +142,9 @@ def running(
     runtime: str = gpu_nodes.RUNTIME,
     mig: bool = False,
     labels: dict[str, str] | None = None,
+    start: bool = True,
 ) -> Iterator[GpuNode]:
-    """A registered node for as long as the context lasts."""
+    """A registered node for as long as the context lasts; without `start` the test starts its plugin."""
     with contextlib.ExitStack() as stack:
         # Not pytest's folder: the path of a unix socket has at most 107 characters.
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-node-")))
@@ -159,8 +160,12 @@ def running(
         server.call(lambda: server.app.store.create(kinds.NODES, "", body))
         node.do(node.kubelet.start())
         try:
+            if not start:
+                yield node
+                return
             with plugin_process.running(node.plugin):
                 node.wait("slots are offered", lambda: node.allocatable() == slots * count)
                 yield node
         finally:
+            node.plugin.stop()
             node.do(node.kubelet.stop())

@@ -530,6 +530,41 @@ def test_a_node_that_must_be_limited_starts_nothing_while_it_cannot_be() -> None
         node.start(early)
 
 
+def test_a_plugin_that_finds_no_driver_says_so_on_its_node_and_takes_back_what_was_offered() -> None:
+    """The commonest failure of an installation; and a restart while the driver is being replaced."""
+    with gpu_node.running(2) as node:
+        pod = node.create("early", "0:1000:0")
+        node.admit(pod)
+        node.plugin.stop()
+        node.driver.rules = ["fail nvmlInit_v2 9 -1", "fail nvmlInitWithFlags 9 -1"]
+        node.driver.write()
+        node.plugin.start()
+
+        node.wait("it is said", lambda: "PLUGIN_NO_DRIVER" in _problems(node))
+        offered = records.decode_inventory(_inventory(node))
+        assert [gpu.healthy for gpu in offered] == [False, False]
+        assert "accelerator" in node.node()["metadata"]["labels"]
+
+        node.driver.rules = []
+        node.driver.write()
+        node.wait("it is over", lambda: "PLUGIN_NO_DRIVER" not in _problems(node))
+        node.wait("GPUs are back", lambda: all(gpu.healthy for gpu in records.decode_inventory(_inventory(node))))
+
+
+def test_a_node_without_any_gpu_has_the_reason_and_no_record() -> None:
+    """Else the scheduler would count it as a GPU node, and people would find it by the label."""
+    with gpu_node.running(2, start=False) as node:
+        node.driver.rules = ["fail nvmlInit_v2 9 -1", "fail nvmlInitWithFlags 9 -1"]
+        node.driver.write()
+        node.plugin.start()
+
+        node.wait("it is said", lambda: "PLUGIN_NO_DRIVER" in _problems(node))
+        metadata = node.node()["metadata"]
+        assert records.INVENTORY not in metadata["annotations"]
+        assert "accelerator" not in metadata.get("labels", {})
+        assert "nvidia.com/gpumem" not in node.node()["status"].get("capacity", {})
+
+
 def _count(node: gpu_node.GpuNode, event: str) -> int:
     return sum(line.get("event") == event for line in node.plugin.log_lines())
 

@@ -8,7 +8,7 @@ import pytest
 
 from device_plugin import inventory
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import errors, requests
+from gpu_sharing.core import errors, records, requests
 
 NAMES = requests.ResourceNames()
 
@@ -39,7 +39,7 @@ class Node:
 
 def publish(node: Node, times: int = 1) -> inventory.Publisher:
     client: Any = node
-    publisher = inventory.Publisher(client, "a", lambda: {"x": "y"}, lambda: inventory.capacity(NAMES))
+    publisher = inventory.Publisher(client, "a", lambda: {records.INVENTORY: "[]"}, lambda: inventory.capacity(NAMES))
     for _ in range(times):
         asyncio.run(publisher._write())
     return publisher
@@ -52,7 +52,7 @@ def test_a_label_that_is_there_stays(there: str) -> None:
 
     publish(node)
 
-    assert node.patches[0][1] == {"metadata": {"annotations": {"x": "y"}}}
+    assert node.patches[0][1] == {"metadata": {"annotations": {records.INVENTORY: "[]"}}}
 
 
 def test_a_node_without_the_label_gets_it_unless_it_changes_meanwhile() -> None:
@@ -62,7 +62,11 @@ def test_a_node_without_the_label_gets_it_unless_it_changes_meanwhile() -> None:
     publish(node)
 
     metadata = node.patches[0][1]["metadata"]
-    assert metadata == {"annotations": {"x": "y"}, "labels": {"accelerator": "nvidia"}, "resourceVersion": "7"}
+    assert metadata == {
+        "annotations": {records.INVENTORY: "[]"},
+        "labels": {"accelerator": "nvidia"},
+        "resourceVersion": "7",
+    }
 
 
 def test_the_capacity_of_every_name_that_our_pods_carry_is_written_once() -> None:

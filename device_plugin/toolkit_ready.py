@@ -8,14 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+_USAGE = "usage: python -m device_plugin.toolkit_ready FILE: wait until the file is there"
 _POLL_SECONDS = 5.0
 _TURNS_BETWEEN_LINES = 12
 
 
 def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> int:
     """Wait for as long as it takes, and say so each minute. Returns the exit status."""
+    if list(arguments) in (["--help"], ["-h"]):
+        _say(_USAGE)
+        return 0
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m device_plugin.toolkit_ready FILE\n")
+        sys.stderr.write(f"{_USAGE}\n")
         return 2
     path = pathlib.Path(arguments[0])
     turn = 0

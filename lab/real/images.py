@@ -58,6 +58,26 @@ def of_program(path: pathlib.Path, name: str, program: pathlib.Path) -> pathlib.
     return path
 
 
+def of_library(path: pathlib.Path, name: str, target: str, library: pathlib.Path) -> pathlib.Path:
+    """The archive of an image that holds a shell and one library, as HAMi's image holds HAMi-core.
+
+    Args:
+        path: The archive to write.
+        name: What pods call the image.
+        target: Where the library lies in it.
+        library: The library.
+
+    Raises:
+        BuildFailed: There is no static busybox.
+    """
+    busybox = shutil.which("busybox")
+    if busybox is None:
+        raise build.BuildFailed("an image with a shell needs a static busybox (apt: busybox-static)")
+    links = {f"bin/{applet}": "busybox" for applet in ("sh", "cmp", "cp", "chmod", "mv", "sleep", "ls")}
+    _image(path, name, {"bin/busybox": pathlib.Path(busybox), target: library}, links, ["sh"])
+    return path
+
+
 def _image(
     path: pathlib.Path,
     name: str,

@@ -46,8 +46,9 @@ class Node:
         cdi_dir: Where containerd looks for device specifications.
     """
 
-    def __init__(self, plane: control_plane.ControlPlane, runc: str) -> None:
+    def __init__(self, plane: control_plane.ControlPlane, runc: str, nvidia_runtime: str = "") -> None:
         self._plane = plane
+        self._nvidia_runtime = nvidia_runtime
         self._parts = plane.parts
         self._folder = plane.parts.folder
         self._runc = runc
@@ -216,7 +217,19 @@ disabled_plugins = ["io.containerd.tracing.processor.v1.otlp", "io.containerd.nr
     [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
       BinaryName = "{self._runc}"
       SystemdCgroup = false
-""")
+{self._nvidia_handler()}""")
+
+    def _nvidia_handler(self) -> str:
+        """The runtime handler of the RuntimeClass `nvidia`, as nvidia-ctk writes it."""
+        if not self._nvidia_runtime:
+            return ""
+        table = '[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.nvidia'
+        return f"""  {table}]
+    runtime_type = "io.containerd.runc.v2"
+    {table}.options]
+      BinaryName = "{self._nvidia_runtime}"
+      SystemdCgroup = false
+"""
 
     def _write_kubelet(self) -> None:
         on_v1 = not (_CGROUPS / "cgroup.controllers").exists()
@@ -247,18 +260,21 @@ def _demand_programs() -> None:
 
 
 @contextlib.contextmanager
-def running(plane: control_plane.ControlPlane, runc: pathlib.Path | None = None) -> Iterator[Node]:
+def running(
+    plane: control_plane.ControlPlane, runc: pathlib.Path | None = None, nvidia_runtime: pathlib.Path | None = None
+) -> Iterator[Node]:
     """A node for as long as the context lasts.
 
     Args:
         plane: Whose node it is.
         runc: What containerd runs in place of runc.
+        nvidia_runtime: What the runtime handler `nvidia` runs, where the node has one.
 
     Raises:
         BuildFailed: A program is missing here.
         NotReady: It does not come up.
     """
-    node = Node(plane, str(runc or shutil.which("runc")))
+    node = Node(plane, str(runc or shutil.which("runc")), str(nvidia_runtime or ""))
     try:
         node.start()
         yield node

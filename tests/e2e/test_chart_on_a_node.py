@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 
 from lab import fake_driver, plugin_process
-from lab.real import control_plane, helm, images
+from lab.real import control_plane, helm, images, nvidia_runtime
 from lab.real import node as real_nodes
 from tests.chart import rendering
 from tests.e2e import gpu_node
@@ -72,16 +73,60 @@ def forwarding(port: int) -> Iterator[int]:
         loop.close()
 
 
+HAMI_IMAGE = "docker.io/projecthami/hami:v2.10.0"
+CORE_POD = "hami-core-0"
+_LIBRARY = """
+#include <stdio.h>
+#include <stdlib.h>
+static __attribute__((constructor)) void mark(void) {
+    const char *memory = getenv("CUDA_DEVICE_MEMORY_LIMIT_0"), *cores = getenv("CUDA_DEVICE_SM_LIMIT");
+    const char *region = getenv("CUDA_DEVICE_MEMORY_SHARED_CACHE");
+    FILE *file = fopen("/tmp/mark", "w");
+    if (!file) return;
+    fprintf(file, "memory %s cores %s region %s", memory ? memory : "-", cores ? cores : "-",
+            region && fopen(region, "r+") ? "writable" : "-");
+    fclose(file);
+}
+"""
+
+
+def preloaded_library(folder: pathlib.Path) -> pathlib.Path:
+    """A library in the place of HAMi-core: its constructor leaves a mark with the limits that it read."""
+    source, library = folder / "mark.c", folder / "mark.so"
+    source.write_text(_LIBRARY)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return library
+
+
+@contextlib.contextmanager
+def driver_runtime(
+    folder: pathlib.Path, plane: control_plane.ControlPlane
+) -> Iterator[tuple[fake_driver.FakeDriver, real_nodes.Node]]:
+    """A node whose runtime handler `nvidia` brings the fake driver, as NVIDIA's runtime brings the real one."""
+    driver = fake_driver.make(folder, control_plane.NODE_NAME, 2)
+    runc = shutil.which("runc")
+    assert runc is not None
+    program = nvidia_runtime.write(folder / "nvidia-container-runtime", runc, driver.environment())
+    with real_nodes.running(plane, nvidia_runtime=program) as node:
+        yield driver, node
+
+
 class World:
     """The cluster, and the pods that controllers would have made."""
 
     def __init__(
-        self, plane: control_plane.ControlPlane, folder: pathlib.Path, driver: fake_driver.FakeDriver, api_port: int
+        self,
+        plane: control_plane.ControlPlane,
+        folder: pathlib.Path,
+        node: real_nodes.Node,
+        driver: fake_driver.FakeDriver,
+        api_port: int,
     ) -> None:
         self.plane = plane
         self.api_port = api_port
-        self._folder = folder
-        self._driver = driver
+        self.folder = folder
+        self.node = node
+        self.driver = driver
         self.aliases = {GATEWAY: ["kubernetes.default.svc"]}
 
     def kubectl(self, *arguments: str) -> str:
@@ -89,6 +134,10 @@ class World:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout
+
+    def workload(self, kind: str, name: str) -> Any:
+        """One that helm made on this cluster, having looked at it."""
+        return self.plane.api("GET", f"/apis/apps/v1/namespaces/{NAMESPACE}/{kind}/{name}")
 
     def pod(self, name: str) -> Any:
         return self.plane.api("GET", f"{PODS}/{name}")
@@ -105,22 +154,19 @@ class World:
             {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
             {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
         ]
-        spec["volumes"].append({"name": "account", "projected": {"sources": token, "defaultMode": 0o440}})
-        mounts = [{"name": "account", "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}]
+        mounts = []
+        if spec.get("automountServiceAccountToken", True):
+            spec["volumes"].append({"name": "account", "projected": {"sources": token, "defaultMode": 0o440}})
+            path = "/var/run/secrets/kubernetes.io/serviceaccount"
+            mounts = [{"name": "account", "mountPath": path, "readOnly": True}]
         environment = [
             {"name": "KUBERNETES_SERVICE_HOST", "value": "kubernetes.default.svc"},
             {"name": "KUBERNETES_SERVICE_PORT", "value": str(self.api_port)},
         ]
-        if workload["kind"] == "DaemonSet":
-            for key, value in self._driver.environment().items():
-                environment.append({"name": key, "value": value})
-                path = pathlib.Path(value) if key == "LD_LIBRARY_PATH" else pathlib.Path(value).parent
-                spec["volumes"].append({"name": f"driver-{len(mounts)}", "hostPath": {"path": str(path)}})
-                mounts.append({"name": f"driver-{len(mounts)}", "mountPath": str(path)})
-            places = {"cdi": self._folder / "cdi", "host-cdi": self._folder / "host-cdi"}
-            for volume in spec["volumes"]:
-                if volume["name"] in places:
-                    volume["hostPath"]["path"] = str(places[volume["name"]])
+        places = {"cdi": self.folder / "cdi", "host-cdi": self.folder / "host-cdi"}
+        for volume in spec["volumes"]:
+            if volume["name"] in places:
+                volume["hostPath"]["path"] = str(places[volume["name"]])
         for container in spec["containers"]:
             container["imagePullPolicy"] = "Never"
             # From the Service's port to the pod's, as kube-proxy would lead.
@@ -141,7 +187,7 @@ class World:
         found = [json.dumps(self.pod(name)["status"].get("containerStatuses"))[:3000]]
         events = self.plane.api("GET", f"/api/v1/namespaces/{NAMESPACE}/events")["items"]
         found += [f"{one['reason']}: {one['message']}" for one in events if one["involvedObject"]["name"] == name][-8:]
-        found += [path.read_text(errors="replace")[-2500:] for path in (self._folder / "logs").rglob("*.log")]
+        found += [path.read_text(errors="replace")[-2500:] for path in (self.folder / "logs").rglob("*.log")]
         return "\n".join(found)
 
 
@@ -156,13 +202,12 @@ def world(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> I
     with (
         control_plane.running(folder, audited=True) as plane,
         forwarding(int(plane.server.rpartition(":")[2])) as api_port,
-        real_nodes.running(plane) as node,
+        driver_runtime(folder, plane) as (driver, node),
     ):
-        driver = fake_driver.make(folder, control_plane.NODE_NAME, 2)
         plugin_process.host_cdi(folder / "host-cdi", driver)
-        (folder / "vgpu").mkdir()
-        for name in ("libvgpu.so.1", "ld.so.preload"):  # Empty: what is started here loads no library.
-            (folder / "vgpu" / name).touch()
+        node.import_image(images.of_library(
+            folder / "hami.tar", HAMI_IMAGE, "k8s-vgpu/lib/nvidia/libvgpu.so.v2.10.0", preloaded_library(folder)
+        ))  # fmt: skip
         for name in ("hami", "hami-node"):
             node.import_image(ARCHIVES / f"{name}.tar", f"ghcr.io/hami-py/{name}:0.1.0")
         scheduler = images.of_program(
@@ -170,7 +215,11 @@ def world(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> I
         )
         node.import_image(scheduler)
         values = ("--set", f"devicePlugin.libPath={folder}/vgpu")
-        found = World(plane, folder, driver, api_port)
+        found = World(plane, folder, node, driver, api_port)
+        runtime_class = {
+            "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia",
+        }  # fmt: skip
+        plane.api("POST", "/apis/node.k8s.io/v1/runtimeclasses", runtime_class)
         command = [
             str(helm.program(4)), "install", "hami", str(rendering.CHART), "--namespace", NAMESPACE,
             "--create-namespace", "--kubeconfig", str(plane.kubeconfig("admin")), *values,
@@ -181,13 +230,13 @@ def world(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> I
         body = {"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": authority}}
         plane.api("POST", f"/api/v1/namespaces/{NAMESPACE}/configmaps", body)
         found.kubectl("label", "node", control_plane.NODE_NAME, "gpu=on")
-        rendered = rendering.objects(4, *values)
-        found.start("hami-scheduler-0", rendering.one(rendered, "Deployment", "hami-scheduler"))
-        found.start("hami-device-plugin-0", rendering.one(rendered, "DaemonSet", "hami-device-plugin"))
+        found.start("hami-scheduler-0", found.workload("deployments", "hami-scheduler"))
+        found.start(CORE_POD, found.workload("daemonsets", "hami-core"))
+        found.start("hami-device-plugin-0", found.workload("daemonsets", "hami-device-plugin"))
         found.wait_ready("hami-scheduler-0")
         found.aliases[found.pod("hami-scheduler-0")["status"]["podIP"]] = [f"hami-scheduler.{NAMESPACE}.svc"]
-        found.start("hami-webui-0", rendering.one(rendered, "Deployment", "hami-webui"))
-        for name in ("hami-device-plugin-0", "hami-webui-0"):
+        found.start("hami-webui-0", found.workload("deployments", "hami-webui"))
+        for name in (CORE_POD, "hami-device-plugin-0", "hami-webui-0"):
             found.wait_ready(name)
         yield found
 
@@ -195,7 +244,7 @@ def world(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def test_the_health_check_of_the_documentation_works(world: World) -> None:
     """Word by word, but for the names that a controller would give."""
     listed = world.kubectl("get", "pods", "-n", NAMESPACE)
-    assert listed.count("Running") == 3
+    assert listed.count("Running") == 4
     where = ("-n", NAMESPACE, "deploy/hami-scheduler")
     health = world.kubectl("exec", *where, "--", "wget", "-qO-", "localhost:8080/healthz")
     assert json.loads(health)["components"]["nodes"]["healthy"] is True
@@ -219,8 +268,8 @@ def test_a_pod_gets_its_slice(world: World) -> None:
     assert "CUDA_DEVICE_MEMORY_LIMIT_0=4000m" in shown
 
 
-def test_doctor_finds_what_is_not_as_it_should_be_and_no_more(world: World) -> None:
-    """The last step of that health check, by one command."""
+def doctor(world: World) -> tuple[int, list[dict[str, str]]]:
+    """The exit status and the findings of `hamictl doctor`."""
     command = [
         sys.executable,
         "-m",
@@ -233,8 +282,81 @@ def test_doctor_finds_what_is_not_as_it_should_be_and_no_more(world: World) -> N
     ]
     environment = {**os.environ, "PATH": f"{world.plane.parts.binaries}:{os.environ['PATH']}"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    found = json.loads(done.stdout)
-    assert (done.returncode, found["findings"]) == (0, []), done.stderr
+    return done.returncode, json.loads(done.stdout)["findings"]
+
+
+def test_doctor_finds_what_is_not_as_it_should_be_and_no_more(world: World) -> None:
+    """The last step of that health check, by one command."""
+    assert doctor(world) == (0, [])
+
+
+def run_limited(world: World, name: str) -> tuple[str, str]:
+    """Run a dynamically linked program with a slice. Returns what the preloaded library wrote, and the event."""
+    program = "import os; print(open('/tmp/mark').read() if os.path.exists('/tmp/mark') else 'no mark')"
+    container = gpu_node.container("main", 4000, 30) | {
+        "image": "ghcr.io/hami-py/hami-node:0.1.0", "imagePullPolicy": "Never", "command": ["python3", "-c", program],
+    }  # fmt: skip
+    body = gpu_node.pod(name, container)
+    body["spec"]["restartPolicy"] = "Never"
+    world.plane.api("POST", gpu_node.PODS, body)
+
+    def ended() -> bool:
+        return bool(world.plane.api("GET", f"{gpu_node.PODS}/{name}")["status"]["phase"] == "Succeeded")
+
+    sites.wait_for(ended, 60, lambda: json.dumps(world.plane.api("GET", f"{gpu_node.PODS}/{name}")["status"]))
+    told = world.plane.api("GET", "/apis/events.k8s.io/v1/namespaces/default/events")["items"]
+    notes = [one["note"] for one in told if one["regarding"]["name"] == name and one["reason"] == "DeviceAllocated"]
+    return world.node.log(world.plane.api("GET", f"{gpu_node.PODS}/{name}"), "main"), "".join(notes)
+
+
+def test_the_library_that_the_chart_brings_is_preloaded_with_the_limits_of_the_pod(world: World) -> None:
+    """From an image, by the chart's pod, at the path that ld.so.preload names, in a program that does not ask for it."""
+    mark, note = run_limited(world, "limited")
+    assert mark == "memory 4000m cores 30 region writable"
+    assert note.endswith("isolation hami-core")
+
+
+def hamictl(world: World, *arguments: str) -> str:
+    command = [sys.executable, "-m", "hamictl", *arguments, "--kubeconfig", str(world.plane.kubeconfig("admin"))]
+    environment = {**os.environ, "PATH": f"{world.plane.parts.binaries}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_the_library_everything_says_that_memory_is_not_limited(world: World) -> None:
+    """The node, its event, doctor, the commands, the pages, the metric; and all is well once it is back."""
+    world.kubectl("delete", "pod", "-n", NAMESPACE, CORE_POD, "--wait")
+    for path in (world.folder / "vgpu").glob("libvgpu.so*"):
+        path.unlink()
+
+    def codes() -> set[str]:
+        return {one["code"] for one in doctor(world)[1]}
+
+    lost = {"PLUGIN_MEMORY_NOT_LIMITED", "PLUGIN_ISOLATION_LOST"}
+    sites.wait_for(lambda: codes() == lost, 60, lambda: str(codes()))
+    mark, note = run_limited(world, "free")
+    assert (mark, note.endswith("isolation none")) == ("no mark", True)
+    assert "none" in hamictl(world, "nodes")
+    assert "PLUGIN_MEMORY_NOT_LIMITED" in hamictl(world, "nodes", "-o", "wide")
+    assert "none" in hamictl(world, "top", "-o", "wide")
+    (seen,) = json.loads(hamictl(world, "nodes", "-o", "json"))
+    assert (seen["problems"].keys(), {gpu["mode"] for gpu in seen["gpus"]}) == (lost, {"none"})
+    with forwarded(world, "hami-monitor", 8081) as url, urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
+        assert 'isolation="none"' in answer.read().decode()
+
+    def page_says() -> bool:
+        with (
+            forwarded(world, "hami-webui", 80) as url,
+            urllib.request.urlopen(f"{url}/nodes/{control_plane.NODE_NAME}", timeout=10) as answer,
+        ):
+            return "the memory of containers is not limited" in answer.read().decode()
+
+    sites.wait_for(page_says, 30)
+
+    world.start(CORE_POD, world.workload("daemonsets", "hami-core"))
+    sites.wait_for(lambda: codes() == set(), 60, lambda: str(codes()))
+    assert run_limited(world, "limited-again")[0].startswith("memory 4000m")
 
 
 def test_port_forward_leads_to_pages_and_metrics(world: World) -> None:

@@ -16,7 +16,15 @@ from tests.chart import rendering
 SHELLS = ("bin/sh", "usr/bin/sh", "bin/bash", "bin/dash", "usr/bin/perl", "usr/bin/apt", "usr/bin/dpkg", "usr/bin/pip")
 LARGEST_MIB = {"hami": 80, "hami-node": 60}
 """Compressed."""
-MODULES = {"hami": ("scheduler_extender", "webui"), "hami-node": ("device_plugin", "device_plugin.monitor")}
+MODULES = {
+    "hami": ("scheduler_extender", "webui"),
+    "hami-node": (
+        "device_plugin",
+        "device_plugin.monitor",
+        "device_plugin.mps_daemon",
+        "device_plugin.toolkit_ready",
+    ),
+}
 
 
 class Image:
@@ -47,10 +55,11 @@ def test_it_starts_what_the_chart_starts(image: Image) -> None:
     """Each module says its help; what is not for this image is not in it."""
     for module in MODULES[image.name]:
         assert f"python -m {module}" in image.run("python3", "-m", module, "--help")
-    rendered = rendering.objects(4)
-    workloads = [one for one in rendered if one["kind"] in ("Deployment", "DaemonSet")]
-    containers = [one for each in workloads for one in each["spec"]["template"]["spec"]["containers"]]
-    started = {one["args"][0] for one in containers if one["image"].rpartition(":")[0].endswith(f"/{image.name}")}
+    everything = "devicePlugin.isolation=mps,devicePlugin.driver=none,devicePlugin.gpuOperatorToolkitReady.enabled=true"
+    rendered = rendering.objects(4, "--set", everything)
+    pods = [one["spec"]["template"]["spec"] for one in rendered if one["kind"] in ("Deployment", "DaemonSet")]
+    containers = [one for pod in pods for one in (*pod.get("initContainers", ()), *pod["containers"])]
+    started = {one["args"][0] for one in containers if one["image"].startswith(f"ghcr.io/hami-py/{image.name}:")}
     assert started == set(MODULES[image.name])
     others = {
         "hami": ("device_plugin", "grpc", "pynvml"),

@@ -52,8 +52,22 @@ class Personality:
     refusals: tuple[Refusal, ...]
     mig: tuple[int, ...]
     """Positions of the GPUs in MIG mode."""
+    model: bool
+    """Whether it is what a model of GPU answers, in place of a circumstance."""
     lines: dict[str, list[str]]
     """`words`, `processes`, `links` and `migs` of the fake driver."""
+
+    def refusal(self, call: str) -> str:
+        """The error with which GPU 0 refuses a function of the library; empty where it answers."""
+        unsupported = {
+            "nvmlDeviceGetMigMode": "mig_mode",
+            "nvmlDeviceGetTotalEccErrors": "uncorrected_errors",
+            "nvmlDeviceGetFieldValues": "recovery_action",
+        }
+        fitting = [one.answer for one in self.refusals if one.call in (call, "*") and one.gpu in (-1, 0)]
+        if not fitting and self.gpu.get(unsupported.get(call, ""), 0) < 0:
+            return "NOT_SUPPORTED"
+        return fitting[0] if fitting else ""
 
     def make(self, folder: pathlib.Path, node: str = "n") -> fake_driver.FakeDriver:
         """A fake driver that answers so, written."""
@@ -95,5 +109,6 @@ def read(name: str) -> Personality:
         found["gpu"] | {"compute_capability": tuple(found["gpu"]["compute_capability"])},
         tuple(Refusal(**one) for one in found.get("refuse", ())),
         tuple(found.get("mig", ())),
+        found.get("model", False),
         {key: found.get(key, []) for key in ("words", "processes", "links", "migs")},
     )

@@ -9,9 +9,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import Any
 
-import pynvml
-
 from lab import fake_driver, gpus
+from lab.fake_driver import calls
 
 _FOLDER = pathlib.Path(__file__).with_name("personalities")
 
@@ -33,8 +32,7 @@ class Refusal:
 
     def rule(self) -> str:
         """Its line in the state file of the fake driver."""
-        code = getattr(pynvml, f"NVML_ERROR_{self.answer}")
-        return f"fail {self.call} {code} {self.gpu}{' whole' if self.whole else ''}"
+        return f"fail {self.call} {calls.error_number(self.answer)} {self.gpu}{' whole' if self.whole else ''}"
 
 
 @dataclass(frozen=True, slots=True)

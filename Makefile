@@ -78,6 +78,9 @@ images: .venv/dev.stamp ## both container images without an engine (root; apt: m
 webui: .venv/dev.stamp ## the pages in a real Chromium: content, liveness, accessibility
 	$(BIN)/python -m pytest tests/webui -v $(ARGS)
 
+gpu-check: .venv/run.stamp ## a machine with a real GPU: what its driver answers, against our fake driver's; ARGS="--out FILE"
+	$(BIN)/python -m lab.gpu_check $(ARGS)
+
 bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
 	$(BIN)/python -m bench $(ARGS)
 
@@ -96,4 +99,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test soak-model fix check protos e2e observability webui chart images dist release bench docs site docs-test lock ci
+.PHONY: help setup demo test soak-model fix check protos e2e observability webui chart images dist release gpu-check bench docs site docs-test lock ci

@@ -14,7 +14,7 @@ class PluginProcess(service_process.ServiceProcess):
     def __init__(
         self,
         folder: pathlib.Path,
-        driver: fake_driver.FakeDriver,
+        driver: fake_driver.FakeDriver | None,
         arguments: Sequence[str],
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
@@ -23,7 +23,7 @@ class PluginProcess(service_process.ServiceProcess):
 
         Args:
             folder: Where its log, its library folder and its boot id lie.
-            driver: The driver it finds.
+            driver: The driver it finds; None is the machine's own.
             arguments: Its flags, but those of this folder.
             environment: More variables.
             within: A command that starts it.
@@ -35,7 +35,7 @@ class PluginProcess(service_process.ServiceProcess):
             {"health": "--health-bind"},
             ["--hook-path", str(self.hook_path), "--boot-id-file", str(self.boot_id_file), *arguments],
             folder / "plugin.log",
-            {**driver.environment(), **(environment or {})},
+            {**(driver.environment() if driver else {}), **(environment or {})},
             within,
         )
         hami_core.place(self.hook_path)

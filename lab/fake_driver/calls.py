@@ -33,3 +33,8 @@ def library_name(name: str) -> str:
 def library_names() -> tuple[str, ...]:
     """The functions of the library that our code calls."""
     return tuple(sorted({library_name(name) for name in python_names()}))
+
+
+def error_number(name: str) -> int:
+    """NVML's number of an error, such as `NOT_SUPPORTED`."""
+    return int(getattr(pynvml, f"NVML_ERROR_{name}"))

@@ -304,7 +304,11 @@ int nvmlDeviceGetMigMode(void *device, unsigned *current, unsigned *pending) {
     *current = *pending = GPU(device).mig;
     LEAVE(OK);
 }
-int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *count) { ENTER_ON(device); *count = 7; LEAVE(OK); }
+int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *count) {
+    ENTER_ON(device);
+    *count = GPU(device).mig > 0 ? 7 : 0;
+    LEAVE(OK);
+}
 int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned wanted, void **out) {
     ENTER_ON(device);
     for (int i = 0, seen = 0; i < now.migs; i++)
@@ -355,8 +359,9 @@ typedef struct {
 int nvmlDeviceGetGpuInstanceProfileInfoV(void *device, unsigned profile, ProfileInfo *out) {
     ENTER_ON(device);
     if (now.old_structs || out->version != 0x02000098) LEAVE(BAD_VERSION);
-    if (profile >= PROFILES) LEAVE(NOT_SUPPORTED);
+    if (profile >= PROFILES || GPU(device).mig < 0) LEAVE(NOT_SUPPORTED);
     out->id = profiles[profile].id, out->slices = profiles[profile].slices, out->megabytes = profiles[profile].megabytes;
+    out->instances = 8 / profiles[profile].size;
     strcpy(out->name, profiles[profile].name);
     LEAVE(OK);
 }

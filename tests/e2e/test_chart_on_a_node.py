@@ -310,7 +310,7 @@ def run_limited(world: World, name: str) -> tuple[str, str]:
 
 
 def test_the_library_that_the_chart_brings_is_preloaded_with_the_limits_of_the_pod(world: World) -> None:
-    """From an image, by the chart's pod, at the path that ld.so.preload names, in a program that does not ask for it."""
+    """From an image, by the pod of the chart, at the path that ld.so.preload names, in a program that never asked."""
     mark, note = run_limited(world, "limited")
     assert mark == "memory 4000m cores 30 region writable"
     assert note.endswith("isolation hami-core")

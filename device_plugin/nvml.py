@@ -156,6 +156,7 @@ class Nvml:
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
+        self._refusals = {}  # What an earlier enumeration was refused says nothing if this one fails.
         count = _call(pynvml.nvmlDeviceGetCount)
         found: dict[identifiers.GpuUuid, gpu_source.Device] = {}
         refused: dict[int, gpu_source.GpuFailed] = {}

@@ -249,6 +249,19 @@ def test_what_a_gpu_said_once_holds_while_it_refuses(driver: fake_driver.FakeDri
         assert found == [True, False, code == 16, f"nvmlDeviceGetMemoryInfo: {words}"]
 
 
+def test_what_was_refused_before_does_not_outlast_an_enumeration_that_fails(driver: fake_driver.FakeDriver) -> None:
+    """A GPU that answers must not stay suspect because the driver does not count its GPUs now."""
+    refused, answered = run(
+        driver,
+        "uuid = source.devices()[1].uuid\npath = pathlib.Path('" + str(driver.path) + "')\nbefore = path.read_text()\n"
+        "path.write_text(before + 'fail nvmlDeviceGetHandleByIndex_v2 4 1\\n'); source.devices()\n"
+        "show(source.reading(uuid).trouble)\npath.write_text(before + 'fail nvmlDeviceGetCount_v2 999 -1\\n')\n"
+        "try: source.devices()\nexcept gpu_source.GpuFailed: show(source.reading(uuid).answered)",
+    )
+
+    assert (refused, answered) == ("nvmlDeviceGetHandleByIndex: Insufficient Permissions", True)
+
+
 def test_values_beyond_physics_are_absent_one_by_one(driver: fake_driver.FakeDriver) -> None:
     """A sensor that is not there answers with garbage: no GPU must be taken away for 4294967291 °C."""
     bad = driver.gpus[0]

@@ -211,6 +211,7 @@ class Allocator:
         )
         if device is None:
             self._verify(pod, entry, wanted)
+            self._claim(pod, entry)
             return 0.0
         try:
             if self._store.write(device, pod.uid, wanted, self._node.host.version):
@@ -238,6 +239,12 @@ class Allocator:
                     error_codes.ALLOC_WRONG_MATCH,
                     f"{pod.key}: {entry.container} was answered {name}={answered.get(name)}, its record says {value}",
                 )
+
+    def _claim(self, pod: pods.Pod, entry: checkpoint.Entry) -> None:
+        """Say whose the folder of a matched answer is: it was made before that was certain."""
+        shares = owners.shares_of(pod, entry.container, len(entry.tokens), self._node.name, self._names)
+        folder = entry.environment.get(NAME_VARIABLE, "")
+        self._node.backends[self._mode(shares)].claim(folder, f"{pod.uid}_{entry.container}")
 
     def _wanted(self, pod: pods.Pod, container: str, count: int, allocation: str) -> edits.Edits:
         """The edits by a container's own record.

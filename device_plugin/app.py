@@ -26,6 +26,7 @@ from device_plugin import (
     node_facts,
     node_state,
     owners,
+    pid_namespace,
     podresources,
     pods,
     problems,
@@ -116,6 +117,9 @@ class Plugin:
             DriverChanged: The driver was replaced; the process has to start anew.
             SettingsError: More slots than a kubelet takes.
         """
+        outside = pid_namespace.trouble(self._options.proc_dir)
+        if outside:  # The monitor runs beside, in the same namespace.
+            self._problems.report(error_codes.MONITOR_PID_NAMESPACE, outside)
         for word in self._options.strange_words:
             log.warning("not an XID", variable="DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS", word=word)
         try:

@@ -101,6 +101,8 @@ class Usage:
     processes: tuple[Process, ...] = ()
     mig_used_bytes: Mapping[str, int] = field(default_factory=dict)
     """Memory used of each MIG instance, by its UUID."""
+    lists_processes: bool = True
+    """Whether the driver answered which processes run; without, an empty `processes` says nothing."""
 
 
 class GpuSource(Protocol):

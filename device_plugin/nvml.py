@@ -169,6 +169,7 @@ class Nvml:
             None if milliwatts is None else milliwatts / 1000,
             tuple(self._processes(uuid, [handle, *instances], memory.total)),
             migs,
+            _or_none(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) is not None,
         )
 
     def _processes(

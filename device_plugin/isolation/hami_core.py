@@ -8,6 +8,7 @@ Source: HAMi v2.10 pkg/device-plugin/nvidiadevice/nvinternal/plugin/server.go fo
 an SM limit per device index.
 """
 
+import contextlib
 import pathlib
 import re
 import shutil
@@ -96,14 +97,27 @@ class HamiCore(none.TimeSlicing):
             mounts.append(edits.Mount(str(preload), "/etc/ld.so.preload"))
         return edits.Edits(environment, tuple(mounts))
 
+    def claim(self, folder: str, owner: str) -> None:
+        """Link the owner's name to the folder."""
+        link = self._containers / owner
+        if folder in ("", owner) or not (self._containers / folder).is_dir():
+            return
+        with contextlib.suppress(OSError):  # Only the monitor misses it.
+            if link.is_symlink() and link.readlink() != pathlib.Path(folder):
+                link.unlink()
+            link.symlink_to(folder)
+
     def folders(self, older_than_seconds: float) -> Sequence[str]:
         """The cache directories of containers."""
         latest = time.time() - older_than_seconds
         try:
-            return [path.name for path in self._containers.iterdir() if path.stat().st_ctime <= latest]
+            return [path.name for path in self._containers.iterdir() if path.lstat().st_ctime <= latest]
         except OSError:
             return ()
 
     def forget(self, folder: str) -> None:
-        """Delete a cache directory."""
+        """Delete a cache directory, or the link to one."""
+        with contextlib.suppress(OSError):
+            if (self._containers / folder).is_symlink():
+                (self._containers / folder).unlink()
         shutil.rmtree(self._containers / folder, ignore_errors=True)

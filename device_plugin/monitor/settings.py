@@ -22,7 +22,7 @@ class Settings:
     hook_path: pathlib.Path = pathlib.Path("/usr/local")
     """Folder of the HAMi-core library; `<hook_path>/vgpu/containers` holds what it counts."""
     proc_dir: pathlib.Path = pathlib.Path("/proc")
-    """The host's /proc, which says which container a process belongs to."""
+    """The host's /proc, which says which container a process belongs to, and whether the driver lists any to us."""
     bind: flags.Address = flags.Address("", 41991)  # Prometheus and probes are outside the pod
     """Metrics, health and readiness."""
     interval_seconds: float = 5.0
@@ -43,7 +43,7 @@ class Settings:
     """`json`, `text` or `console`."""
 
 
-COMPONENTS = frozenset({"gpus", "pods", "kubelet"})
+COMPONENTS = frozenset({"gpus", "pods", "kubelet", "processes"})
 """What `/healthz` shows the state of."""
 
 HELP = {

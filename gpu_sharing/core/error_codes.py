@@ -557,6 +557,12 @@ MONITOR_NOT_MEASURED = _register(
     "The driver does not answer about a GPU, so its numbers grow old and are then left out.",
     "Look at the GPU's health (hami_device_plugin_healthy_status) and at nvidia-smi; the monitor asks again by itself.",
 )
+MONITOR_PID_NAMESPACE = _register(
+    "MONITOR_PID_NAMESPACE",
+    "The node's pod is not in the host's PID namespace, where the driver lists no processes, so what containers use is "
+    "not known unless their HAMi-core library counts it.",
+    "Set hostPID: true for the device plugin's DaemonSet, as the chart does, and mount the host's /proc as --proc-dir.",
+)
 MONITOR_SHARED_REGION = _register(
     "MONITOR_SHARED_REGION",
     "The file in which a container's HAMi-core library counts is of another version, or says what cannot be true.",

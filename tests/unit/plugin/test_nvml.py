@@ -272,7 +272,7 @@ show(dataclasses.asdict(source.usage(uuids[2])))
     total = driver.gpus[0].memory_mib << 20
     assert found[0] == {
         "memory_total_bytes": total, "memory_used_bytes": 10 << 20, "utilization_percent": None,
-        "temperature_celsius": 40, "power_watts": None, "mig_used_bytes": {},
+        "temperature_celsius": 40, "power_watts": None, "mig_used_bytes": {}, "lists_processes": True,
         "processes": [
             {"pid": 71, "memory_bytes": gib, "utilization_percent": 40.0},
             {"pid": 72, "memory_bytes": None, "utilization_percent": 100.0},
@@ -280,6 +280,16 @@ show(dataclasses.asdict(source.usage(uuids[2])))
     }  # fmt: skip
     assert found[1].startswith("the driver says that")
     assert found[2]["processes"] == []
+
+
+def test_a_list_of_processes_that_is_refused_is_not_an_empty_one(driver: fake_driver.FakeDriver) -> None:
+    """Containers on such a GPU would seem to use nothing."""
+    driver.rules = ["fail nvmlDeviceGetComputeRunningProcesses_v3 3 0"]
+    driver.write()
+
+    found = run(driver, "show([source.usage(one.uuid).lists_processes for one in source.devices()])")
+
+    assert found[0][:2] == [False, True]
 
 
 def test_calls_that_come_together_wait_for_their_turn() -> None:

@@ -7,6 +7,7 @@ then register with the kubelet. Stopping: SIGTERM ends the calls and tells the l
 import asyncio
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -17,8 +18,10 @@ from device_plugin import (
     allocation,
     cdi,
     delivery,
+    edits,
     gpu_source,
     health_watch,
+    host_cdi,
     inventory,
     isolation,
     kubelet,
@@ -46,6 +49,7 @@ _TEND_SECONDS = 0.5
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
+_DELIVERY_CODES = (error_codes.PLUGIN_DELIVERY, error_codes.PLUGIN_CDI_CONFLICT, error_codes.PLUGIN_CDI_STALE)
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
@@ -88,7 +92,17 @@ class Plugin:
         client.observe = self._metrics.api_call
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations, self._capacity)
         self._problems = problems.Problems(self._publisher.change)
-        self._node = node_state.NodeState(options.node_name, late=options.identity != "match")
+        self._node = node_state.NodeState(
+            options.node_name, delivery_setting=options.delivery, late=options.identity != "match",
+            refuses_without_class=options.runtime_class_check == "refuse",
+        )  # fmt: skip
+        if options.identity != "auto":
+            self._node.identity_known.set()
+        self._host_specs = host_cdi.Reader((*options.host_cdi_dirs, options.cdi_dir))
+        self._withdrawn: Mapping[identifiers.GpuUuid, str] = {}
+        self._node_read = asyncio.Event()
+        self._earlier: node_facts.NodeFacts | None = None
+        self._runtime = ""
         self._set_backends()
         self._store = cdi.Store(options.cdi_dir)
         self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
@@ -96,15 +110,17 @@ class Plugin:
             self._node, self._pods, options.kubelet_dir, self._store, self._resources, self._names,
             lambda: self._pod_watch.synced and not self._pod_watch.trouble, options.forget_seconds,
         )  # fmt: skip
-        self._starts = started.Starts(options.proc_dir, self._pods, self._allocator.is_late, self._unmarked)
+        self._starts = started.Starts(
+            options.proc_dir, self._pods, self._allocator.is_late, self._unmarked, self._unseen
+        )
         self._listing = servicer.Listing()
         service = servicer.Servicer(self._allocator, self._listing, self._metrics, self._confirmed, self._doubted)
         self._link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
         self._links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]] = {}
-        self._runtime_class = False
         self._dirty = True
         self._seen_checkpoint = 0
         self._delivery_trouble = ""
+        self._ways: Mapping[identifiers.GpuUuid, str] = {}
         self._config_text: str | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._endpoint = health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
@@ -145,9 +161,9 @@ class Plugin:
             self._driver.close()
 
     async def _serve(self) -> None:
-        await self._read_node()
+        await self._read_node(self._started_at + _PATIENCE_SECONDS)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publisher.run())
+            tasks.create_task(self._publish())
             tasks.create_task(self._health.follow_xids())
             tasks.create_task(self._tend())
             tasks.create_task(self._collect())
@@ -155,12 +171,15 @@ class Plugin:
             registering: asyncio.Task[None] | None = None
             while True:
                 self._reload()
+                self._recall()
                 changed = await self._health.look()
                 if changed and self._options.topology_score:
                     with contextlib.suppress(gpu_source.GpuSourceError):
                         self._links = await self._driver.links()
+                self._node.host = await asyncio.to_thread(self._read_host)
                 self._refresh()
-                if registering is None and self._node.inventory and not self._delivery_trouble:
+                deliverable = self._node.inventory.keys() - self._withdrawn.keys()
+                if registering is None and deliverable:
                     registering = tasks.create_task(self._register())
                 await asyncio.sleep(self._options.health_interval_seconds)
 
@@ -183,18 +202,50 @@ class Plugin:
             log.info("device specifications are in place", containers=rebuilt)
         self._refresh_listing()
 
-    async def _read_node(self) -> None:
-        """What an earlier process knew, and what the node's runtime can do."""
-        patience = self._started_at + _PATIENCE_SECONDS
-        found = await node_facts.read(self._client, self._options.node_name, self._boot, patience)
+    async def _publish(self) -> None:
+        """Write about the node, but nothing before it was read: what an earlier process knew would be lost."""
+        if not self._node_read.is_set():
+            self._problems.report(error_codes.PLUGIN_NODE_UNREAD, f"{self._options.node_name} was not read yet")
+            await self._read_node(math.inf)
+            self._problems.clear(error_codes.PLUGIN_NODE_UNREAD)
+        await self._publisher.run()
+
+    async def _read_node(self, deadline: float) -> None:
+        """What an earlier process knew, and what the node's runtime can do.
+
+        After the deadline the plugin goes on without: containers that ran may start again from what is on disk, and
+        new ones wait in Allocate until the node is read.
+        """
+        found = await node_facts.read(self._client, self._options.node_name, self._boot, deadline)
         if found is None:
             return
-        self._health.remember(found.sick, found.devices)
+        self._earlier, self._runtime = found, found.runtime
         if self._options.identity == "auto":
-            self._node.late = found.knows_cdi
-        self._runtime_class = found.has_runtime_class
+            ignored = found.problems.get(error_codes.PLUGIN_CDI_IGNORED, "")
+            self._node.late = found.knows_cdi and not ignored.startswith(f"{found.runtime}: ")
+            if found.knows_cdi and not self._node.late:
+                self._problems.report(error_codes.PLUGIN_CDI_IGNORED, ignored)
+        self._node.host = dataclasses.replace(self._node.host, has_runtime_class=found.has_runtime_class)
+        self._node.identity_known.set()
+        self._node_read.set()
         identity = "cdi" if self._node.late else "match"
         log.info("node", runtime=found.runtime, identity=identity, remembered=len(found.sick))
+
+    def _recall(self) -> None:
+        """Join what an earlier process knew of the GPUs with what this one has found since its start."""
+        found, self._earlier = self._earlier, None
+        if found is None:
+            return
+        sick = {uuid: state for uuid, state in self._health.states.items() if not state.available}
+        devices = {device.uuid: device for device in (*found.devices, *self._health.devices)}
+        self._health.remember({**found.sick, **sick}, devices.values())
+
+    def _read_host(self) -> delivery.Host:
+        """What the host offers for delivery now. Reads files."""
+        return delivery.Host(
+            self._host_specs.read(), host_cdi.driver_version(self._options.proc_dir),
+            host_cdi.capabilities(self._options.proc_dir), self._options.host_root, self._node.host.has_runtime_class,
+        )  # fmt: skip
 
     def _reload(self) -> None:
         """The node file, if it changed."""
@@ -236,12 +287,12 @@ class Plugin:
             for device in self._health.devices
         }
         before = self._node.inventory
-        offered = inventory.build(self._health.devices, self._health.states, modes, self._sharing, self._node.backends)
+        self._judge_delivery()
+        states = self._states()
+        offered = inventory.build(self._health.devices, states, modes, self._sharing, self._node.backends)
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
         self._node.devices = {one.uuid: one for one in self._health.devices if one.uuid in self._node.inventory}
-        self._node.states = self._health.states
-        self._node.host = cdi.host_specs((*self._options.host_cdi_dirs, self._options.cdi_dir))
-        self._choose_delivery()
+        self._node.states = states
         if self._node.inventory != before:
             self._publisher.change()
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
@@ -268,14 +319,47 @@ class Plugin:
                 except gpu_source.GpuSourceError as refused:
                     log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
 
-    def _choose_delivery(self) -> None:
-        devices = [self._node.devices[uuid] for uuid in self._node.inventory]
-        way = delivery.choose(self._options.delivery, devices, self._node.host, runtime_class=self._runtime_class)
-        if way is not None:
-            self._node.way, self._delivery_trouble = way, ""
-        elif not self._delivery_trouble:
-            self._delivery_trouble = error_codes.REGISTRY[error_codes.PLUGIN_DELIVERY].meaning
-            log.error("no delivery", error_code=error_codes.PLUGIN_DELIVERY, setting=self._options.delivery)
+    def _states(self) -> dict[identifiers.GpuUuid, health.Health]:
+        """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""
+        states = dict(self._health.states)
+        for uuid, cause in self._withdrawn.items():
+            if states.get(uuid, health.Health()).available:
+                states[uuid] = health.Health(health.State.UNHEALTHY, cause)
+        return states
+
+    def _judge_delivery(self) -> None:
+        """Withdraw each GPU that cannot be brought into containers; the others go on."""
+        ways = {device.uuid: self._node.way(device, late=self._node.late) for device in self._health.devices}
+        for code in _DELIVERY_CODES:
+            self._problems.keep(code, [uuid for uuid, way in ways.items() if not way.name and way.code == code])
+        for uuid, way in ways.items():
+            if not way.name:
+                self._problems.report(way.code, way.refusal, uuid)
+        self._withdrawn = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
+        self._ways = {uuid: way.name for uuid, way in ways.items()}
+        self._delivery_trouble = "; ".join(f"{uuid}: {cause}" for uuid, cause in self._withdrawn.items())
+        self._report(
+            error_codes.PLUGIN_CDI_TWICE,
+            next((f"{way.lookup.spec.path} counts, {way.lookup.replaced[0]} does not"
+                  for way in ways.values() if way.lookup.spec and way.lookup.replaced), ""),
+        )  # fmt: skip
+        copied = [way for way in ways.values() if way.name == delivery.COPIED and edits.has_hooks(way.lookup.copied)]
+        without = f"hooks of {copied[0].lookup.spec.path}" if copied and copied[0].lookup.spec else ""
+        self._report(error_codes.PLUGIN_DELIVERY_WITHOUT_HOOKS, without)
+        if delivery.BY_RUNTIME.isdisjoint(self._ways.values()):
+            self._problems.clear(error_codes.PLUGIN_RUNTIME_CLASS)
+
+    def _lacks_class(self, pod: pods.Pod) -> bool:
+        """Whether a pod may start without its GPU because no RuntimeClass asks for NVIDIA's runtime."""
+        by_runtime = {uuid for uuid, way in self._ways.items() if way in delivery.BY_RUNTIME}
+        return not pod.spec.runtime_class_name and not by_runtime.isdisjoint(pod.booked(self._names))
+
+    def _report(self, code: error_codes.Code, sentence: str) -> None:
+        """Set a problem of the node, or end it where there is nothing to say."""
+        if sentence:
+            self._problems.report(code, sentence)
+        else:
+            self._problems.clear(code)
 
     def _refresh_listing(self) -> None:
         inventory_now = tuple(self._node.inventory.values())
@@ -317,8 +401,9 @@ class Plugin:
     def _health_changed(self, device: gpu_source.Device, before: health.Health, after: health.Health) -> None:
         """A GPU's health is another one: everybody learns it at once, in the same words."""
         gpu = self._node.inventory.get(device.uuid)
-        if gpu is not None and gpu.healthy != after.available:
-            changed = dataclasses.replace(gpu, healthy=after.available)
+        healthy = after.available and device.uuid not in self._withdrawn
+        if gpu is not None and gpu.healthy != healthy:
+            changed = dataclasses.replace(gpu, healthy=healthy)
             self._node.inventory = {**self._node.inventory, device.uuid: changed}
             self._refresh_listing()
         self._publisher.change()
@@ -329,6 +414,10 @@ class Plugin:
             self._teller.recovered(device, before, holders)
 
     def _confirmed(self, confirmed: allocation.Confirmed) -> None:
+        if confirmed.new and self._options.runtime_class_check == "warn" and self._lacks_class(confirmed.pod):
+            # Without names, and until the node is set up differently: pods come and go, and each change is a write.
+            self._problems.report(error_codes.PLUGIN_RUNTIME_CLASS, "a pod without runtimeClassName was started")
+            self._teller.uncertain(confirmed.pod)
         for container in confirmed.new:
             self._teller.allocated(confirmed.pod, container, [self._node.devices[one.uuid] for one in container.shares])
         if confirmed.containers:
@@ -344,6 +433,12 @@ class Plugin:
         doubt = owners.Doubt(error_codes.ALLOC_CDI_IGNORED, f"container {container} of {pod.key} runs without its mark")
         self._metrics.failed(doubt.code)
         self._teller.refused(pod, doubt)
+        if self._options.identity == "auto" and self._node.late:
+            self._node.late = False  # The next containers get their devices in the answer itself.
+            self._problems.report(error_codes.PLUGIN_CDI_IGNORED, f"{self._runtime}: {doubt}")
+
+    def _unseen(self, cause: str) -> None:
+        self._report(error_codes.PLUGIN_STARTS_UNSEEN, cause)
 
     def _set_phase(self, pod: pods.Pod, phase: str) -> None:
         if pod.annotations.get(records.BIND_PHASE) != phase:
@@ -362,7 +457,7 @@ class Plugin:
     def _annotations(self) -> Mapping[str, str]:
         return inventory.annotations(
             tuple(self._node.inventory.values()),
-            self._health.states,
+            self._states(),
             self._links,
             records.OUR_AGENT,
             self._problems.sentences(),
@@ -382,7 +477,9 @@ class Plugin:
                 required=not self._health.looked_at,  # Not ready before the first look; without a GPU thereafter.
             ),
             "delivery": health_endpoint.Component(
-                not self._delivery_trouble, self._delivery_trouble or self._node.way, required=has_gpus
+                not self._delivery_trouble,
+                self._delivery_trouble or ", ".join(sorted(set(self._ways.values()))) or "no GPU",
+                required=has_gpus and not self._node.inventory.keys() - self._withdrawn.keys(),
             ),
             "kubelet": health_endpoint.Component(
                 self._link.registered, self._link.trouble or "registered", required=has_gpus
@@ -401,9 +498,9 @@ class Plugin:
         return {
             "node": self._options.node_name,
             "identity": "cdi" if self._node.late else "match",
-            "delivery": self._node.way,
+            "delivery": dict(self._ways),
             "gpus": {
-                uuid: {"mode": gpu.mode, **health.to_facts(self._health.states.get(uuid, health.Health()))}
+                uuid: {"mode": gpu.mode, **health.to_facts(self._node.states.get(uuid, health.Health()))}
                 for uuid, gpu in self._node.inventory.items()
             },
             "tokens": dict(sorted(self._allocator.held().items())),

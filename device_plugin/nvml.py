@@ -327,13 +327,16 @@ def _mig_handles(handle: Any) -> Iterator[Any]:
 
 def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
     for made in _mig_handles(handle):
-        instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(made))
+        number = pynvml.nvmlDeviceGetGpuInstanceId(made)
+        instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, number)
         name = _text(pynvml.nvmlDeviceGetName(made))
         yield gpu_source.MigInstance(
             _text(pynvml.nvmlDeviceGetUUID(made)),
             name.rpartition("MIG ")[2],
             pynvml.nvmlDeviceGetMemoryInfo(made).total >> 20,
             *_place(pynvml.nvmlGpuInstanceGetInfo(instance).placement),
+            number,
+            pynvml.nvmlDeviceGetComputeInstanceId(made),
         )
 
 

@@ -39,7 +39,7 @@ MEASURED = {
     "hami_monitor_sample_age_seconds": ("Since when the GPU has not been measured.", _GPU),
     "hami_monitor_gpu_stale": ("1 while the last look at the GPU is too old to be shown, else 0.", _GPU),
     "hami_monitor_unmeasured": ("What the driver does not say, so that its series is missing.", (*_GPU, "quantity")),
-    "hami_monitor_unattributed_bytes": ("Memory used by listed processes of no container that was promised the GPU.", _GPU),
+    "hami_monitor_unattributed_bytes": ("Memory used by listed processes of no container with the GPU.", _GPU),
     "hami_monitor_shared_regions": ("Files in which HAMi-core libraries count, by what they look like.", ("state",)),
     "hami_monitor_containers_without_record": (
         "Containers that the kubelet gave GPUs and whose pod has no record.", ("node",)

@@ -36,7 +36,6 @@ def monitor(node: gpu_node.GpuNode) -> Iterator[monitor_process.MonitorProcess]:
 @contextlib.contextmanager
 def monitoring(node: gpu_node.GpuNode, ids: str = "4711") -> Iterator[monitor_process.MonitorProcess]:
     """A monitor that runs with these ids in the PID namespaces from the host's inwards."""
-    (node.folder / "proc" / "self").mkdir(parents=True)
     (node.folder / "proc" / "self" / "status").write_text(f"Name:\tpython\nNSpid:\t{ids}\n")
     process = monitor_process.MonitorProcess(
         node.folder,

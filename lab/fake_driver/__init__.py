@@ -5,18 +5,22 @@ The library is compiled once into the cache of the user; a C compiler is all it 
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lab import gpus
 from lab.real import build
 
 _SOURCE = pathlib.Path(__file__).with_name("nvml.c")
+NO_PERMISSION = 4
 GPU_IS_LOST = 15
+RESET_REQUIRED = 16
 NOT_SUPPORTED = -1
 """As a value of a field: the driver cannot say."""
 
@@ -41,6 +45,8 @@ class Gpu:
     recovery_action: int = 0
     mig_mode: int = 0
     clock_event_reasons: int = 0
+    resets: int = 0
+    """How often it was reset since the machine started."""
 
     def line(self) -> str:
         """Its line in the state file."""
@@ -48,9 +54,13 @@ class Gpu:
             self.uuid, self.name.replace(" ", "+"), self.bus_id, self.minor, self.memory_mib << 20, self.used_mib << 20,
             ".".join(map(str, self.compute_capability)), self.temperature_celsius, self.limit_celsius,
             self.utilization_percent, self.power_milliwatts, self.uncorrected_errors, self.rows_failed,
-            self.recovery_action, self.mig_mode, self.clock_event_reasons,
+            self.recovery_action, self.mig_mode, self.clock_event_reasons, self.resets,
         )  # fmt: skip
         return "gpu " + " ".join(map(str, values))
+
+
+class InUse(Exception):
+    """A client holds the GPU, so that it can be neither reset nor switched to another MIG mode."""
 
 
 @dataclass(slots=True)
@@ -60,12 +70,15 @@ class FakeDriver:
     Attributes:
         path: The file.
         gpus: Its GPUs, in the driver's order.
-        rules: Lines such as `fail nvmlDeviceGetUUID 15 2` (function or `*`, code, GPU or -1) and `hang * 2`.
+        rules: Lines such as `fail nvmlDeviceGetUUID 15 2` (function or `*`, code, GPU or -1) and `hang * 2`; `whole` at
+            the end leaves the GPU's MIG instances out.
         processes: Lines `process GPU PID BYTES PERCENT`.
         links: Lines `link GPU GPU NVLINKS LEVEL`, level as in `nvmlGpuTopologyLevel_t`.
-        migs: Lines `mig GPU UUID BYTES ID START SIZE PROFILE`, the profile as NVML numbers it. Those that programs make
-            lie in a file beside.
+        migs: Lines `mig GPU UUID BYTES ID START SIZE PROFILE`, the profile as NVML numbers it; with `bare` at the end
+            it has no compute instance. Those that programs make lie in a file beside.
         mismatch: Whether library and kernel module have different versions.
+        words: Of the driver as a whole: `foreign-pids` lists no process, as to a caller outside the host's PID
+            namespace; `old-structs` refuses every versioned structure; `version=…` is that of the driver.
     """
 
     path: pathlib.Path
@@ -75,24 +88,70 @@ class FakeDriver:
     links: list[str] = field(default_factory=list)
     migs: list[str] = field(default_factory=list)
     mismatch: bool = False
+    words: list[str] = field(default_factory=list)
     _xids: list[str] = field(default_factory=list)
 
     def write(self) -> None:
         """Make the state that of the driver, from the next call on."""
-        lines = ["driver mismatch" if self.mismatch else "driver", *(gpu.line() for gpu in self.gpus)]
+        head = " ".join(["driver", *(["mismatch"] if self.mismatch else []), *self.words])
+        lines = [head, *(gpu.line() for gpu in self.gpus)]
         lines += [*self.rules, *self.processes, *self.links, *self.migs, *self._xids]
         beside = self.path.with_suffix(".part")
         beside.write_text("\n".join(lines) + "\n")
         beside.rename(self.path)
+        for index in range(len(self.gpus)):  # Where the folder is read-only to clients, they can still lock it.
+            self._client_file(index).touch()
 
     def report_xid(self, gpu: int, xid: int) -> None:
         """Let the driver report an XID."""
         self._xids.append(f"xid {len(self._xids) + 1} {gpu} {xid}")
         self.write()
 
+    def reset(self, gpu: int, *, despite_clients: bool = False) -> None:
+        """Reset a GPU as `nvidia-smi --gpu-reset` does: what asked for it is over, and so is every registration.
+
+        Raises:
+            InUse: A process holds the GPU, unless `despite_clients`, as a reset by the hypervisor does.
+        """
+        with contextlib.nullcontext() if despite_clients else self._alone(gpu):
+            self.rules = [rule for rule in self.rules if not _asks_for_reset(rule, gpu)]
+            one = self.gpus[gpu]
+            one.recovery_action = min(one.recovery_action, 0)
+            one.uncorrected_errors = min(one.uncorrected_errors, 0)
+            one.resets += 1
+            self.write()
+
+    def set_mig_mode(self, gpu: int, mode: int) -> None:
+        """Switch the MIG mode of a GPU.
+
+        Raises:
+            InUse: A process holds the GPU.
+        """
+        with self._alone(gpu):
+            self.gpus[gpu].mig_mode = mode
+            self.write()
+
+    @contextlib.contextmanager
+    def _alone(self, gpu: int) -> Iterator[None]:
+        with self._client_file(gpu).open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as cause:
+                raise InUse(f"GPU {gpu} is in use by another client") from cause
+            yield
+
+    def _client_file(self, gpu: int) -> pathlib.Path:
+        return pathlib.Path(f"{self.path}.gpu{gpu}")
+
     def environment(self) -> dict[str, str]:
         """What a process needs to find this driver in place of NVIDIA's."""
         return {"LD_LIBRARY_PATH": str(library().parent), "FAKE_NVML_STATE": str(self.path)}
+
+
+def _asks_for_reset(rule: str, gpu: int) -> bool:
+    """Whether a rule answers for one GPU that it needs a reset."""
+    words = rule.split()
+    return words[0] == "fail" and words[2:4] == [str(RESET_REQUIRED), str(gpu)]
 
 
 def make(folder: pathlib.Path, node: str, count: int, model: gpus.Model = gpus.A100) -> FakeDriver:

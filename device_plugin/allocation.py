@@ -248,7 +248,8 @@ class Allocator:
                 return _CACHE_SECONDS
         except cdi.NotWritten as cause:
             raise owners.Doubt(error_codes.ALLOC_SPEC_NOT_WRITTEN, str(cause)) from cause
-        return max(_CACHE_SECONDS - self._store.age_seconds(device, pod.uid), 0.0)
+        # A file can come from the future: the wall clock may have been set back since.
+        return min(max(_CACHE_SECONDS - self._store.age_seconds(device, pod.uid), 0.0), _CACHE_SECONDS)
 
     def _verify(self, pod: pods.Pod, entry: checkpoint.Entry, wanted: edits.Edits) -> None:
         """What was answered at Allocate cannot be changed any more: it must be what this container is to get.

@@ -19,6 +19,7 @@ from device_plugin import (
     cdi,
     delivery,
     edits,
+    gpu_problems,
     gpu_source,
     health_watch,
     host_cdi,
@@ -282,17 +283,18 @@ class Plugin:
 
     def _refresh(self) -> None:
         """Bring what is known of the GPUs to where it is used."""
+        devices = inventory.with_memory(self._health.devices, self._sharing)
         modes = {
-            device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path)
-            for device in self._health.devices
+            device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path) for device in devices
         }
         before = self._node.inventory
         self._judge_delivery()
         states = self._states()
-        offered = inventory.build(self._health.devices, states, modes, self._sharing, self._node.backends)
+        offered = inventory.build(devices, states, modes, self._sharing, self._node.backends)
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
-        self._node.devices = {one.uuid: one for one in self._health.devices if one.uuid in self._node.inventory}
+        self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
         self._node.states = states
+        gpu_problems.report(self._problems, devices, self._driver.gaps)
         if self._node.inventory != before:
             self._publisher.change()
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
@@ -511,9 +513,12 @@ class Plugin:
         counters.device_count.labels(node=node).set(len(self._node.inventory))
         for uuid, gpu in self._node.inventory.items():
             counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
+        counters.xids_heard.clear()
+        for device in self._health.devices:
+            counters.xids_heard.labels(node=node, device=device.uuid).set(device.uuid not in self._driver.gaps.xids)
         counters.problems.clear()
-        for code, device in self._problems.current:
-            counters.problems.labels(node=node, error_code=code, device=device).set(1)
+        for code, about in self._problems.current:
+            counters.problems.labels(node=node, error_code=code, device=about).set(1)
         for word, wanted in (("healthy", True), ("unhealthy", False)):
             counters.tokens.labels(health=word).set(sum(one.healthy is wanted for one in self._listing.current))
         counters.registered.set(self._link.registered)

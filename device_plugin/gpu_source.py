@@ -20,15 +20,21 @@ class DriverChanged(GpuSourceError):
 
 
 class GpuFailed(GpuSourceError):
-    """One GPU did not answer.
+    """One GPU did not answer; the text is the call and the driver's error.
 
     Attributes:
         lost: Whether the driver says that it has fallen off the bus.
+        reset_required: Whether the driver says that it must be reset.
+        lasting: Whether this driver, or this caller's rights, will never give the answer.
     """
 
-    def __init__(self, message: str, *, lost: bool = False) -> None:
+    def __init__(
+        self, message: str, *, lost: bool = False, reset_required: bool = False, lasting: bool = False
+    ) -> None:
         super().__init__(message)
         self.lost = lost
+        self.reset_required = reset_required
+        self.lasting = lasting
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,14 @@ class Device:
     """Position in the driver's order."""
     name: str
     """Product name."""
-    memory_mib: int
-    minor: int
-    """The number in `/dev/nvidia<minor>`."""
+    memory_mib: int | None
+    """None where the driver does not say, as with memory that CPU and GPU share."""
+    minor: int | None
+    """The number in `/dev/nvidia<minor>`; None where there is no such file, as in WSL2."""
     numa: int = 0
     bus_id: str = ""
     compute_capability: tuple[int, int] = (0, 0)
+    """(0, 0) where the driver does not say."""
     mig_enabled: bool = False
     migs: tuple[MigInstance, ...] = ()
     most_migs: int = 0
@@ -97,23 +105,35 @@ class Process:
 class Usage:
     """What is used of one GPU. None stands for what the driver cannot measure, never for nothing."""
 
-    memory_total_bytes: int
-    memory_used_bytes: int
+    memory_total_bytes: int | None
+    memory_used_bytes: int | None
     utilization_percent: float | None
     temperature_celsius: float | None
     power_watts: float | None
     processes: tuple[Process, ...] = ()
     mig_used_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Memory used of each MIG instance, by its UUID."""
+    """Memory used of each MIG instance, by its UUID; without those that the driver does not measure."""
     lists_processes: bool = True
     """Whether the driver answered which processes run; without, an empty `processes` says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """What the driver refuses although it goes on, each with the call and its error."""
+
+    identity: Mapping[int, str] = field(default_factory=dict)
+    """By position: GPUs that never said what they are, so that nothing can be offered of them."""
+    xids: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
+    """GPUs whose XIDs are not received."""
+    mig: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
+    """GPUs in MIG mode whose instances cannot be read."""
 
 
 class GpuSource(Protocol):
     """A driver. Its calls may block for as long as the driver hangs: call them on threads, with deadlines."""
 
     def devices(self) -> Sequence[Device]:
-        """The GPUs that answer; one that does not is missing, and its neighbours are not.
+        """The GPUs that the driver enumerates. One that answered before is there while it refuses, as it was known.
 
         Raises:
             DriverMissing: There is no driver.
@@ -132,6 +152,9 @@ class GpuSource(Protocol):
 
     def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
         """Wait for XIDs. Empty after the timeout."""
+
+    def gaps(self) -> Gaps:
+        """What was refused in the last calls; asks the driver nothing, so that it never blocks."""
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """How well each GPU reaches each other: HAMi's score of link kinds, larger is nearer."""
@@ -178,6 +201,10 @@ class NoGpus:
     def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
         """None, at once."""
         return ()
+
+    def gaps(self) -> Gaps:
+        """None: nothing was asked."""
+        return Gaps()
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """None."""

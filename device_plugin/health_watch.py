@@ -86,9 +86,10 @@ class HealthWatch:
     ) -> health.Reading:
         if self._driver_missing:
             return health.Reading(answered=False, trouble="the driver is gone")
-        if device.uuid not in found:
-            return health.Reading(lost=True)
-        return await self._driver.reading(device.uuid)
+        reading = await self._driver.reading(device.uuid)
+        if device.uuid not in found and reading.answered:
+            return health.Reading(answered=False, trouble="the driver does not enumerate it")
+        return reading
 
     async def follow_xids(self) -> None:
         """Hear XIDs for ever; ends only by cancellation."""

@@ -17,6 +17,7 @@ pkg/kubelet/lifecycle/predicate.go, which ignores only names that the node does 
 import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -35,6 +36,14 @@ _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
 log = structlog.get_logger("inventory")
 
 
+def with_memory(devices: Sequence[gpu_source.Device], sharing: settings.Sharing) -> tuple[gpu_source.Device, ...]:
+    """The GPUs with the configured memory where the driver does not say how much they have."""
+    return tuple(
+        replace(device, memory_mib=sharing.configured_memory(device.name)) if device.memory_mib is None else device
+        for device in devices
+    )
+
+
 def build(
     devices: Sequence[gpu_source.Device],
     states: Mapping[identifiers.GpuUuid, health.Health],
@@ -42,10 +51,12 @@ def build(
     sharing: settings.Sharing,
     backends: Mapping[str, isolation.Backend],
 ) -> tuple[gpus.Gpu, ...]:
-    """What the node offers."""
+    """What the node offers: the GPUs that are not hidden, and whose memory is known."""
     offered = []
     for device in devices:
         if device.uuid in sharing.hidden_uuids or device.index in sharing.hidden_indices:
+            continue
+        if device.memory_mib is None:
             continue
         mode = modes[device.uuid]
         most = backends[mode].most_clients(device)

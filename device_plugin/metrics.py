@@ -24,6 +24,10 @@ class Metrics(series.Series):
             "hami_device_plugin_allocation_failures_total", "Containers that were refused, by code.", ("error_code",)
         )
         self.xids = counter("hami_device_plugin_xids_total", "XIDs that the driver reported.", ("device", "xid"))
+        self.xids_heard = gauge(
+            "hami_device_plugin_xids_heard", "1 while the driver reports XIDs of the GPU to the plugin, else 0.",
+            ("node", "device"),
+        )  # fmt: skip
         self.registered = gauge("hami_device_plugin_registered", "1 while the kubelet knows the plugin, else 0.")
         self.registrations = gauge(
             "hami_device_plugin_registrations", "Registrations with the kubelet since the process started."

@@ -1,7 +1,8 @@
 """GPUs through NVML. The only module that imports NVIDIA's bindings, and late, because most tests have no driver.
 
-What the driver refuses about one GPU becomes a reading of that GPU or leaves it out; its neighbours go on. Nothing
-here has a deadline of its own, since a hung driver does not return: `watchdog` calls it.
+What the driver refuses about one GPU becomes a reading of that GPU or is left out; its neighbours go on. What a GPU is,
+it says once, and that is remembered: drivers refuse such calls while a GPU is being reset. Nothing here has a deadline
+of its own, since a hung driver does not return: `watchdog` calls it.
 
 Source: NVIDIA's NVML API reference; scores of links as HAMi v2.10 has them.
 """
@@ -10,7 +11,8 @@ import contextlib
 import ctypes
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pynvml
@@ -29,38 +31,103 @@ _POWER_BRAKE = 0x80
 _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
 """`NVML_COMPUTE_INSTANCE_PROFILE_*` by number of slices."""
 _RECOVERY_ACTION = 230
+_DEAF_SECONDS = 30.0
+"""How long a GPU whose events cannot be waited for is left out of the set before it is tried again."""
+
+# Beyond these a value is one that the driver made up, such as 4294967291 °C. Per value, not per GPU.
+_MOST_CELSIUS = 150
+_MOST_WATTS = 5000
+_MOST_ECC_ERRORS = 1 << 48
+_MOST_RECOVERY_ACTION = 255
+_MOST_CLOCK_REASONS = 1 << 32
+
+_DRIVER_CHANGED = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+_DRIVER_MISSING = frozenset(
+    {pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED, pynvml.NVML_ERROR_UNINITIALIZED}
+)
+_LASTING = frozenset(
+    {
+        pynvml.NVML_ERROR_NOT_SUPPORTED,
+        pynvml.NVML_ERROR_NO_PERMISSION,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+        pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+        pynvml.NVML_ERROR_DEPRECATED,
+    }
+)
+"""What a driver answers that is too old, a GPU that cannot, or to a caller who may not."""
 
 log = structlog.get_logger("nvml")
 
 
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    """NVML's errors as ours."""
+class _Refused(gpu_source.GpuFailed):
+    """A call that was refused, with NVML's number of the error."""
+
+    def __init__(self, call: str, cause: Exception) -> None:
+        # The bindings have an error of their own where the library lacks the function.
+        self.code = getattr(cause, "value", pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+        super().__init__(
+            f"{call}: {cause}",
+            lost=self.code == pynvml.NVML_ERROR_GPU_IS_LOST,
+            reset_required=self.code == pynvml.NVML_ERROR_RESET_REQUIRED,
+            lasting=self.code in _LASTING,
+        )
+
+
+def _call(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what NVML answers.
+
+    Raises:
+        DriverMissing: There is no driver any more.
+        DriverChanged: It was replaced under this process.
+        GpuFailed: Any other error, with the name of the call.
+    """
     try:
-        yield
-    except pynvml.NVMLError as cause:
-        code = getattr(cause, "value", None)
-        if code in (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH):
+        return function(*arguments)
+    except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError) as cause:
+        refused = _Refused(function.__name__, cause)
+        if refused.code == _DRIVER_CHANGED:
             raise gpu_source.DriverChanged(f"the driver was replaced under this process: {cause}") from cause
-        if code in (
-            pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
-            pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-            pynvml.NVML_ERROR_UNINITIALIZED,
-        ):
+        if refused.code in _DRIVER_MISSING:
             raise gpu_source.DriverMissing(str(cause)) from cause
-        lost = code in (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED)
-        raise gpu_source.GpuFailed(str(cause), lost=lost) from cause
+        raise refused from cause
+
+
+def _optional(function: Callable[..., T], *arguments: Any) -> T | None:
+    """Return what NVML answers, or None where it refuses.
+
+    Raises:
+        GpuFailed: The refusal concerns the whole GPU: it is lost, or has to be reset.
+    """
+    try:
+        return _call(function, *arguments)
+    except gpu_source.GpuFailed as refused:
+        if refused.lost or refused.reset_required:
+            raise
+        return None
+
+
+def _or_none(function: Callable[..., T], *arguments: Any) -> T | None:
+    """Return what NVML answers, or None where it refuses, whatever it says."""
+    try:
+        return _call(function, *arguments)
+    except gpu_source.GpuFailed:
+        return None
+
+
+def _plausible(value: float | None, most: float, least: float = 0) -> Any:
+    """Return a value that can be true; None otherwise."""
+    return value if value is not None and least <= value <= most else None
 
 
 def connect() -> "Nvml":
-    """Load the library and greet the driver.
+    """Load the library and initialise it.
 
     Raises:
         DriverMissing: There is none.
         DriverChanged: Library and kernel module do not match.
+        GpuFailed: The driver refuses.
     """
-    with _translated():
-        pynvml.nvmlInit()
+    _call(pynvml.nvmlInit)
     return Nvml()
 
 
@@ -69,123 +136,194 @@ class Nvml:
 
     def __init__(self) -> None:
         self._handles: dict[identifiers.GpuUuid, Any] = {}
+        self._known: dict[identifiers.GpuUuid, gpu_source.Device] = {}
+        self._listed: frozenset[identifiers.GpuUuid] = frozenset()
+        """The GPUs of the last enumeration."""
+        self._count = 0
+        """How many GPUs the driver counted then."""
+        self._refusals: Mapping[identifiers.GpuUuid, gpu_source.GpuFailed] = {}
+        """Those of them that did not say in the last enumeration what they are."""
+        self._unidentified: Mapping[int, str] = {}
+        self._mig_refusals: dict[identifiers.GpuUuid, str] = {}
         self._event_set: Any = None
         self._registered: set[identifiers.GpuUuid] = set()
-        self._left_out: set[int] = set()
+        self._unheard: dict[identifiers.GpuUuid, str] = {}
+        self._deaf_until: dict[identifiers.GpuUuid, float] = {}
+        """GPUs that make every wait for events fail, and when they are tried again (monotonic seconds)."""
         self._sampled_until: dict[identifiers.GpuUuid, int] = {}
         """Until when, in the driver's microseconds, the use by processes was read."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
-        with _translated():
-            count = pynvml.nvmlDeviceGetCount()
-        found: list[gpu_source.Device] = []
+        count = _call(pynvml.nvmlDeviceGetCount)
+        found: dict[identifiers.GpuUuid, gpu_source.Device] = {}
+        refused: dict[int, gpu_source.GpuFailed] = {}
         for index in range(count):
             try:
-                with _translated():
-                    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                    device = self._device(handle, index)
-            except gpu_source.GpuFailed as refused:
-                if index not in self._left_out:
-                    log.warning("a GPU does not say what it is", index=index, cause=str(refused))
-                self._left_out.add(index)
-                continue
-            self._left_out.discard(index)
-            self._handles[device.uuid] = handle
-            found.append(device)
-        return found
+                device = self._identified(index)
+                found[device.uuid] = device
+            except gpu_source.GpuFailed as cause:
+                refused[index] = cause
+        refusals = {}
+        for device in self._same_position(count):
+            if device.index in refused and device.uuid not in found:
+                found[device.uuid] = device
+                refusals[device.uuid] = refused.pop(device.index)
+        self._known |= found
+        self._listed, self._refusals, self._count = frozenset(found), refusals, count
+        self._unidentified = {index: str(cause) for index, cause in refused.items()}
+        return sorted(found.values(), key=lambda device: device.index)
 
-    def _device(self, handle: Any, index: int) -> gpu_source.Device:
-        bus_id = _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
-        divided = _or_none(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
-        return gpu_source.Device(
-            uuid=identifiers.GpuUuid(_text(pynvml.nvmlDeviceGetUUID(handle))),
-            index=index,
-            name=_text(pynvml.nvmlDeviceGetName(handle)),
-            memory_mib=pynvml.nvmlDeviceGetMemoryInfo(handle).total >> 20,
-            minor=pynvml.nvmlDeviceGetMinorNumber(handle),
-            numa=_numa(bus_id),
-            bus_id=bus_id,
-            compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-            mig_enabled=bool(divided),
-            migs=tuple(_migs(handle)) if divided else (),
-            mig_profiles=tuple(_profiles(handle)) if divided else (),
-            most_migs=(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0) if divided else 0,
+    def _same_position(self, count: int) -> Sequence[gpu_source.Device]:
+        """The GPUs that are where they were: positions move only when the number of GPUs does."""
+        return [self._known[uuid] for uuid in self._listed] if count == self._count else ()
+
+    def _identified(self, index: int) -> gpu_source.Device:
+        """The GPU at a position, as far as it says what it is now, else as it was known."""
+        handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
+        uuid = identifiers.GpuUuid(_text(_call(pynvml.nvmlDeviceGetUUID, handle)))
+        known = self._known.get(uuid)
+        if known is None:
+            bus_id = _text(_call(pynvml.nvmlDeviceGetPciInfo, handle).busId)
+            name = _text(_call(pynvml.nvmlDeviceGetName, handle))
+            known = gpu_source.Device(uuid, index, name, None, None, _numa(bus_id), bus_id)
+        self._handles[uuid] = handle
+        memory = _optional(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        minor = _optional(pynvml.nvmlDeviceGetMinorNumber, handle) if known.minor is None else None
+        capability = known.compute_capability
+        if capability == (0, 0):
+            capability = _optional(pynvml.nvmlDeviceGetCudaComputeCapability, handle) or capability
+        return self._divided(
+            handle,
+            replace(
+                known,
+                index=index,
+                memory_mib=memory.total >> 20 if memory and memory.total else known.memory_mib,
+                minor=known.minor if minor is None else minor,
+                compute_capability=capability,
+            ),
+        )
+
+    def _divided(self, handle: Any, device: gpu_source.Device) -> gpu_source.Device:
+        """The GPU with its MIG instances; with those that were known where the driver refuses to list them."""
+        try:
+            if not _call(pynvml.nvmlDeviceGetMigMode, handle)[0]:
+                self._mig_refusals.pop(device.uuid, None)
+                return replace(device, mig_enabled=False, migs=(), mig_profiles=(), most_migs=0)
+            device = replace(device, mig_enabled=True)
+            device = replace(
+                device,
+                migs=tuple(_migs(handle)),
+                mig_profiles=tuple(_profiles(handle)),
+                most_migs=_call(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle),
+            )
+        except gpu_source.GpuFailed as refused:
+            if refused.lost or refused.reset_required:
+                raise
+            if device.mig_enabled:  # Else it is a GPU that cannot be divided.
+                self._mig_refusals[device.uuid] = str(refused)
+            return device
+        self._mig_refusals.pop(device.uuid, None)
+        return device
+
+    def gaps(self) -> gpu_source.Gaps:
+        """See `GpuSource`."""
+        listed = self._listed
+        return gpu_source.Gaps(
+            self._unidentified,
+            {uuid: why for uuid, why in list(self._unheard.items()) if uuid in listed},
+            {uuid: why for uuid, why in list(self._mig_refusals.items()) if uuid in listed},
         )
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
         """See `GpuSource`."""
         try:
-            with _translated():
-                handle = self._handle(uuid)
-                temperature = _or_none(
-                    lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU), unless_lost=True
-                )
-                # A round trip that every driver supports: this is what must succeed.
-                pynvml.nvmlDeviceGetMemoryInfo(handle)
+            found = self._reading(uuid, self._handle(uuid))
         except gpu_source.GpuFailed as refused:
-            self._handles.pop(uuid, None)  # After a reset it is another one.
-            return health.Reading(answered=False, lost=refused.lost, trouble=str(refused))
-        rows = _or_none(lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
-        reasons = _or_none(lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+            self._forget_handle(uuid)
+            return self._unanswered(uuid, refused)
+        refusal = self._refusals.get(uuid)
+        return found if refusal is None else self._unanswered(uuid, refusal)
+
+    def _unanswered(self, uuid: identifiers.GpuUuid, refused: gpu_source.GpuFailed) -> health.Reading:
+        # A driver that enumerates it no more and does not find it either: it is not on the bus.
+        code = refused.code if isinstance(refused, _Refused) else None
+        gone = code == pynvml.NVML_ERROR_NOT_FOUND and uuid not in self._listed
+        return health.Reading(
+            answered=False,
+            lost=refused.lost or gone,
+            reset_required=refused.reset_required,
+            trouble=str(refused),
+        )
+
+    def _reading(self, uuid: identifiers.GpuUuid, handle: Any) -> health.Reading:
+        self._round_trip(uuid, handle)
+        temperature = _optional(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+        limit = _optional(pynvml.nvmlDeviceGetTemperatureThreshold, handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)
+        errors = _optional(
+            pynvml.nvmlDeviceGetTotalEccErrors,
+            handle,
+            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
+            pynvml.NVML_VOLATILE_ECC,
+        )
+        rows = _optional(pynvml.nvmlDeviceGetRemappedRows, handle)
+        reasons = _plausible(_clock_reasons(handle), _MOST_CLOCK_REASONS)
         return health.Reading(
             recovery_action=_recovery_action(handle),
-            rows_failed=bool(rows and rows[3]),
-            uncorrected_errors=_or_none(
-                lambda: pynvml.nvmlDeviceGetTotalEccErrors(
-                    handle, pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_VOLATILE_ECC
-                )
-            ),
-            temperature_celsius=temperature,
-            limit_celsius=_or_none(
-                lambda: pynvml.nvmlDeviceGetTemperatureThreshold(handle, pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN)
-            ),
+            rows_failed=rows is not None and rows[3] == 1,
+            uncorrected_errors=_plausible(errors, _MOST_ECC_ERRORS),
+            temperature_celsius=_plausible(temperature, _MOST_CELSIUS),
+            limit_celsius=_plausible(limit, _MOST_CELSIUS, 1),
             power_brake=bool((reasons or 0) & _POWER_BRAKE),
         )
+
+    def _round_trip(self, uuid: identifiers.GpuUuid, handle: Any) -> Any:
+        """Ask what a GPU must answer: its memory, unless it never did; then the answer is None."""
+        try:
+            return _call(pynvml.nvmlDeviceGetMemoryInfo, handle)
+        except gpu_source.GpuFailed as refused:
+            known = self._known.get(uuid)
+            if not refused.lasting or (known is not None and known.memory_mib is not None):
+                raise
+            return None
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """See `GpuSource`."""
         try:
-            with _translated():
-                handle = self._handle(uuid)
-                memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-                instances = list(_mig_handles(handle))
-                migs = {
-                    _text(pynvml.nvmlDeviceGetUUID(made)): pynvml.nvmlDeviceGetMemoryInfo(made).used
-                    for made in instances
-                }
+            return self._usage(uuid, self._handle(uuid))
         except gpu_source.GpuFailed:
-            self._handles.pop(uuid, None)
+            self._forget_handle(uuid)
             raise
-        if memory.used > memory.total:
-            raise gpu_source.GpuFailed(f"the driver says that {memory.used} of {memory.total} bytes are used")
-        rates = _or_none(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
-        milliwatts = _or_none(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+
+    def _usage(self, uuid: identifiers.GpuUuid, handle: Any) -> gpu_source.Usage:
+        total, used = _bytes(self._round_trip(uuid, handle))
+        instances = list(_mig_handles(handle))
+        migs = {
+            _text(_call(pynvml.nvmlDeviceGetUUID, made)): _bytes(_optional(pynvml.nvmlDeviceGetMemoryInfo, made))[1]
+            for made in instances
+        }
+        rates = _optional(pynvml.nvmlDeviceGetUtilizationRates, handle)
+        milliwatts = _optional(pynvml.nvmlDeviceGetPowerUsage, handle)
+        temperature = _optional(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
+        running = _running([handle, *instances])
         return gpu_source.Usage(
-            memory.total,
-            memory.used,
-            None if rates is None else float(rates.gpu),
-            _or_none(lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
-            None if milliwatts is None else milliwatts / 1000,
-            tuple(self._processes(uuid, [handle, *instances], memory.total)),
-            migs,
-            _or_none(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) is not None,
+            total,
+            used,
+            None if rates is None else _plausible(float(rates.gpu), 100),
+            _plausible(temperature, _MOST_CELSIUS),
+            None if milliwatts is None else _plausible(milliwatts / 1000, _MOST_WATTS),
+            tuple(self._processes(uuid, handle, running or {}, total)),
+            {name: value for name, value in migs.items() if value is not None},
+            lists_processes=running is not None,
         )
 
     def _processes(
-        self, uuid: identifiers.GpuUuid, handles: Sequence[Any], most_bytes: int
+        self, uuid: identifiers.GpuUuid, handle: Any, running: Mapping[int, int | None], most_bytes: int | None
     ) -> Iterator[gpu_source.Process]:
-        """The processes on a GPU and on its MIG instances; those of MPS come by a call of their own."""
-        memory: dict[int, int | None] = {}
-        for handle in handles:
-            for call in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetMPSComputeRunningProcesses):
-                for one in _or_none(lambda call=call, handle=handle: call(handle)) or ():  # type: ignore[misc]
-                    memory[one.pid] = one.usedGpuMemory
-        busy = self._busy(uuid, handles[0])
-        for pid, used in memory.items():
-            # What cannot be true is not known.
-            credible = used if used is not None and 0 <= used <= most_bytes else None
-            yield gpu_source.Process(pid, credible, None if busy is None else min(busy.get(pid, 0.0), 100.0))
+        busy = self._busy(uuid, handle)
+        for pid, used in running.items():
+            credible = used if most_bytes is None else _plausible(used, most_bytes)
+            yield gpu_source.Process(pid, credible, None if busy is None else busy.get(pid, 0.0))
 
     def _busy(self, uuid: identifiers.GpuUuid, handle: Any) -> dict[int, float] | None:
         """The mean utilisation of each process since the last call; None where the driver does not measure it."""
@@ -193,150 +331,237 @@ class Nvml:
         since = min(self._sampled_until.get(uuid, 0), time.time_ns() // 1000)
         self._sampled_until[uuid] = since
         try:
-            samples = pynvml.nvmlDeviceGetProcessUtilization(handle, since)
-        except pynvml.NVMLError as refused:
-            # That is how it says that nothing has run since.
-            return {} if getattr(refused, "value", None) == pynvml.NVML_ERROR_NOT_FOUND else None
+            samples = _call(pynvml.nvmlDeviceGetProcessUtilization, handle, since)
+        except _Refused as refused:
+            # So it says that nothing has run since; the bindings raise "success" where there is no sample.
+            return {} if refused.code in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS) else None
         by_pid: dict[int, list[int]] = {}
         for one in samples:
-            by_pid.setdefault(one.pid, []).append(one.smUtil)
+            if one.smUtil <= 100:
+                by_pid.setdefault(one.pid, []).append(one.smUtil)
             self._sampled_until[uuid] = max(self._sampled_until.get(uuid, 0), one.timeStamp)
         return {pid: sum(values) / len(values) for pid, values in by_pid.items()}
 
     def _handle(self, uuid: identifiers.GpuUuid) -> Any:
+        """The handle of a GPU, looked up by its bus: a look-up by UUID touches the GPUs through which it searches."""
         if uuid not in self._handles:
-            self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+            known = self._known.get(uuid)
+            if known is None or not known.bus_id:
+                self._handles[uuid] = _call(pynvml.nvmlDeviceGetHandleByUUID, uuid)
+            else:
+                self._handles[uuid] = _call(pynvml.nvmlDeviceGetHandleByPciBusId, known.bus_id)
         return self._handles[uuid]
+
+    def _forget_handle(self, uuid: identifiers.GpuUuid) -> None:
+        """After a reset it is another one, and events have to be registered again."""
+        self._handles.pop(uuid, None)
+        self._registered.discard(uuid)
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
-        with _translated():
-            self._register()
-            try:
-                event = pynvml.nvmlEventSetWait_v2(self._event_set, int(timeout_seconds * 1000))
-            except pynvml.NVMLError_Timeout:
-                return ()
-            if not event.eventType & pynvml.nvmlEventTypeXidCriticalError:
-                return ()
-            return (gpu_source.Fault(self._uuid_of(event.device), int(event.eventData)),)
+        self._register()
+        faults: Sequence[gpu_source.Fault] = ()
+        try:
+            faults = self._faults(_call(pynvml.nvmlEventSetWait_v2, self._event_set, int(timeout_seconds * 1000)))
+        except _Refused as refused:
+            if refused.code != pynvml.NVML_ERROR_TIMEOUT:
+                self._drop_event_set()
+                if refused.lost:
+                    return self._leave_out_lost(refused)
+                raise
+        for uuid in self._registered:
+            self._unheard.pop(uuid, None)
+            self._deaf_until.pop(uuid, None)
+        return faults
+
+    def _faults(self, event: Any) -> Sequence[gpu_source.Fault]:
+        if not event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+            return ()
+        return (gpu_source.Fault(self._uuid_of(event.device), int(event.eventData)),)
 
     def _register(self) -> None:
-        """Subscribe to the XIDs of the GPUs that are new."""
+        """Subscribe to the XIDs of each GPU that is new, was reset, or refused before."""
         if self._event_set is None:
-            self._event_set = pynvml.nvmlEventSetCreate()
-        for uuid, handle in list(self._handles.items()):
-            if uuid in self._registered:
+            self._event_set = _call(pynvml.nvmlEventSetCreate)
+        now = time.monotonic()
+        for uuid in self._listed - self._registered:
+            if self._deaf_until.get(uuid, now) > now:
                 continue
-            self._registered.add(uuid)
-            with contextlib.suppress(pynvml.NVMLError):
-                wanted = pynvml.nvmlEventTypeXidCriticalError
-                pynvml.nvmlDeviceRegisterEvents(
-                    handle, pynvml.nvmlDeviceGetSupportedEventTypes(handle) & wanted, self._event_set
-                )
+            try:
+                _subscribe(self._handle(uuid), self._event_set)
+            except gpu_source.GpuFailed as refused:
+                self._unheard[uuid] = str(refused)
+            else:
+                self._registered.add(uuid)
+
+    def _drop_event_set(self) -> None:
+        _or_none(pynvml.nvmlEventSetFree, self._event_set)
+        self._event_set = None
+        self._registered.clear()
+
+    def _leave_out_lost(self, cause: gpu_source.GpuFailed) -> Sequence[gpu_source.Fault]:
+        """Find the GPUs for which a wait fails, each with a set of its own, and leave them out of the next set.
+
+        Returns:
+            The XIDs that came meanwhile.
+
+        Raises:
+            GpuFailed: The cause, if no GPU alone makes a wait fail.
+        """
+        found: list[gpu_source.Fault] = []
+        left_out = False
+        for uuid in self._listed:
+            trial = _call(pynvml.nvmlEventSetCreate)
+            try:
+                _subscribe(self._handle(uuid), trial)
+                found += self._faults(_call(pynvml.nvmlEventSetWait_v2, trial, 0))
+            except _Refused as refused:
+                if refused.lost:
+                    self._unheard[uuid] = str(refused)
+                    self._deaf_until[uuid] = time.monotonic() + _DEAF_SECONDS
+                    left_out = True
+            finally:
+                _or_none(pynvml.nvmlEventSetFree, trial)
+        if not left_out:
+            raise cause
+        return found
 
     def _uuid_of(self, handle: Any) -> identifiers.GpuUuid | None:
-        try:
-            return identifiers.GpuUuid(_text(pynvml.nvmlDeviceGetUUID(handle)))
-        except pynvml.NVMLError:
-            # It does not answer any more, but its handle is one that we know.
-            same = [uuid for uuid, known in self._handles.items() if _address(known) == _address(handle)]
-            return same[0] if len(same) == 1 else None
+        uuid = _or_none(pynvml.nvmlDeviceGetUUID, handle)
+        if uuid is not None:
+            return identifiers.GpuUuid(_text(uuid))
+        # It does not answer any more, but its handle is one that we know.
+        same = [known for known, kept in list(self._handles.items()) if _address(kept) == _address(handle)]
+        return same[0] if len(same) == 1 else None
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """See `GpuSource`."""
-        bus_ids = {
-            uuid: _or_none(lambda handle=handle: _text(pynvml.nvmlDeviceGetPciInfo(handle).busId))  # type: ignore[misc]
-            for uuid, handle in self._handles.items()
-        }
+        handles = dict(self._handles)
+        bus_ids = {uuid: device.bus_id for uuid, device in self._known.items()}
         scores: dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]] = {}
-        for uuid, handle in self._handles.items():
+        for uuid, handle in handles.items():
             remote = list(_nvlink_peers(handle))
             scores[uuid] = {}
-            for other, other_handle in self._handles.items():
+            for other, other_handle in handles.items():
                 if other == uuid:
                     continue
-                nvlinks = sum(1 for bus_id in remote if bus_id == bus_ids[other])
-                level = _or_none(
-                    lambda one=handle, two=other_handle: pynvml.nvmlDeviceGetTopologyCommonAncestor(one, two)  # type: ignore[misc]
-                )
+                nvlinks = sum(1 for bus_id in remote if bus_id == bus_ids.get(other))
+                level = _or_none(pynvml.nvmlDeviceGetTopologyCommonAncestor, handle, other_handle)
                 scores[uuid][other] = nvlinks * _NVLINK_SCORE if nvlinks else _LINK_SCORES.get(level or 0, 0)
         return scores
 
     def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
         """See `GpuSource`."""
-        with _translated():
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            found = _profile(handle, profile)
-            if found is None:
-                raise gpu_source.GpuFailed(f"{uuid} has no MIG profile {profile}")
-            placement = pynvml.c_nvmlGpuInstancePlacement_t(start, size)
-            instance = pynvml.nvmlDeviceCreateGpuInstanceWithPlacement(handle, found.id, ctypes.byref(placement))
-            try:
-                whole = pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo(
-                    instance, _COMPUTE_PROFILES[found.sliceCount], pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED
-                )
-                pynvml.nvmlGpuInstanceCreateComputeInstance(instance, whole.id)
-            except pynvml.NVMLError:
-                pynvml.nvmlGpuInstanceDestroy(instance)
-                raise
+        handle = self._handle(uuid)
+        found = _profile(handle, profile)
+        if found is None:
+            raise gpu_source.GpuFailed(f"{uuid} has no MIG profile {profile}")
+        placement = pynvml.c_nvmlGpuInstancePlacement_t(start, size)
+        instance = _call(pynvml.nvmlDeviceCreateGpuInstanceWithPlacement, handle, found.id, ctypes.byref(placement))
+        try:
+            whole = _call(
+                pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
+                instance,
+                _COMPUTE_PROFILES[found.sliceCount],
+                pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
+            )
+            _call(pynvml.nvmlGpuInstanceCreateComputeInstance, instance, whole.id)
+        except gpu_source.GpuSourceError:
+            _or_none(pynvml.nvmlGpuInstanceDestroy, instance)
+            raise
 
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
         """See `GpuSource`."""
-        with _translated():
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            for made in _mig_handles(handle):
-                if _text(pynvml.nvmlDeviceGetUUID(made)) == mig_uuid:
-                    instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, pynvml.nvmlDeviceGetGpuInstanceId(made))
-                    compute = pynvml.nvmlDeviceGetComputeInstanceId(made)
-                    pynvml.nvmlComputeInstanceDestroy(pynvml.nvmlGpuInstanceGetComputeInstanceById(instance, compute))
-                    pynvml.nvmlGpuInstanceDestroy(instance)
-                    return
+        handle = self._handle(uuid)
+        for made in _mig_handles(handle):
+            if _text(_call(pynvml.nvmlDeviceGetUUID, made)) == mig_uuid:
+                number = _call(pynvml.nvmlDeviceGetGpuInstanceId, made)
+                instance = _call(pynvml.nvmlDeviceGetGpuInstanceById, handle, number)
+                compute = _call(pynvml.nvmlDeviceGetComputeInstanceId, made)
+                _call(
+                    pynvml.nvmlComputeInstanceDestroy,
+                    _call(pynvml.nvmlGpuInstanceGetComputeInstanceById, instance, compute),
+                )
+                _call(pynvml.nvmlGpuInstanceDestroy, instance)
+                return
 
     def close(self) -> None:
         """See `GpuSource`."""
         # The set of events is left alone: a thread may be waiting in it.
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
+        with contextlib.suppress(gpu_source.GpuSourceError):
+            _call(pynvml.nvmlShutdown)
 
 
-def _or_none(call: Callable[[], T], *, unless_lost: bool = False) -> T | None:
-    """The answer, or None where the driver cannot give it: what is not known is no fault."""
-    try:
-        return call()
-    except pynvml.NVMLLibraryMismatchError:
-        return None  # The driver is older than the call.
-    except pynvml.NVMLError as refused:
-        if unless_lost and getattr(refused, "value", None) == pynvml.NVML_ERROR_GPU_IS_LOST:
-            raise
-        return None
+def _subscribe(handle: Any, event_set: Any) -> None:
+    """Register the XIDs of one GPU."""
+    kinds = _call(pynvml.nvmlDeviceGetSupportedEventTypes, handle) & pynvml.nvmlEventTypeXidCriticalError
+    if not kinds:
+        raise gpu_source.GpuFailed("nvmlDeviceGetSupportedEventTypes: XIDs are not among them", lasting=True)
+    _call(pynvml.nvmlDeviceRegisterEvents, handle, kinds, event_set)
+
+
+def _clock_reasons(handle: Any) -> int | None:
+    reasons = _optional(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
+    if reasons is None:
+        reasons = _optional(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)  # So called before driver 535.
+    return reasons
 
 
 def _recovery_action(handle: Any) -> int | None:
-    fields = _or_none(lambda: pynvml.nvmlDeviceGetFieldValues(handle, [_RECOVERY_ACTION]))
+    fields = _optional(pynvml.nvmlDeviceGetFieldValues, handle, [_RECOVERY_ACTION])
     if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
-    return int(fields[0].value.uiVal)
+    action: int | None = _plausible(int(fields[0].value.uiVal), _MOST_RECOVERY_ACTION)
+    return action
+
+
+def _bytes(memory: Any) -> tuple[int | None, int | None]:
+    """All bytes of memory and the used ones; None where the driver does not say or cannot mean it."""
+    if memory is None or not memory.total:
+        return None, None
+    return memory.total, _plausible(memory.used, memory.total)
+
+
+def _running(handles: Sequence[Any]) -> dict[int, int | None] | None:
+    """Bytes by process on a GPU and its MIG instances, those of MPS clients too; None where the driver lists none."""
+    lists = [_compute_processes(handle) for handle in handles]
+    if all(one is None for one in lists):
+        return None
+    lists += [_optional(pynvml.nvmlDeviceGetMPSComputeRunningProcesses, handle) for handle in handles]
+    return {one.pid: one.usedGpuMemory for found in lists for one in found or ()}
+
+
+def _compute_processes(handle: Any) -> Sequence[Any] | None:
+    try:
+        found: Sequence[Any] = _call(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        return found
+    except _Refused as refused:
+        if refused.lost or refused.reset_required:
+            raise
+        if refused.code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+            return None
+    return _optional(pynvml.nvmlDeviceGetComputeRunningProcesses_v2, handle)  # Drivers before 510.
 
 
 def _mig_handles(handle: Any) -> Iterator[Any]:
-    for number in range(_or_none(lambda: pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)) or 0):
-        made = _or_none(lambda number=number: pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))  # type: ignore[misc]
+    for number in range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+        made = _optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
         if made is not None:
             yield made
 
 
 def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
     for made in _mig_handles(handle):
-        number = pynvml.nvmlDeviceGetGpuInstanceId(made)
-        instance = pynvml.nvmlDeviceGetGpuInstanceById(handle, number)
-        name = _text(pynvml.nvmlDeviceGetName(made))
+        number = _call(pynvml.nvmlDeviceGetGpuInstanceId, made)
+        instance = _call(pynvml.nvmlDeviceGetGpuInstanceById, handle, number)
+        name = _text(_call(pynvml.nvmlDeviceGetName, made))
         yield gpu_source.MigInstance(
-            _text(pynvml.nvmlDeviceGetUUID(made)),
+            _text(_call(pynvml.nvmlDeviceGetUUID, made)),
             name.rpartition("MIG ")[2],
-            pynvml.nvmlDeviceGetMemoryInfo(made).total >> 20,
-            *_place(pynvml.nvmlGpuInstanceGetInfo(instance).placement),
+            _call(pynvml.nvmlDeviceGetMemoryInfo, made).total >> 20,
+            *_place(_call(pynvml.nvmlGpuInstanceGetInfo, instance).placement),
             number,
-            pynvml.nvmlDeviceGetComputeInstanceId(made),
+            _call(pynvml.nvmlDeviceGetComputeInstanceId, made),
         )
 
 
@@ -345,17 +570,18 @@ def _profiles(handle: Any) -> Iterator[mig.Profile]:
     known = [info for info in _profile_infos(handle) if "+" not in _text(info.name)]
     whole = max((info.sliceCount for info in known), default=1)
     for info in known:
-        count = ctypes.c_uint(0)
-        places = _or_none(lambda info=info, count=count: _places(handle, info.id, count))  # type: ignore[misc]
+        places = _places(handle, info.id)
         if places:
             name = _text(info.name).removeprefix("MIG ")
             yield mig.Profile(name, info.memorySizeMB, 100 * info.sliceCount // whole, places)
 
 
-def _places(handle: Any, profile_id: int, count: ctypes.c_uint) -> tuple[mig.Slices, ...]:
-    pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, None, ctypes.byref(count))
+def _places(handle: Any, profile_id: int) -> tuple[mig.Slices, ...]:
+    count = ctypes.c_uint(0)
+    ask = pynvml.nvmlDeviceGetGpuInstancePossiblePlacements
+    _call(ask, handle, profile_id, None, ctypes.byref(count))
     found = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
-    pynvml.nvmlDeviceGetGpuInstancePossiblePlacements(handle, profile_id, found, ctypes.byref(count))
+    _call(ask, handle, profile_id, found, ctypes.byref(count))
     return tuple(_place(one) for one in found[: count.value])
 
 
@@ -365,7 +591,7 @@ def _place(placement: Any) -> mig.Slices:
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
     for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
-        found = _or_none(lambda number=number: pynvml.nvmlDeviceGetGpuInstanceProfileInfo(handle, number))  # type: ignore[misc]
+        found = _optional(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, number)
         if found is not None:
             yield found
 
@@ -378,8 +604,8 @@ def _profile(handle: Any, name: str) -> Any:
 def _nvlink_peers(handle: Any) -> Iterator[str]:
     """The bus id at the other end of each active NVLink."""
     for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
-        if _or_none(lambda link=link: pynvml.nvmlDeviceGetNvLinkState(handle, link)):  # type: ignore[misc]
-            peer = _or_none(lambda link=link: pynvml.nvmlDeviceGetNvLinkRemotePciInfo(handle, link))  # type: ignore[misc]
+        if _or_none(pynvml.nvmlDeviceGetNvLinkState, handle, link):
+            peer = _or_none(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
             if peer is not None:
                 yield _text(peer.busId)
 

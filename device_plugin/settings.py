@@ -30,10 +30,18 @@ class Sharing:
     """MiB of each GPU that are not promised, for the driver and contexts."""
     isolation: str = table.AUTO
     """How containers on one GPU are kept apart."""
+    configured_memory_mib: tuple[tuple[str, int], ...] = ()
+    """MiB of GPUs whose driver does not say how much memory they have: a part of the model's name, empty for every
+    model, and the amount. The longest name that fits counts."""
     hidden_uuids: frozenset[str] = frozenset()
     """GPUs that are not offered."""
     hidden_indices: frozenset[int] = frozenset()
     """Likewise, by position."""
+
+    def configured_memory(self, model: str) -> int | None:
+        """MiB that are configured for a model; None where there is no such setting."""
+        fitting = [(len(part), mib) for part, mib in self.configured_memory_mib if part.lower() in model.lower()]
+        return max(fitting)[1] if fitting else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ HELP = {
     "device-memory-scaling": "memory promised, as a multiple of what there is (default 1)",
     "device-cores-scaling": "compute promised, as a multiple of what there is (default 1)",
     "memory-headroom": "MiB of each GPU that are not promised (default 0)",
+    "preconfigured-device-memory": "MiB, or MODEL=MiB,…: memory of GPUs that do not say how much they have (default 0)",
     "config-file": "FILE: JSON with nodeconfig per node, read again when it changes (default: none)",
     "isolation": "auto, none, mps, hami-core or mig (default auto: mig, else hami-core if there, else none)",
     "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
@@ -172,6 +181,9 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         cores_scaling=flags.number("--device-cores-scaling", value("device-cores-scaling"), 1.0, 0.01, 100),
         memory_headroom_mib=int(flags.number("--memory-headroom", value("memory-headroom"), 0, 0, 1_000_000)),
         isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO),
+        configured_memory_mib=_configured_memory(
+            "--preconfigured-device-memory", value("preconfigured-device-memory") or ""
+        ),
     )
     host_dirs = value("host-cdi-dirs")
     return Settings(
@@ -216,7 +228,7 @@ def for_node(sharing: Sharing, text: str, node_name: str) -> Sharing:
     Args:
         sharing: By the flags.
         text: JSON as HAMi's: `{"nodeconfig": [{"name": …, "devicesplitcount": …, "devicememoryscaling": …,
-            "operatingmode": …, "filterdevices": {"uuid": […], "index": […]}}]}`.
+            "operatingmode": …, "preconfigureddevicememory": …, "filterdevices": {"uuid": […], "index": […]}}]}`.
         node_name: Whose entry counts.
 
     Raises:
@@ -254,6 +266,34 @@ def _changed(sharing: Sharing, entry: Mapping[str, Any]) -> Sharing:
         memory_scaling=number("devicememoryscaling", sharing.memory_scaling, 0.01, 100),
         cores_scaling=number("devicecorescaling", sharing.cores_scaling, 0.01, 100),
         isolation=flags.one_of(f"nodeconfig of {name}: operatingmode", mode, table.CHOICES, sharing.isolation),
+        configured_memory_mib=_entry_memory(name, entry.get("preconfigureddevicememory"), sharing),
         hidden_uuids=uuids,
         hidden_indices=indices,
     )
+
+
+def _entry_memory(name: object, value: object, sharing: Sharing) -> tuple[tuple[str, int], ...]:
+    """What a node's entry configures: MiB as in HAMi's file, 0 for nothing, or an object of models and MiB."""
+    where = f"nodeconfig of {name}: preconfigureddevicememory"
+    match value:
+        case None | 0:
+            return sharing.configured_memory_mib
+        case dict():
+            return _configured_memory(where, ",".join(f"{model}={mib}" for model, mib in value.items()))
+        case _:
+            return _configured_memory(where, str(value))
+
+
+def _configured_memory(where: str, text: str) -> tuple[tuple[str, int], ...]:
+    """The amounts of a list `MODEL=MiB,…`, in which an amount alone is that of every model.
+
+    Raises:
+        SettingsError: One is no such amount.
+    """
+    amounts = []
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        model, _, amount = word.rpartition("=")
+        mib = int(flags.number(where, amount, 0, 0, 100_000_000))
+        if mib:
+            amounts.append((model.strip(), mib))
+    return tuple(amounts)

@@ -113,9 +113,10 @@ class Watched:
         try:
             return await self._lane(uuid).call(lambda: self._source.reading(uuid), self._timeout_seconds)
         except StillBusy:
-            return health.Reading(answered=False, trouble="an earlier call has not come back")
+            return health.Reading(answered=False, timed_out=True, trouble="an earlier call has not come back")
         except TimeoutError:
-            return health.Reading(answered=False, trouble=f"nothing within {self._timeout_seconds:g} s")
+            trouble = f"nothing within {self._timeout_seconds:g} s"
+            return health.Reading(answered=False, timed_out=True, trouble=trouble)
         except gpu_source.GpuSourceError as refused:
             return health.Reading(answered=False, trouble=str(refused))
 
@@ -131,6 +132,11 @@ class Watched:
             )
         except (StillBusy, TimeoutError) as cause:
             raise gpu_source.GpuFailed("the driver does not come back from waiting for events") from cause
+
+    @property
+    def gaps(self) -> gpu_source.Gaps:
+        """What the driver refused in the last calls."""
+        return self._source.gaps()
 
     async def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
         """Make a MIG instance. Errors as `GpuSource.create_mig` and `devices`."""

@@ -33,12 +33,14 @@ class FakeGpus:
         return tuple(self.listed)
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
-        """See `GpuSource`."""
+        """See `GpuSource`; one that is listed no more has fallen off the bus."""
+        if all(one.uuid != uuid for one in self.listed):
+            return health.Reading(answered=False, lost=True)
         return self.readings.get(uuid, health.Reading(recovery_action=0))
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """See `GpuSource`."""
-        total = next((one.memory_mib for one in self.listed if one.uuid == uuid), 0) << 20
+        total = next((one.memory_mib or 0 for one in self.listed if one.uuid == uuid), 0) << 20
         return self.usages.get(uuid, gpu_source.Usage(total, 0, 0.0, 35.0, 60.0))
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
@@ -47,6 +49,10 @@ class FakeGpus:
             return (self.faults.get(timeout=timeout_seconds),)
         except queue.Empty:
             return ()
+
+    def gaps(self) -> gpu_source.Gaps:
+        """See `GpuSource`; these GPUs refuse nothing."""
+        return gpu_source.Gaps()
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
         """See `GpuSource`."""

@@ -122,11 +122,12 @@ class Gauges(registry.Collector):
         booked = view.joined.booked.get(device.uuid, reservations.NOTHING)
         promised, cores, containers = booked.memory_mib << 20, booked.cores_percent, booked.slots
         offered = view.offered.get(device.uuid)
-        promisable = (offered.memory_mib if offered else device.memory_mib) << 20
+        total = None if device.memory_mib is None else device.memory_mib << 20
+        promisable = offered.memory_mib << 20 if offered else total
         sample = view.samples.get(device.uuid)
         stale = device.uuid in view.stale
         values: dict[str, float | None] = {
-            "hami_gpu_memory_total_bytes": device.memory_mib << 20,
+            "hami_gpu_memory_total_bytes": total,
             "hami_gpu_memory_promisable_bytes": promisable,
             "hami_gpu_memory_promised_bytes": promised,
             "hami_gpu_cores_promised_percent": cores,
@@ -143,7 +144,7 @@ class Gauges(registry.Collector):
                 "hami_gpu_temperature_celsius": usage.temperature_celsius,
                 "hami_gpu_power_watts": usage.power_watts,
             }
-            values["hami_gpu_memory_total_bytes"] = usage.memory_total_bytes
+            values["hami_gpu_memory_total_bytes"] = usage.memory_total_bytes or total
             values["hami_monitor_unattributed_bytes"] = view.joined.unattributed_bytes.get(device.uuid)
             for quantity, missing in _unmeasured(usage, mine, values["hami_monitor_unattributed_bytes"]).items():
                 made["hami_monitor_unmeasured"].add_metric((*labels, quantity), missing)
@@ -218,6 +219,7 @@ def _unmeasured(
 ) -> dict[str, int]:
     """How many values of a kind are missing because the driver does not give them."""
     return {
+        "memory": usage.memory_used_bytes is None,
         "utilization": usage.utilization_percent is None,
         "temperature": usage.temperature_celsius is None,
         "power": usage.power_watts is None,

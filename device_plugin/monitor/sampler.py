@@ -21,6 +21,9 @@ from gpu_sharing.core import error_codes, identifiers
 _MOST_FILES = 16
 """Of a directory that the tenant can write, as many entries are looked at."""
 
+_MOST_MIB = 1 << 30
+"""What a library may count on a GPU whose driver does not say how much memory there is."""
+
 log = structlog.get_logger("monitor")
 
 
@@ -94,7 +97,7 @@ class Sampler:
         await asyncio.gather(*(self._look_at(device.uuid) for device in self.devices))
         known = {device.uuid for device in self.devices}
         self.samples = {uuid: sample for uuid, sample in self.samples.items() if uuid in known}
-        totals = {device.uuid: device.memory_mib << 20 for device in self.devices}
+        totals = {one.uuid: (one.memory_mib or _MOST_MIB) << 20 for one in self.devices}
         self.regions, self.region_states = await asyncio.to_thread(
             self._read_regions, list(self._pods.by_uid.values()), totals
         )

@@ -599,6 +599,30 @@ PLUGIN_RUNTIME_CLASS = _register(
     "Let the webhook set it (scheduler.admissionWebhook.runtimeClassName), or set --runtime-class-check to off where "
     "NVIDIA's runtime is the default, or to refuse where it is not.",
 )
+PLUGIN_GPU_NOT_IDENTIFIED = _register(
+    "PLUGIN_GPU_NOT_IDENTIFIED",
+    "The driver counts a GPU but has refused, since the plugin started, to say which one it is; it is not offered.",
+    "Read the call and the error: no permission asks for the device nodes in the plugin's container, a reset that is "
+    "required asks for nvidia-smi --gpu-reset. The plugin asks again by itself.",
+)
+PLUGIN_GPU_MEMORY_UNKNOWN = _register(
+    "PLUGIN_GPU_MEMORY_UNKNOWN",
+    "The driver does not say how much memory a GPU has, as with memory that CPU and GPU share; it is not offered.",
+    "Set the MiB to offer: --preconfigured-device-memory (value devicePlugin.preConfiguredDeviceMemory), or "
+    "preconfigureddevicememory of the node's entry in the node file.",
+)
+PLUGIN_XIDS_NOT_HEARD = _register(
+    "PLUGIN_XIDS_NOT_HEARD",
+    "The driver does not report XIDs of a GPU to the plugin, so faults show only in what the GPU answers.",
+    "Nothing in a vGPU guest, where the host receives them. Elsewhere look at the call and the error; the plugin "
+    "registers again by itself.",
+)
+PLUGIN_MIG_NOT_READ = _register(
+    "PLUGIN_MIG_NOT_READ",
+    "A GPU is in MIG mode, and the driver refuses to say how it is divided; what was known of it holds.",
+    "Give the plugin the rights that MIG needs: CAP_SYS_ADMIN, and with NVIDIA's runtime NVIDIA_MIG_MONITOR_DEVICES "
+    "and NVIDIA_MIG_CONFIG_DEVICES.",
+)
 PLUGIN_NODE_SETTINGS = _register(
     "PLUGIN_NODE_SETTINGS",
     "The file of per-node settings cannot be read; what was read before still holds.",

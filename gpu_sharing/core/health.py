@@ -13,7 +13,7 @@ from gpu_sharing.core import xids
 from gpu_sharing.core.xids import Need, Verdict
 
 _HUNG_SECONDS = 300.0
-"""A GPU that does not answer for so long needs more than patience."""
+"""A GPU whose calls do not return for so long needs a reset."""
 _SUSPECT_HOLD_SECONDS = 10.0
 _FLAP_WINDOW_SECONDS = 24 * 3600.0
 _LONGEST_HOLD_SECONDS = 3600.0
@@ -44,8 +44,12 @@ class Reading:
     """Whether it answered within its deadline."""
     lost: bool = False
     """Whether the driver says that it has fallen off the bus."""
+    reset_required: bool = False
+    """Whether the driver refuses everything until the GPU is reset."""
+    timed_out: bool = False
+    """Whether a call did not return; the driver that refuses one does answer."""
     trouble: str = ""
-    """What went wrong, where it did not answer."""
+    """Where it did not answer: the call and the driver's error, such as `nvmlDeviceGetUUID: Unknown Error`."""
     recovery_action: int | None = None
     """What the driver asks for; see `RECOVERY_ACTIONS`."""
     rows_failed: bool = False
@@ -119,7 +123,8 @@ def after_reading(health: Health, reading: Reading, now: float, boot: str, rules
     if fault is not None:
         cause, need = fault
         failed = _fail(health, cause, need, now, boot)
-        return replace(failed, was_lost=failed.was_lost or reading.lost or not reading.answered)
+        away = reading.lost or reading.reset_required or not reading.answered
+        return replace(failed, was_lost=failed.was_lost or away)
     if health.available:
         return health
     if not _done(health, reading, boot):
@@ -135,9 +140,11 @@ def _fault(health: Health, reading: Reading, errors_before: int | None, now: flo
     """What is wrong by this reading, and what it needs."""
     if reading.lost:
         return "the GPU has fallen off the bus", Need.REBOOT
+    if reading.reset_required:
+        return "the driver refuses calls until the GPU is reset", Need.RESET
     if not reading.answered:
-        hung = health.state is State.SUSPECT and health.good_since is None and now - health.since > _HUNG_SECONDS
-        return f"no answer: {reading.trouble}", Need.RESET if hung else Need.NOTHING
+        waited = health.state is State.SUSPECT and health.good_since is None and now - health.since > _HUNG_SECONDS
+        return f"did not answer: {reading.trouble}", Need.RESET if waited and reading.timed_out else Need.NOTHING
     if reading.recovery_action:
         need = RECOVERY_ACTIONS.get(reading.recovery_action, Need.REPLACEMENT)
         return f"the driver asks for recovery action {reading.recovery_action}", need

@@ -483,6 +483,12 @@ int nvmlDeviceGetRemappedRows(void *device, unsigned *corrected, unsigned *not, 
     *corrected = *not = *pending = 0, *failed = GPU(device).rows_failed;
     LEAVE(OK);
 }
+// The name of the next one before driver 535.
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *out) {
+    ENTER_ON(device);
+    *out = GPU(device).reasons;
+    LEAVE(OK);
+}
 int nvmlDeviceGetCurrentClocksEventReasons(void *device, unsigned long long *out) {
     ENTER_ON(device);
     *out = GPU(device).reasons;
@@ -534,8 +540,7 @@ int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, Pci *out) {
     LEAVE(OK);
 }
 typedef struct { unsigned pid; unsigned long long memory; unsigned gpu_instance, compute_instance; } Running;
-int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Running *out) {
-    ENTER_ON(device);
+static int running(void *device, unsigned *count, Running *out) {
     unsigned found = 0, room = *count;
     for (int i = 0; i < now.processes; i++) {
         if (now.process[i].gpu != index_of(device) || now.foreign) continue;
@@ -544,6 +549,15 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Runni
     }
     *count = found;
     LEAVE(found > room ? SMALL : OK);
+}
+int nvmlDeviceGetComputeRunningProcesses_v3(void *device, unsigned *count, Running *out) {
+    ENTER_ON(device);
+    return running(device, count, out);
+}
+// Of drivers before 510; the layout is the same.
+int nvmlDeviceGetComputeRunningProcesses_v2(void *device, unsigned *count, Running *out) {
+    ENTER_ON(device);
+    return running(device, count, out);
 }
 // No process here runs by MPS.
 int nvmlDeviceGetMPSComputeRunningProcesses_v3(void *device, unsigned *count, Running *out) {

@@ -67,15 +67,38 @@ def test_some_faults_count_only_when_they_come_often() -> None:
 
 
 def test_a_gpu_that_does_not_answer_is_suspect_then_back_or_given_up() -> None:
-    silence = Reading(answered=False, trouble="nothing within 5 s")
+    silence = Reading(answered=False, timed_out=True, trouble="nothing within 5 s")
     suspect = after(Health(), (0.0, silence))
 
-    assert (suspect.state, suspect.cause) == (State.SUSPECT, "no answer: nothing within 5 s")
+    assert (suspect.state, suspect.cause) == (State.SUSPECT, "did not answer: nothing within 5 s")
     assert after(suspect, (5.0, GOOD)).state is State.SUSPECT
     assert after(suspect, (5.0, GOOD), (15.0, GOOD)).available
     assert after(suspect, (5.0, GOOD), (6.0, silence), (12.0, GOOD)).state is State.SUSPECT
     hung = after(suspect, (200.0, silence), (301.0, silence))
     assert (hung.state, hung.need) == (State.UNHEALTHY, Need.RESET)
+
+
+def test_a_call_that_is_refused_for_an_hour_asks_for_no_reset() -> None:
+    """A driver that refuses does answer: a reset would end the neighbours' work for a missing right."""
+    refusal = Reading(answered=False, trouble="nvmlDeviceGetUUID: Insufficient Permissions")
+    suspect = after(Health(), *((float(at), refusal) for at in range(0, 3600, 60)))
+
+    assert (suspect.state, suspect.need) == (State.SUSPECT, Need.NOTHING)
+    assert suspect.cause == "did not answer: nvmlDeviceGetUUID: Insufficient Permissions"
+    assert after(suspect, (3600.0, GOOD), (3700.0, GOOD)).available
+
+
+@pytest.mark.parametrize("action", [0, None])
+def test_a_gpu_that_requires_a_reset_is_back_after_it(action: int | None) -> None:
+    """Without a reboot, and with drivers too that cannot say which recovery they want."""
+    required = Reading(answered=False, reset_required=True, trouble="nvmlDeviceGetUUID: GPU requires restart")
+    sick = after(Health(), (0.0, required), (5.0, required))
+    good = Reading(recovery_action=action)
+
+    assert (sick.state, sick.need) == (State.UNHEALTHY, Need.RESET)
+    assert sick.cause == "the driver refuses calls until the GPU is reset"
+    assert after(sick, (10.0, good)).state is State.RECOVERING
+    assert after(sick, (10.0, good), (70.0, good)).available
 
 
 @pytest.mark.parametrize(

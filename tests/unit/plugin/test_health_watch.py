@@ -70,7 +70,7 @@ def test_a_driver_that_is_unloaded_makes_its_gpus_suspect_until_it_is_back() -> 
     asyncio.run(story())
 
     assert found.states[A].available
-    assert [cause for _, cause in told] == ["no answer: the driver is gone", ""]
+    assert [cause for _, cause in told] == ["did not answer: the driver is gone", ""]
 
 
 def test_an_xid_that_says_ask_the_driver_is_answered_by_the_driver() -> None:

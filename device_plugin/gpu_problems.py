@@ -1,0 +1,33 @@
+"""What of a node's GPUs its driver refuses to say, as problems of the node: nothing here is a fault of a GPU."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from device_plugin import gpu_source, problems
+from gpu_sharing.core import error_codes
+
+
+def report(node: problems.Problems, devices: Sequence[gpu_source.Device], gaps: gpu_source.Gaps) -> None:
+    """Report what is missing now, and clear what is there again.
+
+    Args:
+        node: The problems of the node.
+        devices: Its GPUs, with the memory that is configured.
+        gaps: What the driver refused.
+    """
+    memory = {
+        str(device.uuid): f"the driver does not say how much memory GPU {device.index} ({device.name}) has, "
+        "and no amount is configured: nothing of it is offered"
+        for device in devices
+        if device.memory_mib is None
+    }
+    _replace(node, error_codes.PLUGIN_GPU_MEMORY_UNKNOWN, memory)
+    _replace(node, error_codes.PLUGIN_GPU_NOT_IDENTIFIED, {f"GPU {at}": why for at, why in gaps.identity.items()})
+    _replace(node, error_codes.PLUGIN_XIDS_NOT_HEARD, gaps.xids)
+    _replace(node, error_codes.PLUGIN_MIG_NOT_READ, gaps.mig)
+
+
+def _replace(node: problems.Problems, code: error_codes.Code, sentences: Mapping[Any, str]) -> None:
+    node.keep(code, sentences)
+    for about, sentence in sentences.items():
+        node.report(code, sentence, about)

@@ -1,0 +1,35 @@
+"""Which functions of NVIDIA's library our code calls: read from its source, so that a new call is never forgotten."""
+
+import inspect
+import pathlib
+import re
+
+import pynvml
+
+from device_plugin import nvml
+
+_NAME = re.compile(r"pynvml\.(nvml[A-Z]\w*)")
+_POINTER = re.compile(r'_nvmlGetFunctionPointer\("(\w+)"\)')
+_ALIAS = re.compile(r"return (nvml\w+)\(|^\s+(nvml\w+)\(", re.MULTILINE)
+
+
+def python_names() -> tuple[str, ...]:
+    """The functions of the bindings that `device_plugin.nvml` names."""
+    text = pathlib.Path(inspect.getfile(nvml)).read_text()
+    return tuple(sorted({name for name in _NAME.findall(text) if callable(getattr(pynvml, name, None))}))
+
+
+def library_name(name: str) -> str:
+    """The function of the library behind one of the bindings, such as `nvmlDeviceGetCount_v2`."""
+    text = inspect.getsource(inspect.unwrap(getattr(pynvml, name)))
+    pointers = _POINTER.findall(text)
+    if pointers:
+        return str(pointers[0])
+    found = _ALIAS.search(text)
+    assert found, f"{name} calls nothing"
+    return library_name(found[1] or found[2])
+
+
+def library_names() -> tuple[str, ...]:
+    """The functions of the library that our code calls."""
+    return tuple(sorted({library_name(name) for name in python_names()}))

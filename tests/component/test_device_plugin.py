@@ -1,6 +1,7 @@
 """The device plugin between a kubelet that does everything wrong and an API server that says too much or too little."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -129,6 +130,17 @@ def test_a_container_that_restarts_gets_the_same_again(node: gpu_node.GpuNode) -
     pod = node.create("again", "0:500:0")
 
     assert node.run(pod) == node.start(pod)
+
+
+def test_a_wall_clock_that_was_set_back_delays_no_start(node: gpu_node.GpuNode) -> None:
+    """What was written before lies in the future then: waiting for its age would outlast the kubelet's patience."""
+    pod = node.create("clock", "0:1000:10")
+    first = node.run(pod)
+    later = time.time() + 3600
+    for path in node.cdi_dir.iterdir():
+        os.utime(path, (later, later))
+
+    assert node.start(pod) == first
 
 
 def test_a_pod_of_somebody_else_is_not_started_until_it_has_a_record(node: gpu_node.GpuNode) -> None:

@@ -153,6 +153,161 @@ def test_xids_with_their_gpu_and_none_from_before(driver: fake_driver.FakeDriver
     assert (first, second) == ([], [[79, True]])
 
 
+XIDS = """
+def change(*lines):
+    path = pathlib.Path({path!r})
+    kept = [line for line in path.read_text().splitlines() if not line.startswith(("fail", "xid"))]
+    path.write_text("\\n".join([*kept, *lines]) + "\\n")
+uuids = [one.uuid for one in source.devices()]
+def heard(timeout=0.0):
+    return [[fault.xid, uuids.index(fault.uuid)] for fault in source.next_faults(timeout)]
+"""
+
+
+def test_events_that_a_driver_refuses_are_asked_for_again(driver: fake_driver.FakeDriver) -> None:
+    """Refused once at start, a GPU would be deaf until the plugin restarts; in a vGPU guest it is so for good."""
+    driver.rules = ["fail nvmlDeviceRegisterEvents 3 1"]
+    driver.write()
+
+    first, gaps, later, none_left = run(
+        driver,
+        XIDS.format(path=str(driver.path)) + "source.next_faults(0.0)\n"
+        "change('fail nvmlDeviceRegisterEvents 3 1', 'xid 1 1 31', 'xid 2 2 31')\nshow(heard())\n"
+        "show({uuids.index(uuid): why for uuid, why in source.gaps().xids.items()})\n"
+        "change(); heard(); change('xid 3 1 79')\nshow(heard())\nshow(list(source.gaps().xids))",
+    )
+
+    assert first == [[31, 2]]
+    assert gaps == {"1": "nvmlDeviceRegisterEvents: Not Supported"}
+    assert (later, none_left) == ([[79, 1]], [])
+
+
+def test_a_gpu_that_was_reset_is_registered_again(driver: fake_driver.FakeDriver) -> None:
+    """The driver forgets registrations at a reset: without a new one its next fault is heard by nobody."""
+    driver.gpus[1].resets = 1
+    after_reset = driver.gpus[1].line()
+    driver.gpus[1].resets = 0
+    before = driver.gpus[1].line()
+
+    (heard,) = run(
+        driver,
+        XIDS.format(path=str(driver.path)) + "heard(); change('fail * 16 1'); source.devices()\n"
+        "assert source.reading(uuids[1]).reset_required\n"
+        f"path = pathlib.Path({str(driver.path)!r}); change()\n"
+        f"path.write_text(path.read_text().replace({before!r}, {after_reset!r}))\n"
+        "source.devices(); assert source.reading(uuids[1]).answered; heard(); change('xid 1 1 62'); show(heard())",
+    )
+
+    assert heard == [[62, 1]]
+
+
+@pytest.mark.parametrize("rule", ["fail * 15 1", "fail nvmlEventSetWait_v2 15 1"])
+def test_a_lost_gpu_does_not_hide_its_neighbours_xids(driver: fake_driver.FakeDriver, rule: str) -> None:
+    """The wait answers that a GPU is lost for as long as one is: the others need a set without it."""
+    heard, gaps, back = run(
+        driver,
+        XIDS.format(path=str(driver.path)) + f"heard(); change({rule!r}); source.devices()\n"
+        f"heard(); change({rule!r}, 'xid 1 2 31')\nshow(heard())\n"
+        "show([uuids.index(uuid) for uuid in source.gaps().xids])\n"
+        "change(); source._deaf_until.clear(); heard(); change('xid 2 1 31'); show([*heard(), *source.gaps().xids])",
+    )
+
+    assert (heard, gaps, back) == ([[31, 2]], [1], [[31, 1]])
+
+
+def test_a_gpu_that_the_driver_no_longer_counts_is_lost(driver: fake_driver.FakeDriver) -> None:
+    """It fell off the bus: the driver counts one less and does not find it by its address."""
+    gone = driver.gpus[1]
+    lines = [line for line in driver.path.read_text().splitlines() if gone.uuid not in line]
+
+    listed, lost, neighbour = run(
+        driver,
+        f"first, second, third = (one.uuid for one in source.devices())\n"
+        f"pathlib.Path({str(driver.path)!r}).write_text({chr(10).join(lines)!r})\n"
+        "show([one.index for one in source.devices()])\nsource._handles.clear()\n"
+        "show(source.reading(second).lost)\nshow(source.reading(third).answered)",
+    )
+
+    assert (listed, lost, neighbour) == ([0, 1], True, True)
+
+
+def test_what_a_gpu_said_once_holds_while_it_refuses(driver: fake_driver.FakeDriver) -> None:
+    """It stays listed as it was, and its reading says which call was refused and how."""
+    driver.gpus[1].mig_mode = 1
+    driver.migs = [f"mig 1 MIG-1 {10 << 30} 1 0 1 19"]
+
+    for code, words in ((4, "Insufficient Permissions"), (16, "GPU requires restart"), (999, "Unknown Error")):
+        driver.write()
+        (found,) = run(
+            driver,
+            "before = source.devices()\npath = pathlib.Path('" + str(driver.path) + "')\n"
+            f"path.write_text(path.read_text() + 'fail * {code} 1\\n')\nafter = source.devices()\n"
+            "reading = source.reading(before[1].uuid)\n"
+            "show([after == before, reading.lost, reading.reset_required, reading.trouble])",
+        )
+
+        assert found == [True, False, code == 16, f"nvmlDeviceGetMemoryInfo: {words}"]
+
+
+def test_values_beyond_physics_are_absent_one_by_one(driver: fake_driver.FakeDriver) -> None:
+    """A sensor that is not there answers with garbage: no GPU must be taken away for 4294967291 °C."""
+    bad = driver.gpus[0]
+    bad.temperature_celsius, bad.limit_celsius, bad.utilization_percent = 4_294_967_291, 4_294_967_291, 4_294_967_295
+    bad.power_milliwatts, bad.uncorrected_errors = 4_000_000_000, 1 << 62
+    bad.rows_failed, bad.recovery_action, bad.clock_event_reasons = 4_294_967_295, 4_294_967_295, -1
+    bad.used_mib = 10
+    driver.processes = ["process 0 71 1024 255"]
+    driver.write()
+
+    reading, usage = run(
+        driver,
+        "import dataclasses\nuuid = source.devices()[0].uuid\nshow(dataclasses.asdict(source.reading(uuid)))\n"
+        "show(dataclasses.asdict(source.usage(uuid)))",
+    )
+
+    absent = ("recovery_action", "uncorrected_errors", "temperature_celsius", "limit_celsius")
+    assert [reading[name] for name in absent] == [None] * 4
+    assert (reading["answered"], reading["rows_failed"], reading["power_brake"]) == (True, False, False)
+    assert [usage[name] for name in ("utilization_percent", "temperature_celsius", "power_watts")] == [None] * 3
+    assert usage["memory_used_bytes"] == 10 << 20
+    assert usage["processes"] == [{"pid": 71, "memory_bytes": 1024, "utilization_percent": 0.0}]
+
+
+def test_what_one_delivery_or_backend_needs_is_optional_elsewhere(driver: fake_driver.FakeDriver) -> None:
+    """WSL2 has no minor numbers, SoCs no memory of the GPU's own: such a GPU is listed, and answers."""
+    driver.rules = [
+        f"fail {name} 3 0"
+        for name in ("nvmlDeviceGetMinorNumber", "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMemoryInfo")
+    ]
+    driver.write()
+
+    device, answered, usage = run(
+        driver,
+        "one = source.devices()[0]\nshow([one.minor, one.memory_mib, one.compute_capability])\n"
+        "show(source.reading(one.uuid).answered)\nused = source.usage(one.uuid)\n"
+        "show([used.memory_total_bytes, used.memory_used_bytes, used.temperature_celsius])",
+    )
+
+    assert device == [None, None, [0, 0]]
+    assert (answered, usage) == (True, [None, None, 40])
+
+
+def test_a_driver_without_the_newest_functions_lists_processes_all_the_same(driver: fake_driver.FakeDriver) -> None:
+    """Before driver 510 the list has an older name; where there is none at all, nothing is claimed."""
+    driver.processes = ["process 0 71 1024 10"]
+    driver.rules = ["fail nvmlDeviceGetComputeRunningProcesses_v3 13 -1"]
+    driver.rules += ["fail nvmlDeviceGetComputeRunningProcesses_v2 13 1"]
+    driver.write()
+
+    (found,) = run(
+        driver,
+        "show([[used.lists_processes, [one.pid for one in used.processes]]"
+        " for used in [source.usage(one.uuid) for one in source.devices()[:2]]])",
+    )
+
+    assert found == [[True, [71]], [False, []]]
+
+
 def test_links_between_gpus_as_hami_scores_them(driver: fake_driver.FakeDriver) -> None:
     driver.links = ["link 0 1 12 10", "link 1 2 0 20"]
     driver.write()

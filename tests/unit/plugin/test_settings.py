@@ -65,6 +65,8 @@ def test_a_nodes_own_entry_wins() -> None:
     ["", "{", "[]", '{"nodeconfig":[7]}', '{"nodeconfig":[{"name":"n","devicesplitcount":"many"}]}',
      '{"nodeconfig":[{"name":"n","operatingmode":"magic"}]}', '{"nodeconfig":[{"name":"n","operatingmode":7}]}',
      '{"nodeconfig":[{"name":"n","filterdevices":[1]}]}',
+     '{"nodeconfig":[{"name":"n","preconfigureddevicememory":"much"}]}',
+     '{"nodeconfig":[{"name":"n","preconfigureddevicememory":{"GB10":[]}}]}',
      '{"nodeconfig":[{"name":"n","filterdevices":{"index":["x"]}}]}'],
 )  # fmt: skip
 def test_a_file_that_cannot_be_read_is_an_error(text: str) -> None:
@@ -85,6 +87,30 @@ def test_what_a_node_offers() -> None:
         ("GPU-c", 1800, 150, 1, "mig", True),
     ]
     assert offered[0].type == "NVIDIA-T"
+
+
+def test_memory_that_the_driver_does_not_say_is_configured_by_node_or_model() -> None:
+    """HAMi's words: one amount for all, or one by model; what the driver says goes before."""
+    flag = ["--node-name", "n", "--preconfigured-device-memory", "GB10=119000, Orin=30000"]
+    by_model = settings.parse(flag, {}).sharing
+    entry = '{"nodeconfig":[{"name":"n","preconfigureddevicememory":%s}]}'
+    of_node = settings.for_node(settings.Sharing(), entry % 64000, "n")
+    of_models = settings.for_node(of_node, entry % '{"gb10":100000}', "n")
+    silent = device(B, 1, memory_mib=None, name="NVIDIA GB10")
+
+    assert (by_model.configured_memory("NVIDIA GB10"), by_model.configured_memory("NVIDIA A10")) == (119_000, None)
+    assert (of_node.configured_memory("any"), of_models.configured_memory("NVIDIA GB10")) == (64_000, 100_000)
+    assert settings.for_node(by_model, entry % 0, "n") == by_model
+    filled = inventory.with_memory([device(), silent], by_model)
+    assert [one.memory_mib for one in filled] == [1000, 119_000]
+
+
+def test_a_gpu_whose_memory_is_unknown_is_not_offered_and_its_neighbours_are() -> None:
+    """An amount that nobody measured or configured must not be promised."""
+    devices = inventory.with_memory([device(memory_mib=None), device(B, 1)], settings.Sharing())
+    offered = inventory.build(devices, {}, {A: "none", B: "none"}, settings.Sharing(), BACKENDS)
+
+    assert [gpu.uuid for gpu in offered] == [B]
 
 
 def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_else_those_there() -> None:

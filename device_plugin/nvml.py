@@ -184,9 +184,11 @@ class Nvml:
         uuid = identifiers.GpuUuid(_text(_call(pynvml.nvmlDeviceGetUUID, handle)))
         known = self._known.get(uuid)
         if known is None:
-            bus_id = _text(_call(pynvml.nvmlDeviceGetPciInfo, handle).busId)
-            name = _text(_call(pynvml.nvmlDeviceGetName, handle))
-            known = gpu_source.Device(uuid, index, name, None, None, _numa(bus_id), bus_id)
+            known = gpu_source.Device(uuid, index, _text(_call(pynvml.nvmlDeviceGetName, handle)), None, None)
+        if not known.bus_id:  # A SoC's GPU is on no bus.
+            place = _optional(pynvml.nvmlDeviceGetPciInfo, handle)
+            bus_id = _text(place.busId) if place else ""
+            known = replace(known, bus_id=bus_id, numa=_numa(bus_id))
         self._handles[uuid] = handle
         memory = _optional(pynvml.nvmlDeviceGetMemoryInfo, handle)
         minor = _optional(pynvml.nvmlDeviceGetMinorNumber, handle) if known.minor is None else None

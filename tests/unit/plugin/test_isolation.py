@@ -1,3 +1,4 @@
+import dataclasses
 import asyncio
 import pathlib
 import stat
@@ -14,9 +15,8 @@ INSTANCE = gpu_source.MigInstance("MIG-1", "1g.10gb", 10_000)
 
 
 def device(uuid: identifiers.GpuUuid = A, index: int = 0, **changes: object) -> gpu_source.Device:
-    return gpu_source.Device(
-        **{"uuid": uuid, "index": index, "name": "T", "memory_mib": 1000, "minor": index, **changes}
-    )  # type: ignore[arg-type]
+    made = gpu_source.Device(uuid, index, "T", 1000, index)
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
 def granted(*shares: Share, **changes: object) -> isolation.Granted:

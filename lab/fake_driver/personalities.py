@@ -1,0 +1,99 @@
+"""How drivers answer on one kind of machine each: files in `personalities/`, read as NVIDIA's sources or reports say.
+
+A file names what its GPUs are, and each call that is refused with the source of that answer: `seen` on such a machine,
+`read` in the named source, or a `guess`. Where a real machine differs, the file is wrong: `lab.gpu_check` shows it.
+"""
+
+import pathlib
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+from lab import fake_driver, gpus
+
+_FOLDER = pathlib.Path(__file__).with_name("personalities")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A call that is refused."""
+
+    call: str
+    """Function of the library, or `*` for every one."""
+    answer: str
+    """Name of NVML's error without its prefix, such as `NOT_SUPPORTED`."""
+    source: str
+    """`seen`, `read` or `guess`, and where."""
+    gpu: int = -1
+    """Position of the GPU; -1 for all of them."""
+    whole: bool = False
+    """Whether the GPU's MIG instances answer."""
+
+    def rule(self) -> str:
+        """Its line in the state file of the fake driver."""
+        code = getattr(pynvml, f"NVML_ERROR_{self.answer}")
+        return f"fail {self.call} {code} {self.gpu}{' whole' if self.whole else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """One kind of machine."""
+
+    name: str
+    about: str
+    driver: str
+    """Version of the driver."""
+    gpus: int
+    """How many GPUs it has."""
+    gpu: dict[str, Any]
+    """What each of them is, as `fake_driver.Gpu` has it."""
+    refusals: tuple[Refusal, ...]
+    mig: tuple[int, ...]
+    """Positions of the GPUs in MIG mode."""
+    lines: dict[str, list[str]]
+    """`words`, `processes`, `links` and `migs` of the fake driver."""
+
+    def make(self, folder: pathlib.Path, node: str = "n") -> fake_driver.FakeDriver:
+        """A fake driver that answers so, written."""
+        made = [
+            fake_driver.Gpu(
+                uuid=gpus.gpu_uuid(node, index),
+                bus_id=f"00000000:{0x10 + index:02X}:00.0",
+                minor=index,
+                **(self.gpu | ({"mig_mode": 1} if index in self.mig else {})),
+            )
+            for index in range(self.gpus)
+        ]
+        driver = fake_driver.FakeDriver(
+            folder / "gpus.txt",
+            made,
+            rules=[refusal.rule() for refusal in self.refusals],
+            processes=list(self.lines["processes"]),
+            links=list(self.lines["links"]),
+            migs=list(self.lines["migs"]),
+            words=[f"version={self.driver}", *self.lines["words"]],
+        )
+        driver.write()
+        return driver
+
+
+def names() -> tuple[str, ...]:
+    """Every personality."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+def read(name: str) -> Personality:
+    """The personality of that name."""
+    found = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
+    return Personality(
+        name,
+        found["about"],
+        found["driver"],
+        found["gpus"],
+        found["gpu"] | {"compute_capability": tuple(found["gpu"]["compute_capability"])},
+        tuple(Refusal(**one) for one in found.get("refuse", ())),
+        tuple(found.get("mig", ())),
+        {key: found.get(key, []) for key in ("words", "processes", "links", "migs")},
+    )

@@ -514,8 +514,9 @@ class Plugin:
         for uuid, gpu in self._node.inventory.items():
             counters.healthy_status.labels(node=node, device=uuid).set(gpu.healthy)
         counters.xids_heard.clear()
+        unheard = self._driver.gaps.unheard(self._health.devices)
         for device in self._health.devices:
-            counters.xids_heard.labels(node=node, device=device.uuid).set(device.uuid not in self._driver.gaps.xids)
+            counters.xids_heard.labels(node=node, device=device.uuid).set(device.uuid not in unheard)
         counters.problems.clear()
         for code, about in self._problems.current:
             counters.problems.labels(node=node, error_code=code, device=about).set(1)

@@ -23,7 +23,7 @@ def report(node: problems.Problems, devices: Sequence[gpu_source.Device], gaps: 
     }
     _replace(node, error_codes.PLUGIN_GPU_MEMORY_UNKNOWN, memory)
     _replace(node, error_codes.PLUGIN_GPU_NOT_IDENTIFIED, {f"GPU {at}": why for at, why in gaps.identity.items()})
-    _replace(node, error_codes.PLUGIN_XIDS_NOT_HEARD, gaps.xids)
+    _replace(node, error_codes.PLUGIN_XIDS_NOT_HEARD, gaps.unheard(devices))
     _replace(node, error_codes.PLUGIN_MIG_NOT_READ, gaps.mig)
 
 

@@ -1,6 +1,6 @@
 """Where GPUs come from: the few questions the plugin asks of a driver, and the answer where there is none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -124,9 +124,16 @@ class Gaps:
     identity: Mapping[int, str] = field(default_factory=dict)
     """By position: GPUs that never said what they are, so that nothing can be offered of them."""
     xids: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
-    """GPUs whose XIDs are not received."""
+    """GPUs whose XIDs are not received, beside those of `events`."""
+    events: str = ""
+    """Why no XID of any GPU is received; empty otherwise."""
     mig: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """GPUs in MIG mode whose instances cannot be read."""
+
+    def unheard(self, devices: Iterable[Device]) -> dict[identifiers.GpuUuid, str]:
+        """Why XIDs of a GPU are not received, for each of these of which they are not."""
+        reasons = {device.uuid: self.events or self.xids.get(device.uuid, "") for device in devices}
+        return {uuid: why for uuid, why in reasons.items() if why}
 
 
 class GpuSource(Protocol):

@@ -148,6 +148,7 @@ class Nvml:
         self._event_set: Any = None
         self._registered: set[identifiers.GpuUuid] = set()
         self._unheard: dict[identifiers.GpuUuid, str] = {}
+        self._events_refused = ""
         self._deaf_until: dict[identifiers.GpuUuid, float] = {}
         """GPUs that make every wait for events fail, and when they are tried again (monotonic seconds)."""
         self._sampled_until: dict[identifiers.GpuUuid, int] = {}
@@ -234,6 +235,7 @@ class Nvml:
         return gpu_source.Gaps(
             self._unidentified,
             {uuid: why for uuid, why in list(self._unheard.items()) if uuid in listed},
+            self._events_refused,
             {uuid: why for uuid, why in list(self._mig_refusals.items()) if uuid in listed},
         )
 
@@ -361,6 +363,15 @@ class Nvml:
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
+        try:
+            faults = self._wait(timeout_seconds)
+        except gpu_source.GpuFailed as refused:
+            self._events_refused = str(refused)
+            raise
+        self._events_refused = ""
+        return faults
+
+    def _wait(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         self._register()
         faults: Sequence[gpu_source.Fault] = ()
         try:

@@ -9,6 +9,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from device_plugin import gpu_source
@@ -77,6 +78,8 @@ class Watched:
         self._source: gpu_source.GpuSource = gpu_source.NoGpus()
         self._timeout_seconds = timeout_seconds
         self._lanes: dict[str, _Lane] = {}
+        self._events_hang = ""
+        """Why the wait for XIDs hangs; empty while it does not."""
 
     def _lane(self, name: str) -> _Lane:
         if name not in self._lanes:
@@ -127,16 +130,20 @@ class Watched:
     async def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """XIDs, as they come. Errors as `devices`."""
         try:
-            return await self._lane("events").call(
+            faults = await self._lane("events").call(
                 lambda: self._source.next_faults(timeout_seconds), timeout_seconds + self._timeout_seconds
             )
         except (StillBusy, TimeoutError) as cause:
-            raise gpu_source.GpuFailed("the driver does not come back from waiting for events") from cause
+            self._events_hang = "the driver does not return from waiting for events"
+            raise gpu_source.GpuFailed(self._events_hang) from cause
+        self._events_hang = ""
+        return faults
 
     @property
     def gaps(self) -> gpu_source.Gaps:
         """What the driver refused in the last calls."""
-        return self._source.gaps()
+        found = self._source.gaps()
+        return replace(found, events=self._events_hang) if self._events_hang else found
 
     async def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
         """Make a MIG instance. Errors as `GpuSource.create_mig` and `devices`."""

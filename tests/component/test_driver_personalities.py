@@ -223,7 +223,7 @@ def test_problems_of_gpus_end_with_what_caused_them() -> None:
     uuid = identifiers.GpuUuid("GPU-a")
     node = problems.Problems(lambda: None)
     silent = gpu_source.Device(uuid, 0, "T", None, 0)
-    gaps = gpu_source.Gaps({3: "no"}, {uuid: "no"}, {uuid: "no"})
+    gaps = gpu_source.Gaps({3: "no"}, {uuid: "no"}, mig={uuid: "no"})
 
     gpu_problems.report(node, [silent], gaps)
     assert set(node.current) == {(MEMORY, uuid), (IDENTITY, "GPU 3"), (XIDS, uuid), (MIG, uuid)}

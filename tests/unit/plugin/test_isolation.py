@@ -1,5 +1,5 @@
-import dataclasses
 import asyncio
+import dataclasses
 import pathlib
 import stat
 

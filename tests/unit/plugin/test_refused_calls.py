@@ -15,6 +15,8 @@ from lab.fake_driver import calls
 # ARGUMENT_VERSION_MISMATCH, UNKNOWN. GPU_IS_LOST alone means lost.
 NAMES = (*calls.library_names(), "*")
 """The last is every call about one GPU at the same time."""
+LACKS = "lacks"
+"""Under which name what a library makes of us that lacks a function is kept."""
 CODES = (4, 3, 6, 9, 10, 13, 16, 19, 25, 999)
 
 # Every function of the library is refused with every code, in one process: NVIDIA's library is loaded
@@ -78,10 +80,34 @@ async def main():
                 "name": name, "code": code, "need": max(needs, default=0),
                 "listed": listed == [device.uuid for device in known], "same": watch.devices == known,
                 "available": all(state.available for state in watch.states.values()),
-                "unheard": len(watched.gaps.xids), "gaps": len(watched.gaps.identity) + len(watched.gaps.mig),
+                "unheard": len(watched.gaps.unheard(watch.devices)),
+                "gaps": len(watched.gaps.identity) + len(watched.gaps.mig),
             }))
 
+async def lacking():  # A library that lacks a function for good, from the start.
+    for name in names:
+        driver.rules = [f"fail {name} 13 -1"]
+        driver.write()
+        source = watchdog.Watched(nvml.connect, 30.0)
+        fresh = health_watch.HealthWatch(source, health.Rules(), "boot", metrics.Metrics(), changed)
+        for _ in range(2):
+            with contextlib.suppress(gpu_source.DriverMissing):
+                await fresh.look()
+            with contextlib.suppress(gpu_source.GpuSourceError):
+                await source.next_faults(0.0)
+        used = 0
+        for device in fresh.devices:
+            used += (await source.usage(device.uuid)).memory_used_bytes is not None
+        with contextlib.suppress(gpu_source.GpuSourceError):
+            await source.links()
+        print(json.dumps({
+            "lacks": name, "offered": sum(state.available for state in fresh.states.values()), "used": used,
+            "unheard": len(source.gaps.unheard(fresh.devices)), "without_memory": sum(
+                device.memory_mib is None for device in fresh.devices),
+        }))
+
 asyncio.run(main())
+asyncio.run(lacking())
 """
 
 
@@ -95,11 +121,13 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
         cwd=pathlib.Path(__file__).parents[3],
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*NAMES, LACKS)}
     for line in done.stdout.splitlines():
         if line.startswith('{"name"'):
             one = json.loads(line)
             found[one["name"]].append(one)
+        elif line.startswith('{"lacks"'):
+            found[LACKS].append(json.loads(line))
     return found
 
 
@@ -116,6 +144,27 @@ def test_one_call_refused_for_a_moment_never_ends_in_a_reboot(
         assert one["need"] < 2, one  # Need.REBOOT
         assert one["listed"], one
         assert (one["same"], one["available"], one["unheard"], one["gaps"]) == (True, True, 0, 0), one
+
+
+def test_a_library_that_lacks_a_function_costs_only_what_the_function_gives(
+    outcomes: dict[str, list[dict[str, Any]]],
+) -> None:
+    """An old library has no newer calls: without the handle, UUID or name there is no GPU, all the rest is optional."""
+    needed = {
+        "nvmlInitWithFlags", "nvmlDeviceGetCount_v2", "nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID",
+        "nvmlDeviceGetName", "*",
+    }  # fmt: skip
+    events = {
+        "nvmlEventSetCreate", "nvmlEventSetWait_v2", "nvmlDeviceRegisterEvents", "nvmlDeviceGetSupportedEventTypes",
+    }  # fmt: skip
+    for one in outcomes[LACKS]:
+        name = one["lacks"]
+        memory = name == "nvmlDeviceGetMemoryInfo"
+        assert one["offered"] == (0 if name in needed else 2), one
+        if name not in needed:
+            assert one["unheard"] == (2 if name in events else 0), one
+            assert (one["without_memory"], one["used"]) == ((2, 0) if memory else (0, 2)), one
+    assert len(outcomes[LACKS]) == len(NAMES)
 
 
 def test_the_fake_driver_has_every_function_that_is_called() -> None:

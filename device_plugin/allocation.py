@@ -43,7 +43,13 @@ _POLL_SECONDS = 0.02
 NAME_VARIABLE = "HAMI_ALLOCATION"
 """Tells a running container's allocation; its absence there shows a runtime that ignores CDI."""
 
-_LIMIT = re.compile(r"NVIDIA_VISIBLE_DEVICES|CUDA_DEVICE_MEMORY_LIMIT_\d+|CUDA_DEVICE_SM_LIMIT")
+MARK_FOLDER = "/run/hami.io"
+"""In a container that was bound by CDI, the host's `/dev/null` is mounted here by the allocation's name: a mount shows
+in the process's mountinfo, which may be read without the right to trace it."""
+_IDENTITY_SECONDS = 20.0
+"""How long Allocate waits for the node to be read."""
+
+_LIMIT = re.compile(rf"{delivery.GPUS}|CUDA_DEVICE_MEMORY_LIMIT_\d+|CUDA_DEVICE_SM_LIMIT")
 
 log = structlog.get_logger("allocation")
 
@@ -108,6 +114,7 @@ class Allocator:
         self._synced = synced
         self._forget_seconds = forget_seconds
         self._confirmed: set[tuple[identifiers.PodUid, str]] = set()
+        self._bound_late: set[tuple[identifiers.PodUid, str]] = set()
         self._checked: dict[bytes, checkpoint.Entry] = {}
         self._read: tuple[tuple[int, int, int], tuple[checkpoint.Entry, ...]] | None = None
         self._matched: dict[str, tuple[tuple[identifiers.PodUid, str], float]] = {}
@@ -116,12 +123,33 @@ class Allocator:
     async def allocate(self, tokens: frozenset[str]) -> edits.Edits | str:
         """What a container gets that was given these ids: a CDI name, or edits where it is matched."""
         device = f"{hashlib.sha256(' '.join(sorted(tokens)).encode()).hexdigest()[:12]}-{secrets.token_hex(8)}"
-        if self._node.late:
+        if await self._late():
             task = asyncio.create_task(self._write_early(device))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
             return f"{cdi.KIND}={device}"
         return await self._match(device, len(tokens))
+
+    async def _late(self) -> bool:
+        """Whether a container that asks now is to be bound late, by CDI.
+
+        While the node has not been read since the start, what the kubelet remembers of earlier answers says it.
+
+        Raises:
+            Doubt: Nothing says it. The kubelet then fails the pod for good, and its controller makes another one.
+        """
+        if self._node.identity_known.is_set():
+            return self._node.late
+        earlier = {_device_name(entry) is not None for entry in self._entries_or_none()}
+        if len(earlier) == 1:
+            return earlier.pop()
+        try:
+            await asyncio.wait_for(self._node.identity_known.wait(), _IDENTITY_SECONDS)
+        except TimeoutError as cause:
+            raise owners.Doubt(
+                error_codes.PLUGIN_NODE_UNREAD, f"{self._node.name} was not read within {_IDENTITY_SECONDS:g} s"
+            ) from cause
+        return self._node.late
 
     async def confirm(self, tokens: frozenset[str]) -> Confirmed:
         """Make sure that the container with these ids gets its own record's edits when it starts now.
@@ -156,6 +184,7 @@ class Allocator:
             containers.append(Container(entry.container, shares, self._isolates(pod, entry.container, shares)))
         new = tuple(one for one in containers if (pod.uid, one.name) not in self._confirmed)
         self._confirmed |= {(pod.uid, one.name) for one in containers}
+        self._bound_late |= {(pod.uid, entry.container) for entry in entries if _device_name(entry) is not None}
         return Confirmed(pod, tuple(containers), new)
 
     async def _cross_check(self, pod: pods.Pod, entries: Sequence[checkpoint.Entry], tokens: frozenset[str]) -> None:
@@ -198,7 +227,7 @@ class Allocator:
         devices = owners.devices_of(pod, shares, self._node.devices)
         try:
             await self._node.backends[self._mode(shares)].prepare(
-                self._granted(pod, entry.container, "", shares, devices)
+                self._granted(pod, entry.container, "", shares, devices, late=_device_name(entry) is not None)
             )
         except isolation.Refused as cause:
             raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key}: {cause}") from cause
@@ -207,13 +236,15 @@ class Allocator:
         """Write or verify what one container gets. Returns the seconds that the runtime needs to see it."""
         device = _device_name(entry)
         wanted = self._wanted(
-            pod, entry.container, len(entry.tokens), device or entry.environment.get(NAME_VARIABLE, "")
-        )
+            pod, entry.container, len(entry.tokens), device or entry.environment.get(NAME_VARIABLE, ""),
+            late=device is not None,
+        )  # fmt: skip
         if device is None:
             self._verify(pod, entry, wanted)
+            self._claim(pod, entry)
             return 0.0
         try:
-            if self._store.write(device, pod.uid, wanted, self._node.host.version):
+            if self._store.write(device, pod.uid, wanted, self._node.host.specs.version):
                 return _CACHE_SECONDS
         except cdi.NotWritten as cause:
             raise owners.Doubt(error_codes.ALLOC_SPEC_NOT_WRITTEN, str(cause)) from cause
@@ -233,6 +264,8 @@ class Allocator:
             )
         answered = entry.environment
         ours = NAME_VARIABLE in answered
+        if not ours:
+            answered = {**answered, delivery.GPUS: answered.get(delivery.VISIBLE, "")}
         for name, value in wanted.environment.items():
             if (ours or _LIMIT.fullmatch(name)) and answered.get(name) != value:
                 raise owners.Doubt(
@@ -240,8 +273,14 @@ class Allocator:
                     f"{pod.key}: {entry.container} was answered {name}={answered.get(name)}, its record says {value}",
                 )
 
-    def _wanted(self, pod: pods.Pod, container: str, count: int, allocation: str) -> edits.Edits:
-        """The edits by a container's own record.
+    def _claim(self, pod: pods.Pod, entry: checkpoint.Entry) -> None:
+        """Say whose the folder of a matched answer is: it was made before that was certain."""
+        shares = owners.shares_of(pod, entry.container, len(entry.tokens), self._node.name, self._names)
+        folder = entry.environment.get(NAME_VARIABLE, "")
+        self._node.backends[self._mode(shares)].claim(folder, f"{pod.uid}_{entry.container}")
+
+    def _wanted(self, pod: pods.Pod, container: str, count: int, allocation: str, *, late: bool) -> edits.Edits:
+        """The edits by a container's own record, for a CDI specification (late) or for the answer itself.
 
         Raises:
             Doubt: There are none, or it must not start.
@@ -258,13 +297,36 @@ class Allocator:
         if wished and not requests.Selectors(mode=wished).accept_mode(mode):
             raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key} asks for {wished}, its GPU is shared by {mode}")
         backend = self._node.backends[mode]
-        granted = self._granted(pod, container, allocation, shares, devices)
+        granted = self._granted(pod, container, allocation, shares, devices, late=late)
         try:
             kept_apart = backend.edits(granted, self._neighbours(pod, container, shares))
         except isolation.Refused as cause:
             raise owners.Doubt(error_codes.ALLOC_ISOLATION, f"{pod.key}: {cause}") from cause
-        delivered = delivery.of(self._node.way, devices, backend.visible(granted), self._node.host)
-        return edits.together([delivered, kept_apart, edits.Edits({NAME_VARIABLE: allocation} if allocation else {})])
+        delivered = self._delivered(pod, devices, backend.visible(granted), late=late)
+        return edits.together([delivered, kept_apart, _mark(allocation, late=late)])
+
+    def _delivered(
+        self, pod: pods.Pod, devices: Sequence[gpu_source.Device], visible: Sequence[str], *, late: bool
+    ) -> edits.Edits:
+        """What brings the GPUs into a container of a pod.
+
+        Raises:
+            Doubt: One of them cannot be brought.
+        """
+        has_class = bool(pod.spec.runtime_class_name)
+        by_name = {device.uuid: device for device in devices}
+        by_instance = {instance.uuid: device for device in devices for instance in device.migs}
+        named = [by_instance.get(name) or by_name[identifiers.GpuUuid(name)] for name in visible]
+        ways = [self._node.way(device, late=late, has_class=has_class) for device in named]
+        for device, way in zip(named, ways, strict=True):
+            if not way.name:
+                raise owners.Doubt(error_codes.ALLOC_DELIVERY, f"{device.uuid}: {way.code}: {way.refusal}")
+            if way.name in delivery.BY_RUNTIME and not has_class and self._node.refuses_without_class:
+                raise owners.Doubt(error_codes.ALLOC_RUNTIME_CLASS, f"{pod.key} has no runtimeClassName")
+        try:
+            return delivery.edits_for(list(zip(named, visible, ways, strict=True)), self._node.host)
+        except delivery.Undeliverable as cause:
+            raise owners.Doubt(error_codes.ALLOC_DELIVERY, f"{pod.key}: {cause}") from cause
 
     def _granted(
         self,
@@ -273,6 +335,8 @@ class Allocator:
         allocation: str,
         shares: tuple[Share, ...],
         devices: tuple[gpu_source.Device, ...],
+        *,
+        late: bool,
     ) -> isolation.Granted:
         found = pod.container(container)
         assert found is not None
@@ -280,7 +344,7 @@ class Allocator:
         return isolation.Granted(
             allocation=allocation,
             # Without CDI another container of the same slice may be the owner, so the folder bears no pod's name.
-            folder=f"{pod.uid}_{container}" if self._node.late else allocation,
+            folder=f"{pod.uid}_{container}" if late else allocation,
             shares=shares,
             devices=devices,
             environment={variable.name: variable.value for variable in spec.env or ()},
@@ -299,13 +363,15 @@ class Allocator:
                         devices = tuple(
                             self._node.devices[one.uuid] for one in theirs if one.uuid in self._node.devices
                         )
-                        yield self._granted(other, one.name, "", theirs, devices)
+                        yield self._granted(other, one.name, "", theirs, devices, late=True)
 
     def _isolates(self, pod: pods.Pod, container: str, shares: tuple[Share, ...]) -> str:
         """What isolates a container, for its event; empty for one without GPUs."""
         mode = self._mode(shares)
         devices = owners.devices_of(pod, shares, self._node.devices)
-        return self._node.backends[mode].isolates(self._granted(pod, container, "", shares, devices)) if mode else ""
+        if not mode:
+            return ""
+        return self._node.backends[mode].isolates(self._granted(pod, container, "", shares, devices, late=True))
 
     def granted_on(self, uuid: identifiers.GpuUuid) -> Iterator[isolation.Granted]:
         """What containers on a GPU have by their records."""
@@ -313,7 +379,7 @@ class Allocator:
             with contextlib.suppress(errors.CorruptRecord):
                 for one, shares in zip(pod.all_containers, pod.shares(self._names) or (), strict=False):
                     if any(share.uuid == uuid for share in shares):
-                        yield self._granted(pod, one.name, "", shares, ())
+                        yield self._granted(pod, one.name, "", shares, (), late=True)
 
     def _mode(self, shares: Iterable[Share]) -> str:
         return next((self._node.inventory[share.uuid].mode for share in shares), "")
@@ -356,7 +422,7 @@ class Allocator:
             log.warning("several containers may be asking", containers=[f"{pod.key}/{name}" for pod, name, _ in found])
         for pod, container, _ in found:
             with contextlib.suppress(owners.Doubt):
-                wanted = self._wanted(pod, container, count, device)
+                wanted = self._wanted(pod, container, count, device, late=False)
                 self._matched[device] = ((pod.uid, container), now)
                 return wanted
         return edits.Edits({delivery.VISIBLE: delivery.VOID, NAME_VARIABLE: device})
@@ -387,7 +453,7 @@ class Allocator:
 
     def is_late(self, uid: identifiers.PodUid, container: str) -> bool:
         """Whether this process confirmed a container that was bound by CDI."""
-        return self._node.late and (uid, container) in self._confirmed
+        return (uid, container) in self._bound_late
 
     def pod_of(self, tokens: frozenset[str]) -> pods.Pod | None:
         """The pod that was given just these ids, as far as the checkpoint tells."""
@@ -460,6 +526,7 @@ class Allocator:
                     deleted += 1
         alive = {(entry.pod_uid, entry.container) for entry in entries}
         self._confirmed &= alive
+        self._bound_late &= alive
         answers = {entry.answer for entry in entries}
         self._checked = {answer: entry for answer, entry in self._checked.items() if answer in answers}
         return deleted
@@ -472,6 +539,14 @@ def _device_name(entry: checkpoint.Entry) -> str | None:
         if kind == cdi.KIND and equals:
             return device
     return None
+
+
+def _mark(allocation: str, *, late: bool) -> edits.Edits:
+    """What tells a running container's allocation."""
+    if not allocation:
+        return edits.NOTHING
+    mounts = (edits.Mount("/dev/null", f"{MARK_FOLDER}/{allocation}"),) if late else ()
+    return edits.Edits({NAME_VARIABLE: allocation}, mounts)
 
 
 def _overridden(pod: pods.Pod, container: str, wanted: edits.Edits) -> list[str]:

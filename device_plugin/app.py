@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import dataclasses
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,9 +19,11 @@ from device_plugin import (
     allocation,
     cdi,
     delivery,
+    edits,
     gpu_problems,
     gpu_source,
     health_watch,
+    host_cdi,
     inventory,
     isolation,
     kubelet,
@@ -28,6 +31,7 @@ from device_plugin import (
     node_facts,
     node_state,
     owners,
+    pid_namespace,
     podresources,
     pods,
     problems,
@@ -40,7 +44,7 @@ from device_plugin import (
 )
 from device_plugin.isolation import hami_core, mig, mps, table
 from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
+from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
 _TEND_SECONDS = 0.5
@@ -49,6 +53,7 @@ _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
 _NO_MPS = "the MPS daemon does not run; see the pod hami-mps"
+_DELIVERY_CODES = (error_codes.PLUGIN_DELIVERY, error_codes.PLUGIN_CDI_CONFLICT, error_codes.PLUGIN_CDI_STALE)
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
@@ -91,7 +96,17 @@ class Plugin:
         client.observe = self._metrics.api_call
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations, self._capacity)
         self._problems = problems.Problems(self._publisher.change)
-        self._node = node_state.NodeState(options.node_name, late=options.identity != "match")
+        self._node = node_state.NodeState(
+            options.node_name, delivery_setting=options.delivery, late=options.identity != "match",
+            refuses_without_class=options.runtime_class_check == "refuse",
+        )  # fmt: skip
+        if options.identity != "auto":
+            self._node.identity_known.set()
+        self._host_specs = host_cdi.Reader((*options.host_cdi_dirs, options.cdi_dir))
+        self._withdrawn: Mapping[identifiers.GpuUuid, str] = {}
+        self._node_read = asyncio.Event()
+        self._earlier: node_facts.NodeFacts | None = None
+        self._runtime = ""
         self._set_backends()
         self._store = cdi.Store(options.cdi_dir)
         self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
@@ -99,20 +114,20 @@ class Plugin:
             self._node, self._pods, options.kubelet_dir, self._store, self._resources, self._names,
             lambda: self._pod_watch.synced and not self._pod_watch.trouble, options.forget_seconds,
         )  # fmt: skip
-        self._starts = started.Starts(options.proc_dir, self._pods, self._allocator.is_late, self._unmarked)
+        self._starts = started.Starts(
+            options.proc_dir, self._pods, self._allocator.is_late, self._unmarked, self._unseen
+        )
         self._listing = servicer.Listing()
         service = servicer.Servicer(self._allocator, self._listing, self._metrics, self._confirmed, self._doubted)
         self._link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
         self._limited: set[identifiers.GpuUuid] = set()
         """GPUs that were limited by HAMi-core, by this process or the one before it."""
         self._has_offered = False
-        self._withheld: Mapping[identifiers.GpuUuid, str] = {}
-        """GPUs that are not to be used although they are healthy, and why."""
         self._links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]] = {}
-        self._runtime_class = False
         self._dirty = True
         self._seen_checkpoint = 0
         self._delivery_trouble = ""
+        self._ways: Mapping[identifiers.GpuUuid, str] = {}
         self._config_text: str | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._endpoint = health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
@@ -125,6 +140,9 @@ class Plugin:
             DriverChanged: The driver was replaced; the process has to start anew.
             SettingsError: More slots than a kubelet takes.
         """
+        outside = pid_namespace.trouble(self._options.proc_dir)
+        if outside:  # The monitor runs beside, in the same namespace.
+            self._problems.report(error_codes.MONITOR_PID_NAMESPACE, outside)
         for word in self._options.strange_words:
             log.warning("not an XID", variable="DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS", word=word)
         try:
@@ -150,9 +168,9 @@ class Plugin:
             self._driver.close()
 
     async def _serve(self) -> None:
-        await self._read_node()
+        await self._read_node(self._started_at + _PATIENCE_SECONDS)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publisher.run())
+            tasks.create_task(self._publish())
             tasks.create_task(self._health.follow_xids())
             tasks.create_task(self._tend())
             tasks.create_task(self._collect())
@@ -160,14 +178,21 @@ class Plugin:
             registering: asyncio.Task[None] | None = None
             while True:
                 self._reload()
+                self._recall()
                 changed = await self._health.look()
                 if changed and self._options.topology_score:
                     with contextlib.suppress(gpu_source.GpuSourceError):
                         self._links = await self._driver.links()
+                self._node.host = await asyncio.to_thread(self._read_host)
                 self._refresh()
-                if registering is None and self._node.inventory and not self._delivery_trouble:
+                if registering is None and self._can_deliver:
                     registering = tasks.create_task(self._register())
                 await asyncio.sleep(self._options.health_interval_seconds)
+
+    @property
+    def _can_deliver(self) -> bool:
+        """Whether any GPU can be brought into containers, be it withdrawn for another reason."""
+        return any(self._ways.get(uuid) for uuid in self._node.inventory)
 
     async def _register(self) -> None:
         deadline = self._started_at + 2 * _PATIENCE_SECONDS
@@ -188,19 +213,51 @@ class Plugin:
             log.info("device specifications are in place", containers=rebuilt)
         self._refresh_listing()
 
-    async def _read_node(self) -> None:
-        """What an earlier process knew, and what the node's runtime can do."""
-        patience = self._started_at + _PATIENCE_SECONDS
-        found = await node_facts.read(self._client, self._options.node_name, self._boot, patience)
+    async def _publish(self) -> None:
+        """Write about the node, but nothing before it was read: what an earlier process knew would be lost."""
+        if not self._node_read.is_set():
+            self._problems.report(error_codes.PLUGIN_NODE_UNREAD, f"{self._options.node_name} was not read yet")
+            await self._read_node(math.inf)
+            self._problems.clear(error_codes.PLUGIN_NODE_UNREAD)
+        await self._publisher.run()
+
+    async def _read_node(self, deadline: float) -> None:
+        """What an earlier process knew, and what the node's runtime can do.
+
+        After the deadline the plugin goes on without: containers that ran may start again from what is on disk, and
+        new ones wait in Allocate until the node is read.
+        """
+        found = await node_facts.read(self._client, self._options.node_name, self._boot, deadline)
         if found is None:
             return
-        self._health.remember(found.sick, found.devices)
+        self._earlier, self._runtime = found, found.runtime
         if self._options.identity == "auto":
-            self._node.late = found.knows_cdi
-        self._runtime_class = found.has_runtime_class
+            ignored = found.problems.get(error_codes.PLUGIN_CDI_IGNORED, "")
+            self._node.late = found.knows_cdi and not ignored.startswith(f"{found.runtime}: ")
+            if found.knows_cdi and not self._node.late:
+                self._problems.report(error_codes.PLUGIN_CDI_IGNORED, ignored)
+        self._node.host = dataclasses.replace(self._node.host, has_runtime_class=found.has_runtime_class)
         self._limited = set(found.limited)
+        self._node.identity_known.set()
+        self._node_read.set()
         identity = "cdi" if self._node.late else "match"
         log.info("node", runtime=found.runtime, identity=identity, remembered=len(found.sick))
+
+    def _recall(self) -> None:
+        """Join what an earlier process knew of the GPUs with what this one has found since its start."""
+        found, self._earlier = self._earlier, None
+        if found is None:
+            return
+        sick = {uuid: state for uuid, state in self._health.states.items() if not state.available}
+        devices = {device.uuid: device for device in (*found.devices, *self._health.devices)}
+        self._health.remember({**found.sick, **sick}, devices.values())
+
+    def _read_host(self) -> delivery.Host:
+        """What the host offers for delivery now. Reads files."""
+        return delivery.Host(
+            self._host_specs.read(), host_cdi.driver_version(self._options.proc_dir),
+            host_cdi.capabilities(self._options.proc_dir), self._options.host_root, self._node.host.has_runtime_class,
+        )  # fmt: skip
 
     def _reload(self) -> None:
         """The node file, if it changed."""
@@ -242,58 +299,49 @@ class Plugin:
             device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path) for device in devices
         }
         before = self._node.inventory
-        offered = self._judge_isolation(
-            inventory.build(devices, self._health.states, modes, self._sharing, self._node.backends)
-        )
+        self._judge_delivery()
+        self._withdrawn = {**self._withdrawn, **self._judge_isolation(modes)}
+        states = self._states()
+        offered = inventory.build(devices, states, modes, self._sharing, self._node.backends)
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
         self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
+        self._node.states = states
         gpu_problems.report(self._problems, devices, self._driver.gaps)
         no_driver = self._health.driver_trouble or ("" if devices else "the driver has no GPUs")
-        if no_driver:
-            self._problems.report(error_codes.PLUGIN_NO_DRIVER, no_driver)
-        else:
-            self._problems.clear(error_codes.PLUGIN_NO_DRIVER)
+        self._report(error_codes.PLUGIN_NO_DRIVER, no_driver)
         self._has_offered = self._has_offered or bool(self._node.inventory)
-        self._node.states = self._health.states
-        self._node.host = cdi.host_specs((*self._options.host_cdi_dirs, self._options.cdi_dir))
-        self._choose_delivery()
         if self._node.inventory != before:
             self._publisher.change()
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
             self._link.register_again()  # What the new kind of isolation needs is started before.
         self._refresh_listing()
 
-    def _judge_isolation(self, offered: tuple[gpus.Gpu, ...]) -> tuple[gpus.Gpu, ...]:
-        """Report what is not limited although it should be; GPUs whose isolation is demanded are not offered then."""
-        trouble = hami_core.trouble(self._options.hook_path)
-        served = [gpu.uuid for gpu in offered if gpu.mode == table.MPS]
-        no_server = bool(served) and not mps.is_ready(self._options.mps_root)
-        unlimited = [gpu.uuid for gpu in offered if gpu.mode == table.NONE]
-        demanded = [gpu.uuid for gpu in offered if gpu.mode == table.HAMI_CORE]
+    def _judge_isolation(self, modes: Mapping[identifiers.GpuUuid, str]) -> dict[identifiers.GpuUuid, str]:
+        """Report what is not limited although it should be. Returns the GPUs to withdraw for it, and why."""
+        by_mode: dict[str, list[identifiers.GpuUuid]] = {}
+        for uuid, mode in modes.items():
+            by_mode.setdefault(mode, []).append(uuid)
+        unlimited, limited, served = (by_mode.get(mode, []) for mode in (table.NONE, table.HAMI_CORE, table.MPS))
+        no_core = hami_core.trouble(self._options.hook_path)
+        no_server = "" if not served or mps.is_ready(self._options.mps_root) else _NO_MPS
         lost = [uuid for uuid in unlimited if uuid in self._limited]
-        self._limited |= set(demanded) if not trouble else set()
+        self._limited |= set() if no_core else set(limited)
         if self._sharing.isolation != table.AUTO:
             self._limited -= set(unlimited)
             unlimited, lost = [], []
-        for code, uuids in (
-            (error_codes.PLUGIN_MEMORY_NOT_LIMITED, unlimited),
-            (error_codes.PLUGIN_ISOLATION_LOST, lost),
-            (error_codes.PLUGIN_HAMI_CORE, demanded if trouble else []),
-            (error_codes.PLUGIN_MPS, served if no_server else []),
-        ):
-            if uuids:
-                cause = _NO_MPS if code == error_codes.PLUGIN_MPS else trouble
-                self._problems.report(code, f"{len(uuids)} of {len(offered)} GPUs: {cause}")
-            else:
-                self._problems.clear(code)
-        self._withheld = {
-            **(dict.fromkeys(demanded, trouble) if trouble else {}),
-            **(dict.fromkeys(served, _NO_MPS) if no_server else {}),
-        }
+
+        def report(code: error_codes.Code, uuids: Sequence[identifiers.GpuUuid], cause: str) -> None:
+            self._report(code, f"{len(uuids)} of {len(modes)} GPUs: {cause}" if uuids and cause else "")
+
+        report(error_codes.PLUGIN_MEMORY_NOT_LIMITED, unlimited, no_core)
+        report(error_codes.PLUGIN_ISOLATION_LOST, lost, no_core)
+        report(error_codes.PLUGIN_HAMI_CORE, limited, no_core)
+        report(error_codes.PLUGIN_MPS, served, no_server)
         self._judge_users(served)
-        return tuple(
-            dataclasses.replace(gpu, healthy=gpu.healthy and gpu.uuid not in self._withheld) for gpu in offered
-        )
+        return {
+            **{uuid: f"{error_codes.PLUGIN_HAMI_CORE}: {no_core}" for uuid in limited if no_core},
+            **{uuid: f"{error_codes.PLUGIN_MPS}: {no_server}" for uuid in served if no_server},
+        }
 
     def _judge_users(self, served: Sequence[identifiers.GpuUuid]) -> None:
         """Report GPUs that containers of several users share by MPS; an image's user is known once it runs."""
@@ -325,14 +373,47 @@ class Plugin:
                 except gpu_source.GpuSourceError as refused:
                     log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
 
-    def _choose_delivery(self) -> None:
-        devices = [self._node.devices[uuid] for uuid in self._node.inventory]
-        way = delivery.choose(self._options.delivery, devices, self._node.host, runtime_class=self._runtime_class)
-        if way is not None:
-            self._node.way, self._delivery_trouble = way, ""
-        elif not self._delivery_trouble:
-            self._delivery_trouble = error_codes.REGISTRY[error_codes.PLUGIN_DELIVERY].meaning
-            log.error("no delivery", error_code=error_codes.PLUGIN_DELIVERY, setting=self._options.delivery)
+    def _states(self) -> dict[identifiers.GpuUuid, health.Health]:
+        """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""
+        states = dict(self._health.states)
+        for uuid, cause in self._withdrawn.items():
+            if states.get(uuid, health.Health()).available:
+                states[uuid] = health.Health(health.State.UNHEALTHY, cause)
+        return states
+
+    def _judge_delivery(self) -> None:
+        """Withdraw each GPU that cannot be brought into containers; the others go on."""
+        ways = {device.uuid: self._node.way(device, late=self._node.late) for device in self._health.devices}
+        for code in _DELIVERY_CODES:
+            self._problems.keep(code, [uuid for uuid, way in ways.items() if not way.name and way.code == code])
+        for uuid, way in ways.items():
+            if not way.name:
+                self._problems.report(way.code, way.refusal, uuid)
+        self._withdrawn = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
+        self._ways = {uuid: way.name for uuid, way in ways.items()}
+        self._delivery_trouble = "; ".join(f"{uuid}: {cause}" for uuid, cause in self._withdrawn.items())
+        self._report(
+            error_codes.PLUGIN_CDI_TWICE,
+            next((f"{way.lookup.spec.path} counts, {way.lookup.replaced[0]} does not"
+                  for way in ways.values() if way.lookup.spec and way.lookup.replaced), ""),
+        )  # fmt: skip
+        copied = [way for way in ways.values() if way.name == delivery.COPIED and edits.has_hooks(way.lookup.copied)]
+        without = f"hooks of {copied[0].lookup.spec.path}" if copied and copied[0].lookup.spec else ""
+        self._report(error_codes.PLUGIN_DELIVERY_WITHOUT_HOOKS, without)
+        if delivery.BY_RUNTIME.isdisjoint(self._ways.values()):
+            self._problems.clear(error_codes.PLUGIN_RUNTIME_CLASS)
+
+    def _lacks_class(self, pod: pods.Pod) -> bool:
+        """Whether a pod may start without its GPU because no RuntimeClass asks for NVIDIA's runtime."""
+        by_runtime = {uuid for uuid, way in self._ways.items() if way in delivery.BY_RUNTIME}
+        return not pod.spec.runtime_class_name and not by_runtime.isdisjoint(pod.booked(self._names))
+
+    def _report(self, code: error_codes.Code, sentence: str) -> None:
+        """Set a problem of the node, or end it where there is nothing to say."""
+        if sentence:
+            self._problems.report(code, sentence)
+        else:
+            self._problems.clear(code)
 
     def _refresh_listing(self) -> None:
         inventory_now = tuple(self._node.inventory.values())
@@ -377,9 +458,9 @@ class Plugin:
     def _health_changed(self, device: gpu_source.Device, before: health.Health, after: health.Health) -> None:
         """A GPU's health is another one: everybody learns it at once, in the same words."""
         gpu = self._node.inventory.get(device.uuid)
-        usable = after.available and device.uuid not in self._withheld
-        if gpu is not None and gpu.healthy != usable:
-            changed = dataclasses.replace(gpu, healthy=usable)
+        healthy = after.available and device.uuid not in self._withdrawn
+        if gpu is not None and gpu.healthy != healthy:
+            changed = dataclasses.replace(gpu, healthy=healthy)
             self._node.inventory = {**self._node.inventory, device.uuid: changed}
             self._refresh_listing()
         self._publisher.change()
@@ -390,6 +471,10 @@ class Plugin:
             self._teller.recovered(device, before, holders)
 
     def _confirmed(self, confirmed: allocation.Confirmed) -> None:
+        if confirmed.new and self._options.runtime_class_check == "warn" and self._lacks_class(confirmed.pod):
+            # Without names, and until the node is set up differently: pods come and go, and each change is a write.
+            self._problems.report(error_codes.PLUGIN_RUNTIME_CLASS, "a pod without runtimeClassName was started")
+            self._teller.uncertain(confirmed.pod)
         for container in confirmed.new:
             self._teller.allocated(confirmed.pod, container, [self._node.devices[one.uuid] for one in container.shares])
         if confirmed.containers:
@@ -405,6 +490,12 @@ class Plugin:
         doubt = owners.Doubt(error_codes.ALLOC_CDI_IGNORED, f"container {container} of {pod.key} runs without its mark")
         self._metrics.failed(doubt.code)
         self._teller.refused(pod, doubt)
+        if self._options.identity == "auto" and self._node.late:
+            self._node.late = False  # The next containers get their devices in the answer itself.
+            self._problems.report(error_codes.PLUGIN_CDI_IGNORED, f"{self._runtime}: {doubt}")
+
+    def _unseen(self, cause: str) -> None:
+        self._report(error_codes.PLUGIN_STARTS_UNSEEN, cause)
 
     def _set_phase(self, pod: pods.Pod, phase: str) -> None:
         if pod.annotations.get(records.BIND_PHASE) != phase:
@@ -424,14 +515,9 @@ class Plugin:
         if not self._has_offered:
             # A node on which no GPU was ever found has no record of GPUs, only the reason.
             return inventory.problem_annotations(records.OUR_AGENT, self._problems.sentences())
-        withheld = {
-            uuid: health.Health(health.State.UNHEALTHY, cause)
-            for uuid, cause in self._withheld.items()
-            if self._health.states.get(uuid, health.Health()).available
-        }
         return inventory.annotations(
             tuple(self._node.inventory.values()),
-            {**self._health.states, **withheld},
+            self._states(),
             self._links,
             records.OUR_AGENT,
             self._problems.sentences(),
@@ -451,7 +537,9 @@ class Plugin:
                 required=not self._health.looked_at,  # Not ready before the first look; without a GPU thereafter.
             ),
             "delivery": health_endpoint.Component(
-                not self._delivery_trouble, self._delivery_trouble or self._node.way, required=has_gpus
+                not self._delivery_trouble,
+                self._delivery_trouble or ", ".join(sorted(set(self._ways.values()))) or "no GPU",
+                required=has_gpus and not self._can_deliver,
             ),
             "kubelet": health_endpoint.Component(
                 self._link.registered, self._link.trouble or "registered", required=has_gpus
@@ -470,9 +558,9 @@ class Plugin:
         return {
             "node": self._options.node_name,
             "identity": "cdi" if self._node.late else "match",
-            "delivery": self._node.way,
+            "delivery": dict(self._ways),
             "gpus": {
-                uuid: {"mode": gpu.mode, **health.to_facts(self._health.states.get(uuid, health.Health()))}
+                uuid: {"mode": gpu.mode, **health.to_facts(self._node.states.get(uuid, health.Health()))}
                 for uuid, gpu in self._node.inventory.items()
             },
             "tokens": dict(sorted(self._allocator.held().items())),

@@ -1,4 +1,4 @@
-"""CDI specifications: those of the host that we copy from, and one for each allocation that we write.
+"""CDI specifications that we write, one for each allocation. Those of the host are read in `host_cdi`.
 
 A name is never used twice: a runtime's cache may still hold what an old one meant. So each allocation has a name of
 its own, whose file also carries the UID of its pod, and a file is deleted only when the kubelet has forgotten the
@@ -11,23 +11,15 @@ and renames are seen, was measured on containerd 2.
 import contextlib
 import json
 import pathlib
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import structlog
-
-from device_plugin import edits
+from device_plugin import edits, host_cdi
 from gpu_sharing.core import identifiers
 
 KIND = "hami.io/vgpu"
-HOST_KIND = "nvidia.com/gpu"
-_VERSION = "0.5.0"
-_FILE = re.compile(r"hami-vgpu_(?P<device>[a-z0-9-]+)_(?P<uid>[A-Za-z0-9-]+)\.json")
-
-log = structlog.get_logger("cdi")
+_VERSION = host_cdi.OLDEST_VERSION
 
 
 class NotWritten(Exception):
@@ -64,7 +56,7 @@ class Store:
             NotWritten: The directory is read-only, full or missing.
         """
         spec = {
-            "cdiVersion": max(version, _VERSION, key=_ordered),
+            "cdiVersion": version,
             "kind": KIND,
             "devices": [{"name": device, "containerEdits": edits.container_edits(wanted)}],
         }
@@ -100,7 +92,7 @@ class Store:
         """Every specification of ours."""
         with contextlib.suppress(OSError):
             for path in sorted(self._folder.iterdir()):
-                match = _FILE.fullmatch(path.name)
+                match = host_cdi.OURS.fullmatch(path.name)
                 if match:
                     yield Written(match["device"], identifiers.PodUid(match["uid"]), path)
 
@@ -111,58 +103,3 @@ class Store:
 
     def _path(self, device: str, pod_uid: identifiers.PodUid) -> pathlib.Path:
         return self._folder / f"hami-vgpu_{device}_{pod_uid}.json"
-
-
-@dataclass(frozen=True, slots=True)
-class HostSpecs:
-    """What the host's own specifications (made by nvidia-ctk) say of its GPUs."""
-
-    version: str
-    devices: Mapping[str, Mapping[str, Any]]
-    """`containerEdits` by device name, which is a UUID or an index."""
-    common: tuple[Mapping[str, Any], ...]
-    """`containerEdits` that every device gets."""
-
-    def edits_for(self, uuid: str, index: int) -> edits.Edits | None:
-        """What a container needs to use a GPU; None where the host does not say."""
-        found = self.devices.get(uuid) or self.devices.get(str(index))
-        return None if found is None else edits.Edits(copied=(*self.common, found))
-
-
-def host_specs(folders: Iterable[pathlib.Path]) -> HostSpecs:
-    """Read the host's specifications. One that cannot be read is told and left out."""
-    devices: dict[str, Mapping[str, Any]] = {}
-    common: list[Mapping[str, Any]] = []
-    version = _VERSION
-    for folder in folders:
-        for path in sorted([*folder.glob("*.json"), *folder.glob("*.yaml"), *folder.glob("*.yml")]):
-            if _FILE.fullmatch(path.name):
-                continue
-            spec = _read(path)
-            if spec.get("kind") != HOST_KIND:
-                continue
-            version = max(version, str(spec.get("cdiVersion", _VERSION)), key=_ordered)
-            if spec.get("containerEdits"):
-                common.append(spec["containerEdits"])
-            for device in spec.get("devices") or ():
-                devices[str(device.get("name"))] = device.get("containerEdits") or {}
-    return HostSpecs(version, devices, tuple(common))
-
-
-def _read(path: pathlib.Path) -> Mapping[str, Any]:
-    try:
-        text = path.read_text()
-        if path.suffix == ".json":
-            spec = json.loads(text)
-        else:
-            import yaml  # Here, because most nodes have JSON and a process that never reads YAML need not load it.
-
-            spec = yaml.safe_load(text)
-    except Exception as cause:  # Whatever another program left there.
-        log.warning("a CDI specification of the host cannot be read", path=str(path), cause=str(cause))
-        return {}
-    return spec if isinstance(spec, dict) else {}
-
-
-def _ordered(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

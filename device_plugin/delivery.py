@@ -1,64 +1,165 @@
-"""How device nodes and driver libraries reach a container. Pure but for looking at what the host has.
+"""How device nodes and driver libraries reach a container, decided for each GPU. Pure but for common device nodes.
 
-Source: NVIDIA's container toolkit (NVIDIA_VISIBLE_DEVICES, volume mounts) and CDI.
+With CDI the edits of the host's own specification are copied into ours. Without CDI (`match`) no specification can be
+named in the answer, so the same edits are translated into it: `copied`. A runtime that reads `NVIDIA_VISIBLE_DEVICES`
+(`envvar`, `volume-mounts`) does so for pods of its RuntimeClass alone, unless it is the node's default.
+
+`NVIDIA_VISIBLE_DEVICES` is `void` wherever devices come by CDI edits, so that NVIDIA's runtime does not inject a second
+time. Which GPUs a container was given stands in a variable of our own.
+
+Source: NVIDIA's container toolkit (NVIDIA_VISIBLE_DEVICES, volume mounts), CDI, and NVIDIA's k8s-device-plugin for the
+device nodes of a MIG instance.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-from device_plugin import cdi, edits, gpu_source
+from device_plugin import edits, gpu_source, host_cdi
+from gpu_sharing.core import error_codes
 
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 VOID = "void"
-"""For the toolkit: no GPU. What a container gets whose runtime ignores CDI."""
+"""For NVIDIA's runtime: no GPU. Also what a container gets whose runtime ignores CDI."""
+GPUS = "HAMI_GPUS"
+"""Our own variable: the UUIDs of a container's GPUs or MIG instances, with commas between."""
+AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
+    "auto", "cdi", "copied", "envvar", "volume-mounts", "device-nodes",
+)  # fmt: skip
+SETTINGS = (AUTO, CDI, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES)
+BY_RUNTIME = frozenset({ENVVAR, VOLUME_MOUNTS})
+"""Ways that need NVIDIA's runtime to start the container."""
 _MOUNT_FOLDER = "/var/run/nvidia-container-devices"
-_COMMON_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+_CONTROL = "/dev/nvidiactl"
+_COMMON_NODES = (_CONTROL, "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 
 
-def choose(
-    setting: str, devices: Sequence[gpu_source.Device], host: cdi.HostSpecs, *, runtime_class: bool
-) -> str | None:
-    """The way to deliver.
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the host offers for delivery."""
+
+    specs: host_cdi.HostSpecs = field(default_factory=host_cdi.HostSpecs)
+    driver_version: str = ""
+    """Of the kernel module; empty where it is not known."""
+    capabilities: Mapping[str, int] = field(default_factory=dict)
+    """See `host_cdi.capabilities`."""
+    root: pathlib.Path | None = None
+    """Where the host's root is mounted; None where it is not."""
+    has_runtime_class: bool = False
+    """Whether the cluster has the RuntimeClass `nvidia`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How one GPU is delivered, or why it cannot be."""
+
+    name: str
+    """Empty where there is none."""
+    code: error_codes.Code = error_codes.PLUGIN_DELIVERY
+    refusal: str = ""
+    lookup: host_cdi.Lookup = field(default_factory=host_cdi.Lookup)
+
+
+class Undeliverable(Exception):
+    """A GPU cannot be brought into the container; the text says why."""
+
+
+def choose(setting: str, device: gpu_source.Device, host: Host, *, late: bool, has_class: bool = False) -> Way:
+    """Choose how to deliver one GPU.
 
     Args:
-        setting: What is wanted; `auto` takes what the host offers.
-        devices: The node's GPUs.
-        host: The host's own CDI specifications.
-        runtime_class: Whether the cluster has the RuntimeClass `nvidia`.
-
-    Returns:
-        The way, or None where the host does not offer it.
+        setting: One of `SETTINGS`; `auto` takes what the host offers.
+        device: The GPU.
+        host: What the host offers.
+        late: Whether containers are bound by CDI names; else the answer to Allocate carries all.
+        has_class: Whether the pod has a RuntimeClass, whose runtime then does better than an answer without hooks.
     """
-    described = all(host.edits_for(device.uuid, device.index) is not None for device in devices)
-    match setting:
-        case "auto":
-            return "cdi" if described else "envvar" if runtime_class else None
-        case "cdi":
-            return "cdi" if described else None
-        case _:
-            return setting
+    if setting not in (AUTO, CDI):
+        return Way(setting)
+    by_class = setting == AUTO and host.has_runtime_class
+    if not late and by_class and has_class:
+        return Way(ENVVAR)
+    instances = [instance.uuid for instance in device.migs]
+    lookup = (
+        host.specs.divided(device.index, instances) if device.mig_enabled else host.specs.gpu(device.uuid, device.index)
+    )
+    if lookup.conflict:
+        paths = " and ".join(map(str, lookup.conflict))
+        return Way("", error_codes.PLUGIN_CDI_CONFLICT, f"{paths} define it in one folder")
+    if lookup.spec is None:
+        return Way(ENVVAR) if by_class else Way("", refusal=_nothing(setting, host))
+    refusal = host_cdi.contradiction(
+        lookup.copied, None if device.mig_enabled else device.minor, host.driver_version, host.root
+    )
+    if refusal:
+        return Way("", error_codes.PLUGIN_CDI_STALE, f"{lookup.spec.path}: {refusal}")
+    return Way(CDI if late else COPIED, lookup=lookup)
 
 
-def of(way: str, devices: Sequence[gpu_source.Device], visible: Sequence[str], host: cdi.HostSpecs) -> edits.Edits:
-    """What a container needs to use GPUs.
+def _nothing(setting: str, host: Host) -> str:
+    there = f"{len(host.specs.specs)} CDI specifications of {host_cdi.KIND} are there and none defines it"
+    return there if setting == CDI else f"{there}, and the cluster has no RuntimeClass nvidia"
+
+
+def edits_for(delivered: Sequence[tuple[gpu_source.Device, str, Way]], host: Host) -> edits.Edits:
+    """Return what a container needs to use GPUs.
 
     Args:
-        way: As `choose` said.
-        devices: The GPUs.
-        visible: The names under which the driver shows them: GPUs or MIG instances.
-        host: The host's own CDI specifications.
+        delivered: Each GPU, the name by which the driver shows it (its UUID, or that of a MIG instance), and its way.
+        host: What the host offers.
+
+    Raises:
+        Undeliverable: The device nodes of a MIG instance are not known.
     """
-    names = edits.Edits({VISIBLE: ",".join(visible)})
-    match way:
+    parts = [_one(device, name, way, host) for device, name, way in delivered]
+    by_runtime = [(name, way.name) for _, name, way in delivered if way.name not in (CDI, COPIED)]
+    visible = ",".join(name for name, _ in by_runtime) or VOID
+    if any(way == VOLUME_MOUNTS for _, way in by_runtime):
+        visible = _MOUNT_FOLDER
+    own = edits.Edits({VISIBLE: visible, GPUS: ",".join(name for _, name, _ in delivered)})
+    return edits.together([*parts, own])
+
+
+def _one(device: gpu_source.Device, name: str, way: Way, host: Host) -> edits.Edits:
+    match way.name:
         case "cdi":
-            found = [host.edits_for(device.uuid, device.index) for device in devices]
-            return edits.together([*(one for one in found if one is not None), names])
+            return edits.Edits(copied=_copied(device, name, way, host))
+        case "copied":
+            return edits.without_cdi(_copied(device, name, way, host))
         case "volume-mounts":
-            mounts = tuple(edits.Mount("/dev/null", f"{_MOUNT_FOLDER}/{name}") for name in visible)
-            return edits.Edits({VISIBLE: _MOUNT_FOLDER}, mounts)
+            return edits.Edits(mounts=(edits.Mount("/dev/null", f"{_MOUNT_FOLDER}/{name}"),))
         case "device-nodes":
-            nodes = [f"/dev/nvidia{device.minor}" for device in devices]
-            nodes += [node for node in _COMMON_NODES if pathlib.Path(node).exists()]
-            return names.plus(edits.Edits(device_nodes=tuple(nodes)))
+            common = [node for node in _COMMON_NODES if pathlib.Path(node).exists()]
+            paths = [f"/dev/nvidia{device.minor}", *common, *_capability_nodes(device, name, host)]
+            return edits.Edits(device_nodes=tuple(map(edits.node, paths)))
         case _:
-            return names
+            return edits.NOTHING
+
+
+def _copied(device: gpu_source.Device, name: str, way: Way, host: Host) -> tuple[host_cdi.Edits, ...]:
+    """The host's edits for a GPU; for a MIG instance the common ones, and its device nodes as the driver numbers them.
+
+    An instance's own entry is not copied: instances come and go, and their names and numbers come again.
+    """
+    if not device.mig_enabled or way.lookup.spec is None:
+        return way.lookup.copied
+    common = way.lookup.spec.common
+    root = next(
+        (str(node.get("hostPath") or _CONTROL).removesuffix(_CONTROL) for node in common.get("deviceNodes", ())
+         if node["path"] == _CONTROL), "",
+    )  # fmt: skip
+    paths = [f"/dev/nvidia{device.minor}", *_capability_nodes(device, name, host)]
+    return (common, {"deviceNodes": [{"path": path, "hostPath": f"{root}{path}"} for path in paths]})
+
+
+def _capability_nodes(device: gpu_source.Device, name: str, host: Host) -> list[str]:
+    """The two device nodes that give access to a MIG instance and to its compute instance; none for a whole GPU."""
+    instance = next((one for one in device.migs if one.uuid == name), None)
+    if instance is None:
+        return []
+    above = f"gpu{device.minor}/gi{instance.instance_id}"
+    paths = (f"{above}/access", f"{above}/ci{instance.compute_id}/access")
+    missing = next((path for path in paths if path not in host.capabilities), None)
+    if missing is not None:
+        raise Undeliverable(f"/proc/driver/nvidia-caps/mig-minors has no {missing}, for MIG instance {name}")
+    return [f"/dev/nvidia-caps/nvidia-cap{host.capabilities[path]}" for path in paths]

@@ -49,6 +49,10 @@ class MigInstance:
     """Its first slot of the GPU's memory slices."""
     size: int = 1
     """Its memory slices."""
+    instance_id: int = 0
+    """Of the GPU instance, as the driver numbers it."""
+    compute_id: int = 0
+    """Of its compute instance."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,8 @@ class NodeFacts:
     """Such as `containerd://2.0.1`."""
     has_runtime_class: bool
     """Whether the cluster has the RuntimeClass `nvidia`."""
+    problems: Mapping[str, str]
+    """What an earlier process found wrong with how the node is set up, by error code."""
     limited: frozenset[identifiers.GpuUuid] = frozenset()
     """GPUs that an earlier process offered with HAMi-core, or that lost it since and have not got it back."""
 
@@ -49,6 +51,7 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
     while True:
         try:
             node = await client.get(f"/api/v1/nodes/{node_name}", pods.Node)
+            has_runtime_class = await _has_runtime_class(client)
             break
         except errors.KubernetesError as refused:
             log.warning("the node cannot be read", cause=str(refused))
@@ -59,17 +62,30 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
     earlier: tuple[gpus.Gpu, ...] = ()
     with contextlib.suppress(errors.CorruptRecord):
         earlier = records.decode_inventory(found.get(records.INVENTORY, "[]"))
-    has_runtime_class = False
-    with contextlib.suppress(errors.KubernetesError):
-        await client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", pods.Node)
-        has_runtime_class = True
     return NodeFacts(
         inventory.remembered(found.get(records.HEALTH, ""), boot_id, time.monotonic()),
         tuple(_device(gpu) for gpu in earlier),
         node.status.node_info.container_runtime_version,
         has_runtime_class,
+        records.decode_problems(found.get(records.PROBLEMS, "")),
         _limited(earlier, found.get(records.PROBLEMS, "")),
     )
+
+
+async def _has_runtime_class(client: kubernetes.Client) -> bool:
+    """Whether the cluster has the RuntimeClass `nvidia`, by an answer; that we may not ask is one, too.
+
+    Raises:
+        KubernetesError: There was no answer.
+    """
+    try:
+        await client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", pods.Node)
+    except errors.NotFound:
+        return False
+    except errors.Forbidden as refused:
+        log.warning("whether there is a RuntimeClass nvidia is not known", cause=str(refused))
+        return False
+    return True
 
 
 def boot(path: pathlib.Path) -> str:

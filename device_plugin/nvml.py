@@ -582,6 +582,8 @@ def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
             name.rpartition("MIG ")[2],
             _call(pynvml.nvmlDeviceGetMemoryInfo, made).total >> 20,
             *_place(_call(pynvml.nvmlGpuInstanceGetInfo, instance).placement),
+            number,
+            _call(pynvml.nvmlDeviceGetComputeInstanceId, made),
         )
 
 

@@ -37,6 +37,7 @@ class Spec(objects.PodSpec, gc=False, rename="camel"):
     containers: list[Container] | None = None  # type: ignore[assignment]
     init_containers: list[Container] | None = None  # type: ignore[assignment]
     security_context: SecurityContext | None = None
+    runtime_class_name: str | None = None
 
 
 class ContainerState(objects.ContainerState, gc=False):

@@ -165,6 +165,7 @@ def _answer(given: edits.Edits | str) -> api_pb2.ContainerAllocateResponse:
             for one in given.mounts
         ],
         devices=[
-            api_pb2.DeviceSpec(container_path=path, host_path=path, permissions="rw") for path in given.device_nodes
+            api_pb2.DeviceSpec(container_path=one.container, host_path=one.host, permissions=one.permissions)
+            for one in given.device_nodes
         ],
     )

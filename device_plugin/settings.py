@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from device_plugin import delivery
 from device_plugin.isolation import table
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, health, requests, xids
 
 IDENTITIES = ("auto", "cdi", "match")
-DELIVERIES = ("auto", "cdi", "envvar", "volume-mounts", "device-nodes")
+RUNTIME_CLASS_CHECKS = ("warn", "refuse", "off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,11 @@ class Settings:
     """How an Allocate finds its container: `cdi` binds late, `match` guesses carefully and verifies."""
     delivery: str = "auto"
     """How device nodes and driver libraries reach a container."""
+    runtime_class_check: str = "warn"
+    """What becomes of pods without `runtimeClassName` where NVIDIA's runtime has to bring the GPU: `off` where that
+    runtime is the node's default one."""
+    host_root: pathlib.Path | None = None
+    """Where the host's root is mounted, to look for the paths in its CDI specifications; None: nowhere."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
     """Under which names containers ask."""
     driver_root: pathlib.Path | None = None
@@ -122,6 +128,8 @@ HELP = {
     "isolation": "auto, none, mps, hami-core or mig (default auto: mig, else hami-core if there, else none)",
     "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
     "delivery": "auto, cdi, envvar, volume-mounts or device-nodes (default auto: cdi, else envvar)",
+    "runtime-class-check": "warn, refuse or off: pods without runtimeClassName whose GPU NVIDIA's runtime brings",
+    "host-root": "DIR where the host's root is mounted, to look for what its CDI specifications name (default: none)",
     **flags.RESOURCE_HELP,
     "driver-root": "DIR with the host's driver, where no container runtime brings its library (default: none)",
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8081)",
@@ -191,7 +199,11 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         sharing=sharing,
         config_file=flags.path(value("config-file")),
         identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
-        delivery=flags.one_of("--delivery", value("delivery"), DELIVERIES, "auto"),
+        delivery=flags.one_of("--delivery", value("delivery"), delivery.SETTINGS, "auto"),
+        runtime_class_check=flags.one_of(
+            "--runtime-class-check", value("runtime-class-check"), RUNTIME_CLASS_CHECKS, "warn"
+        ),
+        host_root=flags.path(value("host-root")),
         resource_names=flags.resource_names(value),
         driver_root=flags.path(value("driver-root")),
         health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),

@@ -1,6 +1,9 @@
 """Looks into running containers for the mark of their allocation: a runtime that ignores CDI starts them without.
 
-Plain reads of the host's `/proc`, which the plugin has mounted; what cannot be found there is not judged.
+The mark is a mount, because the mounts of a process stand in `/proc/<pid>/mountinfo`, which any process may read. Its
+environment may be read only with the right to trace it, which the chart does not give; where it can be, the variable
+counts too, for containers of a plugin that did not mount the mark yet. What cannot be found there is not judged, and
+that nothing can be judged is reported.
 
 Source: proc(5); the container's id is a part of its cgroup's path with every runtime and cgroup driver.
 """
@@ -14,7 +17,11 @@ from device_plugin import allocation, pods
 from gpu_sharing.core import identifiers
 
 _MARK = f"{allocation.NAME_VARIABLE}=".encode()
+_MOUNT = f" {allocation.MARK_FOLDER}/"
 _LOOK_SECONDS = 2.0
+_UNSEEN_LOOKS = 15
+"""After so many looks a running container should have been found."""
+_MOST_BYTES = 1 << 20
 
 
 class Starts:
@@ -26,6 +33,7 @@ class Starts:
         here: pods.Pods,
         is_late: Callable[[identifiers.PodUid, str], bool],
         unmarked: Callable[[pods.Pod, str], None],
+        unseen: Callable[[str], None],
     ) -> None:
         """Join what it needs.
 
@@ -34,27 +42,46 @@ class Starts:
             here: The pods of this node.
             is_late: Whether a container was confirmed by this process and bound by CDI.
             unmarked: Called for a container that runs without its mark.
+            unseen: Called with the reason why containers cannot be judged, and with an empty text once one was.
         """
         self._proc = proc
         self._pods = here
         self._is_late = is_late
         self._unmarked = unmarked
+        self._unseen = unseen
         self._judged: set[str] = set()
+        self._looks: dict[str, int] = {}
 
     async def run(self) -> None:
         """Look for ever; ends only by cancellation."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            waiting = list(self._waiting())
-            self._judged &= {container_id for _, _, container_id in self._running()}
-            if not waiting:
+            await self.look()
+
+    async def look(self) -> None:
+        """Judge the containers that were not judged yet."""
+        waiting = list(self._waiting())
+        running = {container_id for _, _, container_id in self._running()}
+        self._judged &= running
+        self._looks = {one: count for one, count in self._looks.items() if one in running}
+        if not waiting:
+            return
+        marks = await asyncio.to_thread(marks_of, self._proc, {container_id for _, _, container_id in waiting})
+        for pod, name, container_id in waiting:
+            marked = marks.get(container_id)
+            if marked is None:
+                self._count(pod, name, container_id, found=container_id in marks)
                 continue
-            marks = await asyncio.to_thread(marks_of, self._proc, {container_id for _, _, container_id in waiting})
-            for pod, name, container_id in waiting:
-                if container_id in marks:
-                    self._judged.add(container_id)
-                    if not marks[container_id]:
-                        self._unmarked(pod, name)
+            self._judged.add(container_id)
+            self._unseen("")
+            if not marked:
+                self._unmarked(pod, name)
+
+    def _count(self, pod: pods.Pod, name: str, container_id: str, *, found: bool) -> None:
+        self._looks[container_id] = self._looks.get(container_id, 0) + 1
+        if self._looks[container_id] == _UNSEEN_LOOKS:
+            what = "may not be read" if found else "are not found"
+            self._unseen(f"the processes of container {name} of {pod.key} {what} in {self._proc}")
 
     def _waiting(self) -> Iterator[tuple[pods.Pod, str, str]]:
         for pod, name, container_id in self._running():
@@ -67,13 +94,36 @@ class Starts:
                 yield pod, status.name, status.container_id.rpartition("/")[2]
 
 
-def marks_of(proc: pathlib.Path, container_ids: set[str]) -> dict[str, bool]:
-    """Whether the first process of each container has the mark; containers that are not found are left out."""
-    found: dict[str, bool] = {}
-    for process in sorted((path for path in proc.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name)):
+def marks_of(proc: pathlib.Path, container_ids: set[str]) -> dict[str, bool | None]:
+    """Return whether a process of each container has the mark.
+
+    One is enough, because a process may have made itself other mounts. None stands for containers whose processes may
+    not be read; those of which none is found are left out.
+    """
+    found: dict[str, bool | None] = {}
+    for process in (path for path in proc.iterdir() if path.name.isdecimal()):
         with contextlib.suppress(OSError):
             cgroup = (process / "cgroup").read_text()
             inside = next((one for one in container_ids if one in cgroup), None)
-            if inside is not None and inside not in found:
-                found[inside] = _MARK in (process / "environ").read_bytes()
+            if inside is not None and not found.get(inside):
+                marked = _is_marked(process)
+                found[inside] = found.get(inside) if marked is None else marked
     return found
+
+
+def _is_marked(process: pathlib.Path) -> bool | None:
+    """Whether a process runs in a container with the mark; None where it cannot be read."""
+    mounts, environment = _read(process / "mountinfo"), _read(process / "environ")
+    if mounts is not None and _MOUNT.encode() in mounts:
+        return True
+    if environment is not None:
+        return _MARK in environment
+    return None if mounts is None else False
+
+
+def _read(path: pathlib.Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MOST_BYTES) or None
+    except OSError:
+        return None

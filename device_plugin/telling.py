@@ -59,6 +59,12 @@ class Teller:
                 pod, event_reasons.ALLOCATION_FAILED, f"{doubt.code}: {doubt}\n    {entry.remedy}", _ALLOCATION
             )
 
+    def uncertain(self, pod: pods.Pod) -> None:
+        """A pod may start without its GPU, because no RuntimeClass asks for NVIDIA's runtime."""
+        entry = error_codes.REGISTRY[error_codes.PLUGIN_RUNTIME_CLASS]
+        note = f"{entry.code}: {pod.key} has no runtimeClassName\n    {entry.remedy}"
+        self._tell_pod(pod, event_reasons.DELIVERY_UNCERTAIN, note, _ALLOCATION)
+
     def unhealthy(self, device: gpu_source.Device, state: health.Health, holders: Iterable[pods.Pod]) -> None:
         """A GPU must not be used any more."""
         log.error(

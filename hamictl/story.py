@@ -273,7 +273,7 @@ def _started_as_recorded(world: World, name: str) -> bool:
     containers = [*spec.get("initContainers", ()), *spec["containers"]]
     for container, shares in zip(containers, world.shares(name), strict=True):
         environment = world.environments.get(name, {}).get(container["name"], {})
-        wanted = {"NVIDIA_VISIBLE_DEVICES": ",".join(share.uuid for share in shares)}
+        wanted = {"HAMI_GPUS": ",".join(share.uuid for share in shares)}
         wanted |= {f"CUDA_DEVICE_MEMORY_LIMIT_{i}": f"{share.memory_mib}m" for i, share in enumerate(shares)}
         if shares and not wanted.items() <= environment.items():
             return False

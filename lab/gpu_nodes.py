@@ -114,6 +114,7 @@ class GpuNode:
             host_cdi_dirs=(),
             hook_path=folder / "hook",
             delivery="envvar",
+            runtime_class_check="off",
             sharing=settings.Sharing(split_count=inventory[0].slots),
             health_bind=flags.Address("127.0.0.1", 0),
             health_rules=health.Rules(hold_seconds=1.0),

@@ -26,6 +26,17 @@ from protos.deviceplugin.v1beta1 import api_pb2, api_pb2_grpc
 from protos.podresources.v1 import api_pb2 as resources_pb2
 from protos.podresources.v1 import api_pb2_grpc as resources_pb2_grpc
 
+CONTAINERD_1 = "containerd://1.7.20"
+"""Does not read CDI names unless it is told to: it starts the container as if there were none.
+
+Source: containerd 1.7 pkg/cri/sbserver/container_create_linux.go (`EnableCDI`, off by default)."""
+CRI_O = "cri-o://1.34.0"
+_REFUSALS = {
+    "cri-o": "CDI device injection failed: unresolvable CDI devices {}",
+    "containerd": "failed to create containerd container: CDI device injection failed: unresolvable CDI devices {}",
+}
+"""How runtimes word a name that they do not know. Source: cri-o internal/factory/container/device_linux.go, containerd
+internal/cri/opts and the CDI library's pkg/cdi/cache.go."""
 _RETRY_SECONDS = 0.5
 """The real kubelet's pace is 10 to 15 s."""
 _PRESTART_SECONDS = 30.0
@@ -85,14 +96,27 @@ class Kubelet:
     """One node's kubelet.
 
     Attributes:
+        reads_cdi: Whether the container runtime resolves CDI names; one that does not ignores them.
         devices: Health of each id, as the plugin told.
         given: What containers were given, by pod UID and container.
         started: What containers were started with, by the same key.
         listed: Called after each list of the plugin.
     """
 
-    def __init__(self, folder: pathlib.Path, cdi_dir: pathlib.Path, resource: str = "nvidia.com/gpu") -> None:
+    def __init__(
+        self, folder: pathlib.Path, cdi_dir: pathlib.Path, resource: str = "nvidia.com/gpu", runtime: str = "containerd"
+    ) -> None:
+        """Say where the kubelet lies.
+
+        Args:
+            folder: Of the kubelet.
+            cdi_dir: Of the container runtime's CDI specifications.
+            resource: Which one is served.
+            runtime: What the node says that its container runtime is, such as `containerd://1.7.20`.
+        """
         self.folder = folder
+        self._runtime = runtime.partition(":")[0]
+        self.reads_cdi = not runtime.startswith("containerd://1.")
         self._cdi_dir = cdi_dir
         self._resource = resource
         self.devices: dict[str, bool] = {}
@@ -232,7 +256,7 @@ class Kubelet:
         environment = dict(given.answer.envs) | own  # As the kubelet: plugins first, then the pod; CDI comes later.
         mounts = {one.container_path: one.host_path for one in given.answer.mounts}
         devices = [one.host_path for one in given.answer.devices]
-        for device in given.answer.cdi_devices:
+        for device in given.answer.cdi_devices if self.reads_cdi else ():
             edits = self._resolve(device.name)
             environment |= dict(line.split("=", 1) for line in edits.get("env", ()))
             mounts |= {one["containerPath"]: one["hostPath"] for one in edits.get("mounts", ())}
@@ -250,7 +274,7 @@ class Kubelet:
                     if device["name"] == wanted:
                         found: dict[str, Any] = device["containerEdits"]
                         return found
-        raise NotStarted(f"CDI device injection failed: unresolvable CDI devices {name}")
+        raise NotStarted(_REFUSALS.get(self._runtime, _REFUSALS["containerd"]).format(name))
 
     def channel(self) -> grpc.aio.Channel:
         """The way to the plugin.

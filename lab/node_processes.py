@@ -28,7 +28,8 @@ class NodeProcesses:
         self.name: str = node["metadata"]["name"]
         folder.mkdir(parents=True)
         self._proc = folder / "proc"
-        self._proc.mkdir()
+        (self._proc / "self").mkdir(parents=True)
+        (self._proc / "self" / "status").write_text("NSpid:\t4711\n")  # As in the host's PID namespace.
         self._started = threading.Event()
         first = inventory[0]
         self.driver = fake_driver.FakeDriver(
@@ -46,7 +47,7 @@ class NodeProcesses:
             folder, self.driver,
             [
                 *both, "--cdi-dir", str(folder / "cdi"), "--host-cdi-dirs", str(folder / "none"),
-                "--delivery", "envvar", "--device-split-count", str(first.slots),
+                "--delivery", "envvar", "--runtime-class-check", "off", "--device-split-count", str(first.slots),
                 "--health-interval", "0.5", "--health-hold", "2", "--proc-dir", str(self._proc),
             ],
         )  # fmt: skip

@@ -76,6 +76,14 @@ class Backend(Protocol):
             Refused: It cannot be isolated here.
         """
 
+    def claim(self, folder: str, owner: str) -> None:
+        """Say whose a folder is that was made before that was known.
+
+        Args:
+            folder: Of the allocation.
+            owner: `<pod UID>_<container>`, by which the monitor finds it.
+        """
+
     def folders(self, older_than_seconds: float) -> Sequence[str]:
         """The folders of containers that were made so long ago."""
 

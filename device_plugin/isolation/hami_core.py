@@ -191,11 +191,21 @@ class HamiCore(none.TimeSlicing):
             limits["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         return limits
 
+    def claim(self, folder: str, owner: str) -> None:
+        """Link the owner's name to the folder."""
+        link = self._containers / owner
+        if folder in ("", owner) or not (self._containers / folder).is_dir():
+            return
+        with contextlib.suppress(OSError):  # Only the monitor misses it.
+            if link.is_symlink() and link.readlink() != pathlib.Path(folder):
+                link.unlink()
+            link.symlink_to(folder)
+
     def folders(self, older_than_seconds: float) -> Sequence[str]:
         """The folders of containers."""
         latest = time.time() - older_than_seconds
         try:
-            return [path.name for path in self._containers.iterdir() if path.stat().st_ctime <= latest]
+            return [path.name for path in self._containers.iterdir() if path.lstat().st_ctime <= latest]
         except OSError:
             return ()
 
@@ -203,7 +213,10 @@ class HamiCore(none.TimeSlicing):
         """Delete a container's folder, with whatever its users have put there."""
         path = self._containers / folder
         try:
-            shutil.rmtree(path)
+            if path.is_symlink():  # Of a container whose folder bears its allocation's name.
+                path.unlink()
+            else:
+                shutil.rmtree(path)
         except FileNotFoundError:
             return
         except OSError as cause:

@@ -31,6 +31,9 @@ class TimeSlicing:
         """Nothing beside the GPUs themselves."""
         return edits.NOTHING
 
+    def claim(self, folder: str, owner: str) -> None:
+        """None were made."""
+
     def folders(self, older_than_seconds: float) -> Sequence[str]:
         """None were made."""
         return ()

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from device_plugin import gpu_source, podresources, pods, watchdog
+from device_plugin import gpu_source, pid_namespace, podresources, pods, watchdog
 from device_plugin.monitor import collector, sampler, settings, slices
 from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener
-from gpu_sharing.core import errors, gpus, identifiers, records
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, records
 
 _NODE_SECONDS = 30.0
 """How often the node's inventory is read: it says what of a GPU may be promised."""
@@ -49,6 +49,7 @@ class Monitor:
         self._metrics.follow({"pods": self._pod_watch})
         client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
+        self._namespace_trouble = pid_namespace.trouble(options.proc_dir)
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
         self._kubelet_trouble = "not asked yet"
@@ -63,6 +64,11 @@ class Monitor:
         Raises:
             DriverChanged: The driver was replaced; the process has to start anew.
         """
+        if self._namespace_trouble:
+            log.error(
+                "what containers use is not known", error_code=error_codes.MONITOR_PID_NAMESPACE,
+                cause=self._namespace_trouble,
+            )  # fmt: skip
         try:
             async with (
                 plain_listener.serving("health", self._options.bind, self._endpoint.answer),
@@ -140,6 +146,7 @@ class Monitor:
                 fresh,
                 instances,
                 lambda pod, container: looks.regions.get((pod.uid, container), {}),
+                sees_processes=not self._namespace_trouble,
             )
             self._view = collector.View(
                 self._options.node_name, looks.devices, self._offered, looks.samples, stale, joined,
@@ -164,6 +171,9 @@ class Monitor:
                 watch.synced,
                 watch.trouble or ("watching" if watch.synced else "not listed yet"),
                 now - (watch.last_heard or self._started_at),
+            ),
+            "processes": health_endpoint.Component(
+                not self._namespace_trouble, self._namespace_trouble or "in the host's PID namespace", required=False
             ),
             "kubelet": health_endpoint.Component(
                 not self._kubelet_trouble, self._kubelet_trouble or "answers", required=False

@@ -1,8 +1,8 @@
 """Which container a process belongs to, by its cgroup.
 
-The driver names processes as the host counts them, so the host's `/proc` is read (mounted read-only; `hostPID` is not
-needed). The path holds the pod's UID and the container's id with every runtime and cgroup driver; the first such pair
-counts, because a container may make groups below its own and call them what it likes.
+The host's `/proc` is read, which counts processes as the driver names them to a pod with `hostPID`. The path holds the
+pod's UID and the container's id with every runtime and cgroup driver; the first such pair counts, because a container
+may make groups below its own and call them what it likes.
 
 Source: proc(5); the kubelet's cgroup names (cgroupfs `pod<uid>/<id>`, systemd
 `…-pod<uid with _>.slice/<runtime>-<id>.scope`).

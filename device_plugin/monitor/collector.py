@@ -39,7 +39,7 @@ MEASURED = {
     "hami_monitor_sample_age_seconds": ("Since when the GPU has not been measured.", _GPU),
     "hami_monitor_gpu_stale": ("1 while the last look at the GPU is too old to be shown, else 0.", _GPU),
     "hami_monitor_unmeasured": ("What the driver does not say, so that its series is missing.", (*_GPU, "quantity")),
-    "hami_monitor_unattributed_bytes": ("Memory used by processes of no container that was promised the GPU.", _GPU),
+    "hami_monitor_unattributed_bytes": ("Memory used by listed processes of no container with the GPU.", _GPU),
     "hami_monitor_shared_regions": ("Files in which HAMi-core libraries count, by what they look like.", ("state",)),
     "hami_monitor_containers_without_record": (
         "Containers that the kubelet gave GPUs and whose pod has no record.", ("node",)
@@ -145,8 +145,8 @@ class Gauges(registry.Collector):
                 "hami_gpu_power_watts": usage.power_watts,
             }
             values["hami_gpu_memory_total_bytes"] = usage.memory_total_bytes or total
-            values["hami_monitor_unattributed_bytes"] = view.joined.unattributed_bytes.get(device.uuid, 0)
-            for quantity, missing in _unmeasured(usage, mine).items():
+            values["hami_monitor_unattributed_bytes"] = view.joined.unattributed_bytes.get(device.uuid)
+            for quantity, missing in _unmeasured(usage, mine, values["hami_monitor_unattributed_bytes"]).items():
                 made["hami_monitor_unmeasured"].add_metric((*labels, quantity), missing)
         for name, value in (values | measured).items():
             if value is not None:
@@ -214,13 +214,16 @@ def _sum(values: Iterable[float | None]) -> float | None:
     return total
 
 
-def _unmeasured(usage: gpu_source.Usage, mine: Sequence[slices.Slice]) -> dict[str, int]:
+def _unmeasured(
+    usage: gpu_source.Usage, mine: Sequence[slices.Slice], unattributed_bytes: float | None
+) -> dict[str, int]:
     """How many values of a kind are missing because the driver does not give them."""
     return {
         "memory": usage.memory_used_bytes is None,
         "utilization": usage.utilization_percent is None,
         "temperature": usage.temperature_celsius is None,
         "power": usage.power_watts is None,
+        "unattributed_memory": unattributed_bytes is None,
         "container_memory": sum(one.used_bytes is None for one in mine),
         "container_utilization": sum(one.utilization_percent is None for one in mine),
     }

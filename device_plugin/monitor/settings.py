@@ -22,7 +22,7 @@ class Settings:
     hook_path: pathlib.Path = pathlib.Path("/usr/local")
     """Folder of the HAMi-core library; `<hook_path>/vgpu/containers` holds what it counts."""
     proc_dir: pathlib.Path = pathlib.Path("/proc")
-    """The host's /proc, which says which container a process belongs to."""
+    """The host's /proc, which says which container a process belongs to, and whether the driver lists any to us."""
     driver_root: pathlib.Path | None = None
     """Where the host's driver is mounted, where no container runtime brings its library."""
     bind: flags.Address = flags.Address("", 41991)  # Prometheus and probes are outside the pod
@@ -45,7 +45,7 @@ class Settings:
     """`json`, `text` or `console`."""
 
 
-COMPONENTS = frozenset({"gpus", "pods", "kubelet"})
+COMPONENTS = frozenset({"gpus", "pods", "kubelet", "processes"})
 """What `/healthz` shows the state of."""
 
 HELP = {

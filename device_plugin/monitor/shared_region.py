@@ -1,11 +1,11 @@
 """The file in which the HAMi-core library of one container counts what its processes use.
 
 It lies in a directory that the tenant can write, so nothing in it is believed that is not checked: it is opened
-without following links and without waiting, must be a regular file of the one size that this layout has, and is read
+without following links and without waiting, must be a regular file of a size that this layout has, and is read
 and never mapped (a truncation under a mapping would kill this process). Numbers that cannot be true make the whole
 file a lie, which is reported and not exported.
 
-Source: HAMi-core `src/multiprocess/multiprocess_memory_limit.h`, region version 1.2, 64-bit Linux.
+Source: HAMi-core `src/multiprocess/multiprocess_memory_limit.h`, region versions 1.1 and 1.2, 64-bit Linux.
 """
 
 import os
@@ -18,12 +18,15 @@ from dataclasses import dataclass
 from gpu_sharing.core import identifiers
 
 _MAGIC = 19920718
-_VERSION = (1, 2)
+_VERSIONS = ((1, 1), (1, 2))
+"""1.1 is of the libraries of HAMi v2.5 to v2.8.0 and has the same offsets."""
 _DEVICES, _SLOTS = 16, 1024
 _HEAD = struct.Struct(f"<iIIiQ32xQ{'96s' * _DEVICES}{_DEVICES}Q{_DEVICES}Q")
 _SLOT = struct.Struct(f"<ii{8 * _DEVICES}Q{_DEVICES}Q{6 * _DEVICES}Qi4x3Q")
-_TAIL = struct.Struct("<iiiiQ4Q")
-SIZE_BYTES = _HEAD.size + _SLOTS * _SLOT.size + _TAIL.size
+_TAIL = struct.Struct("<iiiiQ")
+_SEMAPHORE_BYTES = 32
+"""Behind the tail, in version 1.2."""
+SIZE_BYTES = _HEAD.size + _SLOTS * _SLOT.size + _TAIL.size + _SEMAPHORE_BYTES
 _USED_FIELDS, _USED_TOTAL = 8, 4
 _UTIL_FIELDS, _UTIL_SM = 6, 2
 
@@ -68,7 +71,7 @@ def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) ->
         if not stat.S_ISREG(status.st_mode):
             raise Unbelievable("corrupt", "it is no regular file")
         # The library makes it by writing one byte behind the region.
-        if status.st_size not in (SIZE_BYTES, SIZE_BYTES + 1):
+        if status.st_size not in {SIZE_BYTES - behind + extra for behind in (0, _SEMAPHORE_BYTES) for extra in (0, 1)}:
             raise Unbelievable("version", f"it has {status.st_size} bytes, and version 1.2 has {SIZE_BYTES}")
         head = _HEAD.unpack(_exactly(descriptor, _HEAD.size, 0))
         tail = _TAIL.unpack(_exactly(descriptor, _TAIL.size, _HEAD.size + _SLOTS * _SLOT.size))
@@ -77,8 +80,8 @@ def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) ->
             return {}
         if magic != _MAGIC:
             raise Unbelievable("corrupt", f"it starts with {magic}")
-        if (major, minor) != _VERSION:
-            raise Unbelievable("version", f"it has version {major}.{minor}, and 1.2 is known")
+        if (major, minor) not in _VERSIONS:
+            raise Unbelievable("version", f"it has version {major}.{minor}, and 1.1 and 1.2 are known")
         count = tail[0]
         if not 0 <= count <= _SLOTS:
             raise Unbelievable("corrupt", f"it counts {count} processes")

@@ -7,6 +7,9 @@ from device_plugin import gpu_source, pods
 from device_plugin.monitor import cgroups, shared_region
 from gpu_sharing.core import errors, identifiers, records, requests, reservations
 
+_DRIVERS_OWN_BYTES, _DRIVERS_OWN_PERCENT = 1 << 30, 2
+"""How much of a GPU's memory may be used by no process."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -17,6 +20,25 @@ class Sample:
     """Monotonic seconds."""
     owners: Mapping[int, cgroups.Owner] = field(default_factory=dict)
     """The container of each process that runs in one."""
+
+    @property
+    def lists_all_processes(self) -> bool:
+        """Whether a container without a process in the list uses nothing.
+
+        It does not where the driver gives no list, nor where the GPU's memory is used far beyond what the listed
+        processes use: then some are hidden. What the driver keeps for itself (page tables, firmware, reserved memory)
+        belongs to no process either; it is some hundred MiB, and on large GPUs more, but under 2 % of the memory.
+        """
+        usage = self.usage
+        if not usage.lists_processes:
+            return False
+        amounts = [one.memory_bytes for one in usage.processes]
+        if None in amounts:
+            return True  # The difference is theirs.
+        if usage.memory_total_bytes is None or usage.memory_used_bytes is None:
+            return False  # Where memory is unified with the CPU's, nothing says what is used of it in all.
+        own = max(_DRIVERS_OWN_BYTES, usage.memory_total_bytes * _DRIVERS_OWN_PERCENT // 100)
+        return usage.memory_used_bytes - sum(one or 0 for one in amounts) <= own
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +71,8 @@ class Joined:
 
     slices: tuple[Slice, ...]
     unattributed_bytes: Mapping[identifiers.GpuUuid, int]
-    """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet."""
+    """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet. Without
+    the GPUs whose processes are not known."""
     booked: Mapping[identifiers.GpuUuid, reservations.Booking] = field(default_factory=dict)
     """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
 
@@ -60,6 +83,8 @@ def join(
     samples: Mapping[identifiers.GpuUuid, Sample],
     instances: Mapping[tuple[identifiers.GpuUuid, int], str],
     region_of: Callable[[pods.Pod, str], Region],
+    *,
+    sees_processes: bool = True,
 ) -> Joined:
     """Every slice of the node.
 
@@ -70,9 +95,10 @@ def join(
         instances: The UUID of each MIG instance, by GPU and first memory slice.
         region_of: What a container's library counts; empty where it has none. The tenant can write it, so the
             driver's word goes before.
+        sees_processes: Whether this process is in the host's PID namespace; without, the driver's lists say nothing.
     """
     everybody = list(here)
-    processes = _by_container(everybody, samples)
+    processes = _by_container(everybody, samples) if sees_processes else {}
     attributed: set[tuple[identifiers.GpuUuid, int]] = set()
     found = []
     for pod in everybody:
@@ -88,7 +114,8 @@ def join(
                     instance = migs[place].mig_uuid or instances.get((share.uuid, migs[place].start), "")
                     used, busy = sample.usage.mig_used_bytes.get(instance), None
                 else:
-                    used, busy = _used(mine, region_of(pod, container.name).get(share.uuid))
+                    complete = sees_processes and sample.lists_all_processes
+                    used, busy = _used(mine, region_of(pod, container.name).get(share.uuid), complete=complete)
                 found.append(
                     Slice(
                         pod.metadata.namespace, pod.metadata.name, container.name, place, share.uuid,
@@ -98,6 +125,7 @@ def join(
     strangers = {
         uuid: sum(one.memory_bytes or 0 for one in sample.usage.processes if (uuid, one.pid) not in attributed)
         for uuid, sample in samples.items()
+        if sees_processes and sample.usage.lists_processes
     }
     return Joined(tuple(found), strangers, _booked(everybody, names))
 
@@ -140,14 +168,23 @@ def _container_names(pod: pods.Pod) -> Iterator[tuple[str, str]]:
         yield status.container_id.rpartition("/")[2], status.name
 
 
-def _used(mine: Sequence[gpu_source.Process], counted: shared_region.Counted | None) -> tuple[int | None, float | None]:
-    """Memory and utilisation of a container on one GPU: by the driver, else by its library, else unknown."""
+def _used(
+    mine: Sequence[gpu_source.Process], counted: shared_region.Counted | None, *, complete: bool
+) -> tuple[int | None, float | None]:
+    """Memory and utilisation of a container on one GPU: by the driver, else by its library, else unknown.
+
+    Args:
+        mine: The container's processes.
+        counted: What its library counts.
+        complete: Whether the driver lists every process, so that none is none.
+    """
     memory = [one.memory_bytes for one in mine if one.memory_bytes is not None]
     busy = [one.utilization_percent for one in mine if one.utilization_percent is not None]
     used: int | None = sum(memory)
     share: float | None = min(sum(busy), 100.0)
-    if len(memory) < len(mine):
+    unlisted = not mine and not complete
+    if unlisted or len(memory) < len(mine):
         used = counted.memory_bytes if counted else None
-    if len(busy) < len(mine):
+    if unlisted or len(busy) < len(mine):
         share = counted.utilization_percent if counted else None
     return used, share

@@ -490,6 +490,17 @@ ALLOC_CDI_IGNORED = _register(
     "A container was started without its device specification: the container runtime ignores CDI names.",
     "Enable CDI in the container runtime (containerd 2.0 or newer, or CRI-O), or set --identity match.",
 )
+ALLOC_DELIVERY = _register(
+    "ALLOC_DELIVERY",
+    "The GPU's device nodes and libraries cannot be brought into the container, so it is not started.",
+    "See the message and the node's annotation hami.io/node-problems; the kubelet tries again in some seconds.",
+)
+ALLOC_RUNTIME_CLASS = _register(
+    "ALLOC_RUNTIME_CLASS",
+    "The GPU is brought by NVIDIA's runtime, and the pod has no runtimeClassName, so that another runtime starts it.",
+    "Set runtimeClassName: nvidia, or let the webhook do it (scheduler.admissionWebhook.runtimeClassName); where "
+    "NVIDIA's runtime is the default one, set --runtime-class-check off.",
+)
 ALLOC_INTERNAL = _register(
     "ALLOC_INTERNAL",
     "A defect in the device plugin; the container is not started.",
@@ -583,6 +594,49 @@ PLUGIN_DELIVERY = _register(
     "The node offers no way to bring a GPU's device nodes and libraries into a container.",
     "Make a CDI specification (nvidia-ctk cdi generate), or use the RuntimeClass nvidia and --delivery envvar.",
 )
+PLUGIN_DELIVERY_WITHOUT_HOOKS = _register(
+    "PLUGIN_DELIVERY_WITHOUT_HOOKS",
+    "The container runtime does not read CDI, so containers get the device nodes and libraries of the host's CDI "
+    "specification without its hooks: images whose loader does not look where they lie do not find the driver.",
+    "Switch CDI on in the container runtime, or use the RuntimeClass nvidia.",
+)
+PLUGIN_CDI_TWICE = _register(
+    "PLUGIN_CDI_TWICE",
+    "Two CDI specifications of the host define the same GPU; that of the later folder counts, as for the runtime.",
+    "Delete the one that is not renewed with the driver, commonly /etc/cdi/nvidia.yaml beside nvidia-cdi-refresh's.",
+)
+PLUGIN_CDI_CONFLICT = _register(
+    "PLUGIN_CDI_CONFLICT",
+    "Two CDI specifications in one folder define the same GPU, so that neither counts; the GPU is not offered.",
+    "Delete one of the two.",
+)
+PLUGIN_CDI_STALE = _register(
+    "PLUGIN_CDI_STALE",
+    "The host's CDI specification does not describe the GPU and driver that are here; the GPU is not offered.",
+    "Write it anew: nvidia-ctk cdi generate --output=PATH, with the path that the message names.",
+)
+PLUGIN_CDI_IGNORED = _register(
+    "PLUGIN_CDI_IGNORED",
+    "The container runtime ignored the CDI name of a container, so containers are matched with records instead.",
+    "Switch CDI on in the container runtime and restart the device plugin with --identity cdi, or leave it so.",
+)
+PLUGIN_STARTS_UNSEEN = _register(
+    "PLUGIN_STARTS_UNSEEN",
+    "Running containers cannot be looked into, so a container runtime that ignores CDI names would not be noticed.",
+    "Mount the host's /proc as --proc-dir, without hidepid.",
+)
+PLUGIN_NODE_UNREAD = _register(
+    "PLUGIN_NODE_UNREAD",
+    "The plugin has not read its node since it started, and does not know what the container runtime can do.",
+    "Check the API server and the plugin's RBAC rules; or set --identity, which needs no reading.",
+)
+PLUGIN_RUNTIME_CLASS = _register(
+    "PLUGIN_RUNTIME_CLASS",
+    "Pods on the node have no runtimeClassName, and GPUs are brought by NVIDIA's runtime: unless it is the node's "
+    "default one, their containers start without a GPU.",
+    "Let the webhook set it (scheduler.admissionWebhook.runtimeClassName), or set --runtime-class-check to off where "
+    "NVIDIA's runtime is the default, or to refuse where it is not.",
+)
 PLUGIN_GPU_NOT_IDENTIFIED = _register(
     "PLUGIN_GPU_NOT_IDENTIFIED",
     "The driver counts a GPU but has refused, since the plugin started, to say which one it is; it is not offered.",
@@ -618,6 +672,12 @@ MONITOR_NOT_MEASURED = _register(
     "MONITOR_NOT_MEASURED",
     "The driver does not answer about a GPU, so its numbers grow old and are then left out.",
     "Look at the GPU's health (hami_device_plugin_healthy_status) and at nvidia-smi; the monitor asks again by itself.",
+)
+MONITOR_PID_NAMESPACE = _register(
+    "MONITOR_PID_NAMESPACE",
+    "The node's pod is not in the host's PID namespace, where the driver lists no processes, so what containers use is "
+    "not known unless their HAMi-core library counts it.",
+    "Set hostPID: true for the device plugin's DaemonSet, as the chart does, and mount the host's /proc as --proc-dir.",
 )
 MONITOR_SHARED_REGION = _register(
     "MONITOR_SHARED_REGION",

@@ -74,6 +74,10 @@ ALLOCATION_FAILED = _register(
     "AllocationFailed", PLUGIN, "Pod", "A container is not started; the code, the cause and what to do.",
     "ALLOC_NO_RECORD: ai-team/train has no record of GPUs\n    …", warning=True,
 )  # fmt: skip
+DELIVERY_UNCERTAIN = _register(
+    "DeliveryUncertain", PLUGIN, "Pod", "A container is started, and whether it sees its GPU depends on the runtime.",
+    "PLUGIN_RUNTIME_CLASS: ai-team/train has no runtimeClassName\n    …", warning=True,
+)  # fmt: skip
 DEVICE_UNHEALTHY = _register(
     "DeviceUnhealthy", PLUGIN, "Node, and each Pod on the GPU", "A GPU must not be used: the cause, and what it needs.",
     "GPU-1 GPU-103c5a7a-… is unhealthy: XID 79: GPU has fallen off the bus\n    …", warning=True,

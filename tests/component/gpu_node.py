@@ -21,17 +21,30 @@ COUNT, MEMORY = "nvidia.com/gpu", "nvidia.com/gpumem"
 class GpuNode:
     """One node; the test plays the kubelet's part step by step."""
 
-    def __init__(self, folder: pathlib.Path, server: api_server.Running, count: int, arguments: Sequence[str]) -> None:
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        server: api_server.Running,
+        count: int,
+        arguments: Sequence[str],
+        runtime: str = gpu_nodes.RUNTIME,
+        prepare: Callable[["GpuNode"], None] = lambda node: None,
+    ) -> None:
         self.server = server
         self.folder = folder
         self.cdi_dir = folder / "cdi"
-        self.kubelet = kubelet.Kubelet(folder / "kubelet", self.cdi_dir)
+        self.kubelet = kubelet.Kubelet(folder / "kubelet", self.cdi_dir, runtime=runtime)
         self.driver = fake_driver.make(folder, NODE, count)
+        self.host_cdi_dir = folder / "host-cdi"
+        self.proc_dir = folder / "proc"
+        (self.proc_dir / "self").mkdir(parents=True)
+        (self.proc_dir / "self" / "status").write_text("NSpid:\t4711\n")
+        prepare(self)
         self.kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
         flags = [
             "--kubeconfig", str(self.kubeconfig), "--node-name", NODE, "--kubelet-dir", str(folder / "kubelet"),
-            "--cdi-dir", str(self.cdi_dir), "--host-cdi-dirs", str(folder / "none"), "--delivery", "envvar",
-            "--health-interval", "0.2", *arguments,
+            "--cdi-dir", str(self.cdi_dir), "--host-cdi-dirs", str(self.host_cdi_dir), "--delivery", "envvar",
+            "--health-interval", "0.2", "--runtime-class-check", "off", "--proc-dir", str(self.proc_dir), *arguments,
         ]  # fmt: skip
         self.plugin = plugin_process.PluginProcess(folder, self.driver, flags)
 
@@ -143,13 +156,18 @@ def running(
     mig: bool = False,
     labels: dict[str, str] | None = None,
     start: bool = True,
+    prepare: Callable[[GpuNode], None] = lambda node: None,
+    offered: int | None = None,
 ) -> Iterator[GpuNode]:
-    """A registered node for as long as the context lasts; without `start` the test starts its plugin."""
+    """A registered node for as long as the context lasts; `offered` of its GPUs are usable, all unless given.
+
+    Without `start` the test starts its plugin.
+    """
     with contextlib.ExitStack() as stack:
         # Not pytest's folder: the path of a unix socket has at most 107 characters.
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-node-")))
         server = stack.enter_context(api_server.running())
-        node = GpuNode(folder, server, count, arguments)
+        node = GpuNode(folder, server, count, arguments, runtime, prepare)
         for gpu in node.driver.gpus:
             gpu.mig_mode = int(mig)
         node.driver.write()
@@ -164,7 +182,9 @@ def running(
                 yield node
                 return
             with plugin_process.running(node.plugin):
-                node.wait("slots are offered", lambda: node.allocatable() == slots * count)
+                node.wait(
+                    "slots are offered", lambda: node.allocatable() == slots * (count if offered is None else offered)
+                )
                 yield node
         finally:
             node.plugin.stop()

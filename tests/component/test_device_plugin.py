@@ -523,7 +523,7 @@ def test_a_node_that_must_be_limited_starts_nothing_while_it_cannot_be() -> None
         node.wait("no slot is free", lambda: node.allocatable() == 1)
         assert not any(gpu.healthy for gpu in records.decode_inventory(_inventory(node)))
         assert "no libvgpu.so" in node.node()["metadata"]["annotations"][records.HEALTH]
-        refused(node, early, "ALLOC_ISOLATION")
+        refused(node, early, "ALLOC_GPU_UNHEALTHY: GPU-[-0-9a-f]+: PLUGIN_HAMI_CORE")
 
         hami_core.place(node.plugin.hook_path)
         node.wait("all are usable", lambda: node.allocatable() == 20)

@@ -1,6 +1,8 @@
 """The monitor as a real process beside the device plugin, on the fake driver and a made-up `/proc`."""
 
 import concurrent.futures
+import contextlib
+import json
 import pathlib
 import shutil
 import socket
@@ -10,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import parser
 
+from gpu_sharing.core import records
 from lab import fake_driver, monitor_process
-from tests import tools
+from tests import shared_regions, tools
 from tests.component import gpu_node
 
 GIB = 1 << 30
@@ -26,7 +29,14 @@ def node() -> Iterator[gpu_node.GpuNode]:
 
 @pytest.fixture
 def monitor(node: gpu_node.GpuNode) -> Iterator[monitor_process.MonitorProcess]:
-    (node.folder / "proc").mkdir()
+    with monitoring(node) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def monitoring(node: gpu_node.GpuNode, ids: str = "4711") -> Iterator[monitor_process.MonitorProcess]:
+    """A monitor that runs with these ids in the PID namespaces from the host's inwards."""
+    (node.folder / "proc" / "self" / "status").write_text(f"Name:\tpython\nNSpid:\t{ids}\n")
     process = monitor_process.MonitorProcess(
         node.folder,
         node.driver,
@@ -145,6 +155,75 @@ def test_a_region_that_a_tenant_spoils_is_reported(
 
     node.wait("reported", lambda: scraped(monitor)["hami_monitor_shared_regions"].get("state=version") == 1)
     assert "hami_vgpu_memory_usage_bytes" in scraped(monitor)
+
+
+def write_region(node: gpu_node.GpuNode, folder: str, gpu: int, memory: int) -> None:
+    """Let the HAMi-core library of a container count what it uses of a GPU."""
+    path = node.folder / "hook" / "vgpu" / "containers" / folder
+    path.mkdir(parents=True, exist_ok=True)
+    shared_regions.write(path / "x.cache", used=(memory,), uuids=(node.uuid(gpu),), percent=30)
+
+
+def test_in_a_foreign_pid_namespace_no_container_is_at_zero_and_its_library_is_read(node: gpu_node.GpuNode) -> None:
+    """A pod without hostPID: every driver since 2023 lists no process to it, as if nobody used the GPU."""
+    counted, uncounted = run_pod(node, "counted", ID, "1:4096:30"), run_pod(node, "uncounted", "cd" * 32, "1:1024:0")
+    write_region(node, f"{counted}_c0", 1, 2 * GIB)
+    node.driver.gpus[1].used_mib = 3000
+    node.driver.write()
+    with monitoring(node, "4711\t7") as monitor:
+        unknown = f"device={node.uuid(1)},node={gpu_node.NODE},quantity=container_memory"
+        node.wait("counted", lambda: scraped(monitor).get("hami_monitor_unmeasured", {}).get(unknown) == 1)
+
+        found = scraped(monitor)
+        labels = f"container=c0,device={node.uuid(1)},namespace=default,pod=counted"
+        assert found["hami_vgpu_memory_usage_bytes"] == {labels: 2 * GIB}
+        assert found["hami_vgpu_utilization_percent"] == {labels: 30}
+        assert "hami_monitor_unattributed_bytes" not in found
+        assert found["hami_gpu_memory_used_bytes"][f"device={node.uuid(1)},node={gpu_node.NODE}"] == 3000 << 20
+        assert b"MONITOR_PID_NAMESPACE" in monitor.log_file.read_bytes()
+        assert not json.loads(monitor.get("health", "/healthz")[1])["components"]["processes"]["healthy"]
+        assert monitor.get("health", "/readyz")[0] == 200
+    assert uncounted
+
+
+def test_memory_that_no_listed_process_uses_makes_idle_containers_unknown(
+    node: gpu_node.GpuNode, monitor: monitor_process.MonitorProcess
+) -> None:
+    """Whatever hides the process: a GPU that is full of nobody's memory has no container at zero."""
+    run_pod(node, "train", ID, "1:4096:30")
+    node.wait("zero", lambda: scraped(monitor).get("hami_vgpu_memory_usage_bytes"))
+
+    node.driver.gpus[1].used_mib = 9000
+    node.driver.write()
+
+    node.wait("unknown", lambda: "hami_vgpu_memory_usage_bytes" not in scraped(monitor))
+    found = scraped(monitor)["hami_monitor_unmeasured"]
+    assert found[f"device={node.uuid(1)},node={gpu_node.NODE},quantity=container_memory"] == 1
+
+
+def test_a_matched_container_is_found_by_its_librarys_folder() -> None:
+    """Without CDI the folder bears the allocation's name, because its owner is certain only at the start."""
+    with gpu_node.running(1, runtime="containerd://1.7.20") as node:
+        pod = node.create("train", "0:4096:30")
+        started = node.run(pod)
+        statuses = [{"name": "c0", "containerID": f"containerd://{ID}", "state": {"running": {}}}]
+        status = {"status": {"phase": "Running", "containerStatuses": statuses}}
+        path = "/api/v1/namespaces/default/pods/train/status"
+        node.server.request("PATCH", path, status, "application/merge-patch+json")
+        folder = pathlib.Path(started.mounts[f"{node.plugin.hook_path}/vgpu"]).name
+        write_region(node, folder, 0, GIB)
+        with monitoring(node, "4711\t7") as monitor:
+            node.wait("read", lambda: list(scraped(monitor).get("hami_vgpu_memory_usage_bytes", {}).values()) == [GIB])
+
+
+def test_a_node_whose_pod_is_in_a_foreign_pid_namespace_says_so(tmp_path: pathlib.Path) -> None:
+    """The plugin, in the same pod as the monitor, writes it where doctor and pages read."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "self" / "status").write_text("NSpid:\t4711\t7\n")
+    with gpu_node.running(1, "--proc-dir", str(tmp_path)) as node:
+        found = node.wait("it is written", lambda: node.node()["metadata"]["annotations"].get(records.PROBLEMS))
+
+        assert "4711, 7" in records.decode_problems(found)["MONITOR_PID_NAMESPACE"]
 
 
 def test_a_hundred_scrapes_at_once_and_slow_ones_do_no_harm(

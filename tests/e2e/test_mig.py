@@ -39,7 +39,7 @@ def seen(node: gpu_node.GpuNode, name: str) -> list[str]:
     """What the container was shown, from its own environment."""
     log = node.node.log(node.pod(name), "c")
     variables = dict(line.split("=", 1) for line in log.partition("==mounts")[0].splitlines() if "=" in line)
-    return variables.get("NVIDIA_VISIBLE_DEVICES", "").split(",")
+    return variables.get("HAMI_GPUS", "").split(",")
 
 
 def test_each_container_gets_instances_of_its_own_that_do_not_overlap(node: gpu_node.GpuNode) -> None:

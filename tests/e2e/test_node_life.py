@@ -182,7 +182,8 @@ def deaf(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> It
 DEAF_RUNC = """#!/bin/sh
 for argument; do
   if [ "$last" = --bundle ]; then
-    sed -i -E 's/"(HAMI_|CUDA_|NVIDIA_)[A-Z_0-9]*=[^"]*",?//g; s/,]/]/g' "$argument/config.json"
+    sed -i -E -e 's/"(HAMI_|CUDA_|NVIDIA_)[A-Z_0-9]*=[^"]*",?//g' \\
+      -e 's#\\{{"destination":"/run/hami.io/[^}}]*\\}},?##g' -e 's/,]/]/g' "$argument/config.json"
   fi
   last=$argument
 done

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import struct
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from device_plugin import gpu_source, pods
 from device_plugin.monitor import cgroups, collector, settings, shared_region, slices
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import errors, gpus, identifiers, requests
+from tests import shared_regions
 
 UID = "0b8a6f0e-5a3c-4a52-9a0a-7c1f6c1f2d3e"
 ID = "ab" * 32
@@ -56,30 +56,14 @@ def test_a_process_that_has_ended_is_nobodys(tmp_path: pathlib.Path) -> None:
     assert cgroups.owner(tmp_path, 7) is None
 
 
-def region(
-    path: pathlib.Path, *, used: tuple[int, ...] = (), uuids: tuple[str, ...] = (GPU,), percent: int = 0, **fields: Any
-) -> pathlib.Path:
-    """A region as the library lays it out, with one process for each entry of `used`, all on the first GPU."""
-    head = struct.pack(
-        "<iIIiQ32xQ", fields.get("magic", 19920718), 1, fields.get("minor", 2), 0, 0, fields.get("gpus", len(uuids))
-    )
-    head += b"".join(one.encode().ljust(96, b"\0") for one in uuids).ljust(16 * 96, b"\0") + bytes(2 * 16 * 8)
-    slots = b""
-    for bytes_used in used:
-        memory = struct.pack("<4QQ3Q", 0, 0, 0, 0, bytes_used, 0, 0, 0).ljust(16 * 64, b"\0")
-        busy = struct.pack("<6Q", 0, 0, percent, 0, 0, 0).ljust(16 * 48, b"\0")
-        slots += struct.pack("<ii", 1, 1) + memory + bytes(16 * 8) + busy + bytes(32)
-    tail = struct.pack("<iiiiQ4Q", fields.get("processes", len(used)), 0, 0, 0, 0, 0, 0, 0, 0)
-    path.write_bytes(head + slots.ljust(1024 * 1960, b"\0") + tail + b"\0")
-    return path
-
-
 def test_what_the_library_counts_is_summed_over_its_processes(tmp_path: pathlib.Path) -> None:
-    """Layout of version 1.2."""
-    path = region(tmp_path / "r", used=(3 * GIB, GIB), percent=30)
+    """Layout of version 1.2, and of 1.1, whose libraries came with HAMi v2.5 to v2.8.0."""
+    path = shared_regions.write(tmp_path / "r", used=(3 * GIB, GIB), percent=30)
+    older = shared_regions.write(tmp_path / "older", used=(GIB,), minor=1, cut=32)
 
     assert shared_region.read(path, {GPU: 8 * GIB}) == {GPU: shared_region.Counted(4 * GIB, 60.0)}
-    assert shared_region.read(region(tmp_path / "new", magic=0), {GPU: 8 * GIB}) == {}
+    assert shared_region.read(older, {GPU: 8 * GIB}) == {GPU: shared_region.Counted(GIB, 0.0)}
+    assert shared_region.read(shared_regions.write(tmp_path / "new", magic=0), {GPU: 8 * GIB}) == {}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +71,7 @@ def test_what_the_library_counts_is_summed_over_its_processes(tmp_path: pathlib.
     [
         ({"magic": 7}, "corrupt"),
         ({"minor": 3}, "version"),
+        ({"minor": 0}, "version"),
         ({"processes": 1025}, "corrupt"),
         ({"processes": -1}, "corrupt"),
         ({"gpus": 17}, "corrupt"),
@@ -101,14 +86,14 @@ def test_a_region_that_lies_is_reported_and_not_believed(
 ) -> None:
     """A tenant can write it."""
     with pytest.raises(shared_region.Unbelievable) as caught:
-        shared_region.read(region(tmp_path / "r", **fields), {GPU: 8 * GIB})
+        shared_region.read(shared_regions.write(tmp_path / "r", **fields), {GPU: 8 * GIB})
     assert caught.value.kind == kind
 
 
 def test_what_is_no_region_neither_hangs_nor_leads_elsewhere(tmp_path: pathlib.Path) -> None:
     """A pipe, a link, a directory, a short and an endless file."""
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "link").symlink_to(region(tmp_path / "good"))
+    (tmp_path / "link").symlink_to(shared_regions.write(tmp_path / "good"))
     (tmp_path / "short").write_bytes(b"x")
     with (tmp_path / "large").open("wb") as file:
         file.truncate(1 << 40)
@@ -125,7 +110,7 @@ def test_what_is_no_region_neither_hangs_nor_leads_elsewhere(tmp_path: pathlib.P
 @given(st.binary(max_size=3000), st.integers(0, 1856))
 def test_no_content_breaks_the_reading_of_a_region(tmp_path_factory: Any, noise: bytes, offset: int) -> None:
     """It is believed, or it is not."""
-    path = region(tmp_path_factory.getbasetemp() / "fuzzed", used=(GIB,))
+    path = shared_regions.write(tmp_path_factory.getbasetemp() / "fuzzed", used=(GIB,))
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(noise)
@@ -155,20 +140,34 @@ def a_pod(
     )  # fmt: skip
 
 
-def sample(*processes: gpu_source.Process, owned: bool = True, migs: dict[str, int] | None = None) -> slices.Sample:
-    """A look at a GPU whose processes are all of the one container, or of none."""
-    usage = gpu_source.Usage(80 * GIB, 10 * GIB, 50.0, 40, 100.0, processes, migs or {})
+def sample(
+    *processes: gpu_source.Process,
+    owned: bool = True,
+    migs: dict[str, int] | None = None,
+    used: int | None = None,
+    lists: bool = True,
+) -> slices.Sample:
+    """A look at a GPU whose processes are all of the one container, or of none; what is used is theirs unless given."""
+    listed = sum(one.memory_bytes or 0 for one in processes)
+    usage = gpu_source.Usage(
+        80 * GIB, listed if used is None else used, 50.0, 40, 100.0, processes, migs or {}, lists_processes=lists
+    )
     owner = cgroups.Owner(identifiers.PodUid(UID), ID)
     return slices.Sample(usage, 100.0, {one.pid: owner for one in processes if owned})
 
 
 def joined(
-    pod: pods.Pod, found: slices.Sample | None, counted: shared_region.Counted | None = None
+    pod: pods.Pod,
+    found: slices.Sample | None,
+    counted: shared_region.Counted | None = None,
+    *,
+    sees_processes: bool = True,
 ) -> tuple[slices.Joined, slices.Slice]:
     """What comes of one pod and one GPU."""
     result = slices.join(
-        [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"}, lambda *_: {GPU: counted} if counted else {}
-    )
+        [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"}, lambda *_: {GPU: counted} if counted else {},
+        sees_processes=sees_processes,
+    )  # fmt: skip
     return result, result.slices[0]
 
 
@@ -204,6 +203,47 @@ def test_the_library_counts_only_where_the_driver_does_not() -> None:
     assert (nobody.used_bytes, nobody.utilization_percent) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("found", "sees_processes"),
+    [
+        (sample(), False),
+        (sample(gpu_source.Process(1, GIB, 20.0)), False),
+        (sample(lists=False), True),
+        (sample(used=3 * GIB), True),
+        (sample(gpu_source.Process(1, GIB, 20.0), owned=False, used=4 * GIB), True),
+    ],
+    ids=["foreign namespace", "a stranger's list", "no list", "all hidden", "some hidden"],
+)
+def test_a_container_without_a_listed_process_is_unknown_where_processes_are_hidden(
+    found: slices.Sample, sees_processes: bool
+) -> None:
+    """Every driver since 2023 hides the processes of other PID namespaces: 0 there would be a lie."""
+    counted = shared_region.Counted(7 * GIB, 70.0)
+
+    _, by_library = joined(a_pod(), found, counted, sees_processes=sees_processes)
+    result, unknown = joined(a_pod(), found, sees_processes=sees_processes)
+
+    assert (by_library.used_bytes, by_library.utilization_percent) == (7 * GIB, 70.0)
+    assert (unknown.used_bytes, unknown.utilization_percent) == (None, None)
+    if not sees_processes:
+        assert result.unattributed_bytes == {}
+
+
+@pytest.mark.parametrize("used", [0, GIB, 3 * GIB // 2])
+def test_what_the_driver_keeps_for_itself_hides_no_process(used: int) -> None:
+    """An idle GPU uses some hundred MiB: its idle containers use 0, and that is known."""
+    _, idle = joined(a_pod(), sample(used=used))
+
+    assert (idle.used_bytes, idle.utilization_percent) == (0, 0.0)
+
+
+def test_a_process_of_unknown_size_explains_what_is_used() -> None:
+    """As on WSL, where the driver lists processes without their memory: the list itself is whole."""
+    _, idle = joined(a_pod(), sample(gpu_source.Process(1, None, None), owned=False, used=9 * GIB))
+
+    assert idle.used_bytes == 0
+
+
 def test_a_mig_instance_is_measured_as_a_whole() -> None:
     """Its memory by the driver; its utilisation cannot be measured, and is not zero."""
     record = (
@@ -235,7 +275,7 @@ def rendered(view: collector.View, *, compatible: bool = True) -> dict[str, dict
 def a_view(pod: pods.Pod, stale: bool = False) -> collector.View:
     """A node with one GPU that is scaled by two."""
     device = gpu_source.Device(GPU, 0, "NVIDIA A100", 80 * 1024, 0)
-    found = sample(gpu_source.Process(1, GIB, 20.0))
+    found = sample(gpu_source.Process(1, GIB, 20.0), used=10 * GIB)
     result = slices.join([pod], NAMES, {} if stale else {GPU: found}, {}, lambda *_: {})
     offered = {GPU: gpus.Gpu(GPU, 0, 160 * 1024, 100, 10, "NVIDIA A100")}
     return collector.View(

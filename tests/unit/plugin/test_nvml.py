@@ -454,6 +454,16 @@ show(dataclasses.asdict(source.usage(uuids[2])))
     assert found[2]["processes"] == []
 
 
+def test_a_list_of_processes_that_is_refused_is_not_an_empty_one(driver: fake_driver.FakeDriver) -> None:
+    """Containers on such a GPU would seem to use nothing."""
+    driver.rules = ["fail nvmlDeviceGetComputeRunningProcesses_v3 3 0"]
+    driver.write()
+
+    found = run(driver, "show([source.usage(one.uuid).lists_processes for one in source.devices()])")
+
+    assert found[0][:2] == [False, True]
+
+
 def test_calls_that_come_together_wait_for_their_turn() -> None:
     """Two looks at once are no sign of a hung GPU; what nobody waits for any more is not done."""
     driver = Hanging()

@@ -484,12 +484,12 @@ def _modes(node: gpu_node.GpuNode) -> set[str]:
 def test_a_node_whose_library_goes_away_says_that_nothing_is_limited_and_why() -> None:
     """Also after a restart of the plugin: what was limited yesterday and is not today is no silence."""
     with gpu_node.running(2) as node:
-        assert (_modes(node), _problems(node)) == ({"hami-core"}, {})
+        assert _modes(node) == {"hami-core"}
         (library,) = (node.plugin.hook_path / "vgpu").glob("libvgpu.so*")
         library.unlink()
         lost = {"PLUGIN_MEMORY_NOT_LIMITED", "PLUGIN_ISOLATION_LOST"}
 
-        node.wait("it is said", lambda: _problems(node).keys() == lost)
+        node.wait("it is said", lambda: _problems(node).keys() >= lost)
         assert _modes(node) == {"none"}
         assert "has no libvgpu.so that can be loaded" in _problems(node)["PLUGIN_ISOLATION_LOST"]
         text = node.plugin.get("health", "/metrics")[1].decode()
@@ -507,7 +507,7 @@ def test_a_node_whose_library_goes_away_says_that_nothing_is_limited_and_why() -
         node.wait("it is still said", lambda: node.plugin.get("health", "/metrics")[1].count(b"PLUGIN_ISOLATION_LOST"))
 
         hami_core.place(node.plugin.hook_path)
-        node.wait("it is over", lambda: _problems(node) == {} and _modes(node) == {"hami-core"})
+        node.wait("it is over", lambda: not _problems(node).keys() & lost and _modes(node) == {"hami-core"})
 
 
 def test_a_node_that_must_be_limited_starts_nothing_while_it_cannot_be() -> None:
@@ -518,7 +518,7 @@ def test_a_node_that_must_be_limited_starts_nothing_while_it_cannot_be() -> None
         node.admit(early)
         library.unlink()
 
-        node.wait("it is said", lambda: _problems(node).keys() == {"PLUGIN_HAMI_CORE"})
+        node.wait("it is said", lambda: "PLUGIN_HAMI_CORE" in _problems(node))
         # One is listed as healthy in place of the one that the pod holds, so that none is free.
         node.wait("no slot is free", lambda: node.allocatable() == 1)
         assert not any(gpu.healthy for gpu in records.decode_inventory(_inventory(node)))

@@ -25,7 +25,6 @@ from device_plugin import (
     health_watch,
     host_cdi,
     inventory,
-    isolation,
     kubelet,
     metrics,
     node_facts,
@@ -162,8 +161,6 @@ class Plugin:
         except BaseExceptionGroup as group:
             raise _first(group) from group
         finally:
-            for backend in self._node.backends.values():
-                await backend.stop()
             await self._resources.close()
             self._driver.close()
 
@@ -202,12 +199,6 @@ class Plugin:
 
     async def _prepare(self) -> None:
         """Before each registration: what containers may need that start right after."""
-        for mode in {gpu.mode for gpu in self._node.inventory.values()}:
-            devices = [self._node.devices[uuid] for uuid, gpu in self._node.inventory.items() if gpu.mode == mode]
-            try:
-                await self._node.backends[mode].start(devices)
-            except isolation.Refused as refused:
-                raise RuntimeError(f"{error_codes.ALLOC_ISOLATION}: {refused}") from refused
         rebuilt = self._allocator.rebuild()
         if rebuilt:
             log.info("device specifications are in place", containers=rebuilt)
@@ -312,8 +303,6 @@ class Plugin:
         self._has_offered = self._has_offered or bool(self._node.inventory)
         if self._node.inventory != before:
             self._publisher.change()
-        if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
-            self._link.register_again()  # What the new kind of isolation needs is started before.
         self._refresh_listing()
 
     def _judge_isolation(self, modes: Mapping[identifiers.GpuUuid, str]) -> dict[identifiers.GpuUuid, str]:

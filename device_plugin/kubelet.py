@@ -60,14 +60,9 @@ class Link:
         self._service = service
         self._prepare = prepare
         self._endpoint = f"hami-{re.sub(r'[^a-z0-9]+', '-', resource.lower())}.sock"
-        self._again = False
         self.registered = False
         self.registrations = 0
         self.trouble = "not registered yet"
-
-    def register_again(self) -> None:
-        """Prepare and register anew, soon."""
-        self._again = True
 
     async def ask(self) -> None:
         """Call ourselves on the socket that the kubelet dials.
@@ -92,10 +87,9 @@ class Link:
                 seen = self._identity()
                 await self._register()
                 backoff = _FIRST_BACKOFF_SECONDS
-                while self._identity() == seen and not self._again:
+                while self._identity() == seen:
                     await asyncio.sleep(_POLL_SECONDS)
-                self._again = False
-                self.trouble = "the kubelet started anew, a socket is gone, or the isolation changed"
+                self.trouble = "the kubelet started anew, or a socket is gone"
                 log.info("registering again", cause=self.trouble)
             except (OSError, grpc.aio.AioRpcError, RuntimeError) as refused:
                 said = refused.details() if isinstance(refused, grpc.aio.AioRpcError) else refused

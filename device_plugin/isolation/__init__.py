@@ -46,13 +46,6 @@ class Granted:
 class Backend(Protocol):
     """One way to keep containers apart."""
 
-    async def start(self, devices: Sequence[gpu_source.Device]) -> None:
-        """Run what the node needs, before the first container.
-
-        Raises:
-            Refused: It does not come up; the plugin tries again.
-        """
-
     def most_clients(self, device: gpu_source.Device) -> int:
         """How many containers may share a GPU at most; 0 is no limit of its own."""
 
@@ -92,6 +85,3 @@ class Backend(Protocol):
 
     def bound(self) -> None:
         """Cut what containers have written into their folders beyond what isolation needs."""
-
-    async def stop(self) -> None:
-        """The plugin ends. Containers go on."""

@@ -10,7 +10,7 @@ Source: docs.nvidia.com/deploy/mps (variables of clients, number of clients, one
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from device_plugin import edits, gpu_source
@@ -56,10 +56,6 @@ class Mps(none.TimeSlicing):
 
     def __init__(self, options: Options) -> None:
         self._options = options
-
-    async def start(self, devices: Sequence[gpu_source.Device]) -> None:
-        """Check that the daemon runs."""
-        self._demand_daemon()
 
     def _demand_daemon(self) -> None:
         if not is_ready(self._options.root):

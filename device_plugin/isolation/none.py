@@ -9,9 +9,6 @@ from device_plugin.isolation import Granted
 class TimeSlicing:
     """The driver's own time-slicing; also the base of backends that run nothing on the node."""
 
-    async def start(self, devices: Sequence[gpu_source.Device]) -> None:
-        """Nothing to run."""
-
     def most_clients(self, device: gpu_source.Device) -> int:
         """No limit."""
         return 0
@@ -43,6 +40,3 @@ class TimeSlicing:
 
     def bound(self) -> None:
         """None were made."""
-
-    async def stop(self) -> None:
-        """Nothing runs."""

@@ -327,8 +327,6 @@ def test_without_a_daemon_that_lives_no_client_is_started(tmp_path: pathlib.Path
     def refuses() -> bool:
         with pytest.raises(isolation.Refused, match="does not run"):
             backend.edits(granted(Share(A, 1, 0)), [])
-        with pytest.raises(isolation.Refused, match="hami-mps"):
-            asyncio.run(backend.start([device()]))
         return True
 
     assert refuses()

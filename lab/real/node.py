@@ -46,9 +46,12 @@ class Node:
         cdi_dir: Where containerd looks for device specifications.
     """
 
-    def __init__(self, plane: control_plane.ControlPlane, runc: str, nvidia_runtime: str = "") -> None:
+    def __init__(
+        self, plane: control_plane.ControlPlane, runc: str, nvidia_runtime: str = "", *, has_cdi: bool = True
+    ) -> None:
         self._plane = plane
         self._nvidia_runtime = nvidia_runtime
+        self._has_cdi = has_cdi
         self._parts = plane.parts
         self._folder = plane.parts.folder
         self._runc = runc
@@ -206,6 +209,7 @@ disabled_plugins = ["io.containerd.tracing.processor.v1.otlp", "io.containerd.nr
 [plugins."io.containerd.cri.v1.images".pinned_images]
   sandbox = "{images.PAUSE}"
 [plugins."io.containerd.cri.v1.runtime"]
+  enable_cdi = {str(self._has_cdi).lower()}
   cdi_spec_dirs = ["{self.cdi_dir}"]
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true
@@ -261,7 +265,11 @@ def _demand_programs() -> None:
 
 @contextlib.contextmanager
 def running(
-    plane: control_plane.ControlPlane, runc: pathlib.Path | None = None, nvidia_runtime: pathlib.Path | None = None
+    plane: control_plane.ControlPlane,
+    runc: pathlib.Path | None = None,
+    nvidia_runtime: pathlib.Path | None = None,
+    *,
+    has_cdi: bool = True,
 ) -> Iterator[Node]:
     """A node for as long as the context lasts.
 
@@ -269,12 +277,13 @@ def running(
         plane: Whose node it is.
         runc: What containerd runs in place of runc.
         nvidia_runtime: What the runtime handler `nvidia` runs, where the node has one.
+        has_cdi: Whether containerd resolves CDI names; 1.7 does not as it comes.
 
     Raises:
         BuildFailed: A program is missing here.
         NotReady: It does not come up.
     """
-    node = Node(plane, str(runc or shutil.which("runc")), str(nvidia_runtime or ""))
+    node = Node(plane, str(runc or shutil.which("runc")), str(nvidia_runtime or ""), has_cdi=has_cdi)
     try:
         node.start()
         yield node

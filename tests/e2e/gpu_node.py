@@ -154,8 +154,8 @@ class GpuNode:
             return
         own = f"containers/{pod['metadata']['uid']}_{container}"
         caches = {part for line in mounts.splitlines() for part in line.split() if "/vgpu/containers/" in part}
-        if len(caches) != 1 or not caches.pop().endswith(own):
-            yield "another container's cache directory is mounted"
+        if len(caches) != 2 or not all(cache.removesuffix("/lock").endswith(own) for cache in caches):
+            yield "another container's folder is mounted"
         minors = {gpu.uuid: gpu.minor for gpu in self.driver.gpus}
         there = {name for name in devices.split() if name.startswith("nvidia") and name[6:].isdigit()}
         if there != {f"nvidia{minors[share.uuid]}" for share in shares}:
@@ -205,12 +205,17 @@ def pod(name: str, *containers: dict[str, Any], init: Sequence[dict[str, Any]] =
 
 @contextlib.contextmanager
 def running(
-    folder: pathlib.Path, gpus: int = 4, *arguments: str, runc: pathlib.Path | None = None, mig: bool = False
+    folder: pathlib.Path,
+    gpus: int = 4,
+    *arguments: str,
+    runc: pathlib.Path | None = None,
+    mig: bool = False,
+    has_cdi: bool = True,
 ) -> Iterator[GpuNode]:
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(control_plane.running(folder))
         stack.enter_context(secrecy.kept(plane, folder))
-        node = stack.enter_context(real_nodes.running(plane, runc))
+        node = stack.enter_context(real_nodes.running(plane, runc, has_cdi=has_cdi))
         driver = fake_driver.make(folder, NODE, gpus)
         for gpu in driver.gpus:
             gpu.mig_mode = int(mig)

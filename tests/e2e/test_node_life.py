@@ -224,6 +224,23 @@ def test_without_cdi_no_container_starts_with_anothers_slice(
         assert node.mismatches(folders=False) == []
 
 
+def test_with_cdi_off_in_containerd_no_container_starts_green_and_empty(
+    programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As containerd 1.7 is by default: the answer to the kubelet carries the device nodes of the host's files."""
+    with gpu_node.running(tmp_path_factory.mktemp("node"), 2, "--identity", "match", has_cdi=False) as node:
+        node.create(gpu_node.pod("served", gpu_node.container("c", 700)))
+        node.wait_running("served")
+
+        shown = node.node.log(node.pod("served"), "c")
+        devices = shown.partition("==devices")[2].split()
+        (uuid,) = records.decode_shares(node.pod("served")["metadata"]["annotations"][records.ALLOCATED], [True])[0]
+        index = next(index for index, gpu in enumerate(node.driver.gpus) if gpu.uuid == uuid.uuid)
+        assert {f"nvidia{index}", "nvidiactl"} <= set(devices)
+        assert f"nvidia{1 - index}" not in devices
+        assert node.mismatches(folders=False) == []
+
+
 def _told_of(node: gpu_node.GpuNode, code: str) -> bool:
     return any(code in event["note"] for event in node.events("AllocationFailed"))
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import orjson
 import structlog
@@ -34,6 +34,7 @@ from device_plugin import (
     podresources,
     pods,
     problems,
+    release,
     servicer,
     settings,
     started,
@@ -47,10 +48,13 @@ from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
 _TEND_SECONDS = 0.5
+_LOOKS_PER_NODE_READ = 2
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
 _DELIVERY_CODES = (error_codes.PLUGIN_DELIVERY, error_codes.PLUGIN_CDI_CONFLICT, error_codes.PLUGIN_CDI_STALE)
+_RELEASING = "to be released: the device plugin still holds the GPU"
+_RELEASE_RETRY_SECONDS = 30.0
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
@@ -101,6 +105,8 @@ class Plugin:
             self._node.identity_known.set()
         self._host_specs = host_cdi.Reader((*options.host_cdi_dirs, options.cdi_dir))
         self._withdrawn: Mapping[identifiers.GpuUuid, str] = {}
+        self._released: dict[identifiers.GpuUuid, str] = {}
+        self._node_reader = release.NodeReader(client, options.node_name, self._node_changed)
         self._node_read = asyncio.Event()
         self._earlier: node_facts.NodeFacts | None = None
         self._runtime = ""
@@ -165,6 +171,7 @@ class Plugin:
         await self._read_node(self._started_at + _PATIENCE_SECONDS)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publish())
+            tasks.create_task(self._node_reader.run(_LOOKS_PER_NODE_READ * self._options.health_interval_seconds))
             tasks.create_task(self._health.follow_xids())
             tasks.create_task(self._tend())
             tasks.create_task(self._collect())
@@ -221,6 +228,8 @@ class Plugin:
         if found is None:
             return
         self._earlier, self._runtime = found, found.runtime
+        if found.released:  # Before the driver is asked for the first time.
+            await self._release(found.released, {device.uuid: device.index for device in found.devices})
         if self._options.identity == "auto":
             ignored = found.problems.get(error_codes.PLUGIN_CDI_IGNORED, "")
             self._node.late = found.knows_cdi and not ignored.startswith(f"{found.runtime}: ")
@@ -239,7 +248,43 @@ class Plugin:
             return
         sick = {uuid: state for uuid, state in self._health.states.items() if not state.available}
         devices = {device.uuid: device for device in (*found.devices, *self._health.devices)}
-        self._health.remember({**found.sick, **sick}, devices.values())
+        earlier = {
+            uuid: dataclasses.replace(state, cause=state.cause.removeprefix(f"{records.RELEASED}; "))
+            for uuid, state in found.sick.items()
+        }
+        # A released GPU is not asked what it is, and stays as it was.
+        kept = dict.fromkeys(self._released, health.Health())
+        self._health.remember({**kept, **earlier, **sick}, devices.values())
+
+    async def _node_changed(self, node: pods.Node) -> None:
+        await self._release(
+            release.wanted(node.metadata.annotations), {device.uuid: device.index for device in self._health.devices}
+        )
+
+    async def _release(self, wanted: Iterable[identifiers.GpuUuid], indices: Mapping[identifiers.GpuUuid, int]) -> None:
+        """Let go of the GPUs that an administrator wants to reset, and of no other any more."""
+        released = release.positions(wanted, indices)
+        if released.keys() == self._released.keys() and all(one == records.RELEASED for one in self._released.values()):
+            return
+        self._released = {uuid: self._released.get(uuid, _RELEASING) for uuid in released}
+        if self._health.looked_at:
+            self._refresh()  # Nothing new is placed there from now on.
+        try:
+            await self._driver.release(released)
+        except gpu_source.DriverChanged:
+            raise
+        except gpu_source.DriverMissing:
+            pass  # Nothing is held.
+        except gpu_source.GpuSourceError as cause:
+            for uuid in released:
+                self._problems.report(error_codes.PLUGIN_GPU_NOT_RELEASED, str(cause), uuid)
+            await asyncio.sleep(_RELEASE_RETRY_SECONDS)
+            return
+        self._problems.keep(error_codes.PLUGIN_GPU_NOT_RELEASED, ())
+        self._released = dict.fromkeys(released, records.RELEASED)
+        log.info("GPUs are released", devices=sorted(released))
+        if self._health.looked_at:
+            self._refresh()
 
     def _read_host(self) -> delivery.Host:
         """What the host offers for delivery now. Reads files."""
@@ -287,7 +332,7 @@ class Plugin:
         modes = {
             device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path) for device in devices
         }
-        before = self._node.inventory
+        before, withdrawn = self._node.inventory, self._withdrawn
         self._judge_delivery()
         states = self._states()
         offered = inventory.build(devices, states, modes, self._sharing, self._node.backends)
@@ -295,7 +340,7 @@ class Plugin:
         self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
         self._node.states = states
         gpu_problems.report(self._problems, devices, self._driver.gaps)
-        if self._node.inventory != before:
+        if self._node.inventory != before or self._withdrawn != withdrawn:
             self._publisher.change()
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
             self._link.register_again()  # What the new kind of isolation needs is started before.
@@ -325,8 +370,11 @@ class Plugin:
         """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""
         states = dict(self._health.states)
         for uuid, cause in self._withdrawn.items():
-            if states.get(uuid, health.Health()).available:
+            state = states.get(uuid, health.Health())
+            if state.available:
                 states[uuid] = health.Health(health.State.UNHEALTHY, cause)
+            elif uuid in self._released:
+                states[uuid] = dataclasses.replace(state, cause=f"{cause}; {state.cause}")
         return states
 
     def _judge_delivery(self) -> None:
@@ -337,9 +385,10 @@ class Plugin:
         for uuid, way in ways.items():
             if not way.name:
                 self._problems.report(way.code, way.refusal, uuid)
-        self._withdrawn = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
+        undeliverable = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
+        self._withdrawn = {**undeliverable, **self._released}
         self._ways = {uuid: way.name for uuid, way in ways.items()}
-        self._delivery_trouble = "; ".join(f"{uuid}: {cause}" for uuid, cause in self._withdrawn.items())
+        self._delivery_trouble = "; ".join(f"{uuid}: {cause}" for uuid, cause in undeliverable.items())
         self._report(
             error_codes.PLUGIN_CDI_TWICE,
             next((f"{way.lookup.spec.path} counts, {way.lookup.replaced[0]} does not"

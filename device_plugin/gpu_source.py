@@ -186,6 +186,19 @@ class GpuSource(Protocol):
             GpuFailed: It is in use.
         """
 
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """Let go of GPUs so that they can be reset, and touch them no more; those that are not named are used again.
+
+        No other call may be under way.
+
+        Args:
+            released: All GPUs to keep off, with the position at which the driver counts each.
+
+        Raises:
+            DriverMissing: There is no driver any more.
+            DriverChanged: It was replaced.
+        """
+
     def close(self) -> None:
         """Let go of the driver."""
 
@@ -224,6 +237,9 @@ class NoGpus:
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
         """Nobody asks, as there is no GPU."""
         raise DriverMissing(f"there is no driver to undo {mig_uuid}")
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """Nothing is held."""
 
     def close(self) -> None:
         """Nothing to let go of."""

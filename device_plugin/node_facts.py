@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from device_plugin import gpu_source, inventory, pods
+from device_plugin import gpu_source, inventory, pods, release
 from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import errors, gpus, health, identifiers, records
 
@@ -32,6 +32,8 @@ class NodeFacts:
     """Such as `containerd://2.0.1`."""
     has_runtime_class: bool
     """Whether the cluster has the RuntimeClass `nvidia`."""
+    released: frozenset[identifiers.GpuUuid]
+    """GPUs that an administrator wants to reset, so that they must not be touched."""
     problems: Mapping[str, str]
     """What an earlier process found wrong with how the node is set up, by error code."""
 
@@ -64,6 +66,7 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
         tuple(_device(gpu) for gpu in earlier),
         node.status.node_info.container_runtime_version,
         has_runtime_class,
+        release.wanted(found),
         records.decode_problems(found.get(records.PROBLEMS, "")),
     )
 

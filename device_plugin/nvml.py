@@ -119,15 +119,18 @@ def _plausible(value: float | None, most: float, least: float = 0) -> Any:
     return value if value is not None and least <= value <= most else None
 
 
-def connect() -> "Nvml":
+def connect(*, attach: bool = True) -> "Nvml":
     """Load the library and initialise it.
+
+    Args:
+        attach: Whether to take hold of every GPU at once; else of each when it is first asked.
 
     Raises:
         DriverMissing: There is none.
         DriverChanged: Library and kernel module do not match.
         GpuFailed: The driver refuses.
     """
-    _call(pynvml.nvmlInit)
+    _call(pynvml.nvmlInitWithFlags, 0 if attach else pynvml.NVML_INIT_FLAG_NO_ATTACH)
     return Nvml()
 
 
@@ -151,15 +154,21 @@ class Nvml:
         self._events_refused = ""
         self._deaf_until: dict[identifiers.GpuUuid, float] = {}
         """GPUs that make every wait for events fail, and when they are tried again (monotonic seconds)."""
+        self._released: Mapping[identifiers.GpuUuid, int] = {}
+        """GPUs that must not be touched, with the position of each as the caller knows it."""
         self._sampled_until: dict[identifiers.GpuUuid, int] = {}
         """Until when, in the driver's microseconds, the use by processes was read."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
         count = _call(pynvml.nvmlDeviceGetCount)
-        found: dict[identifiers.GpuUuid, gpu_source.Device] = {}
+        if self._released and self._count not in (0, count):
+            # Positions have moved: to ask at one may touch the GPU that is being reset.
+            raise gpu_source.GpuFailed(f"the driver counts {count} GPUs instead of {self._count} while one is released")
+        found = {uuid: self._known[uuid] for uuid in self._released if uuid in self._known}
+        kept_off = {found[uuid].index if uuid in found else index for uuid, index in self._released.items()}
         refused: dict[int, gpu_source.GpuFailed] = {}
-        for index in range(count):
+        for index in set(range(count)) - kept_off:
             try:
                 device = self._identified(index)
                 found[device.uuid] = device
@@ -348,6 +357,8 @@ class Nvml:
 
     def _handle(self, uuid: identifiers.GpuUuid) -> Any:
         """The handle of a GPU, looked up by its bus: a look-up by UUID touches the GPUs through which it searches."""
+        if uuid in self._released:
+            raise gpu_source.GpuFailed("it is released for a reset")
         if uuid not in self._handles:
             known = self._known.get(uuid)
             if known is None or not known.bus_id:
@@ -397,7 +408,7 @@ class Nvml:
         if self._event_set is None:
             self._event_set = _call(pynvml.nvmlEventSetCreate)
         now = time.monotonic()
-        for uuid in self._listed - self._registered:
+        for uuid in self._listed - self._registered - self._released.keys():
             if self._deaf_until.get(uuid, now) > now:
                 continue
             try:
@@ -423,7 +434,7 @@ class Nvml:
         """
         found: list[gpu_source.Fault] = []
         left_out = False
-        for uuid in self._listed:
+        for uuid in self._listed - self._released.keys():
             trial = _call(pynvml.nvmlEventSetCreate)
             try:
                 _subscribe(self._handle(uuid), trial)
@@ -497,6 +508,19 @@ class Nvml:
                 )
                 _call(pynvml.nvmlGpuInstanceDestroy, instance)
                 return
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """See `GpuSource`."""
+        newly = released.keys() - self._released.keys()
+        self._released = dict(released)
+        if not newly:
+            return  # The others are attached again when they are asked.
+        # NVML lets go of one GPU only by letting go of all.
+        if self._event_set is not None:
+            self._drop_event_set()
+        self._handles.clear()
+        _call(pynvml.nvmlShutdown)
+        _call(pynvml.nvmlInitWithFlags, pynvml.NVML_INIT_FLAG_NO_ATTACH)
 
     def close(self) -> None:
         """See `GpuSource`."""

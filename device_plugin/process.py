@@ -40,7 +40,7 @@ class Service(Protocol):
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-Connect = Callable[[], gpu_source.GpuSource]
+Connect = Callable[..., gpu_source.GpuSource]
 
 
 def main(
@@ -89,7 +89,7 @@ async def _run(
         await make(options, client, _connect).run(stop)
 
 
-def _connect() -> gpu_source.GpuSource:
+def _connect(*, attach: bool = True) -> gpu_source.GpuSource:
     from device_plugin import nvml  # Late: without a driver nothing of it is needed.
 
-    return nvml.connect()
+    return nvml.connect(attach=attach)

@@ -64,6 +64,12 @@ OF_NODES = (
     Key(records.PROBLEMS, "annotation", PLUGIN, "What is wrong with how the node is set up: sentences by error code."),
     Key(records.SCORE, "annotation", PLUGIN, "How well its GPUs are linked, with `--topology-score`."),
     Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs, by UUID with commas between, that get no new pods."),
+    Key(
+        records.RELEASE,
+        "annotation",
+        ADMINISTRATOR,
+        "Likewise, and plugin and monitor let go of them for a reset; `hamictl gpu release` writes it.",
+    ),
 )
 """What stands on a node."""
 

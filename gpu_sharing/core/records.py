@@ -20,6 +20,9 @@ AGENT_NAME = "hami-py"
 OUR_AGENT = f"{AGENT_NAME}/{version.VERSION}"
 """What our device plugin calls itself."""
 CORDON = "hami.io/device-cordon"
+RELEASE = "hami.io/gpu-release"
+RELEASED = "released: the device plugin does not hold the GPU"
+"""The cause of a GPU's health once it can be reset."""
 NODE = "hami.io/vgpu-node"
 TIME = "hami.io/vgpu-time"
 ALLOCATED = "hami.io/vgpu-devices-allocated"
@@ -241,7 +244,7 @@ def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Lin
 
 
 def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:
-    """The GPUs that an administrator keeps out of use. Unknown UUIDs do no harm."""
+    """The GPUs that an administrator keeps out of use, or has released for a reset. Unknown UUIDs do no harm."""
     return frozenset(identifiers.GpuUuid(part.strip()) for part in text.split(",") if part.strip())
 
 

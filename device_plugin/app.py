@@ -108,6 +108,8 @@ class Plugin:
         self._released: dict[identifiers.GpuUuid, str] = {}
         self._node_reader = release.NodeReader(client, options.node_name, self._node_changed)
         self._node_read = asyncio.Event()
+        self._made: frozenset[records.MadeInstance] = frozenset()
+        self._mig_lock = asyncio.Lock()
         self._earlier: node_facts.NodeFacts | None = None
         self._runtime = ""
         self._set_backends()
@@ -228,6 +230,7 @@ class Plugin:
         if found is None:
             return
         self._earlier, self._runtime = found, found.runtime
+        self._made |= found.made
         if found.released:  # Before the driver is asked for the first time.
             await self._release(found.released, {device.uuid: device.index for device in found.devices})
         if self._options.identity == "auto":
@@ -340,6 +343,12 @@ class Plugin:
         self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
         self._node.states = states
         gpu_problems.report(self._problems, devices, self._driver.gaps)
+        makes = self._sharing.isolation == table.MIG
+        left = {one.uuid: mig.foreign_bare(one, self._destroyable()) if makes else "" for one in devices}
+        self._problems.keep(error_codes.PLUGIN_MIG_INSTANCE_BARE, [uuid for uuid, what in left.items() if what])
+        for uuid, what in left.items():
+            if what:
+                self._problems.report(error_codes.PLUGIN_MIG_INSTANCE_BARE, what, uuid)
         if self._node.inventory != before or self._withdrawn != withdrawn:
             self._publisher.change()
         if before and {gpu.mode for gpu in offered} - {gpu.mode for gpu in before.values()}:
@@ -347,24 +356,63 @@ class Plugin:
         self._refresh_listing()
 
     async def _create_mig(self, share: records.MigShare) -> None:
-        """Make a MIG instance, and know it."""
-        await self._driver.create_mig(share.gpu_uuid, share.profile, share.start, share.size)
-        log.info("MIG instance made", device=share.gpu_uuid, profile=share.profile, start=share.start)
-        await self._health.look()
-        self._refresh()
+        """Make a MIG instance, and know it, also after a restart in the middle of it."""
+        async with self._mig_lock:
+            await self._free_bare()  # Before the place is ours: one of somebody else may lie there.
+            await self._write_made(
+                self._made | {records.MadeInstance(share.gpu_uuid, share.profile, share.start, share.size)}
+            )
+            await self._driver.create_mig(share.gpu_uuid, share.profile, share.start, share.size)
+            log.info("MIG instance made", device=share.gpu_uuid, profile=share.profile, start=share.start)
+            await self._health.look()
+            self._refresh()
+
+    async def _write_made(self, made: frozenset[records.MadeInstance]) -> None:
+        """Write what this plugin made before it makes more.
+
+        Raises:
+            GpuFailed: It cannot be written, so that nothing may be made.
+        """
+        if made == self._made:
+            return
+        body = {"metadata": {"annotations": {records.MIG_MADE: records.encode_made(made)}}}
+        try:
+            await self._client.patch(f"/api/v1/nodes/{self._options.node_name}", orjson.dumps(body))
+        except errors.KubernetesError as refused:
+            raise gpu_source.GpuFailed(f"the node's {records.MIG_MADE} is not written: {refused}") from refused
+        self._made = made
+
+    async def _free_bare(self) -> None:
+        """Destroy what is left of instances that were made or taken away by halves: it holds memory slices."""
+        for device in self._health.devices:
+            for one in mig.bare(device, self._destroyable()):
+                try:
+                    await self._driver.destroy_bare(device.uuid, one.instance_id)
+                    log.info("GPU instance freed", device=device.uuid, profile=one.profile, start=one.start)
+                except gpu_source.GpuSourceError as refused:
+                    log.warning("a GPU instance stays", device=device.uuid, profile=one.profile, cause=str(refused))
+
+    def _destroyable(self) -> frozenset[records.MadeInstance] | None:
+        """What may be destroyed; None is all MIG instances of the node."""
+        return None if self._options.mig_destroy == "all" else self._made
 
     async def _reclaim_migs(self) -> None:
-        """Take away the MIG instances that no pod's record names, on a node whose instances are ours."""
-        if self._sharing.isolation != table.MIG or not self._pod_watch.synced:
+        """Take away the MIG instances that no pod's record names, on a node that makes instances."""
+        if self._sharing.isolation != table.MIG or not self._pod_watch.synced or not self._node_read.is_set():
             return
-        shares = [share for pod in self._pods.by_uid.values() for share in pod.mig_shares()]
-        for device in self._health.devices:
-            for uuid in mig.unneeded(device, shares):
-                try:
-                    await self._driver.destroy_mig(device.uuid, uuid)
-                    log.info("MIG instance taken away", device=device.uuid, instance=uuid)
-                except gpu_source.GpuSourceError as refused:
-                    log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
+        async with self._mig_lock:
+            shares = [share for pod in self._pods.by_uid.values() for share in pod.mig_shares()]
+            for device in self._health.devices:
+                for uuid in mig.unneeded(device, shares, self._destroyable()):
+                    try:
+                        await self._driver.destroy_mig(device.uuid, uuid)
+                        log.info("MIG instance taken away", device=device.uuid, instance=uuid)
+                    except gpu_source.GpuSourceError as refused:
+                        log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
+            await self._free_bare()
+            await self._health.look()
+            with contextlib.suppress(gpu_source.GpuFailed):  # Then it is written the next time.
+                await self._write_made(mig.still_there(self._health.devices, self._made))
 
     def _states(self) -> dict[identifiers.GpuUuid, health.Health]:
         """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""

@@ -34,6 +34,8 @@ class NodeFacts:
     """Whether the cluster has the RuntimeClass `nvidia`."""
     released: frozenset[identifiers.GpuUuid]
     """GPUs that an administrator wants to reset, so that they must not be touched."""
+    made: frozenset[records.MadeInstance]
+    """MIG instances that earlier processes made."""
     problems: Mapping[str, str]
     """What an earlier process found wrong with how the node is set up, by error code."""
 
@@ -67,6 +69,7 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
         node.status.node_info.container_runtime_version,
         has_runtime_class,
         release.wanted(found),
+        records.decode_made(found.get(records.MIG_MADE, "")),
         records.decode_problems(found.get(records.PROBLEMS, "")),
     )
 

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -33,6 +33,9 @@ _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
 _RECOVERY_ACTION = 230
 _DEAF_SECONDS = 30.0
 """How long a GPU whose events cannot be waited for is left out of the set before it is tried again."""
+
+_MOST_INSTANCES = 8
+"""Of one profile, on one GPU."""
 
 # Beyond these a value is one that the driver made up, such as 4294967291 °C. Per value, not per GPU.
 _MOST_CELSIUS = 150
@@ -221,11 +224,13 @@ class Nvml:
         try:
             if not _call(pynvml.nvmlDeviceGetMigMode, handle)[0]:
                 self._mig_refusals.pop(device.uuid, None)
-                return replace(device, mig_enabled=False, migs=(), mig_profiles=(), most_migs=0)
+                return replace(device, mig_enabled=False, migs=(), bare_instances=(), mig_profiles=(), most_migs=0)
             device = replace(device, mig_enabled=True)
+            migs = tuple(_migs(handle))
             device = replace(
                 device,
-                migs=tuple(_migs(handle)),
+                migs=migs,
+                bare_instances=tuple(_bare(handle, {one.instance_id for one in migs})),
                 mig_profiles=tuple(_profiles(handle)),
                 most_migs=_call(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle),
             )
@@ -509,6 +514,13 @@ class Nvml:
                 _call(pynvml.nvmlGpuInstanceDestroy, instance)
                 return
 
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """See `GpuSource`."""
+        _call(
+            pynvml.nvmlGpuInstanceDestroy,
+            _call(pynvml.nvmlDeviceGetGpuInstanceById, self._handle(uuid), instance_id),
+        )
+
     def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
         """See `GpuSource`."""
         newly = released.keys() - self._released.keys()
@@ -600,6 +612,25 @@ def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
             number,
             _call(pynvml.nvmlDeviceGetComputeInstanceId, made),
         )
+
+
+def _bare(handle: Any, shown: Collection[int]) -> Iterator[gpu_source.BareInstance]:
+    """The GPU instances that no device handle shows, because they have no compute instance."""
+    for profile in _profile_infos(handle):
+        count = ctypes.c_uint(_MOST_INSTANCES)
+        found = (pynvml.c_nvmlGpuInstance_t * _MOST_INSTANCES)()
+        if _optional(_gpu_instances, handle, profile.id, found, count) is None:
+            continue  # Only privileged callers are told.
+        for instance in found[: count.value]:
+            info = _optional(pynvml.nvmlGpuInstanceGetInfo, instance)
+            if info is not None and info.id not in shown:
+                name = _text(profile.name).removeprefix("MIG ")
+                yield gpu_source.BareInstance(info.id, name, *_place(info.placement))
+
+
+def _gpu_instances(handle: Any, profile_id: int, found: Any, count: Any) -> bool:
+    pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
+    return True
 
 
 def _profiles(handle: Any) -> Iterator[mig.Profile]:

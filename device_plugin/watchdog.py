@@ -213,6 +213,10 @@ class Watched:
         await self._open.wait()
         return await self._lane(lane).call(function, seconds)
 
+    async def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """Destroy a GPU instance without compute instance. Errors as `GpuSource.destroy_bare` and `devices`."""
+        await self._answer("all", lambda: self._source.destroy_bare(uuid, instance_id))
+
     async def _answer(self, lane: str, function: Callable[[], T]) -> T:
         try:
             return await self._call(lane, function, self._timeout_seconds)

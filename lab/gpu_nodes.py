@@ -66,6 +66,10 @@ class FakeGpus:
         """See `GpuSource`; there are none."""
         raise gpu_source.GpuFailed(f"{uuid} has no MIG instance {mig_uuid}")
 
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """See `GpuSource`; there are none."""
+        raise gpu_source.GpuFailed(f"{uuid} has no GPU instance {instance_id}")
+
     def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
         """See `GpuSource`; these GPUs are never held."""
 

@@ -358,6 +358,9 @@ class Hanging:
             self.let_go.wait()
         return health.Reading()
 
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """Not called."""
+
     def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
         self.held_off = dict(released)
 

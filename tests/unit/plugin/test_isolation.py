@@ -166,7 +166,7 @@ def test_mig_instances_that_no_record_names_are_not_needed() -> None:
 
 
 def test_what_the_plugin_did_not_make_it_does_not_destroy() -> None:
-    """An administrator's instances stay, whole ones and those without a compute instance, unless all are handed over."""
+    """An administrator's instances stay, whole ones and bare ones, unless all are handed over."""
     second = gpu_source.MigInstance("MIG-2", "1g.10gb", 10_000, start=1)
     left = (gpu_source.BareInstance(3, "1g.10gb", 2, 1), gpu_source.BareInstance(4, "2g.20gb", 4, 2))
     gpu = device(mig_enabled=True, migs=(INSTANCE, second), bare_instances=left)

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import orjson
 import structlog
@@ -34,6 +34,7 @@ from device_plugin import (
     podresources,
     pods,
     problems,
+    release,
     servicer,
     settings,
     started,
@@ -48,11 +49,14 @@ from gpu_sharing.core import error_codes, errors, health, identifiers, records
 _COMPONENT = "hami-device-plugin"
 _TEND_SECONDS = 0.5
 _TURNS_BETWEEN_BOUNDS = 10
+_LOOKS_PER_NODE_READ = 2
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
 _NO_MPS = "the MPS daemon does not run; see the pod hami-mps"
 _DELIVERY_CODES = (error_codes.PLUGIN_DELIVERY, error_codes.PLUGIN_CDI_CONFLICT, error_codes.PLUGIN_CDI_STALE)
+_RELEASING = "to be released: the device plugin still holds the GPU"
+_RELEASE_RETRY_SECONDS = 30.0
 _EVENTS_PER_SECOND = 20.0
 _EVENTS_QUEUED = 500
 _EVENTS_DRAIN_SECONDS = 3.0
@@ -103,7 +107,11 @@ class Plugin:
             self._node.identity_known.set()
         self._host_specs = host_cdi.Reader((*options.host_cdi_dirs, options.cdi_dir))
         self._withdrawn: Mapping[identifiers.GpuUuid, str] = {}
+        self._released: dict[identifiers.GpuUuid, str] = {}
+        self._node_reader = release.NodeReader(client, options.node_name, self._node_changed)
         self._node_read = asyncio.Event()
+        self._made: frozenset[records.MadeInstance] = frozenset()
+        self._mig_lock = asyncio.Lock()
         self._earlier: node_facts.NodeFacts | None = None
         self._runtime = ""
         self._set_backends()
@@ -168,6 +176,7 @@ class Plugin:
         await self._read_node(self._started_at + _PATIENCE_SECONDS)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publish())
+            tasks.create_task(self._node_reader.run(_LOOKS_PER_NODE_READ * self._options.health_interval_seconds))
             tasks.create_task(self._health.follow_xids())
             tasks.create_task(self._tend())
             tasks.create_task(self._collect())
@@ -222,6 +231,9 @@ class Plugin:
         if found is None:
             return
         self._earlier, self._runtime = found, found.runtime
+        self._made |= found.made
+        if found.released:  # Before the driver is asked for the first time.
+            await self._release(found.released, {device.uuid: device.index for device in found.devices})
         if self._options.identity == "auto":
             ignored = found.problems.get(error_codes.PLUGIN_CDI_IGNORED, "")
             self._node.late = found.knows_cdi and not ignored.startswith(f"{found.runtime}: ")
@@ -241,7 +253,43 @@ class Plugin:
             return
         sick = {uuid: state for uuid, state in self._health.states.items() if not state.available}
         devices = {device.uuid: device for device in (*found.devices, *self._health.devices)}
-        self._health.remember({**found.sick, **sick}, devices.values())
+        earlier = {
+            uuid: dataclasses.replace(state, cause=state.cause.removeprefix(f"{records.RELEASED}; "))
+            for uuid, state in found.sick.items()
+        }
+        # A released GPU is not asked what it is, and stays as it was.
+        kept = dict.fromkeys(self._released, health.Health())
+        self._health.remember({**kept, **earlier, **sick}, devices.values())
+
+    async def _node_changed(self, node: pods.Node) -> None:
+        await self._release(
+            release.wanted(node.metadata.annotations), {device.uuid: device.index for device in self._health.devices}
+        )
+
+    async def _release(self, wanted: Iterable[identifiers.GpuUuid], indices: Mapping[identifiers.GpuUuid, int]) -> None:
+        """Let go of the GPUs that an administrator wants to reset, and of no other any more."""
+        released = release.positions(wanted, indices)
+        if released.keys() == self._released.keys() and all(one == records.RELEASED for one in self._released.values()):
+            return
+        self._released = {uuid: self._released.get(uuid, _RELEASING) for uuid in released}
+        if self._health.looked_at:
+            self._refresh()  # Nothing new is placed there from now on.
+        try:
+            await self._driver.release(released)
+        except gpu_source.DriverChanged:
+            raise
+        except gpu_source.DriverMissing:
+            pass  # Nothing is held.
+        except gpu_source.GpuSourceError as cause:
+            for uuid in released:
+                self._problems.report(error_codes.PLUGIN_GPU_NOT_RELEASED, str(cause), uuid)
+            await asyncio.sleep(_RELEASE_RETRY_SECONDS)
+            return
+        self._problems.keep(error_codes.PLUGIN_GPU_NOT_RELEASED, ())
+        self._released = dict.fromkeys(released, records.RELEASED)
+        log.info("GPUs are released", devices=sorted(released))
+        if self._health.looked_at:
+            self._refresh()
 
     def _read_host(self) -> delivery.Host:
         """What the host offers for delivery now. Reads files."""
@@ -289,7 +337,7 @@ class Plugin:
         modes = {
             device.uuid: table.mode_of(device, self._sharing.isolation, self._options.hook_path) for device in devices
         }
-        before = self._node.inventory
+        before, withdrawn = self._node.inventory, self._withdrawn
         self._judge_delivery()
         self._withdrawn = {**self._withdrawn, **self._judge_isolation(modes)}
         states = self._states()
@@ -301,7 +349,13 @@ class Plugin:
         no_driver = self._health.driver_trouble or ("" if devices else "the driver has no GPUs")
         self._report(error_codes.PLUGIN_NO_DRIVER, no_driver)
         self._has_offered = self._has_offered or bool(self._node.inventory)
-        if self._node.inventory != before:
+        makes = self._sharing.isolation == table.MIG
+        left = {one.uuid: mig.foreign_bare(one, self._destroyable()) if makes else "" for one in devices}
+        self._problems.keep(error_codes.PLUGIN_MIG_INSTANCE_BARE, [uuid for uuid, what in left.items() if what])
+        for uuid, what in left.items():
+            if what:
+                self._problems.report(error_codes.PLUGIN_MIG_INSTANCE_BARE, what, uuid)
+        if self._node.inventory != before or self._withdrawn != withdrawn:
             self._publisher.change()
         self._refresh_listing()
 
@@ -343,31 +397,73 @@ class Plugin:
         self._problems.keep(error_codes.PLUGIN_MPS_USERS, [uuid for uuid, sentence in mixed.items() if sentence])
 
     async def _create_mig(self, share: records.MigShare) -> None:
-        """Make a MIG instance, and know it."""
-        await self._driver.create_mig(share.gpu_uuid, share.profile, share.start, share.size)
-        log.info("MIG instance made", device=share.gpu_uuid, profile=share.profile, start=share.start)
-        await self._health.look()
-        self._refresh()
+        """Make a MIG instance, and know it, also after a restart in the middle of it."""
+        async with self._mig_lock:
+            await self._free_bare()  # Before the place is ours: one of somebody else may lie there.
+            await self._write_made(
+                self._made | {records.MadeInstance(share.gpu_uuid, share.profile, share.start, share.size)}
+            )
+            await self._driver.create_mig(share.gpu_uuid, share.profile, share.start, share.size)
+            log.info("MIG instance made", device=share.gpu_uuid, profile=share.profile, start=share.start)
+            await self._health.look()
+            self._refresh()
+
+    async def _write_made(self, made: frozenset[records.MadeInstance]) -> None:
+        """Write what this plugin made before it makes more.
+
+        Raises:
+            GpuFailed: It cannot be written, so that nothing may be made.
+        """
+        if made == self._made:
+            return
+        body = {"metadata": {"annotations": {records.MIG_MADE: records.encode_made(made)}}}
+        try:
+            await self._client.patch(f"/api/v1/nodes/{self._options.node_name}", orjson.dumps(body))
+        except errors.KubernetesError as refused:
+            raise gpu_source.GpuFailed(f"the node's {records.MIG_MADE} is not written: {refused}") from refused
+        self._made = made
+
+    async def _free_bare(self) -> None:
+        """Destroy what is left of instances that were made or taken away by halves: it holds memory slices."""
+        for device in self._health.devices:
+            for one in mig.bare(device, self._destroyable()):
+                try:
+                    await self._driver.destroy_bare(device.uuid, one.instance_id)
+                    log.info("GPU instance freed", device=device.uuid, profile=one.profile, start=one.start)
+                except gpu_source.GpuSourceError as refused:
+                    log.warning("a GPU instance stays", device=device.uuid, profile=one.profile, cause=str(refused))
+
+    def _destroyable(self) -> frozenset[records.MadeInstance] | None:
+        """What may be destroyed; None is all MIG instances of the node."""
+        return None if self._options.mig_destroy == "all" else self._made
 
     async def _reclaim_migs(self) -> None:
-        """Take away the MIG instances that no pod's record names, on a node whose instances are ours."""
-        if self._sharing.isolation != table.MIG or not self._pod_watch.synced:
+        """Take away the MIG instances that no pod's record names, on a node that makes instances."""
+        if self._sharing.isolation != table.MIG or not self._pod_watch.synced or not self._node_read.is_set():
             return
-        shares = [share for pod in self._pods.by_uid.values() for share in pod.mig_shares()]
-        for device in self._health.devices:
-            for uuid in mig.unneeded(device, shares):
-                try:
-                    await self._driver.destroy_mig(device.uuid, uuid)
-                    log.info("MIG instance taken away", device=device.uuid, instance=uuid)
-                except gpu_source.GpuSourceError as refused:
-                    log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
+        async with self._mig_lock:
+            shares = [share for pod in self._pods.by_uid.values() for share in pod.mig_shares()]
+            for device in self._health.devices:
+                for uuid in mig.unneeded(device, shares, self._destroyable()):
+                    try:
+                        await self._driver.destroy_mig(device.uuid, uuid)
+                        log.info("MIG instance taken away", device=device.uuid, instance=uuid)
+                    except gpu_source.GpuSourceError as refused:
+                        log.warning("a MIG instance stays", device=device.uuid, instance=uuid, cause=str(refused))
+            await self._free_bare()
+            await self._health.look()
+            with contextlib.suppress(gpu_source.GpuFailed):  # Then it is written the next time.
+                await self._write_made(mig.still_there(self._health.devices, self._made))
 
     def _states(self) -> dict[identifiers.GpuUuid, health.Health]:
         """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""
         states = dict(self._health.states)
         for uuid, cause in self._withdrawn.items():
-            if states.get(uuid, health.Health()).available:
+            state = states.get(uuid, health.Health())
+            if state.available:
                 states[uuid] = health.Health(health.State.UNHEALTHY, cause)
+            elif uuid in self._released:
+                states[uuid] = dataclasses.replace(state, cause=f"{cause}; {state.cause}")
         return states
 
     def _judge_delivery(self) -> None:
@@ -378,9 +474,10 @@ class Plugin:
         for uuid, way in ways.items():
             if not way.name:
                 self._problems.report(way.code, way.refusal, uuid)
-        self._withdrawn = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
+        undeliverable = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
+        self._withdrawn = {**undeliverable, **self._released}
         self._ways = {uuid: way.name for uuid, way in ways.items()}
-        self._delivery_trouble = "; ".join(f"{uuid}: {cause}" for uuid, cause in self._withdrawn.items())
+        self._delivery_trouble = "; ".join(f"{uuid}: {cause}" for uuid, cause in undeliverable.items())
         self._report(
             error_codes.PLUGIN_CDI_TWICE,
             next((f"{way.lookup.spec.path} counts, {way.lookup.replaced[0]} does not"

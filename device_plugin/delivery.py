@@ -74,6 +74,8 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, late: bool, h
         late: Whether containers are bound by CDI names; else the answer to Allocate carries all.
         has_class: Whether the pod has a RuntimeClass, whose runtime then does better than an answer without hooks.
     """
+    if setting == DEVICE_NODES and device.minor is None:
+        return Way("", refusal="the driver gives it no minor number, and so no device node")
     if setting not in (AUTO, CDI):
         return Way(setting)
     by_class = setting == AUTO and host.has_runtime_class

@@ -56,6 +56,16 @@ class MigInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class BareInstance:
+    """A GPU instance without a compute instance: it holds memory slices, and nothing can use it."""
+
+    instance_id: int
+    profile: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Device:
     """A physical GPU as the driver describes it."""
 
@@ -74,6 +84,8 @@ class Device:
     """(0, 0) where the driver does not say."""
     mig_enabled: bool = False
     migs: tuple[MigInstance, ...] = ()
+    bare_instances: tuple[BareInstance, ...] = ()
+    """What is left of MIG instances that were made or taken away by halves; no device handle shows them."""
     most_migs: int = 0
     """How many instances it can be divided into."""
     mig_profiles: tuple[mig.Profile, ...] = ()
@@ -186,6 +198,26 @@ class GpuSource(Protocol):
             GpuFailed: It is in use.
         """
 
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """Destroy a GPU instance that has no compute instance.
+
+        Raises:
+            GpuFailed: It has one, or is not there.
+        """
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """Let go of GPUs so that they can be reset, and touch them no more; those that are not named are used again.
+
+        No other call may be under way.
+
+        Args:
+            released: All GPUs to keep off, with the position at which the driver counts each.
+
+        Raises:
+            DriverMissing: There is no driver any more.
+            DriverChanged: It was replaced.
+        """
+
     def close(self) -> None:
         """Let go of the driver."""
 
@@ -224,6 +256,13 @@ class NoGpus:
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
         """Nobody asks, as there is no GPU."""
         raise DriverMissing(f"there is no driver to undo {mig_uuid}")
+
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """Nobody asks, as there is no GPU."""
+        raise DriverMissing(f"there is no driver to undo GPU instance {instance_id} of {uuid}")
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """Nothing is held."""
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -78,9 +78,12 @@ class HealthWatch:
             found = {device.uuid: device for device in before}
         hidden = [device for device in before if device.uuid not in found]
         self.devices = tuple(sorted([*found.values(), *hidden], key=lambda device: (device.index, device.uuid)))
-        readings = await asyncio.gather(*(self._reading(device, found) for device in self.devices))
+        asked = [device for device in self.devices if device.uuid not in self._driver.released]
+        readings = await asyncio.gather(*(self._reading(device, found) for device in asked))
         now = time.monotonic()
-        for device, reading in zip(self.devices, readings, strict=True):
+        for device, reading in zip(asked, readings, strict=True):
+            if device.uuid in self._driver.released:
+                continue  # Since it was asked.
             state = self.states.get(device.uuid, health.Health())
             self._set(device, health.after_reading(state, reading, now, self._boot, self._rules))
         self.looked_at = now

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from device_plugin import gpu_source, inventory, pods
+from device_plugin import gpu_source, inventory, pods, release
 from device_plugin.isolation import table
 from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
@@ -33,6 +33,10 @@ class NodeFacts:
     """Such as `containerd://2.0.1`."""
     has_runtime_class: bool
     """Whether the cluster has the RuntimeClass `nvidia`."""
+    released: frozenset[identifiers.GpuUuid]
+    """GPUs that an administrator wants to reset, so that they must not be touched."""
+    made: frozenset[records.MadeInstance]
+    """MIG instances that earlier processes made."""
     problems: Mapping[str, str]
     """What an earlier process found wrong with how the node is set up, by error code."""
     limited: frozenset[identifiers.GpuUuid] = frozenset()
@@ -67,6 +71,8 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
         tuple(_device(gpu) for gpu in earlier),
         node.status.node_info.container_runtime_version,
         has_runtime_class,
+        release.wanted(found),
+        records.decode_made(found.get(records.MIG_MADE, "")),
         records.decode_problems(found.get(records.PROBLEMS, "")),
         _limited(earlier, found.get(records.PROBLEMS, "")),
     )

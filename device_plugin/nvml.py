@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -33,6 +33,9 @@ _COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
 _RECOVERY_ACTION = 230
 _DEAF_SECONDS = 30.0
 """How long a GPU whose events cannot be waited for is left out of the set before it is tried again."""
+
+_MOST_INSTANCES = 8
+"""Of one profile, on one GPU."""
 
 # Beyond these a value is one that the driver made up, such as 4294967291 °C. Per value, not per GPU.
 _MOST_CELSIUS = 150
@@ -119,15 +122,18 @@ def _plausible(value: float | None, most: float, least: float = 0) -> Any:
     return value if value is not None and least <= value <= most else None
 
 
-def connect() -> "Nvml":
+def connect(*, attach: bool = True) -> "Nvml":
     """Load the library and initialise it.
+
+    Args:
+        attach: Whether to take hold of every GPU at once; else of each when it is first asked.
 
     Raises:
         DriverMissing: There is none.
         DriverChanged: Library and kernel module do not match.
         GpuFailed: The driver refuses.
     """
-    _call(pynvml.nvmlInit)
+    _call(pynvml.nvmlInitWithFlags, 0 if attach else pynvml.NVML_INIT_FLAG_NO_ATTACH)
     return Nvml()
 
 
@@ -151,6 +157,8 @@ class Nvml:
         self._events_refused = ""
         self._deaf_until: dict[identifiers.GpuUuid, float] = {}
         """GPUs that make every wait for events fail, and when they are tried again (monotonic seconds)."""
+        self._released: Mapping[identifiers.GpuUuid, int] = {}
+        """GPUs that must not be touched, with the position of each as the caller knows it."""
         self._sampled_until: dict[identifiers.GpuUuid, int] = {}
         """Until when, in the driver's microseconds, the use by processes was read."""
 
@@ -158,9 +166,13 @@ class Nvml:
         """See `GpuSource`."""
         self._refusals = {}  # What an earlier enumeration was refused says nothing if this one fails.
         count = _call(pynvml.nvmlDeviceGetCount)
-        found: dict[identifiers.GpuUuid, gpu_source.Device] = {}
+        if self._released and self._count not in (0, count):
+            # Positions have moved: to ask at one may touch the GPU that is being reset.
+            raise gpu_source.GpuFailed(f"the driver counts {count} GPUs instead of {self._count} while one is released")
+        found = {uuid: self._known[uuid] for uuid in self._released if uuid in self._known}
+        kept_off = {found[uuid].index if uuid in found else index for uuid, index in self._released.items()}
         refused: dict[int, gpu_source.GpuFailed] = {}
-        for index in range(count):
+        for index in set(range(count)) - kept_off:
             try:
                 device = self._identified(index)
                 found[device.uuid] = device
@@ -213,11 +225,13 @@ class Nvml:
         try:
             if not _call(pynvml.nvmlDeviceGetMigMode, handle)[0]:
                 self._mig_refusals.pop(device.uuid, None)
-                return replace(device, mig_enabled=False, migs=(), mig_profiles=(), most_migs=0)
+                return replace(device, mig_enabled=False, migs=(), bare_instances=(), mig_profiles=(), most_migs=0)
             device = replace(device, mig_enabled=True)
+            migs = tuple(_migs(handle))
             device = replace(
                 device,
-                migs=tuple(_migs(handle)),
+                migs=migs,
+                bare_instances=tuple(_bare(handle, {one.instance_id for one in migs})),
                 mig_profiles=tuple(_profiles(handle)),
                 most_migs=_call(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle),
             )
@@ -349,6 +363,8 @@ class Nvml:
 
     def _handle(self, uuid: identifiers.GpuUuid) -> Any:
         """The handle of a GPU, looked up by its bus: a look-up by UUID touches the GPUs through which it searches."""
+        if uuid in self._released:
+            raise gpu_source.GpuFailed("it is released for a reset")
         if uuid not in self._handles:
             known = self._known.get(uuid)
             if known is None or not known.bus_id:
@@ -398,7 +414,7 @@ class Nvml:
         if self._event_set is None:
             self._event_set = _call(pynvml.nvmlEventSetCreate)
         now = time.monotonic()
-        for uuid in self._listed - self._registered:
+        for uuid in self._listed - self._registered - self._released.keys():
             if self._deaf_until.get(uuid, now) > now:
                 continue
             try:
@@ -424,7 +440,7 @@ class Nvml:
         """
         found: list[gpu_source.Fault] = []
         left_out = False
-        for uuid in self._listed:
+        for uuid in self._listed - self._released.keys():
             trial = _call(pynvml.nvmlEventSetCreate)
             try:
                 _subscribe(self._handle(uuid), trial)
@@ -507,6 +523,26 @@ class Nvml:
         """Set the compute mode of a GPU; it needs the rights of root on the host. Errors as `usage`."""
         _call(pynvml.nvmlDeviceSetComputeMode, self._handle(identifiers.GpuUuid(uuid)), mode)
 
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """See `GpuSource`."""
+        _call(
+            pynvml.nvmlGpuInstanceDestroy,
+            _call(pynvml.nvmlDeviceGetGpuInstanceById, self._handle(uuid), instance_id),
+        )
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """See `GpuSource`."""
+        newly = released.keys() - self._released.keys()
+        self._released = dict(released)
+        if not newly:
+            return  # The others are attached again when they are asked.
+        # NVML lets go of one GPU only by letting go of all.
+        if self._event_set is not None:
+            self._drop_event_set()
+        self._handles.clear()
+        _call(pynvml.nvmlShutdown)
+        _call(pynvml.nvmlInitWithFlags, pynvml.NVML_INIT_FLAG_NO_ATTACH)
+
     def close(self) -> None:
         """See `GpuSource`."""
         # The set of events is left alone: a thread may be waiting in it.
@@ -585,6 +621,25 @@ def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
             number,
             _call(pynvml.nvmlDeviceGetComputeInstanceId, made),
         )
+
+
+def _bare(handle: Any, shown: Collection[int]) -> Iterator[gpu_source.BareInstance]:
+    """The GPU instances that no device handle shows, because they have no compute instance."""
+    for profile in _profile_infos(handle):
+        count = ctypes.c_uint(_MOST_INSTANCES)
+        found = (pynvml.c_nvmlGpuInstance_t * _MOST_INSTANCES)()
+        if _optional(_gpu_instances, handle, profile.id, found, count) is None:
+            continue  # Only privileged callers are told.
+        for instance in found[: count.value]:
+            info = _optional(pynvml.nvmlGpuInstanceGetInfo, instance)
+            if info is not None and info.id not in shown:
+                name = _text(profile.name).removeprefix("MIG ")
+                yield gpu_source.BareInstance(info.id, name, *_place(info.placement))
+
+
+def _gpu_instances(handle: Any, profile_id: int, found: Any, count: Any) -> bool:
+    pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
+    return True
 
 
 def _profiles(handle: Any) -> Iterator[mig.Profile]:

@@ -45,7 +45,7 @@ class Service(Protocol):
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
-Connect = Callable[[], gpu_source.GpuSource]
+Connect = Callable[..., gpu_source.GpuSource]
 
 
 def main(
@@ -94,9 +94,9 @@ async def _run(
         await make(options, client, functools.partial(_connect, options.driver_root)).run(stop)
 
 
-def _connect(driver_root: pathlib.Path | None) -> gpu_source.GpuSource:
+def _connect(driver_root: pathlib.Path | None, *, attach: bool = True) -> gpu_source.GpuSource:
     from device_plugin import nvml  # Late: without a driver nothing of it is needed.
 
     if driver_root is not None:
         driver_library.load(driver_root)
-    return nvml.connect()
+    return nvml.connect(attach=attach)

@@ -13,6 +13,7 @@ from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, health, requests, xids
 
 IDENTITIES = ("auto", "cdi", "match")
+MIG_DESTROYS = ("own", "all")
 RUNTIME_CLASS_CHECKS = ("warn", "refuse", "off")
 
 
@@ -97,6 +98,8 @@ class Settings:
     """Whether the driver lets clients of several users share one MPS server."""
     disable_core_limit: bool = False
     """Whether HAMi-core leaves compute unlimited."""
+    mig_destroy: str = "own"
+    """Which MIG instances that no record names are destroyed: `own`, those that the plugin made, or `all`."""
     topology_score: bool = False
     """Whether the links between GPUs are published for topology-aware placement."""
     health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
@@ -142,6 +145,7 @@ HELP = {
     "mps-root": "DIR of the MPS daemon's pipes and logs (default /run/nvidia/mps)",
     "mps-multi-user": "the driver lets several users share one MPS server (default false)",
     "disable-core-limit": "do not limit compute with HAMi-core (default false)",
+    "mig-destroy": "own or all: which MIG instances that no record names are destroyed (default own: those it made)",
     "topology-score": "publish how well GPUs are linked (default false; also ENABLE_TOPOLOGY_SCORE)",
     **health_endpoint.HELP,
     **health_endpoint.CANARY_HELP,
@@ -216,6 +220,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         mps_root=flags.path(value("mps-root")) or default.mps_root,
         mps_multi_user=flags.truth("--mps-multi-user", value("mps-multi-user")),
         disable_core_limit=flags.truth("--disable-core-limit", value("disable-core-limit")),
+        mig_destroy=flags.one_of("--mig-destroy", value("mig-destroy"), MIG_DESTROYS, "own"),
         topology_score=flags.truth(
             "--topology-score", value("topology-score") or environment.get("ENABLE_TOPOLOGY_SCORE")
         ),

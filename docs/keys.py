@@ -63,7 +63,16 @@ OF_NODES = (
     Key(records.HEALTH, "annotation", PLUGIN, "Why GPUs are not healthy, by UUID; outlives a restart of the plugin."),
     Key(records.PROBLEMS, "annotation", PLUGIN, "What is wrong with how the node is set up: sentences by error code."),
     Key(records.SCORE, "annotation", PLUGIN, "How well its GPUs are linked, with `--topology-score`."),
+    Key(
+        records.MIG_MADE, "annotation", PLUGIN, "The MIG instances that the plugin made, so that it destroys no others."
+    ),
     Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs, by UUID with commas between, that get no new pods."),
+    Key(
+        records.RELEASE,
+        "annotation",
+        ADMINISTRATOR,
+        "Likewise, and plugin and monitor let go of them for a reset; `hamictl gpu release` writes it.",
+    ),
 )
 """What stands on a node."""
 

@@ -13,7 +13,7 @@ import structlog
 
 from gpu_sharing.adapters import prometheus
 from gpu_sharing.core import error_codes
-from hamictl import completion, demo, doctor, failures, flags, output, reader, simulate, state, views
+from hamictl import completion, demo, doctor, failures, flags, output, reader, release, simulate, state, views
 
 _WATCH_SECONDS = 2.0
 _TOLD = "0 it is told, 2 no answer"
@@ -123,6 +123,13 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.add_arguments(examined)
     flags.add_reaching(examined)
     flags.add_output(examined)
+    one_gpu = command(
+        "gpu", "have plugin and monitor let go of one GPU, so that it can be reset or switched to another MIG mode",
+        release.run, "0 it is done, 1 it is not, 2 no answer",
+        "hamictl gpu release node-7 0", "hamictl gpu release node-7 0 --cancel",
+    )  # fmt: skip
+    release.add_arguments(one_gpu)
+    flags.add_cluster(one_gpu)
     code = command(
         "explain-code", "what an error code means and what to do about it", _explain_code,
         "0 there is such a code, 1 there is none", "hamictl explain-code SCHED_INSUFFICIENT_GPU_MEMORY",

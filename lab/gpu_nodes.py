@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import pathlib
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from device_plugin import app, gpu_source, settings
@@ -65,6 +65,13 @@ class FakeGpus:
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
         """See `GpuSource`; there are none."""
         raise gpu_source.GpuFailed(f"{uuid} has no MIG instance {mig_uuid}")
+
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """See `GpuSource`; there are none."""
+        raise gpu_source.GpuFailed(f"{uuid} has no GPU instance {instance_id}")
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        """See `GpuSource`; these GPUs are never held."""
 
     def close(self) -> None:
         """See `GpuSource`."""

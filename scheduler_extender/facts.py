@@ -88,7 +88,8 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
     return ledger.NodeFacts(
         name,
         inventory,
-        records.decode_cordon(annotations.get(records.CORDON, "")),
+        records.decode_cordon(annotations.get(records.CORDON, ""))
+        | records.decode_cordon(annotations.get(records.RELEASE, "")),
         Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
         _unavailable(node),
         links,

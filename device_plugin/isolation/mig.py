@@ -1,17 +1,19 @@
 """Isolation by MIG: the hardware divides the GPU, and a container gets the instances of its record.
 
 The record names instances that exist (an administrator or NVIDIA's MIG manager made them), or says by profile and place
-which to make. Instances are made only where the node is set to `mig`: then all instances of its GPUs in MIG mode are
-this plugin's, and those that no record names any more are taken away.
+which to make. Instances are made only where the node is set to `mig`. Those that the plugin made are taken away once no
+record names them; others only where a setting hands all instances of the node to the plugin. Which ones it made stands
+in an annotation of the node, written before an instance is made, so that one that is left by halves is known, too.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from device_plugin import edits, gpu_source
 from device_plugin.isolation import Granted, Refused, none
 from gpu_sharing.core import records
 
 Create = Callable[[records.MigShare], Awaitable[None]]
+Made = Collection[records.MadeInstance]
 
 
 class Mig(none.TimeSlicing):
@@ -70,7 +72,44 @@ def _instance(share: records.MigShare, devices: Iterable[gpu_source.Device]) -> 
     return None
 
 
-def unneeded(device: gpu_source.Device, shares: Iterable[records.MigShare]) -> tuple[str, ...]:
-    """The instances of a GPU that no record names."""
+def unneeded(
+    device: gpu_source.Device, shares: Iterable[records.MigShare], made: Made | None = None
+) -> tuple[str, ...]:
+    """The instances of a GPU that no record names and that may be destroyed.
+
+    Args:
+        device: The GPU.
+        shares: The instances that pods' records name.
+        made: What the plugin made itself; None where all instances are its own.
+    """
     needed = {_named.uuid for share in shares if (_named := _instance(share, (device,))) is not None}
-    return tuple(instance.uuid for instance in device.migs if instance.uuid not in needed)
+    return tuple(one.uuid for one in device.migs if one.uuid not in needed and _is_ours(device, one, made))
+
+
+def bare(device: gpu_source.Device, made: Made | None = None) -> tuple[gpu_source.BareInstance, ...]:
+    """The GPU instances without compute instance that may be destroyed; see `unneeded`."""
+    return tuple(one for one in device.bare_instances if _is_ours(device, one, made))
+
+
+def foreign_bare(device: gpu_source.Device, made: Made | None = None) -> str:
+    """Which GPU instances without compute instance are somebody else's; empty where there are none."""
+    foreign = [one for one in device.bare_instances if not _is_ours(device, one, made)]
+    return ", ".join(f"GPU instance {one.instance_id} ({one.profile} at {one.start})" for one in foreign)
+
+
+def still_there(devices: Iterable[gpu_source.Device], made: Made) -> frozenset[records.MadeInstance]:
+    """Those of the instances that the plugin made which exist still, or whose GPU cannot be seen."""
+    divided = {device.uuid: device for device in devices if device.mig_enabled}
+    there = {_place(device, one) for device in divided.values() for one in device.migs}
+    there |= {_place(device, one) for device in divided.values() for one in device.bare_instances}
+    return frozenset(one for one in made if one in there or one.gpu_uuid not in divided)
+
+
+def _is_ours(
+    device: gpu_source.Device, one: gpu_source.MigInstance | gpu_source.BareInstance, made: Made | None
+) -> bool:
+    return made is None or _place(device, one) in made
+
+
+def _place(device: gpu_source.Device, one: gpu_source.MigInstance | gpu_source.BareInstance) -> records.MadeInstance:
+    return records.MadeInstance(device.uuid, one.profile, one.start, one.size)

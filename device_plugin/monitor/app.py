@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from device_plugin import gpu_source, pid_namespace, podresources, pods, watchdog
+from device_plugin import gpu_source, pid_namespace, podresources, pods, release, watchdog
 from device_plugin.monitor import collector, sampler, settings, slices
 from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, records
 
-_NODE_SECONDS = 30.0
-"""How often the node's inventory is read: it says what of a GPU may be promised."""
+_LOOKS_PER_NODE_READ = 2
+_FIRST_NODE_SECONDS = 10.0
+"""How long the first look at the GPUs waits for the node, which says what GPUs must not be touched."""
 
 log = structlog.get_logger("monitor")
 
@@ -50,6 +51,8 @@ class Monitor:
         client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
         self._namespace_trouble = pid_namespace.trouble(options.proc_dir)
+        self._node_reader = release.NodeReader(client, options.node_name, self._node_changed)
+        self._holds_released = False
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
         self._kubelet_trouble = "not asked yet"
@@ -78,9 +81,9 @@ class Monitor:
                     tasks.create_task(one)
                     for one in (
                         self._pod_watch.run(),
-                        self._sampler.run(self._options.interval_seconds),
+                        self._sample(),
                         self._ask_kubelet(),
-                        self._read_node(),
+                        self._node_reader.run(_LOOKS_PER_NODE_READ * self._options.interval_seconds),
                     )
                 ]
                 await stop.wait()
@@ -96,15 +99,36 @@ class Monitor:
             await self._resources.close()
             self._driver.close()
 
-    async def _read_node(self) -> None:
-        """What of each GPU may be promised, as the device plugin has published it."""
-        while True:
-            with contextlib.suppress(errors.KubernetesError, errors.CorruptRecord):
-                node = await self._client.get(f"/api/v1/nodes/{self._options.node_name}", pods.Node)
-                text = (node.metadata.annotations or {}).get(records.INVENTORY, "[]")
-                self._offered = {gpu.uuid: gpu for gpu in records.decode_inventory(text)}
-                self._pods_changed()
-            await asyncio.sleep(_NODE_SECONDS if self._offered else self._options.interval_seconds)
+    async def _sample(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._node_reader.attempted.wait(), _FIRST_NODE_SECONDS)
+        await self._sampler.run(self._options.interval_seconds)
+
+    async def _node_changed(self, node: pods.Node) -> None:
+        """What of each GPU may be promised, and which must not be touched, as the node's annotations say."""
+        annotations = node.metadata.annotations or {}
+        with contextlib.suppress(errors.CorruptRecord):
+            self._offered = {
+                gpu.uuid: gpu for gpu in records.decode_inventory(annotations.get(records.INVENTORY, "[]"))
+            }
+        self._pods_changed()
+        indices = {uuid: gpu.index for uuid, gpu in self._offered.items()}
+        indices |= {device.uuid: device.index for device in self._sampler.devices}
+        released = release.positions(release.wanted(annotations), indices)
+        if released.keys() == self._driver.released and not self._holds_released:
+            return
+        self._holds_released = True
+        try:
+            await self._driver.release(released)
+        except gpu_source.DriverChanged:
+            raise
+        except gpu_source.DriverMissing:
+            pass  # Nothing is held.
+        except gpu_source.GpuSourceError as cause:
+            log.error("GPUs are not released", error_code=error_codes.PLUGIN_GPU_NOT_RELEASED, cause=str(cause))
+            return
+        self._holds_released = False
+        log.info("GPUs are released", devices=sorted(released))
 
     async def _ask_kubelet(self) -> None:
         """Whether the kubelet gave GPUs to containers that no record knows."""

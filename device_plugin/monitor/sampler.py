@@ -94,7 +94,8 @@ class Sampler:
             self._failed("all", str(refused))
         else:
             self._told.pop("all", None)
-        await asyncio.gather(*(self._look_at(device.uuid) for device in self.devices))
+        asked = [device.uuid for device in self.devices if device.uuid not in self._driver.released]
+        await asyncio.gather(*(self._look_at(uuid) for uuid in asked))
         known = {device.uuid for device in self.devices}
         self.samples = {uuid: sample for uuid, sample in self.samples.items() if uuid in known}
         totals = {one.uuid: (one.memory_mib or _MOST_MIB) << 20 for one in self.devices}

@@ -33,10 +33,8 @@ class Sample:
         if not usage.lists_processes:
             return False
         amounts = [one.memory_bytes for one in usage.processes]
-        if None in amounts:
-            return True  # The difference is theirs.
-        if usage.memory_total_bytes is None or usage.memory_used_bytes is None:
-            return False  # Where memory is unified with the CPU's, nothing says what is used of it in all.
+        if None in amounts or usage.memory_total_bytes is None or usage.memory_used_bytes is None:
+            return True  # The difference is that of processes of unknown size, or nothing says how much is used.
         own = max(_DRIVERS_OWN_BYTES, usage.memory_total_bytes * _DRIVERS_OWN_PERCENT // 100)
         return usage.memory_used_bytes - sum(one or 0 for one in amounts) <= own
 

@@ -625,6 +625,16 @@ PLUGIN_STARTS_UNSEEN = _register(
     "Running containers cannot be looked into, so a container runtime that ignores CDI names would not be noticed.",
     "Mount the host's /proc as --proc-dir, without hidepid.",
 )
+PLUGIN_GPU_NOT_RELEASED = _register(
+    "PLUGIN_GPU_NOT_RELEASED",
+    "A GPU is to be released (hami.io/gpu-release), and the plugin cannot let go of it: a call to the driver hangs.",
+    "Delete the device plugin's pod on the node: its next process does not touch the GPU.",
+)
+PLUGIN_MIG_INSTANCE_BARE = _register(
+    "PLUGIN_MIG_INSTANCE_BARE",
+    "A GPU instance without its compute instance holds memory slices of a GPU, and the plugin did not make it.",
+    "Destroy it (nvidia-smi mig -dgi -i GPU -gi ID), or hand all MIG instances to the plugin: --mig-destroy all.",
+)
 PLUGIN_NODE_UNREAD = _register(
     "PLUGIN_NODE_UNREAD",
     "The plugin has not read its node since it started, and does not know what the container runtime can do.",

@@ -9,7 +9,7 @@ Source: HAMi v2.10 `pkg/device/devices.go` (MarshalNodeDevices, EncodePodDevices
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gpu_sharing.core import errors, gpus, identifiers, mig, reservations, topology, version
@@ -20,6 +20,10 @@ AGENT_NAME = "hami-py"
 OUR_AGENT = f"{AGENT_NAME}/{version.VERSION}"
 """What our device plugin calls itself."""
 CORDON = "hami.io/device-cordon"
+RELEASE = "hami.io/gpu-release"
+RELEASED = "released: the device plugin does not hold the GPU"
+"""The cause of a GPU's health once it can be reset."""
+MIG_MADE = "hami.io/mig-made"
 NODE = "hami.io/vgpu-node"
 TIME = "hami.io/vgpu-time"
 ALLOCATED = "hami.io/vgpu-devices-allocated"
@@ -50,6 +54,7 @@ _MOST_BYTES = 256 * 1024
 """The API server's own limit for all annotations of an object."""
 _LONGEST_CAUSE = 300
 _MOST_PROBLEMS = 32
+_MOST_MADE = gpus.MOST_GPUS * mig.MOST_SLICES
 _CODE = re.compile(r"[A-Z][A-Z0-9_]{2,63}")
 _UUID = re.compile(r"[A-Za-z0-9._/-]{1,128}")
 _NUMBER = re.compile(r"[0-9]{1,10}")
@@ -241,7 +246,7 @@ def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Lin
 
 
 def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:
-    """The GPUs that an administrator keeps out of use. Unknown UUIDs do no harm."""
+    """The GPUs that an administrator keeps out of use, or has released for a reset. Unknown UUIDs do no harm."""
     return frozenset(identifiers.GpuUuid(part.strip()) for part in text.split(",") if part.strip())
 
 
@@ -276,6 +281,43 @@ def decode_problems(text: str) -> dict[str, str]:
         if _CODE.fullmatch(code) and isinstance(sentence, str) and sentence
     }
     return dict(sorted(found.items())[:_MOST_PROBLEMS])
+
+
+class MadeInstance(NamedTuple):
+    """A MIG instance that the node's device plugin made, or is about to make, by its place."""
+
+    gpu_uuid: identifiers.GpuUuid
+    profile: str
+    start: int
+    """First memory slice."""
+    size: int
+    """Memory slices."""
+
+
+def encode_made(made: Collection[MadeInstance]) -> str:
+    """The node annotation by which a restarted plugin knows its own MIG instances."""
+    return json.dumps([list(one) for one in sorted(made)], separators=(",", ":"))
+
+
+def decode_made(text: str) -> frozenset[MadeInstance]:
+    """The MIG instances that the node's plugin made; what cannot be read is left out, and so is nobody's to destroy."""
+    try:
+        items = json.loads(text) if text and len(text) <= _MOST_BYTES else []
+    except (ValueError, RecursionError):
+        return frozenset()
+    listed = items[:_MOST_MADE] if isinstance(items, list) else []
+    return frozenset(one for one in map(_made, listed) if one is not None)
+
+
+def _made(item: Any) -> MadeInstance | None:
+    try:
+        uuid, profile, start, size = item
+        if not _UUID.fullmatch(uuid):
+            return None
+        slices = _whole(start, 0, mig.MOST_SLICES - 1), _whole(size, 1, mig.MOST_SLICES)
+        return MadeInstance(identifiers.GpuUuid(uuid), _profile_name(profile), *slices)
+    except (ValueError, TypeError):
+        return None
 
 
 def is_our_agent(text: str | None) -> bool:

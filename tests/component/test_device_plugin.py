@@ -451,6 +451,44 @@ def test_mig_instances_are_made_for_a_pod_and_taken_away_after_it() -> None:
         refused(node, crowded, "ALLOC_OVERSUBSCRIBED")
 
 
+def test_instances_that_the_plugin_did_not_make_stay_and_what_it_left_by_halves_is_freed() -> None:
+    """A crash between instance and compute instance holds memory slices that no device handle shows."""
+
+    def prepare(node: gpu_node.GpuNode) -> None:
+        node.driver.migs = [f"mig 0 MIG-admin {10 << 30} 11 6 1 19", f"mig 0 MIG-half {10 << 30} 12 5 1 19 bare"]
+        node.driver.rules = [f"fail {call} 4 0" for call in HALVES]
+        node.driver.write()
+
+    with gpu_node.running(1, "--isolation", "mig", "--forget-after", "1", mig=True, prepare=prepare) as node:
+        pod = node.create("mig", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 0, 1)})
+        node.admit(pod)
+        refused(node, pod, "ALLOC_ISOLATION")
+        node.wait("it is recorded", lambda: "1g.10gb" in annotation(node, records.MIG_MADE))
+
+        node.plugin.kill()
+        node.driver.rules = []
+        node.driver.write()
+        node.plugin.start()
+        node.plugin.wait_ready()
+        node.wait("it serves", lambda: node.allocatable() == 7)
+
+        assert node.start(pod).environment["HAMI_GPUS"] == "MIG-made-0-13"
+        node.delete(pod)
+        node.wait("its own is taken away", lambda: annotation(node, records.MIG_MADE) == "[]")
+        assert not node.plugin.logged("a GPU instance stays")
+        found = node.wait("the other is told", lambda: annotation(node, records.PROBLEMS).count("GPU instance 12"))
+        assert found == 1
+        admins = node.create("admin", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 6, 1)})
+        assert node.run(admins).environment["HAMI_GPUS"] == "MIG-admin"
+
+
+HALVES = ("nvmlGpuInstanceCreateComputeInstance", "nvmlGpuInstanceDestroy")
+
+
+def annotation(node: gpu_node.GpuNode, name: str) -> str:
+    return str(node.node()["metadata"]["annotations"].get(name, ""))
+
+
 MIGS = "hami.io/vgpu-mig-allocations"
 
 

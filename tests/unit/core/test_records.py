@@ -33,6 +33,24 @@ gpu_lists = st.lists(
 )  # fmt: skip
 
 
+def test_the_mig_instances_that_a_plugin_made_are_read_back() -> None:
+    """What cannot be read is nobody's to destroy."""
+    made = {records.MadeInstance(identifiers.GpuUuid("GPU-a"), "1g.10gb", start, 1) for start in (0, 3)}
+
+    assert records.decode_made(records.encode_made(made)) == made
+    wrong = [
+        '["GPU-a"]',
+        '[1,"1g.10gb",0,1]',
+        '["!","1g.10gb",0,1]',
+        '["GPU-a","x",0,1]',
+        '["GPU-a","1g.10gb",0,0]',
+        "7",
+    ]
+    assert records.decode_made(f'[["GPU-a","1g.10gb",0,1],{",".join(wrong)}]') == {min(made)}
+    for text in ("", "{", "{}", "7", "[" * 100_000, "[" + "1," * 200_000 + "1]"):
+        assert records.decode_made(text) == frozenset()
+
+
 def test_an_inventory_is_written_without_zero_values() -> None:
     """HAMi's readers treat an absent field as zero or false; ours do too."""
     gpu = gpus.Gpu(A, 0, 16_384, 100, 10, "NVIDIA-Tesla T4", 0, "hami-core", healthy=True)

@@ -288,6 +288,25 @@ def test_mig_instances_that_no_record_names_are_not_needed() -> None:
     assert mig.unneeded(divided(INSTANCE, second), [share("MIG-1"), share("MIG-2")]) == ()
 
 
+def test_what_the_plugin_did_not_make_it_does_not_destroy() -> None:
+    """An administrator's instances stay, whole ones and bare ones, unless all are handed over."""
+    second = gpu_source.MigInstance("MIG-2", "1g.10gb", 10_000, start=1)
+    left = (gpu_source.BareInstance(3, "1g.10gb", 2, 1), gpu_source.BareInstance(4, "2g.20gb", 4, 2))
+    gpu = device(mig_enabled=True, migs=(INSTANCE, second), bare_instances=left)
+    made = {records.MadeInstance(A, "1g.10gb", start, 1) for start in (1, 2, 3)} | {
+        records.MadeInstance(B, "1g.5gb", 0, 1)
+    }
+
+    assert mig.unneeded(gpu, [], made) == ("MIG-2",)
+    assert mig.unneeded(gpu, []) == ("MIG-1", "MIG-2")
+    assert mig.bare(gpu, made) == left[:1]
+    assert mig.bare(gpu) == left
+    assert mig.foreign_bare(gpu, made) == "GPU instance 4 (2g.20gb at 4)"
+    assert mig.foreign_bare(gpu) == ""
+    # What is gone is forgotten, so that an instance that is made there later is not taken for its own.
+    assert {one[:3:2] for one in mig.still_there([gpu], made)} == {(A, 1), (A, 2), (B, 0)}
+
+
 # A stand-in that speaks the control daemon's command language and writes down what it was told.
 @pytest.fixture
 def server(tmp_path: pathlib.Path) -> Iterator[mps.Mps]:

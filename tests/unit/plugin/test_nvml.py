@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -370,6 +370,12 @@ class Hanging:
         if uuid == "GPU-hung":
             self.let_go.wait()
         return health.Reading()
+
+    def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
+        """Not called."""
+
+    def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
+        self.held_off = dict(released)
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         self.reading(uuid)

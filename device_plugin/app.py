@@ -49,7 +49,6 @@ from gpu_sharing.core import error_codes, errors, health, identifiers, records
 _COMPONENT = "hami-device-plugin"
 _TEND_SECONDS = 0.5
 _TURNS_BETWEEN_BOUNDS = 10
-_LOOKS_PER_NODE_READ = 2
 _PATIENCE_SECONDS = 10.0
 """How long the start waits for the node, and as long again for its pods: pods that are admitted without us fail for
 good, so that it must not wait for ever."""
@@ -94,7 +93,6 @@ class Plugin:
         )
         self._pods = pods.Pods(self._names, self._mark)
         self._pod_watch = pods.watch(client, options.node_name, self._pods)
-        self._metrics.follow({"pods": self._pod_watch})
         self._metrics.count_events("hami_device_plugin", self._recorder)
         client.observe = self._metrics.api_call
         self._publisher = inventory.Publisher(client, options.node_name, self._annotations, self._capacity)
@@ -108,7 +106,8 @@ class Plugin:
         self._host_specs = host_cdi.Reader((*options.host_cdi_dirs, options.cdi_dir))
         self._withdrawn: Mapping[identifiers.GpuUuid, str] = {}
         self._released: dict[identifiers.GpuUuid, str] = {}
-        self._node_reader = release.NodeReader(client, options.node_name, self._node_changed)
+        self._node_watch = release.NodeWatch(client, options.node_name, self._node_changed)
+        self._metrics.follow({"pods": self._pod_watch, "node": self._node_watch.reflector})
         self._node_read = asyncio.Event()
         self._made: frozenset[records.MadeInstance] = frozenset()
         self._mig_lock = asyncio.Lock()
@@ -176,7 +175,7 @@ class Plugin:
         await self._read_node(self._started_at + _PATIENCE_SECONDS)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._publish())
-            tasks.create_task(self._node_reader.run(_LOOKS_PER_NODE_READ * self._options.health_interval_seconds))
+            tasks.create_task(self._node_watch.run(_RELEASE_RETRY_SECONDS))
             tasks.create_task(self._health.follow_xids())
             tasks.create_task(self._tend())
             tasks.create_task(self._collect())
@@ -283,7 +282,6 @@ class Plugin:
         except gpu_source.GpuSourceError as cause:
             for uuid in released:
                 self._problems.report(error_codes.PLUGIN_GPU_NOT_RELEASED, str(cause), uuid)
-            await asyncio.sleep(_RELEASE_RETRY_SECONDS)
             return
         self._problems.keep(error_codes.PLUGIN_GPU_NOT_RELEASED, ())
         self._released = dict.fromkeys(released, records.RELEASED)

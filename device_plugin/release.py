@@ -1,17 +1,18 @@
-"""Which GPUs an administrator wants to reset: an annotation of the node that plugin and monitor read every few seconds.
+"""Which GPUs an administrator wants to reset: an annotation of the node that plugin and monitor follow.
 
 A reset, and a switch of the MIG mode, are refused while any process holds the GPU. Nothing tells from outside whether
 the reset was done without touching the GPU, so the hold ends when the annotation does.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 import structlog
 
 from device_plugin import pods
-from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import errors, identifiers, records
+from gpu_sharing.adapters import kubernetes, watching
+from gpu_sharing.core import identifiers, records
 
 log = structlog.get_logger("node")
 
@@ -28,38 +29,53 @@ def positions(
     return {uuid: indices[uuid] for uuid in released if uuid in indices}
 
 
-class NodeReader:
-    """Reads the node again and again, and never goes back to an older state of it.
+class NodeWatch:
+    """Follows the node, and hands each state of it on, one at a time.
 
     Args:
         client: The API server.
         node_name: The node.
-        changed: Called with each state that is not older than the one before.
+        changed: Called with the latest state after each change, and again from time to time, so that what it could not
+            do is tried again.
     """
 
     def __init__(
         self, client: kubernetes.Client, node_name: str, changed: Callable[[pods.Node], Awaitable[None]]
     ) -> None:
-        self._client = client
-        self._path = f"/api/v1/nodes/{node_name}"
+        path = f"/api/v1/nodes?fieldSelector=metadata.name%3D{node_name}"
+        self.reflector = watching.Reflector(client, path, pods.Node, self, lambda node: node.metadata.resource_version)
         self._changed = changed
-        self._seen = 0
-        self.attempted = asyncio.Event()
-        """Set once the node was asked for, with or without an answer."""
+        self._latest: pods.Node | None = None
+        self._news = asyncio.Event()
+        self.handed_on = asyncio.Event()
+        """Set once a state was handed on."""
 
-    async def run(self, interval_seconds: float) -> None:
-        """Read for ever; ends only by cancellation."""
-        while True:
-            try:
-                # From the API server's cache, which may lag behind another server's.
-                node = await self._client.get(f"{self._path}?resourceVersion=0", pods.Node)
-            except errors.KubernetesError as refused:
-                log.debug("the node cannot be read", cause=str(refused))
-            else:
-                version = node.metadata.resource_version
-                order = int(version) if version.isdecimal() else 0
-                if order >= self._seen:
-                    self._seen = order
-                    await self._changed(node)
-            self.attempted.set()
-            await asyncio.sleep(interval_seconds)
+    async def run(self, again_seconds: float) -> None:
+        """Follow for ever; ends only by cancellation."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.reflector.run())
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._news.wait(), again_seconds)
+                self._news.clear()
+                if self._latest is not None:
+                    await self._changed(self._latest)
+                    self.handed_on.set()
+
+    def replaced(self, items: list[pods.Node], listed_at: float) -> Iterator[None]:
+        """See `watching.Sink`."""
+        for node in items:
+            self.changed(node)
+        yield
+
+    def changed(self, item: pods.Node) -> None:
+        """See `watching.Sink`."""
+        self._latest = item
+        self._news.set()
+
+    def deleted(self, item: pods.Node) -> None:
+        """See `watching.Sink`. A node that is made anew comes as another change."""
+
+    def undecodable(self, raw: bytes, error: Exception) -> None:
+        """See `watching.Sink`."""
+        log.error("the node is not what a node should be", cause=str(error), start=raw[:120].decode(errors="replace"))

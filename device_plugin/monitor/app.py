@@ -15,7 +15,8 @@ from device_plugin.monitor import collector, sampler, settings, slices
 from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, records
 
-_LOOKS_PER_NODE_READ = 2
+_AGAIN_SECONDS = 30.0
+"""After so long a release that the driver did not carry out is tried again."""
 _FIRST_NODE_SECONDS = 10.0
 """How long the first look at the GPUs waits for the node, which says what GPUs must not be touched."""
 
@@ -47,11 +48,11 @@ class Monitor:
             self._driver, options.proc_dir, options.hook_path, self._pods,
             self._metrics.look_seconds.observe, self._metrics.failures.inc,
         )  # fmt: skip
-        self._metrics.follow({"pods": self._pod_watch})
         client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
         self._namespace_trouble = pid_namespace.trouble(options.proc_dir)
-        self._node_reader = release.NodeReader(client, options.node_name, self._node_changed)
+        self._node_watch = release.NodeWatch(client, options.node_name, self._node_changed)
+        self._metrics.follow({"pods": self._pod_watch, "node": self._node_watch.reflector})
         self._holds_released = False
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
@@ -83,7 +84,7 @@ class Monitor:
                         self._pod_watch.run(),
                         self._sample(),
                         self._ask_kubelet(),
-                        self._node_reader.run(_LOOKS_PER_NODE_READ * self._options.interval_seconds),
+                        self._node_watch.run(_AGAIN_SECONDS),
                     )
                 ]
                 await stop.wait()
@@ -101,7 +102,7 @@ class Monitor:
 
     async def _sample(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._node_reader.attempted.wait(), _FIRST_NODE_SECONDS)
+            await asyncio.wait_for(self._node_watch.handed_on.wait(), _FIRST_NODE_SECONDS)
         await self._sampler.run(self._options.interval_seconds)
 
     async def _node_changed(self, node: pods.Node) -> None:

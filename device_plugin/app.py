@@ -427,7 +427,11 @@ class Plugin:
 
     def _judge_delivery(self) -> None:
         """Withdraw each GPU that cannot be brought into containers; the others go on."""
-        ways = {device.uuid: self._node.way(device, late=self._node.late) for device in self._health.devices}
+        ways = {
+            device.uuid: self._node.way(device, late=self._node.late)
+            for device in self._health.devices
+            if device.uuid not in self._sharing.hidden_uuids and device.index not in self._sharing.hidden_indices
+        }
         for code in _DELIVERY_CODES:
             self._problems.keep(code, [uuid for uuid, way in ways.items() if not way.name and way.code == code])
         for uuid, way in ways.items():

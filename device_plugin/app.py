@@ -417,7 +417,8 @@ class Plugin:
     def _states(self) -> dict[identifiers.GpuUuid, health.Health]:
         """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""
         states = dict(self._health.states)
-        for uuid, cause in self._withdrawn.items():
+        # That a GPU is released is what `hamictl gpu release` waits for, whatever else is wrong with it.
+        for uuid, cause in {**self._withdrawn, **self._released}.items():
             state = states.get(uuid, health.Health())
             if state.available:
                 states[uuid] = health.Health(health.State.UNHEALTHY, cause)

@@ -456,7 +456,8 @@ class Plugin:
     def _states(self) -> dict[identifiers.GpuUuid, health.Health]:
         """The health of each GPU; one that is withdrawn is unhealthy, and not remembered as a fault of the hardware."""
         states = dict(self._health.states)
-        for uuid, cause in self._withdrawn.items():
+        # That a GPU is released is what `hamictl gpu release` waits for, whatever else is wrong with it.
+        for uuid, cause in {**self._withdrawn, **self._released}.items():
             state = states.get(uuid, health.Health())
             if state.available:
                 states[uuid] = health.Health(health.State.UNHEALTHY, cause)
@@ -466,7 +467,11 @@ class Plugin:
 
     def _judge_delivery(self) -> None:
         """Withdraw each GPU that cannot be brought into containers; the others go on."""
-        ways = {device.uuid: self._node.way(device, late=self._node.late) for device in self._health.devices}
+        ways = {
+            device.uuid: self._node.way(device, late=self._node.late)
+            for device in self._health.devices
+            if device.uuid not in self._sharing.hidden_uuids and device.index not in self._sharing.hidden_indices
+        }
         for code in _DELIVERY_CODES:
             self._problems.keep(code, [uuid for uuid, way in ways.items() if not way.name and way.code == code])
         for uuid, way in ways.items():

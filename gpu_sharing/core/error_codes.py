@@ -211,7 +211,8 @@ GPU_UNHEALTHY = _register(
 GPU_CORDONED = _register(
     "SCHED_GPU_CORDONED",
     "The GPUs that would fit are cordoned by an administrator.",
-    "Remove them from the node's annotation hami.io/device-cordon when they may be used again.",
+    "Remove them from the node's annotation hami.io/device-cordon when they may be used again, or, where they were "
+    "released for a reset: hamictl gpu release NODE GPU --cancel.",
 )
 UNKNOWN_USAGE = _register(
     "SCHED_UNKNOWN_USAGE",

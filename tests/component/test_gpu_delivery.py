@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pathlib
 from typing import Any
 
 import pytest
@@ -238,3 +239,14 @@ def test_identity_is_decided_from_a_node_that_was_read_and_never_by_a_time_out()
         carries(node.start(pod), node, 0)
         node.wait("it is published", lambda: healthy(node) == [True])
         node.wait("nothing is wrong any more", lambda: "PLUGIN_NODE_UNREAD" not in problems(node))
+
+
+def test_a_gpu_that_is_hidden_on_purpose_is_no_problem_of_delivery(tmp_path: pathlib.Path) -> None:
+    """Its administrator leaves it out of the specification, too."""
+    config = tmp_path / "config.json"
+    config.write_text('{"nodeconfig":[{"name":"node-01","filterdevices":{"index":[1]}}]}')
+    arguments = (*DELIVERED, "--config-file", str(config))
+    with gpu_node.running(2, *arguments, prepare=lambda node: write_spec(node, 0), offered=1) as node:
+        node.wait("it is published", lambda: healthy(node) == [True])
+
+        assert problems(node) == {}

@@ -283,13 +283,15 @@ def test_a_refused_pod_is_woken_once_when_its_room_is_made() -> None:
     assert world.refusals.due() == []
 
 
-@pytest.mark.parametrize("trouble", ["cordoned", "sick", "unregistered"])
+@pytest.mark.parametrize("trouble", ["cordoned", "released", "sick", "unregistered"])
 def test_a_refused_pod_is_woken_when_its_node_is_well_again(trouble: str) -> None:
-    """A cordon is lifted, a GPU recovers, a device plugin comes up."""
+    """A cordon is lifted, a reset is over, a GPU recovers, a device plugin comes up."""
     well, ill = gpus.gpu_node("a", A100, 1), gpus.gpu_node("a", A100, 1)
     annotations = ill["metadata"]["annotations"]
     if trouble == "cordoned":
         annotations[records.CORDON] = gpus.gpu_uuid("a", 0)
+    elif trouble == "released":
+        annotations[records.RELEASE] = gpus.gpu_uuid("a", 0)
     elif trouble == "sick":
         annotations[records.INVENTORY] = annotations[records.INVENTORY].replace(',"health":true', "")
     else:

@@ -146,10 +146,9 @@ def _copied(device: gpu_source.Device, name: str, way: Way, host: Host) -> tuple
     if not device.mig_enabled or way.lookup.spec is None:
         return way.lookup.copied
     common = way.lookup.spec.common
-    root = next(
-        (str(node.get("hostPath") or _CONTROL).removesuffix(_CONTROL) for node in common.get("deviceNodes", ())
-         if node["path"] == _CONTROL), "",
-    )  # fmt: skip
+    # Where the driver's device nodes lie on the host: below the GPU operator's driver root, or at /.
+    beside = (str(node.get("hostPath", "")) for node in common.get("deviceNodes", ()) if node["path"] == _CONTROL)
+    root = next((path.removesuffix(_CONTROL) for path in beside if path.endswith(_CONTROL)), "")
     paths = [f"/dev/nvidia{device.minor}", *_capability_nodes(device, name, host)]
     return (common, {"deviceNodes": [{"path": path, "hostPath": f"{root}{path}"} for path in paths]})
 

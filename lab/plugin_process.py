@@ -46,8 +46,14 @@ class PluginProcess(service_process.ServiceProcess):
         self.boot_id_file.write_text(f"{name}\n")
 
 
-def host_cdi(folder: pathlib.Path, driver: fake_driver.FakeDriver) -> pathlib.Path:
-    """A CDI specification of the driver's GPUs as nvidia-ctk makes them, with `/dev/null` in the place of each GPU."""
+def host_cdi(folder: pathlib.Path, driver: fake_driver.FakeDriver, root: pathlib.Path | None = None) -> pathlib.Path:
+    """Write a CDI specification of the driver's GPUs as nvidia-ctk makes them.
+
+    Args:
+        folder: Where it goes.
+        driver: Whose GPUs.
+        root: The driver's root, which has device nodes; without one `/dev/null` is in the place of each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
         "cdiVersion": "0.5.0",
@@ -61,7 +67,7 @@ def host_cdi(folder: pathlib.Path, driver: fake_driver.FakeDriver) -> pathlib.Pa
         ],
         "containerEdits": {
             "env": ["NVIDIA_VISIBLE_DEVICES=void"],
-            "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": "/dev/null"}],
+            "deviceNodes": [{"path": "/dev/nvidiactl", "hostPath": f"{root}/dev/nvidiactl" if root else "/dev/null"}],
         },
     }
     (folder / "nvidia.json").write_text(json.dumps(spec))

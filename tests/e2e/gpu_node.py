@@ -3,7 +3,9 @@
 import collections
 import contextlib
 import dataclasses
+import os
 import pathlib
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +20,8 @@ NODE = control_plane.NODE_NAME
 NAMES = requests.ResourceNames()
 PODS = "/api/v1/namespaces/default/pods"
 SHOW = (
-    "env; echo ==mounts; cat /proc/self/mountinfo; echo ==devices; ls /dev; echo ==end; "
+    "env; echo ==mounts; cat /proc/self/mountinfo; echo ==devices; ls /dev; "
+    "echo ==caps; ls /dev/nvidia-caps 2>/dev/null; echo ==end; "
     "while [ ! -e /tmp/crash ]; do sleep 0.2; done"
 )
 SHOW_ONCE = "env; echo ==mounts; cat /proc/self/mountinfo; echo ==devices; ls /dev; echo ==end"
@@ -203,6 +206,32 @@ def pod(name: str, *containers: dict[str, Any], init: Sequence[dict[str, Any]] =
     }
 
 
+def with_capability_nodes(root: pathlib.Path, gpus: int) -> pathlib.Path:
+    """Make a driver's root: device nodes, those of MIG instances too, and the table that numbers them.
+
+    Source: NVIDIA's MIG user guide, device nodes and capabilities.
+    """
+    caps = root / "dev" / "nvidia-caps"
+    caps.mkdir(parents=True)
+    names = [f"gpu{gpu}/gi{gi}/{end}" for gpu in range(gpus) for gi in range(15) for end in ("access", "ci0/access")]
+    table = "".join(f"{name} {number}\n" for number, name in enumerate(names, start=3))
+    (root / "mig-minors").write_text(f"config 1\nmonitor 2\n{table}")
+    nodes = [root / "dev" / f"nvidia{gpu}" for gpu in range(gpus)] + [root / "dev" / "nvidiactl"]
+    nodes += [caps / f"nvidia-cap{number}" for number in range(1, len(names) + 3)]
+    for path in nodes:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))  # /dev/null under another name
+    return root
+
+
+def seeing_capabilities(root: pathlib.Path) -> list[str]:
+    """The command that starts a process to which the kernel shows that table, in a mount namespace of its own."""
+    script = (
+        "mount -t tmpfs none /proc/driver; mkdir /proc/driver/nvidia-caps; "
+        f'cp {root}/mig-minors /proc/driver/nvidia-caps/; exec "$@"'
+    )
+    return ["unshare", "--mount", "--", "sh", "-ec", script, "sh"]
+
+
 @contextlib.contextmanager
 def running(
     folder: pathlib.Path,
@@ -220,13 +249,16 @@ def running(
         for gpu in driver.gpus:
             gpu.mig_mode = int(mig)
         driver.write()
-        host = plugin_process.host_cdi(folder / "host-cdi", driver)
+        root = with_capability_nodes(folder / "root", gpus) if mig else None
+        host = plugin_process.host_cdi(folder / "host-cdi", driver, root)
         flags = [
             "--kubeconfig", str(plane.kubeconfig("plugin")), "--node-name", NODE,
             "--kubelet-dir", str(node.kubelet_dir), "--cdi-dir", str(node.cdi_dir), "--host-cdi-dirs", str(host),
             "--device-split-count", "20", "--health-interval", "0.5", *arguments,
         ]  # fmt: skip
-        plugin = stack.enter_context(plugin_process.running(plugin_process.PluginProcess(folder, driver, flags)))
+        within = seeing_capabilities(root) if root else ()
+        process = plugin_process.PluginProcess(folder, driver, flags, within=within)
+        plugin = stack.enter_context(plugin_process.running(process))
         extender = stack.enter_context(extender_process.running(plane.kubeconfig("extender"), folder / "extender.log"))
         scheduler = stack.enter_context(plane.scheduler(f"http://{extender.verbs}"))
         site = GpuNode(plane, node, driver, plugin, extender, scheduler, flags)

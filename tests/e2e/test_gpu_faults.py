@@ -137,7 +137,7 @@ def test_a_replaced_driver_ends_the_process_on_purpose(node: gpu_node.GpuNode) -
 
 
 def test_without_a_driver_the_plugin_stays_up_and_looks_again(node: gpu_node.GpuNode, tmp_path: pathlib.Path) -> None:
-    """Ready, registers nothing, says so once; and serves as soon as there is one."""
+    """Ready, says so once, takes back what was offered; and serves as soon as there is one."""
     node.plugin.kill()
     state = node.driver.path.read_text()
     node.driver.path.write_text("")
@@ -146,7 +146,10 @@ def test_without_a_driver_the_plugin_stays_up_and_looks_again(node: gpu_node.Gpu
     node.plugin.start()
     node.plugin.wait_ready()
     node.wait("it says so", lambda: node.plugin.logged("no driver", offset), 10)
-    assert node.plugin.logged("registered", offset) is None
+    node.wait("no slot is free", lambda: free_slots(node) == 0, 30)
+    annotations = node.node_object()["metadata"]["annotations"]
+    assert "PLUGIN_NO_DRIVER" in annotations[records.PROBLEMS]
+    assert not any(inventory(node).values())
     node.driver.path.write_text(state)
-    node.wait("it serves", lambda: node.plugin.logged("registered", offset), 20)
+    node.wait("it serves", lambda: all(inventory(node).values()) and free_slots(node) > 0, 60)
     assert sum(line.get("event") == "no driver" for line in node.plugin.log_lines(offset)) == 1

@@ -42,6 +42,12 @@ def seen(node: gpu_node.GpuNode, name: str) -> list[str]:
     return variables.get("HAMI_GPUS", "").split(",")
 
 
+def capability_nodes(node: gpu_node.GpuNode, name: str) -> list[str]:
+    """The nodes below /dev/nvidia-caps that the container has."""
+    log = node.node.log(node.pod(name), "c")
+    return [line for line in log.partition("==caps")[2].split() if line.startswith("nvidia-cap")]
+
+
 def test_each_container_gets_instances_of_its_own_that_do_not_overlap(node: gpu_node.GpuNode) -> None:
     """Two GPUs are filled to the last slice that anybody can use; one more waits, and says why, until one is freed."""
     bodies = [divided("large-0", 30_000), divided("pair", 15_000, count=2), divided("large-1", 30_000, cores=50)]
@@ -58,6 +64,9 @@ def test_each_container_gets_instances_of_its_own_that_do_not_overlap(node: gpu_
     for gpu in {uuid for uuid, _, _ in held}:
         slices = [taken for uuid, _, taken in held if uuid == gpu]
         assert len(set().union(*slices)) == sum(map(len, slices)), held
+    # Without its two capability nodes an instance cannot be used.
+    assert all(len(capability_nodes(node, name)) == 2 * len(seen(node, name)) for name in names)
+    assert len({one for name in names for one in capability_nodes(node, name)}) == 2 * len(held)
     shown = [uuid for name in names for uuid in seen(node, name)]
     assert len(set(shown)) == len(shown) == len(held)
     assert all(uuid.startswith("MIG-made-") for uuid in shown)

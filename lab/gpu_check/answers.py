@@ -27,6 +27,7 @@ NOT_CALLED = frozenset(
         "nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance", "nvmlGpuInstanceDestroy",
         "nvmlComputeInstanceDestroy", "nvmlGpuInstanceGetComputeInstanceById",
         "nvmlGpuInstanceGetComputeInstanceProfileInfo", "nvmlGpuInstanceGetComputeInstances", "nvmlInitWithFlags",
+        "nvmlDeviceSetComputeMode",
     }
 )  # fmt: skip
 """What changes a GPU, or needs an instance that was changed."""
@@ -118,7 +119,7 @@ def probes(event_set: Any) -> Mapping[str, Callable[[Any], Any]]:
         for name in (
             "nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetPciInfo", "nvmlDeviceGetMemoryInfo",
             "nvmlDeviceGetMinorNumber", "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMigMode",
-            "nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage",
+            "nvmlDeviceGetComputeMode", "nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage",
             "nvmlDeviceGetRemappedRows", "nvmlDeviceGetCurrentClocksEventReasons",
             "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetComputeRunningProcesses",
             "nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetMPSComputeRunningProcesses",

@@ -81,12 +81,13 @@ def test_without_its_extra_it_says_what_to_install() -> None:
 def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
     """As kubectl would print them."""
     assert said("nodes", *api).splitlines() == [
-        "NODE   GPUS   MODEL         PROMISED    OF           SHARE   CONTAINERS   STATE",
-        "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            ok",
-        "b      2      NVIDIA A100   0 MiB       32,000 MiB   0%      0            ok",
+        "NODE   GPUS   MODEL         PROMISED    OF           SHARE   CONTAINERS   ISOLATION   STATE",
+        "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            hami-core   ok",
+        "b      2      NVIDIA A100   0 MiB       32,000 MiB   0%      0            hami-core   ok",
     ]
     assert said("nodes", *api, "-o", "wide").splitlines()[1] == (
-        "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            ok      0%      16,000 MiB"
+        "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            hami-core   ok      0%      "
+        "16,000 MiB     -"
     )
     assert said("nodes", *api, "-o", "name").split() == ["node/a", "node/b"]
     as_json = json.loads(said("nodes", *api, "-o", "json"))

@@ -119,7 +119,8 @@ def probes(event_set: Any) -> Mapping[str, Callable[[Any], Any]]:
         for name in (
             "nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetPciInfo", "nvmlDeviceGetMemoryInfo",
             "nvmlDeviceGetMinorNumber", "nvmlDeviceGetCudaComputeCapability", "nvmlDeviceGetMigMode",
-            "nvmlDeviceGetComputeMode", "nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetUtilizationRates", "nvmlDeviceGetPowerUsage",
+            "nvmlDeviceGetComputeMode", "nvmlDeviceGetMaxMigDeviceCount", "nvmlDeviceGetUtilizationRates",
+            "nvmlDeviceGetPowerUsage",
             "nvmlDeviceGetRemappedRows", "nvmlDeviceGetCurrentClocksEventReasons",
             "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetComputeRunningProcesses",
             "nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetMPSComputeRunningProcesses",

@@ -143,7 +143,7 @@ class Gaps:
     """GPUs in MIG mode whose instances cannot be read."""
 
     def unheard(self, devices: Iterable[Device]) -> dict[identifiers.GpuUuid, str]:
-        """Why XIDs of a GPU are not received, for each of these of which they are not."""
+        """Return why XIDs are not received, by GPU; GPUs whose XIDs are received are left out."""
         reasons = {device.uuid: self.events or self.xids.get(device.uuid, "") for device in devices}
         return {uuid: why for uuid, why in reasons.items() if why}
 

@@ -19,37 +19,41 @@ _SCRIPT = """#!{python}
 import sys
 sys.path.insert(0, {project!r})
 from lab.real import nvidia_runtime
-nvidia_runtime.main({runc!r}, {environment!r})
+nvidia_runtime.main({runc!r}, {environment!r}, {tools!r})
 """
 
 
-def write(path: pathlib.Path, runc: str, environment: Mapping[str, str]) -> pathlib.Path:
+def write(
+    path: pathlib.Path, runc: str, environment: Mapping[str, str], tools: Mapping[str, pathlib.Path]
+) -> pathlib.Path:
     """Write the program that containerd runs in place of runc.
 
     Args:
         path: Where.
         runc: The real one.
         environment: Variables of the fake driver, whose folders are mounted with them.
+        tools: The driver's programs by their paths in containers, for those that ask for the capability `compute`.
     """
     project = str(pathlib.Path(__file__).parents[2])
-    text = _SCRIPT.format(python=sys.executable, project=project, runc=runc, environment=dict(environment))
+    files = {inside: str(outside) for inside, outside in tools.items()}
+    text = _SCRIPT.format(python=sys.executable, project=project, runc=runc, environment=dict(environment), tools=files)
     path.write_text(text)
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
 
-def main(runc: str, environment: Mapping[str, str]) -> None:
+def main(runc: str, environment: Mapping[str, str], tools: Mapping[str, str]) -> None:
     """Edit the container that is about to be created, if one is, and become runc."""
     arguments = sys.argv[1:]
     if "create" in arguments and "--bundle" in arguments:
         config = pathlib.Path(arguments[arguments.index("--bundle") + 1]) / "config.json"
         spec = json.loads(config.read_text())
-        if with_driver(spec, environment):
+        if with_driver(spec, environment, tools):
             config.write_text(json.dumps(spec))
     os.execv(runc, [runc, *arguments])
 
 
-def with_driver(spec: dict[str, object], environment: Mapping[str, str]) -> bool:
+def with_driver(spec: dict[str, object], environment: Mapping[str, str], tools: Mapping[str, str]) -> bool:
     """Add the driver to a container's OCI specification, in place. Returns whether it asks for it.
 
     Raises:
@@ -68,4 +72,6 @@ def with_driver(spec: dict[str, object], environment: Mapping[str, str]) -> bool
         process["env"].append(f"{name}={value}")
         folder = value if name == "LD_LIBRARY_PATH" else str(pathlib.Path(value).parent)
         mounts.append({"destination": folder, "source": folder, "type": "bind", "options": ["rbind", "rw"]})
+    for inside, outside in tools.items() if "compute" in asked.get("NVIDIA_DRIVER_CAPABILITIES", "") else ():
+        mounts.append({"destination": inside, "source": outside, "type": "bind", "options": ["rbind", "ro"]})
     return True

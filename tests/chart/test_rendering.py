@@ -185,7 +185,7 @@ def _brings_driver(pod: dict[str, Any], container: dict[str, Any]) -> str:
     mounted = {one["mountPath"]: one for one in container["volumeMounts"]}
     mount = mounted.get("/driver-root")
     if mount is not None:
-        # Its device files are opened by nobody but a privileged container.
+        # Only a privileged container can open its device files.
         can_open = container["securityContext"].get("privileged") is True
         follows = mount["readOnly"] and mount["mountPropagation"] == "HostToContainer"
         named = "--driver-root=/driver-root" in container["args"]

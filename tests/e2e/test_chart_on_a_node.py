@@ -84,14 +84,16 @@ def test_doctor_finds_what_is_not_as_it_should_be_and_no_more(world: installed_c
     assert doctor(world) == (0, [])
 
 
-def run_limited(world: installed_chart.World, name: str) -> tuple[str, str]:
-    """Run a dynamically linked program with a slice. Returns what the preloaded library wrote, and the event."""
-    program = "import os; print(open('/tmp/mark').read() if os.path.exists('/tmp/mark') else 'no mark')"
+_MARK = "import os; print(open('/tmp/mark').read() if os.path.exists('/tmp/mark') else 'no mark')"
+
+
+def run_limited(world: installed_chart.World, name: str, program: str = _MARK) -> tuple[str, str]:
+    """Run a dynamically linked program with a slice, as no root. Returns what it wrote, and the event."""
     container = gpu_node.container("main", 4000, 30) | {
         "image": "ghcr.io/hami-py/hami-node:0.1.0", "imagePullPolicy": "Never", "command": ["python3", "-c", program],
     }  # fmt: skip
     body = gpu_node.pod(name, container)
-    body["spec"]["restartPolicy"] = "Never"
+    body["spec"] |= {"restartPolicy": "Never", "securityContext": {"runAsUser": 1000}}
     world.plane.api("POST", gpu_node.PODS, body)
 
     def ended() -> bool:
@@ -110,6 +112,19 @@ def test_the_library_that_the_chart_brings_is_preloaded_with_the_limits_of_the_p
     mark, note = run_limited(world, "limited")
     assert mark == "memory 4000m cores 30 region writable"
     assert note.endswith("isolation hami-core")
+
+
+def test_what_a_tenant_leaves_is_deleted_with_the_rights_that_the_chart_gives(world: installed_chart.World) -> None:
+    """Root without capabilities may not enter a folder of another user: it would fill the node's disk for ever."""
+    program = (
+        "import os, pathlib, time; deep = pathlib.Path('/tmp/vgpulock/deep'); deep.mkdir(0o700); "
+        "(deep / 'big').write_bytes(b'x' * 100_000); deadline = time.monotonic() + 60\n"
+        "while deep.exists() and time.monotonic() < deadline: time.sleep(0.2)\n"
+        "print('there' if deep.exists() else 'cleared')\n"
+        "try: pathlib.Path(os.environ['CUDA_DEVICE_MEMORY_SHARED_CACHE']).with_name('more').touch()\n"
+        "except PermissionError: print('and no more')"
+    )
+    assert run_limited(world, "writes", program)[0].split("\n") == ["cleared", "and no more"]
 
 
 def hamictl(world: installed_chart.World, *arguments: str) -> str:

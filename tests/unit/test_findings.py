@@ -52,6 +52,25 @@ def test_what_a_node_says_of_its_set_up_is_found() -> None:
     assert list(findings._nodes(cluster(node), NAMES)) == []
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "PLUGIN_MEMORY_NOT_LIMITED", "PLUGIN_ISOLATION_LOST", "PLUGIN_HAMI_CORE", "PLUGIN_NO_DRIVER", "PLUGIN_MPS",
+        "MONITOR_PID_NAMESPACE", "PLUGIN_CDI_TWICE", "PLUGIN_CDI_STALE", "PLUGIN_RUNTIME_CLASS", "PLUGIN_DELIVERY",
+        "PLUGIN_XIDS_NOT_HEARD", "PLUGIN_GPU_NOT_RELEASED",
+    ],
+)  # fmt: skip
+def test_each_problem_that_a_plugin_reports_is_a_finding_with_what_to_do(code: str) -> None:
+    """The words are the node's, the remedy is the code's."""
+    node = gpus.gpu_node("a", A10, 1)
+    node["metadata"]["annotations"][records.PROBLEMS] = records.encode_problems({code: "what was found"})
+
+    (told,) = (one.to_facts() for one in findings._problems(cluster(node)))
+
+    assert (told["code"], told["severity"], told["detail"]) == (code, "error", "what was found")
+    assert len(told["remedy"]) > 20
+
+
 def test_gpus_whose_memory_nothing_limits_are_found_once() -> None:
     """As a warning where that was chosen, as an error where the node says that it should be otherwise."""
     node = gpus.gpu_node("a", A10, 2)

@@ -273,15 +273,10 @@ class Plugin:
         self._released = {uuid: self._released.get(uuid, _RELEASING) for uuid in released}
         if self._health.looked_at:
             self._refresh()  # Nothing new is placed there from now on.
-        try:
-            await self._driver.release(released)
-        except gpu_source.DriverChanged:
-            raise
-        except gpu_source.DriverMissing:
-            pass  # Nothing is held.
-        except gpu_source.GpuSourceError as cause:
+        refusal = await release.carry_out(self._driver, released)
+        if refusal:
             for uuid in released:
-                self._problems.report(error_codes.PLUGIN_GPU_NOT_RELEASED, str(cause), uuid)
+                self._problems.report(error_codes.PLUGIN_GPU_NOT_RELEASED, refusal, uuid)
             return
         self._problems.keep(error_codes.PLUGIN_GPU_NOT_RELEASED, ())
         self._released = dict.fromkeys(released, records.RELEASED)
@@ -397,7 +392,7 @@ class Plugin:
     async def _create_mig(self, share: records.MigShare) -> None:
         """Make a MIG instance, and know it, also after a restart in the middle of it."""
         async with self._mig_lock:
-            await self._free_bare()  # Before the place is ours: one of somebody else may lie there.
+            await self._free_bare()  # Before the place is ours: another program's may lie there.
             await self._write_made(
                 self._made | {records.MadeInstance(share.gpu_uuid, share.profile, share.start, share.size)}
             )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 import structlog
 
-from device_plugin import pods
+from device_plugin import gpu_source, pods, watchdog
 from gpu_sharing.adapters import kubernetes, watching
 from gpu_sharing.core import identifiers, records
 
@@ -27,6 +27,23 @@ def positions(
 ) -> dict[identifiers.GpuUuid, int]:
     """Return released GPUs with their positions, those that the node has."""
     return {uuid: indices[uuid] for uuid in released if uuid in indices}
+
+
+async def carry_out(driver: watchdog.Watched, released: Mapping[identifiers.GpuUuid, int]) -> str:
+    """Have the driver let go of GPUs, and of no other any more.
+
+    Returns:
+        Why it did not; empty where it did, or where there is no driver that could hold one.
+
+    Raises:
+        DriverChanged: The process has to start anew.
+    """
+    with contextlib.suppress(gpu_source.DriverMissing):
+        try:
+            await driver.release(released)
+        except gpu_source.GpuFailed as cause:
+            return str(cause)
+    return ""
 
 
 class NodeWatch:

@@ -98,7 +98,7 @@ def marks_of(proc: pathlib.Path, container_ids: set[str]) -> dict[str, bool | No
     """Return whether a process of each container has the mark.
 
     One is enough, because a process may have made itself other mounts. None stands for containers whose processes may
-    not be read; those of which none is found are left out.
+    not be read; containers without a process that is found are left out.
     """
     found: dict[str, bool | None] = {}
     for process in (path for path in proc.iterdir() if path.name.isdecimal()):

@@ -20,7 +20,7 @@ class Mig(none.TimeSlicing):
     """The MIG backend.
 
     Args:
-        create: Makes an instance; None where the node's instances are somebody else's.
+        create: Makes an instance; None where instances are only used.
     """
 
     def __init__(self, create: Create | None = None) -> None:
@@ -92,7 +92,7 @@ def bare(device: gpu_source.Device, made: Made | None = None) -> tuple[gpu_sourc
 
 
 def foreign_bare(device: gpu_source.Device, made: Made | None = None) -> str:
-    """Which GPU instances without compute instance are somebody else's; empty where there are none."""
+    """Return which GPU instances without compute instance the plugin did not make; empty where there are none."""
     foreign = [one for one in device.bare_instances if not _is_ours(device, one, made)]
     return ", ".join(f"GPU instance {one.instance_id} ({one.profile} at {one.start})" for one in foreign)
 

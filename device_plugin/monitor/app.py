@@ -119,14 +119,9 @@ class Monitor:
         if released.keys() == self._driver.released and not self._holds_released:
             return
         self._holds_released = True
-        try:
-            await self._driver.release(released)
-        except gpu_source.DriverChanged:
-            raise
-        except gpu_source.DriverMissing:
-            pass  # Nothing is held.
-        except gpu_source.GpuSourceError as cause:
-            log.error("GPUs are not released", error_code=error_codes.PLUGIN_GPU_NOT_RELEASED, cause=str(cause))
+        refusal = await release.carry_out(self._driver, released)
+        if refusal:
+            log.error("GPUs are not released", error_code=error_codes.PLUGIN_GPU_NOT_RELEASED, cause=refusal)
             return
         self._holds_released = False
         log.info("GPUs are released", devices=sorted(released))

@@ -300,7 +300,7 @@ def encode_made(made: Collection[MadeInstance]) -> str:
 
 
 def decode_made(text: str) -> frozenset[MadeInstance]:
-    """The MIG instances that the node's plugin made; what cannot be read is left out, and so is nobody's to destroy."""
+    """The MIG instances that the node's plugin made; what cannot be read is left out, and so never destroyed."""
     try:
         items = json.loads(text) if text and len(text) <= _MOST_BYTES else []
     except (ValueError, RecursionError):

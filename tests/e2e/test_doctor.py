@@ -58,4 +58,4 @@ def test_what_an_account_lacks_is_a_finding_and_what_is_there_is_looked_at(own_s
         "it may not list mutatingwebhookconfigurations.admissionregistration.k8s.io",
         "it may not list validatingadmissionpolicies.admissionregistration.k8s.io",
     ]
-    assert doctor(own_site, "plugin") == (2, [])
+    assert doctor(own_site, "webui") == (2, [])

@@ -111,13 +111,36 @@ def prepare(hook_path: pathlib.Path) -> pathlib.Path:
     Raises:
         Refused: No container can be limited here; the text says why.
     """
-    found = library(hook_path)
+    known, signature = _prepared.pop(hook_path, (hook_path, ()))
+    if not signature or signature != _signature(hook_path, known):
+        known = library(hook_path)
+        _write_preload(hook_path)
+        signature = _signature(hook_path, known)
+    _prepared[hook_path] = known, signature
+    return known
+
+
+_prepared: dict[pathlib.Path, tuple[pathlib.Path, tuple[int, ...]]] = {}
+"""The library that was found last, by hook path, and what its files looked like: each container's start asks."""
+
+
+def _signature(hook_path: pathlib.Path, found: pathlib.Path) -> tuple[int, ...]:
+    """Return what changes whenever a library or the preload does; empty where one is missing."""
+    folder = hook_path / "vgpu"
+    try:
+        states = [path.stat() for path in (folder, folder / _PRELOAD, found)]
+    except OSError:
+        return ()
+    return tuple(number for one in states for number in (one.st_ino, one.st_mtime_ns, one.st_ctime_ns))
+
+
+def _write_preload(hook_path: pathlib.Path) -> None:
     preload = hook_path / "vgpu" / _PRELOAD
     wanted = f"{_inside(hook_path)}/{_LIBRARY}\n".encode()
     try:
         with contextlib.suppress(FileNotFoundError):
             if preload.read_bytes() == wanted:
-                return found
+                return
         # Renamed, because running containers have the old file mounted.
         part = preload.with_name(f".{_PRELOAD}.part")
         part.write_bytes(wanted)
@@ -125,7 +148,6 @@ def prepare(hook_path: pathlib.Path) -> pathlib.Path:
         part.rename(preload)
     except OSError as cause:
         raise Refused(f"{preload} cannot be written: {cause.strerror or cause}") from cause
-    return found
 
 
 def trouble(hook_path: pathlib.Path) -> str:
@@ -239,6 +261,9 @@ def _is_off(granted: Granted) -> bool:
 
 def _make(folder: pathlib.Path, region: str) -> None:
     """Make a container's folder: its region, which all its users may write, and its lock's folder."""
+    with contextlib.suppress(FileNotFoundError):
+        if region and os.lstat(folder / region).st_mode == stat.S_IFREG | _REGION_MODE:
+            return  # It is made last.
     for path, mode in ((folder, _FOLDER_MODE), (folder / _LOCK_FOLDER, _LOCK_MODE)):
         path.mkdir(parents=True, exist_ok=True)
         if stat.S_IMODE(path.stat().st_mode) != mode:

@@ -368,10 +368,9 @@ class Allocator:
     def _isolates(self, pod: pods.Pod, container: str, shares: tuple[Share, ...]) -> str:
         """What isolates a container, for its event; empty for one without GPUs."""
         mode = self._mode(shares)
-        devices = owners.devices_of(pod, shares, self._node.devices)
         if not mode:
             return ""
-        return self._node.backends[mode].isolates(self._granted(pod, container, "", shares, devices, late=True))
+        return self._node.backends[mode].isolates(self._granted(pod, container, "", shares, (), late=True))
 
     def granted_on(self, uuid: identifiers.GpuUuid) -> Iterator[isolation.Granted]:
         """What containers on a GPU have by their records."""

@@ -343,11 +343,10 @@ class Plugin:
         self._report(error_codes.PLUGIN_NO_DRIVER, no_driver)
         self._has_offered = self._has_offered or bool(self._node.inventory)
         makes = self._sharing.isolation == table.MIG
-        left = {one.uuid: mig.foreign_bare(one, self._destroyable()) if makes else "" for one in devices}
-        self._problems.keep(error_codes.PLUGIN_MIG_INSTANCE_BARE, [uuid for uuid, what in left.items() if what])
-        for uuid, what in left.items():
-            if what:
-                self._problems.report(error_codes.PLUGIN_MIG_INSTANCE_BARE, what, uuid)
+        left = {one.uuid: mig.foreign_bare(one, self._destroyable()) for one in devices if makes}
+        self._problems.replace(
+            error_codes.PLUGIN_MIG_INSTANCE_BARE, {uuid: what for uuid, what in left.items() if what}
+        )
         if self._node.inventory != before or self._withdrawn != withdrawn:
             self._publisher.change()
         self._refresh_listing()
@@ -384,10 +383,7 @@ class Plugin:
         mixed = {uuid: mps.mixed_users(self._allocator.granted_on(uuid)) for uuid in served}
         if self._options.mps_multi_user:
             mixed = {}
-        for uuid, sentence in mixed.items():
-            if sentence:
-                self._problems.report(error_codes.PLUGIN_MPS_USERS, sentence, uuid)
-        self._problems.keep(error_codes.PLUGIN_MPS_USERS, [uuid for uuid, sentence in mixed.items() if sentence])
+        self._problems.replace(error_codes.PLUGIN_MPS_USERS, {uuid: text for uuid, text in mixed.items() if text})
 
     async def _create_mig(self, share: records.MigShare) -> None:
         """Make a MIG instance, and know it, also after a restart in the middle of it."""
@@ -465,13 +461,11 @@ class Plugin:
         ways = {
             device.uuid: self._node.way(device, late=self._node.late)
             for device in self._health.devices
-            if device.uuid not in self._sharing.hidden_uuids and device.index not in self._sharing.hidden_indices
+            if not self._sharing.hides(device.uuid, device.index)
         }
         for code in _DELIVERY_CODES:
-            self._problems.keep(code, [uuid for uuid, way in ways.items() if not way.name and way.code == code])
-        for uuid, way in ways.items():
-            if not way.name:
-                self._problems.report(way.code, way.refusal, uuid)
+            refused = {uuid: way.refusal for uuid, way in ways.items() if not way.name and way.code == code}
+            self._problems.replace(code, refused)
         undeliverable = {uuid: f"{way.code}: {way.refusal}" for uuid, way in ways.items() if not way.name}
         self._withdrawn = {**undeliverable, **self._released}
         self._ways = {uuid: way.name for uuid, way in ways.items()}

@@ -1,7 +1,6 @@
 """What of a node's GPUs its driver refuses to say, as problems of the node: nothing here is a fault of a GPU."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from device_plugin import gpu_source, problems
 from gpu_sharing.core import error_codes
@@ -21,13 +20,7 @@ def report(node: problems.Problems, devices: Sequence[gpu_source.Device], gaps: 
         for device in devices
         if device.memory_mib is None
     }
-    _replace(node, error_codes.PLUGIN_GPU_MEMORY_UNKNOWN, memory)
-    _replace(node, error_codes.PLUGIN_GPU_NOT_IDENTIFIED, {f"GPU {at}": why for at, why in gaps.identity.items()})
-    _replace(node, error_codes.PLUGIN_XIDS_NOT_HEARD, gaps.unheard(devices))
-    _replace(node, error_codes.PLUGIN_MIG_NOT_READ, gaps.mig)
-
-
-def _replace(node: problems.Problems, code: error_codes.Code, sentences: Mapping[Any, str]) -> None:
-    node.keep(code, sentences)
-    for about, sentence in sentences.items():
-        node.report(code, sentence, about)
+    node.replace(error_codes.PLUGIN_GPU_MEMORY_UNKNOWN, memory)
+    node.replace(error_codes.PLUGIN_GPU_NOT_IDENTIFIED, {f"GPU {at}": why for at, why in gaps.identity.items()})
+    node.replace(error_codes.PLUGIN_XIDS_NOT_HEARD, gaps.unheard(devices))
+    node.replace(error_codes.PLUGIN_MIG_NOT_READ, gaps.mig)

@@ -54,7 +54,7 @@ def build(
     """What the node offers: the GPUs that are not hidden, and whose memory is known."""
     offered = []
     for device in devices:
-        if device.uuid in sharing.hidden_uuids or device.index in sharing.hidden_indices:
+        if sharing.hides(device.uuid, device.index):
             continue
         if device.memory_mib is None:
             continue

@@ -5,6 +5,7 @@ node is set up differently, and the plugin goes on beside it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import structlog
 
@@ -43,6 +44,12 @@ class Problems:
         if self._current.pop((code, about), None) is not None:
             log.info("a problem of the node is over", error_code=code, device=about or None)
             self._changed()
+
+    def replace(self, code: error_codes.Code, sentences: Mapping[Any, str]) -> None:
+        """Set the problems of a code to these sentences by subject; the others of the code are over."""
+        self.keep(code, sentences)
+        for about, sentence in sentences.items():
+            self.report(code, sentence, about)
 
     def keep(self, code: error_codes.Code, subjects: Iterable[str]) -> None:
         """Remove the problems of a code whose subject is not among these, such as GPUs that are gone."""

@@ -39,6 +39,10 @@ class Sharing:
     hidden_indices: frozenset[int] = frozenset()
     """Likewise, by position."""
 
+    def hides(self, uuid: str, index: int) -> bool:
+        """Whether a GPU is not offered, by its UUID or its position."""
+        return uuid in self.hidden_uuids or index in self.hidden_indices
+
     def configured_memory(self, model: str) -> int | None:
         """MiB that are configured for a model; None where there is no such setting."""
         fitting = [(len(part), mib) for part, mib in self.configured_memory_mib if part.lower() in model.lower()]

@@ -113,9 +113,10 @@ def marks_of(proc: pathlib.Path, container_ids: set[str]) -> dict[str, bool | No
 
 def _is_marked(process: pathlib.Path) -> bool | None:
     """Whether a process runs in a container with the mark; None where it cannot be read."""
-    mounts, environment = _read(process / "mountinfo"), _read(process / "environ")
+    mounts = _read(process / "mountinfo")
     if mounts is not None and _MOUNT.encode() in mounts:
         return True
+    environment = _read(process / "environ")
     if environment is not None:
         return _MARK in environment
     return None if mounts is None else False

@@ -18,26 +18,20 @@ import structlog
 
 from bench import report
 from gpu_sharing.adapters import objects, pauses
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
 from scheduler_extender import (
-    explaining,
-    gang_planner,
-    metrics,
-    mirror,
-    placing,
-    pod_writer,
-    preempting,
-    read_access,
-    read_api,
-    requeue,
-    settings,
-    telling,
-    usage,
-    verbs,
-    webhook,
     worker,
 )
+from scheduler_extender.act import gang_planner, pod_writer, preempting, waking
+from scheduler_extender.cluster import measured_usage
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide import explaining, verbs
+from scheduler_extender.decide.placer import Placer
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import read_access, read_api, webhook
+from scheduler_extender.settings import Settings
 
 TARGET_MS = 20.0
 _ROUNDS = 5
@@ -65,25 +59,32 @@ class _World:
     """An extender's parts without a cluster."""
 
     def __init__(self, nodes: int, gpus_each: int = 8) -> None:
-        options, counters = settings.Settings(), metrics.Metrics()
+        settings, metrics = Settings(), Metrics()
         self.names = [f"node-{index:05d}" for index in range(nodes)]
         self.gpus_each = gpus_each
-        self.mirror = mirror.Mirror(options, counters)
-        self.placer = placing.Placer(self.mirror.ledger, options)
+        self.mirror = Mirror(settings, metrics)
+        self.placer = Placer(self.mirror.ledger, settings)
         self.ahead = 0.0
         beside, clock, client = worker.Worker(), lambda: time.monotonic() + self.ahead, _Client()
-        teller = telling.Teller(self.mirror, self.placer, _Silent(), options, lambda: False)
-        self.refusals = requeue.Refusals(self.mirror, self.placer, options, counters, clock)
+        decision_events = DecisionEvents(self.mirror, self.placer, _Silent(), settings, lambda: False)
+        self.refusals = waking.Refusals(self.mirror, self.placer, settings, metrics, clock)
         self.verbs = verbs.Verbs(
-            self.mirror, self.placer, teller, self.refusals, options, counters, usage.Usage(options), beside=beside
+            self.mirror,
+            self.placer,
+            decision_events,
+            self.refusals,
+            settings,
+            metrics,
+            measured_usage.MeasuredUsage(settings),
+            beside=beside,
         )
-        self.explainer = explaining.Explainer(self.mirror, self.placer, teller, options, beside)
+        self.explainer = explaining.Explainer(self.mirror, self.placer, decision_events, settings, beside)
         writer = pod_writer.PodWriter(client)  # type: ignore[arg-type]
         self.writer = writer
         self.preemptor = preempting.Preemptor(
-            writer, self.mirror, self.placer, self.refusals, teller, options, counters, clock, beside
+            writer, self.mirror, self.placer, self.refusals, decision_events, settings, metrics, clock, beside
         )
-        self.planner = gang_planner.GangPlanner(writer, self.mirror, self.placer, teller, options, counters)
+        self.planner = gang_planner.GangPlanner(writer, self.mirror, self.placer, decision_events, settings, metrics)
         for name in self.names:
             self.mirror.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, gpus_each), objects.Node))
         self.mirror.ledger.settle()
@@ -94,7 +95,7 @@ class _World:
         for name in self.names:
             for number in range(pods_a_node):
                 size = memory_mib + chosen.randrange(1000)
-                shares = ((reservations.Share(gpus.gpu_uuid(name, number % self.gpus_each), size, 10),),)
+                shares = ((allocations.Share(gpus.gpu_uuid(name, number % self.gpus_each), size, 10),),)
                 annotations = records.pod_annotations(
                     shares, identifiers.NodeName(name), 0, identifiers.DecisionId("d")
                 )
@@ -239,7 +240,7 @@ def _review(shape: str) -> Load:
         annotations = {f"a{number}": "" for number in range(220_000)}
     pod = {"metadata": {"annotations": annotations}, "spec": {"containers": containers}}
     body = orjson.dumps({"request": {"uid": "u", "operation": "CREATE", "namespace": "default", "object": pod}})
-    hook = webhook.Webhook(world.mirror, settings.Settings(), lambda: True, metrics.Metrics())
+    hook = webhook.Webhook(world.mirror, Settings(), lambda: True, Metrics())
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body}

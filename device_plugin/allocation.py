@@ -31,7 +31,7 @@ from device_plugin import (
     pods,
 )
 from gpu_sharing.core import error_codes, errors, health, identifiers, records, requests, variables
-from gpu_sharing.core.reservations import Share
+from gpu_sharing.core.allocations import Share
 
 _CACHE_SECONDS = 0.1
 """A runtime follows its directory by events and does not look again on a miss: what is younger is waited for."""

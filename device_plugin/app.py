@@ -43,7 +43,7 @@ from device_plugin import (
     watchdog,
 )
 from device_plugin.isolation import hami_core, mig, mps, table
-from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, stdlib_http
 from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
@@ -153,7 +153,7 @@ class Plugin:
             log.warning("not an XID", variable="DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS", word=word)
         try:
             async with (
-                plain_listener.serving("health", self._options.health_bind, self._endpoint.answer),
+                stdlib_http.serving("health", self._options.health_bind, self._endpoint.answer),
                 asyncio.TaskGroup() as tasks,
             ):
                 work = [

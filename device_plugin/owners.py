@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from device_plugin import checkpoint, gpu_source, pods
-from gpu_sharing.core import error_codes, errors, gpus, identifiers, records, requests, reservations
+from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, records, requests
 
 
 class Doubt(Exception):
@@ -83,7 +83,7 @@ def cross_check(
 
 def shares_of(
     pod: pods.Pod, container: str, count: int, node: str, names: requests.ResourceNames
-) -> tuple[reservations.Share, ...]:
+) -> tuple[allocations.Share, ...]:
     """What the record promises a container that was given so many ids.
 
     Raises:
@@ -110,7 +110,7 @@ def shares_of(
 
 
 def devices_of(
-    pod: pods.Pod, shares: Sequence[reservations.Share], devices: Mapping[identifiers.GpuUuid, gpu_source.Device]
+    pod: pods.Pod, shares: Sequence[allocations.Share], devices: Mapping[identifiers.GpuUuid, gpu_source.Device]
 ) -> tuple[gpu_source.Device, ...]:
     """The GPUs of shares.
 
@@ -125,8 +125,8 @@ def devices_of(
 
 def guard(
     pod: pods.Pod,
-    shares: Iterable[reservations.Share],
-    holders: Callable[[identifiers.GpuUuid], Sequence[tuple[pods.Pod, reservations.Booking]]],
+    shares: Iterable[allocations.Share],
+    holders: Callable[[identifiers.GpuUuid], Sequence[tuple[pods.Pod, allocations.Allocation]]],
     inventory: Mapping[identifiers.GpuUuid, gpus.Gpu],
 ) -> None:
     """The last guard against a GPU that is promised twice, should two schedulers ever have bound at one time.
@@ -144,7 +144,7 @@ def guard(
         Doubt: The pod's record does not fit beside the older ones.
     """
     for uuid in {share.uuid for share in shares}:
-        before = reservations.NOTHING
+        before = allocations.NOTHING
         for other, booking in sorted(holders(uuid), key=lambda held: (not _has_started(held[0]), _age(held[0]))):
             found = gpus.conflicts(inventory[uuid], before, booking)
             if not found:
@@ -171,7 +171,7 @@ def candidates(
     names: requests.ResourceNames,
     *,
     taken: frozenset[tuple[identifiers.PodUid, str]] = frozenset(),
-) -> list[tuple[pods.Pod, str, tuple[reservations.Share, ...]]]:
+) -> list[tuple[pods.Pod, str, tuple[allocations.Share, ...]]]:
     """The containers that may be asking for so many ids, likeliest first; for runtimes without CDI.
 
     The kubelet allocates container by container, so of each pod only the first one that has nothing yet can ask.

@@ -6,7 +6,7 @@ import msgspec
 import structlog
 
 from gpu_sharing.adapters import kubernetes, objects, watching
-from gpu_sharing.core import errors, identifiers, records, requests, reservations
+from gpu_sharing.core import allocations, errors, identifiers, records, requests
 
 log = structlog.get_logger("pods")
 
@@ -124,7 +124,7 @@ class Pod(objects.Pod, gc=False):
                 return context.run_as_user
         return None
 
-    def shares(self, names: requests.ResourceNames) -> reservations.Shares | None:
+    def shares(self, names: requests.ResourceNames) -> allocations.Shares | None:
         """What its record promises each container; None where it has no record.
 
         Raises:
@@ -143,15 +143,15 @@ class Pod(objects.Pod, gc=False):
         every = range(len(self.all_containers)) if text else ()
         return tuple(share for position in every for share in records.mig_shares(text, position))
 
-    def booked(self, names: requests.ResourceNames) -> Mapping[identifiers.GpuUuid, reservations.Booking]:
+    def booked(self, names: requests.ResourceNames) -> Mapping[identifiers.GpuUuid, allocations.Allocation]:
         """What it holds of each GPU by its record; of a record that does not decode, what can be read of it."""
         try:
             shares = self.shares(names)
         except errors.CorruptRecord:
             legible = records.legible_shares(self.annotations.get(records.ALLOCATED, ""))
-            return reservations.booked((reservations.Kind.APP,), (legible,))
+            return allocations.by_gpu((allocations.Kind.APP,), (legible,))
         kinds = requests.kinds_of(self.spec.init_containers or (), self.spec.containers or ())
-        return reservations.booked(kinds, shares) if shares else {}
+        return allocations.by_gpu(kinds, shares) if shares else {}
 
 
 class NodeInfo(msgspec.Struct, gc=False, rename="camel"):
@@ -189,10 +189,10 @@ class Pods:
         self.by_uid: dict[identifiers.PodUid, Pod] = {}
         self._names = names
         self._changed = changed
-        self._booked: dict[identifiers.PodUid, Mapping[identifiers.GpuUuid, reservations.Booking]] = {}
-        self._holders: dict[identifiers.GpuUuid, dict[identifiers.PodUid, reservations.Booking]] = {}
+        self._booked: dict[identifiers.PodUid, Mapping[identifiers.GpuUuid, allocations.Allocation]] = {}
+        self._holders: dict[identifiers.GpuUuid, dict[identifiers.PodUid, allocations.Allocation]] = {}
 
-    def holders(self, uuid: identifiers.GpuUuid) -> list[tuple[Pod, reservations.Booking]]:
+    def holders(self, uuid: identifiers.GpuUuid) -> list[tuple[Pod, allocations.Allocation]]:
         """The pods that hold a GPU by their records, and what of it."""
         return [(self.by_uid[uid], booking) for uid, booking in self._holders.get(uuid, {}).items()]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from device_plugin import edits, gpu_source
-from gpu_sharing.core import records, reservations
+from gpu_sharing.core import allocations, records
 
 
 class Refused(Exception):
@@ -23,7 +23,7 @@ class Granted:
     """The name of the allocation, unique for ever."""
     folder: str
     """The name of a folder of the container's own."""
-    shares: tuple[reservations.Share, ...]
+    shares: tuple[allocations.Share, ...]
     devices: tuple[gpu_source.Device, ...]
     """As long as `shares`."""
     environment: Mapping[str, str]

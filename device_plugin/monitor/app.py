@@ -12,7 +12,7 @@ import structlog
 
 from device_plugin import gpu_source, pid_namespace, podresources, pods, release, watchdog
 from device_plugin.monitor import collector, sampler, settings, slices
-from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener
+from gpu_sharing.adapters import health_endpoint, kubernetes, stdlib_http
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, records
 
 _AGAIN_SECONDS = 30.0
@@ -75,7 +75,7 @@ class Monitor:
             )  # fmt: skip
         try:
             async with (
-                plain_listener.serving("health", self._options.bind, self._endpoint.answer),
+                stdlib_http.serving("health", self._options.bind, self._endpoint.answer),
                 asyncio.TaskGroup() as tasks,
             ):
                 work = [

@@ -13,8 +13,8 @@ from prometheus_client import registry
 
 from device_plugin import gpu_source
 from device_plugin.monitor import slices
-from gpu_sharing.adapters import series
-from gpu_sharing.core import gpus, identifiers, reservations
+from gpu_sharing.adapters import metrics_registry
+from gpu_sharing.core import allocations, gpus, identifiers
 
 _GPU = ("node", "device")
 _SLICE = ("pod", "namespace", "device", "container")
@@ -119,7 +119,7 @@ class Gauges(registry.Collector):
     ) -> None:
         labels = (view.node, device.uuid)
         mine = [one for one in view.joined.slices if one.gpu == device.uuid]
-        booked = view.joined.booked.get(device.uuid, reservations.NOTHING)
+        booked = view.joined.booked.get(device.uuid, allocations.NOTHING)
         promised, cores, containers = booked.memory_mib << 20, booked.cores_percent, booked.slots
         offered = view.offered.get(device.uuid)
         total = None if device.memory_mib is None else device.memory_mib << 20
@@ -193,7 +193,7 @@ class Gauges(registry.Collector):
                 made["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
 
 
-class Metrics(series.Series):
+class Metrics(metrics_registry.Series):
     """All series of the process."""
 
     def __init__(self, view: Callable[[], View], *, compatible: bool = True) -> None:

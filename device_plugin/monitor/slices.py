@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from device_plugin import gpu_source, pods
 from device_plugin.monitor import cgroups, shared_region
-from gpu_sharing.core import errors, identifiers, records, requests, reservations
+from gpu_sharing.core import allocations, errors, identifiers, records, requests
 
 _DRIVERS_OWN_BYTES, _DRIVERS_OWN_PERCENT = 1 << 30, 2
 """How much of a GPU's memory may be used by no process."""
@@ -71,7 +71,7 @@ class Joined:
     unattributed_bytes: Mapping[identifiers.GpuUuid, int]
     """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet. Without
     the GPUs whose processes are not known."""
-    booked: Mapping[identifiers.GpuUuid, reservations.Booking] = field(default_factory=dict)
+    booked: Mapping[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
     """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
 
 
@@ -130,15 +130,15 @@ def join(
 
 def _booked(
     everybody: Iterable[pods.Pod], names: requests.ResourceNames
-) -> dict[identifiers.GpuUuid, reservations.Booking]:
-    together: dict[identifiers.GpuUuid, reservations.Booking] = {}
+) -> dict[identifiers.GpuUuid, allocations.Allocation]:
+    together: dict[identifiers.GpuUuid, allocations.Allocation] = {}
     for pod in everybody:
         for uuid, booking in pod.booked(names).items():
-            together[uuid] = together.get(uuid, reservations.NOTHING).plus(booking)
+            together[uuid] = together.get(uuid, allocations.NOTHING).plus(booking)
     return together
 
 
-def _shares(pod: pods.Pod, names: requests.ResourceNames, position: int) -> Sequence[reservations.Share]:
+def _shares(pod: pods.Pod, names: requests.ResourceNames, position: int) -> Sequence[allocations.Share]:
     try:
         shares = pod.shares(names)
     except errors.CorruptRecord:

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
 from lab import api_server, extender_process
 from tests.component import calls
 
-OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "openapi.json"
+OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "serve" / "openapi.json"
 
 VERBS = {
     "openapi": "3.1.0",

@@ -17,10 +17,13 @@ import yaml
 from device_plugin import gpu_source, owners, pods
 from device_plugin.monitor import collector, slices
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, placement, records, requests, reservations
-from hamictl import findings, simulation, state, views
+from gpu_sharing.core import allocations, identifiers, placement, records, requests
+from hamictl import record_checks, simulation, snapshot, views
 from lab import gpus
-from scheduler_extender import admission, explaining, facts, read_access, read_api, settings
+from scheduler_extender.cluster import from_objects
+from scheduler_extender.decide import admission, explaining
+from scheduler_extender.serve import read_access, read_api
+from scheduler_extender.settings import Settings
 from tests.unit.extender.test_verbs import World
 
 GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
@@ -144,7 +147,7 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     """From its creation to its start, its gauges and what hamictl prints."""
     assert kind.held
     body, world = body_of(kind), World(node())
-    verdict = admission.review(body, settings.Settings())
+    verdict = admission.review(body, Settings())
     assert not verdict.refused
     assert kind.warns in " ".join(verdict.warnings)
     assert bool(kind.warns) == bool(verdict.warnings)
@@ -161,12 +164,12 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     bound["metadata"]["annotations"] |= records.pod_annotations(
         placed.shares, identifiers.NodeName(NODE), 1, identifiers.DecisionId("d")
     )
-    world.teller.scheduled(waiting, identifiers.NodeName(NODE), placed, 1.0, identifiers.DecisionId("d"))
+    world.decision_events.scheduled(waiting, identifiers.NodeName(NODE), placed, 1.0, identifiers.DecisionId("d"))
     assert kind.warns in world.recorder.told[-1].note
     world.see(bound)
     found = world.mirror.ledger.pod(identifiers.PodUid("uid-p"))
     assert found is not None
-    by_gpu = dict(found.bookings)
+    by_gpu = dict(found.allocated)
     assert summed(by_gpu) == kind.held
     if not (kind.init or kind.sidecars):
         assert tuple(found.amounts) == kind.held
@@ -206,12 +209,12 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
 def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) -> None:
     """At creation, at filter where the webhook was not asked, in explain, and in simulate."""
     body, world = body_of(kind), World(node())
-    verdict = admission.review(body, settings.Settings())
+    verdict = admission.review(body, Settings())
     assert verdict.refused.startswith(f"{kind.code}: ") is kind.at_creation
 
     answer = world.filter(body, NODE)
     world.see(body)
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
+    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
     (said,) = asyncio.run(explainer.explain(world.mirror.waiting[identifiers.PodUid("uid-p")])).verdicts
     (outcome,) = simulate(body)
 
@@ -225,7 +228,7 @@ def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) ->
         assert verdict.refused == f"{kind.code}: {said.sentence}"
 
 
-def summed(by_gpu: Mapping[identifiers.GpuUuid, reservations.Booking]) -> tuple[int, int, int]:
+def summed(by_gpu: Mapping[identifiers.GpuUuid, allocations.Allocation]) -> tuple[int, int, int]:
     every = by_gpu.values()
     return (
         sum(one.slots for one in every), sum(one.memory_mib for one in every), sum(one.cores_percent for one in every)
@@ -248,7 +251,7 @@ def promised(view: collector.View) -> dict[str, tuple[int, int, int]]:
 
 def read(world: World) -> dict[str, dict[str, str]]:
     """The rows of `hamictl pods` and `hamictl nodes`."""
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
+    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
     unused: Any = None
     api = read_api.ReadApi(world.mirror, explainer, unused, read_access.OpenGate(), lambda: True)
     (pod_row,) = views.pod_rows(list(asyncio.run(api._pods(None))))  # what the path `pods` answers
@@ -256,18 +259,20 @@ def read(world: World) -> dict[str, dict[str, str]]:
     return {"pod": pod_row, "node": node_row}
 
 
-def cluster(*bound: dict[str, Any]) -> state.State:
+def cluster(*bound: dict[str, Any]) -> snapshot.State:
     nodes = [msgspec.convert(node(), objects.Node, strict=False)]
-    return state.State(state.VERSION, "", nodes, [msgspec.convert(one, objects.Pod, strict=False) for one in bound], [])
+    return snapshot.State(
+        snapshot.VERSION, "", nodes, [msgspec.convert(one, objects.Pod, strict=False) for one in bound], []
+    )
 
 
 def problems(bound: dict[str, Any]) -> list[str]:
     """What `hamictl doctor` says of the pod and the GPUs."""
-    found = findings.checks(findings.Patient(cluster(bound), None, "", 0.0), NAMES)
+    found = record_checks.checks(record_checks.Patient(cluster(bound), None, "", 0.0), NAMES)
     return [one.detail for _, check in found for one in check if one.about.startswith(("pod/", "gpu/"))]
 
 
 def simulate(body: dict[str, Any]) -> list[simulation.Outcome]:
     made = simulation.pods_of(pathlib.Path("pod.yaml"), yaml.safe_dump(body), None, cluster().nodes)
-    assert facts.is_ours(msgspec.convert(made[0], objects.Pod, strict=False), NAMES)
-    return simulation.Simulation(cluster(), settings.Settings()).place_all(made)
+    assert from_objects.is_ours(msgspec.convert(made[0], objects.Pod, strict=False), NAMES)
+    return simulation.Simulation(cluster(), Settings()).place_all(made)

@@ -22,19 +22,15 @@ import structlog
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender import (
-    binding,
-    leadership,
-    metrics,
-    mirror,
-    placing,
-    requeue,
-    settings,
-    telling,
-    usage,
-    verbs,
-    wire,
-)
+from scheduler_extender.act import binding, leadership, waking
+from scheduler_extender.cluster import measured_usage
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide import verbs
+from scheduler_extender.decide.placer import Placer
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import wire
+from scheduler_extender.settings import Settings
 from tests.e2e import accounting
 from tests.model import cluster
 from tests.unit.extender import fakes
@@ -80,18 +76,27 @@ class Walk:
 
     def start(self) -> None:
         """A new extender that has just listed."""
-        options, counters = settings.Settings(), metrics.Metrics()
-        self.counters = counters
-        self.mirror = mirror.Mirror(options, counters, self.clock)
-        placer = placing.Placer(self.mirror.ledger, options)
-        teller = telling.Teller(self.mirror, placer, fakes.SilentRecorder(), options, lambda: False, self.clock)
-        self.refusals = requeue.Refusals(self.mirror, placer, options, counters, self.clock)
+        settings, metrics = Settings(), Metrics()
+        self.metrics = metrics
+        self.mirror = Mirror(settings, metrics, self.clock)
+        placer = Placer(self.mirror.ledger, settings)
+        decision_events = DecisionEvents(
+            self.mirror, placer, fakes.SilentRecorder(), settings, lambda: False, self.clock
+        )
+        self.refusals = waking.Refusals(self.mirror, placer, settings, metrics, self.clock)
         self.verbs = verbs.Verbs(
-            self.mirror, placer, teller, self.refusals, options, counters, usage.Usage(options), self.clock
+            self.mirror,
+            placer,
+            decision_events,
+            self.refusals,
+            settings,
+            metrics,
+            measured_usage.MeasuredUsage(settings),
+            self.clock,
         )
         client: Any = self.api
         self.binder = binding.Binder(
-            client, self.mirror, placer, self.verbs, self.refusals, teller, options, counters, lambda: True
+            client, self.mirror, placer, self.verbs, self.refusals, decision_events, settings, metrics, lambda: True
         )
         self.steps_of_list: Iterator[None] | None = None
         self.list_began_at: float | None = None
@@ -139,7 +144,7 @@ class Walk:
     def check(self) -> None:
         if self.failed:
             raise Violation(self.failed[0])
-        if self.counters.set_aside._value.get():
+        if self.metrics.set_aside._value.get():
             raise Violation("an object is set aside, and all objects here are sound")
         live = [pod for pod in self.api.pods.values() if pod["status"]["phase"] != "Succeeded"]
         found = accounting.violations(self.hardware, live)
@@ -171,26 +176,26 @@ class Walk:
         self._compare_with_anew()
 
     def _compare_with_anew(self) -> None:
-        books = self.mirror.ledger
-        anew = mirror.Mirror(settings.Settings(), metrics.Metrics(), self.clock)
+        ledger = self.mirror.ledger
+        anew = Mirror(Settings(), Metrics(), self.clock)
         for node in self.api.nodes.values():
             anew.nodes.changed(msgspec.convert(node, objects.Node))
         for _ in anew.pods.replaced(self.api.snapshot(), 0.0):
             pass
-        if books.assumed_count:
+        if ledger.assumed_count:
             raise Violation("a bind is assumed for ever")
-        for one in (books, anew.ledger):
+        for one in (ledger, anew.ledger):
             one.expire(float("inf"))
         for name in map(identifiers.NodeName, NODES):
-            if books.held(name) != anew.ledger.held(name):
+            if ledger.held(name) != anew.ledger.held(name):
                 raise Violation(
-                    f"{name} is held as {books.held(name)}, and a new extender finds {anew.ledger.held(name)}"
+                    f"{name} is held as {ledger.held(name)}, and a new extender finds {anew.ledger.held(name)}"
                 )
-            if books.settled(name) != anew.ledger.settled(name):
+            if ledger.settled(name) != anew.ledger.settled(name):
                 raise Violation(f"{name} is settled otherwise than by a new extender")
         if set(self.mirror.waiting) != set(anew.waiting):
             raise Violation(f"pending: {set(self.mirror.waiting) ^ set(anew.waiting)}")
-        fits = [books.settle().column_of.keys(), anew.ledger.settle().column_of.keys()]
+        fits = [ledger.settle().column_of.keys(), anew.ledger.settle().column_of.keys()]
         if set(fits[0]) != set(fits[1]):
             raise Violation("the arrays know other nodes than a new extender's")
 
@@ -461,14 +466,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.model.walk", description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000, help="how many steps to take (default 20000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first walk (default 0)")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
 
     def tell(done: int) -> None:
         if done % 12_000 == 0:
-            print(f"{done} of {options.steps} steps", file=sys.stderr, flush=True)
+            print(f"{done} of {arguments.steps} steps", file=sys.stderr, flush=True)
 
     try:
-        print(f"{walk_all(options.steps, options.seed, tell)} steps, no violation")
+        print(f"{walk_all(arguments.steps, arguments.seed, tell)} steps, no violation")
     except Violation as violation:
         print(violation)
         return 1

@@ -12,7 +12,9 @@ import pytest
 from gpu_sharing.adapters import objects, watching
 from gpu_sharing.core import identifiers, preemption
 from lab import gpus
-from scheduler_extender import app, explaining, settings, worker
+from scheduler_extender import app, worker
+from scheduler_extender.decide import explaining
+from scheduler_extender.settings import Settings
 from tests.unit.extender.test_preempting import Scene, urgent
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
@@ -33,7 +35,7 @@ def test_an_explanation_stops_at_its_budget_and_says_where() -> None:
     world.see(pod("p", LARGE))
     ticks = itertools.count(0.0, 0.4)
     explainer = explaining.Explainer(
-        world.mirror, world.placer, world.teller, settings.Settings(), clock=lambda: next(ticks)
+        world.mirror, world.placer, world.decision_events, Settings(), clock=lambda: next(ticks)
     )
 
     answer = asyncio.run(explainer.explain(world.mirror.waiting[identifiers.PodUid("uid-p")]))
@@ -66,7 +68,7 @@ def test_victims_are_chosen_in_another_thread(monkeypatch: pytest.MonkeyPatch) -
     scene.refuse("urgent")
     world = scene.world
     waiting = world.mirror.waiting[identifiers.PodUid("uid-urgent")]
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
+    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
     asked = {"Pod": scene.api.pods["urgent"], "NodeNameToMetaVictims": {"a": {"Pods": []}}}
     names = threads_of_choices(monkeypatch)
 
@@ -130,12 +132,12 @@ def test_it_is_ready_only_once_every_node_is_counted() -> None:
 
     async def states() -> list[bool]:
         client: Any = Client()
-        extender = app.Extender(settings.Settings(), client, 0.0)
+        extender = app.Extender(Settings(), client, 0.0)
         for watch in extender._watches.values():
             assert isinstance(watch, watching.Reflector)
             watch.synced = True
-        before = extender._ready(), extender._components()["books"].healthy
+        before = extender._ready(), extender._components()["ledger"].healthy
         extender._settled = True
-        return [*before, extender._ready(), extender._components()["books"].healthy]
+        return [*before, extender._ready(), extender._components()["ledger"].healthy]
 
     assert asyncio.run(states()) == [False, False, True, True]

@@ -1,4 +1,4 @@
-"""The books balance under any interleaving: binds, deletions, duplicates, lost answers, watch gaps and restarts."""
+"""The ledger balance under any interleaving: binds, deletions, duplicates, lost answers, watch gaps and restarts."""
 
 import asyncio
 import copy
@@ -14,8 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, usage, verbs, wire
-from scheduler_extender import settings as settings_module
+from scheduler_extender.act import binding, leadership, waking
+from scheduler_extender.cluster import measured_usage
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide import verbs
+from scheduler_extender.decide.placer import Placer
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import wire
+from scheduler_extender.settings import Settings
 from tests.e2e import accounting
 from tests.unit.extender import fakes
 
@@ -55,20 +62,28 @@ class Books(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         """An extender that has just listed."""
-        options, counters = settings_module.Settings(), metrics.Metrics()
-        self.mirror = mirror.Mirror(options, counters)
-        self.placer = placing.Placer(self.mirror.ledger, options)
+        settings, metrics = Settings(), Metrics()
+        self.mirror = Mirror(settings, metrics)
+        self.placer = Placer(self.mirror.ledger, settings)
         list(self.mirror.quotas.replaced([QUOTA], 0.0))
         for node in self.nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
         self.api.stream.clear()
         list(self.mirror.replace_pods(self.api.objects(), self.loop.time()))
-        teller = telling.Teller(self.mirror, self.placer, fakes.SilentRecorder(), options, lambda: False)
-        refusals = requeue.Refusals(self.mirror, self.placer, options, counters)
-        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, refusals, options, counters, usage.Usage(options))
+        decision_events = DecisionEvents(self.mirror, self.placer, fakes.SilentRecorder(), settings, lambda: False)
+        refusals = waking.Refusals(self.mirror, self.placer, settings, metrics)
+        self.verbs = verbs.Verbs(
+            self.mirror,
+            self.placer,
+            decision_events,
+            refusals,
+            settings,
+            metrics,
+            measured_usage.MeasuredUsage(settings),
+        )
         client: Any = self.api
         self.binder = binding.Binder(
-            client, self.mirror, self.placer, self.verbs, refusals, teller, options, counters, lambda: True
+            client, self.mirror, self.placer, self.verbs, refusals, decision_events, settings, metrics, lambda: True
         )
         self.last_seen = self.begun = None
 
@@ -146,8 +161,8 @@ class Books(RuleBasedStateMachine):
         pod = copy.deepcopy(data.draw(st.sampled_from(list(self.api.pods.values()))))
         if pod["spec"].get("nodeName"):
             return
-        closes = frozenset([gpus.gpu_uuid(node, 0)]) if how == "closed" else frozenset()
-        hold = records.encode_hold(records.Hold(identifiers.NodeName(node), closes, 2**40))
+        reserved_gpus = frozenset([gpus.gpu_uuid(node, 0)]) if how == "closed" else frozenset()
+        hold = records.encode_hold(records.Hold(identifiers.NodeName(node), reserved_gpus, 2**40))
         pod["metadata"]["annotations"] = {records.HOLD: hold} if how in ("kept", "closed") else {}
         pod["status"] = {"phase": "Pending", **({"nominatedNodeName": node} if how == "nominated" else {})}
         self.api.put(pod)
@@ -219,17 +234,17 @@ class Books(RuleBasedStateMachine):
             self.the_list_ends()
         for kind, pod in self.api.stream:
             self.deliver(kind, pod)
-        anew = mirror.Mirror(settings_module.Settings(), metrics.Metrics())
+        anew = Mirror(Settings(), Metrics())
         for node in self.nodes:
             anew.see_node(msgspec.convert(node, objects.Node))
         list(anew.replace_pods(self.api.objects(), 0.0))
         for name in NODES:
             assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
-        for books in (self.mirror.ledger, anew.ledger):
-            books.expire(float("inf"))  # Nominations are no facts.
+        for ledger in (self.mirror.ledger, anew.ledger):
+            ledger.expire(float("inf"))  # Nominations are no facts.
         for name in NODES:
             assert self.mirror.ledger.settled(name) == anew.ledger.settled(name)  # type: ignore[arg-type]
-        assert self.mirror.ledger.budgets.held("default") == anew.ledger.budgets.held("default")
+        assert self.mirror.ledger.quotas.held("default") == anew.ledger.quotas.held("default")
         assert set(self.mirror.waiting) == set(anew.waiting)
         self.loop.close()
 
@@ -246,38 +261,38 @@ Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, dea
 
 def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:
     """Nothing was freed by it, so nobody has to be looked at again."""
-    books = Books()
-    books.start()
-    books.create(limits=LIMITS[0])
-    (pod,) = books.api.pods.values()
+    ledger = Books()
+    ledger.start()
+    ledger.create(limits=LIMITS[0])
+    (pod,) = ledger.api.pods.values()
     pod["spec"]["priority"] = 7
     pod["spec"]["containers"][0]["resources"]["requests"] = {"cpu": "2", "memory": "1Gi"}
     pod["metadata"]["annotations"] = {"hami.io/gang-size": "", "hami.io/gang": ""}
-    books.api.put(pod)
-    books.watch_catches_up_a_little(count=4)
-    books.bind(pod, "node-a", "")
-    generation = books.mirror.ledger.generation
+    ledger.api.put(pod)
+    ledger.watch_catches_up_a_little(count=4)
+    ledger.bind(pod, "node-a", "")
+    generation = ledger.mirror.ledger.generation
 
-    books.watch_catches_up_a_little(count=4)
+    ledger.watch_catches_up_a_little(count=4)
 
-    assert books.mirror.ledger.generation == generation
-    books.teardown()
+    assert ledger.mirror.ledger.generation == generation
+    ledger.teardown()
 
 
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("lost", ["", "answer"])
 def test_a_list_that_began_before_a_bind_does_not_undo_it(lost: str) -> None:
     """The same as a story, because chance does not tell it in every run."""
-    books = Books()
-    books.start()
+    ledger = Books()
+    ledger.start()
     for _ in range(2):
-        books.create(limits=LIMITS[3])
-    first, second = books.api.pods.values()
-    books.watch_breaks_and_a_list_begins()
-    books.bind(first, "node-b", lost)
-    books.the_list_ends()
+        ledger.create(limits=LIMITS[3])
+    first, second = ledger.api.pods.values()
+    ledger.watch_breaks_and_a_list_begins()
+    ledger.bind(first, "node-b", lost)
+    ledger.the_list_ends()
 
-    books.bind(second, "node-b", "")
+    ledger.bind(second, "node-b", "")
 
-    books.no_gpu_is_ever_oversubscribed()
-    books.teardown()
+    ledger.no_gpu_is_ever_oversubscribed()
+    ledger.teardown()

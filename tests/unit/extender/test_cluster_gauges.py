@@ -9,7 +9,7 @@ from gpu_sharing.adapters import certificates
 from gpu_sharing.core import error_codes, identifiers, requests
 from lab import certificates as lab_certificates
 from lab import gpus
-from scheduler_extender import cluster_gauges
+from scheduler_extender.report import cluster_gauges
 from tests.unit.extender.test_quota import quota
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
@@ -122,11 +122,11 @@ def test_the_reason_of_a_pod_is_the_one_of_its_last_refusal() -> None:
     world = World(gpus.gpu_node("a", A100, 1))
     world.see(pod("p"))
     uid = identifiers.PodUid("uid-p")
-    assert world.teller.reason_of(uid) is None
+    assert world.decision_events.reason_of(uid) is None
     world.see(held("x", "a", 0, A100.memory_mib))
 
     world.filter(pod("p"), "a")
-    assert world.teller.reason_of(uid) == error_codes.INSUFFICIENT_GPU_MEMORY
+    assert world.decision_events.reason_of(uid) == error_codes.INSUFFICIENT_GPU_MEMORY
     world.mirror.forget_pod(identifiers.PodUid("uid-x"))
     world.filter(pod("p"), "a")
-    assert world.teller.reason_of(uid) is None
+    assert world.decision_events.reason_of(uid) is None

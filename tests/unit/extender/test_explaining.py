@@ -7,15 +7,16 @@ import pytest
 
 from gpu_sharing.core import identifiers
 from lab import gpus
-from scheduler_extender import explaining, settings
+from scheduler_extender.decide import explaining
+from scheduler_extender.settings import Settings
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
 
-def explain(world: World, body: dict[str, Any], **changes: Any) -> explaining.Answer:
+def explain(world: World, body: dict[str, Any], **changes: Any) -> explaining.Explanation:
     world.see(body)
     waiting = world.mirror.waiting[identifiers.PodUid(body["metadata"]["uid"])]
-    options = settings.Settings(**changes)
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, options)
+    settings = Settings(**changes)
+    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, settings)
     return asyncio.run(explainer.explain(waiting))
 
 

@@ -11,7 +11,9 @@ import pytest
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender import metrics, pod_writer, preempting, settings
+from scheduler_extender.act import pod_writer, preempting
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.settings import Settings
 from tests.unit.extender import scenes
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
@@ -31,8 +33,8 @@ class Scene(scenes.Scene):
         client: Any = self.api
         world = self.world
         self.preemptor = preempting.Preemptor(
-            pod_writer.PodWriter(client), world.mirror, world.placer, world.refusals, world.teller,
-            settings.Settings(), metrics.Metrics(), world.clock,
+            pod_writer.PodWriter(client), world.mirror, world.placer, world.refusals, world.decision_events,
+            Settings(), Metrics(), world.clock,
         )  # fmt: skip
 
     def holder(self, name: str, node: str, index: int, memory_mib: int, priority: int = 0) -> None:

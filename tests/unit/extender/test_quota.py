@@ -10,7 +10,10 @@ import pytest
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, identifiers
 from lab import gpus
-from scheduler_extender import binding, metrics, settings, wire
+from scheduler_extender.act import binding
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.serve import wire
+from scheduler_extender.settings import Settings
 from tests.unit.extender import fakes
 from tests.unit.extender.test_verbs import A100, LIMITS, World, held, pod
 
@@ -124,7 +127,7 @@ def test_two_hundred_binds_at_once_never_exceed_the_quota() -> None:
     client: Any = api
     binder = binding.Binder(
         client, world.mirror, world.placer, world.verbs, world.refusals,
-        world.teller, settings.Settings(), metrics.Metrics(), lambda: True,
+        world.decision_events, Settings(), Metrics(), lambda: True,
     )  # fmt: skip
     for number in range(200):
         one = pod(f"p{number}")

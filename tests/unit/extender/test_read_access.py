@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from gpu_sharing.adapters import reviews
+from gpu_sharing.adapters import access_reviews
 from gpu_sharing.core import errors
 from lab import gpus
-from scheduler_extender import explaining, read_access, read_api, settings
+from scheduler_extender.decide import explaining
+from scheduler_extender.serve import read_access, read_api
+from scheduler_extender.settings import Settings
 from tests.unit.extender.test_verbs import A100, World, held, pod
 
 READ, LIST_ALL = ("hami.io", "gpus", "get", ""), ("hami.io", "pods", "list", "")
@@ -63,7 +65,7 @@ class Site:
         waiting["metadata"]["namespace"] = "ai"
         world.see(waiting)
         client: Any = self.cluster
-        explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
+        explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
         gate = read_access.TokenGate(client, lambda: self.ticks)
         self._app = read_api.ReadApi(world.mirror, explainer, self._events, gate, lambda: True)
 
@@ -197,4 +199,4 @@ def test_tokens_of_kubernetes_have_the_form_of_a_token() -> None:
         "a" * 32,
         "YWJjZGVmZw==",
     ):
-        assert reviews.is_token(token)
+        assert access_reviews.is_token(token)

@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
-from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, usage, verbs, wire
+from scheduler_extender.act import waking
+from scheduler_extender.cluster import measured_usage
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide import verbs
+from scheduler_extender.decide.placer import Placer
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import wire
+from scheduler_extender.settings import Settings
 from tests import inputs
 from tests.unit.extender import fakes
 
@@ -32,18 +40,18 @@ class World:
 
     def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
         self.clock = Clock()
-        options, counters = settings.Settings(**changes), metrics.Metrics()
-        self.mirror = mirror.Mirror(options, counters, self.clock)
+        settings, metrics = Settings(**changes), Metrics()
+        self.mirror = Mirror(settings, metrics, self.clock)
         self.recorder = fakes.SilentRecorder()
-        self.placer = placing.Placer(self.mirror.ledger, options, self.clock)
-        self.teller = teller = telling.Teller(
-            self.mirror, self.placer, self.recorder, options, lambda: True, self.clock
+        self.placer = Placer(self.mirror.ledger, settings, self.clock)
+        self.decision_events = DecisionEvents(
+            self.mirror, self.placer, self.recorder, settings, lambda: True, self.clock
         )
-        self.mirror.listener = teller
-        self.refusals = requeue.Refusals(self.mirror, self.placer, options, counters, self.clock)
-        self.usage = usage.Usage(options, self.clock)
+        self.mirror.listener = self.decision_events
+        self.refusals = waking.Refusals(self.mirror, self.placer, settings, metrics, self.clock)
+        self.usage = measured_usage.MeasuredUsage(settings, self.clock)
         self.verbs = verbs.Verbs(
-            self.mirror, self.placer, teller, self.refusals, options, counters, self.usage, self.clock
+            self.mirror, self.placer, self.decision_events, self.refusals, settings, metrics, self.usage, self.clock
         )
         for node in nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
@@ -72,7 +80,7 @@ def pod(name: str, limits: dict[str, str] | None = None, node: str = "", **more:
 
 
 def held(name: str, node: str, index: int, memory_mib: int, cores: int = 0) -> dict[str, Any]:
-    shares = ((reservations.Share(gpus.gpu_uuid(node, index), memory_mib, cores),),)
+    shares = ((allocations.Share(gpus.gpu_uuid(node, index), memory_mib, cores),),)
     annotations = records.pod_annotations(shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d"))
     return pod(name, node=node, annotations=annotations)
 
@@ -435,7 +443,7 @@ def test_the_memory_of_a_finished_init_container_is_not_given_to_another_pod() -
     a10 = gpus.Model("NVIDIA A10", 23_028)
     world = World(gpus.gpu_node("n", a10, 1))
     first = inputs.pod("02-init-done-a.yaml")
-    share = reservations.Share(gpus.gpu_uuid("n", 0), 16_000, 10)
+    share = allocations.Share(gpus.gpu_uuid("n", 0), 16_000, 10)
     record = records.pod_annotations(
         ((share,), (share._replace(memory_mib=1_000),)), identifiers.NodeName("n"), 0, identifiers.DecisionId("d")
     )

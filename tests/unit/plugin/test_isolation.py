@@ -13,7 +13,7 @@ from device_plugin import edits, gpu_source, isolation
 from device_plugin.isolation import hami_core as isolation_core
 from device_plugin.isolation import mig, mps, none, table
 from gpu_sharing.core import identifiers, records
-from gpu_sharing.core.reservations import Share
+from gpu_sharing.core.allocations import Share
 from lab import hami_core
 
 A, B = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")

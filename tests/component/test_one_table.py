@@ -21,7 +21,7 @@ from gpu_sharing.core import identifiers, placement, records, requests, reservat
 from hamictl import findings, simulation, state, views
 from lab import gpus
 from scheduler_extender import admission, explaining, facts, read_access, read_api, settings
-from tests.unit.extender.test_verbs import World
+from tests.support.extender_world import World
 
 GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
 NODE, TOTAL = "n", 23_028

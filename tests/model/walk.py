@@ -35,9 +35,8 @@ from scheduler_extender import (
     verbs,
     wire,
 )
-from tests.e2e import accounting
 from tests.model import cluster
-from tests.unit.extender import fakes
+from tests.support import accounting, fakes
 
 STEPS_A_WALK = 120
 NODES = ("node-a", "node-b", "node-c")

@@ -13,8 +13,8 @@ from gpu_sharing.adapters import objects, watching
 from gpu_sharing.core import identifiers, preemption
 from lab import gpus
 from scheduler_extender import app, explaining, settings, worker
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender.test_preempting import Scene, urgent
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
 

@@ -16,8 +16,7 @@ from gpu_sharing.core import identifiers, records
 from lab import gpus
 from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, usage, verbs, wire
 from scheduler_extender import settings as settings_module
-from tests.e2e import accounting
-from tests.unit.extender import fakes
+from tests.support import accounting, fakes
 
 NODES = ["node-a", "node-b"]
 SMALL = gpus.Model("NVIDIA A100", 10_000)

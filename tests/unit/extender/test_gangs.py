@@ -12,8 +12,8 @@ from gpu_sharing.core import error_codes, errors, gangs, identifiers, records, r
 from lab import gpus
 from scheduler_extender import constraints, gang_planner, metrics, pod_writer, settings
 from scheduler_extender.fleet import ledger
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 WHOLE = {"nvidia.com/gpu": "1"}
 GATES = [{"name": "someone-elses"}, {"name": gangs.GATE}]

@@ -12,8 +12,8 @@ from gpu_sharing.core import identifiers, mig, records, reservations
 from lab import gpus
 from scheduler_extender import gang_planner, metrics, pod_writer, settings
 from scheduler_extender.fleet import arrays
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 HUGE = "9223372036854775807"
 

@@ -12,8 +12,8 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
 from scheduler_extender import metrics, pod_writer, preempting, settings
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
 

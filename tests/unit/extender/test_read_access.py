@@ -10,7 +10,7 @@ from gpu_sharing.adapters import reviews
 from gpu_sharing.core import errors
 from lab import gpus
 from scheduler_extender import explaining, read_access, read_api, settings
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 READ, LIST_ALL = ("hami.io", "gpus", "get", ""), ("hami.io", "pods", "list", "")
 

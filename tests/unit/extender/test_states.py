@@ -12,7 +12,7 @@ from hamictl import views
 from lab import gpus
 from scheduler_extender import explaining, facts, settings
 from scheduler_extender.fleet import census, ledger
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 NOT_READY = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
 

@@ -13,7 +13,7 @@ import pytest
 from gpu_sharing.adapters import prometheus
 from lab import gpus
 from scheduler_extender import settings, usage
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 
 def sample(node: str | None, value: str) -> dict[str, Any]:

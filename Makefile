@@ -3,6 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= 4
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -16,9 +17,10 @@ help: ## list the tasks
 	@$(BIN)/pip install --quiet --no-build-isolation --no-deps -e . >&2
 	@touch $@
 
-.venv/dev.stamp: requirements/dev.txt .venv/run.stamp
+.venv/dev.stamp: requirements/dev.txt requirements/compiler.txt .venv/run.stamp
 	@echo "adding the developers' tools to .venv (once)" >&2
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt >&2
+	@command -v cc >/dev/null || command -v gcc >/dev/null || $(BIN)/pip install --quiet --require-hashes -r requirements/compiler.txt >&2
 	@touch $@
 
 .venv/docs.stamp: requirements/docs.txt .venv/run.stamp
@@ -31,9 +33,12 @@ setup: .venv/dev.stamp ## build .venv with everything
 demo: .venv/run.stamp ## the main job on an embedded cluster; ARGS="--once --output json"
 	@$(BIN)/python -m hamictl demo $(ARGS)
 
-test: .venv/dev.stamp ## unit, model, component and architecture tests
-	$(BIN)/python -m coverage run -m pytest tests/unit tests/model tests/component tests/architecture $(ARGS)
-	$(BIN)/python -m coverage report --fail-under=100
+test: .venv/dev.stamp ## unit, model, component and architecture tests; ARGS="-m 'not slow'" for the fast ones
+	$(BIN)/python -m pytest tests/unit tests/model tests/component tests/architecture \
+	    --numprocesses $(WORKERS) --dist loadgroup --cov --cov-fail-under=100 $(ARGS)
+
+search: .venv/dev.stamp ## hunt at random with the property tests; ARGS="--minutes 30", ARGS="--seed N" for one round again
+	$(BIN)/python -m tests.search $(ARGS)
 
 soak-model: .venv/dev.stamp ## 500,000 random steps of the extender's books; ARGS="--seed N" for one walk again
 	$(BIN)/python -m tests.model.walk --steps 500000 $(ARGS)
@@ -99,4 +104,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test soak-model fix check protos e2e observability webui chart images dist release gpu-check bench docs site docs-test lock ci
+.PHONY: help setup demo test search soak-model fix check protos e2e observability webui chart images dist release gpu-check bench docs site docs-test lock ci

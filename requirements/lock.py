@@ -1,7 +1,8 @@
 """Resolve `pyproject.toml` into lock files, with hashes and without the address of any index.
 
 `run.txt` is what the demo and the services need; `dev.txt` adds what tests and checks need, `image.txt` and
-`node-image.txt` are what the two images hold, `docs.txt` is what builds the site, all of the same versions. Run as
+`node-image.txt` are what the two images hold, `docs.txt` is what builds the site, `compiler.txt` the C
+compiler of machines without one, all of the same versions. Run as
 `make lock`; `make lock ARGS=--upgrade` moves to the newest versions.
 """
 
@@ -27,4 +28,5 @@ if __name__ == "__main__":
     compile_lock("dev.txt", *everything, "--group", "dev", "-c", "requirements/run.txt")
     compile_lock("image.txt", project, "--extra", "extender", "--extra", "webui", "-c", "requirements/run.txt")
     compile_lock("node-image.txt", project, "--extra", "node", "-c", "requirements/run.txt")
+    compile_lock("compiler.txt", "--group", "compiler")
     compile_lock("docs.txt", "--group", "docs", "-c", "requirements/dev.txt")

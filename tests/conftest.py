@@ -1,4 +1,4 @@
-"""Marks every test by the folder it lies in, and sets how hard hypothesis tries."""
+"""Marks of every test by its folder, and how hypothesis searches: `test` always alike, `search` at random."""
 
 import pathlib
 
@@ -6,16 +6,19 @@ import hypothesis
 import pytest
 
 HERE = pathlib.Path(__file__).parent
+FOLDERS = ("unit", "model", "component", "architecture", "e2e")
 
-hypothesis.settings.register_profile(
-    "default", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
+_BOTH = hypothesis.settings(
+    deadline=None, database=None, print_blob=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
-hypothesis.settings.load_profile("default")
+hypothesis.settings.register_profile("test", _BOTH, derandomize=True)
+hypothesis.settings.register_profile("search", _BOTH, derandomize=False, max_examples=1000)
+hypothesis.settings.load_profile("test")
 pytest.register_assert_rewrite("tests.contracts")  # So that a failure there says what was compared, too.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(HERE).parts[0]
-        if folder in ("unit", "component", "architecture", "e2e"):
+        if folder in FOLDERS:
             item.add_marker(getattr(pytest.mark, folder))

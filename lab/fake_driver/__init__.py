@@ -1,6 +1,6 @@
 """A driver whose GPUs a test makes up: a C library in the place of NVIDIA's, and the file it reads.
 
-The library is compiled once into the cache of the user; a C compiler is all it takes. Programs find it by
+The library is compiled once into the cache of the user; `lab.c_compiler` finds the compiler. Programs find it by
 `environment()`, and see every change of the state at their next call.
 """
 
@@ -9,15 +9,14 @@ import fcntl
 import hashlib
 import os
 import pathlib
-import shutil
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from lab import gpus
+from lab import c_compiler, gpus
 from lab.real import build
 
 _SOURCE = pathlib.Path(__file__).with_name("nvml.c")
+_FLAGS = ("-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-Wl,-soname,libnvidia-ml.so.1")
 NO_PERMISSION = 4
 GPU_IS_LOST = 15
 RESET_REQUIRED = 16
@@ -171,34 +170,15 @@ def library() -> pathlib.Path:
     """The library, compiled if it is not there yet.
 
     Raises:
-        BuildFailed: There is no C compiler.
+        CompilerFailed: There is no C compiler.
     """
     key = hashlib.sha256(_SOURCE.read_bytes() + b" with soname").hexdigest()[:16]
     found = build.cache_folder() / f"fake-driver-{key}" / "libnvidia-ml.so.1"
     if found.exists():
         return found
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise build.BuildFailed("the fake NVIDIA driver is a C library: install a C compiler (gcc and libc6-dev)")
     found.parent.mkdir(parents=True, exist_ok=True)
     part = found.with_suffix(f".{os.getpid()}")
-    command = [
-        compiler,
-        "-O1",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        "-Wl,-soname,libnvidia-ml.so.1",
-        "-o",
-        str(part),
-        str(_SOURCE),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise build.BuildFailed(f"the fake NVIDIA driver does not compile:\n{done.stderr[-3000:]}")
+    c_compiler.build_library(_SOURCE, part, *_FLAGS)
     with contextlib.suppress(FileExistsError):
         part.rename(found)
     return found

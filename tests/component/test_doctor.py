@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import socket
-import subprocess
 import time
 import urllib.error
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from gpu_sharing.core import allocations, identifiers, records
-from lab import api_server, certificates, extender_process, fake_driver, faults, gpus, kinds
+from lab import api_server, c_compiler, certificates, extender_process, fake_driver, faults, gpus, kinds
 from tests.component import calls, liar
 from tests.component.conftest import SMALL
 from tests.component.test_hamictl import hamictl
@@ -371,7 +370,7 @@ def test_a_driver_is_asked_for_its_version_and_for_what_the_plugin_needs(
         "int nvmlInit_v2(void) { return 0; } int nvmlShutdown(void) { return 0; }"
         "int nvmlSystemGetDriverVersion(char *out, unsigned size) { out[0] = '3'; out[1] = 0; return size < 2; }"
     )
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", old / "libnvidia-ml.so.1", old / "nvml.c"], check=True)
+    c_compiler.build_library(old / "nvml.c", old / "libnvidia-ml.so.1")
     assert examined(node, library=old) == ["DOCTOR_NODE_DRIVER_OLD"]
 
 

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import hypothesis
+import pytest
 import schemathesis
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -95,6 +96,7 @@ def strategy(operation: Any) -> Any:
     return operation.ok().as_strategy()
 
 
+@pytest.mark.hypothesis
 def test_the_read_api_is_what_its_description_says(
     extender: extender_process.ExtenderProcess, server: api_server.Running
 ) -> None:
@@ -119,6 +121,7 @@ def test_the_read_api_is_what_its_description_says(
         assert calls.read(extender, path)
 
 
+@pytest.mark.hypothesis
 def test_the_verbs_answer_whatever_they_are_sent(
     extender: extender_process.ExtenderProcess, server: api_server.Running
 ) -> None:

@@ -5,27 +5,21 @@ the files anew; read the difference before it is committed.
 """
 
 import contextlib
-import difflib
-import os
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
 import structlog
 
-from gpu_sharing.core import records
 from hamictl import __main__ as hamictl
 from hamictl import completion, output
 from lab import api_server, extender_process, gpus, kinds, traces
-from tests.component import calls, liar
+from tests.component import calls, golden_files, liar
 from tests.component.conftest import SMALL
 from tests.component.test_doctor import guard, register_webhook
 from tests.component.test_hamictl import PODS
 
-GOLDENS = pathlib.Path(__file__).parent / "golden" / "hamictl"
 COMMANDS = [name for name, _ in completion.commands_of(hamictl.make_parser())]
 API = ("--extender", "{extender}")
 HEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", *API, "--health", "{health}")
@@ -57,26 +51,8 @@ CASES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class World:
-    """What the command lines are about."""
-
-    places: dict[str, str]
-    """What stands for each word in braces."""
-
-    def normalised(self, text: str) -> str:
-        """Without what differs from run to run: addresses, folders, identities, versions and times."""
-        text = text.replace(self.places["folder"], "/FOLDER").replace(records.OUR_AGENT, "AGENT")
-        text = re.sub(r"127\.0\.0\.1:\d+", "ADDRESS", text)
-        text = re.sub(r"(?<!GPU-)\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "UID", text)
-        text = re.sub(r"(decision-id\": )\"[^\"]+\"", r'\1"DECISION"', text)
-        text = re.sub(r"(resourceVersion\": )\"\d+\"", r'\1"VERSION"', text)
-        text = re.sub(r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", "TIME", text)
-        return re.sub(r"\b\d{10}\b", "SECONDS", text)
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[golden_files.Subjects]:
     """Two nodes, a pod that holds a share, one that waits, and nothing that is wrong."""
     folder = tmp_path_factory.mktemp("goldens")
     with contextlib.ExitStack() as stack:
@@ -98,7 +74,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             "kubeconfig": str(kubeconfig), "manifest": str(folder / "manifest.yaml"), "folder": str(folder),
             "snapshot": str(folder / "saved.json"),
         }  # fmt: skip
-        yield World(places)
+        yield golden_files.Subjects(places)
 
 
 @pytest.fixture
@@ -109,7 +85,7 @@ def quiet_logs() -> Iterator[None]:
     structlog.configure(**before)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, world: World, line: tuple[str, ...]) -> int:
+def run(monkeypatch: pytest.MonkeyPatch, world: golden_files.Subjects, line: tuple[str, ...]) -> int:
     monkeypatch.setattr(sys, "argv", ["hamictl", *(part.format(**world.places) for part in line)])
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
@@ -120,20 +96,10 @@ def run(monkeypatch: pytest.MonkeyPatch, world: World, line: tuple[str, ...]) ->
         return asked.code
 
 
-def compare(name: str, shown: str) -> None:
-    path = GOLDENS / f"{name}.txt"
-    if os.environ.get("RENEW_GOLDENS"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(shown)
-    golden = path.read_text() if path.exists() else ""
-    difference = difflib.unified_diff(golden.splitlines(), shown.splitlines(), str(path), "what it prints", lineterm="")
-    assert golden == shown, "\n".join(difference)
-
-
 @pytest.mark.usefixtures("quiet_logs")
 @pytest.mark.parametrize("name", CASES)
 def test_a_command_prints_what_its_file_says(
-    name: str, world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, world: golden_files.Subjects, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Scripts and eyes rely on it."""
     line, status = CASES[name]
@@ -142,16 +108,18 @@ def test_a_command_prints_what_its_file_says(
         capsys.readouterr()
 
     assert run(monkeypatch, world, line) == status
-    compare(name, world.normalised(capsys.readouterr().out))
+    golden_files.compare(name, world.normalised(capsys.readouterr().out))
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_a_snapshot_holds_what_its_file_says(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_holds_what_its_file_says(world: golden_files.Subjects, monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version reads what this one saves."""
     run(monkeypatch, world, ("snapshot", "{folder}/kept.json", "--kubeconfig", "{kubeconfig}"))
-    compare("snapshot.json", world.normalised((pathlib.Path(world.places["folder"]) / "kept.json").read_text()))
+    golden_files.compare(
+        "snapshot.json", world.normalised((pathlib.Path(world.places["folder"]) / "kept.json").read_text())
+    )
 
 
 def test_every_file_belongs_to_a_command_that_there_is() -> None:
     """What is compared with nothing misleads whoever reads it."""
-    assert {path.stem for path in GOLDENS.iterdir()} == {*CASES, "snapshot.json"}
+    assert {path.stem for path in golden_files.FOLDER.iterdir()} == {*CASES, "snapshot.json"}

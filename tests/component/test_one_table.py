@@ -24,7 +24,7 @@ from scheduler_extender.cluster import from_objects
 from scheduler_extender.decide import admission, explaining
 from scheduler_extender.serve import read_access, read_api
 from scheduler_extender.settings import Settings
-from tests.unit.extender.test_verbs import World
+from tests.support.extender_world import World
 
 GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
 NODE, TOTAL = "n", 23_028

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lab import fake_driver, plugin_process
+from lab import c_compiler, fake_driver, plugin_process
 from lab.real import control_plane, helm, images, nvidia_runtime
 from lab.real import node as real_nodes
 from tests.chart import rendering
@@ -90,7 +90,7 @@ def preloaded_library(folder: pathlib.Path) -> pathlib.Path:
     """A library in the place of HAMi-core: its constructor leaves a mark with the limits that it read."""
     source, library = folder / "mark.c", folder / "mark.so"
     source.write_text(_LIBRARY)
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    c_compiler.build_library(source, library)
     return library
 
 

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from lab import gpus
-from tests.e2e import accounting
 from tests.e2e import site as sites
+from tests.support import accounting
 
 A100 = gpus.Model("NVIDIA A100-SXM4-80GB", 16_000)
 

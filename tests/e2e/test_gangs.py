@@ -6,9 +6,9 @@ from typing import Any
 
 from lab import gpus
 from lab.real import client
-from tests.e2e import accounting
 from tests.e2e import site as sites
 from tests.e2e.test_preemption import kubelet
+from tests.support import accounting
 
 A100 = gpus.Model("NVIDIA A100-SXM4-40GB", 40_000)
 GATES = [{"name": "hami.io/gang"}]

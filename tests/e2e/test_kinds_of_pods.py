@@ -3,8 +3,8 @@
 import re
 
 from lab import gpus
-from tests.e2e import accounting
 from tests.e2e import site as sites
+from tests.support import accounting
 
 A100 = gpus.Model("NVIDIA A100-SXM4-80GB", 16_000)
 T4 = gpus.Model("NVIDIA-Tesla T4", 8_000)

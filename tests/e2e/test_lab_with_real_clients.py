@@ -10,8 +10,8 @@ import pytest
 
 from lab import api_server, extender_process, gpus, kinds
 from lab.real import client, components, kube_scheduler
-from tests.e2e import accounting
 from tests.e2e import site as sites
+from tests.support import accounting
 
 A100 = gpus.Model("NVIDIA A100-SXM4-80GB", 16_000)
 MANIFEST = {

@@ -1,8 +1,8 @@
 """Quotas of GPU memory on a real control plane: what `kubectl` users see, and what wakes their pods."""
 
 from lab import gpus
-from tests.e2e import accounting
 from tests.e2e import site as sites
+from tests.support import accounting
 
 A100 = gpus.Model("NVIDIA A100-SXM4-40GB", 40_000)
 MERGE = "application/merge-patch+json"

@@ -8,8 +8,8 @@ import orjson
 
 from lab import certificates, extender_process, gpus
 from lab.real import client
-from tests.e2e import accounting
 from tests.e2e import site as sites
+from tests.support import accounting
 
 A100 = gpus.Model("NVIDIA A100-SXM4-80GB", 16_000)
 GPU, MEM = "nvidia.com/gpu", "nvidia.com/gpumem"

@@ -31,9 +31,8 @@ from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.serve import wire
 from scheduler_extender.settings import Settings
-from tests.e2e import accounting
 from tests.model import cluster
-from tests.unit.extender import fakes
+from tests.support import accounting, fakes
 
 STEPS_A_WALK = 120
 NODES = ("node-a", "node-b", "node-c")

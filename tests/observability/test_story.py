@@ -1,115 +1,38 @@
 """A small cluster of real processes, scraped by a real Prometheus, through a story of good and bad days.
 
-The rule file is the shipped one with its durations divided by `FASTER`; the targets have the labels that the operator
-sets.
+The rule file is the shipped one with its durations divided by `watched_cluster.FASTER`; the targets have the labels
+that the operator sets.
 """
 
 import json
 import pathlib
 import re
-import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lab import cluster, faults, gpus, kinds, node_processes, prometheus_process, webui_process
-from observability import alerts, dashboards, rules
+from lab import faults, kinds, node_processes, prometheus_process, webui_process
+from observability import alerts, dashboards
 from tests import tools
 from tests.architecture import test_metrics
+from tests.observability import watched_cluster
 
-FASTER = 60
 WINDOW = "2m"
 """What `$__rate_interval` stands for here: the whole story."""
 GIB = 1 << 30
-NODES = ("node-1", "node-2")
-
-
-class World:
-    """The cluster and who looks at it."""
-
-    def __init__(self, running: cluster.Cluster, prometheus: prometheus_process.Prometheus) -> None:
-        self.cluster = running
-        self.prometheus = prometheus
-        self.seen: set[str] = set()
-        """Alerts that have fired so far."""
-
-    def node(self, name: str) -> node_processes.NodeProcesses:
-        found = self.cluster.gpu_nodes[name]
-        assert isinstance(found, node_processes.NodeProcesses)
-        return found
-
-    def create(self, name: str, limits: dict[str, str], **spec: Any) -> None:
-        full = {f"nvidia.com/{key}": value for key, value in limits.items()}
-        containers = [{"name": "main", "image": "x", "resources": {"limits": full}}]
-        body = {
-            "metadata": {"name": name, "namespace": "default"},
-            "spec": {"schedulerName": "hami-scheduler", "containers": containers, **spec},
-        }
-        self.cluster.create(kinds.PODS, body)
-
-    def pod(self, name: str) -> Any:
-        return self.cluster.server.request("GET", f"/api/v1/namespaces/default/pods/{name}")
-
-    def wait(self, what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            self.seen |= self.prometheus.firing()
-            found = condition()
-            if found:
-                return found
-            time.sleep(0.25)
-        raise AssertionError(f"not within {seconds:g} s: {what}; alerts so far: {sorted(self.seen)}")
-
-    def wait_alert(self, name: str) -> None:
-        self.wait(f"{name} fires", lambda: name in self.prometheus.firing())
-        print(f"{name} fires", flush=True)
-
-    def wait_quiet(self, *names: str) -> None:
-        self.wait(f"{names} are over", lambda: not self.prometheus.firing() & set(names))
-
-    def runs(self, *names: str) -> None:
-        for name in names:
-            self.wait(f"{name} runs", lambda name=name: self.pod(name)["status"]["phase"] == "Running")  # type: ignore[misc]
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    program = tools.find("prometheus")
-    print(f"\nall durations of the rules are divided by {FASTER}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="gpu-") as text:
-        folder = pathlib.Path(text)
-        nodes = [gpus.gpu_node(name, gpus.A100, 2) for name in NODES]
-        with cluster.running(nodes, folder=folder, plugins=True, make_node=node_processes.NodeProcesses) as running:
-            targets = [
-                prometheus_process.Target("hami-scheduler", running.extender.health, "hami-scheduler-0", "extender")
-            ]
-            for name in NODES:
-                node = running.gpu_nodes[name]
-                assert isinstance(node, node_processes.NodeProcesses)
-                node.wait_ready()
-                pod = f"hami-device-plugin-{name}"
-                targets += [
-                    prometheus_process.Target("hami-monitor", node.plugin.addresses["health"], pod, "nvidia"),
-                    prometheus_process.Target(
-                        "hami-monitor", node.monitor.addresses["health"], pod, "monitor", "monitor"
-                    ),
-                ]
-            with prometheus_process.running(
-                program, folder / "prometheus", targets, rules.rule_file(FASTER), "500ms"
-            ) as prometheus:
-                found = World(running, prometheus)
-                # Until it has found its targets, every process is missing.
-                found.wait("targets are scraped", lambda: len(prometheus.query("up == 1")) == len(targets))
-                found.wait_quiet(*(one.name for one in alerts.ALERTS))
-                found.seen.clear()
-                yield found
+def world() -> Iterator[watched_cluster.WatchedCluster]:
+    print(f"\nall durations of the rules are divided by {watched_cluster.FASTER}", flush=True)
+    with watched_cluster.running(tools.find("prometheus")) as found:
+        yield found
 
 
-def test_a_story_of_good_and_bad_days(world: World) -> None:
+def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> None:
     """What should fire fires, and nothing else; promised series have just their labels; every panel shows data."""
     node_1, node_2 = world.node("node-1"), world.node("node-2")
     world.cluster.create(
@@ -190,19 +113,19 @@ def test_a_story_of_good_and_bad_days(world: World) -> None:
     assert world.seen <= {one.name for one in alerts.ALERTS}
 
 
-def _place(world: World, pod: Any) -> tuple[node_processes.NodeProcesses, int]:
+def _place(world: watched_cluster.WatchedCluster, pod: Any) -> tuple[node_processes.NodeProcesses, int]:
     """The node of a pod, and which of its GPUs it has."""
     node = world.node(pod["spec"]["nodeName"])
     record = pod["metadata"]["annotations"]["hami.io/vgpu-devices-allocated"]
     return node, next(index for index, gpu in enumerate(node.driver.gpus) if gpu.uuid in record)
 
 
-def _value(world: World, expression: str) -> float | None:
+def _value(world: watched_cluster.WatchedCluster, expression: str) -> float | None:
     found = world.prometheus.query(expression)
     return float(found[0]["value"][1]) if found else None
 
 
-def _check_promised_series(world: World) -> None:
+def _check_promised_series(world: watched_cluster.WatchedCluster) -> None:
     """What the contract names is there, with its labels, those of the target and no others."""
     for name, kind, labels, _ in test_metrics.promised():
         if kind == "histogram":
@@ -216,7 +139,7 @@ def _check_promised_series(world: World) -> None:
             assert own == labels, (name, one["metric"])
 
 
-def _check_dashboards(world: World) -> None:
+def _check_dashboards(world: watched_cluster.WatchedCluster) -> None:
     """Every query of every panel finds something."""
     asked = 0
     for board in dashboards.DASHBOARDS:
@@ -228,7 +151,9 @@ def _check_dashboards(world: World) -> None:
     print(f"{asked} queries of {len(dashboards.DASHBOARDS)} dashboards found something", flush=True)
 
 
-def test_the_webui_shows_what_monitors_and_prometheus_say(world: World, tmp_path: pathlib.Path) -> None:
+def test_the_webui_shows_what_monitors_and_prometheus_say(
+    world: watched_cluster.WatchedCluster, tmp_path: pathlib.Path
+) -> None:
     """The same numbers as they, by either way; a node whose monitor it does not find is unknown, never zero."""
     running, node = world.cluster, world.node("node-1")
     address, _, port = node.monitor.addresses["health"].rpartition(":")

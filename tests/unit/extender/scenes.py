@@ -6,8 +6,8 @@ import msgspec
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import records
-from tests.unit.extender import fakes
-from tests.unit.extender.test_verbs import World
+from tests.support import fakes
+from tests.support.extender_world import World
 
 
 class Scene:

@@ -15,8 +15,8 @@ from lab import gpus
 from scheduler_extender import app, worker
 from scheduler_extender.decide import explaining
 from scheduler_extender.settings import Settings
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender.test_preempting import Scene, urgent
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
 

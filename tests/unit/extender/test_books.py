@@ -23,8 +23,7 @@ from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.serve import wire
 from scheduler_extender.settings import Settings
-from tests.e2e import accounting
-from tests.unit.extender import fakes
+from tests.support import accounting, fakes
 
 NODES = ["node-a", "node-b"]
 SMALL = gpus.Model("NVIDIA A100", 10_000)

@@ -10,8 +10,7 @@ from gpu_sharing.core import error_codes, identifiers, requests
 from lab import certificates as lab_certificates
 from lab import gpus
 from scheduler_extender.report import cluster_gauges
-from tests.unit.extender.test_quota import quota
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod, quota
 
 MIB = 1 << 20
 

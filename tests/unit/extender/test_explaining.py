@@ -9,7 +9,7 @@ from gpu_sharing.core import identifiers
 from lab import gpus
 from scheduler_extender.decide import explaining
 from scheduler_extender.settings import Settings
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 
 def explain(world: World, body: dict[str, Any], **changes: Any) -> explaining.Explanation:

@@ -15,8 +15,8 @@ from scheduler_extender.cluster import node_selection
 from scheduler_extender.fleet import facts
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.settings import Settings
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 WHOLE = {"nvidia.com/gpu": "1"}
 GATES = [{"name": "someone-elses"}, {"name": gangs.GATE}]

@@ -14,8 +14,8 @@ from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.fleet import arrays
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.settings import Settings
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 HUGE = "9223372036854775807"
 

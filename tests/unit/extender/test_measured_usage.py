@@ -15,7 +15,7 @@ from lab import gpus
 from scheduler_extender import settings
 from scheduler_extender.cluster import measured_usage
 from scheduler_extender.settings import Settings
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 
 def sample(node: str | None, value: str) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import orjson
 
 from gpu_sharing.core import allocations, identifiers, mig, records
 from lab import gpus, mig_models
-from tests.unit.extender.test_quota import quota
-from tests.unit.extender.test_verbs import World, pod
+from tests.support.extender_world import World, pod, quota
 
 MIG = {"nvidia.com/vgpu-mode": "mig"}
 LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "30000"}

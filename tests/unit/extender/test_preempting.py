@@ -14,8 +14,8 @@ from lab import gpus
 from scheduler_extender.act import pod_writer, preempting
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.settings import Settings
+from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
-from tests.unit.extender.test_verbs import A100, World, held, pod
 
 LARGE = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
 

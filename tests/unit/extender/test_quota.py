@@ -3,29 +3,17 @@
 import asyncio
 from typing import Any
 
-import msgspec
 import orjson
 import pytest
 
-from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, identifiers
 from lab import gpus
 from scheduler_extender.act import binding
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.serve import wire
 from scheduler_extender.settings import Settings
-from tests.unit.extender import fakes
-from tests.unit.extender.test_verbs import A100, LIMITS, World, held, pod
-
-RESOURCE = "limits.nvidia.com/"
-
-
-def quota(**limits: str) -> objects.ResourceQuota:
-    body = {
-        "metadata": {"name": "team", "namespace": "default"},
-        "spec": {"hard": {RESOURCE + key: value for key, value in limits.items()}},
-    }
-    return msgspec.convert(body, objects.ResourceQuota)
+from tests.support import fakes
+from tests.support.extender_world import A100, LIMITS, World, held, pod, quota
 
 
 def refusal(answer: dict[str, Any]) -> dict[str, str]:

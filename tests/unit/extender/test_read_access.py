@@ -12,7 +12,7 @@ from lab import gpus
 from scheduler_extender.decide import explaining
 from scheduler_extender.serve import read_access, read_api
 from scheduler_extender.settings import Settings
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 READ, LIST_ALL = ("hami.io", "gpus", "get", ""), ("hami.io", "pods", "list", "")
 

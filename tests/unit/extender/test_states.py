@@ -15,7 +15,7 @@ from scheduler_extender.decide import explaining
 from scheduler_extender.fleet import facts, model_stats
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.settings import Settings
-from tests.unit.extender.test_verbs import A100, World, held, pod
+from tests.support.extender_world import A100, World, held, pod
 
 NOT_READY = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
 

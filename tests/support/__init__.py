@@ -1,0 +1,1 @@
+"""What tests of several folders build on: worlds to act in, and accounts of what came out."""

@@ -93,7 +93,9 @@ def test_every_reason_of_an_event_is_used() -> None:
     """The page promises no event that nobody writes, and no other module makes up one of its own."""
     source = (ROOT / "gpu_sharing/core/event_reasons.py").read_text()
     names = re.findall(r"^([A-Z_]+) = _register\(", source, re.M)
-    tellers = "\n".join((ROOT / one / "telling.py").read_text() for one in ("scheduler_extender", "device_plugin"))
+    tellers = "\n".join(
+        (ROOT / path).read_text() for path in ("scheduler_extender/telling.py", "device_plugin/node/node_events.py")
+    )
 
     assert len(names) == len(event_reasons.REGISTRY)
     assert [name for name in names if f"event_reasons.{name}" not in tellers] == []

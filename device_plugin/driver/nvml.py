@@ -2,7 +2,7 @@
 
 What the driver refuses about one GPU becomes a reading of that GPU or is left out; its neighbours go on. What a GPU is,
 it says once, and that is remembered: drivers refuse such calls while a GPU is being reset. Nothing here has a deadline
-of its own, since a hung driver does not return: `watchdog` calls it.
+of its own, since a hung driver does not return: `driver_threads` calls it.
 
 Source: NVIDIA's NVML API reference; scores of links as HAMi v2.10 has them.
 """

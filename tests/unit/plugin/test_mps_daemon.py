@@ -162,7 +162,8 @@ def test_the_compute_mode_is_the_drivers(tmp_path: pathlib.Path) -> None:
     """In a process of its own, because NVIDIA's library is loaded once."""
     driver = fake_driver.make(tmp_path, "n", 2)
     script = (
-        "from device_plugin.driver import nvml; driver = nvml.connect(); uuids = [one.uuid for one in driver.devices()]; "
+        "from device_plugin.driver import nvml; driver = nvml.connect(); "
+        "uuids = [one.uuid for one in driver.devices()]; "
         "driver.set_compute_mode(uuids[1], 3); print([driver.compute_mode(uuid) for uuid in uuids])"
     )
 

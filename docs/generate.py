@@ -60,7 +60,7 @@ def _settings(title: str, module: types.ModuleType) -> str:
 
 def processes() -> dict[str, metrics_registry.Series]:
     """Every process and its series, but those that only the leading extender has."""
-    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.View("")
+    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.MonitorView("")
     extender, plugin = Metrics(), plugin_metrics.Metrics()
     extender.count_events("hami_scheduler", recorder)
     plugin.count_events("hami_device_plugin", recorder)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from device_plugin import gpu_source
+from device_plugin.driver import gpu_source
 from gpu_sharing.core import allocations, identifiers, records
 from lab import api_server, gpu_nodes, gpus, kinds, kubelet, plugin_process
 

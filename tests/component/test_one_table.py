@@ -14,8 +14,10 @@ import msgspec
 import pytest
 import yaml
 
-from device_plugin import gpu_source, owners, pods
-from device_plugin.monitor import collector, slices
+from device_plugin.allocation import checks
+from device_plugin.driver import gpu_source
+from device_plugin.monitor import collector, share_usage
+from device_plugin.node import api_objects, pods
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import allocations, identifiers, placement, records, requests
 from hamictl import record_checks, simulation, snapshot, views
@@ -176,24 +178,24 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
 
     # The device plugin: the record of each container, and the last check.
     here = pods.Pods(NAMES, lambda: None)
-    seen = msgspec.convert(bound, pods.Pod, strict=False)
+    seen = msgspec.convert(bound, api_objects.Pod, strict=False)
     list(here.replaced([seen], 0.0))
-    assert dict(seen.booked(NAMES)) == by_gpu
+    assert dict(seen.allocated(NAMES)) == by_gpu
     inventory = {
         gpu.uuid: gpu for gpu in records.decode_inventory(node()["metadata"]["annotations"][records.INVENTORY])
     }
     for position, container in enumerate(seen.all_containers):
         ask = waiting.request.containers[position] if isinstance(waiting.request, requests.PodRequest) else None
         if ask:
-            shares = owners.shares_of(seen, container.name, ask.gpus, NODE, NAMES)
+            shares = checks.recorded_shares(seen, container.name, ask.gpus, NODE, NAMES)
             assert shares == placed.shares[position]
-            owners.guard(seen, shares, here.holders, inventory)
+            checks.refuse_oversubscription(seen, shares, here.holders, inventory)
     assert requests.mode(seen.annotations) in ("", "hami-core")
 
     # The monitor: what is promised of each GPU.
     devices = [gpu_source.Device(uuid, index, A10.type, TOTAL, index) for index, uuid in enumerate(UUIDS)]
-    joined = slices.join([seen], NAMES, {}, {}, lambda *_: {})
-    gauges = promised(collector.View(NODE, devices, inventory, joined=joined))
+    joined = share_usage.usage_of_shares([seen], NAMES, {}, {}, lambda *_: {})
+    gauges = promised(collector.MonitorView(NODE, devices, inventory, joined=joined))
     assert gauges == {uuid: (one.slots, one.memory_mib << 20, one.cores_percent) for uuid, one in by_gpu.items()}
 
     # hamictl: who holds what, what is free, whether anything is wrong, and what would happen.
@@ -235,7 +237,7 @@ def summed(by_gpu: Mapping[identifiers.GpuUuid, allocations.Allocation]) -> tupl
     )  # fmt: skip
 
 
-def promised(view: collector.View) -> dict[str, tuple[int, int, int]]:
+def promised(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:
     """Containers, bytes and percent of cores of each GPU that anything is promised of."""
     found: dict[str, dict[str, int]] = {}
     names = ("hami_gpu_containers", "hami_gpu_memory_promised_bytes", "hami_gpu_cores_promised_percent")

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
-from gpu_sharing.core import error_codes, identifiers, requests
-from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import model_stats
 
 _KEEP_SECONDS = 5.0
@@ -21,7 +20,7 @@ _LATELY = 500
 """So many of the pods bound last say what a GPU is wanted for."""
 _MOST_SHAPES = 16
 UNDECIDED = "UNDECIDED"
-"""The reason of a waiting pod that nobody has refused yet."""
+"""The reason of a pending pod that was not rejected."""
 
 _MODEL = ("model",)
 _QUOTA = ("namespace", "resource")
@@ -48,28 +47,21 @@ GAUGES = {
 
 
 class ClusterGauges(registry.Collector):
-    """The gauges, counted when somebody scrapes and the last count is old."""
+    """The gauges, counted at a scrape if the last count is old."""
 
     def __init__(
-        self,
-        mirror: Mirror,
-        names: requests.ResourceNames,
-        reason_of: Callable[[identifiers.PodUid], error_codes.Code | None],
-        leads: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
+        self, core: DecisionCore, leads: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Join what it needs.
+        """Join the parts.
 
         Args:
-            mirror: The mirror of the cluster.
-            names: Under which names containers ask.
-            reason_of: Why a waiting pod was refused last.
-            leads: Whether this replica is the one that speaks for the cluster.
+            core: The cluster as it is known.
+            leads: Whether this replica reports for the cluster.
             clock: Monotonic seconds.
         """
-        self._mirror = mirror
+        names = core.settings.resource_names
+        self._core = core
         self._resources = (names.count, names.memory, names.cores)
-        self._reason_of = reason_of
         self._leads = leads
         self._clock = clock
         self._counted: list[prometheus_core.Metric] = []
@@ -89,7 +81,7 @@ class ClusterGauges(registry.Collector):
             name: prometheus_core.GaugeMetricFamily(name, text, labels=labels)
             for name, (text, labels) in GAUGES.items()
         }
-        ledger = self._mirror.ledger
+        ledger = self._core.ledger
         fleet = ledger.settle()
         for name, value in (
             ("hami_scheduler_nodes", fleet.live),
@@ -112,7 +104,9 @@ class ClusterGauges(registry.Collector):
             for name, number in values.items():
                 if number is not None:
                     made[name].add_metric([model.model], number)
-        waiting = collections.Counter(self._reason_of(uid) or UNDECIDED for uid in self._mirror.waiting)
+        waiting = collections.Counter(
+            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
+        )
         for reason, count in waiting.items():
             made["hami_scheduler_pods_waiting"].add_metric([reason], count)
         if not waiting:
@@ -127,7 +121,7 @@ class ClusterGauges(registry.Collector):
     def _lately(self) -> dict[model_stats.ShareSize, int]:
         shapes = collections.Counter(
             model_stats.ShareSize(share.memory_mib, share.cores_percent)
-            for pod in itertools.islice(self._mirror.ledger.latest_pods(), _LATELY)
+            for pod in itertools.islice(self._core.ledger.latest_pods(), _LATELY)
             for shares in pod.shares
             for share in shares
         )

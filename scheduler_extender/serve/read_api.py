@@ -15,13 +15,14 @@ import msgspec
 import orjson
 
 from gpu_sharing.adapters import pauses
-from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
+from gpu_sharing.core import error_codes, errors, identifiers, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
-from scheduler_extender.cluster import from_objects
-from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.cluster import pending
 from scheduler_extender.decide import explaining
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
+from scheduler_extender.report import event_notes
 from scheduler_extender.serve import read_access, server
 
 _LONGEST_NAME = 253
@@ -69,14 +70,14 @@ class ReadApi:
 
     def __init__(
         self,
-        mirror: Mirror,
-        explainer: explaining.Explainer,
+        core: DecisionCore,
         events: Events,
         gate: read_access.Gate,
         ready: Callable[[], bool],
     ) -> None:
-        self._mirror = mirror
-        self._explainer = explainer
+        self._mirror = core.mirror
+        self._pending = core.pending
+        self._explainer = explaining.Explainer(core)
         self._events = events
         self._gate = gate
         self._ready = ready
@@ -150,9 +151,9 @@ class ReadApi:
     async def _namespaces(self) -> frozenset[str]:
         """Those in which pods hold GPUs or wait for them."""
         found, pause = set(), pauses.Pause()
-        every: list[facts.BoundPod | from_objects.PendingPod] = [
+        every: list[facts.BoundPod | pending.AnyPod] = [
             *self._mirror.ledger.pods(),
-            *self._mirror.waiting.values(),
+            *self._pending,
         ]
         for pod in every:
             found.add(_namespace_of(pod.key))
@@ -169,7 +170,7 @@ class ReadApi:
         memory_mib, cores_percent = {"total": 0, "promised": 0}, {"total": 0, "promised": 0}
         for name in names:
             await pause()
-            for state in ledger.held(name).states:
+            for state in ledger.allocated_on(name).states:
                 gpus += 1
                 memory_mib["total"] += state.gpu.memory_mib
                 memory_mib["promised"] += state.allocated.memory_mib
@@ -181,11 +182,11 @@ class ReadApi:
             "memory_mib": memory_mib,
             "cores_percent": cores_percent,
             "pods_holding": ledger.pod_count,
-            "pods_waiting": len(self._mirror.waiting),
+            "pods_waiting": len(self._pending),
         }
 
     def _node(self, name: identifiers.NodeName) -> dict[str, Any]:
-        state = self._mirror.ledger.held(name)
+        state = self._mirror.ledger.allocated_on(name)
         known = self._mirror.ledger.node_facts(name)
         ailments = known.ailments if known else {}
         return {
@@ -216,9 +217,9 @@ class ReadApi:
     async def _pods(self, visible: frozenset[str] | None) -> Iterator[dict[str, Any]]:
         """The pods of the visible namespaces (None: of all), by namespace and name."""
         pause = pauses.Pause()
-        every: list[facts.BoundPod | from_objects.PendingPod] = [
+        every: list[facts.BoundPod | pending.AnyPod] = [
             *self._mirror.ledger.pods(),
-            *self._mirror.waiting.values(),
+            *self._pending,
         ]
         runs = []
         for start in range(0, len(every), _SORTED_AT_A_TIME):
@@ -227,7 +228,7 @@ class ReadApi:
             runs.append(sorted(seen, key=_by_name))
             await pause()
         return (
-            self._waiting(pod) if isinstance(pod, from_objects.PendingPod) else self._holding(pod)
+            self._holding(pod) if isinstance(pod, facts.BoundPod) else self._waiting(pod)
             for pod in heapq.merge(*runs, key=_by_name)
         )
 
@@ -236,7 +237,7 @@ class ReadApi:
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": pod.node, "phase": "holding",
             "starting": pod.starting, "corrupt": pod.corrupt, "foreign_slots": pod.foreign_slots,
-            "trouble": pod.trouble,
+            "trouble": pod.not_running,
             "containers": [
                 [
                     {"uuid": share.uuid, "memory_mib": share.memory_mib, "cores_percent": share.cores_percent}
@@ -251,13 +252,14 @@ class ReadApi:
             "error_code": "", "created_at": pod.traits.created_at, "bound_at": pod.traits.bound_at, "asks": [],
         }  # fmt: skip
 
-    def _waiting(self, pod: from_objects.PendingPod) -> dict[str, Any]:
+    def _waiting(self, pod: pending.AnyPod) -> dict[str, Any]:
         namespace, _, name = pod.key.partition("/")
+        rejection = self._pending.entry_of(pod).rejection
         return {
             "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
             "starting": False, "corrupt": False, "foreign_slots": 0, "trouble": "", "containers": [], "gpus": [],
-            "error_code": self._explainer.reason_of(pod.uid) or "",
-            "created_at": pod.traits.created_at, "bound_at": 0, "asks": _asks(pod.request),
+            "error_code": rejection.code if rejection else "",
+            "created_at": pod.traits.created_at, "bound_at": 0, "asks": _asks(pod),
         }  # fmt: skip
 
     def _held(self, key: str) -> facts.BoundPod | None:
@@ -265,11 +267,11 @@ class ReadApi:
 
     async def _events_of(self, namespace: str, name: str) -> dict[str, Any] | None:
         key = f"{namespace}/{name}"
-        found = self._mirror.waiting_by_key(key) or self._held(key)
+        found = self._pending.by_key(key) or self._held(key)
         return None if found is None else {"pod": key, "events": await self._events(namespace, found.uid)}
 
     async def _explain(self, key: str) -> dict[str, Any] | None:
-        pod = self._mirror.waiting_by_key(key)
+        pod = self._pending.by_key(key)
         if pod is None:
             held = self._held(key)
             if held is None:
@@ -280,15 +282,15 @@ class ReadApi:
             }  # fmt: skip
         answer = await self._explainer.explain(pod)
         return {
-            "pod": key, "phase": "waiting", "node": None, "summary": answer.summary, "remedy": answer.remedy,
-            "nearest": answer.nearest, "gates": answer.gates,
+            "pod": key, "phase": "waiting", "node": None, "summary": event_notes.rejected(answer.rejection),
+            "remedy": answer.remedy, "nearest": answer.nearest, "gates": answer.gates,
             "nodes": [
                 {
                     "node": one.node, "fits": one.code is None, "code": one.code or "", "sentence": one.sentence,
                     "curable": one.curable, "advice": one.advice, "waits_for": one.waits_for,
                     "evictable": one.evictable, "looked_into": one.looked_into,
                 }
-                for one in answer.verdicts
+                for one in answer.nodes
             ],
         }  # fmt: skip
 
@@ -312,7 +314,7 @@ async def _list(field: str, items: Iterable[dict[str, Any]]) -> bytes:
     return bytes(encoded)
 
 
-def _by_name(pod: facts.BoundPod | from_objects.PendingPod) -> tuple[str, str]:
+def _by_name(pod: facts.BoundPod | pending.AnyPod) -> tuple[str, str]:
     namespace, _, name = pod.key.partition("/")
     return namespace, name
 
@@ -330,9 +332,9 @@ def _hide(told: dict[str, Any], visible: frozenset[str]) -> None:
             one[field] = [*shown, *([f"{hidden} of other namespaces"] if hidden else [])]
 
 
-def _asks(request: requests.PodRequest | requests.InvalidRequest) -> list[dict[str, int]]:
+def _asks(pod: pending.AnyPod) -> list[dict[str, int]]:
     """What each container with GPUs asks for; nothing where that cannot be read."""
-    containers = request.containers if isinstance(request, requests.PodRequest) else ()
+    containers = () if isinstance(pod, pending.UnreadablePod) else pod.request.containers
     return [
         {
             "gpus": one.gpus, "memory_mib": one.memory_mib, "memory_percent": one.memory_percent,

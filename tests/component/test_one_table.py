@@ -23,6 +23,7 @@ from gpu_sharing.core import allocations, identifiers, placement, records, reque
 from hamictl import record_checks, simulation, snapshot, views
 from lab import gpus
 from scheduler_extender.cluster import from_objects
+from scheduler_extender.cluster.pending import PendingPod
 from scheduler_extender.decide import admission, explaining
 from scheduler_extender.serve import read_access, read_api
 from scheduler_extender.settings import Settings
@@ -158,7 +159,8 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     # The extender: what it decides, writes and counts.
     assert world.filter(admitted, NODE)["NodeNames"] == [NODE]
     world.see(admitted)
-    waiting = world.mirror.waiting[identifiers.PodUid("uid-p")]
+    waiting = world.listed("p")
+    assert isinstance(waiting, PendingPod)
     placed = world.placer.place_on(waiting, identifiers.NodeName(NODE), nominations=False)
     assert isinstance(placed, placement.Placement)
     bound = copy.deepcopy(admitted)
@@ -166,7 +168,9 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     bound["metadata"]["annotations"] |= records.pod_annotations(
         placed.shares, identifiers.NodeName(NODE), 1, identifiers.DecisionId("d")
     )
-    world.decision_events.scheduled(waiting, identifiers.NodeName(NODE), placed, 1.0, identifiers.DecisionId("d"))
+    world.decision_events.scheduled(
+        waiting, identifiers.NodeName(NODE), placed, score=1.0, decision=identifiers.DecisionId("d")
+    )
     assert kind.warns in world.recorder.told[-1].note
     world.see(bound)
     found = world.mirror.ledger.pod(identifiers.PodUid("uid-p"))
@@ -185,7 +189,7 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
         gpu.uuid: gpu for gpu in records.decode_inventory(node()["metadata"]["annotations"][records.INVENTORY])
     }
     for position, container in enumerate(seen.all_containers):
-        ask = waiting.request.containers[position] if isinstance(waiting.request, requests.PodRequest) else None
+        ask = waiting.request.containers[position]
         if ask:
             shares = checks.recorded_shares(seen, container.name, ask.gpus, NODE, NAMES)
             assert shares == placed.shares[position]
@@ -216,13 +220,16 @@ def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) ->
 
     answer = world.filter(body, NODE)
     world.see(body)
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
-    (said,) = asyncio.run(explainer.explain(world.mirror.waiting[identifiers.PodUid("uid-p")])).verdicts
+    explainer = explaining.Explainer(world.core)
+    (said,) = asyncio.run(explainer.explain(world.listed("p"))).nodes
     (outcome,) = simulate(body)
 
     assert answer["NodeNames"] in (None, [])
     assert said.code == outcome.code == kind.code
-    assert explainer.reason_of(identifiers.PodUid("uid-p")) == kind.code
+    entry = world.pending.entry(identifiers.PodUid("uid-p"))
+    assert entry is not None
+    assert entry.rejection is not None
+    assert entry.rejection.code == kind.code
     note = world.recorder.told[-1].note
     assert said.sentence in note
     assert said.sentence in outcome.why
@@ -253,9 +260,8 @@ def promised(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:
 
 def read(world: World) -> dict[str, dict[str, str]]:
     """The rows of `hamictl pods` and `hamictl nodes`."""
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
     unused: Any = None
-    api = read_api.ReadApi(world.mirror, explainer, unused, read_access.OpenGate(), lambda: True)
+    api = read_api.ReadApi(world.core, unused, read_access.OpenGate(), lambda: True)
     (pod_row,) = views.pod_rows(list(asyncio.run(api._pods(None))))  # what the path `pods` answers
     (node_row,) = views.node_rows([api._node(identifiers.NodeName(NODE))])  # likewise `nodes`
     return {"pod": pod_row, "node": node_row}

@@ -25,7 +25,7 @@ def _lists_forget_younger_pods(patch: pytest.MonkeyPatch) -> None:
     right = Mirror._compare
 
     def wrong(self: Mirror, uid: identifiers.PodUid, bound: bool | None, listed_at: float) -> None:
-        if bound is None and uid in self.waiting:
+        if bound is None and uid in self.pending:
             self.forget_pod(uid)
         else:
             right(self, uid, bound, listed_at)

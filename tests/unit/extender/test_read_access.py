@@ -9,9 +9,7 @@ import pytest
 from gpu_sharing.adapters import access_reviews
 from gpu_sharing.core import errors
 from lab import gpus
-from scheduler_extender.decide import explaining
 from scheduler_extender.serve import read_access, read_api
-from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 
 READ, LIST_ALL = ("hami.io", "gpus", "get", ""), ("hami.io", "pods", "list", "")
@@ -65,9 +63,8 @@ class Site:
         waiting["metadata"]["namespace"] = "ai"
         world.see(waiting)
         client: Any = self.cluster
-        explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
         gate = read_access.TokenGate(client, lambda: self.ticks)
-        self._app = read_api.ReadApi(world.mirror, explainer, self._events, gate, lambda: True)
+        self._app = read_api.ReadApi(world.core, self._events, gate, lambda: True)
 
     async def _events(self, namespace: str, uid: str) -> list[Any]:
         return [{"note": f"of {namespace}"}]

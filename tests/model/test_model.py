@@ -10,6 +10,8 @@ from scheduler_extender import binding, mirror
 from scheduler_extender.fleet import ledger
 from tests.model import walk
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20_000
 
 

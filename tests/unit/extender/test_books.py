@@ -16,7 +16,7 @@ from gpu_sharing.core import identifiers, records
 from lab import gpus
 from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, usage, verbs, wire
 from scheduler_extender import settings as settings_module
-from tests.support import accounting, fakes
+from tests.support import accounting, fakes, searching
 
 NODES = ["node-a", "node-b"]
 SMALL = gpus.Model("NVIDIA A100", 10_000)
@@ -239,8 +239,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leadership, "BINDING_TIMEOUT_SECONDS", 0.0)
 
 
-TestBooks = pytest.mark.usefixtures("_no_waiting")(Books.TestCase)
-Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestBooks = pytest.mark.slow(pytest.mark.usefixtures("_no_waiting")(Books.TestCase))
+Books.TestCase.settings = settings(max_examples=searching.examples(100), stateful_step_count=50)
 
 
 def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:

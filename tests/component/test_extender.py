@@ -10,10 +10,14 @@ import sys
 import threading
 import time
 
+import pytest
+
 from lab import api_server, certificates, cluster, extender_process, faults, gpus, kinds
 from tests import tools
 from tests.component import calls
 from tests.component.conftest import SMALL
+
+pytestmark = pytest.mark.slow
 
 Extender = extender_process.ExtenderProcess
 
@@ -89,7 +93,7 @@ def test_sigterm_lets_a_bind_finish(extender: Extender, server: api_server.Runni
     outcome: list[str] = []
     binding = threading.Thread(target=lambda: outcome.append(calls.bind(extender, pod, "a")))
     binding.start()
-    time.sleep(0.3)
+    calls.eventually(lambda: not server.app.faults.armed)
 
     extender.stop()
     binding.join()
@@ -139,7 +143,7 @@ def test_only_the_extender_beside_the_leader_binds(server: api_server.Running, t
             time.sleep(0.5)
             return bool(json.loads(extender.get("health", "/healthz")[1])["leading"])
 
-        calls.eventually(renew, 40)
+        calls.eventually(renew)
         assert calls.bind(extender, pod, "a") == ""
 
 
@@ -259,7 +263,7 @@ def test_a_pod_is_placed_by_the_whole_chain_and_freed_room_is_used(tmp_path: pat
 
         running.server.request("DELETE", f"{calls.PODS}/first")
 
-        calls.eventually(lambda: _phase(running, "second") == "Running", 5)
+        calls.eventually(lambda: _phase(running, "second") == "Running")
 
 
 def _phase(running: cluster.Cluster, name: str) -> str:

@@ -15,6 +15,9 @@ from schemathesis.specs.openapi.checks import (
 
 from lab import api_server, extender_process
 from tests.component import calls
+from tests.support import searching
+
+pytestmark = pytest.mark.slow
 
 OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "serve" / "openapi.json"
 
@@ -109,7 +112,7 @@ def test_the_read_api_is_what_its_description_says(
 
     for operation in schema.get_all_operations():
 
-        @hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=searching.examples(30), suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=strategy(operation))
         def check(case: Any) -> None:
             case.call_and_validate(base_url=f"http://{extender.api}", checks=checks)
@@ -128,7 +131,7 @@ def test_the_verbs_answer_whatever_they_are_sent(
     """200 with an answer or a coded `Error`; never a defect of ours."""
     for operation in schemathesis.openapi.from_dict(VERBS).get_all_operations():
 
-        @hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=searching.examples(100), suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=strategy(operation))
         def check(case: Any) -> None:
             answer = case.call(base_url=f"http://{extender.verbs}")

@@ -14,6 +14,8 @@ import yaml
 from lab import api_server, extender_process, gpus, traces
 from tests.component import calls, liar
 
+pytestmark = pytest.mark.slow
+
 Extender = extender_process.ExtenderProcess
 TRACE = traces.SMALL.parent
 PODS = """
@@ -337,7 +339,7 @@ def test_completion_knows_every_command(shell: str) -> None:
     if shell == "bash":
         done = subprocess.run(
             ["bash", "-c", script + "COMP_WORDS=(hamictl sim); COMP_CWORD=1; _hamictl; echo ${COMPREPLY[@]}"],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.stdout.strip() == "simulate"
 

@@ -29,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 from gpu_sharing.core import errors
 from lab import api_server
 from tests.component import liar
+from tests.support import searching
 from webui import access, app, cluster, extender_poller, history, lists, meters, models, settings, snapshots
 from webui.settings import Settings
 
@@ -949,7 +950,7 @@ def test_the_json_api_is_what_its_description_says(site: Site) -> None:
     seen = 0
     for operation in schema.get_all_operations():
 
-        @hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=searching.examples(25), suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=strategy(operation))
         def check(case: Any) -> None:
             case.call_and_validate(checks=checks)

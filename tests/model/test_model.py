@@ -12,6 +12,8 @@ from scheduler_extender.fleet import facts
 from scheduler_extender.fleet.ledger import Ledger
 from tests.model import walk
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20_000
 
 

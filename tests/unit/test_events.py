@@ -46,7 +46,7 @@ def record(*told: events.Event, refuses: bool = False, queue_length: int = 10_00
         for one in told:
             recorder.record(one)
         task = asyncio.create_task(recorder.run())
-        await recorder.drain(5.0)
+        await recorder.drain(60.0)
         await asyncio.sleep(0.05)
         task.cancel()
         return recorder

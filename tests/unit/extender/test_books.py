@@ -21,7 +21,7 @@ from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.serve import server
 from scheduler_extender.settings import Settings
-from tests.support import accounting, fakes
+from tests.support import accounting, fakes, searching
 from tests.support.extender_world import bind_call
 
 NODES = ["node-a", "node-b"]
@@ -240,8 +240,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leadership, "BINDING_TIMEOUT_SECONDS", 0.0)
 
 
-TestBooks = pytest.mark.usefixtures("_no_waiting")(Books.TestCase)
-Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestBooks = pytest.mark.slow(pytest.mark.usefixtures("_no_waiting")(Books.TestCase))
+Books.TestCase.settings = settings(max_examples=searching.examples(100), stateful_step_count=50)
 
 
 def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:

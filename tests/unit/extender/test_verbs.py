@@ -115,8 +115,6 @@ def test_whole_nodes_are_answered_with_whole_nodes() -> None:
 
     body = orjson.dumps({"Pod": pod("p"), "Nodes": {"items": items}, "NodeNames": None})
     answer = orjson.loads(world.server.filter(body)[0])
-        world.server.filter(orjson.dumps({"Pod": pod("p"), "Nodes": {"items": items}, "NodeNames": None}))[0]
-    )
 
     assert answer["Nodes"]["items"] == [items[1]]
     assert answer["FailedAndUnresolvableNodes"] == {"full": "GPU memory insufficient"}

@@ -7,6 +7,7 @@ from gpu_sharing.core import gpus, identifiers, policies, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import facts, fit, fit_cache
 from scheduler_extender.fleet.ledger import Ledger
+from tests.support import searching
 from tests.unit import builders
 
 NAMES = [identifiers.NodeName(name) for name in "abcd"]
@@ -40,7 +41,7 @@ def apply(ledger: Ledger, kind: str, value: object) -> None:
     }[kind](value)  # type: ignore[operator]
 
 
-@settings(max_examples=200)
+@settings(max_examples=searching.examples(200))
 @given(st.lists(changes(), max_size=12), builders.pod_requests(), builders.gpu_policies)
 def test_a_remembered_shape_answers_as_a_fresh_look_does(
     history: list[tuple[str, object]], request: requests.PodRequest, policy: policies.Policy

@@ -20,6 +20,7 @@ hypothesis.settings.load_profile("test")
 pytest.register_assert_rewrite("tests.contracts")  # So that a failure there says what was compared, too.
 
 
+@pytest.hookimpl(tryfirst=True)  # Before xdist reads the groups.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(HERE).parts[0]

@@ -14,9 +14,14 @@ import orjson
 
 from bench import report
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
-from scheduler_extender import metrics, mirror, placing, requeue, settings, telling, usage, verbs
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import server
+from scheduler_extender.settings import Settings
 
 TARGET = 10.0
 
@@ -24,7 +29,7 @@ TARGET = 10.0
 class _Silent:
     """Takes events and drops them."""
 
-    def tell(self, event: object) -> None:
+    def record(self, event: object) -> None:
         del event
 
 
@@ -49,7 +54,7 @@ def run(quick: bool) -> report.Report:
 
 def _measure(nodes: int, filled_percent: int, calls: int) -> list[float]:
     names = [f"node-{index:05d}" for index in range(nodes)]
-    cluster, choices = _cluster(names, filled_percent)
+    core, verbs = _cluster(names, filled_percent)
     shuffler = random.Random(1)
     filters, priorities, floors = [], [], []
     for call in range(calls):
@@ -57,18 +62,18 @@ def _measure(nodes: int, filled_percent: int, calls: int) -> list[float]:
         pod = _pod(call)
         body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names})
         started = time.perf_counter()
-        answer = choices.filter(body)
+        answer, _ = verbs.filter(body)
         filtered = time.perf_counter()
         left = orjson.loads(answer)["NodeNames"]
         second = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left})
         begun = time.perf_counter()
-        scores = choices.prioritize(second)
+        scores, _ = verbs.prioritize(second)
         ended = time.perf_counter()
         filters.append(filtered - started)
         priorities.append(ended - begun)
         floors.append(_floor(body, answer, second, scores))
         best = next(entry["Host"] for entry in orjson.loads(scores) if entry["Score"])
-        _bind(cluster, choices, pod["metadata"]["uid"], best)
+        _bind(core, pod["metadata"]["uid"], best)
     both = sorted(a + b for a, b in zip(filters, priorities, strict=True))
     floor = statistics.median(floors)
     p50 = statistics.median(both)
@@ -90,41 +95,40 @@ def _floor(body: bytes, answer: bytes, second: bytes, scores: bytes) -> float:
     return time.perf_counter() - started
 
 
-def _cluster(names: list[str], filled_percent: int) -> tuple[mirror.Mirror, verbs.Verbs]:
-    options, counters = settings.Settings(), metrics.Metrics()
-    cluster = mirror.Mirror(options, counters)
+def _cluster(names: list[str], filled_percent: int) -> tuple[DecisionCore, server.VerbServer]:
+    core = DecisionCore(Settings(), Metrics())
     for name in names:
-        cluster.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, 8), objects.Node))
-    placer = placing.Placer(cluster.ledger, options)
-    teller = telling.Teller(cluster, placer, _Silent(), options, lambda: True)
-    refusals = requeue.Refusals(cluster, placer, options, counters)
+        core.mirror.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, 8), objects.Node))
+    decision_events = DecisionEvents(core, _Silent(), lambda: True)
     chosen = random.Random(2)
     for index in range(len(names) * 8 * filled_percent // 100 * 2):
-        _hold(cluster, index, chosen.choice(names), chosen.randrange(8))
-    cluster.ledger.settle()
-    return cluster, verbs.Verbs(cluster, placer, teller, refusals, options, counters, usage.Usage(options))
+        _hold(core.mirror, index, chosen.choice(names), chosen.randrange(8))
+    core.ledger.settle()
+    binder: Any = None
+    return core, server.VerbServer(core, binder, decision_events, lambda: None)
 
 
-def _hold(cluster: mirror.Mirror, index: int, node: str, gpu: int) -> None:
-    shares = ((reservations.Share(gpus.gpu_uuid(node, gpu), 20_000, 20),),)
+def _hold(mirror: Mirror, index: int, node: str, gpu: int) -> None:
+    shares = ((allocations.Share(gpus.gpu_uuid(node, gpu), 20_000, 20),),)
     annotations = records.pod_annotations(shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d"))
     pod = _pod(1_000_000 + index)
     pod["metadata"]["annotations"] = annotations
     pod["spec"]["nodeName"] = node
-    cluster.see_pod(msgspec.convert(pod, objects.Pod))
+    mirror.see_pod(msgspec.convert(pod, objects.Pod))
 
 
-def _bind(cluster: mirror.Mirror, choices: verbs.Verbs, uid: str, node: str) -> None:
-    """What binding does to the books."""
-    claim = choices.decision(identifiers.PodUid(uid))
-    assert claim is not None
+def _bind(core: DecisionCore, uid: str, node: str) -> None:
+    """What binding does to the ledger."""
+    entry = core.pending.entry(identifiers.PodUid(uid))
+    assert entry is not None
+    assert entry.decision is not None
     pod = _pod(int(uid.split("-")[1]))
-    shares = ((reservations.Share(gpus.gpu_uuid(node, 0), 4000, 30),),)
+    shares = ((allocations.Share(gpus.gpu_uuid(node, 0), 4000, 30),),)
     pod["metadata"]["annotations"] = records.pod_annotations(
         shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d")
     )
     pod["spec"]["nodeName"] = node
-    cluster.see_pod(msgspec.convert(pod, objects.Pod))
+    core.mirror.see_pod(msgspec.convert(pod, objects.Pod))
 
 
 def _pod(index: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
 from bench import report
-from device_plugin import gpu_source
-from device_plugin.monitor import collector, slices
+from device_plugin.driver import gpu_source
+from device_plugin.monitor import collector, share_usage
 from gpu_sharing.core import identifiers
 
 GPUS, CONTAINERS = 8, 100
@@ -54,7 +54,7 @@ def run(quick: bool) -> report.Report:
     )
 
 
-def _view() -> collector.View:
+def _view() -> collector.MonitorView:
     uuids = [identifiers.GpuUuid(f"GPU-{index:08d}-0000-0000-0000-000000000000") for index in range(GPUS)]
     devices = [
         gpu_source.Device(uuid, index, "NVIDIA A100-SXM4-80GB", 80 * 1024, index) for index, uuid in enumerate(uuids)
@@ -62,12 +62,12 @@ def _view() -> collector.View:
     usage = gpu_source.Usage(80 * GIB, 40 * GIB, 50.0, 40.0, 300.0)
     now = time.monotonic()
     parts = tuple(
-        slices.Slice(f"team-{index % 7}", f"train-{index}-{place}", "main", 0, uuid, GIB, 1, GIB // 2, 3.0)
+        share_usage.ShareUsage(f"team-{index % 7}", f"train-{index}-{place}", "main", 0, uuid, GIB, 1, GIB // 2, 3.0)
         for index, uuid in enumerate(uuids)
         for place in range(CONTAINERS)
     )
-    samples = {uuid: slices.Sample(usage, now) for uuid in uuids}
-    return collector.View("bench-node", devices, samples=samples, joined=slices.Joined(parts, {}))
+    samples = {uuid: share_usage.Sample(usage, now) for uuid in uuids}
+    return collector.MonitorView("bench-node", devices, samples=samples, joined=share_usage.NodeUsage(parts, {}))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench import report
-from device_plugin import cdi
+from device_plugin.delivery import cdi_store
 from gpu_sharing.core import records
 from lab import fake_driver, gpus, kubelet, plugin_process
 from lab.real import control_plane, images
@@ -127,7 +127,7 @@ def _plugin(
 def _compiled(folder: pathlib.Path) -> dict[str, str]:
     """Variables that let the plugin start from optimized bytecode, as in its image: compiling would stay in memory."""
     variables = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONOPTIMIZE": "2", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-    load = "import sys; sys.modules['rich'] = None; import device_plugin.__main__, device_plugin.nvml"
+    load = "import sys; sys.modules['rich'] = None; import device_plugin.__main__, device_plugin.driver.nvml"
     subprocess.run([sys.executable, "-c", load], check=True, env={**os.environ, **variables})
     return variables
 
@@ -189,7 +189,7 @@ async def _measure(
 
 async def _written(folder: pathlib.Path, given: kubelet.Given) -> None:
     """Wait until the specification is there, and old enough for a runtime to have seen it."""
-    device = given.answer.cdi_devices[0].name.removeprefix(f"{cdi.KIND}=")
+    device = given.answer.cdi_devices[0].name.removeprefix(f"{cdi_store.KIND}=")
     path = folder / "cdi" / f"hami-vgpu_{device}_{given.pod_uid}.json"
     while not path.exists():
         await asyncio.sleep(0.005)

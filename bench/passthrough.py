@@ -14,7 +14,7 @@ import uvloop
 
 from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import errors
-from scheduler_extender import server
+from scheduler_extender.serve import server
 
 
 class PassThrough:

@@ -3,9 +3,9 @@
 import os
 import sys
 
-from device_plugin import app, process, settings
+from device_plugin import app, main, settings
 
 if __name__ == "__main__":
-    status = process.main("device_plugin", "hami-device-plugin", settings.parse, app.Plugin)
+    status = main.run_until_stopped("device_plugin", "hami-device-plugin", settings.parse, app.Plugin)
     sys.stdout.flush()
     os._exit(status)  # A thread that a hung driver holds must not keep the process.

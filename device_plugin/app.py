@@ -16,34 +16,28 @@ import orjson
 import structlog
 
 from device_plugin import (
-    allocation,
-    cdi,
-    delivery,
-    edits,
-    gpu_problems,
-    gpu_source,
-    health_watch,
-    host_cdi,
-    inventory,
-    kubelet,
     metrics,
-    node_facts,
-    node_state,
-    owners,
-    pid_namespace,
-    podresources,
+    settings,
+)
+from device_plugin.allocation import allocator, cdi_applied, checks
+from device_plugin.delivery import cdi_store, edits, host_cdi, methods
+from device_plugin.driver import driver_threads, gpu_source, health_watch, pid_namespace
+from device_plugin.isolation import hami_core, mig, mps, table
+from device_plugin.kubelet import device_ids, podresources, registration, servicer
+from device_plugin.node import (
+    api_objects,
+    gpu_problems,
+    inventory,
+    local_node,
+    node_events,
+    node_watch,
     pods,
     problems,
+    publisher,
     release,
-    servicer,
-    settings,
-    started,
-    telling,
-    tokens,
-    watchdog,
+    startup,
 )
-from device_plugin.isolation import hami_core, mig, mps, table
-from gpu_sharing.adapters import events, health_endpoint, kubernetes, plain_listener
+from gpu_sharing.adapters import events, health_endpoint, kubernetes, stdlib_http
 from gpu_sharing.core import error_codes, errors, health, identifiers, records
 
 _COMPONENT = "hami-device-plugin"
@@ -81,13 +75,13 @@ class Plugin:
         self._names = options.resource_names
         self._sharing = options.sharing
         self._started_at = time.monotonic()
-        self._boot = node_facts.boot(options.boot_id_file)
+        self._boot = startup.boot_id(options.boot_id_file)
         self._metrics = metrics.Metrics()
         self._recorder = events.EventRecorder(
             client, _COMPONENT, options.node_name, _EVENTS_PER_SECOND, queue_length=_EVENTS_QUEUED
         )
-        self._teller = telling.Teller(self._recorder, options.node_name)
-        self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
+        self._teller = node_events.NodeEvents(self._recorder, options.node_name)
+        self._driver = driver_threads.DriverThreads(connect, options.nvml_timeout_seconds)
         self._health = health_watch.HealthWatch(
             self._driver, options.health_rules, self._boot, self._metrics, self._health_changed
         )
@@ -95,9 +89,9 @@ class Plugin:
         self._pod_watch = pods.watch(client, options.node_name, self._pods)
         self._metrics.count_events("hami_device_plugin", self._recorder)
         client.observe = self._metrics.api_call
-        self._publisher = inventory.Publisher(client, options.node_name, self._annotations, self._capacity)
+        self._publisher = publisher.Publisher(client, options.node_name, self._annotations, self._capacity)
         self._problems = problems.Problems(self._publisher.change)
-        self._node = node_state.NodeState(
+        self._node = local_node.LocalNode(
             options.node_name, delivery_setting=options.delivery, late=options.identity != "match",
             refuses_without_class=options.runtime_class_check == "refuse",
         )  # fmt: skip
@@ -106,26 +100,26 @@ class Plugin:
         self._host_specs = host_cdi.Reader((*options.host_cdi_dirs, options.cdi_dir))
         self._withdrawn: Mapping[identifiers.GpuUuid, str] = {}
         self._released: dict[identifiers.GpuUuid, str] = {}
-        self._node_watch = release.NodeWatch(client, options.node_name, self._node_changed)
+        self._node_watch = node_watch.NodeWatch(client, options.node_name, self._node_changed)
         self._metrics.follow({"pods": self._pod_watch, "node": self._node_watch.reflector})
         self._node_read = asyncio.Event()
         self._made: frozenset[records.MadeInstance] = frozenset()
         self._mig_lock = asyncio.Lock()
-        self._earlier: node_facts.NodeFacts | None = None
+        self._earlier: startup.NodeAtStart | None = None
         self._runtime = ""
         self._set_backends()
-        self._store = cdi.Store(options.cdi_dir)
+        self._store = cdi_store.CdiStore(options.cdi_dir)
         self._resources = podresources.PodResources(options.kubelet_dir, self._names.count)
-        self._allocator = allocation.Allocator(
+        self._allocator = allocator.Allocator(
             self._node, self._pods, options.kubelet_dir, self._store, self._resources, self._names,
             lambda: self._pod_watch.synced and not self._pod_watch.trouble, options.forget_seconds,
         )  # fmt: skip
-        self._starts = started.Starts(
+        self._starts = cdi_applied.CdiCheck(
             options.proc_dir, self._pods, self._allocator.is_late, self._unmarked, self._unseen
         )
-        self._listing = servicer.Listing()
+        self._listing = servicer.DeviceIdList()
         service = servicer.Servicer(self._allocator, self._listing, self._metrics, self._confirmed, self._doubted)
-        self._link = kubelet.Link(options.kubelet_dir, self._names.count, service, self._prepare)
+        self._link = registration.Registration(options.kubelet_dir, self._names.count, service, self._prepare)
         self._limited: set[identifiers.GpuUuid] = set()
         """GPUs that were limited by HAMi-core, by this process or the one before it."""
         self._has_offered = False
@@ -146,14 +140,14 @@ class Plugin:
             DriverChanged: The driver was replaced; the process has to start anew.
             SettingsError: More slots than a kubelet takes.
         """
-        outside = pid_namespace.trouble(self._options.proc_dir)
+        outside = pid_namespace.problem(self._options.proc_dir)
         if outside:  # The monitor runs beside, in the same namespace.
             self._problems.report(error_codes.MONITOR_PID_NAMESPACE, outside)
         for word in self._options.strange_words:
             log.warning("not an XID", variable="DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS", word=word)
         try:
             async with (
-                plain_listener.serving("health", self._options.health_bind, self._endpoint.answer),
+                stdlib_http.serving("health", self._options.health_bind, self._endpoint.answer),
                 asyncio.TaskGroup() as tasks,
             ):
                 work = [
@@ -226,7 +220,7 @@ class Plugin:
         After the deadline the plugin goes on without: containers that ran may start again from what is on disk, and
         new ones wait in Allocate until the node is read.
         """
-        found = await node_facts.read(self._client, self._options.node_name, self._boot, deadline)
+        found = await startup.read(self._client, self._options.node_name, self._boot, deadline)
         if found is None:
             return
         self._earlier, self._runtime = found, found.runtime
@@ -260,9 +254,10 @@ class Plugin:
         kept = dict.fromkeys(self._released, health.Health())
         self._health.remember({**kept, **earlier, **sick}, devices.values())
 
-    async def _node_changed(self, node: pods.Node) -> None:
+    async def _node_changed(self, node: api_objects.Node) -> None:
         await self._release(
-            release.wanted(node.metadata.annotations), {device.uuid: device.index for device in self._health.devices}
+            release.released_gpus(node.metadata.annotations),
+            {device.uuid: device.index for device in self._health.devices},
         )
 
     async def _release(self, wanted: Iterable[identifiers.GpuUuid], indices: Mapping[identifiers.GpuUuid, int]) -> None:
@@ -273,7 +268,7 @@ class Plugin:
         self._released = {uuid: self._released.get(uuid, _RELEASING) for uuid in released}
         if self._health.looked_at:
             self._refresh()  # Nothing new is placed there from now on.
-        refusal = await release.carry_out(self._driver, released)
+        refusal = await release.release_gpus(self._driver, released)
         if refusal:
             for uuid in released:
                 self._problems.report(error_codes.PLUGIN_GPU_NOT_RELEASED, refusal, uuid)
@@ -284,9 +279,9 @@ class Plugin:
         if self._health.looked_at:
             self._refresh()
 
-    def _read_host(self) -> delivery.Host:
+    def _read_host(self) -> methods.Host:
         """What the host offers for delivery now. Reads files."""
-        return delivery.Host(
+        return methods.Host(
             self._host_specs.read(), host_cdi.driver_version(self._options.proc_dir),
             host_cdi.capabilities(self._options.proc_dir), self._options.host_root, self._node.host.has_runtime_class,
         )  # fmt: skip
@@ -307,7 +302,7 @@ class Plugin:
         self._config_text = text
         try:
             sharing = settings.for_node(self._options.sharing, text, self._options.node_name) if text else self._sharing
-            tokens.names(sharing.split_count * len(self._health.devices))
+            device_ids.ids_for(sharing.split_count * len(self._health.devices))
         except errors.SettingsError as refused:
             log.error("node file", error_code=error_codes.PLUGIN_NODE_SETTINGS, cause=str(refused))
             return
@@ -334,7 +329,7 @@ class Plugin:
         self._judge_delivery()
         self._withdrawn = {**self._withdrawn, **self._judge_isolation(modes)}
         states = self._states()
-        offered = inventory.build(devices, states, modes, self._sharing, self._node.backends)
+        offered = inventory.offered_gpus(devices, states, modes, self._sharing, self._node.backends)
         self._node.inventory = {gpu.uuid: gpu for gpu in offered}
         self._node.devices = {one.uuid: one for one in devices if one.uuid in self._node.inventory}
         self._node.states = states
@@ -357,7 +352,7 @@ class Plugin:
         for uuid, mode in modes.items():
             by_mode.setdefault(mode, []).append(uuid)
         unlimited, limited, served = (by_mode.get(mode, []) for mode in (table.NONE, table.HAMI_CORE, table.MPS))
-        no_core = hami_core.trouble(self._options.hook_path)
+        no_core = hami_core.problem(self._options.hook_path)
         no_server = "" if not served or mps.is_ready(self._options.mps_root) else _NO_MPS
         lost = [uuid for uuid in unlimited if uuid in self._limited]
         self._limited |= set() if no_core else set(limited)
@@ -475,16 +470,16 @@ class Plugin:
             next((f"{way.lookup.spec.path} counts, {way.lookup.replaced[0]} does not"
                   for way in ways.values() if way.lookup.spec and way.lookup.replaced), ""),
         )  # fmt: skip
-        copied = [way for way in ways.values() if way.name == delivery.COPIED and edits.has_hooks(way.lookup.copied)]
+        copied = [way for way in ways.values() if way.name == methods.COPIED and edits.has_hooks(way.lookup.copied)]
         without = f"hooks of {copied[0].lookup.spec.path}" if copied and copied[0].lookup.spec else ""
         self._report(error_codes.PLUGIN_DELIVERY_WITHOUT_HOOKS, without)
-        if delivery.BY_RUNTIME.isdisjoint(self._ways.values()):
+        if methods.BY_RUNTIME.isdisjoint(self._ways.values()):
             self._problems.clear(error_codes.PLUGIN_RUNTIME_CLASS)
 
-    def _lacks_class(self, pod: pods.Pod) -> bool:
+    def _lacks_class(self, pod: api_objects.Pod) -> bool:
         """Whether a pod may start without its GPU because no RuntimeClass asks for NVIDIA's runtime."""
-        by_runtime = {uuid for uuid, way in self._ways.items() if way in delivery.BY_RUNTIME}
-        return not pod.spec.runtime_class_name and not by_runtime.isdisjoint(pod.booked(self._names))
+        by_runtime = {uuid for uuid, way in self._ways.items() if way in methods.BY_RUNTIME}
+        return not pod.spec.runtime_class_name and not by_runtime.isdisjoint(pod.allocated(self._names))
 
     def _report(self, code: error_codes.Code, sentence: str) -> None:
         """Set a problem of the node, or end it where there is nothing to say."""
@@ -499,7 +494,7 @@ class Plugin:
         # Whose GPU a token stands for matters only while one is sick or hidden, and is dear to find out.
         all_usable = not sick and len(inventory_now) == len(self._health.devices)
         held = dict.fromkeys(self._allocator.held_tokens()) if all_usable else self._allocator.held()
-        listed = tokens.listing(inventory_now, held, sick)
+        listed = device_ids.listing(inventory_now, held, sick)
         self._listing.set(listed)
         self._dirty = False
 
@@ -527,7 +522,7 @@ class Plugin:
             await self._reclaim_migs()
             try:
                 deleted = self._allocator.collect()
-            except owners.Doubt as doubt:
+            except checks.StartRefused as doubt:
                 log.error("nothing is deleted", error_code=doubt.code, cause=str(doubt))
                 continue
             if deleted:
@@ -548,7 +543,7 @@ class Plugin:
         elif after.available and not before.available:
             self._teller.recovered(device, before, holders)
 
-    def _confirmed(self, confirmed: allocation.Confirmed) -> None:
+    def _confirmed(self, confirmed: allocator.Confirmed) -> None:
         if confirmed.new and self._options.runtime_class_check == "warn" and self._lacks_class(confirmed.pod):
             # Without names, and until the node is set up differently: pods come and go, and each change is a write.
             self._problems.report(error_codes.PLUGIN_RUNTIME_CLASS, "a pod without runtimeClassName was started")
@@ -558,14 +553,16 @@ class Plugin:
         if confirmed.containers:
             self._set_phase(confirmed.pod, records.PHASE_SUCCESS)
 
-    def _doubted(self, asked: frozenset[str], doubt: owners.Doubt) -> None:
+    def _doubted(self, asked: frozenset[str], doubt: checks.StartRefused) -> None:
         pod = self._allocator.pod_of(asked)
         self._teller.refused(pod, doubt)
         if pod is not None and pod.annotations.get(records.ALLOCATED):
             self._set_phase(pod, records.PHASE_FAILED)
 
-    def _unmarked(self, pod: pods.Pod, container: str) -> None:
-        doubt = owners.Doubt(error_codes.ALLOC_CDI_IGNORED, f"container {container} of {pod.key} runs without its mark")
+    def _unmarked(self, pod: api_objects.Pod, container: str) -> None:
+        doubt = checks.StartRefused(
+            error_codes.ALLOC_CDI_IGNORED, f"container {container} of {pod.key} runs without its mark"
+        )
         self._metrics.failed(doubt.code)
         self._teller.refused(pod, doubt)
         if self._options.identity == "auto" and self._node.late:
@@ -575,13 +572,13 @@ class Plugin:
     def _unseen(self, cause: str) -> None:
         self._report(error_codes.PLUGIN_STARTS_UNSEEN, cause)
 
-    def _set_phase(self, pod: pods.Pod, phase: str) -> None:
+    def _set_phase(self, pod: api_objects.Pod, phase: str) -> None:
         if pod.annotations.get(records.BIND_PHASE) != phase:
             task = asyncio.create_task(self._write_phase(pod, phase))
             self._writes.add(task)
             task.add_done_callback(self._writes.discard)
 
-    async def _write_phase(self, pod: pods.Pod, phase: str) -> None:
+    async def _write_phase(self, pod: api_objects.Pod, phase: str) -> None:
         path = f"/api/v1/namespaces/{pod.metadata.namespace}/pods/{pod.metadata.name}"
         body = {"metadata": {"uid": pod.metadata.uid, "annotations": {records.BIND_PHASE: phase}}}
         try:

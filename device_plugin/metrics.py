@@ -1,10 +1,10 @@
 """What the plugin counts. Names that dashboards know are fixed by the contract; the rest are in base units."""
 
-from gpu_sharing.adapters import series
+from gpu_sharing.adapters import metrics_registry
 from gpu_sharing.core import error_codes
 
 
-class Metrics(series.Series):
+class Metrics(metrics_registry.Series):
     """All series of the process."""
 
     def __init__(self) -> None:

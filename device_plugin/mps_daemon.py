@@ -29,8 +29,10 @@ from typing import Protocol
 
 import structlog
 
-from device_plugin import gpu_source, settings
-from device_plugin.isolation import Refused, mps, table
+from device_plugin import settings
+from device_plugin.driver import gpu_source
+from device_plugin.isolation import mps, table
+from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.adapters import flags, logs
 from gpu_sharing.core import error_codes, errors
 
@@ -176,7 +178,7 @@ class Daemon:
         """Hold the lock that says that a daemon runs.
 
         Raises:
-            Refused: Another one holds it.
+            CannotIsolate: Another one holds it.
         """
         for folder, mode in ((self._root, 0o755), (self._root / mps.PIPE, 0o755), (self._root / mps.LOG, 0o755)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +187,7 @@ class Daemon:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as cause:
-                raise Refused(f"another MPS daemon of {self._root} runs") from cause
+                raise CannotIsolate(f"another MPS daemon of {self._root} runs") from cause
             (self._root / mps.READY).unlink(missing_ok=True)
             yield
 
@@ -193,7 +195,7 @@ class Daemon:
         """Serve GPUs until told to stop. Returns the exit status; 1 if the daemon ended by itself.
 
         Raises:
-            Refused: It does not start, or does not take its limits.
+            CannotIsolate: It does not start, or does not take its limits.
         """
         with self._exclusive(devices), self._process() as process:
             self._wait_ready(process)
@@ -207,7 +209,7 @@ class Daemon:
                     log.error("the control daemon ended", error_code=error_codes.PLUGIN_MPS, status=process.returncode)
                     return 1
             (self._root / mps.READY).unlink(missing_ok=True)
-            with contextlib.suppress(Refused):
+            with contextlib.suppress(CannotIsolate):
                 self._tell("quit")
         return 0
 
@@ -242,7 +244,7 @@ class Daemon:
                 [self._options.program, "-f"], env=self._environment(), stdin=subprocess.DEVNULL, start_new_session=True
             )
         except OSError as cause:
-            raise Refused(f"{self._options.program}: {cause.strerror or cause}") from cause
+            raise CannotIsolate(f"{self._options.program}: {cause.strerror or cause}") from cause
         try:
             yield process
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -256,12 +258,12 @@ class Daemon:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise Refused(f"{self._options.program} ended with status {process.returncode}")
-            with contextlib.suppress(Refused, ValueError):
+                raise CannotIsolate(f"{self._options.program} ended with status {process.returncode}")
+            with contextlib.suppress(CannotIsolate, ValueError):
                 float(self._tell("get_default_active_thread_percentage"))
                 return
             time.sleep(_POLL_SECONDS)
-        raise Refused(f"the MPS control daemon does not answer within {_READY_SECONDS:g} s")
+        raise CannotIsolate(f"the MPS control daemon does not answer within {_READY_SECONDS:g} s")
 
     def _tell(self, command: str) -> str:
         try:
@@ -270,11 +272,13 @@ class Daemon:
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_COMMAND_SECONDS, errors="replace",
             )  # fmt: skip
         except OSError as cause:
-            raise Refused(f"{self._options.program}: {cause.strerror or cause}") from cause
+            raise CannotIsolate(f"{self._options.program}: {cause.strerror or cause}") from cause
         except subprocess.TimeoutExpired as cause:
-            raise Refused(f"{self._options.program} {command}: no answer within {_COMMAND_SECONDS:g} s") from cause
+            raise CannotIsolate(
+                f"{self._options.program} {command}: no answer within {_COMMAND_SECONDS:g} s"
+            ) from cause
         if done.returncode:
-            raise Refused(f"{self._options.program} {command}: {done.stdout.strip()[:200]}")
+            raise CannotIsolate(f"{self._options.program} {command}: {done.stdout.strip()[:200]}")
         return done.stdout.strip()
 
     def _environment(self) -> dict[str, str]:
@@ -319,13 +323,13 @@ def main(connect: Callable[[], Driver]) -> int:
                 if stop.wait(_READY_SECONDS):
                     return 0
             return daemon.run(devices, stop)
-    except (Refused, errors.SettingsError, gpu_source.GpuSourceError, OSError) as refused:
+    except (CannotIsolate, errors.SettingsError, gpu_source.GpuSourceError, OSError) as refused:
         log.error("ended", error_code=error_codes.PLUGIN_MPS, cause=str(refused))
         return 1
 
 
 def _connect() -> Driver:
-    from device_plugin import nvml  # Late: without a driver nothing of it is needed.
+    from device_plugin.driver import nvml
 
     return nvml.connect()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from device_plugin import delivery
+from device_plugin.delivery import methods
 from device_plugin.isolation import table
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, health, requests, xids
@@ -207,7 +207,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         sharing=sharing,
         config_file=flags.path(value("config-file")),
         identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
-        delivery=flags.one_of("--delivery", value("delivery"), delivery.SETTINGS, "auto"),
+        delivery=flags.one_of("--delivery", value("delivery"), methods.SETTINGS, "auto"),
         runtime_class_check=flags.one_of(
             "--runtime-class-check", value("runtime-class-check"), RUNTIME_CLASS_CHECKS, "warn"
         ),

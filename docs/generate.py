@@ -13,14 +13,14 @@ from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
 from docs import chart_values, keys
-from gpu_sharing.adapters import series
+from gpu_sharing.adapters import metrics_registry
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import __main__ as hamictl
 from hamictl import completion
 from observability import files
-from scheduler_extender import cluster_gauges
-from scheduler_extender import metrics as extender_metrics
 from scheduler_extender import settings as extender_settings
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report import cluster_gauges
 from webui import models as webui_models
 from webui import openapi as webui_openapi
 from webui import settings as webui_settings
@@ -58,10 +58,10 @@ def _settings(title: str, module: types.ModuleType) -> str:
     return "\n".join([f"## {title}", "", *table, "Why they are as they are:", "", *why, ""])
 
 
-def processes() -> dict[str, series.Series]:
+def processes() -> dict[str, metrics_registry.Series]:
     """Every process and its series, but those that only the leading extender has."""
-    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.View("")
-    extender, plugin = extender_metrics.Metrics(), plugin_metrics.Metrics()
+    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.MonitorView("")
+    extender, plugin = Metrics(), plugin_metrics.Metrics()
     extender.count_events("hami_scheduler", recorder)
     plugin.count_events("hami_device_plugin", recorder)
     monitor = monitor_collector.Metrics(lambda: nothing)
@@ -88,7 +88,7 @@ def metrics_page() -> str:
     )
 
 
-def _metrics(title: str, source: series.Series, more: list[str]) -> str:
+def _metrics(title: str, source: metrics_registry.Series, more: list[str]) -> str:
     rows = list(more)
     for family in source.registry.collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
@@ -158,7 +158,7 @@ def annotations_page() -> str:
 
 def http_api_page() -> str:
     """Both JSON APIs, from their descriptions."""
-    extender = json.loads((ROOT / "scheduler_extender" / "openapi.json").read_text())
+    extender = json.loads((ROOT / "scheduler_extender" / "serve" / "openapi.json").read_text())
     head = [
         "# HTTP APIs", _NOTE, "",
         "Both only read, and answer JSON. Fields may be added. Each describes itself at `/api/v1/openapi.json`. Who",

@@ -5,8 +5,9 @@ A test finds every key that stands in the code here, so that none is forgotten.
 
 from dataclasses import dataclass
 
-from gpu_sharing.core import gangs, gpus, identifiers, records, requests, reservations
-from scheduler_extender import admission, requeue
+from gpu_sharing.core import allocations, gangs, gpus, identifiers, records, requests
+from scheduler_extender.act import waking
+from scheduler_extender.decide import admission
 
 OWNER, EXTENDER, PLUGIN, ADMINISTRATOR = "its owner", "extender", "device plugin", "administrator"
 
@@ -52,7 +53,7 @@ WRITTEN = (
     Key(records.BIND_TIME, "annotation", EXTENDER, "When the pod was bound, in Unix seconds."),
     Key(records.DECISION, "annotation", EXTENDER, "Ties the logs, events and exemplars of the pod together."),
     Key(records.HOLD, "annotation", EXTENDER, "GPUs that are kept for a waiting pod, by preemption or for its gang."),
-    Key(requeue.RETRY, "annotation", EXTENDER, "Wakes a waiting pod that fits now; Unix milliseconds."),
+    Key(waking.RETRY, "annotation", EXTENDER, "Wakes a waiting pod that fits now; Unix milliseconds."),
     Key(gangs.GATE, "scheduling gate", EXTENDER, "Keeps kube-scheduler from a gang's member until all have a place."),
 )  # fmt: skip
 """What is written about a pod."""
@@ -83,7 +84,7 @@ def examples() -> dict[str, str]:
         identifiers.GpuUuid("GPU-6c4f1aee-3ad5-542c-9d6f-5e4ddee6115b"), 0, 23_028, 100, 10, "NVIDIA A10",
         mode="hami-core",
     )  # fmt: skip
-    shares = ((reservations.Share(gpu.uuid, 8000, 40),),)
+    shares = ((allocations.Share(gpu.uuid, 8000, 40),),)
     node, decision = identifiers.NodeName("node-01"), identifiers.DecisionId("4e89f4b82e97303b")
     return {
         **records.pod_annotations(shares, node, 1_795_897_182, decision),

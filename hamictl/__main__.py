@@ -13,7 +13,7 @@ import structlog
 
 from gpu_sharing.adapters import prometheus
 from gpu_sharing.core import error_codes
-from hamictl import completion, demo, doctor, failures, flags, output, reader, release, simulate, state, views
+from hamictl import completion, demo, doctor, failures, flags, output, reader, release, simulate, snapshot, views
 
 _WATCH_SECONDS = 2.0
 _TOLD = "0 it is told, 2 no answer"
@@ -250,7 +250,7 @@ def _explain_code(options: argparse.Namespace) -> int:
 
 def _snapshot(options: argparse.Namespace) -> int:
     found = flags.cluster_state(options)
-    state.save(state.hashed(found) if options.hash_names else found, options.file)
+    snapshot.save(snapshot.hashed(found) if options.hash_names else found, options.file)
     gpus = sum(len(node.metadata.annotations or {}) > 0 for node in found.nodes)
     print(f"{options.file}: {len(found.nodes)} nodes ({gpus} with records), {len(found.pods)} pods with GPUs")
     return 0

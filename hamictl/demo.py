@@ -18,7 +18,7 @@ import rich.console
 import rich.progress
 
 from gpu_sharing.core import records
-from hamictl import flags, rendering, story
+from hamictl import demo_scenario, flags, rendering
 from lab import cluster as clusters
 from lab import extender_process, kinds, traces
 
@@ -76,28 +76,28 @@ def run(options: argparse.Namespace) -> int:
         return 2
 
 
-def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[story.Chapter]]:
+def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[demo_scenario.Chapter]]:
     if options.trace:
         trace = traces.read(options.trace)
-        return trace.nodes, [story.Chapter(f"replaying {options.trace.name}", trace.pods)]
+        return trace.nodes, [demo_scenario.Chapter(f"replaying {options.trace.name}", trace.pods)]
     if options.empty:
-        return story.one_gpu(), []
+        return demo_scenario.one_gpu(), []
     if options.nodes or options.pods:
-        return story.bulk(options.nodes or 10, options.pods or 50)
-    return story.nodes(), story.chapters()
+        return demo_scenario.bulk(options.nodes or 10, options.pods or 50)
+    return demo_scenario.nodes(), demo_scenario.chapters()
 
 
 def _tell(
     options: argparse.Namespace,
     console: rich.console.Console,
     cluster: clusters.Cluster,
-    chapters: Sequence[story.Chapter],
+    chapters: Sequence[demo_scenario.Chapter],
     stop: threading.Event,
 ) -> int:
     console.print(f"A cluster runs (nodes: {len(cluster.all(kinds.NODES))}). To look around, in another terminal:")
     _print_way_in(cluster, console)
     console.print()
-    expectations = story.common() + (story.on_the_nodes() if cluster.gpu_nodes else [])
+    expectations = demo_scenario.common() + (demo_scenario.on_the_nodes() if cluster.gpu_nodes else [])
     started = time.monotonic()
     for chapter in chapters:
         if stop.is_set():
@@ -134,7 +134,7 @@ def _print_way_in(cluster: clusters.Cluster, console: rich.console.Console) -> N
     console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}", soft_wrap=True)
 
 
-def _holds(expectation: story.Expectation, world: story.World) -> bool:
+def _holds(expectation: demo_scenario.Expectation, world: demo_scenario.World) -> bool:
     try:
         return expectation.holds(world)
     except (KeyError, IndexError):
@@ -142,7 +142,7 @@ def _holds(expectation: story.Expectation, world: story.World) -> bool:
 
 
 def _submit(
-    cluster: clusters.Cluster, chapter: story.Chapter, console: rich.console.Console, stop: threading.Event
+    cluster: clusters.Cluster, chapter: demo_scenario.Chapter, console: rich.console.Console, stop: threading.Event
 ) -> None:
     """Create the pods of a chapter and wait until each is placed or knows why not."""
     many = len(chapter.pods) > rendering.MOST_PODS_SHOWN
@@ -188,12 +188,12 @@ def _wants_gpu(pod: dict[str, Any]) -> bool:
     return any("nvidia.com/gpu" in one["resources"].get("limits", {}) for one in containers)
 
 
-def look(cluster: clusters.Cluster) -> story.World:
+def look(cluster: clusters.Cluster) -> demo_scenario.World:
     """What the API server holds now."""
     notes: dict[str, list[str]] = {}
     for event in cluster.all(kinds.EVENTS):
         notes.setdefault(event["regarding"]["name"], []).append(f"{event['reason']}: {event['note']}")
-    return story.World(
+    return demo_scenario.World(
         {pod["metadata"]["name"]: pod for pod in cluster.all(kinds.PODS)},
         {
             node["metadata"]["name"]: records.decode_inventory(
@@ -215,7 +215,7 @@ def _environments(cluster: clusters.Cluster) -> dict[str, dict[str, dict[str, st
     return found
 
 
-def report(world: story.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
+def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
     """The one object that `--output json` prints."""
     promised = rendering.promised(world)
     return {
@@ -256,13 +256,13 @@ def report(world: story.World, held: Iterable[tuple[str, bool]]) -> dict[str, An
     }
 
 
-def _figures(cluster: clusters.Cluster, world: story.World, seconds: float) -> str:
+def _figures(cluster: clusters.Cluster, world: demo_scenario.World, seconds: float) -> str:
     """Allocation, speed and latencies of a run with many pods."""
     promised = rendering.promised(world)
     total = sum(gpu.cores_percent for inventory in world.nodes.values() for gpu in inventory)
-    cores = sum(booking.cores_percent for booking in promised.values())
+    cores = sum(allocation.cores_percent for allocation in promised.values())
     memory_total = sum(gpu.memory_mib for inventory in world.nodes.values() for gpu in inventory)
-    memory = sum(booking.memory_mib for booking in promised.values())
+    memory = sum(allocation.memory_mib for allocation in promised.values())
     placed = sum(1 for pod in world.pods.values() if pod["spec"].get("nodeName"))
     cores_share, memory_share = 100 * cores / max(total, 1), 100 * memory / max(memory_total, 1)
     lines = [

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from gpu_sharing.core import error_codes
-from hamictl import examination, failures, findings, flags, node_checks, output, surroundings
+from hamictl import cluster_checks, cluster_reading, failures, flags, node_checks, output, record_checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         else _cluster(options)
     )
     look = flags.look(options)
-    found: list[findings.Finding] = []
+    found: list[record_checks.Finding] = []
     count = 0
     for name, told in checks:
         more = list(told)
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         count += 1
         if look.is_table:
             print(f"{'ok  ' if not more else 'bad '} {name}" + (f": {len(more)}" if more else ""), file=sys.stderr)
-    failed = sum(one.severity == findings.ERROR for one in found)
+    failed = sum(one.severity == record_checks.ERROR for one in found)
     value = {
         "summary": {"checks": count, "errors": failed, "warnings": len(found) - failed},
         "findings": [one.to_facts() for one in found],
@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> int:
     return failures.NEGATIVE if found else 0
 
 
-def _cluster(options: argparse.Namespace) -> Iterator[findings.Check]:
+def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:
     where = dataclasses.replace(flags.where(options), health_url=options.health)
-    patient, seen = examination.look(flags.kubeconfig(options), options.context, where)
+    patient, seen = cluster_reading.look(flags.kubeconfig(options), options.context, where)
     names = patient.cluster.resource_names
-    return itertools.chain(surroundings.checks(seen, patient.cluster, names), findings.checks(patient, names))
+    return itertools.chain(cluster_checks.checks(seen, patient.cluster, names), record_checks.checks(patient, names))

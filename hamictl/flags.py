@@ -7,7 +7,7 @@ import sys
 
 import yaml
 
-from hamictl import output, reader, state
+from hamictl import output, reader, snapshot
 
 EXTENDER_VARIABLE = "HAMI_EXTENDER"
 """The WebUI's variable too, so that saying it once serves both."""
@@ -88,6 +88,6 @@ def namespace(options: argparse.Namespace) -> str:
         return "default"
 
 
-def cluster_state(options: argparse.Namespace) -> state.State:
+def cluster_state(options: argparse.Namespace) -> snapshot.State:
     """What the scheduler sees of the live cluster."""
-    return state.read_cluster(kubeconfig(options), options.context, options.system_namespace)
+    return snapshot.read_cluster(kubeconfig(options), options.context, options.system_namespace)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpu_sharing.core import error_codes
-from hamictl.findings import ERROR, WARNING, Check, Finding
+from hamictl.record_checks import ERROR, WARNING, Check, Finding
 
 _LIBRARY = "libnvidia-ml.so.1"
 _NEEDED = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetRemappedRows", "nvmlEventSetWait_v2")

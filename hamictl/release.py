@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import errors, gpus, identifiers, records
-from hamictl import failures, flags, state
+from hamictl import failures, flags, snapshot
 
 _POLL_SECONDS = 0.5
 _TRIES = 5
@@ -106,6 +106,6 @@ async def _wait(
 
 
 async def _holders(client: kubernetes.Client, node: str, uuid: identifiers.GpuUuid) -> list[str]:
-    pods = await state.list_all(client, f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node}", objects.Pod)
+    pods = await snapshot.list_all(client, f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node}", objects.Pod)
     alive = (pod for pod in pods if not pod.has_ended)
     return sorted(pod.key for pod in alive if uuid in pod.annotations.get(records.ALLOCATED, ""))

@@ -9,27 +9,27 @@ import rich.table
 import rich.text
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import requests, reservations
-from hamictl import story
+from gpu_sharing.core import allocations, requests
+from hamictl import demo_scenario
 
 MOST_PODS_SHOWN = 20
 MOST_NODES_SHOWN = 20
 _BAR = 10
 
 
-def promised(world: story.World) -> dict[str, reservations.Booking]:
+def promised(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
     """What is promised of each GPU; nothing of one that is not mentioned."""
-    found: dict[str, reservations.Booking] = collections.defaultdict(reservations.Booking)
+    found: dict[str, allocations.Allocation] = collections.defaultdict(allocations.Allocation)
     for name, one in world.pods.items():
         seen = msgspec.convert(dict(one), objects.Pod, strict=False)
         kinds = requests.kinds_of(seen.init_containers, seen.containers)
         shares = world.shares(name) or tuple(() for _ in kinds)
-        for uuid, booking in reservations.booked(kinds, shares).items():
-            found[uuid] = found[uuid].plus(booking)
+        for uuid, allocation in allocations.by_gpu(kinds, shares).items():
+            found[uuid] = found[uuid].plus(allocation)
     return found
 
 
-def pod(world: story.World, name: str, *, environment: bool = False) -> rich.text.Text:
+def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> rich.text.Text:
     """One pod: what it asked for, what came of it, and if wanted what its containers were started with."""
     one = world.pods[name]
     line = rich.text.Text(f"  {name}", style="bold")
@@ -50,7 +50,7 @@ def pod(world: story.World, name: str, *, environment: bool = False) -> rich.tex
     return line
 
 
-def gpus(world: story.World) -> rich.table.Table:
+def gpus(world: demo_scenario.World) -> rich.table.Table:
     """Every GPU with a bar of its memory, and who holds it."""
     holders: dict[str, list[str]] = collections.defaultdict(list)
     for name in sorted(world.pods):
@@ -67,14 +67,14 @@ def gpus(world: story.World) -> rich.table.Table:
     amounts = promised(world)
     for node, inventory in sorted(world.nodes.items()):
         for gpu in inventory:
-            booking = amounts[gpu.uuid]
-            filled = round(_BAR * booking.memory_mib / max(gpu.memory_mib, 1))
+            allocation = amounts[gpu.uuid]
+            filled = round(_BAR * allocation.memory_mib / max(gpu.memory_mib, 1))
             table.add_row(
                 node,
                 f"{gpu.index} {gpu.type.removeprefix('NVIDIA ').removeprefix('NVIDIA-')}",
                 rich.text.Text("█" * filled, style="cyan") + rich.text.Text("░" * (_BAR - filled), style="dim"),
-                f"{booking.memory_mib}/{gpu.memory_mib}",
-                f"{booking.cores_percent} %",
+                f"{allocation.memory_mib}/{gpu.memory_mib}",
+                f"{allocation.cores_percent} %",
                 ", ".join(holders[gpu.uuid]),
             )
     return table
@@ -89,7 +89,7 @@ def _asked(one: dict[str, Any] | Any) -> str:
     wishes = [
         f"{key.partition('/')[2]} {value}"
         for key, value in (one["metadata"].get("annotations") or {}).items()
-        if key in (story.TYPE, story.UUID, story.GPU_POLICY)
+        if key in (demo_scenario.TYPE, demo_scenario.UUID, demo_scenario.GPU_POLICY)
     ]
     return " + ".join(parts) + (f" ({', '.join(wishes)})" if wishes else "")
 

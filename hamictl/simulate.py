@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 
 from gpu_sharing.core import errors
-from hamictl import failures, flags, output, simulation, state
+from hamictl import failures, flags, output, simulation, snapshot
 from lab import traces
 from scheduler_extender import settings
+from scheduler_extender.settings import Settings
 
 _OVER = "\r\033[K"
 
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     return 0 if all(one.node or not one.code for one in outcomes) else failures.NEGATIVE
 
 
-def _deciding(options: argparse.Namespace) -> settings.Settings:
+def _deciding(options: argparse.Namespace) -> Settings:
     """The settings of the extender that is imitated."""
     policies = {"--node-scheduler-policy": options.node_policy, "--gpu-scheduler-policy": options.gpu_policy}
     arguments = [part for flag, value in policies.items() if value for part in (flag, value)]
@@ -101,10 +102,10 @@ def _deciding(options: argparse.Namespace) -> settings.Settings:
         raise failures.CommandFailed(str(cause)) from cause
 
 
-def _origin(options: argparse.Namespace, decides: settings.Settings) -> tuple[state.State, simulation.Filling | None]:
+def _origin(options: argparse.Namespace, decides: Settings) -> tuple[snapshot.State, simulation.Filling | None]:
     """The cluster to begin with, and how a trace has filled it."""
     if options.trace is None:
-        return (state.load(options.snapshot) if options.snapshot else flags.cluster_state(options)), None
+        return (snapshot.load(options.snapshot) if options.snapshot else flags.cluster_state(options)), None
     try:
         trace = traces.read(options.trace)
     except traces.BadTrace as cause:

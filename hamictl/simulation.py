@@ -12,29 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import orjson
 import yaml
 
 from gpu_sharing.adapters import events, objects
 from gpu_sharing.core import identifiers, placement, records, requests
-from hamictl import failures, output, state
+from hamictl import failures, output, snapshot
 from lab import gpus, traces
-from scheduler_extender import (
-    admission,
-    constraints,
-    facts,
-    gang_planner,
-    metrics,
-    mirror,
-    placing,
-    pod_writer,
-    requeue,
-    settings,
-    telling,
-    usage,
-    verbs,
-)
-from scheduler_extender.fleet import census, ledger
+from scheduler_extender.act import gang_planner, pod_writer
+from scheduler_extender.cluster import from_objects, node_selection, pending
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide import admission, core, verbs
+from scheduler_extender.fleet import facts, model_stats
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report import event_notes
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.settings import Settings
 
 MOST_PODS = 10_000
 _PLANNER_STEPS = 4
@@ -66,7 +58,7 @@ class Outcome:
 class _Silent:
     """Takes events and drops them."""
 
-    def tell(self, event: events.Event) -> None:
+    def record(self, event: events.Event) -> None:
         del event
 
 
@@ -75,11 +67,11 @@ class _Node:
     """What of a node a pod's own words are about; read once, because traces ask about it a million times."""
 
     labels: Mapping[str, str]
-    taints: Sequence[ledger.Taint]
+    taints: Sequence[facts.Taint]
 
     @staticmethod
     def of(node: objects.Node) -> "_Node":
-        taints = facts.node_facts(node, requests.ResourceNames(), allow_hami_nodes=True).taints
+        taints = from_objects.node_facts(node, requests.ResourceNames(), allow_hami_nodes=True).taints
         return _Node(node.metadata.labels or {}, taints)
 
 
@@ -90,11 +82,12 @@ class Simulation:
         placed: The pods that fitted, as they would be bound.
     """
 
-    def __init__(self, found: state.State, options: settings.Settings) -> None:
-        counters = metrics.Metrics()
-        self._options = options
+    def __init__(self, found: snapshot.State, settings: Settings) -> None:
+        self._settings = settings
         self.placed: list[dict[str, Any]] = []
-        self._mirror = mirror.Mirror(options, counters)
+        self._core = core.DecisionCore(settings, Metrics())
+        self._verbs = verbs.Verbs(self._core)
+        self._mirror = self._core.mirror
         for node in found.nodes:
             self._mirror.see_node(node)
         for quota in found.quotas:
@@ -102,23 +95,17 @@ class Simulation:
         for pod in found.pods:
             self._mirror.see_pod(pod)
         self._nodes = {node.metadata.name: _Node.of(node) for node in found.nodes}
-        self._placer = placing.Placer(self._mirror.ledger, options)
-        self._teller = telling.Teller(self._mirror, self._placer, _Silent(), options, lambda: True)
-        self._verbs = verbs.Verbs(
-            self._mirror, self._placer, self._teller,
-            requeue.Refusals(self._mirror, self._placer, options, counters), options, counters, usage.Usage(options),
-        )  # fmt: skip
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Create pods as the webhook lets them be, and place them one after another; gangs are planned first."""
-        verdicts = [admission.review(body, self._options) for body in bodies]
-        made = [admission.patched(body, verdict) for body, verdict in zip(bodies, verdicts, strict=True)]
-        members = [body for body, verdict in zip(made, verdicts, strict=True) if verdict.gang and not verdict.refused]
+        reviews = [admission.review(body, self._settings) for body in bodies]
+        made = [admission.patched(body, review) for body, review in zip(bodies, reviews, strict=True)]
+        members = [body for body, review in zip(made, reviews, strict=True) if review.gang and not review.refused]
         if members:
             self._plan_gangs(members)
         return [
-            _refused(body, verdict.refused) if verdict.refused else self.place(body)
-            for body, verdict in zip(made, verdicts, strict=True)
+            _refused(body, review.refused) if review.refused else self.place(body)
+            for body, review in zip(made, reviews, strict=True)
         ]
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
@@ -126,8 +113,9 @@ class Simulation:
         writer = _Writer(self._mirror, members)
         planner = gang_planner.GangPlanner(
             writer,  # type: ignore[arg-type]  # what it calls of one
-            self._mirror, self._placer, self._teller, self._options, metrics.Metrics(),
-        )  # fmt: skip
+            self._core,
+            DecisionEvents(self._core, _Silent(), lambda: True),
+        )
         for _ in range(_PLANNER_STEPS):
             asyncio.run(planner.step())
 
@@ -135,23 +123,23 @@ class Simulation:
         """Place one pod, and let it stay if it fits."""
         pod = msgspec.convert(body, objects.Pod, strict=False)
         key = f"{pod.metadata.namespace}/{pod.metadata.name}"
-        if not facts.is_ours(pod, self._options.resource_names):
-            resource = self._options.resource_names.count
+        if not from_objects.is_ours(pod, self._settings.resource_names):
+            resource = self._settings.resource_names.count
             return Outcome(key, "", (), "", f"it asks for no {resource}: kube-scheduler places it alone")
         self._mirror.see_pod(pod)
-        wished = constraints.wishes(pod)
+        wished = node_selection.requirements_of(pod)
         names = [
-            name for name, node in self._nodes.items() if constraints.admits(wished, name, node.labels, node.taints)
+            name for name, node in self._nodes.items() if node_selection.admits(wished, name, node.labels, node.taints)
         ]
-        answer = orjson.loads(self._verbs.filter(orjson.dumps({"Pod": body, "NodeNames": names})))
-        fitting = answer.get("NodeNames") or []
-        waiting = self._mirror.waiting[identifiers.PodUid(pod.metadata.uid)]
-        if not fitting:
-            told = self._teller.explain(waiting, [identifiers.NodeName(name) for name in names])
-            return Outcome(key, "", (), told.code, told.note)
-        scores = orjson.loads(self._verbs.prioritize(orjson.dumps({"Pod": body, "NodeNames": fitting})))
-        best = identifiers.NodeName(max(scores, key=lambda one: one["Score"])["Host"])
-        placed = self._placer.place_on(waiting, best, nominations=False)
+        waiting = self._core.pending.get(identifiers.PodUid(pod.metadata.uid))
+        assert waiting is not None
+        answer = self._verbs.filter(waiting, names)
+        if answer is not None and answer.rejection is not None:
+            return Outcome(key, "", (), answer.rejection.code, event_notes.rejected(answer.rejection))
+        assert isinstance(waiting, pending.PendingPod)
+        fitting = answer.decision.names if answer else names
+        best = self._verbs.prioritize(waiting, fitting).best or identifiers.NodeName(fitting[0])
+        placed = self._core.placer.place_on(waiting, best, nominations=False)
         assert isinstance(placed, placement.Placement)
         bound = copy.deepcopy(body)
         bound["spec"]["nodeName"] = best
@@ -162,9 +150,9 @@ class Simulation:
         self.placed.append(bound)
         return Outcome(key, best, tuple(share.uuid for shares in placed.shares for share in shares), "", "")
 
-    def models(self) -> list[census.ModelCount]:
+    def models(self) -> list[model_stats.ModelCount]:
         """How the GPUs of each model stand now."""
-        return census.count(self._mirror.ledger.settle(), {})
+        return model_stats.by_model(self._core.ledger.settle(), {})
 
 
 def _refused(body: Mapping[str, Any], text: str) -> Outcome:
@@ -176,8 +164,8 @@ def _refused(body: Mapping[str, Any], text: str) -> Outcome:
 class _Writer:
     """Writes about pods of the simulation: into their bodies, from where the mirror sees it."""
 
-    def __init__(self, cluster: mirror.Mirror, bodies: Iterable[dict[str, Any]]) -> None:
-        self._mirror = cluster
+    def __init__(self, mirror: Mirror, bodies: Iterable[dict[str, Any]]) -> None:
+        self._mirror = mirror
         self._bodies = {body["metadata"]["uid"]: body for body in bodies}
         for uid in self._bodies:
             self._seen(uid)
@@ -214,19 +202,19 @@ class Filling:
 
 
 def filled(
-    trace: traces.Trace, until_percent: float, options: settings.Settings, tell: Callable[[int, int], None]
-) -> tuple[state.State, Filling]:
+    trace: traces.Trace, until_percent: float, settings: Settings, tell: Callable[[int, int], None]
+) -> tuple[snapshot.State, Filling]:
     """A trace's cluster after its pods have come, in their order; those that do not fit are not waited for.
 
     Args:
         trace: Nodes and pods.
         until_percent: The pods that come ask for so much of the GPUs, together.
-        options: Of the extender that places them.
+        settings: Of the extender that places them.
         tell: Called now and then with how many pods have come, and how many will.
     """
     nodes = [msgspec.convert(body, objects.Node, strict=False) for body in trace.nodes]
-    empty = state.State(state.VERSION, "", nodes, [], [])
-    world = Simulation(empty, options)
+    empty = snapshot.State(snapshot.VERSION, "", nodes, [], [])
+    world = Simulation(empty, settings)
     coming = trace.until(until_percent)
     for count, body in enumerate(coming):
         if count % _TOLD_EVERY == 0:
@@ -330,9 +318,9 @@ def _one_a_node(
             *(body["spec"].get("tolerations") or ()),
             *({"key": f"node.kubernetes.io/{taint}", "operator": "Exists"} for taint in _TOLERATED_BY_DAEMONS),
         ]
-        wished = constraints.wishes(msgspec.convert(body, objects.Pod, strict=False))
+        wished = node_selection.requirements_of(msgspec.convert(body, objects.Pod, strict=False))
         known = _Node.of(node)
-        if constraints.admits(wished, node.metadata.name, known.labels, known.taints):
+        if node_selection.admits(wished, node.metadata.name, known.labels, known.taints):
             there = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node.metadata.name]}]}
             required = {"nodeSelectorTerms": [there]}
             affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
@@ -349,11 +337,11 @@ def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, An
     body["metadata"]["annotations"] = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
     body["spec"].setdefault("schedulerName", "hami-scheduler")
     if (template.get("status") or {}).get("phase"):
-        body["spec"].pop("nodeName", None)  # Exported from a cluster, where a scheduler chose it.
+        body["spec"].pop("nodeName", None)  # Exported from a mirror, where a scheduler chose it.
     return body
 
 
-def with_more_nodes(found: state.State, text: str) -> state.State:
+def with_more_nodes(found: snapshot.State, text: str) -> snapshot.State:
     """The state with nodes more.
 
     Args:
@@ -376,7 +364,7 @@ def with_more_nodes(found: state.State, text: str) -> state.State:
     return msgspec.structs.replace(found, nodes=[*found.nodes, *made])
 
 
-def drained(found: state.State, name: str) -> tuple[state.State, list[dict[str, Any]]]:
+def drained(found: snapshot.State, name: str) -> tuple[snapshot.State, list[dict[str, Any]]]:
     """The state without a node, and the pods that were on it, to be placed anew.
 
     Raises:
@@ -413,7 +401,9 @@ def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
     ]
 
 
-def model_rows(before: Sequence[census.ModelCount], after: Sequence[census.ModelCount]) -> list[dict[str, str]]:
+def model_rows(
+    before: Sequence[model_stats.ModelCount], after: Sequence[model_stats.ModelCount]
+) -> list[dict[str, str]]:
     """One row a model: how its GPUs stand before and after."""
     was = {one.model: one for one in before}
     return [
@@ -427,11 +417,11 @@ def model_rows(before: Sequence[census.ModelCount], after: Sequence[census.Model
     ]
 
 
-def _share(model: census.ModelCount | None) -> str:
+def _share(model: model_stats.ModelCount | None) -> str:
     return output.percent(model.memory_promised_mib, model.memory_mib) if model else "-"
 
 
-def _largest(model: census.ModelCount | None) -> str:
+def _largest(model: model_stats.ModelCount | None) -> str:
     return output.mib(model.largest_free_mib) if model else "-"
 
 

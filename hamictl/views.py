@@ -159,7 +159,7 @@ def _sum(gpus: Sequence[Mapping[str, Any]], what: str) -> tuple[int, int]:
 
 
 def _free(gpu: Mapping[str, Any]) -> int:
-    usable = gpu["healthy"] and not gpu["cordoned"] and not gpu["usage_unknown"] and not gpu["exclusive"]
+    usable = gpu["healthy"] and not gpu["cordoned"] and not gpu["allocation_unknown"] and not gpu["exclusive"]
     free: int = gpu["memory_mib"]["total"] - gpu["memory_mib"]["promised"]
     return free if usable and gpu["slots"]["promised"] < gpu["slots"]["total"] else 0
 

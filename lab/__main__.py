@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from lab import api_server, gpus, kinds, pods, store
 
 _GPUS_PER_NODE = 8
@@ -17,7 +17,7 @@ _GPUS_PER_NODE = 8
 def bound_pod(index: int, node: str, gpu: int) -> store.Object:
     """A running pod that holds a tenth of the cores and 8000 MiB of one of its node's GPUs."""
     uuid = gpus.gpu_uuid(node, gpu % _GPUS_PER_NODE)
-    shares = ((reservations.Share(uuid, 8000, 10),),)
+    shares = ((allocations.Share(uuid, 8000, 10),),)
     annotations = records.pod_annotations(
         shares, identifiers.NodeName(node), int(time.time()), identifiers.DecisionId(f"seed-{index}")
     )

@@ -7,7 +7,8 @@ import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from device_plugin import app, gpu_source, settings
+from device_plugin import app, settings
+from device_plugin.driver import gpu_source
 from gpu_sharing.adapters import flags, kubernetes
 from gpu_sharing.core import gpus, health, identifiers, records
 from lab import hami_core, kubelet, store

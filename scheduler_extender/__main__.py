@@ -15,9 +15,9 @@ def main() -> int:
     """Run until stopped. Returns the exit status: 2 for a setting that the process cannot start with."""
     started_at = time.monotonic()
     try:
-        options = settings.parse(sys.argv[1:])
-        logs.configure(options.verbosity, options.log_format)
-        uvloop.run(app.run(options, started_at))
+        parsed = settings.parse(sys.argv[1:])
+        logs.configure(parsed.verbosity, parsed.log_format)
+        uvloop.run(app.run(parsed, started_at))
     except errors.SettingsError as refused:
         sys.stderr.write(f"scheduler_extender: {error_codes.INVALID_SETTING}: {refused}\n")
         return 2

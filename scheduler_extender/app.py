@@ -19,36 +19,30 @@ from gpu_sharing.adapters import (
     certificates,
     discovery,
     events,
+    flags,
     health_endpoint,
     kubernetes,
     listeners,
     objects,
     watching,
 )
-from scheduler_extender import (
+from gpu_sharing.core import error_codes
+from scheduler_extender.act import (
     binding,
     certificate_keeper,
-    cluster_gauges,
-    explaining,
     gang_planner,
     leadership,
-    metrics,
-    mirror,
-    placing,
     pod_writer,
     preempting,
-    read_access,
-    read_api,
-    requeue,
-    server,
-    settings,
-    stories,
-    telling,
-    usage,
-    verbs,
-    webhook,
-    worker,
+    waking,
 )
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report import cluster_gauges, pod_events
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import read_access, read_api, server, webhook
+from scheduler_extender.settings import Settings
 
 _COMPONENT = "hami-scheduler"
 _DRAIN_SECONDS = 20
@@ -66,96 +60,68 @@ log = structlog.get_logger("extender")
 class Extender:
     """One running extender."""
 
-    def __init__(self, options: settings.Settings, client: kubernetes.Client, process_started_at: float) -> None:
-        self._options = options
+    def __init__(self, settings: Settings, client: kubernetes.Client, process_started_at: float) -> None:
+        self._settings = settings
         self._client = client
         self._process_started_at = process_started_at
         self._settled = False
-        self._metrics = metrics.Metrics()
-        self._mirror = mirror.Mirror(options, self._metrics)
-        identity = options.identity or socket.gethostname()
-        self._recorder = events.EventRecorder(client, _COMPONENT, identity, options.event_rate, self._is_busy)
-        self._watches: dict[str, watching.Reflector[Any]] = {
-            "nodes": watching.Reflector(client, "/api/v1/nodes", objects.Node, self._mirror.nodes, _version),
-            "pods": watching.Reflector(client, "/api/v1/pods", objects.Pod, self._mirror.pods, _version),
-            "quotas": watching.Reflector(
-                client, "/api/v1/resourcequotas", objects.ResourceQuota, self._mirror.quotas, _version
-            ),
-        }
+        self._metrics = Metrics()
+        self._core = core = DecisionCore(settings, self._metrics)
+        identity = settings.identity or socket.gethostname()
         self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
-        if options.leader_lease:
-            self._leader = leadership.LeaseGuard(client, options.leader_lease, identity, self._list_again)
-        self._metrics.count_events("hami_scheduler", self._recorder)
-        client.observe = self._metrics.api_call
-        placer = placing.Placer(self._mirror.ledger, options)
-        beside = worker.Worker()
-        teller = telling.Teller(self._mirror, placer, self._recorder, options, self._leads)
-        self._mirror.listener = teller
-        self._metrics.follow(self._watches)
-        self._metrics.registry.register(
-            cluster_gauges.ClusterGauges(self._mirror, options.resource_names, teller.reason_of, self._leads)
-        )
-        self._refusals = requeue.Refusals(self._mirror, placer, options, self._metrics)
+        if settings.leader_lease:
+            self._leader = leadership.LeaseGuard(client, settings.leader_lease, identity, self._list_again)
+        self._recorder = events.EventRecorder(client, _COMPONENT, identity, settings.event_rate, self._is_busy)
+        self._decision_events = core.mirror.listener = DecisionEvents(core, self._recorder, self._leads)
+        self._watches = _watches(client, core.mirror)
         self._writer = pod_writer.PodWriter(client)
-        self._gangs = gang_planner.GangPlanner(self._writer, self._mirror, placer, teller, options, self._metrics)
-        self._preemptor = preempting.Preemptor(
-            self._writer,
-            self._mirror,
-            placer,
-            self._refusals,
-            teller,
-            options,
-            self._metrics,
-            beside=beside,
-        )
-        self._usage = usage.Usage(options)
-        choices = verbs.Verbs(
-            self._mirror, placer, teller, self._refusals, options, self._metrics, self._usage, beside=beside
-        )
-        self._binder = binding.Binder(
-            client, self._mirror, placer, choices, self._refusals, teller, options, self._metrics, self._leads
-        )
-        explainer = explaining.Explainer(self._mirror, placer, teller, options, beside)
-        self._keeper = certificate_keeper.of(client, options) if options.tls_secret else None
+        self._gangs = gang_planner.GangPlanner(self._writer, core, self._decision_events)
+        self._preemptor = preempting.Preemptor(self._writer, core, self._decision_events)
+        self._binder = binding.Binder(client, core, self._decision_events, self._leads)
+        self._keeper = certificate_keeper.of(client, settings) if settings.tls_secret else None
         if self._keeper:
             self._keeper.begin()
-        tell = functools.partial(stories.read, client)
-
-        def api(gate: read_access.Gate) -> read_api.ReadApi:
-            return read_api.ReadApi(self._mirror, explainer, tell, gate, self._ready)
-
-        self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._ready, self._leads)
+        self._verb_server = server.VerbServer(core, self._binder, self._decision_events, self._refusal)
         self._verbs_address = ""
         self._canary = health_endpoint.Canary(
-            lambda: listeners.ask(self._verbs_address, f"/{server.CANARY}"), options.health
+            lambda: listeners.ask(self._verbs_address, f"/{server.CANARY}"), settings.health
         )
-        self._listeners = {
+        self._listeners = self._made_listeners()
+        self._metrics.count_events("hami_scheduler", self._recorder)
+        self._metrics.follow(self._watches)
+        self._metrics.registry.register(cluster_gauges.ClusterGauges(core, self._leads))
+        client.observe = self._metrics.api_call
+
+    def _made_listeners(self) -> dict[str, tuple[flags.Address, listeners.Listener]]:
+        """What is served where, by name."""
+        settings, certificate = self._settings, (self._settings.tls_cert, self._settings.tls_key)
+        health = health_endpoint.HealthEndpoint(settings.health, self._components, self._exposition, self._facts)
+        made = {
             "verbs": (
-                options.http_bind,
+                settings.http_bind,
                 listeners.listener(self._verb_server, most_connections=_VERB_CONNECTIONS),
             ),
             "api": (
-                options.api_bind,
-                listeners.listener(api(read_access.OpenGate()))
-                if options.api_bind.is_loopback
-                else listeners.listener(api(read_access.TokenGate(client)), options.tls_cert, options.tls_key),
+                settings.api_bind,
+                listeners.listener(self._read_api(read_access.OpenGate()))
+                if settings.api_bind.is_loopback
+                else listeners.listener(self._read_api(read_access.TokenGate(self._client)), *certificate),
             ),
-            "health": (
-                options.health_bind,
-                listeners.listener(
-                    health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
-                ),
-            ),
+            "health": (settings.health_bind, listeners.listener(health)),
         }
-        if options.secure_api_bind:
-            secured = listeners.listener(api(read_access.TokenGate(client)), options.tls_cert, options.tls_key)
-            self._listeners["secure-api"] = (options.secure_api_bind, secured)
-        if options.tls_cert:
-            hook = webhook.Webhook(self._mirror, options, self._ready, self._metrics)
-            self._listeners["webhook"] = (
-                options.webhook_bind,
-                listeners.listener(hook, options.tls_cert, options.tls_key, most_connections=_WEBHOOK_CONNECTIONS),
+        if settings.secure_api_bind:
+            secured = listeners.listener(self._read_api(read_access.TokenGate(self._client)), *certificate)
+            made["secure-api"] = (settings.secure_api_bind, secured)
+        if settings.tls_cert:
+            hook = webhook.Webhook(self._core.mirror, settings, self._ready, self._metrics)
+            made["webhook"] = (
+                settings.webhook_bind,
+                listeners.listener(hook, *certificate, most_connections=_WEBHOOK_CONNECTIONS),
             )
+        return made
+
+    def _read_api(self, gate: read_access.Gate) -> read_api.ReadApi:
+        return read_api.ReadApi(self._core, functools.partial(pod_events.read, self._client), gate, self._ready)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -169,9 +135,9 @@ class Extender:
                 tasks.create_task(coroutine)
                 for coroutine in (self._follow(), self._recorder.run(), self._leader.run(), self._canary.run())
             ]
-            if self._options.tls_cert and self._options.tls_key:
+            if self._settings.tls_cert and self._settings.tls_key:
                 tls = [one for _, one in self._listeners.values()]
-                work.append(tasks.create_task(listeners.renew(tls, self._options.tls_cert, self._options.tls_key)))
+                work.append(tasks.create_task(listeners.renew(tls, self._settings.tls_cert, self._settings.tls_key)))
             if self._keeper:
                 work.append(tasks.create_task(self._keeper.run()))
             await stop.wait()
@@ -186,37 +152,29 @@ class Extender:
 
     async def _follow(self) -> None:
         """List and watch, and wake refused pods, once a predecessor's last Binding must be done."""
-        await asyncio.sleep(max(self._process_started_at + self._options.start_delay_seconds - time.monotonic(), 0))
+        await asyncio.sleep(max(self._process_started_at + self._settings.start_delay_seconds - time.monotonic(), 0))
         async with asyncio.TaskGroup() as tasks:
             for watch in self._watches.values():
                 tasks.create_task(watch.run())
-            slices, client = self._mirror.slices, self._client
-            tasks.create_task(
-                discovery.follow(client, "resource.k8s.io", "resourceslices", objects.ResourceSlice, slices, _version)
-            )
-            classes = self._mirror.classes
-            tasks.create_task(
-                discovery.follow(client, "resource.k8s.io", "deviceclasses", objects.DeviceClass, classes, _version)
-            )
-            for api_group, sink in self._mirror.groups.items():
-                tasks.create_task(discovery.follow(client, api_group, "podgroups", objects.PodGroup, sink, _version))
+            for api_group, resource, kind, sink in _discovered(self._core.mirror):
+                tasks.create_task(discovery.follow(self._client, api_group, resource, kind, sink, _version))
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
-            while not self._mirror.ledger.settle_some(_NODES_AT_A_TIME):
+            while not self._core.ledger.settle_some(_NODES_AT_A_TIME):
                 await asyncio.sleep(0)
-            self._mirror.ledger.take_freed()
+            self._core.ledger.take_freed()
             self._settled = True
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
             tasks.create_task(self._binder.reader.run())
-            tasks.create_task(self._refusals.run(self._writer, self._leads))
+            tasks.create_task(waking.run(self._core, self._writer, self._leads))
             tasks.create_task(self._gangs.run(self._leads))
-            if self._usage.counts:
-                tasks.create_task(self._usage.run())
-            if self._options.preempts:
+            if self._core.usage.counts:
+                tasks.create_task(self._core.usage.run())
+            if self._settings.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
 
     async def _list_again(self) -> None:
@@ -231,6 +189,14 @@ class Extender:
 
     def _leads(self) -> bool:
         return self._leader.leads()
+
+    def _refusal(self) -> server.Refusal | None:
+        """Why no call of kube-scheduler may be answered now."""
+        if not self._ready():
+            return server.Refusal(error_codes.NOT_READY, "the cluster has not been read yet")
+        if not self._leads():
+            return server.Refusal(error_codes.NOT_LEADER, "not leader")
+        return None
 
     def _is_busy(self) -> bool:
         return time.monotonic() - self._verb_server.last_call_at < _BUSY_SECONDS
@@ -248,28 +214,46 @@ class Extender:
             "events": health_endpoint.Component(
                 not self._recorder.dropped, f"{self._recorder.waiting} waiting", required=False
             ),
-            "books": health_endpoint.Component(
+            "ledger": health_endpoint.Component(
                 self._settled, "counted" if self._settled else "nodes are being counted"
             ),
             "verbs": self._canary.component(),
         }
 
     def _facts(self) -> Mapping[str, object]:
-        books = self._mirror.ledger
         return {
             "leading": self._leads(),
             "leaseHolder": self._leader.holder,
-            "generation": books.generation,
-            "pods": {"waiting": len(self._mirror.waiting), "refused": len(self._refusals)},
+            "generation": self._core.ledger.generation,
+            "pods": {"pending": len(self._core.pending), "refused": self._core.pending.refused_count},
             "bindsUnderWay": self._binder.under_way,
         }
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:
-        counters, certificate = self._metrics, self._options.tls_cert
-        counters.leading.set(self._leads())
-        counters.ready.set(self._ready())
-        counters.certificate_expiry.set((certificates.expires_at(certificate) if certificate else None) or 0)
-        return counters.exposition(accept)
+        metrics, certificate = self._metrics, self._settings.tls_cert
+        metrics.leading.set(self._leads())
+        metrics.ready.set(self._ready())
+        metrics.certificate_expiry.set((certificates.expires_at(certificate) if certificate else None) or 0)
+        return metrics.exposition(accept)
+
+
+def _watches(client: kubernetes.Client, mirror: Mirror) -> dict[str, watching.Reflector[Any]]:
+    """What is listed and watched from the start, by name."""
+    return {
+        "nodes": watching.Reflector(client, "/api/v1/nodes", objects.Node, mirror.nodes, _version),
+        "pods": watching.Reflector(client, "/api/v1/pods", objects.Pod, mirror.pods, _version),
+        "quotas": watching.Reflector(client, "/api/v1/resourcequotas", objects.ResourceQuota, mirror.quotas, _version),
+    }
+
+
+def _discovered(mirror: Mirror) -> list[tuple[str, str, type[Any], watching.Sink[Any]]]:
+    """What is followed where the cluster has it: API group, resource, kind, and what it feeds."""
+    groups = [(api_group, "podgroups", objects.PodGroup, sink) for api_group, sink in mirror.groups.items()]
+    return [
+        ("resource.k8s.io", "resourceslices", objects.ResourceSlice, mirror.slices),
+        ("resource.k8s.io", "deviceclasses", objects.DeviceClass, mirror.classes),
+        *groups,
+    ]
 
 
 def _version(
@@ -283,11 +267,11 @@ def _version(
     return item.metadata.resource_version
 
 
-async def run(options: settings.Settings, process_started_at: float) -> None:
+async def run(settings: Settings, process_started_at: float) -> None:
     """Run one extender until it is told to stop.
 
     Raises:
         SettingsError: It cannot reach a cluster by its settings.
     """
-    async with kubernetes.Client(options.kubeconfig, "hami-scheduler-extender") as client:
-        await Extender(options, client, process_started_at).run()
+    async with kubernetes.Client(settings.kubeconfig, "hami-scheduler-extender") as client:
+        await Extender(settings, client, process_started_at).run()

@@ -6,21 +6,21 @@ from collections.abc import Iterator
 import structlog
 
 from gpu_sharing.core import error_codes
-from scheduler_extender import metrics
+from scheduler_extender.metrics import Metrics
 
 log = structlog.get_logger("set aside")
 
 
-def report(kind: str, name: str, defect: Exception, counters: metrics.Metrics) -> None:
+def report(kind: str, name: str, defect: Exception, metrics: Metrics) -> None:
     """Count and log an object that could not be taken in, planned or woken."""
-    counters.set_aside.inc()
+    metrics.set_aside.inc()
     log.error("object set aside", error_code=error_codes.SET_ASIDE, kind=kind, name=name, exc_info=defect)
 
 
 @contextlib.contextmanager
-def guard(kind: str, name: str, counters: metrics.Metrics) -> Iterator[None]:
+def guard(kind: str, name: str, metrics: Metrics) -> Iterator[None]:
     """Report what goes wrong inside, and go on after it."""
     try:
         yield
     except Exception as defect:
-        report(kind, name, defect, counters)
+        report(kind, name, defect, metrics)

@@ -1,7 +1,7 @@
 """Computes what takes long beside the event loop, in one thread, on values that do not change.
 
 The loop answers kube-scheduler within milliseconds; which pods to evict, or whose end a pod waits for, may take a
-second. A question is read from the books on the loop, as immutable values, and answered here.
+second. A question is read from the ledger on the loop, as immutable values, and answered here.
 """
 
 import asyncio

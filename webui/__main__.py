@@ -11,9 +11,10 @@ from typing import Any
 import gunicorn.app.base
 import structlog
 
-from gpu_sharing.adapters import flags, health_endpoint, logs, plain_listener, series, sockets
+from gpu_sharing.adapters import flags, health_endpoint, logs, metrics_registry, sockets, stdlib_http
 from gpu_sharing.core import error_codes, errors
-from webui import access, app, cluster, meters, patient_worker, settings, source
+from webui import access, app, cluster, extender_poller, meters, patient_worker, settings
+from webui.settings import Settings
 
 _TURN_SECONDS = 0.001
 _MOST_CONNECTIONS = 256
@@ -22,26 +23,26 @@ _MOST_CONNECTIONS = 256
 class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it has no types
     """gunicorn with our settings: one process, many threads."""
 
-    def __init__(self, options: settings.Settings, extender: source.Extender) -> None:
+    def __init__(self, settings: Settings, extender: extender_poller.Extender) -> None:
         """Everything is made here, so that what cannot be is refused before the first page; it runs in the worker."""
-        self._options = options
-        needs_cluster = options.auth == "kubernetes" or options.monitor_service is not None
-        self._cluster = cluster.Cluster(options.kubeconfig) if needs_cluster else None
+        self._settings = settings
+        needs_cluster = settings.auth == "kubernetes" or settings.monitor_service is not None
+        self._cluster = cluster.Cluster(settings.kubeconfig) if needs_cluster else None
         monitors = None
-        if self._cluster and options.monitor_service:
-            monitors = meters.Monitors(meters.AddressBook(self._cluster, options.monitor_service).read)
-        prometheus = meters.Prometheus(options.prometheus) if options.prometheus else None
-        self._source = source.Source(extender, prometheus, monitors)
+        if self._cluster and settings.monitor_service:
+            monitors = meters.Monitors(meters.AddressBook(self._cluster, settings.monitor_service).read)
+        prometheus = meters.Prometheus(settings.prometheus) if settings.prometheus else None
+        self._source = extender_poller.Source(extender, prometheus, monitors)
         super().__init__()
 
     def load_config(self) -> None:
-        options = self._options
+        settings = self._settings
         chosen: dict[str, Any] = {
-            "bind": str(flags.Address(sockets.host_of(options.bind), options.bind.port)),
+            "bind": str(flags.Address(sockets.host_of(settings.bind), settings.bind.port)),
             "workers": 1,
             "worker_class": patient_worker.PatientWorker,
             "worker_connections": _MOST_CONNECTIONS,
-            "threads": options.threads,
+            "threads": settings.threads,
             "accesslog": None,
             "loglevel": "warning",
             "post_worker_init": self._started,
@@ -53,13 +54,13 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
-        options = self._options
-        if options.auth == "kubernetes":
+        settings = self._settings
+        if settings.auth == "kubernetes":
             assert self._cluster is not None
             sessions = access.Sessions()
-            return app.create(self._source, options, access.Reviewed(self._cluster, sessions), sessions)
-        proxied = access.Proxied(options.trusted_proxies, options.user_header)
-        return app.create(self._source, options, proxied if options.auth == "proxy" else access.Open())
+            return app.create(self._source, settings, access.Reviewed(self._cluster, sessions), sessions)
+        proxied = access.Proxied(settings.trusted_proxies, settings.user_header)
+        return app.create(self._source, settings, proxied if settings.auth == "proxy" else access.Open())
 
     def _started(self, worker: Any) -> None:
         """In the worker's process: read, and answer probes."""
@@ -77,9 +78,9 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
 
     async def _probes(self) -> None:
         endpoint = health_endpoint.HealthEndpoint(
-            health_endpoint.Options(), self._components, series.Series("webui").exposition, dict
+            health_endpoint.Options(), self._components, metrics_registry.Series("webui").exposition, dict
         )
-        async with plain_listener.serving("health", self._options.health_bind, endpoint.answer):
+        async with stdlib_http.serving("health", self._settings.health_bind, endpoint.answer):
             await asyncio.Event().wait()
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
@@ -96,10 +97,10 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
 def main() -> int:
     """Run until stopped. Returns the exit status: 2 for a setting that the process cannot start with."""
     try:
-        options = settings.parse(sys.argv[1:])
-        logs.configure(options.verbosity, options.log_format)
-        extender = source.Extender(options.extender, options.extender_ca, options.extender_token_file)
-        server = _Server(options, extender)
+        parsed = settings.parse(sys.argv[1:])
+        logs.configure(parsed.verbosity, parsed.log_format)
+        extender = extender_poller.Extender(parsed.extender, parsed.extender_ca, parsed.extender_token_file)
+        server = _Server(parsed, extender)
     except errors.SettingsError as refused:
         sys.stderr.write(f"webui: {error_codes.INVALID_SETTING}: {refused}\n")
         return 2

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gpu_sharing.adapters import kubernetes, reviews
+from gpu_sharing.adapters import access_reviews, kubernetes
 from gpu_sharing.core import errors
 from webui import cluster, settings
 
@@ -146,7 +146,7 @@ class _Known:
     """What the API server said of a token."""
 
     at: float
-    user: reviews.User | None
+    user: access_reviews.User | None
     sees_all: bool = False
     sees: dict[str, bool] = field(default_factory=dict)
 
@@ -177,7 +177,7 @@ class Reviewed:
         Raises:
             Refused: Nobody's, or of somebody who may list no pods, or the API server does not say.
         """
-        if not reviews.is_token(token):
+        if not access_reviews.is_token(token):
             raise Refused(401, "This is not a token of a cluster; get one with kubectl create token.")
         known = self._review(token, set(namespaces))
         if known.user is None:
@@ -220,13 +220,13 @@ async def _reviewed(
 ) -> _Known:
     """What the API server says, of a token or of namespaces that were not asked about before."""
     if known is None:
-        user = await reviews.user_of(client, token)
+        user = await access_reviews.user_of(client, token)
         known = _Known(now, user)
         if user is None:
             return known
-        known.sees_all = await reviews.may(client, user, reviews.list_pods())
+        known.sees_all = await access_reviews.may(client, user, access_reviews.list_pods())
     assert known.user is not None
     if known.sees_all:
         return known
-    seen = await reviews.listable(client, known.user, namespaces - known.sees.keys())
+    seen = await access_reviews.listable(client, known.user, namespaces - known.sees.keys())
     return _Known(known.at, known.user, sees_all=False, sees={**known.sees, **seen})

@@ -16,7 +16,8 @@ from werkzeug import exceptions
 from werkzeug.wrappers import Response
 
 from gpu_sharing.core import error_codes
-from webui import access, history, lists, meters, models, openapi, settings, source, views, wall
+from webui import access, extender_poller, history, lists, meters, models, node_heatmap, openapi, views
+from webui.settings import Settings
 
 _STALE_SECONDS = 30.0
 _POLICY = (
@@ -60,8 +61,8 @@ class Kept:
 
 
 def create(
-    kept: source.Source,
-    options: settings.Settings,
+    kept: extender_poller.Source,
+    settings: Settings,
     gate: access.Gate,
     sessions: access.Sessions | None = None,
     clock: Callable[[], float] = time.time,
@@ -70,7 +71,7 @@ def create(
 
     Args:
         kept: Where the data comes from.
-        options: By which names it may be asked for.
+        settings: By which names it may be asked for.
         gate: Who may look.
         sessions: Of those who sign in; None where nobody does.
         clock: Unix seconds.
@@ -121,7 +122,7 @@ def create(
     @app.before_request
     def only_whom_and_as_one_may() -> Response | None:
         flask.g.viewer = access.Viewer()
-        if re.sub(r":\d+$", "", flask.request.host).lower() not in options.hosts:
+        if re.sub(r":\d+$", "", flask.request.host).lower() not in settings.hosts:
             flask.abort(400, "Use localhost, for example by kubectl port-forward, or a name of --hosts.")
         if flask.request.endpoint in _OPEN_ENDPOINTS:
             return None
@@ -209,9 +210,9 @@ def create(
             "overview.html",
             page=found.overview,
             nodes=[views.shown(found, node) for node in found.nodes] if few else [],
-            wall=() if few else wall.wall(found.nodes),
-            columns=wall.COLUMNS * wall.CELL,
-            cell=wall.CELL,
+            wall=() if few else node_heatmap.wall(found.nodes),
+            columns=node_heatmap.COLUMNS * node_heatmap.CELL,
+            cell=node_heatmap.CELL,
             changes=changes_now()[:_MOST_EVENTS],
             measured_at=found.measured_at,
             series=kept.history.series(),
@@ -263,11 +264,11 @@ def create(
         try:
             if one.state == "waiting":
                 told = _explained(kept.explain(namespace, name), flask.g.viewer.namespaces)
-        except source.NoAnswer as cause:
+        except extender_poller.NoAnswer as cause:
             told_trouble = str(cause)
         try:
             events = kept.events(namespace, name)
-        except source.NoAnswer as cause:
+        except extender_poller.NoAnswer as cause:
             events_trouble = str(cause)
         node, why = kept.node(one.node) if one.node else (None, "")
         held = [(gpu, part) for gpu in (node.gpus if node else ()) for part in gpu.slices if part.pod == one.key]

@@ -47,7 +47,7 @@ class Gpu(msgspec.Struct, frozen=True, gc=False):
     healthy: bool
     ailment: str
     cordoned: bool
-    usage_unknown: bool
+    allocation_unknown: bool
     memory_mib: Amount
     cores_percent: Amount
     slots: Amount

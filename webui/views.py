@@ -125,7 +125,7 @@ def _gpu(
         x += width
     state = (
         "sick" if not gpu.healthy
-        else "unknown" if gpu.usage_unknown
+        else "unknown" if gpu.allocation_unknown
         else "cordoned" if gpu.cordoned
         else "ok" if available
         else "unavailable"

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from device_plugin import edits
-from device_plugin.isolation import Granted, Refused, none
+from device_plugin.delivery import edits
+from device_plugin.isolation import none
+from device_plugin.isolation.backend import Assignment, CannotIsolate
 from gpu_sharing.core import error_codes
 
 NAME = "hami-core"
@@ -66,7 +67,7 @@ def library(hook_path: pathlib.Path) -> pathlib.Path:
     A release is higher than its own pre-releases (`v2.10.0-rc1`), as in semantic versioning.
 
     Raises:
-        Refused: There is none; the text says what is there instead.
+        CannotIsolate: There is none; the text says what is there instead.
     """
     folder = hook_path / "vgpu"
     found = sorted(_versioned(folder), reverse=True)
@@ -78,7 +79,9 @@ def library(hook_path: pathlib.Path) -> pathlib.Path:
         if not reason:
             return path
         reasons.append(f"{path.name} {reason}")
-    raise Refused(f"{folder} has no {_LIBRARY} that can be loaded{': ' if reasons else ''}{', '.join(reasons[:3])}")
+    raise CannotIsolate(
+        f"{folder} has no {_LIBRARY} that can be loaded{': ' if reasons else ''}{', '.join(reasons[:3])}"
+    )
 
 
 def _versioned(folder: pathlib.Path) -> Iterator[tuple[tuple[tuple[int, ...], bool, str], pathlib.Path]]:
@@ -109,7 +112,7 @@ def prepare(hook_path: pathlib.Path) -> pathlib.Path:
     """Return the library that containers get now, after making sure that it will be preloaded.
 
     Raises:
-        Refused: No container can be limited here; the text says why.
+        CannotIsolate: No container can be limited here; the text says why.
     """
     known, signature = _prepared.pop(hook_path, (hook_path, ()))
     if not signature or signature != _signature(hook_path, known):
@@ -147,14 +150,14 @@ def _write_preload(hook_path: pathlib.Path) -> None:
         part.chmod(0o644)
         part.rename(preload)
     except OSError as cause:
-        raise Refused(f"{preload} cannot be written: {cause.strerror or cause}") from cause
+        raise CannotIsolate(f"{preload} cannot be written: {cause.strerror or cause}") from cause
 
 
-def trouble(hook_path: pathlib.Path) -> str:
+def problem(hook_path: pathlib.Path) -> str:
     """Return why no container can be limited here; empty where they can."""
     try:
         prepare(hook_path)
-    except Refused as reason:
+    except CannotIsolate as reason:
         return str(reason)
     return ""
 
@@ -171,37 +174,37 @@ class HamiCore(none.TimeSlicing):
         self._options = options
         self._containers = options.hook_path / "vgpu" / "containers"
 
-    def isolates(self, granted: Granted) -> str:
+    def isolates(self, assignment: Assignment) -> str:
         """Return what really isolates the container: nothing where its owner has switched the library off."""
-        return f"none ({SWITCH})" if _is_off(granted) else NAME
+        return f"none ({SWITCH})" if _is_off(assignment) else NAME
 
-    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
+    def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
         """Return limits as environment, the library, its preload, and a folder of the container's own."""
         options = self._options
         found = prepare(options.hook_path)
         inside = _inside(options.hook_path)
-        region = f"{granted.allocation}.cache"
-        folder = self._containers / granted.folder
+        region = f"{assignment.allocation}.cache"
+        folder = self._containers / assignment.folder
         try:
-            _make(folder, region if granted.allocation else "")
+            _make(folder, region if assignment.allocation else "")
         except OSError as cause:
-            raise Refused(f"{cause.filename}: {cause.strerror or cause}") from cause
+            raise CannotIsolate(f"{cause.filename}: {cause.strerror or cause}") from cause
         mounts = [
             edits.Mount(str(folder), inside, read_only=False),
             edits.Mount(str(found), f"{inside}/{_LIBRARY}"),
             edits.Mount(str(folder / _LOCK_FOLDER), _LOCK, read_only=False),
         ]
-        if not _is_off(granted):
+        if not _is_off(assignment):
             mounts.append(edits.Mount(str(options.hook_path / "vgpu" / _PRELOAD), f"/etc/{_PRELOAD}"))
         environment = {
             "CUDA_DEVICE_MEMORY_SHARED_CACHE": f"{inside}/{region}",
             "LIBCUDA_LOG_LEVEL": options.log_level,
-            **self._limits(granted),
+            **self._limits(assignment),
         }
         return edits.Edits(environment, tuple(mounts))
 
-    def _limits(self, granted: Granted) -> dict[str, str]:
-        shares = [granted.shares[position] for position in granted.cuda_order()]
+    def _limits(self, assignment: Assignment) -> dict[str, str]:
+        shares = [assignment.shares[position] for position in assignment.cuda_order()]
         limits = {f"CUDA_DEVICE_MEMORY_LIMIT_{index}": f"{share.memory_mib}m" for index, share in enumerate(shares)}
         if self._options.disable_core_limit:
             limits["GPU_CORE_UTILIZATION_POLICY"] = "disable"
@@ -255,8 +258,8 @@ class HamiCore(none.TimeSlicing):
                 _bound(folder)
 
 
-def _is_off(granted: Granted) -> bool:
-    return granted.environment.get(SWITCH, "") in _TRUE
+def _is_off(assignment: Assignment) -> bool:
+    return assignment.environment.get(SWITCH, "") in _TRUE
 
 
 def _make(folder: pathlib.Path, region: str) -> None:

@@ -8,8 +8,10 @@ in an annotation of the node, written before an instance is made, so that one th
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
 
-from device_plugin import edits, gpu_source
-from device_plugin.isolation import Granted, Refused, none
+from device_plugin.delivery import edits
+from device_plugin.driver import gpu_source
+from device_plugin.isolation import none
+from device_plugin.isolation.backend import Assignment, CannotIsolate
 from gpu_sharing.core import records
 
 Create = Callable[[records.MigShare], Awaitable[None]]
@@ -26,40 +28,42 @@ class Mig(none.TimeSlicing):
     def __init__(self, create: Create | None = None) -> None:
         self._create = create
 
-    async def prepare(self, granted: Granted) -> None:
+    async def prepare(self, assignment: Assignment) -> None:
         """Make the instances of the record that are to be made and are not there."""
-        for share in granted.migs:
-            if share.mig_uuid or _instance(share, granted.devices) is not None or self._create is None:
+        for share in assignment.migs:
+            if share.mig_uuid or _instance(share, assignment.devices) is not None or self._create is None:
                 continue
             try:
                 await self._create(share)
             except gpu_source.GpuSourceError as cause:
-                raise Refused(f"MIG instance {share.profile} at {share.start} of {share.gpu_uuid}: {cause}") from cause
+                raise CannotIsolate(
+                    f"MIG instance {share.profile} at {share.start} of {share.gpu_uuid}: {cause}"
+                ) from cause
 
-    def isolates(self, granted: Granted) -> str:
+    def isolates(self, assignment: Assignment) -> str:
         """The hardware."""
         return "mig"
 
-    def visible(self, granted: Granted) -> tuple[str, ...]:
+    def visible(self, assignment: Assignment) -> tuple[str, ...]:
         """The instances of the record."""
-        found = (_instance(share, granted.devices) for share in granted.migs)
+        found = (_instance(share, assignment.devices) for share in assignment.migs)
         return tuple(instance.uuid for instance in found if instance is not None)
 
-    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
+    def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
         """Nothing beside the instances, which must exist and be nobody else's."""
-        if len(granted.migs) != len(granted.shares):
-            raise Refused(
-                f"the GPU is in MIG mode, and the pod's record (hami.io/vgpu-mig-allocations) has {len(granted.migs)} "
-                f"instances for {len(granted.shares)} GPUs"
+        if len(assignment.migs) != len(assignment.shares):
+            raise CannotIsolate(
+                f"the GPU is in MIG mode, and the pod's record (hami.io/vgpu-mig-allocations) has "
+                f"{len(assignment.migs)} instances for {len(assignment.shares)} GPUs"
             )
-        for share in granted.migs:
-            if _instance(share, granted.devices) is None:
+        for share in assignment.migs:
+            if _instance(share, assignment.devices) is None:
                 named = share.mig_uuid or f"{share.profile} at {share.start}"
-                raise Refused(f"MIG instance {named} does not exist on the GPU of the record")
+                raise CannotIsolate(f"MIG instance {named} does not exist on the GPU of the record")
         taken = {uuid for neighbour in neighbours for uuid in self.visible(neighbour)}
-        shared = [uuid for uuid in self.visible(granted) if uuid in taken]
+        shared = [uuid for uuid in self.visible(assignment) if uuid in taken]
         if shared:
-            raise Refused(f"MIG instance {shared[0]} is another container's by that pod's record")
+            raise CannotIsolate(f"MIG instance {shared[0]} is another container's by that pod's record")
         return edits.NOTHING
 
 

@@ -13,8 +13,10 @@ import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from device_plugin import edits, gpu_source
-from device_plugin.isolation import Granted, Refused, none
+from device_plugin.delivery import edits
+from device_plugin.driver import gpu_source
+from device_plugin.isolation import none
+from device_plugin.isolation.backend import Assignment, CannotIsolate
 
 NAME = "mps"
 PIPE, LOG, SHARED_MEMORY = "pipe", "log", "shm"
@@ -59,7 +61,9 @@ class Mps(none.TimeSlicing):
 
     def _demand_daemon(self) -> None:
         if not is_ready(self._options.root):
-            raise Refused(f"the MPS daemon of {self._options.root} does not run (yet); see the node's pod hami-mps")
+            raise CannotIsolate(
+                f"the MPS daemon of {self._options.root} does not run (yet); see the node's pod hami-mps"
+            )
 
     def most_clients(self, device: gpu_source.Device) -> int:
         """What the compute capability allows."""
@@ -68,16 +72,16 @@ class Mps(none.TimeSlicing):
                 return clients
         return 1
 
-    def isolates(self, granted: Granted) -> str:
+    def isolates(self, assignment: Assignment) -> str:
         """The server."""
         return NAME
 
-    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
+    def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
         """Return the way to the daemon, and limits by the index that the container sees."""
         self._demand_daemon()
-        self._demand_one_user(granted, neighbours)
+        self._demand_one_user(assignment, neighbours)
         root = self._options.root
-        shares = [granted.shares[position] for position in granted.cuda_order()]
+        shares = [assignment.shares[position] for position in assignment.cuda_order()]
         limits = ",".join(f"{index}={share.memory_mib}M" for index, share in enumerate(shares))
         environment = {"CUDA_MPS_PIPE_DIRECTORY": str(root / PIPE), "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": limits}
         if len({share.memory_mib for share in shares}) > 1:
@@ -91,19 +95,19 @@ class Mps(none.TimeSlicing):
         )
         return edits.Edits(environment, mounts)
 
-    def _demand_one_user(self, granted: Granted, neighbours: Iterable[Granted]) -> None:
+    def _demand_one_user(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> None:
         """Refuse a user that would wait for the others. The user of an image is not known before it runs."""
-        if self._options.multi_user or granted.user is None:
+        if self._options.multi_user or assignment.user is None:
             return
-        others = {one.user for one in neighbours if one.user is not None} - {granted.user}
+        others = {one.user for one in neighbours if one.user is not None} - {assignment.user}
         if others:
-            raise Refused(
-                f"MPS serves one user at a time: this container runs as {granted.user}, others on the GPU as "
+            raise CannotIsolate(
+                f"MPS serves one user at a time: this container runs as {assignment.user}, others on the GPU as "
                 f"{min(others)}; run them as one user, or set --mps-multi-user where the driver allows it"
             )
 
 
-def mixed_users(holders: Iterable[Granted]) -> str:
+def mixed_users(holders: Iterable[Assignment]) -> str:
     """Return which users share a GPU, of containers that run; empty where there is one, as MPS demands."""
     users = sorted({one.user for one in holders if one.user is not None})
     return f"containers run as {', '.join(map(str, users))}" if len(users) > 1 else ""

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from device_plugin import edits, gpu_source
-from device_plugin.isolation import Granted
+from device_plugin.delivery import edits
+from device_plugin.driver import gpu_source
+from device_plugin.isolation.backend import Assignment
 
 
 class TimeSlicing:
@@ -13,18 +14,18 @@ class TimeSlicing:
         """No limit."""
         return 0
 
-    async def prepare(self, granted: Granted) -> None:
+    async def prepare(self, assignment: Assignment) -> None:
         """Nothing to make."""
 
-    def isolates(self, granted: Granted) -> str:
+    def isolates(self, assignment: Assignment) -> str:
         """Nothing."""
         return "none"
 
-    def visible(self, granted: Granted) -> tuple[str, ...]:
+    def visible(self, assignment: Assignment) -> tuple[str, ...]:
         """The GPUs of the record."""
-        return tuple(share.uuid for share in granted.shares)
+        return tuple(share.uuid for share in assignment.shares)
 
-    def edits(self, granted: Granted, neighbours: Iterable[Granted]) -> edits.Edits:
+    def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
         """Nothing beside the GPUs themselves."""
         return edits.NOTHING
 

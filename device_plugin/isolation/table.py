@@ -3,16 +3,15 @@
 import pathlib
 from collections.abc import Mapping
 
-from device_plugin import gpu_source, isolation
+from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core, mig, mps, none
+from device_plugin.isolation.backend import Backend
 
 AUTO, NONE, HAMI_CORE, MPS, MIG = "auto", "none", hami_core.NAME, "mps", "mig"
 CHOICES = (AUTO, NONE, MPS, HAMI_CORE, MIG)
 
 
-def build(
-    core: hami_core.Options, server: mps.Options, create_mig: mig.Create | None = None
-) -> Mapping[str, isolation.Backend]:
+def build(core: hami_core.Options, server: mps.Options, create_mig: mig.Create | None = None) -> Mapping[str, Backend]:
     """All backends by name; `create_mig` where MIG instances may be made."""
     return {
         NONE: none.TimeSlicing(),
@@ -32,4 +31,4 @@ def mode_of(device: gpu_source.Device, setting: str, hook_path: pathlib.Path) ->
         return MIG
     if setting != AUTO:
         return setting
-    return HAMI_CORE if not hami_core.trouble(hook_path) else NONE
+    return HAMI_CORE if not hami_core.problem(hook_path) else NONE

@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from device_plugin import gpu_source, pid_namespace, podresources, pods, release, watchdog
-from device_plugin.monitor import collector, sampler, settings, slices
-from gpu_sharing.adapters import health_endpoint, kubernetes, plain_listener
+from device_plugin.driver import driver_threads, gpu_source, pid_namespace
+from device_plugin.kubelet import podresources
+from device_plugin.monitor import collector, sampler, settings, share_usage
+from device_plugin.node import api_objects, node_watch, pods, release
+from gpu_sharing.adapters import health_endpoint, kubernetes, stdlib_http
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, records
 
 _AGAIN_SECONDS = 30.0
@@ -42,7 +44,7 @@ class Monitor:
         self._pods = pods.Pods(options.resource_names, self._pods_changed)
         self._pods_version = 0
         self._pod_watch = pods.watch(client, options.node_name, self._pods)
-        self._driver = watchdog.Watched(connect, options.nvml_timeout_seconds)
+        self._driver = driver_threads.DriverThreads(connect, options.nvml_timeout_seconds)
         self._metrics = collector.Metrics(lambda: self._view, compatible=options.compatible)
         self._sampler = sampler.Sampler(
             self._driver, options.proc_dir, options.hook_path, self._pods,
@@ -50,14 +52,14 @@ class Monitor:
         )  # fmt: skip
         client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
-        self._namespace_trouble = pid_namespace.trouble(options.proc_dir)
-        self._node_watch = release.NodeWatch(client, options.node_name, self._node_changed)
+        self._namespace_trouble = pid_namespace.problem(options.proc_dir)
+        self._node_watch = node_watch.NodeWatch(client, options.node_name, self._node_changed)
         self._metrics.follow({"pods": self._pod_watch, "node": self._node_watch.reflector})
         self._holds_released = False
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
         self._kubelet_trouble = "not asked yet"
-        self._view = collector.View(options.node_name, started_at=self._started_at)
+        self._view = collector.MonitorView(options.node_name, started_at=self._started_at)
         self._shown: tuple[object, ...] = ()
         self._text: tuple[bytes, str] = (b"", "")
         self._endpoint = health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
@@ -75,7 +77,7 @@ class Monitor:
             )  # fmt: skip
         try:
             async with (
-                plain_listener.serving("health", self._options.bind, self._endpoint.answer),
+                stdlib_http.serving("health", self._options.bind, self._endpoint.answer),
                 asyncio.TaskGroup() as tasks,
             ):
                 work = [
@@ -105,7 +107,7 @@ class Monitor:
             await asyncio.wait_for(self._node_watch.handed_on.wait(), _FIRST_NODE_SECONDS)
         await self._sampler.run(self._options.interval_seconds)
 
-    async def _node_changed(self, node: pods.Node) -> None:
+    async def _node_changed(self, node: api_objects.Node) -> None:
         """What of each GPU may be promised, and which must not be touched, as the node's annotations say."""
         annotations = node.metadata.annotations or {}
         with contextlib.suppress(errors.CorruptRecord):
@@ -115,11 +117,11 @@ class Monitor:
         self._pods_changed()
         indices = {uuid: gpu.index for uuid, gpu in self._offered.items()}
         indices |= {device.uuid: device.index for device in self._sampler.devices}
-        released = release.positions(release.wanted(annotations), indices)
+        released = release.positions(release.released_gpus(annotations), indices)
         if released.keys() == self._driver.released and not self._holds_released:
             return
         self._holds_released = True
-        refusal = await release.carry_out(self._driver, released)
+        refusal = await release.release_gpus(self._driver, released)
         if refusal:
             log.error("GPUs are not released", error_code=error_codes.PLUGIN_GPU_NOT_RELEASED, cause=refusal)
             return
@@ -160,7 +162,7 @@ class Monitor:
         if shown != self._shown:
             instances = {(device.uuid, one.start): one.uuid for device in looks.devices for one in device.migs}
             fresh = {uuid: sample for uuid, sample in looks.samples.items() if uuid not in stale}
-            joined = slices.join(
+            joined = share_usage.usage_of_shares(
                 self._pods.by_uid.values(),
                 self._options.resource_names,
                 fresh,
@@ -168,7 +170,7 @@ class Monitor:
                 lambda pod, container: looks.regions.get((pod.uid, container), {}),
                 sees_processes=not self._namespace_trouble,
             )
-            self._view = collector.View(
+            self._view = collector.MonitorView(
                 self._options.node_name, looks.devices, self._offered, looks.samples, stale, joined,
                 looks.region_states, self._without_record, self._started_at,
             )  # fmt: skip

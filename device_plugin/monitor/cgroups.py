@@ -19,7 +19,7 @@ _OWNER = re.compile(
 )
 
 
-class Owner(NamedTuple):
+class ContainerOfProcess(NamedTuple):
     """The container of a process."""
 
     pod: identifiers.PodUid
@@ -27,7 +27,7 @@ class Owner(NamedTuple):
     """Without the runtime's name before it."""
 
 
-def owner(proc: pathlib.Path, pid: int) -> Owner | None:
+def container_of(proc: pathlib.Path, pid: int) -> ContainerOfProcess | None:
     """The container that a process runs in; None for one of the host, or one that has ended."""
     try:
         return parse((proc / str(pid) / "cgroup").read_text(errors="replace"))
@@ -35,7 +35,7 @@ def owner(proc: pathlib.Path, pid: int) -> Owner | None:
         return None
 
 
-def parse(text: str) -> Owner | None:
+def parse(text: str) -> ContainerOfProcess | None:
     """The container that a process with this `/proc/<pid>/cgroup` runs in."""
     found = _OWNER.search(text)
-    return Owner(identifiers.PodUid(found[1].replace("_", "-")), found[2]) if found else None
+    return ContainerOfProcess(identifiers.PodUid(found[1].replace("_", "-")), found[2]) if found else None

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
-from device_plugin import gpu_source
-from device_plugin.monitor import slices
-from gpu_sharing.adapters import series
-from gpu_sharing.core import gpus, identifiers, reservations
+from device_plugin.driver import gpu_source
+from device_plugin.monitor import share_usage
+from gpu_sharing.adapters import metrics_registry
+from gpu_sharing.core import allocations, gpus, identifiers
 
 _GPU = ("node", "device")
 _SLICE = ("pod", "namespace", "device", "container")
@@ -67,18 +67,18 @@ COMPATIBLE = {
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class MonitorView:
     """What a scrape shows."""
 
     node: str
     devices: Sequence[gpu_source.Device] = ()
     offered: Mapping[identifiers.GpuUuid, gpus.Gpu] = field(default_factory=dict)
     """The GPUs as the node's inventory offers them."""
-    samples: Mapping[identifiers.GpuUuid, slices.Sample] = field(default_factory=dict)
+    samples: Mapping[identifiers.GpuUuid, share_usage.Sample] = field(default_factory=dict)
     """The last look at each GPU."""
     stale: frozenset[identifiers.GpuUuid] = frozenset()
     """GPUs whose last look is too old, or that never answered."""
-    joined: slices.Joined = field(default_factory=lambda: slices.Joined((), {}))
+    joined: share_usage.NodeUsage = field(default_factory=lambda: share_usage.NodeUsage((), {}))
     region_states: Mapping[str, int] = field(default_factory=dict)
     without_record: int | None = None
     """None while the kubelet does not say."""
@@ -89,7 +89,9 @@ class View:
 class Gauges(registry.Collector):
     """The series of the node, read at each scrape."""
 
-    def __init__(self, view: Callable[[], View], *, compatible: bool, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self, view: Callable[[], MonitorView], *, compatible: bool, clock: Callable[[], float] = time.monotonic
+    ):
         self._view = view
         self._compatible = compatible
         self._clock = clock
@@ -103,7 +105,7 @@ class Gauges(registry.Collector):
         view = self._view()
         for device in view.devices:
             self._gpu(made, view, device)
-        by_device: dict[tuple[str, ...], list[slices.Slice]] = {}
+        by_device: dict[tuple[str, ...], list[share_usage.ShareUsage]] = {}
         for one in view.joined.slices:
             by_device.setdefault((one.pod, one.namespace, one.gpu, one.container), []).append(one)
         for labels, parts in by_device.items():
@@ -115,12 +117,12 @@ class Gauges(registry.Collector):
         return made.values()
 
     def _gpu(
-        self, made: Mapping[str, prometheus_core.GaugeMetricFamily], view: View, device: gpu_source.Device
+        self, made: Mapping[str, prometheus_core.GaugeMetricFamily], view: MonitorView, device: gpu_source.Device
     ) -> None:
         labels = (view.node, device.uuid)
         mine = [one for one in view.joined.slices if one.gpu == device.uuid]
-        booked = view.joined.booked.get(device.uuid, reservations.NOTHING)
-        promised, cores, containers = booked.memory_mib << 20, booked.cores_percent, booked.slots
+        allocated = view.joined.allocated.get(device.uuid, allocations.NOTHING)
+        promised, cores, containers = allocated.memory_mib << 20, allocated.cores_percent, allocated.slots
         offered = view.offered.get(device.uuid)
         total = None if device.memory_mib is None else device.memory_mib << 20
         promisable = offered.memory_mib << 20 if offered else total
@@ -170,7 +172,7 @@ class Gauges(registry.Collector):
         self,
         made: Mapping[str, prometheus_core.GaugeMetricFamily],
         labels: tuple[str, ...],
-        parts: Sequence[slices.Slice],
+        parts: Sequence[share_usage.ShareUsage],
     ) -> None:
         """A container's part of one GPU: of several MIG instances of it the sum."""
         used = _sum(one.used_bytes for one in parts)
@@ -193,10 +195,10 @@ class Gauges(registry.Collector):
                 made["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
 
 
-class Metrics(series.Series):
+class Metrics(metrics_registry.Series):
     """All series of the process."""
 
-    def __init__(self, view: Callable[[], View], *, compatible: bool = True) -> None:
+    def __init__(self, view: Callable[[], MonitorView], *, compatible: bool = True) -> None:
         super().__init__("monitor")
         self.look_seconds = self.seconds("hami_monitor_look_duration_seconds", "Time to look at all GPUs once.")
         self.failures = self.counter("hami_monitor_look_failures_total", "Looks at a GPU that failed.")
@@ -215,7 +217,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
 
 
 def _unmeasured(
-    usage: gpu_source.Usage, mine: Sequence[slices.Slice], unattributed_bytes: float | None
+    usage: gpu_source.Usage, mine: Sequence[share_usage.ShareUsage], unattributed_bytes: float | None
 ) -> dict[str, int]:
     """How many values of a kind are missing because the driver does not give them."""
     return {

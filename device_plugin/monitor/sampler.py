@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from device_plugin import gpu_source, pods, watchdog
-from device_plugin.monitor import cgroups, shared_region, slices
+from device_plugin.driver import driver_threads, gpu_source
+from device_plugin.monitor import cgroups, share_usage, shared_region
+from device_plugin.node import api_objects, pods
 from gpu_sharing.core import error_codes, identifiers
 
 _MOST_FILES = 16
@@ -40,7 +41,7 @@ class Sampler:
 
     def __init__(
         self,
-        driver: watchdog.Watched,
+        driver: driver_threads.DriverThreads,
         proc: pathlib.Path,
         hook_path: pathlib.Path,
         here: pods.Pods,
@@ -65,8 +66,8 @@ class Sampler:
         self._tell_failure = failed
         self._told: dict[str, str] = {}
         self.devices: tuple[gpu_source.Device, ...] = ()
-        self.samples: dict[identifiers.GpuUuid, slices.Sample] = {}
-        self.regions: Mapping[tuple[identifiers.PodUid, str], slices.Region] = {}
+        self.samples: dict[identifiers.GpuUuid, share_usage.Sample] = {}
+        self.regions: Mapping[tuple[identifiers.PodUid, str], share_usage.Region] = {}
         self.region_states: Mapping[str, int] = {}
         self.version = 0
         self.looked_at = 0.0
@@ -117,11 +118,11 @@ class Sampler:
         self._told.pop(uuid, None)
         taken_at = time.monotonic()
         owners = await asyncio.to_thread(self._owners, usage)
-        self.samples[uuid] = slices.Sample(usage, taken_at, owners)
+        self.samples[uuid] = share_usage.Sample(usage, taken_at, owners)
 
-    def _owners(self, usage: gpu_source.Usage) -> Mapping[int, cgroups.Owner]:
+    def _owners(self, usage: gpu_source.Usage) -> Mapping[int, cgroups.ContainerOfProcess]:
         # Read anew each time: a number is soon another process's.
-        found = ((one.pid, cgroups.owner(self._proc, one.pid)) for one in usage.processes)
+        found = ((one.pid, cgroups.container_of(self._proc, one.pid)) for one in usage.processes)
         return {pid: owner for pid, owner in found if owner is not None}
 
     def _failed(self, what: str, why: str) -> None:
@@ -131,8 +132,8 @@ class Sampler:
         self._told[what] = why
 
     def _read_regions(
-        self, here: list[pods.Pod], totals: Mapping[identifiers.GpuUuid, int]
-    ) -> tuple[Mapping[tuple[identifiers.PodUid, str], slices.Region], Mapping[str, int]]:
+        self, here: list[api_objects.Pod], totals: Mapping[identifiers.GpuUuid, int]
+    ) -> tuple[Mapping[tuple[identifiers.PodUid, str], share_usage.Region], Mapping[str, int]]:
         found = {}
         states: collections.Counter[str] = collections.Counter(ok=0, version=0, corrupt=0, unreadable=0)
         for pod in here:

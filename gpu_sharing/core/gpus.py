@@ -5,7 +5,7 @@ The inventory (`Gpu`) is what the node's device plugin publishes; the state (`Gp
 
 from dataclasses import dataclass
 
-from gpu_sharing.core import identifiers, mig, reservations
+from gpu_sharing.core import allocations, identifiers, mig
 
 EXCLUSIVE_CORES_PERCENT = 100
 """A container that asks for this many cores, or more, wants the GPU for itself."""
@@ -45,24 +45,34 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """A GPU and what of it is promised."""
+    """A GPU and what is allocated of it."""
 
     gpu: Gpu
-    used: reservations.Booking = reservations.NOTHING
+    allocated: allocations.Allocation = allocations.NOTHING
     cordoned: bool = False
-    usage_unknown: bool = False
+    allocation_unknown: bool = False
     """A pod that may hold this GPU has a record that cannot be read: nothing more is placed here."""
 
-    def with_used(self, more: reservations.Booking) -> "GpuState":
-        """The same GPU with `more` promised on top."""
-        return GpuState(self.gpu, self.used.plus(more), self.cordoned, self.usage_unknown)
+    @property
+    def free_memory_mib(self) -> int:
+        """Memory that may still be allocated."""
+        return self.gpu.memory_mib - self.allocated.memory_mib
+
+    @property
+    def free_cores_percent(self) -> int:
+        """Cores that may still be allocated."""
+        return self.gpu.cores_percent - self.allocated.cores_percent
+
+    def with_allocation(self, more: allocations.Allocation) -> "GpuState":
+        """Return the same GPU with `more` allocated on top."""
+        return GpuState(self.gpu, self.allocated.plus(more), self.cordoned, self.allocation_unknown)
 
 
-def conflicts(gpu: Gpu, held: reservations.Booking, more: reservations.Booking) -> tuple[str, ...]:
-    """Why one more pod's booking cannot stand beside what other pods hold of a GPU; empty where it can.
+def conflicts(gpu: Gpu, held: allocations.Allocation, more: allocations.Allocation) -> tuple[str, ...]:
+    """Why one more pod's allocation cannot stand beside what other pods hold of a GPU; empty where it can.
 
     For those who check records after the fact. The rules are those of `placement.fit`, as far as the order in which
-    pods came does not matter. Two bookings of MIG instances meet in slots and slices alone.
+    pods came does not matter. Two allocations of MIG instances meet in slots and slices alone.
 
     Args:
         gpu: The GPU.
@@ -70,7 +80,7 @@ def conflicts(gpu: Gpu, held: reservations.Booking, more: reservations.Booking) 
         more: What this pod holds of it.
     """
     both = held.plus(more)
-    divided = bool(more.slices) and (bool(held.slices) or held == reservations.NOTHING)
+    divided = bool(more.slices) and (bool(held.slices) or held == allocations.NOTHING)
     amounts = [("slots", both.slots, gpu.slots)]
     if not divided:
         amounts += [

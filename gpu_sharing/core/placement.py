@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpu_sharing.core import gpus, identifiers, mig, policies, rejections, requests, reservations, topology
+from gpu_sharing.core import allocations, gpus, identifiers, mig, policies, rejections, requests, topology
 from gpu_sharing.core.rejections import Reason
 
 _Stages = Sequence[tuple[Reason, Callable[[gpus.GpuState], bool]]]
@@ -30,12 +30,14 @@ class NodeState:
     links: topology.Links = ()
     """How well its GPUs reach each other, in the order of `states`."""
 
-    def plus(self, bookings: Mapping[identifiers.GpuUuid, reservations.Booking], foreign_slots: int = 0) -> "NodeState":
-        """The node with more held there, or less where a booking is negative."""
-        if not bookings and not foreign_slots:
+    def plus(
+        self, allocated: Mapping[identifiers.GpuUuid, allocations.Allocation], foreign_slots: int = 0
+    ) -> "NodeState":
+        """The node with more held there, or less where a allocation is negative."""
+        if not allocated and not foreign_slots:
             return self
         states = tuple(
-            one.with_used(bookings[one.gpu.uuid]) if one.gpu.uuid in bookings else one for one in self.states
+            one.with_allocation(allocated[one.gpu.uuid]) if one.gpu.uuid in allocated else one for one in self.states
         )
         return NodeState(self.name, states, self.foreign_slots + foreign_slots, self.standing, self.links)
 
@@ -47,14 +49,14 @@ class NodeState:
     @property
     def slots_used(self) -> int:
         """Device ids in use on the whole node."""
-        return sum(state.used.slots for state in self.states) + self.foreign_slots
+        return sum(state.allocated.slots for state in self.states) + self.foreign_slots
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Which GPUs each container gets."""
 
-    shares: reservations.Shares
+    shares: allocations.Shares
     """One entry per container, in the order of the request."""
 
     @property
@@ -90,7 +92,7 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
         idle = ask.exclusive or policy.only_idle
         rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state, idle=idle)]
         at_home = {row for other in other_phases(request, position) for row in chosen[other]}
-        is_init = request.kinds[position] is reservations.Kind.INIT
+        is_init = request.kinds[position] is allocations.Kind.INIT
         rows.sort(key=lambda row: (row not in at_home, policy.key(states[row]), row))
         if request.numa_bind:
             rows = _on_one_numa_node(rows, states, ask.gpus)
@@ -116,7 +118,7 @@ def _fit_instances(
     """
     states = list(node.states)
     eligible = _eligible(request, node)
-    shares: list[tuple[reservations.Share, ...]] = [()] * len(request.kinds)
+    shares: list[tuple[allocations.Share, ...]] = [()] * len(request.kinds)
     idle = policy.only_idle
     room: _Stages = ((Reason.SLOTS, _has_slot),)
     if idle:
@@ -138,22 +140,24 @@ def _fit_instances(
             row = min(free, key=lambda row: (free[row][1].size, policy.key(states[row]), row))
             profile, place = free[row]
             instance = mig.Instance(profile.name, *place)
-            share = reservations.Share(states[row].gpu.uuid, profile.memory_mib, profile.cores_percent, instance)
+            share = allocations.Share(states[row].gpu.uuid, profile.memory_mib, profile.cores_percent, instance)
             shares[position] = (*shares[position], share)
-            states[row] = states[row].with_used(reservations.booking_of(share))
+            states[row] = states[row].with_allocation(allocations.booking_of(share))
             if request.numa_bind:
                 rows = [other for other in rows if states[other].gpu.numa == states[row].gpu.numa]
     return _too_few_slots(request, node) or Placement(tuple(shares))
 
 
 def _instance(ask: requests.GpuRequest, state: gpus.GpuState) -> tuple[mig.Profile, mig.Slices] | None:
-    return mig.choose(state.gpu.mig_profiles, state.used.slices, ask.memory_mib, ask.memory_percent, ask.cores_percent)
+    return mig.choose(
+        state.gpu.mig_profiles, state.allocated.slices, ask.memory_mib, ask.memory_percent, ask.cores_percent
+    )
 
 
 def _eligible(request: requests.PodRequest, node: NodeState) -> list[bool]:
     """Which GPUs the pod may use at all, whatever is free on them."""
     return [
-        state.gpu.healthy and not state.cordoned and not state.usage_unknown
+        state.gpu.healthy and not state.cordoned and not state.allocation_unknown
         and request.selectors.accept_mode(state.gpu.mode) and request.selectors.accept_uuid(state.gpu.uuid)
         and request.selectors.accept_type(state.gpu.type)
         for state in node.states
@@ -171,13 +175,17 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
     Counted is what stays (sidecars and apps), as the mean over slots, cores and memory.
     """
     staying = [
-        reservations.booking_of(share)
-        for position in reservations.lasting(request.kinds)
+        allocations.booking_of(share)
+        for position in allocations.lasting(request.kinds)
         for share in placed.shares[position]
     ]
-    slots = node.slots_used + sum(booking.slots for booking in staying)
-    cores = sum(state.used.cores_percent for state in node.states) + sum(booking.cores_percent for booking in staying)
-    memory = sum(state.used.memory_mib for state in node.states) + sum(booking.memory_mib for booking in staying)
+    slots = node.slots_used + sum(allocation.slots for allocation in staying)
+    cores = sum(state.allocated.cores_percent for state in node.states) + sum(
+        allocation.cores_percent for allocation in staying
+    )
+    memory = sum(state.allocated.memory_mib for state in node.states) + sum(
+        allocation.memory_mib for allocation in staying
+    )
     used = (
         slots / max(node.slots_total, 1)
         + cores / max(sum(state.gpu.cores_percent for state in node.states), 1)
@@ -188,9 +196,7 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
 
 def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:
     """The memory that the containers that stay hold, over all GPUs."""
-    return sum(
-        share.memory_mib for position in reservations.lasting(request.kinds) for share in placed.shares[position]
-    )
+    return sum(share.memory_mib for position in allocations.lasting(request.kinds) for share in placed.shares[position])
 
 
 def steps(request: requests.PodRequest) -> list[int]:
@@ -204,17 +210,17 @@ def other_phases(request: requests.PodRequest, position: int) -> tuple[int, ...]
     For an init container all others, for one that stays the init containers; among them only those placed before it
     have GPUs yet.
     """
-    is_init = request.kinds[position] is reservations.Kind.INIT
+    is_init = request.kinds[position] is allocations.Kind.INIT
     return tuple(
         other
         for other, kind in enumerate(request.kinds)
-        if other != position and request.containers[other] and (is_init or kind is reservations.Kind.INIT)
+        if other != position and request.containers[other] and (is_init or kind is allocations.Kind.INIT)
     )
 
 
 def _order(request: requests.PodRequest) -> list[int]:
-    staying = reservations.lasting(request.kinds)
-    passing = [position for position, kind in enumerate(request.kinds) if kind is reservations.Kind.INIT]
+    staying = allocations.lasting(request.kinds)
+    passing = [position for position, kind in enumerate(request.kinds) if kind is allocations.Kind.INIT]
     asked = [ask for position in staying if (ask := request.containers[position])]
     init_leads = any((ask := request.containers[position]) and _asks_more(ask, asked) for position in passing)
     order = range(len(request.kinds)) if init_leads else (*staying, *passing)
@@ -234,11 +240,11 @@ def _asks_more(ask: requests.GpuRequest, others: Sequence[requests.GpuRequest]) 
     return memory and cores and ask.gpus >= max((other.gpus for other in others), default=0)
 
 
-def _running_beside(kinds: Sequence[reservations.Kind], position: int) -> tuple[int, ...]:
+def _running_beside(kinds: Sequence[allocations.Kind], position: int) -> tuple[int, ...]:
     """The containers that run at the same time as the one at `position` and are placed before it."""
-    if kinds[position] is reservations.Kind.INIT:
-        return tuple(p for p in range(position) if kinds[p] is reservations.Kind.SIDECAR)
-    return tuple(p for p in reservations.lasting(kinds) if p < position)
+    if kinds[position] is allocations.Kind.INIT:
+        return tuple(p for p in range(position) if kinds[p] is allocations.Kind.SIDECAR)
+    return tuple(p for p in allocations.lasting(kinds) if p < position)
 
 
 def running_beside(request: requests.PodRequest, position: int) -> tuple[int, ...]:
@@ -246,8 +252,8 @@ def running_beside(request: requests.PodRequest, position: int) -> tuple[int, ..
     return tuple(p for p in _running_beside(request.kinds, position) if request.containers[p])
 
 
-def _share(ask: requests.GpuRequest, gpu: gpus.Gpu) -> reservations.Share:
-    return reservations.Share(gpu.uuid, ask.memory_on(gpu.memory_mib), ask.cores_percent)
+def _share(ask: requests.GpuRequest, gpu: gpus.Gpu) -> allocations.Share:
+    return allocations.Share(gpu.uuid, ask.memory_on(gpu.memory_mib), ask.cores_percent)
 
 
 def _with_shares(
@@ -261,26 +267,26 @@ def _with_shares(
         ask = request.containers[position]
         for row in chosen[position]:
             assert ask is not None
-            now[row] = now[row].with_used(reservations.booking_of(_share(ask, now[row].gpu)))
+            now[row] = now[row].with_allocation(allocations.booking_of(_share(ask, now[row].gpu)))
     return now
 
 
 def _has_slot(state: gpus.GpuState) -> bool:
-    return state.used.slots < state.gpu.slots
+    return state.allocated.slots < state.gpu.slots
 
 
 def _is_open(state: gpus.GpuState, *, idle: bool) -> bool:
     """Whether nobody keeps a container off the GPU, be it one that wants it `idle`."""
-    return state.used.slots == 0 if idle else state.used.exclusive == 0
+    return state.allocated.slots == 0 if idle else state.allocated.exclusive == 0
 
 
 def _has_memory(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
-    return state.used.memory_mib + ask.memory_on(state.gpu.memory_mib) <= state.gpu.memory_mib
+    return state.allocated.memory_mib + ask.memory_on(state.gpu.memory_mib) <= state.gpu.memory_mib
 
 
 def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
     """A container without a cores limit needs some compute too, so a GPU whose cores are all promised is full."""
-    return state.used.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
+    return state.allocated.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
 
 
 def _has_room(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool:
@@ -335,7 +341,7 @@ def _why_not(
         (Reason.TYPE, lambda state: selectors.accept_type(state.gpu.type)),
         (Reason.UNHEALTHY, lambda state: state.gpu.healthy),
         (Reason.CORDONED, lambda state: not state.cordoned),
-        (Reason.UNKNOWN_USAGE, lambda state: not state.usage_unknown),
+        (Reason.UNKNOWN_USAGE, lambda state: not state.allocation_unknown),
         *room,
     )  # fmt: skip
     for reason, passes in stages:
@@ -363,19 +369,21 @@ def _with_numbers(
             modes = sorted({state.gpu.mode or "default" for state in left if not selectors.accept_mode(state.gpu.mode)})
             return rejections.Rejection(reason, selectors.mode or "sharing", ",".join(modes))
         case Reason.MEMORY:
-            free = kth_most(state.gpu.memory_mib - state.used.memory_mib for state in left)
+            free = kth_most(state.free_memory_mib for state in left)
             if ask.memory_mib:
                 return rejections.Rejection(reason, f"{ask.memory_mib}MB", f"{free}MB")
             return rejections.Rejection(
                 reason,
                 f"{ask.memory_percent}%",
-                f"{kth_most(100 * (s.gpu.memory_mib - s.used.memory_mib) // max(s.gpu.memory_mib, 1) for s in left)}%",
+                f"{kth_most(100 * s.free_memory_mib // max(s.gpu.memory_mib, 1) for s in left)}%",
             )
         case Reason.CORES:
-            free = kth_most(state.gpu.cores_percent - state.used.cores_percent for state in left)
+            free = kth_most(state.free_cores_percent for state in left)
             return rejections.Rejection(reason, f"{max(ask.cores_percent, 1)}%", f"{free}%")
         case Reason.MIG_INSTANCE:
-            most_memory, most_cores = zip(*(mig.largest(s.gpu.mig_profiles, s.used.slices) for s in left), strict=True)
+            most_memory, most_cores = zip(
+                *(mig.largest(s.gpu.mig_profiles, s.allocated.slices) for s in left), strict=True
+            )
             cores = f" with {ask.cores_percent}% of cores" if ask.cores_percent else ""
             has = f"{max(most_memory)}MB" + (f" with {max(most_cores)}% of cores" if cores else "")
             return rejections.Rejection(reason, ask.memory_words + cores, has)

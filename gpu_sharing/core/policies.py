@@ -56,7 +56,7 @@ def fullness(state: gpus.GpuState, counting: Weights = Weights()) -> float:
 
     The array engine computes the same sum in the same order, so that both break ties alike.
     """
-    gpu, used = state.gpu, state.used
+    gpu, used = state.gpu, state.allocated
     return (
         counting.memory * (used.memory_mib / max(gpu.memory_mib, 1))
         + counting.core * (used.cores_percent / max(gpu.cores_percent, 1))

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from gpu_sharing.core import identifiers, placement, policies, requests, reservations
+from gpu_sharing.core import allocations, identifiers, placement, policies, requests
 
 _MOST_TRIES = 600
 """Placements tried for one node before a good set is taken for the best one."""
@@ -21,23 +21,23 @@ class Victim:
 
     uid: identifiers.PodUid
     priority: int
-    bookings: Mapping[identifiers.GpuUuid, reservations.Booking]
+    allocated: Mapping[identifiers.GpuUuid, allocations.Allocation]
     foreign_slots: int = 0
     """Device ids of a pod that has no record."""
 
     @property
     def memory_mib(self) -> int:
         """What it holds over all GPUs."""
-        return sum(booking.memory_mib for booking in self.bookings.values())
+        return sum(allocation.memory_mib for allocation in self.allocated.values())
 
     @property
-    def weight(self) -> tuple[int, tuple[tuple[str, reservations.Booking], ...]]:
+    def weight(self) -> tuple[int, tuple[tuple[str, allocations.Allocation], ...]]:
         """Alike for pods of which it does not matter which one goes."""
-        return self.foreign_slots, tuple(sorted(self.bookings.items()))
+        return self.foreign_slots, tuple(sorted(self.allocated.items()))
 
 
 def effective_request(
-    kinds: Sequence[reservations.Kind], containers: Sequence[int], pod_level: int | None, overhead: int
+    kinds: Sequence[allocations.Kind], containers: Sequence[int], pod_level: int | None, overhead: int
 ) -> int:
     """What kube-scheduler counts for a pod of CPU or memory, and so what its eviction frees.
 
@@ -49,8 +49,8 @@ def effective_request(
 
     Source: k8s.io/component-helpers `resource.PodRequests`, Kubernetes 1.36.
     """
-    if reservations.Kind.INIT in kinds:
-        most = max(sum(containers[position] for position in phase) for phase in reservations.phases(kinds))
+    if allocations.Kind.INIT in kinds:
+        most = max(sum(containers[position] for position in phase) for phase in allocations.phases(kinds))
     else:
         most = sum(containers)  # All run together, as in most pods.
     return (most if pod_level is None else pod_level) + overhead
@@ -107,12 +107,12 @@ def cost(victims: Sequence[Victim]) -> tuple[int, int, int]:
 
 def without(node: placement.NodeState, gone: Iterable[Victim]) -> placement.NodeState:
     """The node once some pods have left it."""
-    change: dict[identifiers.GpuUuid, reservations.Booking] = {}
+    change: dict[identifiers.GpuUuid, allocations.Allocation] = {}
     foreign = 0
     for victim in gone:
         foreign -= victim.foreign_slots
-        for uuid, booking in victim.bookings.items():
-            change[uuid] = change.get(uuid, reservations.NOTHING).minus(booking)
+        for uuid, allocation in victim.allocated.items():
+            change[uuid] = change.get(uuid, allocations.NOTHING).minus(allocation)
     return node.plus(change, foreign)
 
 
@@ -139,8 +139,8 @@ def _grounds(
     """
     ordered = sorted(pool, key=lambda victim: (victim.weight, victim.uid))
     if sum(ask.gpus for ask in request.containers if ask) == 1:
-        uuids = sorted({uuid for victim in pool for uuid in victim.bookings})
-        single = [[one for one in ordered if uuid in one.bookings or not one.bookings] for uuid in uuids]
+        uuids = sorted({uuid for victim in pool for uuid in victim.allocated})
+        single = [[one for one in ordered if uuid in one.allocated or not one.allocated] for uuid in uuids]
         helping = [ground for ground in single if fits(ground)]
         if helping:
             return helping

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpu_sharing.core import errors, near_misses, quantities, rejections, requests, reservations
+from gpu_sharing.core import allocations, errors, near_misses, quantities, rejections, requests
 from gpu_sharing.core.rejections import Reason
 
 
@@ -94,16 +94,16 @@ def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames)
     return found
 
 
-def amounts(kinds: Sequence[reservations.Kind], shares: Sequence[Iterable[reservations.Share]]) -> Amounts:
+def amounts(kinds: Sequence[allocations.Kind], shares: Sequence[Iterable[allocations.Share]]) -> Amounts:
     """What a pod counts for its life: the most that its containers hold at any one time, each quantity by itself.
 
     Args:
         kinds: One per container.
         shares: One entry per container, in the same order.
     """
-    if reservations.Kind.INIT not in kinds:  # All run together, as in most pods.
+    if allocations.Kind.INIT not in kinds:  # All run together, as in most pods.
         return _together(shares)
-    phases = [_together(shares[position] for position in phase) for phase in reservations.phases(kinds)]
+    phases = [_together(shares[position] for position in phase) for phase in allocations.phases(kinds)]
     return Amounts(*(max(values) for values in zip(*phases, strict=True)))
 
 
@@ -115,7 +115,7 @@ def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:
     ]
     phases = [
         functools.reduce(Amounts.plus, (each[position] for position in phase), NOTHING)
-        for phase in reservations.phases(request.kinds)
+        for phase in allocations.phases(request.kinds)
     ]
     return Amounts(*(max(values) for values in zip(*phases, strict=True)))
 
@@ -133,7 +133,7 @@ def excess(namespace: str, quotas: Iterable[Quota], held: Amounts, more: Amounts
     return None
 
 
-def _together(shares: Iterable[Iterable[reservations.Share]]) -> Amounts:
+def _together(shares: Iterable[Iterable[allocations.Share]]) -> Amounts:
     count = memory = cores = 0
     for container in shares:
         for share in container:

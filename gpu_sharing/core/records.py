@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gpu_sharing.core import errors, gpus, identifiers, mig, reservations, topology, version
+from gpu_sharing.core import allocations, errors, gpus, identifiers, mig, topology, version
 
 INVENTORY = "hami.io/node-nvidia-register"
 AGENT = "hami.io/agent"
@@ -326,7 +326,7 @@ def is_our_agent(text: str | None) -> bool:
     return name == AGENT_NAME and bool(slash and version)
 
 
-def encode_shares(shares: reservations.Shares) -> str:
+def encode_shares(shares: allocations.Shares) -> str:
     """The accounting record of a pod: `UUID,NVIDIA,MiB,cores:` per GPU, `;` after each container."""
     return "".join(
         "".join(f"{share.uuid},{_VENDOR},{share.memory_mib},{share.cores_percent}:" for share in container) + ";"
@@ -334,7 +334,7 @@ def encode_shares(shares: reservations.Shares) -> str:
     )
 
 
-def decode_shares(text: str, asking: Sequence[bool]) -> reservations.Shares:
+def decode_shares(text: str, asking: Sequence[bool]) -> allocations.Shares:
     """What each container holds.
 
     HAMi leaves out the empty entry of some containers without GPU; then the entries are given, in order, to the
@@ -364,7 +364,7 @@ def decode_shares(text: str, asking: Sequence[bool]) -> reservations.Shares:
     return tuple(next(rest) if asks else () for asks in asking)
 
 
-def encode_instances(shares: reservations.Shares) -> str:
+def encode_instances(shares: allocations.Shares) -> str:
     """The MIG instances among a pod's shares, as a JSON list; empty where there are none."""
     items = [
         {
@@ -379,7 +379,7 @@ def encode_instances(shares: reservations.Shares) -> str:
     return json.dumps(items, separators=(",", ":")) if items else ""
 
 
-def decode_instances(text: str, shares: reservations.Shares) -> reservations.Shares:
+def decode_instances(text: str, shares: allocations.Shares) -> allocations.Shares:
     """The same shares with the MIG instances that the pod's other record gives them.
 
     Raises:
@@ -405,12 +405,12 @@ def decode_instances(text: str, shares: reservations.Shares) -> reservations.Sha
     return tuple(map(tuple, filled))
 
 
-def legible_shares(text: str) -> tuple[reservations.Share, ...]:
+def legible_shares(text: str) -> tuple[allocations.Share, ...]:
     """The shares that can be read in a record that does not decode as a whole.
 
     They are counted; the node's other GPUs are kept out of use, because the rest may hold any of them.
     """
-    found: list[reservations.Share] = []
+    found: list[allocations.Share] = []
     for part in re.split("[:;]", text[:_MOST_BYTES]):
         try:
             found.append(_decode_share(part))
@@ -419,7 +419,7 @@ def legible_shares(text: str) -> tuple[reservations.Share, ...]:
     return tuple(found)
 
 
-def _decode_share(part: str) -> reservations.Share:
+def _decode_share(part: str) -> allocations.Share:
     fields = [field.strip() for field in part.split(",")]
     if len(fields) != 4:
         raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is not UUID,vendor,MiB,cores")
@@ -429,11 +429,11 @@ def _decode_share(part: str) -> reservations.Share:
     memory_mib, cores = int(fields[2]), int(fields[3])
     if memory_mib > _LARGEST or cores > _MOST_CORES_PERCENT:
         raise errors.CorruptRecord(f"{ALLOCATED}: {part[:80]!r} is larger than any GPU")
-    return reservations.Share(identifiers.GpuUuid(uuid), memory_mib, cores)
+    return allocations.Share(identifiers.GpuUuid(uuid), memory_mib, cores)
 
 
 def pod_annotations(
-    shares: reservations.Shares, node: identifiers.NodeName, unix_seconds: int, decision: identifiers.DecisionId
+    shares: allocations.Shares, node: identifiers.NodeName, unix_seconds: int, decision: identifiers.DecisionId
 ) -> dict[str, str]:
     """What a Binding merges into the pod: its record, and how far its start has come."""
     record, instances = encode_shares(shares), encode_instances(shares)

@@ -50,7 +50,7 @@ class Reason(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class ReasonInfo:
     """What a reason is called."""
 
     code: error_codes.Code
@@ -60,36 +60,36 @@ class Explanation:
     """Whether evicting pods of lower priority could make room."""
 
 
-EXPLANATIONS: dict[Reason, Explanation] = {
-    Reason.NODE_UNKNOWN: Explanation(error_codes.NODE_UNKNOWN, "node unknown to the GPU scheduler"),
-    Reason.NODE_NOT_REGISTERED: Explanation(error_codes.NODE_NOT_REGISTERED, "no GPUs registered"),
-    Reason.CORRUPT_NODE_RECORD: Explanation(error_codes.CORRUPT_NODE_RECORD, "GPU record of the node unreadable"),
-    Reason.FOREIGN_AGENT: Explanation(error_codes.FOREIGN_AGENT, "GPUs served by another device plugin"),
-    Reason.DRA: Explanation(error_codes.DRA_NODE, "GPUs given out by DRA"),
-    Reason.HAMI_NODE_BUSY: Explanation(error_codes.HAMI_NODE_BUSY, "node still starting another GPU pod"),
-    Reason.TOO_FEW_GPUS: Explanation(error_codes.TOO_FEW_GPUS, "too few GPUs"),
-    Reason.MODE: Explanation(error_codes.MODE_MISMATCH, "GPU mode mismatch"),
-    Reason.UUID: Explanation(error_codes.UUID_MISMATCH, "GPU UUID mismatch"),
-    Reason.TYPE: Explanation(error_codes.TYPE_MISMATCH, "device type mismatch"),
-    Reason.UNHEALTHY: Explanation(error_codes.GPU_UNHEALTHY, "GPU unhealthy"),
-    Reason.CORDONED: Explanation(error_codes.GPU_CORDONED, "GPU cordoned"),
-    Reason.UNKNOWN_USAGE: Explanation(error_codes.UNKNOWN_USAGE, "GPU usage unknown"),
-    Reason.SLOTS: Explanation(error_codes.SLOTS_EXHAUSTED, "GPU slots exhausted", curable=True),
-    Reason.EXCLUSIVE: Explanation(error_codes.GPU_NOT_EXCLUSIVE, "no GPU free for exclusive use", curable=True),
-    Reason.HELD_EXCLUSIVELY: Explanation(
+REASONS: dict[Reason, ReasonInfo] = {
+    Reason.NODE_UNKNOWN: ReasonInfo(error_codes.NODE_UNKNOWN, "node unknown to the GPU scheduler"),
+    Reason.NODE_NOT_REGISTERED: ReasonInfo(error_codes.NODE_NOT_REGISTERED, "no GPUs registered"),
+    Reason.CORRUPT_NODE_RECORD: ReasonInfo(error_codes.CORRUPT_NODE_RECORD, "GPU record of the node unreadable"),
+    Reason.FOREIGN_AGENT: ReasonInfo(error_codes.FOREIGN_AGENT, "GPUs served by another device plugin"),
+    Reason.DRA: ReasonInfo(error_codes.DRA_NODE, "GPUs given out by DRA"),
+    Reason.HAMI_NODE_BUSY: ReasonInfo(error_codes.HAMI_NODE_BUSY, "node still starting another GPU pod"),
+    Reason.TOO_FEW_GPUS: ReasonInfo(error_codes.TOO_FEW_GPUS, "too few GPUs"),
+    Reason.MODE: ReasonInfo(error_codes.MODE_MISMATCH, "GPU mode mismatch"),
+    Reason.UUID: ReasonInfo(error_codes.UUID_MISMATCH, "GPU UUID mismatch"),
+    Reason.TYPE: ReasonInfo(error_codes.TYPE_MISMATCH, "device type mismatch"),
+    Reason.UNHEALTHY: ReasonInfo(error_codes.GPU_UNHEALTHY, "GPU unhealthy"),
+    Reason.CORDONED: ReasonInfo(error_codes.GPU_CORDONED, "GPU cordoned"),
+    Reason.UNKNOWN_USAGE: ReasonInfo(error_codes.UNKNOWN_USAGE, "GPU usage unknown"),
+    Reason.SLOTS: ReasonInfo(error_codes.SLOTS_EXHAUSTED, "GPU slots exhausted", curable=True),
+    Reason.EXCLUSIVE: ReasonInfo(error_codes.GPU_NOT_EXCLUSIVE, "no GPU free for exclusive use", curable=True),
+    Reason.HELD_EXCLUSIVELY: ReasonInfo(
         error_codes.GPU_HELD_EXCLUSIVELY, "GPU held exclusively by another pod", curable=True
     ),
-    Reason.MEMORY: Explanation(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
-    Reason.CORES: Explanation(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
-    Reason.NUMA: Explanation(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),
-    Reason.QUOTA: Explanation(error_codes.QUOTA_EXCEEDED, "quota exceeded"),
-    Reason.QUOTA_UNREADABLE: Explanation(error_codes.QUOTA_UNREADABLE, "quota unreadable"),
-    Reason.MIG_INSTANCE: Explanation(error_codes.NO_MIG_INSTANCE, "no MIG instance free", curable=True),
-    Reason.GANG: Explanation(error_codes.GANG_WAITS, "waits for its gang"),
-    Reason.NOT_OFFERED: Explanation(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
-    Reason.NODE_NOT_READY: Explanation(error_codes.NODE_NOT_READY, "node not ready"),
-    Reason.NODE_CORDONED: Explanation(error_codes.NODE_CORDONED, "node cordoned"),
-    Reason.DEVICE_CLASS: Explanation(error_codes.DEVICE_CLASS, "kept away by a DeviceClass"),
+    Reason.MEMORY: ReasonInfo(error_codes.INSUFFICIENT_GPU_MEMORY, "GPU memory insufficient", curable=True),
+    Reason.CORES: ReasonInfo(error_codes.INSUFFICIENT_GPU_CORES, "GPU cores insufficient", curable=True),
+    Reason.NUMA: ReasonInfo(error_codes.NUMA_MISMATCH, "too few GPUs on one NUMA node", curable=True),
+    Reason.QUOTA: ReasonInfo(error_codes.QUOTA_EXCEEDED, "quota exceeded"),
+    Reason.QUOTA_UNREADABLE: ReasonInfo(error_codes.QUOTA_UNREADABLE, "quota unreadable"),
+    Reason.MIG_INSTANCE: ReasonInfo(error_codes.NO_MIG_INSTANCE, "no MIG instance free", curable=True),
+    Reason.GANG: ReasonInfo(error_codes.GANG_WAITS, "waits for its gang"),
+    Reason.NOT_OFFERED: ReasonInfo(error_codes.NOT_OFFERED, "ruled out by kube-scheduler"),
+    Reason.NODE_NOT_READY: ReasonInfo(error_codes.NODE_NOT_READY, "node not ready"),
+    Reason.NODE_CORDONED: ReasonInfo(error_codes.NODE_CORDONED, "node cordoned"),
+    Reason.DEVICE_CLASS: ReasonInfo(error_codes.DEVICE_CLASS, "kept away by a DeviceClass"),
 }
 
 
@@ -108,21 +108,21 @@ class Rejection:
     """What is to be said beyond the phrase, as a sentence of its own."""
 
     @property
-    def explanation(self) -> Explanation:
+    def info(self) -> ReasonInfo:
         """Its code, phrase and curability."""
-        return EXPLANATIONS[self.reason]
+        return REASONS[self.reason]
 
     @property
     def code(self) -> error_codes.Code:
         """Its code in the registry."""
-        return self.explanation.code
+        return self.info.code
 
     def __str__(self) -> str:
         if self.namespace:
-            return f"{self.explanation.phrase} (namespace {self.namespace}): {self.detail}"
+            return f"{self.info.phrase} (namespace {self.namespace}): {self.detail}"
         if self.detail:
-            return f"{self.explanation.phrase} ({self.detail})"
+            return f"{self.info.phrase} ({self.detail})"
         if not self.requested:
-            return self.explanation.phrase
+            return self.info.phrase
         verb = "has" if self.reason in (Reason.TYPE, Reason.MODE, Reason.TOO_FEW_GPUS) else "available"
-        return f"{self.explanation.phrase} (requested {self.requested}, {verb} {self.available})"
+        return f"{self.info.phrase} (requested {self.requested}, {verb} {self.available})"

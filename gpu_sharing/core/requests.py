@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gpu_sharing.core import (
+    allocations,
     error_codes,
     errors,
     gangs,
@@ -22,7 +23,6 @@ from gpu_sharing.core import (
     policies,
     quantities,
     records,
-    reservations,
 )
 
 USE_TYPE = "nvidia.com/use-gputype"
@@ -178,7 +178,7 @@ class Selectors:
 class PodRequest:
     """What a pod asks of GPUs. Hashable: pods of one shape are the same question."""
 
-    kinds: tuple[reservations.Kind, ...]
+    kinds: tuple[allocations.Kind, ...]
     """One per container, init containers first, then app containers."""
     containers: tuple[GpuRequest | None, ...]
     """One per container; None for one without GPU."""
@@ -208,7 +208,7 @@ class PodRequest:
         """Device ids that kubelet and kube-scheduler count for the pod: the most at any one time."""
         return max(
             sum(ask.gpus for position in phase if (ask := self.containers[position]))
-            for phase in reservations.phases(self.kinds)
+            for phase in allocations.phases(self.kinds)
         )
 
     @property
@@ -299,8 +299,7 @@ def device_ids(
 
     each = [ids(spec) for spec in (*init_containers, *containers)]
     return max(
-        sum(each[position] for position in phase)
-        for phase in reservations.phases(kinds_of(init_containers, containers))
+        sum(each[position] for position in phase) for phase in allocations.phases(kinds_of(init_containers, containers))
     )
 
 
@@ -339,9 +338,9 @@ def mode(annotations: Mapping[str, str]) -> str:
 
 def kinds_of(
     init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec]
-) -> tuple[reservations.Kind, ...]:
+) -> tuple[allocations.Kind, ...]:
     """When each container runs, init containers first."""
-    kind = reservations.Kind
+    kind = allocations.Kind
     return (
         *(kind.SIDECAR if spec.restarts_always else kind.INIT for spec in init_containers),
         *(kind.APP for _ in containers),

@@ -6,7 +6,7 @@ import re
 
 import pynvml
 
-from device_plugin import nvml
+from device_plugin.driver import nvml
 
 _NAME = re.compile(r"pynvml\.(nvml[A-Z]\w*)")
 _POINTER = re.compile(r'_nvmlGetFunctionPointer\("(\w+)"\)')
@@ -14,7 +14,7 @@ _ALIAS = re.compile(r"return (nvml\w+)\(|^\s+(nvml\w+)\(", re.MULTILINE)
 
 
 def python_names() -> tuple[str, ...]:
-    """The functions of the bindings that `device_plugin.nvml` names."""
+    """The functions of the bindings that `device_plugin.driver.nvml` names."""
     text = pathlib.Path(inspect.getfile(nvml)).read_text()
     return tuple(sorted({name for name in _NAME.findall(text) if callable(getattr(pynvml, name, None))}))
 

@@ -8,7 +8,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from device_plugin import gpu_source, nvml
+from device_plugin.driver import gpu_source, nvml
 from lab.fake_driver import personalities
 from lab.gpu_check import answers, differences, trials
 

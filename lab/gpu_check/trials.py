@@ -15,8 +15,8 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
-from device_plugin import gpu_source
-from gpu_sharing.core import identifiers, records, reservations
+from device_plugin.driver import gpu_source
+from gpu_sharing.core import allocations, identifiers, records
 from lab import api_server, gpu_nodes, gpus, kinds, kubelet, plugin_process
 
 _NODE = "gpu-check"
@@ -167,7 +167,7 @@ def _started(
     if not usable:
         yield "- no whole GPU is offered and healthy: no container is started"
         return
-    share = reservations.Share(identifiers.GpuUuid(usable[0].uuid), min(1024, usable[0].memory_mib), 10)
+    share = allocations.Share(identifiers.GpuUuid(usable[0].uuid), min(1024, usable[0].memory_mib), 10)
     pod = server.request("POST", "/api/v1/namespaces/default/pods", _pod(share))
     do(stand_in.admit(pod))
     try:
@@ -180,7 +180,7 @@ def _started(
         yield f"FAILED: the container does not see {usable[0].uuid}"
 
 
-def _pod(share: reservations.Share) -> dict[str, Any]:
+def _pod(share: allocations.Share) -> dict[str, Any]:
     annotations = records.pod_annotations(
         ((share,),), identifiers.NodeName(_NODE), int(time.time()), identifiers.DecisionId("gpu-check")
     )

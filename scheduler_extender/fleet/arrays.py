@@ -81,7 +81,7 @@ def _bools(values: Iterable[bool]) -> Bools:
 
 
 class Arrays:
-    """What every node has, and what of it is taken: by bound and assumed pods, and by claims of others."""
+    """What every node has, and what of it is taken: by bound and assumed pods, and by reservations of others."""
 
     def __init__(self) -> None:
         self.names: list[identifiers.NodeName] = []
@@ -184,7 +184,7 @@ class Arrays:
         self._free.append(column)
 
     def write(self, column: int, node: placement.NodeState, *, inventory_changed: bool) -> None:
-        """Replace one column by a node's state, `used` including what claims of others take.
+        """Replace one column by a node's state, `used` including what reservations of others take.
 
         Everything is computed before the first cell is written, so that a column is never half of one state and half of
         another.
@@ -196,8 +196,8 @@ class Arrays:
         sums_used = _ints(
             (
                 node.slots_used,
-                sum(state.used.cores_percent for state in states),
-                sum(state.used.memory_mib for state in states),
+                sum(state.allocated.cores_percent for state in states),
+                sum(state.allocated.memory_mib for state in states),
             )
         )
         if len(states) > self.exists.shape[0]:
@@ -221,14 +221,18 @@ class Arrays:
         states, eligible = node.states, node.standing is Reason.NONE
         flags, amounts = [], []
         for one in states:
-            gpu, used = one.gpu, one.used
+            gpu, used = one.gpu, one.allocated
             usable = (
-                eligible and gpu.healthy and not one.cordoned and not one.usage_unknown and gpu.mode != gpus.MIG_MODE
+                eligible
+                and gpu.healthy
+                and not one.cordoned
+                and not one.allocation_unknown
+                and gpu.mode != gpus.MIG_MODE
             )
             open_slot = usable and used.slots < gpu.slots
             flags.append(
                 (
-                    gpu.healthy, one.cordoned, one.usage_unknown, usable, open_slot and not used.exclusive,
+                    gpu.healthy, one.cordoned, one.allocation_unknown, usable, open_slot and not used.exclusive,
                     open_slot and not used.slots,
                 )
             )  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpu_sharing.core import placement, policies, requests, reservations, topology
+from gpu_sharing.core import allocations, placement, policies, requests, topology
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet.arrays import Arrays, Bools, Codes, Floats, Ints
 
@@ -69,7 +69,7 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
         if failing.any():
             reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         fits &= enough
-        is_init = request.kinds[position] is reservations.Kind.INIT
+        is_init = request.kinds[position] is allocations.Kind.INIT
         homes = [chosen[other] for other in placement.other_phases(request, position) if other in chosen]
         at_home = np.logical_or.reduce(homes) if homes else None
         liking = _liking(arrays, used, policy)
@@ -85,7 +85,7 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
 def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, policy: policies.Policy) -> Floats:
     """`[columns]`: `placement.node_score` of each node; meaningless where it does not fit."""
     count = arrays.columns
-    staying = [ask for position in reservations.lasting(request.kinds) if (ask := request.containers[position])]
+    staying = [ask for position in allocations.lasting(request.kinds) if (ask := request.containers[position])]
     slots = sum(ask.gpus for ask in staying)
     cores = sum(ask.gpus * ask.cores_percent for ask in staying)
     used, total = arrays.sums_used[:, :count], arrays.sums_total[:, :count]
@@ -122,7 +122,7 @@ def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
         reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         np.copyto(reasons, arrays.standing[:count], where=arrays.standing[:count] != 0)
     memory: Ints | int = ask.gpus * ask.memory_mib
-    if request.kinds[position] is reservations.Kind.INIT:
+    if request.kinds[position] is allocations.Kind.INIT:
         memory = 0
     elif not ask.memory_mib:
         liking = _liking(arrays, used, policy)

@@ -1,23 +1,35 @@
-"""Who holds what: the one place where the cluster's state changes.
+"""What every pod holds and what is reserved: the one place where the cluster's state changes.
 
-Facts come from the API server (nodes, pods) and from our own binds, which are *assumed* before the API server has
-said yes. Everything is keyed by UID and written whole, so that a fact told twice, late or out of order counts once; a
-ledger after any history equals one built anew from the API objects, plus the binds in flight.
+Facts come from the API server (nodes, pods) and from our own binds. Each fact is keyed by UID and written whole, so
+that one learned twice, late or out of order counts once: a ledger after any history equals one built anew from the API
+objects, plus the binds in flight. A pod passes through these states:
 
-Beside what is held there are claims: a *nomination* is our own short-lived note that kube-scheduler will probably
-bind a pod to a node; a *hold* is a pod's `status.nominatedNodeName`. Claims of others count as taken in the arrays;
-where nothing fits that way, `view_for` says what a pod may see instead.
+    unknown ──set_pending──▶ pending ──assume──▶ assumed ──confirm, set_bound──▶ bound
+                                ▲                   │                              │
+                                └──────forget───────┘                       finish (its gang keeps it as done)
 
-Pure: the time is handed in. Not thread-safe: everything happens on one event loop.
+    set_pending  the watch shows it without a node; ignored once it is assumed or bound, as our bind is newer
+    assume       a bind is about to be written: its GPUs count from now on
+    confirm      the API server has done the bind; the watch need not have shown it
+    forget       the API server has certainly not done the bind
+    set_bound    the watch, or a read, shows it with a node; also from unknown and pending (bound by another scheduler)
+    remove_pod   from every state: the pod is deleted or has failed
+
+A pending pod holds nothing, but GPUs may be *reserved* for it. A *nomination* is our own short-lived note that
+kube-scheduler will probably bind the pod to a node; a *hold* stands on the pod itself (`status.nominatedNodeName`, or
+our annotation). Reservations of others count as allocated in the arrays; where nothing fits that way, `view_for` says
+what a pod may see instead.
+
+Pure: the time is an argument. Not thread-safe: everything happens on one event loop.
 """
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from gpu_sharing.core import (
+    allocations,
     gangs,
     gpus,
     identifiers,
@@ -25,151 +37,37 @@ from gpu_sharing.core import (
     placement,
     policies,
     quotas,
-    requests,
-    reservations,
-    topology,
 )
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.fleet import arrays, budgets, rolls
+from scheduler_extender.fleet import arrays, facts, gang_members, namespace_quotas
 
 _LONGEST_JOURNAL = 20_000
-
-Bookings = Mapping[identifiers.GpuUuid, reservations.Booking]
-
-
-class Taint(NamedTuple):
-    """What keeps pods off a node."""
-
-    key: str
-    value: str
-    effect: str
-
-
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """What the API server says of a node."""
-
-    name: identifiers.NodeName
-    inventory: tuple[gpus.Gpu, ...] = ()
-    cordoned: frozenset[identifiers.GpuUuid] = frozenset()
-    standing: Reason = Reason.NONE
-    unavailable: Reason = Reason.NONE
-    """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for no pod, although pods that
-    tolerate it may be placed."""
-    links: topology.Links = ()
-    """How well its GPUs reach each other, in the order of `inventory`."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    taints: tuple[Taint, ...] = ()
-    bad_links: str = ""
-    """What is wrong with the record of its links."""
-    ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
-    """Why GPUs are out of use, by the node's own words; for people only."""
-    problems: Mapping[str, str] = field(default_factory=dict)
-    """What is wrong with how it is set up, by error code, by the node's own words; for people only."""
-    lacks: tuple[str, ...] = ()
-    """Resources of our pods beside the count that are no key of its allocatable."""
-    one_at_a_time: bool = False
-    """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
-
-
-class Plain(NamedTuple):
-    """What a pod is apart from its GPUs, for those who consider evicting it."""
-
-    priority: int = 0
-    ending: bool = False
-    """It is being deleted."""
-    cpu_thousandths: int = 0
-    """What kube-scheduler counts for it: the most of its phases, or what the pod says as a whole, and its overhead."""
-    memory_thousandths: int = 0
-    """In thousandths of a byte."""
-    gang: gangs.Gang | None = None
-    bound_at: int = 0
-    """Unix seconds of its Binding, by its record; 0 for a pod that waits."""
-    created_at: int = 0
-    """Unix seconds; 0 where the API server does not say."""
-
-
-_NOTHING_KNOWN = Plain()
-
-
-@dataclass(frozen=True, slots=True)
-class PodFacts:
-    """What a pod holds, by the API server's word or by a bind of ours."""
-
-    uid: identifiers.PodUid
-    key: identifiers.PodKey
-    node: identifiers.NodeName
-    bookings: Bookings = field(default_factory=dict)
-    shares: reservations.Shares = ()
-    """Per container, for people to look at; `bookings` is what counts."""
-    amounts: quotas.Amounts = quotas.NOTHING
-    """What it counts against its namespace's quota."""
-    foreign_slots: int = 0
-    """Device ids of a pod that has no record of ours."""
-    corrupt: bool = False
-    """The record does not decode: the node's GPUs that `bookings` does not name are unknown."""
-    starting: bool = False
-    """The device plugin has not handed the GPUs over yet."""
-    trouble: str = ""
-    """Why its containers do not run: `Refused` by the device plugin, or the kubelet's word such as CrashLoopBackOff."""
-    plain: Plain = _NOTHING_KNOWN
-
-    @property
-    def namespace(self) -> str:
-        """The pod's namespace."""
-        return self.key.partition("/")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A pod that is expected on a node and holds nothing yet."""
-
-    uid: identifiers.PodUid
-    node: identifiers.NodeName
-    bookings: Bookings
-    priority: int = 0
-    request: requests.PodRequest | None = None
-    """Set for a hold, whose place is chosen anew whenever its node changes."""
-    closes: frozenset[identifiers.GpuUuid] = frozenset()
-    """For a hold that waits for others to leave: the GPUs of which nobody else may have what becomes free."""
-    expires_at: float = float("inf")
-    """Seconds on the clock of the caller; never for a hold."""
-
-    @property
-    def is_hold(self) -> bool:
-        """Whether it is a hold, not a nomination."""
-        return self.request is not None
-
-    @property
-    def key(self) -> tuple[identifiers.PodUid, bool]:
-        """A pod has at most one of each kind."""
-        return self.uid, self.is_hold
 
 
 @dataclass(slots=True)
 class _Node:
-    facts: NodeFacts
-    pods: dict[identifiers.PodUid, PodFacts] = field(default_factory=dict)
-    used: dict[identifiers.GpuUuid, reservations.Booking] = field(default_factory=dict)
-    """The sum of what `pods` book, kept as they come and go: a node holds many."""
+    known: facts.Node
+    pods: dict[identifiers.PodUid, facts.BoundPod] = field(default_factory=dict)
+    allocated: dict[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
+    """The sum of what `pods` hold, kept as they come and go: a node has many."""
     foreign_slots: int = 0
     """The same for their foreign slots."""
-    claims: dict[tuple[identifiers.PodUid, bool], Claim] = field(default_factory=dict)
+    reservations: dict[tuple[identifiers.PodUid, bool], facts.Reservation] = field(default_factory=dict)
     inventory_changed: bool = True
     held: placement.NodeState | None = None
-    """The node with what its pods hold and no claims; None once that changed."""
+    """The node with what its pods hold and no reservations; None once that changed."""
     settled: placement.NodeState | None = None
     """What its column holds."""
 
 
 class Ledger:
-    """The books of a cluster.
+    """The ledger of a cluster.
 
     Attributes:
-        arrays: The same facts for all nodes at once, claims included; call `settle` before reading.
-        budgets: What each namespace may hold and holds.
-        rolls: Who belongs to which gang.
-        generation: Grows with every change that may make room for a refused pod.
+        arrays: The same facts for all nodes at once, reservations included; call `settle` before reading.
+        quotas: What each namespace holds and may hold.
+        gangs: The members of each gang.
+        generation: Grows with every change that may let a refused pod fit.
         device_class: The DeviceClass that offers the resource that counts GPUs; empty where none does.
         set_aside: Called for a node whose state cannot be computed, with the defect; the node is out of use until it
             changes.
@@ -178,15 +76,15 @@ class Ledger:
     def __init__(self, set_aside: Callable[[identifiers.NodeName, Exception], None] | None = None) -> None:
         self.set_aside = set_aside or (lambda name, defect: None)
         self.arrays = arrays.Arrays()
-        self.budgets = budgets.Budgets()
-        self.rolls = rolls.Rolls()
+        self.quotas = namespace_quotas.NamespaceQuotas()
+        self.gangs = gang_members.Gangs()
         self.generation = 0
         self.device_class = ""
         self._nodes: dict[identifiers.NodeName, _Node] = {}
-        self._pods: dict[identifiers.PodUid, PodFacts] = {}
+        self._pods: dict[identifiers.PodUid, facts.BoundPod] = {}
         self._assumed: set[identifiers.PodUid] = set()
-        self._nominations: dict[identifiers.PodUid, Claim] = {}
-        self._holds: dict[identifiers.PodUid, Claim] = {}
+        self._nominations: dict[identifiers.PodUid, facts.Reservation] = {}
+        self._holds: dict[identifiers.PodUid, facts.Reservation] = {}
         self._unsettled: set[identifiers.NodeName] = set()
         self._journal: list[int] = []
         self._journal_start = 0
@@ -196,43 +94,85 @@ class Ledger:
 
     # What the API server says.
 
-    def set_node(self, facts: NodeFacts) -> None:
-        """Learn a node, or that it changed."""
-        node = self._nodes.get(facts.name)
+    def set_node(self, seen: facts.Node) -> None:
+        """Learn of a node, or that it changed."""
+        node = self._nodes.get(seen.name)
         if node is None:
-            node = self._nodes[facts.name] = _Node(facts)
-        elif node.facts == facts:
+            node = self._nodes[seen.name] = _Node(seen)
+        elif node.known == seen:
             return
-        same = node.facts.inventory == facts.inventory and node.facts.links == facts.links
-        node.inventory_changed |= not same or facts.name not in self.arrays.column_of
-        node.facts = facts
+        same = node.known.inventory == seen.inventory and node.known.links == seen.links
+        node.inventory_changed |= not same or seen.name not in self.arrays.column_of
+        node.known = seen
         node.held = None
-        self._touch(facts.name, freed=True)
+        self._touch(seen.name, freed=True)
 
     def remove_node(self, name: identifiers.NodeName) -> None:
         """Learn that a node is gone; what its pods hold is kept, as it may come back before they go."""
         node = self._nodes.get(name)
         if node is not None:
-            node.facts = NodeFacts(name, standing=Reason.NODE_UNKNOWN)
+            node.known = facts.Node(name, standing=Reason.NODE_UNKNOWN)
             node.held = None
             self._touch(name)
 
-    def set_pod(self, facts: PodFacts) -> None:
-        """Learn what a bound pod holds. It replaces an assumption about the same pod."""
-        self._assumed.discard(facts.uid)
-        self.drop_nomination(facts.uid)
-        self.drop_hold(facts.uid)
-        self._put(facts)
+    def set_pending(
+        self,
+        uid: identifiers.PodUid,
+        *,
+        namespace: str,
+        gang: gangs.Gang | None,
+        hold: facts.Reservation | None,
+        reserved_until: float,
+    ) -> None:
+        """Learn that a pod has no node; ignored for a pod that holds GPUs, because our bind is newer.
 
-    def remove_pod(self, uid: identifiers.PodUid) -> None:
-        """Learn that a pod is gone or has ended: it holds and claims nothing any more."""
-        self._assumed.discard(uid)
+        Args:
+            uid: The pod.
+            namespace: Its namespace.
+            gang: The gang that it counts for, or None.
+            hold: What is reserved for it by its own words, or None.
+            reserved_until: Monotonic seconds at which that ends for its gang.
+        """
+        if uid in self._pods:
+            return
+        self.gangs.add_pending(uid, namespace, gang, reserved_until)
+        if hold is None:
+            self.drop_hold(uid)
+        elif self._holds.get(uid) != hold:
+            self.drop_hold(uid)
+            self._holds[uid] = hold
+            self._reserve(hold)
+
+    def remove_pending(self, uid: identifiers.PodUid) -> None:
+        """Learn that a pod is not pending any more: nothing is reserved for it."""
+        self.gangs.remove_pending(uid)
         self.drop_nomination(uid)
         self.drop_hold(uid)
+
+    def set_bound(self, pod: facts.BoundPod) -> None:
+        """Learn what a bound pod holds. It replaces an assumption about the same pod."""
+        self._assumed.discard(pod.uid)
+        self.remove_pending(pod.uid)
+        self._put(pod)
+
+    def remove_pod(self, uid: identifiers.PodUid) -> None:
+        """Learn that a pod is gone or has ended: it holds nothing, and nothing is reserved for it."""
+        self._assumed.discard(uid)
+        self.remove_pending(uid)
+        self.gangs.remove_done(uid)
         self._take(uid)
 
+    def finish(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
+        """Learn that a pod has succeeded: it holds nothing, and its gang counts it as placed."""
+        self.remove_pod(uid)
+        self.gangs.add_done(uid, namespace, gang)
+
+    def set_pod_group(self, api_group: str, namespace: str, name: str, size: int | None) -> None:
+        """Learn the least number of members that a pod group demands; None for a group that is gone."""
+        self.gangs.set_group(api_group, namespace, name, size)
+
     def set_dra_nodes(self, names: frozenset[identifiers.NodeName]) -> None:
-        """Learn on which nodes a DRA driver gives out the GPUs."""
+        """Learn on which nodes a DRA driver allocates the GPUs."""
         changed, self._dra = names ^ self._dra, names
         for name in changed & self._nodes.keys():
             self._nodes[name].held = None
@@ -244,7 +184,7 @@ class Ledger:
         Returns:
             Whether that is news.
         """
-        changed = self.budgets.set_quota(namespace, name, quota)
+        changed = self.quotas.set_quota(namespace, name, quota)
         self.generation += changed
         return changed
 
@@ -255,34 +195,27 @@ class Ledger:
             for node in self._nodes:
                 self._touch(node)
 
-    def set_hold(self, claim: Claim) -> None:
-        """Learn that an unbound pod is nominated to a node by somebody (`status.nominatedNodeName`)."""
-        if claim.uid in self._pods or self._holds.get(claim.uid) == claim:
-            return
-        self.drop_hold(claim.uid)
-        self._holds[claim.uid] = claim
-        self._claim(claim)
-
     def drop_hold(self, uid: identifiers.PodUid) -> None:
-        """Learn that a pod is nominated no more."""
-        claim = self._holds.pop(uid, None)
-        if claim is not None:
-            self._unclaim(claim)
+        """Learn that a pod has no hold any more."""
+        reservation = self._holds.pop(uid, None)
+        if reservation is not None:
+            self._unreserve(reservation)
 
     # What we decide.
 
-    def assume(self, facts: PodFacts) -> None:
+    def assume(self, pod: facts.BoundPod) -> None:
         """Count a bind that is about to be written."""
-        self._assumed.add(facts.uid)
-        self.drop_nomination(facts.uid)
-        hold = self._holds.get(facts.uid)
+        self._assumed.add(pod.uid)
+        self.drop_nomination(pod.uid)
+        hold = self._holds.get(pod.uid)
         if hold is not None:
-            self._unclaim(hold)  # What it holds now counts; what was kept for it must not count as well.
-        self._put(facts)
+            self._unreserve(hold)  # What it holds now counts; what was kept for it must not count as well.
+        self._put(pod)
 
     def confirm(self, uid: identifiers.PodUid) -> None:
-        """The bind was written. If the pod has gone meanwhile there is nothing left to confirm."""
+        """The bind was written. Of a pod that has gone meanwhile nothing is left to confirm."""
         self._assumed.discard(uid)
+        self.remove_pending(uid)
 
     def forget(self, uid: identifiers.PodUid) -> None:
         """The bind was certainly not written."""
@@ -291,26 +224,26 @@ class Ledger:
             self._take(uid)
             hold = self._holds.get(uid)
             if hold is not None:
-                self._claim(hold)
+                self._reserve(hold)
 
-    def nominate(self, claim: Claim) -> None:
+    def nominate(self, reservation: facts.Reservation) -> None:
         """Note where a pod will probably go. Its earlier nomination is replaced."""
-        self.drop_nomination(claim.uid)
-        if claim.uid not in self._pods:
-            self._nominations[claim.uid] = claim
-            self._claim(claim)
+        self.drop_nomination(reservation.uid)
+        if reservation.uid not in self._pods:
+            self._nominations[reservation.uid] = reservation
+            self._reserve(reservation)
 
     def drop_nomination(self, uid: identifiers.PodUid) -> None:
         """The pod went elsewhere, or is asked about anew."""
-        claim = self._nominations.pop(uid, None)
-        if claim is not None:
-            self._unclaim(claim)
+        reservation = self._nominations.pop(uid, None)
+        if reservation is not None:
+            self._unreserve(reservation)
 
     def expire(self, now: float) -> None:
         """Drop nominations whose time has passed; they are kept in the order in which they expire."""
         while self._nominations:
-            uid, claim = next(iter(self._nominations.items()))
-            if claim.expires_at > now:
+            uid, reservation = next(iter(self._nominations.items()))
+            if reservation.expires_at > now:
                 return
             self.drop_nomination(uid)
 
@@ -339,11 +272,11 @@ class Ledger:
         return set(self._journal[seen - self._journal_start :]) if seen >= self._journal_start else None
 
     def settled(self, name: identifiers.NodeName) -> placement.NodeState:
-        """A node as it stands in the arrays: what is held and all claims. An empty name is a free column."""
+        """A node as it stands in the arrays: what is held and all reservations. An empty name is a free column."""
         node = self._nodes.get(name)
-        if node is None or node.facts.standing is Reason.NODE_UNKNOWN:
+        if node is None or node.known.standing is Reason.NODE_UNKNOWN:
             return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
-        return self._state(name, node.claims.values())
+        return self._state(name, node.reservations.values())
 
     def take_freed(self) -> frozenset[identifiers.NodeName]:
         """The nodes on which something may have become free since the last time this was asked."""
@@ -351,7 +284,7 @@ class Ledger:
         self._freed.clear()
         return freed
 
-    def pod(self, uid: identifiers.PodUid) -> PodFacts | None:
+    def pod(self, uid: identifiers.PodUid) -> facts.BoundPod | None:
         """What a pod holds."""
         return self._pods.get(uid)
 
@@ -359,16 +292,16 @@ class Ledger:
         """Whether a bind of that pod is in flight or its outcome unknown."""
         return uid in self._assumed
 
-    def pods_on(self, name: identifiers.NodeName) -> list[PodFacts]:
+    def pods_on(self, name: identifiers.NodeName) -> list[facts.BoundPod]:
         """The pods that hold something on a node."""
         node = self._nodes.get(name)
         return list(node.pods.values()) if node else []
 
-    def pods(self) -> Iterable[PodFacts]:
+    def pods(self) -> Iterable[facts.BoundPod]:
         """All pods that hold something."""
         return self._pods.values()
 
-    def latest_pods(self) -> Iterable[PodFacts]:
+    def latest_pods(self) -> Iterable[facts.BoundPod]:
         """The same pods, the one learnt of last first."""
         return reversed(self._pods.values())
 
@@ -391,37 +324,41 @@ class Ledger:
         """Whether any pod of a lower priority holds something."""
         return any(one < priority for one in self._priorities)
 
-    def node_facts(self, name: identifiers.NodeName) -> NodeFacts | None:
+    def node_facts(self, name: identifiers.NodeName) -> facts.Node | None:
         """What is known of a node, or None."""
         node = self._nodes.get(name)
-        return node.facts if node and node.facts.standing is not Reason.NODE_UNKNOWN else None
+        return node.known if node and node.known.standing is not Reason.NODE_UNKNOWN else None
 
     def unavailable(self, name: identifiers.NodeName) -> Reason:
         """Why kube-scheduler keeps ordinary pods off a node, whatever its GPUs are like; NONE where it does not."""
         node = self._nodes.get(name)
-        if node is None or node.facts.unavailable is not Reason.NONE:
-            return node.facts.unavailable if node else Reason.NONE
-        return Reason.DEVICE_CLASS if self.device_class and node.facts.lacks else Reason.NONE
+        if node is None or node.known.unavailable is not Reason.NONE:
+            return node.known.unavailable if node else Reason.NONE
+        return Reason.DEVICE_CLASS if self.device_class and node.known.lacks else Reason.NONE
 
     def gpu_memories(self, name: identifiers.NodeName) -> set[int]:
         """The different sizes of a node's GPUs, in MiB."""
         node = self._nodes.get(name)
-        return {gpu.memory_mib for gpu in node.facts.inventory} if node else set()
+        return {gpu.memory_mib for gpu in node.known.inventory} if node else set()
 
     def node_names(self) -> list[identifiers.NodeName]:
         """All nodes known to the API server."""
-        return [name for name, node in self._nodes.items() if node.facts.standing is not Reason.NODE_UNKNOWN]
+        return [name for name, node in self._nodes.items() if node.known.standing is not Reason.NODE_UNKNOWN]
 
-    def claimed_nodes(self) -> set[identifiers.NodeName]:
-        """Nodes on which some claim counts as taken in the arrays."""
-        return {claim.node for claims in (self._nominations, self._holds) for claim in claims.values()}
+    def reserved_nodes(self) -> set[identifiers.NodeName]:
+        """Nodes on which some reservation counts as taken in the arrays."""
+        return {
+            reservation.node
+            for reservations in (self._nominations, self._holds)
+            for reservation in reservations.values()
+        }
 
-    def hold_of(self, uid: identifiers.PodUid) -> Claim | None:
+    def hold_of(self, uid: identifiers.PodUid) -> facts.Reservation | None:
         """The pod's own hold."""
         return self._holds.get(uid)
 
-    def held(self, name: identifiers.NodeName) -> placement.NodeState:
-        """A node with what is held there and no claims: what the API server will find true."""
+    def allocated_on(self, name: identifiers.NodeName) -> placement.NodeState:
+        """Return a node with what its pods hold and no reservations."""
         return self._state(name, ())
 
     def view_for(
@@ -431,72 +368,72 @@ class Ledger:
 
         Args:
             name: The node.
-            uid: The pod; its own claims do not count against it.
+            uid: The pod; its own reservations do not count against it.
             priority: The pod's priority. A hold of a lower one does not stand in its way.
             nominations: Whether nominations of others count too. They do as long as the pod fits elsewhere.
         """
         node = self._nodes.get(name)
         if node is None:
             return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
-        claims = [
-            claim
-            for claim in node.claims.values()
-            if claim.uid != uid and (claim.priority >= priority if claim.is_hold else nominations)
+        reservations = [
+            reservation
+            for reservation in node.reservations.values()
+            if reservation.uid != uid and (reservation.priority >= priority if reservation.is_hold else nominations)
         ]
-        return self._state(name, claims)
+        return self._state(name, reservations)
 
     # How it is kept.
 
-    def _put(self, facts: PodFacts) -> None:
-        before = self._pods.get(facts.uid)
-        if before == facts:
+    def _put(self, pod: facts.BoundPod) -> None:
+        before = self._pods.get(pod.uid)
+        if before == pod:
             return
-        if before is not None and dataclasses.replace(before, trouble=facts.trouble) == facts:
+        if before is not None and dataclasses.replace(before, not_running=pod.not_running) == pod:
             # It holds what it held, so nothing became free.
-            self._pods[facts.uid] = self._nodes[facts.node].pods[facts.uid] = facts
+            self._pods[pod.uid] = self._nodes[pod.node].pods[pod.uid] = pod
             return
         if before is not None:
-            self._take(facts.uid)
-        self._pods[facts.uid] = facts
-        node = self._nodes.get(facts.node)
+            self._take(pod.uid)
+        self._pods[pod.uid] = pod
+        node = self._nodes.get(pod.node)
         if node is None:
-            node = self._nodes[facts.node] = _Node(NodeFacts(facts.node, standing=Reason.NODE_UNKNOWN))
-        node.pods[facts.uid] = facts
-        _add(node.used, facts.bookings)
-        node.foreign_slots += facts.foreign_slots
-        self.budgets.add(facts.namespace, facts.amounts)
-        self._priorities[facts.plain.priority] += 1
-        self.rolls.holds(facts.uid, facts.namespace, None if facts.plain.ending else facts.plain.gang)
+            node = self._nodes[pod.node] = _Node(facts.Node(pod.node, standing=Reason.NODE_UNKNOWN))
+        node.pods[pod.uid] = pod
+        _add(node.allocated, pod.allocated)
+        node.foreign_slots += pod.foreign_slots
+        self.quotas.add(pod.namespace, pod.amounts)
+        self._priorities[pod.traits.priority] += 1
+        self.gangs.add_bound(pod.uid, pod.namespace, None if pod.traits.ending else pod.traits.gang)
         node.held = None
-        self._touch(facts.node)
+        self._touch(pod.node)
 
     def _take(self, uid: identifiers.PodUid) -> None:
         before = self._pods.pop(uid, None)
         if before is not None:
             node = self._nodes[before.node]
             del node.pods[uid]
-            _subtract(node.used, before.bookings)
+            _subtract(node.allocated, before.allocated)
             node.foreign_slots -= before.foreign_slots
-            self.budgets.subtract(before.namespace, before.amounts)
-            self.rolls.holds_no_more(uid)
-            self._priorities[before.plain.priority] -= 1
-            if not self._priorities[before.plain.priority]:
-                del self._priorities[before.plain.priority]
+            self.quotas.subtract(before.namespace, before.amounts)
+            self.gangs.remove_bound(uid)
+            self._priorities[before.traits.priority] -= 1
+            if not self._priorities[before.traits.priority]:
+                del self._priorities[before.traits.priority]
             node.held = None
             self._touch(before.node, freed=True)
 
-    def _claim(self, claim: Claim) -> None:
-        node = self._nodes.get(claim.node)
+    def _reserve(self, reservation: facts.Reservation) -> None:
+        node = self._nodes.get(reservation.node)
         if node is None:
-            node = self._nodes[claim.node] = _Node(NodeFacts(claim.node, standing=Reason.NODE_UNKNOWN))
-        node.claims[claim.key] = claim
-        self._touch(claim.node)
+            node = self._nodes[reservation.node] = _Node(facts.Node(reservation.node, standing=Reason.NODE_UNKNOWN))
+        node.reservations[reservation.key] = reservation
+        self._touch(reservation.node)
 
-    def _unclaim(self, claim: Claim) -> None:
-        """Count a claim no more; its node may be gone, or the claim may give way to what the pod holds by now."""
-        node = self._nodes.get(claim.node)
-        if node is not None and node.claims.pop(claim.key, None) is not None:
-            self._touch(claim.node, freed=True)
+    def _unreserve(self, reservation: facts.Reservation) -> None:
+        """Remove a reservation from its node, which may be gone; or the pod holds something by now and needs none."""
+        node = self._nodes.get(reservation.node)
+        if node is not None and node.reservations.pop(reservation.key, None) is not None:
+            self._touch(reservation.node, freed=True)
 
     def _touch(self, name: identifiers.NodeName, *, freed: bool = False) -> None:
         self._unsettled.add(name)
@@ -506,15 +443,15 @@ class Ledger:
 
     def _settle_node(self, name: identifiers.NodeName) -> None:
         node = self._nodes[name]
-        if node.facts.standing is Reason.NODE_UNKNOWN:
+        if node.known.standing is Reason.NODE_UNKNOWN:
             if name in self.arrays.column_of:
                 self._note(self.arrays.column_of[name])
                 self.arrays.release(name)
                 node.settled = None
-            if not node.pods and not node.claims:
+            if not node.pods and not node.reservations:
                 del self._nodes[name]
             return
-        state = self._state(name, node.claims.values())
+        state = self._state(name, node.reservations.values())
         if (
             state == node.settled
             and not node.inventory_changed
@@ -534,9 +471,9 @@ class Ledger:
 
     def _set_aside(self, node: _Node, defect: Exception) -> placement.NodeState:
         """Take a node out of use until it changes, because its state cannot be computed; all others stay in use."""
-        self.set_aside(node.facts.name, defect)
+        self.set_aside(node.known.name, defect)
         node.inventory_changed = True
-        node.held = placement.NodeState(node.facts.name, standing=Reason.CORRUPT_NODE_RECORD)
+        node.held = placement.NodeState(node.known.name, standing=Reason.CORRUPT_NODE_RECORD)
         return node.held
 
     def _note(self, column: int) -> None:
@@ -545,38 +482,38 @@ class Ledger:
             self._journal_start += len(self._journal)
             self._journal.clear()
 
-    def _state(self, name: identifiers.NodeName, claims: Iterable[Claim]) -> placement.NodeState:
+    def _state(self, name: identifiers.NodeName, reservations: Iterable[facts.Reservation]) -> placement.NodeState:
         node = self._nodes.get(name)
         if node is None:
             return placement.NodeState(name, standing=Reason.NODE_UNKNOWN)
         try:
             if node.held is None:
                 node.held = self._held(node)
-            return _with_claims(node.held, claims)
+            return _with_reservations(node.held, reservations)
         except Exception as defect:
             return self._set_aside(node, defect)
 
     def _held(self, node: _Node) -> placement.NodeState:
-        facts, used = node.facts, node.used
-        standing = Reason.DRA if facts.name in self._dra else facts.standing
-        if facts.one_at_a_time and standing is Reason.NONE and any(pod.starting for pod in node.pods.values()):
+        known, allocated = node.known, node.allocated
+        standing = Reason.DRA if known.name in self._dra else known.standing
+        if known.one_at_a_time and standing is Reason.NONE and any(pod.starting for pod in node.pods.values()):
             standing = Reason.HAMI_NODE_BUSY
         corrupt = any(pod.corrupt for pod in node.pods.values())
-        undivided = _undivided(node) if any(gpu.mode == gpus.MIG_MODE for gpu in facts.inventory) else ()
+        undivided = _undivided(node) if any(gpu.mode == gpus.MIG_MODE for gpu in known.inventory) else ()
         return placement.NodeState(
-            facts.name,
+            known.name,
             tuple(
                 gpus.GpuState(
                     gpu,
-                    used.get(gpu.uuid, reservations.NOTHING),
-                    cordoned=gpu.uuid in facts.cordoned,
-                    usage_unknown=(corrupt and gpu.uuid not in used) or gpu.uuid in undivided,
+                    allocated.get(gpu.uuid, allocations.NOTHING),
+                    cordoned=gpu.uuid in known.cordoned,
+                    allocation_unknown=(corrupt and gpu.uuid not in allocated) or gpu.uuid in undivided,
                 )
-                for gpu in facts.inventory
+                for gpu in known.inventory
             ),
             node.foreign_slots,
             standing,
-            facts.links,
+            known.links,
         )
 
 
@@ -586,48 +523,50 @@ def _undivided(node: _Node) -> frozenset[identifiers.GpuUuid]:
     return frozenset(share.uuid for share in held if share.instance is None)
 
 
-def _with_claims(state: placement.NodeState, claims: Iterable[Claim]) -> placement.NodeState:
-    """A node with claims counted as taken.
+def _with_reservations(state: placement.NodeState, reservations: Iterable[facts.Reservation]) -> placement.NodeState:
+    """A node with reservations counted as taken.
 
     Nominations first, as they say which GPU; then holds in a fixed order, so that every replica gives each the same
     place.
     """
-    taken: dict[identifiers.GpuUuid, reservations.Booking] = {}
+    taken: dict[identifiers.GpuUuid, allocations.Allocation] = {}
     holds = []
-    for claim in claims:
-        if claim.is_hold:
-            holds.append(claim)
+    for reservation in reservations:
+        if reservation.is_hold:
+            holds.append(reservation)
         else:
-            _add(taken, claim.bookings)
+            _add(taken, reservation.allocated)
     state = state.plus(taken)
-    for claim in sorted(holds, key=lambda hold: (-hold.priority, hold.uid)):
-        if claim.closes:
-            state = state.plus({one.gpu.uuid: _rest(one) for one in state.states if one.gpu.uuid in claim.closes})
+    for reservation in sorted(holds, key=lambda hold: (-hold.priority, hold.uid)):
+        if reservation.reserved_gpus:
+            state = state.plus(
+                {one.gpu.uuid: _rest(one) for one in state.states if one.gpu.uuid in reservation.reserved_gpus}
+            )
             continue
-        assert claim.request is not None
-        placed = placement.fit(claim.request, state, policies.BINPACK)
+        assert reservation.request is not None
+        placed = placement.fit(reservation.request, state, policies.BINPACK)
         if isinstance(placed, placement.Placement):
-            state = state.plus(reservations.booked(claim.request.kinds, placed.shares))
+            state = state.plus(allocations.by_gpu(reservation.request.kinds, placed.shares))
     return state
 
 
-def _rest(state: gpus.GpuState) -> reservations.Booking:
+def _rest(state: gpus.GpuState) -> allocations.Allocation:
     """All that is free on a GPU, but for its slots."""
-    memory = max(state.gpu.memory_mib - state.used.memory_mib, 0)
-    cores = max(state.gpu.cores_percent - state.used.cores_percent, 0)
-    return reservations.Booking(0, memory, cores, 0, mig.taken(0, mig.MOST_SLICES))
+    memory = max(state.free_memory_mib, 0)
+    cores = max(state.free_cores_percent, 0)
+    return allocations.Allocation(0, memory, cores, 0, mig.taken(0, mig.MOST_SLICES))
 
 
-def _add(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:
-    for uuid, booking in bookings.items():
+def _add(used: dict[identifiers.GpuUuid, allocations.Allocation], allocated: facts.Allocations) -> None:
+    for uuid, allocation in allocated.items():
         before = used.get(uuid)
-        used[uuid] = booking if before is None else before.plus(booking)
+        used[uuid] = allocation if before is None else before.plus(allocation)
 
 
-def _subtract(used: dict[identifiers.GpuUuid, reservations.Booking], bookings: Bookings) -> None:
-    for uuid, booking in bookings.items():
-        left = used.get(uuid, reservations.NOTHING).minus(booking)
-        if left == reservations.NOTHING:
+def _subtract(used: dict[identifiers.GpuUuid, allocations.Allocation], allocated: facts.Allocations) -> None:
+    for uuid, allocation in allocated.items():
+        left = used.get(uuid, allocations.NOTHING).minus(allocation)
+        if left == allocations.NOTHING:
             used.pop(uuid, None)  # It is not there where all that was booked is nothing.
         else:
             used[uuid] = left

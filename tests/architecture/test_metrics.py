@@ -9,8 +9,8 @@ import pytest
 from device_plugin import metrics as plugin_metrics
 from device_plugin.monitor import collector
 from docs import generate
-from scheduler_extender import cluster_gauges
-from scheduler_extender import metrics as extender_metrics
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report import cluster_gauges
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "reference" / "metrics-contract.md"
 
@@ -45,7 +45,7 @@ def test_every_promised_series_is_declared_with_just_its_labels(
 
 def test_counters_without_labels_are_there_at_zero_from_the_start() -> None:
     """An alert over an absent series never fires."""
-    text = extender_metrics.Metrics().exposition()[0].decode()
+    text = Metrics().exposition()[0].decode()
     assert "hami_scheduler_bind_success_total 0.0" in text
     assert "hami_scheduler_bind_failure_total 0.0" in text
     assert "_created" not in text
@@ -53,7 +53,7 @@ def test_counters_without_labels_are_there_at_zero_from_the_start() -> None:
 
 def test_a_scraper_that_asks_for_openmetrics_gets_exemplars() -> None:
     """They lead from a slow bind to its log lines."""
-    metrics = extender_metrics.Metrics()
+    metrics = Metrics()
     metrics.bind_seconds.observe(0.3, {"decision_id": "abc"})
 
     text, content_type = metrics.exposition("application/openmetrics-text; version=1.0.0")

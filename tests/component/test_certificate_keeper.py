@@ -15,7 +15,8 @@ import pytest
 from gpu_sharing.adapters import certificates, kubernetes, self_signed
 from gpu_sharing.core import errors
 from lab import api_server, extender_process, faults
-from scheduler_extender import certificate_keeper, settings
+from scheduler_extender import settings
+from scheduler_extender.act import certificate_keeper
 from tests.component import calls
 
 pytestmark = pytest.mark.slow

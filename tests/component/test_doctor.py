@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from lab import api_server, c_compiler, certificates, extender_process, fake_driver, faults, gpus, kinds
 from tests.component import calls, liar
 from tests.component.conftest import SMALL
@@ -47,12 +47,12 @@ def register_webhook(server: api_server.Running, bundle: str) -> None:
     server.request("POST", f"{ADMISSION}/mutatingwebhookconfigurations", body)
 
 
-def share(node: str, index: int, memory_mib: int) -> reservations.Share:
-    return reservations.Share(gpus.gpu_uuid(node, index), memory_mib, 10)
+def share(node: str, index: int, memory_mib: int) -> allocations.Share:
+    return allocations.Share(gpus.gpu_uuid(node, index), memory_mib, 10)
 
 
 def create(
-    server: api_server.Running, name: str, shares: list[reservations.Share], node: str = "a", bound_at: int = 0,
+    server: api_server.Running, name: str, shares: list[allocations.Share], node: str = "a", bound_at: int = 0,
     phase: str = records.PHASE_SUCCESS, record: str = "",
 ) -> None:  # fmt: skip
     """A pod that is bound with a record, or with none."""

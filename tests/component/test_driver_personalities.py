@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from device_plugin import gpu_problems, gpu_source, problems
+from device_plugin.driver import gpu_source
+from device_plugin.node import gpu_problems, problems
 from gpu_sharing.core import error_codes, identifiers, records
 from lab import api_server, fake_driver, gpu_nodes, gpus, kinds, plugin_process
 from lab.fake_driver import personalities

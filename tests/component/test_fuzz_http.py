@@ -19,7 +19,7 @@ from tests.support import searching
 
 pytestmark = pytest.mark.slow
 
-OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "openapi.json"
+OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "serve" / "openapi.json"
 
 VERBS = {
     "openapi": "3.1.0",

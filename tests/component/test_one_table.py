@@ -14,13 +14,19 @@ import msgspec
 import pytest
 import yaml
 
-from device_plugin import gpu_source, owners, pods
-from device_plugin.monitor import collector, slices
+from device_plugin.allocation import checks
+from device_plugin.driver import gpu_source
+from device_plugin.monitor import collector, share_usage
+from device_plugin.node import api_objects, pods
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, placement, records, requests, reservations
-from hamictl import findings, simulation, state, views
+from gpu_sharing.core import allocations, identifiers, placement, records, requests
+from hamictl import record_checks, simulation, snapshot, views
 from lab import gpus
-from scheduler_extender import admission, explaining, facts, read_access, read_api, settings
+from scheduler_extender.cluster import from_objects
+from scheduler_extender.cluster.pending import PendingPod
+from scheduler_extender.decide import admission, explaining
+from scheduler_extender.serve import read_access, read_api
+from scheduler_extender.settings import Settings
 from tests.support.extender_world import World
 
 GPU, MEM, PERCENT, CORES = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpumem-percentage", "nvidia.com/gpucores"
@@ -144,7 +150,7 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     """From its creation to its start, its gauges and what hamictl prints."""
     assert kind.held
     body, world = body_of(kind), World(node())
-    verdict = admission.review(body, settings.Settings())
+    verdict = admission.review(body, Settings())
     assert not verdict.refused
     assert kind.warns in " ".join(verdict.warnings)
     assert bool(kind.warns) == bool(verdict.warnings)
@@ -153,7 +159,8 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     # The extender: what it decides, writes and counts.
     assert world.filter(admitted, NODE)["NodeNames"] == [NODE]
     world.see(admitted)
-    waiting = world.mirror.waiting[identifiers.PodUid("uid-p")]
+    waiting = world.listed("p")
+    assert isinstance(waiting, PendingPod)
     placed = world.placer.place_on(waiting, identifiers.NodeName(NODE), nominations=False)
     assert isinstance(placed, placement.Placement)
     bound = copy.deepcopy(admitted)
@@ -161,36 +168,38 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     bound["metadata"]["annotations"] |= records.pod_annotations(
         placed.shares, identifiers.NodeName(NODE), 1, identifiers.DecisionId("d")
     )
-    world.teller.scheduled(waiting, identifiers.NodeName(NODE), placed, 1.0, identifiers.DecisionId("d"))
+    world.decision_events.scheduled(
+        waiting, identifiers.NodeName(NODE), placed, score=1.0, decision=identifiers.DecisionId("d")
+    )
     assert kind.warns in world.recorder.told[-1].note
     world.see(bound)
     found = world.mirror.ledger.pod(identifiers.PodUid("uid-p"))
     assert found is not None
-    by_gpu = dict(found.bookings)
+    by_gpu = dict(found.allocated)
     assert summed(by_gpu) == kind.held
     if not (kind.init or kind.sidecars):
         assert tuple(found.amounts) == kind.held
 
     # The device plugin: the record of each container, and the last check.
     here = pods.Pods(NAMES, lambda: None)
-    seen = msgspec.convert(bound, pods.Pod, strict=False)
+    seen = msgspec.convert(bound, api_objects.Pod, strict=False)
     list(here.replaced([seen], 0.0))
-    assert dict(seen.booked(NAMES)) == by_gpu
+    assert dict(seen.allocated(NAMES)) == by_gpu
     inventory = {
         gpu.uuid: gpu for gpu in records.decode_inventory(node()["metadata"]["annotations"][records.INVENTORY])
     }
     for position, container in enumerate(seen.all_containers):
-        ask = waiting.request.containers[position] if isinstance(waiting.request, requests.PodRequest) else None
+        ask = waiting.request.containers[position]
         if ask:
-            shares = owners.shares_of(seen, container.name, ask.gpus, NODE, NAMES)
+            shares = checks.recorded_shares(seen, container.name, ask.gpus, NODE, NAMES)
             assert shares == placed.shares[position]
-            owners.guard(seen, shares, here.holders, inventory)
+            checks.refuse_oversubscription(seen, shares, here.holders, inventory)
     assert requests.mode(seen.annotations) in ("", "hami-core")
 
     # The monitor: what is promised of each GPU.
     devices = [gpu_source.Device(uuid, index, A10.type, TOTAL, index) for index, uuid in enumerate(UUIDS)]
-    joined = slices.join([seen], NAMES, {}, {}, lambda *_: {})
-    gauges = promised(collector.View(NODE, devices, inventory, joined=joined))
+    joined = share_usage.usage_of_shares([seen], NAMES, {}, {}, lambda *_: {})
+    gauges = promised(collector.MonitorView(NODE, devices, inventory, joined=joined))
     assert gauges == {uuid: (one.slots, one.memory_mib << 20, one.cores_percent) for uuid, one in by_gpu.items()}
 
     # hamictl: who holds what, what is free, whether anything is wrong, and what would happen.
@@ -206,18 +215,21 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
 def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) -> None:
     """At creation, at filter where the webhook was not asked, in explain, and in simulate."""
     body, world = body_of(kind), World(node())
-    verdict = admission.review(body, settings.Settings())
+    verdict = admission.review(body, Settings())
     assert verdict.refused.startswith(f"{kind.code}: ") is kind.at_creation
 
     answer = world.filter(body, NODE)
     world.see(body)
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
-    (said,) = asyncio.run(explainer.explain(world.mirror.waiting[identifiers.PodUid("uid-p")])).verdicts
+    explainer = explaining.Explainer(world.core)
+    (said,) = asyncio.run(explainer.explain(world.listed("p"))).nodes
     (outcome,) = simulate(body)
 
     assert answer["NodeNames"] in (None, [])
     assert said.code == outcome.code == kind.code
-    assert explainer.reason_of(identifiers.PodUid("uid-p")) == kind.code
+    entry = world.pending.entry(identifiers.PodUid("uid-p"))
+    assert entry is not None
+    assert entry.rejection is not None
+    assert entry.rejection.code == kind.code
     note = world.recorder.told[-1].note
     assert said.sentence in note
     assert said.sentence in outcome.why
@@ -225,14 +237,14 @@ def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) ->
         assert verdict.refused == f"{kind.code}: {said.sentence}"
 
 
-def summed(by_gpu: Mapping[identifiers.GpuUuid, reservations.Booking]) -> tuple[int, int, int]:
+def summed(by_gpu: Mapping[identifiers.GpuUuid, allocations.Allocation]) -> tuple[int, int, int]:
     every = by_gpu.values()
     return (
         sum(one.slots for one in every), sum(one.memory_mib for one in every), sum(one.cores_percent for one in every)
     )  # fmt: skip
 
 
-def promised(view: collector.View) -> dict[str, tuple[int, int, int]]:
+def promised(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:
     """Containers, bytes and percent of cores of each GPU that anything is promised of."""
     found: dict[str, dict[str, int]] = {}
     names = ("hami_gpu_containers", "hami_gpu_memory_promised_bytes", "hami_gpu_cores_promised_percent")
@@ -248,26 +260,27 @@ def promised(view: collector.View) -> dict[str, tuple[int, int, int]]:
 
 def read(world: World) -> dict[str, dict[str, str]]:
     """The rows of `hamictl pods` and `hamictl nodes`."""
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
     unused: Any = None
-    api = read_api.ReadApi(world.mirror, explainer, unused, read_access.OpenGate(), lambda: True)
+    api = read_api.ReadApi(world.core, unused, read_access.OpenGate(), lambda: True)
     (pod_row,) = views.pod_rows(list(asyncio.run(api._pods(None))))  # what the path `pods` answers
     (node_row,) = views.node_rows([api._node(identifiers.NodeName(NODE))])  # likewise `nodes`
     return {"pod": pod_row, "node": node_row}
 
 
-def cluster(*bound: dict[str, Any]) -> state.State:
+def cluster(*bound: dict[str, Any]) -> snapshot.State:
     nodes = [msgspec.convert(node(), objects.Node, strict=False)]
-    return state.State(state.VERSION, "", nodes, [msgspec.convert(one, objects.Pod, strict=False) for one in bound], [])
+    return snapshot.State(
+        snapshot.VERSION, "", nodes, [msgspec.convert(one, objects.Pod, strict=False) for one in bound], []
+    )
 
 
 def problems(bound: dict[str, Any]) -> list[str]:
     """What `hamictl doctor` says of the pod and the GPUs."""
-    found = findings.checks(findings.Patient(cluster(bound), None, "", 0.0), NAMES)
+    found = record_checks.checks(record_checks.Patient(cluster(bound), None, "", 0.0), NAMES)
     return [one.detail for _, check in found for one in check if one.about.startswith(("pod/", "gpu/"))]
 
 
 def simulate(body: dict[str, Any]) -> list[simulation.Outcome]:
     made = simulation.pods_of(pathlib.Path("pod.yaml"), yaml.safe_dump(body), None, cluster().nodes)
-    assert facts.is_ours(msgspec.convert(made[0], objects.Pod, strict=False), NAMES)
-    return simulation.Simulation(cluster(), settings.Settings()).place_all(made)
+    assert from_objects.is_ours(msgspec.convert(made[0], objects.Pod, strict=False), NAMES)
+    return simulation.Simulation(cluster(), Settings()).place_all(made)

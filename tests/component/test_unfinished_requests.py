@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gpu_sharing.adapters import flags, plain_listener
+from gpu_sharing.adapters import flags, stdlib_http
 from lab import api_server, certificates, extender_process, webui_process
 from tests.component import calls, liar
 
@@ -104,7 +104,7 @@ def test_probes_of_the_nodes_agents_are_answered_beside_unfinished_requests(said
 
     async def run() -> None:
         address = flags.Address("127.0.0.1", 0)
-        async with plain_listener.serving("health", address, lambda path, accept: (200, b"ok", b"text/plain")) as shown:
+        async with stdlib_http.serving("health", address, lambda path, accept: (200, b"ok", b"text/plain")) as shown:
 
             def attacked() -> list[bytes]:
                 with holding(shown, said, 200):
@@ -121,7 +121,7 @@ def test_a_head_that_is_too_large_is_no_request(monkeypatch: pytest.MonkeyPatch)
 
     async def run() -> None:
         address = flags.Address("127.0.0.1", 0)
-        async with plain_listener.serving("health", address, lambda path, accept: (200, b"ok", b"text/plain")) as shown:
+        async with stdlib_http.serving("health", address, lambda path, accept: (200, b"ok", b"text/plain")) as shown:
             assert await asyncio.to_thread(status, shown, head) == b""
 
     asyncio.run(run())
@@ -129,8 +129,8 @@ def test_a_head_that_is_too_large_is_no_request(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_request_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a byte comes from time to time."""
-    monkeypatch.setattr(plain_listener, "_CONNECTION_SECONDS", 0.3)
-    monkeypatch.setattr(plain_listener, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(stdlib_http, "_CONNECTION_SECONDS", 0.3)
+    monkeypatch.setattr(stdlib_http, "_LOOK_SECONDS", 0.05)
 
     def trickle(shown: str) -> bool:
         host, _, port = shown.rpartition(":")
@@ -148,7 +148,7 @@ def test_a_request_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPat
 
     async def run() -> None:
         address = flags.Address("127.0.0.1", 0)
-        async with plain_listener.serving("health", address, lambda path, accept: (200, b"ok", b"text/plain")) as shown:
+        async with stdlib_http.serving("health", address, lambda path, accept: (200, b"ok", b"text/plain")) as shown:
             assert await asyncio.to_thread(trickle, shown)
 
     asyncio.run(run())

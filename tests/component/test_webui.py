@@ -30,7 +30,8 @@ from gpu_sharing.core import errors
 from lab import api_server
 from tests.component import liar
 from tests.support import searching
-from webui import access, app, cluster, history, lists, meters, models, settings, snapshots, source
+from webui import access, app, cluster, extender_poller, history, lists, meters, models, settings, snapshots
+from webui.settings import Settings
 
 EVIL = "<script>alert(1)</script>"
 
@@ -56,16 +57,16 @@ class FakeExtender:
         try:
             return [msgspec.convert(one, kind) for one in found]
         except msgspec.ValidationError as broken:
-            raise source.NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
+            raise extender_poller.NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
 
     def get(self, *parts: str) -> Any:
         self.asked += 1
         if self.is_away:
-            raise source.NoAnswer("the extender does not answer: Connection refused")
+            raise extender_poller.NoAnswer("the extender does not answer: Connection refused")
         if parts[0] == "explain":
             found = self.explanations.get((parts[1], parts[2]))
             if found is None:
-                raise source.NoAnswer("the extender answers 404")
+                raise extender_poller.NoAnswer("the extender answers 404")
             return found
         if parts[0] == "events":
             return {"pod": "", "events": self.events.get((parts[1], parts[2]), [])}
@@ -75,7 +76,8 @@ class FakeExtender:
 def gpu(node: str, index: int, promised: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "uuid": f"GPU-{node}-{index}", "index": index, "type": "NVIDIA A100", "mode": "", "healthy": True,
-        "ailment": "", "cordoned": False, "usage_unknown": False, "memory_mib": {"total": 16_000, "promised": promised},
+        "ailment": "", "cordoned": False, "allocation_unknown": False,
+        "memory_mib": {"total": 16_000, "promised": promised},
         "cores_percent": {"total": 100, "promised": 30}, "slots": {"total": 10, "promised": int(promised > 0)},
         "exclusive": False, **more,
     }  # fmt: skip
@@ -142,9 +144,9 @@ class Site:
         fake: Any = self.extender
         self.meter = FakeMeter()
         meter: Any = self.meter
-        self.source = source.Source(fake, meter if measured else None, monitors, lambda: self.now)
+        self.source = extender_poller.Source(fake, meter if measured else None, monitors, lambda: self.now)
         self.source.refresh()
-        made = app.create(self.source, settings.Settings(**options), gate or access.Open(), sessions, lambda: self.now)
+        made = app.create(self.source, Settings(**options), gate or access.Open(), sessions, lambda: self.now)
         self.client: flask.testing.FlaskClient = made.test_client()
 
     def page(self, path: str, status: int = 200, **headers: str) -> str:
@@ -521,7 +523,7 @@ def serving(answer: Callable[..., tuple[int, bytes]]) -> contextlib.AbstractCont
 def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, body: bytes, sentence: str) -> None:
     """By its real client."""
     with serving(lambda: (status, body)) as url:
-        kept = source.Source(source.Extender(url, None, None))
+        kept = extender_poller.Source(extender_poller.Extender(url, None, None))
         kept.refresh()
     assert sentence in kept.trouble
     assert kept.view == models.View()
@@ -529,7 +531,7 @@ def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, bod
 
 def test_an_extender_that_hangs_holds_no_page_for_long(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its real client: the page comes without."""
-    monkeypatch.setattr(source, "_PAGE_SECONDS", 0.2)
+    monkeypatch.setattr(extender_poller, "_PAGE_SECONDS", 0.2)
     free = threading.Event()
 
     def hang() -> tuple[int, bytes]:
@@ -537,7 +539,7 @@ def test_an_extender_that_hangs_holds_no_page_for_long(site: Site, monkeypatch: 
         return 200, b"{}"
 
     with serving(hang) as url:
-        monkeypatch.setattr(site.extender, "get", source.Extender(url, None, None).get)
+        monkeypatch.setattr(site.extender, "get", extender_poller.Extender(url, None, None).get)
         text = site.page("/pods/ai/waits")
         free.set()
     assert "Why it waits cannot be said now: the extender does not answer: timed out" in text
@@ -548,13 +550,13 @@ def test_the_token_is_read_anew_for_each_call(tmp_path: Any) -> None:
     """Kubernetes renews it on disk."""
     token = tmp_path / "token"
     with serving(lambda: (200, b'"')) as url:
-        extender = source.Extender(url, None, token)
+        extender = extender_poller.Extender(url, None, token)
         for text in ("one", "two"):
             token.write_text(f"{text}\n")
-            with contextlib.suppress(source.NoAnswer):
+            with contextlib.suppress(extender_poller.NoAnswer):
                 assert extender.get("x") == f"Bearer {text}"
         token.unlink()
-        with pytest.raises(source.NoAnswer):
+        with pytest.raises(extender_poller.NoAnswer):
             extender.get("x")
 
 

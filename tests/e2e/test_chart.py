@@ -18,7 +18,7 @@ import pytest
 from gpu_sharing.core import records
 from lab import extender_process, gpus, webui_process
 from lab.real import client, control_plane
-from scheduler_extender import certificate_keeper, requeue
+from scheduler_extender.act import certificate_keeper, waking
 from tests.chart import rendering
 from tests.e2e import site as sites
 
@@ -254,7 +254,7 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
         # And the scheduler changes no image.
         other = {"spec": {"containers": [{"name": "c", "image": "evil"}]}}
         sites.wait_for(lambda: "SCHED_OTHER_WRITE" in patched(f"{pod}one", other, account="hami-scheduler"), 20)
-        hold = {"metadata": {"annotations": {records.HOLD: "x", requeue.RETRY: "1"}}}
+        hold = {"metadata": {"annotations": {records.HOLD: "x", waking.RETRY: "1"}}}
         assert patched(f"{pod}one", hold, account="hami-scheduler") == ""
         gone = {"metadata": {"annotations": {records.HOLD: None}}}
         assert patched(f"{pod}one", gone, account="hami-scheduler") == ""

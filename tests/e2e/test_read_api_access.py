@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from lab import extender_process, gpus
 from lab.real import control_plane
 from tests.e2e import site as sites
@@ -54,7 +54,7 @@ def names(answer: tuple[int, Any]) -> list[str]:
 
 def add_pods(plane: control_plane.ControlPlane) -> None:
     """One that waits in the namespace `mine`, one that holds the GPU in `theirs`."""
-    share = ((reservations.Share(gpus.gpu_uuid("one", 0), 60_000, 0),),)
+    share = ((allocations.Share(gpus.gpu_uuid("one", 0), 60_000, 0),),)
     record = records.pod_annotations(share, identifiers.NodeName("one"), 0, identifiers.DecisionId("d"))
     limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "60000"}
     container = {"name": "c", "image": "x", "resources": {"limits": limits}}

@@ -1,4 +1,4 @@
-"""The extender keeps its books right, whatever arrives late, twice, garbled or not at all."""
+"""The extender keeps its ledger right, whatever arrives late, twice, garbled or not at all."""
 
 import copy
 from typing import Any
@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from gpu_sharing.core import identifiers
-from scheduler_extender import binding, mirror
-from scheduler_extender.fleet import ledger
+from scheduler_extender.act import binding
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.fleet import facts
+from scheduler_extender.fleet.ledger import Ledger
 from tests.model import walk
 
 pytestmark = pytest.mark.slow
@@ -22,36 +24,36 @@ def test_no_walk_promises_a_gpu_twice_loses_a_slice_or_ends_the_process() -> Non
 
 def _lists_forget_younger_pods(patch: pytest.MonkeyPatch) -> None:
     """A list that lacks a pending pod makes the mirror forget it, however old the list is."""
-    right = mirror.Mirror._compare
+    right = Mirror._compare
 
-    def wrong(self: mirror.Mirror, uid: identifiers.PodUid, bound: bool | None, listed_at: float) -> None:
-        if bound is None and uid in self.waiting:
+    def wrong(self: Mirror, uid: identifiers.PodUid, bound: bool | None, listed_at: float) -> None:
+        if bound is None and uid in self.pending:
             self.forget_pod(uid)
         else:
             right(self, uid, bound, listed_at)
 
-    patch.setattr(mirror.Mirror, "_compare", wrong)
+    patch.setattr(Mirror, "_compare", wrong)
 
 
 def _holds_need_their_node(patch: pytest.MonkeyPatch) -> None:
     """A hold whose node is gone cannot be dropped."""
 
-    def wrong(self: ledger.Ledger, claim: ledger.Claim) -> None:
-        self._nodes[claim.node].claims.pop(claim.key, None)
-        self._touch(claim.node, freed=True)
+    def wrong(self: Ledger, reservation: facts.Reservation) -> None:
+        self._nodes[reservation.node].reservations.pop(reservation.key, None)
+        self._touch(reservation.node, freed=True)
 
-    patch.setattr(ledger.Ledger, "_unclaim", wrong)
+    patch.setattr(Ledger, "_unreserve", wrong)
 
 
 def _late_reads_revive(patch: pytest.MonkeyPatch) -> None:
     """A read that is answered after the watch said "deleted" counts."""
-    right = mirror.Mirror.forget_pod
+    right = Mirror.forget_pod
 
-    def wrong(self: mirror.Mirror, uid: identifiers.PodUid) -> None:
+    def wrong(self: Mirror, uid: identifiers.PodUid) -> None:
         right(self, uid)
         self._gone_at.clear()
 
-    patch.setattr(mirror.Mirror, "forget_pod", wrong)
+    patch.setattr(Mirror, "forget_pod", wrong)
 
 
 def _garbled_answers_leak(patch: pytest.MonkeyPatch) -> None:

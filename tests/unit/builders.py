@@ -4,10 +4,10 @@ import itertools
 
 from hypothesis import strategies as st
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, requests, reservations, topology
+from gpu_sharing.core import allocations, gpus, identifiers, placement, policies, requests, topology
 from gpu_sharing.core.rejections import Reason
 
-KIND = reservations.Kind
+KIND = allocations.Kind
 TYPES = ("NVIDIA A100-SXM4-80GB", "NVIDIA-Tesla T4", "NVIDIA L40S")
 
 
@@ -32,10 +32,10 @@ def share_of(memory_mib: int, cores_percent: int = 0, gpus: int = 1) -> requests
     return requests.GpuRequest(gpus, memory_mib, 0, cores_percent)
 
 
-bookings = st.one_of(
-    st.just(reservations.NOTHING),
+allocated = st.one_of(
+    st.just(allocations.NOTHING),
     st.builds(
-        reservations.Booking,
+        allocations.Allocation,
         st.integers(1, 4),
         st.sampled_from([0, 2_000, 8_000, 15_000, 16_000]),
         st.sampled_from([0, 30, 70, 100]),
@@ -58,7 +58,7 @@ def gpu_states(draw: st.DrawFn, node: str, index: int) -> gpus.GpuState:
         numa=draw(st.sampled_from([-1, 0, 0, 1])),
     )
     rare = st.sampled_from([False] * 5 + [True])
-    return gpus.GpuState(one, draw(bookings), draw(rare), draw(rare))
+    return gpus.GpuState(one, draw(allocated), draw(rare), draw(rare))
 
 
 @st.composite

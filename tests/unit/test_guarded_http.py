@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpu_sharing.adapters import flags, guarded_http, listeners
-from scheduler_extender import server
+from scheduler_extender.serve import server
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from gpu_sharing.adapters import http_get, kubernetes
 from gpu_sharing.core import errors
 from hamictl import failures, reader
-from webui import source
+from webui import extender_poller
 
 
 class Trap:
@@ -77,8 +77,8 @@ def test_no_client_takes_its_token_to_where_it_is_redirected(code: int, tmp_path
     with trap.running():
         with pytest.raises(urllib.error.HTTPError):
             http_get.read(trap.url, 5.0, {"Authorization": "Bearer secret-token"})
-        with pytest.raises(source.NoAnswer, match=f"answers {code}"):
-            source.Extender(trap.url, None, token).get("cluster")
+        with pytest.raises(extender_poller.NoAnswer, match=f"answers {code}"):
+            extender_poller.Extender(trap.url, None, token).get("cluster")
         with pytest.raises(failures.CommandFailed, match=str(code)):
             reader.Reader(trap.url, "secret-token").get("cluster")
         asyncio.run(_ask_the_api_server(trap.url, tmp_path))

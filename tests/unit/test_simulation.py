@@ -9,9 +9,9 @@ import yaml
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import requests
-from hamictl import simulation, state
+from hamictl import simulation, snapshot
 from lab import gpus
-from scheduler_extender import settings
+from scheduler_extender.settings import Settings
 from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
@@ -19,13 +19,13 @@ LIMITS = {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 4000}
 FILE = pathlib.Path("manifest.yaml")
 
 
-def cluster(*names: str, **changes: Any) -> state.State:
+def cluster(*names: str, **changes: Any) -> snapshot.State:
     nodes = [msgspec.convert(gpus.gpu_node(name, A10, 1), objects.Node) for name in names]
-    return msgspec.structs.replace(state.State(state.VERSION, "", nodes, [], []), **changes)
+    return msgspec.structs.replace(snapshot.State(snapshot.VERSION, "", nodes, [], []), **changes)
 
 
-def simulate(found: state.State, *documents: dict[str, Any]) -> list[simulation.Outcome]:
-    options = settings.Settings(resource_names=found.resource_names)
+def simulate(found: snapshot.State, *documents: dict[str, Any]) -> list[simulation.Outcome]:
+    options = Settings(resource_names=found.resource_names)
     pods = simulation.pods_of(FILE, yaml.safe_dump_all(documents), None, found.nodes)
     return simulation.Simulation(found, options).place_all(pods)
 
@@ -140,7 +140,7 @@ def test_manifests_that_once_went_wrong(file: str, placed: list[bool]) -> None:
     found = cluster("a", "b")
     pods = simulation.pods_of(FILE, (inputs.FOLDER / file).read_text(), None, found.nodes)
 
-    outcomes = simulation.Simulation(found, settings.Settings()).place_all(pods)
+    outcomes = simulation.Simulation(found, Settings()).place_all(pods)
 
     assert [bool(one.node) for one in outcomes] == placed
 
@@ -149,10 +149,10 @@ def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
     """`simulate` said that the pod asks for no GPU."""
     names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
     node = msgspec.json.decode((inputs.FOLDER / "17-renamed-node.json").read_bytes(), type=objects.Node)
-    found = state.State(state.VERSION, "", [node], [], [], names)
+    found = snapshot.State(snapshot.VERSION, "", [node], [], [], names)
     pods = simulation.pods_of(FILE, (inputs.FOLDER / "17-renamed.yaml").read_text(), None, found.nodes)
 
-    (outcome,) = simulation.Simulation(found, settings.Settings(resource_names=names)).place_all(pods)
+    (outcome,) = simulation.Simulation(found, Settings(resource_names=names)).place_all(pods)
 
     assert outcome.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
     assert "requested 999999MB" in outcome.why

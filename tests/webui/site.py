@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpu_sharing.core import records
-from hamictl import story
+from hamictl import demo_scenario
 from lab import cluster, kinds, stub_monitors, webui_process
 
 SICK_NODE, SICK_GPU = "node-02", 3
@@ -38,7 +38,7 @@ class Site:
 
 def nodes() -> list[dict[str, Any]]:
     """The demo's nodes; one GPU has failed."""
-    found = story.nodes()
+    found = demo_scenario.nodes()
     for node in found:
         if node["metadata"]["name"] == SICK_NODE:
             annotations = node["metadata"]["annotations"]
@@ -56,7 +56,7 @@ def running(folder: pathlib.Path, *arguments: str) -> Iterator[Site]:
     """All of it, once the story is over."""
     with contextlib.ExitStack() as stack:
         lab = stack.enter_context(cluster.running(nodes()))
-        for chapter in story.chapters():
+        for chapter in demo_scenario.chapters():
             for body in chapter.pods:
                 lab.create(kinds.PODS, body)
         deadline = time.monotonic() + 60

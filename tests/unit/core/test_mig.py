@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_sharing.core import gpus, identifiers, mig, placement, policies, rejections, requests, reservations
+from gpu_sharing.core import allocations, gpus, identifiers, mig, placement, policies, rejections, requests
 from lab import mig_models
 from tests.unit import builders
 
@@ -82,7 +82,7 @@ def node(*used: int, model: str = "a100-40", **changes: object) -> placement.Nod
     states = tuple(
         gpus.GpuState(
             builders.gpu("n", index, mode="mig", memory_mib=40_960, mig_profiles=mig_models.PROFILES[model], **changes),
-            reservations.Booking(slots=bin(slices).count("1"), slices=slices),
+            allocations.Allocation(slots=bin(slices).count("1"), slices=slices),
         )
         for index, slices in enumerate(used)
     )
@@ -161,7 +161,7 @@ def test_why_there_is_no_instance_is_said_with_what_could_be_had() -> None:
 
 def test_containers_of_a_pod_share_no_instance() -> None:
     """Not even an init container and an app container, as an instance is made for one and not handed on."""
-    kinds = (reservations.Kind.INIT, reservations.Kind.APP)
+    kinds = (allocations.Kind.INIT, allocations.Kind.APP)
     request = requests.PodRequest(kinds, (builders.share_of(4_000), builders.share_of(4_000)), MIG)
 
     assert sorted(place(request, node(0))) == ["0 1g.5gb@5", "0 1g.5gb@6"]

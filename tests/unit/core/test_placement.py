@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from hypothesis import given, settings
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, rejections, requests, reservations
+from gpu_sharing.core import allocations, gpus, identifiers, placement, policies, rejections, requests
+from gpu_sharing.core.allocations import Allocation, Kind
 from gpu_sharing.core.rejections import Reason
 from gpu_sharing.core.requests import GpuRequest
-from gpu_sharing.core.reservations import Booking, Kind
 from tests.support import searching
 from tests.unit import builders
 
@@ -17,7 +17,7 @@ def node(*states: gpus.GpuState, **more: object) -> placement.NodeState:
     return placement.NodeState(identifiers.NodeName("n"), states, **more)  # type: ignore[arg-type]
 
 
-def state(index: int, used: Booking = reservations.NOTHING, **changes: object) -> gpus.GpuState:
+def state(index: int, used: Allocation = allocations.NOTHING, **changes: object) -> gpus.GpuState:
     return gpus.GpuState(builders.gpu("n", index, **changes), used)
 
 
@@ -32,24 +32,28 @@ def ask(memory_mib: int = 4000, cores: int = 0, count: int = 1) -> requests.PodR
 @pytest.mark.parametrize(
     ("request_", "where", "sentence"),
     [
-        (ask(8000), node(state(0, Booking(1, 12_000))), "GPU memory insufficient (requested 8000MB, available 4000MB)"),
+        (
+            ask(8000),
+            node(state(0, Allocation(1, 12_000))),
+            "GPU memory insufficient (requested 8000MB, available 4000MB)",
+        ),
         (
             builders.pod_request(GpuRequest(1, 0, 50)),
-            node(state(0, Booking(1, 12_000))),
+            node(state(0, Allocation(1, 12_000))),
             "GPU memory insufficient (requested 50%, available 25%)",
         ),
-        (ask(1, 60), node(state(0, Booking(1, 0, 60))), "GPU cores insufficient (requested 60%, available 40%)"),
-        (ask(1), node(state(0, Booking(1, 0, 100))), "GPU cores insufficient (requested 1%, available 0%)"),
+        (ask(1, 60), node(state(0, Allocation(1, 0, 60))), "GPU cores insufficient (requested 60%, available 40%)"),
+        (ask(1), node(state(0, Allocation(1, 0, 100))), "GPU cores insufficient (requested 1%, available 0%)"),
         (ask(1, 0, 2), node(state(0)), "too few GPUs (requested 2, has 1)"),
-        (ask(8000, 0, 2), node(state(0), state(1, Booking(1, 9000))),
+        (ask(8000, 0, 2), node(state(0), state(1, Allocation(1, 9000))),
          "GPU memory insufficient (requested 8000MB, available 7000MB)"),
-        (ask(1), node(state(0, Booking(10, 0))), "GPU slots exhausted"),
+        (ask(1), node(state(0, Allocation(10, 0))), "GPU slots exhausted"),
         (ask(1), node(state(0), foreign_slots=10), "GPU slots exhausted (requested 1, available 0)"),
-        (ask(1, 100), node(state(0, Booking(1, 1))), "no GPU free for exclusive use"),
-        (ask(1), node(state(0, Booking(1, 1, 50, 1))), "GPU held exclusively by another pod"),
+        (ask(1, 100), node(state(0, Allocation(1, 1))), "no GPU free for exclusive use"),
+        (ask(1), node(state(0, Allocation(1, 1, 50, 1))), "GPU held exclusively by another pod"),
         (ask(1), node(state(0, healthy=False)), "GPU unhealthy"),
         (ask(1), node(gpus.GpuState(builders.gpu("n", 0), cordoned=True)), "GPU cordoned"),
-        (ask(1), node(gpus.GpuState(builders.gpu("n", 0), usage_unknown=True)), "GPU usage unknown"),
+        (ask(1), node(gpus.GpuState(builders.gpu("n", 0), allocation_unknown=True)), "GPU usage unknown"),
         (ask(1), node(state(0, mode="mig")), "GPU mode mismatch (requested sharing, has mig)"),
         (ask(1), node(), "too few GPUs (requested 1, has 0)"),
         (ask(1), node(standing=Reason.FOREIGN_AGENT), "GPUs served by another device plugin"),
@@ -95,7 +99,7 @@ def test_an_init_container_uses_the_gpus_that_its_pod_holds_anyway() -> None:
     request = requests.PodRequest(
         (Kind.INIT, Kind.SIDECAR, Kind.APP), (GpuRequest(1, 5000), GpuRequest(1, 1000), GpuRequest(1, 3000))
     )
-    where = node(state(0), state(1, Booking(1, 9000)))
+    where = node(state(0), state(1, Allocation(1, 9000)))
 
     placed = fit(request, where)
 
@@ -122,18 +126,18 @@ def test_what_fits_never_oversubscribes_a_gpu(
     placed = placement.fit(request, where, policy)
 
     if isinstance(placed, placement.Placement):
-        booked = reservations.booked(request.kinds, placed.shares)
+        booked = allocations.by_gpu(request.kinds, placed.shares)
         for one in where.states:
             if one.gpu.uuid in booked:
-                after = one.used.plus(booked[one.gpu.uuid])
+                after = one.allocated.plus(booked[one.gpu.uuid])
                 assert after.memory_mib <= one.gpu.memory_mib
                 assert after.cores_percent <= one.gpu.cores_percent
                 assert after.slots <= one.gpu.slots
-                assert one.used.exclusive == 0
-                assert not booked[one.gpu.uuid].exclusive or one.used.slots == 0
+                assert one.allocated.exclusive == 0
+                assert not booked[one.gpu.uuid].exclusive or one.allocated.slots == 0
                 assert one.gpu.healthy
                 assert not one.cordoned
-                assert not one.usage_unknown
+                assert not one.allocation_unknown
         for ask_, shares in zip(request.containers, placed.shares, strict=True):
             assert len({share.uuid for share in shares}) == len(shares) == (ask_.gpus if ask_ else 0)
 
@@ -158,7 +162,7 @@ def test_numa_bind_takes_all_gpus_of_a_container_from_one_numa_node(
     used_mib: tuple[int, ...], indices: list[str]
 ) -> None:
     request = dataclasses.replace(ask(2000, count=2), numa_bind=True)
-    where = numa_node(*(state(index, Booking(1 if mib else 0, mib)) for index, mib in enumerate(used_mib)))
+    where = numa_node(*(state(index, Allocation(1 if mib else 0, mib)) for index, mib in enumerate(used_mib)))
 
     placed = fit(request, where)
 
@@ -168,7 +172,7 @@ def test_numa_bind_takes_all_gpus_of_a_container_from_one_numa_node(
 
 def test_numa_bind_is_refused_where_the_gpus_lie_apart_though_each_has_room() -> None:
     """Without the wish the pod fits; with it, the event says how many there are together."""
-    full = Booking(1, 16_000)
+    full = Allocation(1, 16_000)
     where = numa_node(state(0), state(1, full), state(2), state(3, full))
 
     assert isinstance(fit(ask(2000, count=2), where), placement.Placement)
@@ -184,7 +188,7 @@ INIT_LARGE = requests.PodRequest(
 
 def test_an_app_follows_its_larger_init_container_to_its_gpu() -> None:
     """There it costs nothing more; on the fuller GPU the pod would hold two."""
-    fuller, emptier = state(0, Booking(1, 8_000)), state(1)
+    fuller, emptier = state(0, Allocation(1, 8_000)), state(1)
 
     placed = fit(INIT_LARGE, node(fuller, emptier))
 
@@ -195,7 +199,7 @@ def test_an_app_follows_its_larger_init_container_to_its_gpu() -> None:
 def test_an_init_container_follows_its_larger_app() -> None:
     """Else a small download step would hold part of a second GPU for the pod's life."""
     request = dataclasses.replace(INIT_LARGE, containers=tuple(reversed(INIT_LARGE.containers)))
-    fuller, emptier = state(0, Booking(1, 8_000)), state(1)
+    fuller, emptier = state(0, Allocation(1, 8_000)), state(1)
 
     placed = fit(request, node(fuller, emptier))
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement, policies, reservations
+from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, placement, policies
 from tests.unit import builders
 
 
@@ -12,7 +12,7 @@ def node(name: str, *used_mib: int) -> placement.NodeState:
     return placement.NodeState(
         identifiers.NodeName(name),
         tuple(
-            gpus.GpuState(builders.gpu(name, index), reservations.Booking(1 if mib else 0, mib))
+            gpus.GpuState(builders.gpu(name, index), allocations.Allocation(1 if mib else 0, mib))
             for index, mib in enumerate(used_mib)
         ),
     )
@@ -40,8 +40,8 @@ def test_binpack_takes_the_fullest_gpu_that_fits_and_spread_the_emptiest(policy:
 def test_weights_say_what_makes_a_gpu_full(weights: str, gpu: str) -> None:
     """One GPU has many small neighbours, the other one that takes most of the memory."""
     states = (
-        gpus.GpuState(builders.gpu("n", 0), reservations.Booking(8, 2000, 40)),
-        gpus.GpuState(builders.gpu("n", 1), reservations.Booking(1, 12_000, 0)),
+        gpus.GpuState(builders.gpu("n", 0), allocations.Allocation(8, 2000, 40)),
+        gpus.GpuState(builders.gpu("n", 1), allocations.Allocation(1, 12_000, 0)),
     )
     policy = dataclasses.replace(policies.BINPACK, weights=policies.weights(weights, "annotation"))
 
@@ -105,7 +105,7 @@ def test_a_chain_that_cannot_be_is_refused(text: str, code: str, ending: str) ->
 def test_a_chain_prefers_gpus_by_its_first_word_then_by_the_next(text: str, gpu: str) -> None:
     """GPUs 0 (empty) and 3 (the fullest) are on NUMA node 1, GPUs 1 (empty) and 2 (busy) on NUMA node 0."""
     states = [
-        gpus.GpuState(builders.gpu("n", index, numa=numa), reservations.Booking(1 if mib else 0, mib))
+        gpus.GpuState(builders.gpu("n", index, numa=numa), allocations.Allocation(1 if mib else 0, mib))
         for index, (numa, mib) in enumerate([(1, 0), (0, 0), (0, 4000), (1, 8000)])
     ]
     where = placement.NodeState(identifiers.NodeName("n"), tuple(states))

@@ -8,13 +8,13 @@ linked        0 and 1 by NVLink, 2 and 3 by NVLink, all else over PCIe
 
 import pytest
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, reservations
+from gpu_sharing.core import allocations, gpus, identifiers, placement, policies
 from tests.unit import builders
 
 NODE = placement.NodeState(
     identifiers.NodeName("n"),
     tuple(
-        gpus.GpuState(builders.gpu("n", index, numa=index // 2), reservations.Booking(1 if mib else 0, mib))
+        gpus.GpuState(builders.gpu("n", index, numa=index // 2), allocations.Allocation(1 if mib else 0, mib))
         for index, mib in enumerate((4_000, 12_000, 0, 8_000))
     ),
     links=((0, 1200, 10, 10), (1200, 0, 10, 10), (10, 10, 0, 1200), (10, 10, 1200, 0)),

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, preemption, requests, reservations
+from gpu_sharing.core import allocations, gpus, identifiers, placement, policies, preemption, requests
 from tests.support import searching
 from tests.unit import builders
 
 
 def victim(name: str, priority: int, memory_mib: int, *rows: int, slots: int = 1) -> preemption.Victim:
-    booking = reservations.Booking(slots, memory_mib, 0)
+    allocation = allocations.Allocation(slots, memory_mib, 0)
     return preemption.Victim(
-        identifiers.PodUid(name), priority, {identifiers.GpuUuid(f"GPU-n-{row}"): booking for row in rows}
+        identifiers.PodUid(name), priority, {identifiers.GpuUuid(f"GPU-n-{row}"): allocation for row in rows}
     )
 
 
@@ -23,12 +23,12 @@ def node(
     count: int, victims: Sequence[preemption.Victim], *others: preemption.Victim, **changes: object
 ) -> placement.NodeState:
     """A node of GPUs of 16,000 MiB on which all of them are."""
-    held: dict[str, reservations.Booking] = {}
+    held: dict[str, allocations.Allocation] = {}
     for one in (*victims, *others):
-        for uuid, booking in one.bookings.items():
-            held[uuid] = held.get(uuid, reservations.NOTHING).plus(booking)
+        for uuid, allocation in one.allocated.items():
+            held[uuid] = held.get(uuid, allocations.NOTHING).plus(allocation)
     states = tuple(
-        gpus.GpuState(builders.gpu("n", row, **changes), held.get(f"GPU-n-{row}", reservations.NOTHING))
+        gpus.GpuState(builders.gpu("n", row, **changes), held.get(f"GPU-n-{row}", allocations.NOTHING))
         for row in range(count)
     )
     return placement.NodeState(identifiers.NodeName("n"), states, sum(one.foreign_slots for one in victims))
@@ -124,7 +124,7 @@ def crowds(draw: st.DrawFn) -> list[preemption.Victim]:
 @given(crowds(), st.sampled_from([1, 1, 2]), st.sampled_from([4_000, 9_000, 15_000]), st.sampled_from([3, 10]))
 def test_no_set_is_better(pods: list[preemption.Victim], count: int, memory_mib: int, slots: int) -> None:
     """Compared with every set there is, on a node that has not more containers than slots."""
-    slots = max(slots, *(sum(f"GPU-n-{row}" in one.bookings for one in pods) for row in range(3)))
+    slots = max(slots, *(sum(f"GPU-n-{row}" in one.allocated for one in pods) for row in range(3)))
     request = builders.pod_request(builders.share_of(memory_mib, gpus=count))
     where = node(3, pods, slots=slots)
 
@@ -157,7 +157,7 @@ def test_no_victim_costs_less_than_any(priority: int) -> None:
     assert preemption.cost(()) < preemption.cost((victim("a", priority, 0, 0),))
 
 
-KIND = reservations.Kind
+KIND = allocations.Kind
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ KIND = reservations.Kind
     ],
 )
 def test_a_pod_frees_what_kube_scheduler_counts_for_it(
-    kinds: tuple[reservations.Kind, ...],
+    kinds: tuple[allocations.Kind, ...],
     containers: tuple[int, ...],
     pod_level: int | None,
     overhead: int,

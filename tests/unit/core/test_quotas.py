@@ -4,17 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_sharing.core import identifiers, quantities, quotas, requests, reservations
+from gpu_sharing.core import allocations, identifiers, quantities, quotas, requests
 from gpu_sharing.core.rejections import Reason
 from tests.unit import builders
 
-KIND = reservations.Kind
+KIND = allocations.Kind
 NAMES = requests.ResourceNames()
 HELD = quotas.Amounts(3, 30_000, 60)
 
 
-def share(memory_mib: int, cores: int = 0, gpu: str = "GPU-0") -> reservations.Share:
-    return reservations.Share(identifiers.GpuUuid(gpu), memory_mib, cores)
+def share(memory_mib: int, cores: int = 0, gpu: str = "GPU-0") -> allocations.Share:
+    return allocations.Share(identifiers.GpuUuid(gpu), memory_mib, cores)
 
 
 def test_the_limits_are_read_as_requests_are() -> None:

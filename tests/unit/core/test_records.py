@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_sharing.core import errors, gpus, identifiers, mig, records, reservations
-from gpu_sharing.core.reservations import Share
+from gpu_sharing.core import allocations, errors, gpus, identifiers, mig, records
+from gpu_sharing.core.allocations import Share
 
 A = identifiers.GpuUuid("GPU-a")
 uuids = st.from_regex(r"GPU-[0-9a-f-]{1,20}", fullmatch=True).map(identifiers.GpuUuid)
@@ -106,7 +106,7 @@ def test_a_pod_record_is_written_as_hami_writes_it() -> None:
 
 
 @given(st.lists(st.lists(shares, max_size=3).map(tuple), min_size=1, max_size=4).map(tuple))
-def test_pod_records_round_trip(held: reservations.Shares) -> None:
+def test_pod_records_round_trip(held: allocations.Shares) -> None:
     """A record is read back as what was decided."""
     asking = [bool(container) for container in held]
 
@@ -124,7 +124,7 @@ def test_pod_records_round_trip(held: reservations.Shares) -> None:
         (" GPU-a , NVIDIA , 1 , 2 : ;", [True], ((Share(A, 1, 2),),)),
     ],
 )
-def test_records_of_hamis_own_scheduler_are_read(text: str, asking: list[bool], expected: reservations.Shares) -> None:
+def test_records_of_hamis_own_scheduler_are_read(text: str, asking: list[bool], expected: allocations.Shares) -> None:
     """It leaves out some empty entries, and marks MIG instances in brackets."""
     assert records.decode_shares(text, asking) == expected
 
@@ -216,7 +216,7 @@ def test_mig_instances_that_do_not_decode_are_none(text: str) -> None:
 
 
 @given(st.lists(st.lists(divided_shares, max_size=3).map(tuple), min_size=1, max_size=4).map(tuple))
-def test_records_of_instances_round_trip(held: reservations.Shares) -> None:
+def test_records_of_instances_round_trip(held: allocations.Shares) -> None:
     """The two annotations together are what was decided."""
     asking = [bool(container) for container in held]
     shares_only = records.decode_shares(records.encode_shares(held), asking)

@@ -6,14 +6,14 @@ from gpu_sharing.core.rejections import Reason
 
 def test_every_reason_but_none_is_explained_by_a_registered_code() -> None:
     """kube-scheduler, the event, the log and the read API say the same."""
-    assert set(rejections.EXPLANATIONS) == set(Reason) - {Reason.NONE}
-    for explained in rejections.EXPLANATIONS.values():
+    assert set(rejections.REASONS) == set(Reason) - {Reason.NONE}
+    for explained in rejections.REASONS.values():
         assert explained.code in error_codes.REGISTRY
 
 
 def test_phrases_are_distinct_and_carry_no_numbers() -> None:
     """kube-scheduler counts nodes by identical strings."""
-    phrases = [explained.phrase for explained in rejections.EXPLANATIONS.values()]
+    phrases = [explained.phrase for explained in rejections.REASONS.values()]
 
     assert len(set(phrases)) == len(phrases)
     assert not any(character.isdigit() for phrase in phrases for character in phrase)
@@ -21,7 +21,7 @@ def test_phrases_are_distinct_and_carry_no_numbers() -> None:
 
 def test_only_what_others_hold_is_curable() -> None:
     """Evicting a pod helps against full GPUs, and against nothing else."""
-    curable = {reason for reason, explained in rejections.EXPLANATIONS.items() if explained.curable}
+    curable = {reason for reason, explained in rejections.REASONS.items() if explained.curable}
 
     assert curable == {
         Reason.SLOTS, Reason.EXCLUSIVE, Reason.HELD_EXCLUSIVELY, Reason.MEMORY, Reason.CORES, Reason.NUMA,

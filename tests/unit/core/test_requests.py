@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_sharing.core import error_codes, policies, requests, reservations
+from gpu_sharing.core import allocations, error_codes, policies, requests
 from gpu_sharing.core.requests import GpuRequest
 from tests import inputs
 
@@ -254,7 +254,7 @@ def test_memory_is_a_number_or_rounded_down_from_a_percentage() -> None:
 
 def test_a_pod_counts_the_slots_it_holds_at_the_most_at_one_time() -> None:
     """As the kubelet and kube-scheduler count device ids: sidecars run beside later init containers."""
-    kind, one = reservations.Kind, GpuRequest(1, 100)
+    kind, one = allocations.Kind, GpuRequest(1, 100)
     pod = requests.PodRequest(
         (kind.INIT, kind.SIDECAR, kind.INIT, kind.APP), (GpuRequest(3, 1), one, GpuRequest(4, 1), GpuRequest(2, 1))
     )
@@ -271,7 +271,7 @@ def test_a_container_that_names_a_managed_resource_makes_the_pod_ours() -> None:
 
 def test_init_containers_come_first_and_sidecars_are_told_apart() -> None:
     """The order of records."""
-    kind = reservations.Kind
+    kind = allocations.Kind
     inits = [Container(), Container(restarts_always=True)]
 
     assert requests.kinds_of(inits, [Container()]) == (kind.INIT, kind.SIDECAR, kind.APP)

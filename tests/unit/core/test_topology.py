@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_sharing.core import gpus, identifiers, placement, policies, records, reservations, topology
+from gpu_sharing.core import allocations, gpus, identifiers, placement, policies, records, topology
 from tests.unit import builders
 
 NVLINK, BOARD, CPU = 1200, 60, 10
@@ -72,7 +72,7 @@ def test_a_container_gets_the_bridged_pair_that_is_free() -> None:
         tuple(
             gpus.GpuState(
                 builders.gpu("n", index),
-                reservations.Booking(1, 12_000, 100, 1) if index == 0 else reservations.NOTHING,
+                allocations.Allocation(1, 12_000, 100, 1) if index == 0 else allocations.NOTHING,
             )
             for index in range(4)
         ),

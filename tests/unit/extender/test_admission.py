@@ -9,13 +9,15 @@ import yaml
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import gangs, gpus, identifiers, placement, requests
-from scheduler_extender import admission, constraints, settings
-from scheduler_extender.fleet import arrays, extent, rolls
+from scheduler_extender.cluster import node_selection
+from scheduler_extender.decide import admission
+from scheduler_extender.fleet import arrays, gang_members, model_stats
+from scheduler_extender.settings import Settings
 from tests import inputs
 from tests.unit import builders
 
 GPU, MEM, CORES, PRIORITY = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpucores", "nvidia.com/priority"
-DEFAULTS = settings.Settings()
+DEFAULTS = Settings()
 
 
 def pod(limits: dict[str, str], spec: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
@@ -27,9 +29,9 @@ def pod(limits: dict[str, str], spec: dict[str, Any] | None = None, **metadata: 
     }
 
 
-def mended(body: dict[str, Any], options: settings.Settings = DEFAULTS) -> dict[str, Any]:
+def mended(body: dict[str, Any], settings: Settings = DEFAULTS) -> dict[str, Any]:
     """What a patch sets, by path."""
-    verdict = admission.review(body, options)
+    verdict = admission.review(body, settings)
     assert not verdict.refused
     return {operation["path"]: operation["value"] for operation in verdict.patch}
 
@@ -54,15 +56,15 @@ def test_a_gpu_pod_becomes_ours_and_what_it_left_unsaid_is_written_down() -> Non
 
 
 def test_priority_becomes_the_variable_that_hami_core_reads_and_the_runtime_class_is_set_where_there_is_none() -> None:
-    options = settings.Settings(runtime_class_name="nvidia")
+    settings = Settings(runtime_class_name="nvidia")
     asked = {GPU: "1", MEM: "1", PRIORITY: "1"}
 
-    found = mended(pod(asked), options)
+    found = mended(pod(asked), settings)
 
     assert found["/spec/containers/0/env"] == [{"name": "CUDA_TASK_PRIORITY", "value": "1"}]
     assert found["/spec/runtimeClassName"] == "nvidia"
-    assert "/spec/runtimeClassName" not in mended(pod(asked, {"runtimeClassName": "kata"}), options)
-    refused = admission.review(pod({**asked, PRIORITY: "high"}), options).refused
+    assert "/spec/runtimeClassName" not in mended(pod(asked, {"runtimeClassName": "kata"}), settings)
+    refused = admission.review(pod({**asked, PRIORITY: "high"}), settings).refused
     assert refused.startswith("SCHED_INVALID_QUANTITY: container main: nvidia.com/priority")
 
 
@@ -75,11 +77,11 @@ def test_gpus_are_hidden_from_containers_without_one_if_that_is_set(env: list[di
     body["spec"]["containers"].append({"name": "side", "env": env})
     kept = [{"name": "A", "value": "b"}] if env else []
 
-    found = mended(body, settings.Settings(hide_gpus=True))
+    found = mended(body, Settings(hide_gpus=True))
 
     assert found == {"/spec/containers/1/env": [*kept, {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}
     assert mended(body) == {}
-    without = mended(pod({}), settings.Settings(hide_gpus=True))
+    without = mended(pod({}), Settings(hide_gpus=True))
     assert without == {"/spec/containers/0/env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"}]}
 
 
@@ -110,7 +112,7 @@ def test_a_privileged_container_may_not_ask_for_a_gpu_unless_that_is_set() -> No
     body["spec"]["containers"][0]["securityContext"] = {"privileged": True}
 
     assert admission.review(body, DEFAULTS).refused.startswith("SCHED_PRIVILEGED: container main is privileged")
-    assert not admission.review(body, settings.Settings(allow_privileged=True)).refused
+    assert not admission.review(body, Settings(allow_privileged=True)).refused
     body["spec"]["containers"][0]["resources"] = {}
     assert not admission.review(body, DEFAULTS).refused
 
@@ -129,11 +131,11 @@ def test_pods_without_gpus_those_that_opt_out_and_static_pods_are_left_alone(bod
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "options"),
-    [("volcano", DEFAULTS), ("default-scheduler", settings.Settings(force_overwrite=False))],
+    ("scheduler", "settings"),
+    [("volcano", DEFAULTS), ("default-scheduler", Settings(force_overwrite=False))],
 )
-def test_a_pod_of_another_scheduler_is_left_alone_with_a_warning(scheduler: str, options: settings.Settings) -> None:
-    verdict = admission.review(pod({GPU: "1", MEM: "8M"}, {"schedulerName": scheduler}), options)
+def test_a_pod_of_another_scheduler_is_left_alone_with_a_warning(scheduler: str, settings: Settings) -> None:
+    verdict = admission.review(pod({GPU: "1", MEM: "8M"}, {"schedulerName": scheduler}), settings)
 
     assert (verdict.refused, verdict.patch) == ("", ())
     assert f"schedulerName {scheduler} is not hami-scheduler" in verdict.warnings[0]
@@ -148,18 +150,18 @@ def test_what_the_request_ignores_is_a_warning() -> None:
 def test_a_request_beyond_every_gpu_of_the_cluster_is_known_at_once() -> None:
     """No wait cures it; but the cluster may grow, so it is a warning."""
     fleet = arrays.Arrays()
-    assert extent.beyond(fleet, builders.pod_request(builders.share_of(99_000))) == ()
+    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(99_000))) == ()
     states = tuple(gpus.GpuState(builders.gpu("n", index)) for index in range(2))
     node = placement.NodeState(identifiers.NodeName("n"), states)
     fleet.write(fleet.column(node.name), node, inventory_changed=True)
     wrong_type = requests.Selectors(use_types=("h100",))
 
-    assert extent.beyond(fleet, builders.pod_request(builders.share_of(16_000, gpus=2))) == ()
-    assert extent.beyond(fleet, builders.pod_request(builders.share_of(17_000, gpus=3))) == (
+    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(16_000, gpus=2))) == ()
+    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(17_000, gpus=3))) == (
         "the pod cannot be placed: 17000 MiB are asked of one GPU; the largest that it accepts has 16000 MiB",
         "the pod cannot be placed: 3 GPUs are asked for one container; no node has more than 2 it accepts",
     )
-    assert extent.beyond(fleet, builders.pod_request(builders.share_of(1), selectors=wrong_type)) == (
+    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(1), selectors=wrong_type)) == (
         f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {builders.TYPES[0]}",
     )
 
@@ -182,35 +184,35 @@ def test_members_of_a_gang_are_given_the_gate_that_keeps_them_together() -> None
 def test_one_member_too_many_or_of_another_size_cannot_join() -> None:
     """Counted are those that wait and those that hold GPUs."""
     gang = gangs.Gang("train", 2)
-    known = rolls.Rolls()
-    known.waits(identifiers.PodUid("a"), "default", gang)
+    known = gang_members.Gangs()
+    known.add_pending(identifiers.PodUid("a"), "default", gang)
 
-    assert known.joins("default", gang) == ""
-    assert known.joins("default", gangs.Gang("train", 3)) == (
+    assert known.join_refusal("default", gang) == ""
+    assert known.join_refusal("default", gangs.Gang("train", 3)) == (
         "the other members of gang train say that it has 2 members, this one says 3"
     )
-    known.holds(identifiers.PodUid("b"), "default", gang)
-    assert known.joins("default", gang) == "gang train has its 2 members already"
-    assert known.joins("elsewhere", gang) == ""
-    assert known.joins("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == ""
+    known.add_bound(identifiers.PodUid("b"), "default", gang)
+    assert known.join_refusal("default", gang) == "gang train has its 2 members already"
+    assert known.join_refusal("elsewhere", gang) == ""
+    assert known.join_refusal("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == ""
     known.set_group(gangs.KUBERNETES, "default", "train", 4)
-    assert known.joins("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == (
+    assert known.join_refusal("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == (
         "the other members of gang train say that it has 2 members, this one says 4"
     )
-    known.holds_no_more(identifiers.PodUid("b"))
-    known.waits_no_more(identifiers.PodUid("a"))
-    assert known.joins("default", gangs.Gang("train", 3)) == ""
+    known.remove_bound(identifiers.PodUid("b"))
+    known.remove_pending(identifiers.PodUid("a"))
+    assert known.join_refusal("default", gangs.Gang("train", 3)) == ""
 
 
 def test_the_settings_of_silence_are_written_into_the_pod() -> None:
     """So that `kubectl get -o yaml` shows what the pod gets, and a change of the settings does not change it."""
     names = requests.ResourceNames(defaults=requests.Defaults(2, 3000, 25))
-    options = settings.Settings(resource_names=names)
+    settings = Settings(resource_names=names)
 
-    assert mended(pod({GPU: "1"}), options)["/spec/containers/0/resources"]["limits"] == {
+    assert mended(pod({GPU: "1"}), settings)["/spec/containers/0/resources"]["limits"] == {
         GPU: "1", MEM: "3000", CORES: "25",
     }  # fmt: skip
-    assert mended(pod({CORES: "10"}), options)["/spec/containers/0/resources"]["limits"] == {
+    assert mended(pod({CORES: "10"}), settings)["/spec/containers/0/resources"]["limits"] == {
         CORES: "10", GPU: "2", MEM: "3000",
     }  # fmt: skip
 
@@ -238,10 +240,10 @@ def test_what_the_advice_for_a_node_name_says_admits_that_node() -> None:
     required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     advised["spec"]["affinity"] = {"nodeAffinity": required}
 
-    wishes = constraints.wishes(msgspec.convert(advised, objects.Pod))
+    wishes = node_selection.requirements_of(msgspec.convert(advised, objects.Pod))
 
-    assert constraints.admits(wishes, wanted, labels, ())
-    assert not constraints.admits(wishes, "another", labels, ())
+    assert node_selection.admits(wishes, wanted, labels, ())
+    assert not node_selection.admits(wishes, "another", labels, ())
 
 
 @pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_MEMORY_LIMIT_0", "CUDA_DEVICE_SM_LIMIT"])
@@ -249,7 +251,7 @@ def test_a_variable_of_the_device_plugin_is_warned_of_or_refused_as_set(name: st
     """Without CDI it wins over what the pod is promised."""
     body = pod({GPU: "1", MEM: "1"})
     body["spec"]["containers"][0]["env"] = [{"name": "A", "value": "b"}, {"name": name, "value": "all"}]
-    strict = settings.Settings(refuse_own_variables=True)
+    strict = Settings(refuse_own_variables=True)
 
     warned = admission.review(body, DEFAULTS)
     refused = admission.review(body, strict).refused

@@ -1,4 +1,4 @@
-"""The books balance under any interleaving: binds, deletions, duplicates, lost answers, watch gaps and restarts."""
+"""The ledger balance under any interleaving: binds, deletions, duplicates, lost answers, watch gaps and restarts."""
 
 import asyncio
 import copy
@@ -14,9 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender import binding, leadership, metrics, mirror, placing, requeue, telling, usage, verbs, wire
-from scheduler_extender import settings as settings_module
+from scheduler_extender.act import binding, leadership
+from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.metrics import Metrics
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import server
+from scheduler_extender.settings import Settings
 from tests.support import accounting, fakes, searching
+from tests.support.extender_world import bind_call
 
 NODES = ["node-a", "node-b"]
 SMALL = gpus.Model("NVIDIA A100", 10_000)
@@ -54,21 +60,17 @@ class Books(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         """An extender that has just listed."""
-        options, counters = settings_module.Settings(), metrics.Metrics()
-        self.mirror = mirror.Mirror(options, counters)
-        self.placer = placing.Placer(self.mirror.ledger, options)
+        self.core = DecisionCore(Settings(), Metrics())
+        self.mirror, self.placer = self.core.mirror, self.core.placer
         list(self.mirror.quotas.replaced([QUOTA], 0.0))
         for node in self.nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
         self.api.stream.clear()
         list(self.mirror.replace_pods(self.api.objects(), self.loop.time()))
-        teller = telling.Teller(self.mirror, self.placer, fakes.SilentRecorder(), options, lambda: False)
-        refusals = requeue.Refusals(self.mirror, self.placer, options, counters)
-        self.verbs = verbs.Verbs(self.mirror, self.placer, teller, refusals, options, counters, usage.Usage(options))
+        decision_events = DecisionEvents(self.core, fakes.SilentRecorder(), lambda: False)
         client: Any = self.api
-        self.binder = binding.Binder(
-            client, self.mirror, self.placer, self.verbs, refusals, teller, options, counters, lambda: True
-        )
+        self.binder = binding.Binder(client, self.core, decision_events, lambda: True)
+        self.server = server.VerbServer(self.core, self.binder, decision_events, lambda: None)
         self.last_seen = self.begun = None
 
     @rule()
@@ -91,11 +93,11 @@ class Books(RuleBasedStateMachine):
         """What kube-scheduler does, from its own view, which may be newer or older than ours."""
         pod = data.draw(st.sampled_from(list(self.api.pods.values())))
         body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": NODES})
-        left = orjson.loads(self.verbs.filter(body))["NodeNames"]
+        left = orjson.loads(self.server.filter(body)[0])["NodeNames"]
         if not left:
             return
         if ask_scores:
-            self.verbs.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
+            self.server.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
         self.bind(pod, data.draw(st.sampled_from(left)), lost)
 
     @precondition(lambda self: self.api.pods)
@@ -109,19 +111,18 @@ class Books(RuleBasedStateMachine):
     def two_binds_at_once(self, data: st.DataObject, node: str) -> None:
         """They overlap, and may be for the same pod."""
         pods = [data.draw(st.sampled_from(list(self.api.pods.values()))) for _ in range(2)]
-        arguments = [wire.BindArgs(p["metadata"]["name"], "default", p["metadata"]["uid"], node) for p in pods]
+        calls = [bind_call(pod, node) for pod in pods]
 
         async def both() -> None:
-            await asyncio.gather(*(self.binder.bind(one) for one in arguments))
+            await asyncio.gather(*(self.binder.bind(one) for one in calls))
 
         self.loop.run_until_complete(both())
 
     def bind(self, pod: dict[str, Any], node: str, lost: str) -> None:
         self.api.loses = [lost]
-        arguments = wire.BindArgs(pod["metadata"]["name"], "default", pod["metadata"]["uid"], node)
-        failed = self.loop.run_until_complete(self.binder.bind(arguments))
+        outcome = self.loop.run_until_complete(self.binder.bind(bind_call(pod, node)))
         self.api.loses = []
-        if not failed:
+        if not outcome.code:
             now = self.api.pods[pod["metadata"]["name"]]
             assert now["spec"]["nodeName"] == node
             assert now["metadata"]["annotations"][records.ALLOCATED]
@@ -145,8 +146,8 @@ class Books(RuleBasedStateMachine):
         pod = copy.deepcopy(data.draw(st.sampled_from(list(self.api.pods.values()))))
         if pod["spec"].get("nodeName"):
             return
-        closes = frozenset([gpus.gpu_uuid(node, 0)]) if how == "closed" else frozenset()
-        hold = records.encode_hold(records.Hold(identifiers.NodeName(node), closes, 2**40))
+        reserved_gpus = frozenset([gpus.gpu_uuid(node, 0)]) if how == "closed" else frozenset()
+        hold = records.encode_hold(records.Hold(identifiers.NodeName(node), reserved_gpus, 2**40))
         pod["metadata"]["annotations"] = {records.HOLD: hold} if how in ("kept", "closed") else {}
         pod["status"] = {"phase": "Pending", **({"nominatedNodeName": node} if how == "nominated" else {})}
         self.api.put(pod)
@@ -218,18 +219,18 @@ class Books(RuleBasedStateMachine):
             self.the_list_ends()
         for kind, pod in self.api.stream:
             self.deliver(kind, pod)
-        anew = mirror.Mirror(settings_module.Settings(), metrics.Metrics())
+        anew = Mirror(Settings(), Metrics())
         for node in self.nodes:
             anew.see_node(msgspec.convert(node, objects.Node))
         list(anew.replace_pods(self.api.objects(), 0.0))
         for name in NODES:
-            assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
-        for books in (self.mirror.ledger, anew.ledger):
-            books.expire(float("inf"))  # Nominations are no facts.
+            assert self.mirror.ledger.allocated_on(name) == anew.ledger.allocated_on(name)  # type: ignore[arg-type]
+        for ledger in (self.mirror.ledger, anew.ledger):
+            ledger.expire(float("inf"))  # Nominations are no facts.
         for name in NODES:
             assert self.mirror.ledger.settled(name) == anew.ledger.settled(name)  # type: ignore[arg-type]
-        assert self.mirror.ledger.budgets.held("default") == anew.ledger.budgets.held("default")
-        assert set(self.mirror.waiting) == set(anew.waiting)
+        assert self.mirror.ledger.quotas.held("default") == anew.ledger.quotas.held("default")
+        assert set(self.mirror.pending.uids()) == set(anew.pending.uids())
         self.loop.close()
 
 
@@ -245,38 +246,38 @@ Books.TestCase.settings = settings(max_examples=searching.examples(100), statefu
 
 def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:
     """Nothing was freed by it, so nobody has to be looked at again."""
-    books = Books()
-    books.start()
-    books.create(limits=LIMITS[0])
-    (pod,) = books.api.pods.values()
+    ledger = Books()
+    ledger.start()
+    ledger.create(limits=LIMITS[0])
+    (pod,) = ledger.api.pods.values()
     pod["spec"]["priority"] = 7
     pod["spec"]["containers"][0]["resources"]["requests"] = {"cpu": "2", "memory": "1Gi"}
     pod["metadata"]["annotations"] = {"hami.io/gang-size": "", "hami.io/gang": ""}
-    books.api.put(pod)
-    books.watch_catches_up_a_little(count=4)
-    books.bind(pod, "node-a", "")
-    generation = books.mirror.ledger.generation
+    ledger.api.put(pod)
+    ledger.watch_catches_up_a_little(count=4)
+    ledger.bind(pod, "node-a", "")
+    generation = ledger.mirror.ledger.generation
 
-    books.watch_catches_up_a_little(count=4)
+    ledger.watch_catches_up_a_little(count=4)
 
-    assert books.mirror.ledger.generation == generation
-    books.teardown()
+    assert ledger.mirror.ledger.generation == generation
+    ledger.teardown()
 
 
 @pytest.mark.usefixtures("_no_waiting")
 @pytest.mark.parametrize("lost", ["", "answer"])
 def test_a_list_that_began_before_a_bind_does_not_undo_it(lost: str) -> None:
     """The same as a story, because chance does not tell it in every run."""
-    books = Books()
-    books.start()
+    ledger = Books()
+    ledger.start()
     for _ in range(2):
-        books.create(limits=LIMITS[3])
-    first, second = books.api.pods.values()
-    books.watch_breaks_and_a_list_begins()
-    books.bind(first, "node-b", lost)
-    books.the_list_ends()
+        ledger.create(limits=LIMITS[3])
+    first, second = ledger.api.pods.values()
+    ledger.watch_breaks_and_a_list_begins()
+    ledger.bind(first, "node-b", lost)
+    ledger.the_list_ends()
 
-    books.bind(second, "node-b", "")
+    ledger.bind(second, "node-b", "")
 
-    books.no_gpu_is_ever_oversubscribed()
-    books.teardown()
+    ledger.no_gpu_is_ever_oversubscribed()
+    ledger.teardown()

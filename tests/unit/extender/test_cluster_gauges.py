@@ -6,10 +6,10 @@ import time
 import pytest
 
 from gpu_sharing.adapters import certificates
-from gpu_sharing.core import error_codes, identifiers, requests
+from gpu_sharing.core import error_codes, identifiers
 from lab import certificates as lab_certificates
 from lab import gpus
-from scheduler_extender import cluster_gauges
+from scheduler_extender.report import cluster_gauges
 from tests.support.extender_world import A100, World, held, pod, quota
 
 MIB = 1 << 20
@@ -17,13 +17,7 @@ MIB = 1 << 20
 
 def counted(world: World, *, leads: bool = True, clock: float = 0.0) -> dict[str, dict[tuple[str, ...], float]]:
     """Every gauge, by name and values of its labels."""
-    gauges = cluster_gauges.ClusterGauges(
-        world.mirror,
-        requests.ResourceNames(),
-        lambda uid: error_codes.INSUFFICIENT_GPU_MEMORY if uid == "uid-refused" else None,
-        lambda: leads,
-        lambda: clock,
-    )
+    gauges = cluster_gauges.ClusterGauges(world.core, lambda: leads, lambda: clock)
     return {
         family.name: {tuple(one.labels.values()): one.value for one in family.samples} for family in gauges.collect()
     }
@@ -62,7 +56,9 @@ def test_waiting_pods_are_counted_by_why_they_wait() -> None:
     world = World(gpus.gpu_node("a", A100, 1))
     assert counted(world)["hami_scheduler_pods_waiting"] == {(cluster_gauges.UNDECIDED,): 0}
 
+    world.see(held("x", "a", 0, A100.memory_mib))
     world.see(pod("refused"))
+    world.filter(pod("refused"), "a")
     world.see(pod("new"))
 
     assert counted(world)["hami_scheduler_pods_waiting"] == {
@@ -91,9 +87,7 @@ def test_a_replica_that_does_not_lead_says_nothing_of_the_cluster() -> None:
 def test_many_scrapes_are_one_count() -> None:
     """For some seconds."""
     world, now = World(gpus.gpu_node("a", A100, 1)), [0.0]
-    gauges = cluster_gauges.ClusterGauges(
-        world.mirror, requests.ResourceNames(), lambda uid: None, lambda: True, lambda: now[0]
-    )
+    gauges = cluster_gauges.ClusterGauges(world.core, lambda: True, lambda: now[0])
     first = gauges.collect()
     world.see(held("x", "a", 0, 10_000))
 
@@ -120,12 +114,18 @@ def test_the_reason_of_a_pod_is_the_one_of_its_last_refusal() -> None:
     """And none once it got a yes."""
     world = World(gpus.gpu_node("a", A100, 1))
     world.see(pod("p"))
-    uid = identifiers.PodUid("uid-p")
-    assert world.teller.reason_of(uid) is None
+    assert last_code(world) is None
     world.see(held("x", "a", 0, A100.memory_mib))
 
     world.filter(pod("p"), "a")
-    assert world.teller.reason_of(uid) == error_codes.INSUFFICIENT_GPU_MEMORY
+    assert last_code(world) == error_codes.INSUFFICIENT_GPU_MEMORY
     world.mirror.forget_pod(identifiers.PodUid("uid-x"))
     world.filter(pod("p"), "a")
-    assert world.teller.reason_of(uid) is None
+    assert last_code(world) is None
+
+
+def last_code(world: World) -> error_codes.Code | None:
+    """The code of the last rejection of the pod p."""
+    entry = world.pending.entry(identifiers.PodUid("uid-p"))
+    assert entry is not None
+    return entry.rejection.code if entry.rejection else None

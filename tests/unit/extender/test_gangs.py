@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, errors, gangs, identifiers, records, reservations
+from gpu_sharing.core import allocations, error_codes, errors, gangs, identifiers, records
 from lab import gpus
-from scheduler_extender import constraints, gang_planner, metrics, pod_writer, settings
-from scheduler_extender.fleet import ledger
+from scheduler_extender.act import gang_planner, pod_writer
+from scheduler_extender.cluster import node_selection
+from scheduler_extender.fleet import facts
 from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
 
@@ -23,9 +24,9 @@ class Scene(scenes.Scene):
     """A world whose API server can be changed, and a planner."""
 
     def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
-        super().__init__(*nodes)
+        super().__init__(*nodes, **changes)
         self.now = 1_000_000.0
-        self.options = settings.Settings(**changes)
+        self.settings = self.world.core.settings
         self.world.mirror._wall_clock = lambda: self.now
         self.restart()
 
@@ -34,9 +35,8 @@ class Scene(scenes.Scene):
         client: Any = self.api
         world = self.world
         self.planner = gang_planner.GangPlanner(
-            pod_writer.PodWriter(client), world.mirror, world.placer, world.teller, self.options, metrics.Metrics(),
-            world.clock, lambda: self.now,
-        )  # fmt: skip
+            pod_writer.PodWriter(client), world.core, world.decision_events, lambda: self.now
+        )
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -192,7 +192,7 @@ def test_members_that_are_done_make_a_gang_whole_for_one_that_comes_again_but_no
 
     left = [one for one in scene.api.objects() if one.metadata.name != "m0"]
     list(scene.world.mirror.replace_pods(left, 0.0))
-    assert scene.world.mirror.ledger.rolls.done() == []
+    assert scene.world.mirror.ledger.gangs.done() == []
 
 
 @pytest.mark.parametrize("evicts", [True, False])
@@ -240,7 +240,7 @@ def test_a_step_of_the_wall_clock_neither_tears_a_gang_nor_keeps_its_place_for_e
     scene.step()
     assert [scene.hold(name) for name in ("m0", "m1")] == held_before
 
-    scene.world.clock.now += scene.options.gang_deadline_seconds + 1
+    scene.world.clock.now += scene.settings.gang_deadline_seconds + 1
     scene.step(1)
     assert scene.hold("m0") is None
 
@@ -392,8 +392,8 @@ def test_a_pod_group_says_how_many_must_start_at_least() -> None:
     assert sorted(planned) == ["", "a", "a", "b", "c"]
     *kept, left = sorted(names, key=lambda name: not scene.hold(name))
     assert scene.told("3 no GPU free for exclusive use")
-    (alone,) = (one for one in scene.world.mirror.waiting.values() if one.hold is None)
-    assert "no room yet for one more member" in str(scene.world.placer.excuse(alone))
+    (alone,) = (one for one in scene.world.pending if one.hold is None)
+    assert "no room yet for one more member" in str(scene.world.placer.gang_rejection(alone))
 
     scene.bind(*kept[:3])
     scene.pass_time(100)
@@ -427,12 +427,12 @@ def test_pod_groups_that_are_listed_no_more_are_gone() -> None:
     list(ours.replaced([group(2)], 0.0))
     list(others.replaced([], 0.0))
     scene.put(grouped("m0"), grouped("m1"))
-    roll = scene.world.mirror.ledger.rolls.roll(("default", "train"))
-    assert roll.size == 2
+    members = scene.world.mirror.ledger.gangs.members(("default", "train"))
+    assert members.size == 2
 
     list(ours.replaced([], 0.0))
 
-    assert roll.size == 0
+    assert members.size == 0
     basic = msgspec.convert({"spec": {"schedulingPolicy": {"basic": {}}}}, objects.PodGroup)
     assert basic.least_members == 1
     assert msgspec.convert({"spec": {"minMember": 4}}, objects.PodGroup).least_members == 4
@@ -478,9 +478,9 @@ def test_nodes_a_pod_may_go_to(spec: dict[str, Any], admitted: bool) -> None:
     if terms:
         required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
         spec["affinity"] = {"nodeAffinity": required}
-    wanted = constraints.wishes(msgspec.convert({"spec": spec}, objects.Pod))
+    wanted = node_selection.requirements_of(msgspec.convert({"spec": spec}, objects.Pod))
 
-    assert constraints.admits(wanted, "n", {"zone": "x", "rank": "5"}, []) is admitted
+    assert node_selection.admits(wanted, "n", {"zone": "x", "rank": "5"}, []) is admitted
 
 
 @pytest.mark.parametrize(
@@ -494,10 +494,10 @@ def test_nodes_a_pod_may_go_to(spec: dict[str, Any], admitted: bool) -> None:
 def test_taints_keep_pods_off_unless_they_are_tolerated(toleration: dict[str, str] | None, admitted: bool) -> None:
     """One that only prefers other pods keeps nobody off."""
     body = {"spec": {"tolerations": [toleration] if toleration else None}}
-    wanted = constraints.wishes(msgspec.convert(body, objects.Pod))
-    taints = [ledger.Taint("gpu", "a", "NoSchedule"), ledger.Taint("soft", "", "PreferNoSchedule")]
+    wanted = node_selection.requirements_of(msgspec.convert(body, objects.Pod))
+    taints = [facts.Taint("gpu", "a", "NoSchedule"), facts.Taint("soft", "", "PreferNoSchedule")]
 
-    assert constraints.admits(wanted, "n", {}, taints) is admitted
+    assert node_selection.admits(wanted, "n", {}, taints) is admitted
 
 
 def test_what_was_kept_for_a_member_does_not_count_beside_what_it_holds() -> None:
@@ -506,15 +506,15 @@ def test_what_was_kept_for_a_member_does_not_count_beside_what_it_holds() -> Non
     scene.put(member("m0", "train", 2), member("m1", "train", 2))
     scene.step()
     scene.world.clock.now += 10
-    books = scene.world.mirror.ledger
-    books.expire(scene.world.clock.now)
+    ledger = scene.world.mirror.ledger
+    ledger.expire(scene.world.clock.now)
     stranger = pod("stranger", WHOLE)
 
-    held_now = {gpus.gpu_uuid("a", 0): reservations.Booking(1, 16_000, 100, 1)}
+    held_now = {gpus.gpu_uuid("a", 0): allocations.Allocation(1, 16_000, 100, 1)}
     uid = identifiers.PodUid("uid-m0")
-    books.assume(ledger.PodFacts(uid, identifiers.PodKey("default/m0"), identifiers.NodeName("a"), held_now))
+    ledger.assume(facts.BoundPod(uid, identifiers.PodKey("default/m0"), identifiers.NodeName("a"), allocated=held_now))
 
     assert scene.world.filter(scene.api.pods["m1"], "a")["NodeNames"] == ["a"]
     assert scene.world.filter(stranger, "a")["NodeNames"] == []
-    books.forget(uid)
+    ledger.forget(uid)
     assert scene.world.filter(stranger, "a")["NodeNames"] == []

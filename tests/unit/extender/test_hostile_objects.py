@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, mig, records, reservations
+from gpu_sharing.core import allocations, identifiers, mig, records
 from lab import gpus
-from scheduler_extender import gang_planner, metrics, pod_writer, settings
+from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.fleet import arrays
 from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
@@ -86,11 +86,8 @@ def test_a_member_that_breaks_the_planner_holds_back_its_own_gang_alone(monkeypa
     """Gangs are planned in the order of their names; a defect in the first must not stop the last."""
     scene = scenes.Scene(gpus.gpu_node("a", A100, 2))
     client: Any = scene.api
-    world, counters = scene.world, metrics.Metrics()
-    planner = gang_planner.GangPlanner(
-        pod_writer.PodWriter(client), world.mirror, world.placer, world.teller, settings.Settings(), counters,
-        world.clock,
-    )  # fmt: skip
+    world, metrics = scene.world, scene.world.core.metrics
+    planner = gang_planner.GangPlanner(pod_writer.PodWriter(client), world.core, world.decision_events)
     one_gpu = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"}
     for name in ("aaa", "zzz"):
         annotations = {"hami.io/gang": name, "hami.io/gang-size": "1"}
@@ -107,7 +104,7 @@ def test_a_member_that_breaks_the_planner_holds_back_its_own_gang_alone(monkeypa
     scene.watch()
 
     assert scene.hold("zzz") is not None
-    assert counters.set_aside._value.get() == 1
+    assert metrics.set_aside._value.get() == 1
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1", "1.5", '"0"', "true", "99999999999999999999999"])
@@ -209,12 +206,12 @@ def test_a_pod_that_cannot_be_taken_in_keeps_its_node_and_nothing_else_out_of_us
 @pytest.mark.parametrize("holders", [1, 15, 16, 40])
 def test_a_mig_gpu_that_many_pods_wait_for_is_given_to_none_beside_them(holders: int) -> None:
     """However many holds close the same slices, a slice that is kept stays kept."""
-    closed = reservations.Booking(0, 0, 0, 0, mig.taken(0, mig.MOST_SLICES))
-    total = reservations.NOTHING
+    closed = allocations.Allocation(0, 0, 0, 0, mig.taken(0, mig.MOST_SLICES))
+    total = allocations.NOTHING
     for _ in range(holders):
         total = total.plus(closed)
 
     assert not any(mig.is_free(total.slices, mig.Slices(start, 1)) for start in range(mig.MOST_SLICES))
     for _ in range(holders):
         total = total.minus(closed)
-    assert total == reservations.NOTHING
+    assert total == allocations.NOTHING

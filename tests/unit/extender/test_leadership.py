@@ -1,7 +1,7 @@
 """Who may bind, and from when to when."""
 
 from gpu_sharing.adapters import objects
-from scheduler_extender import leadership
+from scheduler_extender.act import leadership
 
 
 class Clock:

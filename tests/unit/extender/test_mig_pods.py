@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from gpu_sharing.core import identifiers, mig, records, reservations
+from gpu_sharing.core import allocations, identifiers, mig, records
 from lab import gpus, mig_models
 from tests.support.extender_world import World, pod, quota
 
@@ -25,7 +25,7 @@ def divided_node(name: str, count: int = 1) -> dict[str, Any]:
 
 def holding(name: str, node: str, *instances: mig.Instance, corrupt: bool = False) -> dict[str, Any]:
     uuid = gpus.gpu_uuid(node, 0)
-    shares = (tuple(reservations.Share(uuid, 9_932, 14, instance) for instance in instances),)
+    shares = (tuple(allocations.Share(uuid, 9_932, 14, instance) for instance in instances),)
     annotations = records.pod_annotations(shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d"))
     if corrupt:
         annotations[records.MIG_ALLOCATIONS] = "[{]"

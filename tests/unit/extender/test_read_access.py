@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gpu_sharing.adapters import reviews
+from gpu_sharing.adapters import access_reviews
 from gpu_sharing.core import errors
 from lab import gpus
-from scheduler_extender import explaining, read_access, read_api, settings
+from scheduler_extender.serve import read_access, read_api
 from tests.support.extender_world import A100, World, held, pod
 
 READ, LIST_ALL = ("hami.io", "gpus", "get", ""), ("hami.io", "pods", "list", "")
@@ -63,9 +63,8 @@ class Site:
         waiting["metadata"]["namespace"] = "ai"
         world.see(waiting)
         client: Any = self.cluster
-        explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
         gate = read_access.TokenGate(client, lambda: self.ticks)
-        self._app = read_api.ReadApi(world.mirror, explainer, self._events, gate, lambda: True)
+        self._app = read_api.ReadApi(world.core, self._events, gate, lambda: True)
 
     async def _events(self, namespace: str, uid: str) -> list[Any]:
         return [{"note": f"of {namespace}"}]
@@ -197,4 +196,4 @@ def test_tokens_of_kubernetes_have_the_form_of_a_token() -> None:
         "a" * 32,
         "YWJjZGVmZw==",
     ):
-        assert reviews.is_token(token)
+        assert access_reviews.is_token(token)

@@ -7,11 +7,14 @@ import msgspec
 import pytest
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import identifiers, records, reservations
+from gpu_sharing.core import allocations, identifiers, records
 from hamictl import views
 from lab import gpus
-from scheduler_extender import explaining, facts, settings
-from scheduler_extender.fleet import census, ledger
+from scheduler_extender.cluster import from_objects
+from scheduler_extender.decide import explaining
+from scheduler_extender.fleet import facts, model_stats
+from scheduler_extender.fleet.ledger import Ledger
+from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 
 NOT_READY = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
@@ -35,11 +38,11 @@ def test_a_node_that_takes_no_pods_does_not_count_as_free(away: dict[str, Any], 
     """Its GPUs are there, and of no use to a pod that waits."""
     world = World(node("a"), away)
     world.see(pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "16000"}))
-    waiting = world.mirror.waiting[identifiers.PodUid("uid-p")]
-    explainer = explaining.Explainer(world.mirror, world.placer, world.teller, settings.Settings())
+    waiting = world.listed("p")
+    explainer = explaining.Explainer(world.core)
 
-    (counted,) = census.count(world.mirror.ledger.settle(), {})
-    _, told = asyncio.run(explainer.explain(waiting)).verdicts
+    (counted,) = model_stats.by_model(world.mirror.ledger.settle(), {})
+    _, told = asyncio.run(explainer.explain(waiting)).nodes
 
     assert (counted.gpus, counted.usable, counted.memory_mib, counted.largest_free_mib) == (2, 1, 16_000, 16_000)
     assert (told.sentence, told.code) == (phrase, code)
@@ -70,7 +73,7 @@ def test_a_refused_pod_is_told_of_a_node_that_was_not_offered_what_the_node_is()
         (records.PHASE_ALLOCATING, [{"state": {"waiting": {"reason": "ContainerCreating"}}}], "starting"),
         (records.PHASE_SUCCESS, [{"state": {"waiting": {"reason": "CrashLoopBackOff"}}}], "CrashLoopBackOff"),
         (records.PHASE_ALLOCATING, [{"state": {"waiting": {"reason": "ImagePullBackOff"}}}], "ImagePullBackOff"),
-        (records.PHASE_FAILED, [{"state": {"waiting": {"reason": "RunContainerError"}}}], facts.REFUSED),
+        (records.PHASE_FAILED, [{"state": {"waiting": {"reason": "RunContainerError"}}}], from_objects.REFUSED),
     ],
 )
 def test_a_pod_whose_containers_do_not_run_is_not_shown_as_running(
@@ -81,24 +84,24 @@ def test_a_pod_whose_containers_do_not_run_is_not_shown_as_running(
     body["metadata"]["annotations"][records.BIND_PHASE] = phase
     body["status"] = {"phase": "Running", "containerStatuses": statuses}
 
-    seen = facts.pod_facts(msgspec.convert(body, objects.Pod), settings.Settings().resource_names)
+    seen = from_objects.pod_facts(msgspec.convert(body, objects.Pod), Settings().resource_names)
 
-    row = {"phase": "holding", "starting": seen.starting, "trouble": seen.trouble}
+    row = {"phase": "holding", "starting": seen.starting, "trouble": seen.not_running}
     assert views._pod_state(row) == shown
 
 
 def test_a_booking_of_nothing_comes_and_goes() -> None:
     """Beside one of something on the same GPU, in whichever order they end."""
-    books = ledger.Ledger()
+    ledger = Ledger()
     uuid, name = identifiers.GpuUuid("GPU-x"), identifiers.NodeName("a")
-    for uid, booking in (("nothing", reservations.NOTHING), ("something", reservations.Booking(1, 1_000))):
+    for uid, allocation in (("nothing", allocations.NOTHING), ("something", allocations.Allocation(1, 1_000))):
         key = identifiers.PodKey(f"default/{uid}")
-        books.set_pod(ledger.PodFacts(identifiers.PodUid(uid), key, name, {uuid: booking}))
+        ledger.set_bound(facts.BoundPod(identifiers.PodUid(uid), key, name, allocated={uuid: allocation}))
 
-    books.remove_pod(identifiers.PodUid("something"))
-    books.remove_pod(identifiers.PodUid("nothing"))
+    ledger.remove_pod(identifiers.PodUid("something"))
+    ledger.remove_pod(identifiers.PodUid("nothing"))
 
-    assert books.pod_count == 0
+    assert ledger.pod_count == 0
 
 
 def test_a_crash_loop_frees_nothing_and_wakes_no_pod() -> None:
@@ -114,4 +117,4 @@ def test_a_crash_loop_frees_nothing_and_wakes_no_pod() -> None:
     assert world.mirror.ledger.generation == generation
     known = world.mirror.ledger.pod(identifiers.PodUid("uid-p"))
     assert known is not None
-    assert known.trouble == "CrashLoopBackOff"
+    assert known.not_running == "CrashLoopBackOff"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin import checkpoint
+from device_plugin.kubelet import checkpoint
 from gpu_sharing.core import errors
 from protos.deviceplugin.v1beta1 import api_pb2
 
@@ -37,7 +37,7 @@ def test_reads_what_each_container_was_given(ids: Any) -> None:
 
     assert len(found) == 1
     assert (found[0].pod_uid, found[0].container) == ("u1", "c")
-    assert found[0].tokens == {"slot-0001", "slot-0002"}
+    assert found[0].device_ids == {"slot-0001", "slot-0002"}
     assert found[0].cdi_names == ("hami.io/vgpu=x-1",)
     assert found[0].environment == {"A": "b"}
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from device_plugin import delivery, edits, gpu_source, host_cdi
+from device_plugin.delivery import edits, host_cdi, methods
+from device_plugin.driver import gpu_source
 from gpu_sharing.core import error_codes, identifiers
 
 GPU = identifiers.GpuUuid("GPU-a")
@@ -22,12 +23,12 @@ def device(**changes: Any) -> gpu_source.Device:
     return gpu_source.Device(GPU, 0, "T", 1, 3, **changes)
 
 
-def host(*names: str, folder: int = 0, own: dict[str, Any] | None = None, **fields: Any) -> delivery.Host:
+def host(*names: str, folder: int = 0, own: dict[str, Any] | None = None, **fields: Any) -> methods.Host:
     own = {"deviceNodes": [{"path": "/dev/nvidia3"}]} if own is None else own
     specs = (
         (host_cdi.Spec(pathlib.Path("/s.yaml"), folder, "0.6.0", COMMON, dict.fromkeys(names, own)),) if names else ()
     )
-    return delivery.Host(host_cdi.HostSpecs(specs), **fields)
+    return methods.Host(host_cdi.HostSpecs(specs), **fields)
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,7 @@ def host(*names: str, folder: int = 0, own: dict[str, Any] | None = None, **fiel
 def test_delivery_takes_what_the_host_offers_and_never_names_cdi_to_a_runtime_that_does_not_read_it(
     setting: str, names: list[str], has_class: bool, late: bool, way: str
 ) -> None:
-    found = delivery.choose(
-        setting, device(), host(*names, has_runtime_class=has_class), late=late, has_class=has_class
-    )
+    found = methods.choose(setting, device(), host(*names, has_runtime_class=has_class), late=late, has_class=has_class)
 
     assert found.name == way
     assert bool(found.refusal) is (way == "")
@@ -54,9 +53,9 @@ def test_delivery_takes_what_the_host_offers_and_never_names_cdi_to_a_runtime_th
 def test_a_stale_specification_and_a_conflict_refuse_the_gpu_with_a_code() -> None:
     """Although the cluster has a RuntimeClass: the host is not as its administrator believes."""
     stale = host(GPU, own={"deviceNodes": [{"path": "/dev/nvidia2"}]}, has_runtime_class=True)
-    twice = delivery.Host(host_cdi.HostSpecs(host(GPU).specs.specs + host(GPU).specs.specs), has_runtime_class=True)
+    twice = methods.Host(host_cdi.HostSpecs(host(GPU).specs.specs + host(GPU).specs.specs), has_runtime_class=True)
 
-    found = [delivery.choose("auto", device(), one, late=True) for one in (stale, twice)]
+    found = [methods.choose("auto", device(), one, late=True) for one in (stale, twice)]
 
     assert [one.code for one in found] == [error_codes.PLUGIN_CDI_STALE, error_codes.PLUGIN_CDI_CONFLICT]
     assert [one.name for one in found] == ["", ""]
@@ -64,10 +63,10 @@ def test_a_stale_specification_and_a_conflict_refuse_the_gpu_with_a_code() -> No
 
 
 def deliver(
-    found: delivery.Host, *, late: bool = True, setting: str = "auto", name: str = GPU, **changes: Any
+    found: methods.Host, *, late: bool = True, setting: str = "auto", name: str = GPU, **changes: Any
 ) -> edits.Edits:
     one = device(**changes)
-    return delivery.edits_for([(one, name, delivery.choose(setting, one, found, late=late))], found)
+    return methods.edits_for([(one, name, methods.choose(setting, one, found, late=late))], found)
 
 
 def test_the_hosts_own_edits_are_copied_and_void_stays() -> None:
@@ -88,7 +87,7 @@ def test_without_cdi_the_answer_carries_device_nodes_and_libraries_itself() -> N
 
     assert found.environment == {"NVIDIA_VISIBLE_DEVICES": "void", "OTHER": "a=b", "HAMI_GPUS": GPU}
     assert found.device_nodes == (
-        edits.DeviceNode("/driver/dev/nvidiactl", "/dev/nvidiactl"), edits.node("/dev/nvidia3"),
+        edits.DeviceNode("/driver/dev/nvidiactl", "/dev/nvidiactl"), edits.device_node("/dev/nvidia3"),
     )  # fmt: skip
     short = "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
     assert found.mounts == (edits.Mount(LIBRARY, LIBRARY), edits.Mount(LIBRARY, short))
@@ -112,7 +111,7 @@ def test_a_mig_instance_gets_its_capabilities_although_no_specification_has_it(l
         ("/driver/dev/nvidia-caps/nvidia-cap67", "/dev/nvidia-caps/nvidia-cap67"),
     ]  # fmt: skip
     assert found.environment["HAMI_GPUS"] == "MIG-1"
-    with pytest.raises(delivery.Undeliverable, match="gpu3/gi7/access"):
+    with pytest.raises(methods.Undeliverable, match="gpu3/gi7/access"):
         deliver(host("0:0"), late=late, name="MIG-1", mig_enabled=True, migs=(instance,))
 
 
@@ -120,9 +119,9 @@ def test_gpus_of_one_container_may_come_in_different_ways() -> None:
     """One that the specification does not describe does not take the described one's way from it."""
     other = gpu_source.Device(identifiers.GpuUuid("GPU-b"), 1, "T", 1, 4)
     offered = host(GPU, has_runtime_class=True)
-    ways = [(one, one.uuid, delivery.choose("auto", one, offered, late=True)) for one in (device(), other)]
+    ways = [(one, one.uuid, methods.choose("auto", one, offered, late=True)) for one in (device(), other)]
 
-    found = delivery.edits_for(ways, offered)
+    found = methods.edits_for(ways, offered)
 
     assert found.environment == {"NVIDIA_VISIBLE_DEVICES": "GPU-b", "HAMI_GPUS": "GPU-a,GPU-b"}
     assert len(found.copied) == 2
@@ -136,5 +135,5 @@ def test_other_ways_of_delivery() -> None:
 
     assert mounts.environment["NVIDIA_VISIBLE_DEVICES"] == "/var/run/nvidia-container-devices"
     assert mounts.mounts == (edits.Mount("/dev/null", "/var/run/nvidia-container-devices/GPU-a"),)
-    assert nodes.device_nodes[0] == edits.node("/dev/nvidia3")
+    assert nodes.device_nodes[0] == edits.device_node("/dev/nvidia3")
     assert by_variable.environment == {"NVIDIA_VISIBLE_DEVICES": GPU, "HAMI_GPUS": GPU}

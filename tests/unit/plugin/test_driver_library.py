@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from device_plugin import driver_library, gpu_source, toolkit_ready
+from device_plugin import toolkit_ready
+from device_plugin.driver import driver_library, gpu_source
 from lab import fake_driver, gpus
 
 FOLDERS = ["usr/lib64", "home/kubernetes/bin/nvidia/lib64"]
@@ -22,7 +23,7 @@ def test_the_library_of_the_host_is_used_though_the_loader_does_not_search_there
     (tmp_path / "root" / folder).mkdir(parents=True)
     shutil.copy(fake_driver.library(), tmp_path / "root" / folder)
     script = (
-        "import pathlib, sys; from device_plugin import driver_library, nvml; "
+        "import pathlib, sys; from device_plugin.driver import driver_library, nvml; "
         "driver_library.load(pathlib.Path(sys.argv[1])); print(len(nvml.connect().devices()))"
     )
 

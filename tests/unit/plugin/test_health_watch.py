@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Sequence
 
-from device_plugin import gpu_source, health_watch, metrics, watchdog
+from device_plugin import metrics
+from device_plugin.driver import driver_threads, gpu_source, health_watch
 from gpu_sharing.core import health, identifiers
 from gpu_sharing.core.xids import Need
 from lab import gpu_nodes
@@ -26,7 +27,7 @@ def watch(driver: Driver) -> tuple[health_watch.HealthWatch, list[tuple[str, str
     told: list[tuple[str, str]] = []
     rules = health.Rules(hold_seconds=0.0)
     found = health_watch.HealthWatch(
-        watchdog.Watched(lambda: driver, 1.0), rules, "b1", metrics.Metrics(),
+        driver_threads.DriverThreads(lambda: driver, 1.0), rules, "b1", metrics.Metrics(),
         lambda device, before, after: told.append((device.uuid, after.cause)),
     )  # fmt: skip
     return found, told

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin import host_cdi
+from device_plugin.delivery import host_cdi
 
 UUID = "GPU-a"
 
@@ -172,7 +172,7 @@ def test_no_value_anywhere_breaks_the_reading(tmp_path_factory: pytest.TempPathF
         (folder / f"{key}.json").write_text(json.dumps(spec() | {key: value}))
 
     for found in read(folder).specs:
-        host_cdi.contradiction((found.common, *found.devices.values()), 0, "570.1", None)
+        host_cdi.mismatch((found.common, *found.devices.values()), 0, "570.1", None)
 
 
 def nodes(*paths: str) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def nodes(*paths: str) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_specification_of_another_driver_or_gpu_is_found_out(edits: dict[str, Any], expected: str) -> None:
     """It would start a container on another tenant's GPU, or without a driver."""
-    found = host_cdi.contradiction(({}, edits), 3, "570.86.15", None)
+    found = host_cdi.mismatch(({}, edits), 3, "570.86.15", None)
 
     assert found == "" if not expected else expected in found
 
@@ -205,7 +205,7 @@ def test_without_a_minor_number_or_a_version_nothing_contradicts_them() -> None:
     """WSL has no such device nodes, and an older container runtime may hide /proc/driver."""
     mounts = {"mounts": [{"hostPath": "/usr/lib/libcuda.so.535.1", "containerPath": "/x"}]}
 
-    assert host_cdi.contradiction((nodes("/dev/nvidia2"), mounts), None, "", None) == ""
+    assert host_cdi.mismatch((nodes("/dev/nvidia2"), mounts), None, "", None) == ""
 
 
 def test_paths_that_are_not_on_the_host_are_found_as_the_host_would_find_them(tmp_path: pathlib.Path) -> None:
@@ -219,10 +219,10 @@ def test_paths_that_are_not_on_the_host_are_found_as_the_host_would_find_them(tm
         "mounts": [{"hostPath": path, "containerPath": "/x"} for path in ("/lib/libx", "/usr/lib/libx", "/up/libx")]
     }
 
-    assert host_cdi.contradiction((there,), 0, "", tmp_path) == ""
+    assert host_cdi.mismatch((there,), 0, "", tmp_path) == ""
     for gone in ({"hooks": [{"path": "/usr/bin/nvidia-ctk"}]}, nodes("/dev/nvidiactl"),
                  {"mounts": [{"hostPath": "/loop/libx", "containerPath": "/x"}]}):  # fmt: skip
-        assert "which is not on the host" in host_cdi.contradiction((there, gone), 0, "", tmp_path)
+        assert "which is not on the host" in host_cdi.mismatch((there, gone), 0, "", tmp_path)
 
 
 def test_the_version_of_the_driver_and_the_numbers_of_capabilities(tmp_path: pathlib.Path) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from device_plugin import edits, gpu_source, isolation
+from device_plugin.delivery import edits
+from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core as isolation_core
 from device_plugin.isolation import mig, mps, none, table
+from device_plugin.isolation.backend import Assignment, CannotIsolate
 from gpu_sharing.core import identifiers, records
-from gpu_sharing.core.reservations import Share
+from gpu_sharing.core.allocations import Share
 from lab import hami_core
 
 A, B = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")
@@ -25,11 +27,11 @@ def device(uuid: identifiers.GpuUuid = A, index: int = 0, **changes: object) -> 
     return gpu_source.Device(**values)  # type: ignore[arg-type]
 
 
-def granted(*shares: Share, **changes: object) -> isolation.Granted:
+def granted(*shares: Share, **changes: object) -> Assignment:
     values = {
         "allocation": "abc-1", "folder": "u_c", "shares": shares, "devices": (device(),), "environment": {}, **changes,
     }  # fmt: skip
-    return isolation.Granted(**values)  # type: ignore[arg-type]
+    return Assignment(**values)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -137,19 +139,19 @@ def test_a_library_that_the_loader_would_pass_over_limits_nothing(
     """The loader warns on stderr and starts the program without it: the node must not say hami-core."""
     hami_core.place(tmp_path).write_bytes(content)
 
-    with pytest.raises(isolation.Refused, match=rf"libvgpu.so.v2.10.0 {reason}"):
+    with pytest.raises(CannotIsolate, match=rf"libvgpu.so.v2.10.0 {reason}"):
         core(tmp_path).edits(granted(Share(A, 1, 0)), [])
     assert table.mode_of(device(), "auto", tmp_path) == "none"
 
 
 def test_a_preload_without_its_library_limits_nothing(hook: pathlib.Path) -> None:
     """As after an upgrade that took the folder away."""
-    assert isolation_core.trouble(hook) == ""
+    assert isolation_core.problem(hook) == ""
     for path in (hook / "vgpu").glob("libvgpu.so*"):
         path.unlink()
 
-    assert "has no libvgpu.so that can be loaded" in isolation_core.trouble(hook)
-    with pytest.raises(isolation.Refused, match=r"no libvgpu\.so"):
+    assert "has no libvgpu.so that can be loaded" in isolation_core.problem(hook)
+    with pytest.raises(CannotIsolate, match=r"no libvgpu\.so"):
         core(hook).edits(granted(Share(A, 1, 0)), [])
 
 
@@ -157,7 +159,7 @@ def test_a_library_whose_preload_cannot_be_written_limits_nothing(hook: pathlib.
     """A library that nothing preloads is a file."""
     (hook / "vgpu" / "ld.so.preload").mkdir()
 
-    assert "ld.so.preload cannot be written" in isolation_core.trouble(hook)
+    assert "ld.so.preload cannot be written" in isolation_core.problem(hook)
     assert table.mode_of(device(), "auto", hook) == "none"
 
 
@@ -175,7 +177,7 @@ def test_the_preload_file_of_running_containers_is_replaced_and_not_overwritten(
 def test_hami_core_that_cannot_make_its_folder_refuses(hook: pathlib.Path) -> None:
     (hook / "vgpu" / "containers").touch()
 
-    with pytest.raises(isolation.Refused, match="containers"):
+    with pytest.raises(CannotIsolate, match="containers"):
         core(hook).edits(granted(Share(A, 1, 0)), [])
 
 
@@ -250,11 +252,11 @@ def test_mig_gives_the_instances_of_the_record() -> None:
         mine = granted(Share(A, 1, 0), migs=(one,), devices=gpus)
         assert backend.visible(mine) == ("MIG-1",)
         assert backend.edits(mine, []) == edits.NOTHING
-        with pytest.raises(isolation.Refused, match="another container's"):
+        with pytest.raises(CannotIsolate, match="another container's"):
             backend.edits(mine, [granted(Share(A, 1, 0), migs=(share("MIG-1"),), devices=gpus)])
-    with pytest.raises(isolation.Refused, match="MIG-2 does not exist"):
+    with pytest.raises(CannotIsolate, match="MIG-2 does not exist"):
         backend.edits(granted(Share(A, 1, 0), migs=(share("MIG-2"),), devices=gpus), [])
-    with pytest.raises(isolation.Refused, match="0 instances for 1 GPUs"):
+    with pytest.raises(CannotIsolate, match="0 instances for 1 GPUs"):
         backend.edits(granted(Share(A, 1, 0), devices=gpus), [])
 
 
@@ -273,7 +275,7 @@ def test_mig_instances_are_made_only_where_they_are_ours_and_missing() -> None:
         assert made == []
         await mig.Mig(create).prepare(mine)
         assert made == [missing]
-        with pytest.raises(isolation.Refused, match=r"9g\.9gb at 0 of GPU-a: no such profile"):
+        with pytest.raises(CannotIsolate, match=r"9g\.9gb at 0 of GPU-a: no such profile"):
             await mig.Mig(create).prepare(
                 granted(Share(A, 1, 0), migs=(share(profile="9g.9gb"),), devices=(divided(),))
             )
@@ -344,7 +346,7 @@ def test_without_a_daemon_that_lives_no_client_is_started(tmp_path: pathlib.Path
     backend = mps.Mps(mps.Options(tmp_path))
 
     def refuses() -> bool:
-        with pytest.raises(isolation.Refused, match="does not run"):
+        with pytest.raises(CannotIsolate, match="does not run"):
             backend.edits(granted(Share(A, 1, 0)), [])
         return True
 
@@ -362,7 +364,7 @@ def test_without_a_daemon_that_lives_no_client_is_started(tmp_path: pathlib.Path
 def test_mps_serves_one_user_at_a_time(server: mps.Mps, tmp_path: pathlib.Path) -> None:
     """A client of another user waits without a word until the first one's server ends."""
     mine = granted(Share(A, 1, 0), user=7)
-    with pytest.raises(isolation.Refused, match="runs as 7, others on the GPU as 0"):
+    with pytest.raises(CannotIsolate, match="runs as 7, others on the GPU as 0"):
         server.edits(mine, [granted(Share(A, 1, 0))])
     several = mps.Mps(mps.Options(tmp_path, multi_user=True))
     assert several.edits(mine, [granted(Share(A, 1, 0))]).environment

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin import gpu_source, pods
-from device_plugin.monitor import cgroups, collector, settings, shared_region, slices
+from device_plugin.driver import gpu_source
+from device_plugin.monitor import cgroups, collector, settings, share_usage, shared_region
+from device_plugin.node import api_objects
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import errors, gpus, identifiers, requests
 from tests import shared_regions
@@ -36,7 +37,7 @@ NAMES = requests.ResourceNames()
 )
 def test_a_cgroup_of_every_runtime_says_whose_process_it_is(line: str) -> None:
     """By UID and container id, the outermost."""
-    assert cgroups.parse(f"{line}\n") == cgroups.Owner(identifiers.PodUid(UID), ID)
+    assert cgroups.parse(f"{line}\n") == cgroups.ContainerOfProcess(identifiers.PodUid(UID), ID)
 
 
 @pytest.mark.parametrize("line", ["0::/", "0::/system.slice/sshd.service", f"0::/kubepods/pod{UID}", f"0::/{ID}", ""])
@@ -53,7 +54,7 @@ def test_no_text_breaks_the_reading_of_cgroups(text: str) -> None:
 
 def test_a_process_that_has_ended_is_nobodys(tmp_path: pathlib.Path) -> None:
     """Between two questions it may go."""
-    assert cgroups.owner(tmp_path, 7) is None
+    assert cgroups.container_of(tmp_path, 7) is None
 
 
 def test_what_the_library_counts_is_summed_over_its_processes(tmp_path: pathlib.Path) -> None:
@@ -124,7 +125,7 @@ def test_no_content_breaks_the_reading_of_a_region(tmp_path_factory: Any, noise:
 
 def a_pod(
     name: str = "train", record: str = "GPU-a,NVIDIA,4096,30:;", containers: int = 1, instances: str = ""
-) -> pods.Pod:
+) -> api_objects.Pod:
     """A pod with GPUs, whose first container runs."""
     limits = {"nvidia.com/gpu": "1"}
     return msgspec.convert(
@@ -136,7 +137,7 @@ def a_pod(
             "spec": {"containers": [{"name": f"c{i}", "resources": {"limits": limits}} for i in range(containers)]},
             "status": {"containerStatuses": [{"name": "c0", "containerID": f"containerd://{ID}"}]},
         },
-        pods.Pod,
+        api_objects.Pod,
     )  # fmt: skip
 
 
@@ -146,25 +147,25 @@ def sample(
     migs: dict[str, int] | None = None,
     used: int | None = None,
     lists: bool = True,
-) -> slices.Sample:
+) -> share_usage.Sample:
     """A look at a GPU whose processes are all of the one container, or of none; what is used is theirs unless given."""
     listed = sum(one.memory_bytes or 0 for one in processes)
     usage = gpu_source.Usage(
         80 * GIB, listed if used is None else used, 50.0, 40, 100.0, processes, migs or {}, lists_processes=lists
     )
-    owner = cgroups.Owner(identifiers.PodUid(UID), ID)
-    return slices.Sample(usage, 100.0, {one.pid: owner for one in processes if owned})
+    owner = cgroups.ContainerOfProcess(identifiers.PodUid(UID), ID)
+    return share_usage.Sample(usage, 100.0, {one.pid: owner for one in processes if owned})
 
 
 def joined(
-    pod: pods.Pod,
-    found: slices.Sample | None,
+    pod: api_objects.Pod,
+    found: share_usage.Sample | None,
     counted: shared_region.Counted | None = None,
     *,
     sees_processes: bool = True,
-) -> tuple[slices.Joined, slices.Slice]:
+) -> tuple[share_usage.NodeUsage, share_usage.ShareUsage]:
     """What comes of one pod and one GPU."""
-    result = slices.join(
+    result = share_usage.usage_of_shares(
         [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"}, lambda *_: {GPU: counted} if counted else {},
         sees_processes=sees_processes,
     )  # fmt: skip
@@ -215,7 +216,7 @@ def test_the_library_counts_only_where_the_driver_does_not() -> None:
     ids=["foreign namespace", "a stranger's list", "no list", "all hidden", "some hidden"],
 )
 def test_a_container_without_a_listed_process_is_unknown_where_processes_are_hidden(
-    found: slices.Sample, sees_processes: bool
+    found: share_usage.Sample, sees_processes: bool
 ) -> None:
     """Every driver since 2023 hides the processes of other PID namespaces: 0 there would be a lie."""
     counted = shared_region.Counted(7 * GIB, 70.0)
@@ -258,10 +259,12 @@ def test_a_mig_instance_is_measured_as_a_whole() -> None:
 
 def test_a_record_that_does_not_decode_gives_no_slices() -> None:
     """The device plugin refuses its containers, too."""
-    assert slices.join([a_pod(record="garbage")], NAMES, {GPU: sample()}, {}, lambda *_: {}).slices == ()
+    assert (
+        share_usage.usage_of_shares([a_pod(record="garbage")], NAMES, {GPU: sample()}, {}, lambda *_: {}).slices == ()
+    )
 
 
-def rendered(view: collector.View, *, compatible: bool = True) -> dict[str, dict[tuple[str, ...], float]]:
+def rendered(view: collector.MonitorView, *, compatible: bool = True) -> dict[str, dict[tuple[str, ...], float]]:
     """Every series, by name and values of its labels."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in collector.Gauges(lambda: view, compatible=compatible, clock=lambda: 103.0).collect():
@@ -272,13 +275,13 @@ def rendered(view: collector.View, *, compatible: bool = True) -> dict[str, dict
     return found
 
 
-def a_view(pod: pods.Pod, stale: bool = False) -> collector.View:
+def a_view(pod: api_objects.Pod, stale: bool = False) -> collector.MonitorView:
     """A node with one GPU that is scaled by two."""
     device = gpu_source.Device(GPU, 0, "NVIDIA A100", 80 * 1024, 0)
     found = sample(gpu_source.Process(1, GIB, 20.0), used=10 * GIB)
-    result = slices.join([pod], NAMES, {} if stale else {GPU: found}, {}, lambda *_: {})
+    result = share_usage.usage_of_shares([pod], NAMES, {} if stale else {GPU: found}, {}, lambda *_: {})
     offered = {GPU: gpus.Gpu(GPU, 0, 160 * 1024, 100, 10, "NVIDIA A100")}
-    return collector.View(
+    return collector.MonitorView(
         "n", [device], offered, {GPU: found}, frozenset([GPU] if stale else []), result, {"ok": 1}, 2, 0.0
     )
 
@@ -317,7 +320,7 @@ def test_the_series_of_a_gpu_and_a_slice() -> None:
 def test_an_init_container_and_its_app_count_once_in_what_is_promised_of_a_gpu() -> None:
     """They never run together: the sum would show more promised than the GPU has, and fire alerts."""
     pod = a_pod(record="GPU-a,NVIDIA,16384,10:;GPU-a,NVIDIA,1024,10:;")
-    pod.spec.init_containers = [pods.Container("first", objects.Resources({"nvidia.com/gpu": "1"}))]
+    pod.spec.init_containers = [api_objects.Container("first", objects.Resources({"nvidia.com/gpu": "1"}))]
 
     found = rendered(a_view(pod))
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from device_plugin import gpu_source, mps_daemon, settings
-from device_plugin.isolation import Refused, mps
+from device_plugin import mps_daemon, settings
+from device_plugin.driver import gpu_source
+from device_plugin.isolation import mps
+from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.core import errors
 from lab import fake_driver
 from tests.unit.plugin.test_isolation import A, B, device
@@ -79,7 +81,7 @@ def test_while_the_daemon_runs_gpus_are_exclusive_and_clients_have_limits(tmp_pa
         serving.start()
         wait(lambda: mps.is_ready(chosen.root))
         assert driver.modes == {A: 3, B: 3}
-        with pytest.raises(Refused, match="another MPS daemon"), mps_daemon.Daemon(chosen, driver).alone():
+        with pytest.raises(CannotIsolate, match="another MPS daemon"), mps_daemon.Daemon(chosen, driver).alone():
             pass
         stop.set()
         serving.join()
@@ -129,7 +131,7 @@ def test_a_program_that_is_missing_or_ends_at_once_is_said(tmp_path: pathlib.Pat
     driver = FakeDriver(device(A, 0))
     for program, text in ((str(tmp_path / "absent"), "No such file"), ("/bin/false", "ended with status 1")):
         daemon = mps_daemon.Daemon(options(tmp_path, program=program), driver)
-        with daemon.alone(), pytest.raises(Refused, match=text):
+        with daemon.alone(), pytest.raises(CannotIsolate, match=text):
             daemon.run(driver.listed, threading.Event())
         assert driver.modes == {A: 0}
 
@@ -160,7 +162,8 @@ def test_the_compute_mode_is_the_drivers(tmp_path: pathlib.Path) -> None:
     """In a process of its own, because NVIDIA's library is loaded once."""
     driver = fake_driver.make(tmp_path, "n", 2)
     script = (
-        "from device_plugin import nvml; driver = nvml.connect(); uuids = [one.uuid for one in driver.devices()]; "
+        "from device_plugin.driver import nvml; driver = nvml.connect(); "
+        "uuids = [one.uuid for one in driver.devices()]; "
         "driver.set_compute_mode(uuids[1], 3); print([driver.compute_mode(uuid) for uuid in uuids])"
     )
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from device_plugin import gpu_source, watchdog
+from device_plugin.driver import driver_threads, gpu_source
 from gpu_sharing.core import health, identifiers
 from lab import fake_driver
 
 # NVIDIA's library is loaded once a process, so each test is a process of its own.
 PROGRAM = """
 import json, pathlib, sys
-from device_plugin import gpu_source, nvml
+from device_plugin.driver import gpu_source, nvml
 from lab import fake_driver
 source = nvml.connect()
 def show(found):
@@ -345,7 +345,7 @@ def test_a_machine_without_a_driver_says_so(tmp_path: pathlib.Path) -> None:
     """What lies in the library's place is none; on a machine with a driver too."""
     (tmp_path / "libnvidia-ml.so.1").touch()
     program = (
-        "from device_plugin import gpu_source, nvml\n"
+        "from device_plugin.driver import gpu_source, nvml\n"
         "try: nvml.connect()\nexcept gpu_source.DriverMissing as error: print(error)"
     )
 
@@ -400,7 +400,7 @@ class Hanging:
         self.let_go.set()
 
 
-async def back(watched: watchdog.Watched, uuid: identifiers.GpuUuid) -> health.Reading:
+async def back(watched: driver_threads.DriverThreads, uuid: identifiers.GpuUuid) -> health.Reading:
     """The first reading that is a good one, once the thread of an earlier call has come back."""
     while (reading := await watched.reading(uuid)).trouble:
         await asyncio.sleep(0.01)
@@ -413,7 +413,7 @@ def test_every_call_has_a_deadline_and_a_hung_gpu_is_not_asked_twice() -> None:
     hung, well = identifiers.GpuUuid("GPU-hung"), identifiers.GpuUuid("GPU-well")
 
     async def story() -> list[str]:
-        watched = watchdog.Watched(lambda: driver, 1.0)
+        watched = driver_threads.DriverThreads(lambda: driver, 1.0)
         await watched.devices()
         first, neighbour = await asyncio.gather(watched.reading(hung), watched.reading(well))
         second = await watched.reading(hung)
@@ -482,7 +482,7 @@ def test_calls_that_come_together_wait_for_their_turn() -> None:
     gpu, hung = identifiers.GpuUuid("GPU-well"), identifiers.GpuUuid("GPU-hung")
 
     async def story() -> None:
-        watched = watchdog.Watched(lambda: driver, 1.0)
+        watched = driver_threads.DriverThreads(lambda: driver, 1.0)
         await watched.devices()
         looks = await asyncio.gather(*(watched.reading(gpu) for _ in range(20)))
         assert [one.trouble for one in looks] == [""] * 20

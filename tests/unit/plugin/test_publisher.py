@@ -6,7 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
-from device_plugin import inventory
+from device_plugin.node import inventory
+from device_plugin.node.publisher import Publisher
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import errors, records, requests
 
@@ -37,9 +38,9 @@ class Node:
         return b"{}"
 
 
-def publish(node: Node, times: int = 1) -> inventory.Publisher:
+def publish(node: Node, times: int = 1) -> Publisher:
     client: Any = node
-    publisher = inventory.Publisher(client, "a", lambda: {records.INVENTORY: "[]"}, lambda: inventory.capacity(NAMES))
+    publisher = Publisher(client, "a", lambda: {records.INVENTORY: "[]"}, lambda: inventory.capacity(NAMES))
     for _ in range(times):
         asyncio.run(publisher._write())
     return publisher

@@ -25,7 +25,8 @@ CODES = (4, 3, 6, 9, 10, 13, 16, 19, 25, 999)
 # once a process.
 PROGRAM = """
 import asyncio, contextlib, json, pathlib, sys
-from device_plugin import gpu_source, health_watch, metrics, nvml, watchdog
+from device_plugin import metrics
+from device_plugin.driver import driver_threads, gpu_source, health_watch, nvml
 from gpu_sharing.core import health
 from lab import fake_driver
 
@@ -36,7 +37,7 @@ driver.migs = [f"mig 1 MIG-1 {10 << 30} 1 0 1 19"]
 driver.links = ["link 0 1 4 10"]
 driver.processes = [f"process 0 71 {1 << 30} 40"]
 driver.write()
-watched = watchdog.Watched(nvml.connect, 30.0)
+watched = driver_threads.DriverThreads(nvml.connect, 30.0)
 needs = []
 def changed(device, before, after):
     needs.append(int(after.need))
@@ -90,7 +91,7 @@ async def lacking():  # A library that lacks a function for good, from the start
     for name in names:
         driver.rules = [f"fail {name} 13 -1"]
         driver.write()
-        source = watchdog.Watched(nvml.connect, 30.0)
+        source = driver_threads.DriverThreads(nvml.connect, 30.0)
         fresh = health_watch.HealthWatch(source, health.Rules(), "boot", metrics.Metrics(), changed)
         for _ in range(2):
             with contextlib.suppress(gpu_source.DriverMissing):

@@ -5,7 +5,9 @@ from typing import Any, cast
 import grpc
 import pytest
 
-from device_plugin import allocation, metrics, owners, servicer, tokens
+from device_plugin import metrics
+from device_plugin.allocation import checks
+from device_plugin.kubelet import device_ids, servicer
 from gpu_sharing.core import error_codes
 from protos.deviceplugin.v1beta1 import api_pb2
 
@@ -29,14 +31,14 @@ class Broken:
 
 
 def make(
-    listing: servicer.Listing | None = None,
+    listing: servicer.DeviceIdList | None = None,
     counters: metrics.Metrics | None = None,
-    doubted: Callable[[owners.Doubt], None] = lambda doubt: None,
+    doubted: Callable[[checks.StartRefused], None] = lambda doubt: None,
 ) -> servicer.Servicer:
-    allocator = cast("allocation.Allocator", Broken())
+    allocator = cast("Any", Broken())
     return servicer.Servicer(
         allocator,
-        listing or servicer.Listing(),
+        listing or servicer.DeviceIdList(),
         counters or metrics.Metrics(),
         lambda confirmed: None,
         lambda asked, doubt: doubted(doubt),
@@ -45,7 +47,7 @@ def make(
 
 def test_a_defect_is_a_coded_error_that_starts_nothing() -> None:
     """Nobody is left with the name of an exception alone."""
-    doubts: list[owners.Doubt] = []
+    doubts: list[checks.StartRefused] = []
     counters = metrics.Metrics()
     service = make(counters=counters, doubted=doubts.append)
 
@@ -58,7 +60,7 @@ def test_a_defect_is_a_coded_error_that_starts_nothing() -> None:
 
 def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:
     async def story() -> list[list[tuple[str, str]]]:
-        listing = servicer.Listing()
+        listing = servicer.DeviceIdList()
         service = make(listing)
         heard: list[list[tuple[str, str]]] = []
 
@@ -68,8 +70,8 @@ def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:
                 heard.append(told)
 
         following = asyncio.create_task(follow())
-        one = tokens.Listed("slot-0000", healthy=True)
-        for listed in ((one,), (one,), (tokens.Listed("slot-0000", healthy=False),)):
+        one = device_ids.DeviceId("slot-0000", healthy=True)
+        for listed in ((one,), (one,), (device_ids.DeviceId("slot-0000", healthy=False),)):
             listing.set(listed)
             for _ in range(100):  # Turns of the loop, not time.
                 await asyncio.sleep(0)

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_plugin import gpu_source, inventory, settings
+from device_plugin import settings
+from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core, mps, table
+from device_plugin.node import inventory
 from gpu_sharing.core import errors, gpus, health, identifiers, mig
 from tests.unit.plugin.test_isolation import INSTANCE, A, B, device
 
@@ -80,7 +82,9 @@ def test_what_a_node_offers() -> None:
     devices = [device(), device(B, 1), device(identifiers.GpuUuid("GPU-c"), 2, mig_enabled=True, migs=(INSTANCE,))]
     sick = health.after_xid(health.Health(), 79, 0.0, "b", health.Rules())
 
-    offered = inventory.build(devices, {A: sick}, {A: "mps", B: "none", devices[2].uuid: "mig"}, sharing, BACKENDS)
+    offered = inventory.offered_gpus(
+        devices, {A: sick}, {A: "mps", B: "none", devices[2].uuid: "mig"}, sharing, BACKENDS
+    )
 
     assert [(gpu.uuid, gpu.memory_mib, gpu.cores_percent, gpu.slots, gpu.mode, gpu.healthy) for gpu in offered] == [
         ("GPU-a", 1800, 150, 1, "mps", False),
@@ -108,7 +112,7 @@ def test_memory_that_the_driver_does_not_say_is_configured_by_node_or_model() ->
 def test_a_gpu_whose_memory_is_unknown_is_not_offered_and_its_neighbours_are() -> None:
     """An amount that nobody measured or configured must not be promised."""
     devices = inventory.with_memory([device(memory_mib=None), device(B, 1)], settings.Sharing())
-    offered = inventory.build(devices, {}, {A: "none", B: "none"}, settings.Sharing(), BACKENDS)
+    offered = inventory.offered_gpus(devices, {}, {A: "none", B: "none"}, settings.Sharing(), BACKENDS)
 
     assert [gpu.uuid for gpu in offered] == [B]
 
@@ -124,7 +128,7 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
 
     def offered(isolation: str) -> gpus.Gpu:
         sharing = settings.Sharing(20, isolation=isolation)
-        (gpu,) = inventory.build([divided], {}, {A: "mig"}, sharing, BACKENDS)
+        (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, BACKENDS)
         return gpu
 
     assert offered("mig").mig_profiles == profiles
@@ -136,11 +140,11 @@ def test_sick_gpus_outlive_the_process_but_not_a_restart_of_the_node() -> None:
     sick = health.after_xid(health.Health(), 79, 0.0, "b1", health.Rules())
     written = inventory.annotations([], {A: sick, B: health.Health()}, {A: {B: 100}}, "hami-py/1", {})
 
-    assert inventory.remembered(written["hami.io/gpu-health"], "b1", 0.0) == {A: sick}
-    assert inventory.remembered(written["hami.io/gpu-health"], "b2", 0.0) == {}
+    assert inventory.unhealthy_in_boot(written["hami.io/gpu-health"], "b1", 0.0) == {A: sick}
+    assert inventory.unhealthy_in_boot(written["hami.io/gpu-health"], "b2", 0.0) == {}
     assert written["hami.io/node-nvidia-score"] == '[{"uuid":"GPU-a","score":{"GPU-b":100}}]'
     for garbage in ("", "{", "[]", '{"GPU-a":7}', '{"GPU-a":{"boot":"b1"}}'):
-        assert inventory.remembered(garbage, "b1", 0.0) == {}
+        assert inventory.unhealthy_in_boot(garbage, "b1", 0.0) == {}
 
 
 keys = st.sampled_from(

@@ -1,0 +1,138 @@
+"""The sockets between the kubelet and us: serve first, register second, and again whenever the kubelet starts anew.
+
+A kubelet that starts deletes the sockets in its directory and makes its own anew; that is how it is noticed.
+
+Source: k8s.io/kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go.
+"""
+
+import asyncio
+import contextlib
+import pathlib
+import re
+import time
+from collections.abc import Awaitable, Callable
+
+import grpc
+import grpc.aio
+import structlog
+
+from device_plugin.kubelet import servicer
+from gpu_sharing.core import error_codes
+from protos.deviceplugin.v1beta1 import api_pb2, api_pb2_grpc
+
+FOLDER = "device-plugins"
+KUBELET_SOCKET = "kubelet.sock"
+VERSION = "v1beta1"
+_POLL_SECONDS = 0.2
+_REGISTER_SECONDS = 15.0
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 10.0
+_OPTIONS = [("grpc.max_concurrent_streams", 100), ("grpc.so_reuseport", 0)]
+
+log = structlog.get_logger("kubelet")
+
+
+class Registration:
+    """Our server on its socket, and our registration.
+
+    Attributes:
+        registered: Whether the kubelet knows us now.
+        registrations: How often it was told.
+        trouble: Why it does not know us, if so.
+    """
+
+    def __init__(
+        self,
+        kubelet_dir: pathlib.Path,
+        resource: str,
+        service: servicer.Servicer,
+        prepare: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Join what it needs.
+
+        Args:
+            kubelet_dir: The kubelet's directory.
+            resource: What we are registered for.
+            service: Who answers.
+            prepare: Done before each registration: whatever a container may need that starts right after.
+        """
+        self._folder = kubelet_dir / FOLDER
+        self._resource = resource
+        self._service = service
+        self._prepare = prepare
+        self._endpoint = f"hami-{re.sub(r'[^a-z0-9]+', '-', resource.lower())}.sock"
+        self.registered = False
+        self.registrations = 0
+        self.trouble = "not registered yet"
+
+    async def ask(self) -> None:
+        """Call ourselves on the socket that the kubelet dials.
+
+        Raises:
+            OSError: Nobody answers there.
+        """
+        async with grpc.aio.insecure_channel(f"unix://{self._folder / self._endpoint}") as channel:
+            try:
+                await api_pb2_grpc.DevicePluginStub(channel).GetDevicePluginOptions(api_pb2.Empty())
+            except grpc.aio.AioRpcError as refused:
+                raise OSError(f"{refused.code().name} {refused.details()}") from refused
+
+    async def run(self) -> None:
+        """Serve and stay registered for ever; ends only by cancellation."""
+        backoff = _FIRST_BACKOFF_SECONDS
+        while True:
+            server = None
+            try:
+                server = await self._serve()
+                await self._prepare()
+                seen = self._identity()
+                await self._register()
+                backoff = _FIRST_BACKOFF_SECONDS
+                while self._identity() == seen:
+                    await asyncio.sleep(_POLL_SECONDS)
+                self.trouble = "the kubelet started anew, or a socket is gone"
+                log.info("registering again", cause=self.trouble)
+            except (OSError, grpc.aio.AioRpcError, RuntimeError) as refused:
+                said = refused.details() if isinstance(refused, grpc.aio.AioRpcError) else refused
+                self.trouble = f"{said}"
+                log.error("not registered", error_code=error_codes.PLUGIN_NOT_REGISTERED, cause=self.trouble)
+                await self._wait_for_kubelet(backoff)
+                backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
+            finally:
+                self.registered = False
+                if server is not None:
+                    await server.stop(grace=None)
+
+    async def _serve(self) -> grpc.aio.Server:
+        path = self._folder / self._endpoint
+        path.unlink(missing_ok=True)
+        server = grpc.aio.server(options=_OPTIONS)
+        api_pb2_grpc.add_DevicePluginServicer_to_server(self._service, server)
+        server.add_insecure_port(f"unix://{path}")
+        await server.start()
+        return server
+
+    async def _register(self) -> None:
+        async with grpc.aio.insecure_channel(f"unix://{self._folder / KUBELET_SOCKET}") as channel:
+            request = api_pb2.RegisterRequest(
+                version=VERSION, endpoint=self._endpoint, resource_name=self._resource,
+                options=api_pb2.DevicePluginOptions(pre_start_required=True),
+            )  # fmt: skip
+            stub = api_pb2_grpc.RegistrationStub(channel)
+            await stub.Register(request, timeout=_REGISTER_SECONDS)
+        self.registered, self.trouble = True, ""
+        self.registrations += 1
+        log.info("registered", resource=self._resource, endpoint=self._endpoint)
+
+    async def _wait_for_kubelet(self, seconds: float) -> None:
+        """Wait, but not once the kubelet has come anew: pods that it admits without us fail for good."""
+        seen, deadline = self._identity()[0], time.monotonic() + seconds
+        while time.monotonic() < deadline and self._identity()[0] == seen:
+            await asyncio.sleep(min(_POLL_SECONDS, seconds))
+
+    def _identity(self) -> tuple[tuple[int, int] | None, bool]:
+        """Which kubelet socket is there, and whether ours is."""
+        found = None
+        with contextlib.suppress(OSError):
+            status = (self._folder / KUBELET_SOCKET).stat()
+            found = (status.st_ino, status.st_ctime_ns)
+        return found, (self._folder / self._endpoint).exists()

@@ -1,0 +1,189 @@
+"""Joins what the driver says of processes with the records of their pods. Pure: facts in, slices out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from device_plugin.driver import gpu_source
+from device_plugin.monitor import cgroups, shared_region
+from device_plugin.node import api_objects
+from gpu_sharing.core import allocations, errors, identifiers, records, requests
+
+_DRIVERS_OWN_BYTES, _DRIVERS_OWN_PERCENT = 1 << 30, 2
+"""How much of a GPU's memory may be used by no process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What was seen of one GPU at one look."""
+
+    usage: gpu_source.Usage
+    taken_at: float
+    """Monotonic seconds."""
+    owners: Mapping[int, cgroups.ContainerOfProcess] = field(default_factory=dict)
+    """The container of each process that runs in one."""
+
+    @property
+    def lists_all_processes(self) -> bool:
+        """Whether a container without a process in the list uses nothing.
+
+        It does not where the driver gives no list, nor where the GPU's memory is used far beyond what the listed
+        processes use: then some are hidden. What the driver keeps for itself (page tables, firmware, reserved memory)
+        belongs to no process either; it is some hundred MiB, and on large GPUs more, but under 2 % of the memory.
+        """
+        usage = self.usage
+        if not usage.lists_processes:
+            return False
+        amounts = [one.memory_bytes for one in usage.processes]
+        if None in amounts or usage.memory_total_bytes is None or usage.memory_used_bytes is None:
+            return True  # The difference is that of processes of unknown size, or nothing says how much is used.
+        own = max(_DRIVERS_OWN_BYTES, usage.memory_total_bytes * _DRIVERS_OWN_PERCENT // 100)
+        return usage.memory_used_bytes - sum(one or 0 for one in amounts) <= own
+
+
+@dataclass(frozen=True, slots=True)
+class ShareUsage:
+    """One GPU, or MIG instance, of one container: what it was promised and what it uses."""
+
+    namespace: str
+    pod: str
+    container: str
+    position: int
+    """Of the GPU among those of the container."""
+    gpu: identifiers.GpuUuid
+    memory_bytes: int
+    """Promised."""
+    cores_percent: int
+    """Promised; 0 is no limit."""
+    used_bytes: int | None
+    """None where it is not known."""
+    utilization_percent: float | None
+    """Of the whole GPU; None where it is not known."""
+
+
+Region = Mapping[identifiers.GpuUuid, shared_region.Counted]
+"""What the HAMi-core library of a container counts, by GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUsage:
+    """All slices of a node, and what belongs to none."""
+
+    slices: tuple[ShareUsage, ...]
+    unattributed_bytes: Mapping[identifiers.GpuUuid, int]
+    """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet. Without
+    the GPUs whose processes are not known."""
+    allocated: Mapping[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
+    """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
+
+
+def usage_of_shares(
+    here: Iterable[api_objects.Pod],
+    names: requests.ResourceNames,
+    samples: Mapping[identifiers.GpuUuid, Sample],
+    instances: Mapping[tuple[identifiers.GpuUuid, int], str],
+    region_of: Callable[[api_objects.Pod, str], Region],
+    *,
+    sees_processes: bool = True,
+) -> NodeUsage:
+    """Every slice of the node.
+
+    Args:
+        here: The pods of the node.
+        names: Under which names containers ask.
+        samples: What was seen of each GPU, fresh ones only.
+        instances: The UUID of each MIG instance, by GPU and first memory slice.
+        region_of: What a container's library counts; empty where it has none. The tenant can write it, so the
+            driver's word goes before.
+        sees_processes: Whether this process is in the host's PID namespace; without, the driver's lists say nothing.
+    """
+    everybody = list(here)
+    processes = _by_container(everybody, samples) if sees_processes else {}
+    attributed: set[tuple[identifiers.GpuUuid, int]] = set()
+    found = []
+    for pod in everybody:
+        for position, container in enumerate(pod.all_containers):
+            for place, share in enumerate(_shares(pod, names, position)):
+                mine = processes.get((pod.uid, container.name, share.uuid), ())
+                attributed |= {(share.uuid, one.pid) for one in mine}
+                sample = samples.get(share.uuid)
+                migs = records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position)
+                if sample is None:
+                    used, busy = None, None
+                elif place < len(migs):
+                    instance = migs[place].mig_uuid or instances.get((share.uuid, migs[place].start), "")
+                    used, busy = sample.usage.mig_used_bytes.get(instance), None
+                else:
+                    complete = sees_processes and sample.lists_all_processes
+                    used, busy = _used(mine, region_of(pod, container.name).get(share.uuid), complete=complete)
+                found.append(
+                    ShareUsage(
+                        pod.metadata.namespace, pod.metadata.name, container.name, place, share.uuid,
+                        share.memory_mib << 20, share.cores_percent, used, busy,
+                    )
+                )  # fmt: skip
+    strangers = {
+        uuid: sum(one.memory_bytes or 0 for one in sample.usage.processes if (uuid, one.pid) not in attributed)
+        for uuid, sample in samples.items()
+        if sees_processes and sample.usage.lists_processes
+    }
+    return NodeUsage(tuple(found), strangers, _allocated(everybody, names))
+
+
+def _allocated(
+    everybody: Iterable[api_objects.Pod], names: requests.ResourceNames
+) -> dict[identifiers.GpuUuid, allocations.Allocation]:
+    together: dict[identifiers.GpuUuid, allocations.Allocation] = {}
+    for pod in everybody:
+        for uuid, allocation in pod.allocated(names).items():
+            together[uuid] = together.get(uuid, allocations.NOTHING).plus(allocation)
+    return together
+
+
+def _shares(pod: api_objects.Pod, names: requests.ResourceNames, position: int) -> Sequence[allocations.Share]:
+    try:
+        shares = pod.shares(names)
+    except errors.CorruptRecord:
+        return ()
+    return shares[position] if shares else ()
+
+
+def _by_container(
+    everybody: Sequence[api_objects.Pod], samples: Mapping[identifiers.GpuUuid, Sample]
+) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
+    """The processes of each container on each GPU."""
+    names = {uid: dict(_container_names(pod)) for pod in everybody for uid in (pod.uid,)}
+    found: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
+    for uuid, sample in samples.items():
+        for process in sample.usage.processes:
+            owner = sample.owners.get(process.pid)
+            name = names.get(owner.pod, {}).get(owner.container_id) if owner else None
+            if owner and name is not None:
+                found.setdefault((owner.pod, name, uuid), []).append(process)
+    return found
+
+
+def _container_names(pod: api_objects.Pod) -> Iterator[tuple[str, str]]:
+    for status in pod.all_statuses:
+        yield status.container_id.rpartition("/")[2], status.name
+
+
+def _used(
+    mine: Sequence[gpu_source.Process], counted: shared_region.Counted | None, *, complete: bool
+) -> tuple[int | None, float | None]:
+    """Memory and utilisation of a container on one GPU: by the driver, else by its library, else unknown.
+
+    Args:
+        mine: The container's processes.
+        counted: What its library counts.
+        complete: Whether the driver lists every process, so that none is none.
+    """
+    memory = [one.memory_bytes for one in mine if one.memory_bytes is not None]
+    busy = [one.utilization_percent for one in mine if one.utilization_percent is not None]
+    used: int | None = sum(memory)
+    share: float | None = min(sum(busy), 100.0)
+    unlisted = not mine and not complete
+    if unlisted or len(memory) < len(mine):
+        used = counted.memory_bytes if counted else None
+    if unlisted or len(busy) < len(mine):
+        share = counted.utilization_percent if counted else None
+    return used, share

@@ -1,0 +1,240 @@
+"""What is wrong around GPU sharing: the API server, the caller's rights, clocks, other installations. Pure.
+
+`examination` reads what is judged here; what the records say is judged in `findings`.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.core import error_codes, records, requests
+from hamictl import snapshot
+from hamictl.record_checks import ERROR, WARNING, Check, Finding
+from scheduler_extender.cluster import from_objects, node_selection
+
+SCHEDULER = "hami-scheduler"
+"""What the Lease of kube-scheduler beside the extender is called; HAMi's has the same name."""
+_HEARTBEATS = "kube-node-lease"
+_OUR_WEBHOOKS = "hami.io"
+_NVIDIA_IMAGE = "k8s-device-plugin"
+_SLOW_SECONDS = 1.0
+_SKEW_SECONDS = 5.0
+_WEEK_SECONDS = 7 * 86_400
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What an account may do."""
+
+    verb: str
+    resource: str
+    group: str = ""
+    namespace: str = ""
+    """Empty: in all."""
+    subresource: str = ""
+
+    def __str__(self) -> str:
+        """As `kubectl auth can-i` takes it."""
+        name = f"{self.resource}{f'.{self.group}' if self.group else ''}"
+        return f"{self.verb} {name}{f'/{self.subresource}' if self.subresource else ''}" + (
+            f" -n {self.namespace}" if self.namespace else ""
+        )
+
+
+NODES, PODS = Right("list", "nodes"), Right("list", "pods")
+QUOTAS = Right("list", "resourcequotas")
+WEBHOOKS = Right("list", "mutatingwebhookconfigurations", "admissionregistration.k8s.io")
+POLICIES = Right("list", "validatingadmissionpolicies", "admissionregistration.k8s.io")
+LEASES = Right("list", "leases", "coordination.k8s.io")
+DAEMON_SETS = Right("list", "daemonsets", "apps")
+DEVICE_CLASSES = Right("list", "deviceclasses", "resource.k8s.io")
+RIGHTS = (NODES, PODS, QUOTAS, WEBHOOKS, POLICIES, LEASES, DAEMON_SETS, DEVICE_CLASSES)
+
+
+def forwarding(namespace: str) -> tuple[Right, ...]:
+    """The rights that kubectl needs to reach a pod of the extender."""
+    return (
+        Right("get", "deployments", "apps", namespace),
+        Right("list", "pods", "", namespace),
+        Right("create", "pods", "", namespace, "portforward"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """One that calls `/webhook`."""
+
+    name: str
+    callee: str
+    """Its service, as `namespace/name`, or its URL."""
+    ends_at: float
+    """Unix seconds at which its certificate ends; infinite where unknown."""
+
+
+class PodTemplate(msgspec.Struct, gc=False):
+    """What a DaemonSet makes pods of."""
+
+    metadata: objects.Metadata = msgspec.field(default_factory=objects.Metadata)
+    spec: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class DaemonSetSpec(msgspec.Struct, gc=False):
+    """`spec` of a DaemonSet."""
+
+    template: PodTemplate = msgspec.field(default_factory=PodTemplate)
+
+
+class DaemonSet(msgspec.Struct, gc=False):
+    """A DaemonSet."""
+
+    metadata: objects.Metadata = msgspec.field(default_factory=objects.Metadata)
+    spec: DaemonSetSpec = msgspec.field(default_factory=DaemonSetSpec)
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What was read; None where the account may not."""
+
+    missing: Collection[Right]
+    """The rights that the account lacks."""
+    ping: kubernetes.Ping
+    """The fastest of several."""
+    webhooks: Sequence[Webhook] | None
+    guarded: bool | None
+    """Whether records are guarded."""
+    leases: Sequence[objects.Lease] | None
+    daemon_sets: Sequence[DaemonSet] | None
+    device_classes: Sequence[objects.DeviceClass] | None
+    components: Mapping[str, Mapping[str, Any]] | None
+    """Of the extender, by its health endpoint; None where nobody has said where that is."""
+    now: float
+    """Unix seconds, by this machine's clock."""
+
+    @property
+    def server_now(self) -> float:
+        """By the API server's clock, as far as it is known: to it all others are compared."""
+        return self.now + (self.ping.ahead_seconds or 0.0)
+
+
+def checks(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Check]:
+    """Every check with what it finds, in the order in which they are told."""
+    yield "rights", _rights(seen)
+    yield "API server", _api_server(seen)
+    yield "clocks", _clocks(seen, cluster, names)
+    yield "webhook", _webhook(seen)
+    yield "guard of the records", _guard(seen)
+    yield "other schedulers", _schedulers(seen)
+    yield "other device plugins", _device_plugins(seen, cluster, names)
+    yield "device classes", _device_classes(seen, cluster, names)
+    yield "parts of the extender", _components(seen)
+
+
+def _device_classes(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    offering = [
+        one.metadata.name for one in seen.device_classes or () if one.spec.extended_resource_name == names.count
+    ]
+    for node in cluster.nodes if offering else ():
+        lacking = from_objects.lacking(node, names)
+        if lacking and (node.metadata.annotations or {}).get(records.INVENTORY):
+            detail = f"DeviceClass {offering[0]} offers {names.count}; allocatable has no {', '.join(lacking)}"
+            yield Finding(error_codes.DOCTOR_DEVICE_CLASS, ERROR, f"node/{node.metadata.name}", detail)
+
+
+def _rights(seen: Surroundings) -> Iterator[Finding]:
+    for right in sorted(seen.missing, key=str):
+        yield Finding(error_codes.DOCTOR_RIGHTS, WARNING, "account", f"it may not {right}")
+
+
+def _api_server(seen: Surroundings) -> Iterator[Finding]:
+    if seen.ping.seconds > _SLOW_SECONDS:
+        detail = f"its fastest answer of several took {seen.ping.seconds:.1f} s"
+        yield Finding(error_codes.DOCTOR_API_SLOW, WARNING, "cluster", detail)
+
+
+def _clocks(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    ahead = seen.ping.ahead_seconds or 0.0
+    if abs(ahead) > _SKEW_SECONDS:
+        detail = f"the API server's is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
+        yield Finding(error_codes.DOCTOR_CLOCK, WARNING, "cluster", detail)
+    beats = {one.metadata.name: one for one in seen.leases or () if one.metadata.namespace == _HEARTBEATS}
+    for node in cluster.nodes:
+        early = objects.unix_seconds(beats.get(node.metadata.name, objects.Lease()).spec.renew_time) - seen.server_now
+        if early > _SKEW_SECONDS:
+            detail = f"its heartbeat is {early:.0f} s ahead of the API server's clock"
+            yield Finding(error_codes.DOCTOR_CLOCK, WARNING, f"node/{node.metadata.name}", detail)
+    for pod in cluster.pods:
+        early = from_objects.pod_facts(pod, names).traits.bound_at - seen.server_now if pod.spec.node_name else 0.0
+        if early > _SKEW_SECONDS:
+            detail = f"the extender bound it {early:.0f} s ahead of the API server's clock"
+            yield Finding(error_codes.DOCTOR_CLOCK, WARNING, f"pod/{pod.key}", detail)
+
+
+def _webhook(seen: Surroundings) -> Iterator[Finding]:
+    if seen.webhooks is None:
+        return
+    if not seen.webhooks:
+        detail = "no MutatingWebhookConfiguration calls /webhook"
+        yield Finding(error_codes.DOCTOR_NO_WEBHOOK, WARNING, "cluster", detail)
+    left_seconds = min((one.ends_at for one in seen.webhooks), default=float("inf")) - seen.now
+    if left_seconds < _WEEK_SECONDS:
+        days = left_seconds / 86_400
+        detail = f"it ends in {days:.1f} days" if days > 0 else f"it ended {-days:.1f} days ago"
+        severity = WARNING if days > 0 else ERROR
+        yield Finding(error_codes.DOCTOR_WEBHOOK_CERTIFICATE, severity, "cluster", detail)
+    callees = sorted({one.callee for one in seen.webhooks if one.name.endswith(_OUR_WEBHOOKS)})
+    if len(callees) > 1:
+        yield Finding(error_codes.DOCTOR_SECOND_WEBHOOK, ERROR, "cluster", " and ".join(callees))
+
+
+def _guard(seen: Surroundings) -> Iterator[Finding]:
+    if seen.guarded is False:
+        detail = "no ValidatingAdmissionPolicy for hami.io records"
+        yield Finding(error_codes.DOCTOR_NO_GUARD, WARNING, "cluster", detail)
+
+
+def _schedulers(seen: Surroundings) -> Iterator[Finding]:
+    """A Lease that is no longer renewed is what an installation has left behind."""
+    active = [
+        one
+        for one in seen.leases or ()
+        if one.metadata.name == SCHEDULER
+        and one.spec.holder_identity
+        and objects.unix_seconds(one.spec.renew_time) + (one.spec.lease_duration_seconds or 0) > seen.server_now
+    ]
+    if len(active) > 1:
+        for one in active:
+            about = f"lease/{one.metadata.namespace}/{one.metadata.name}"
+            detail = f"held by {one.spec.holder_identity}, and it is not the only one"
+            yield Finding(error_codes.DOCTOR_SECOND_SCHEDULER, ERROR, about, detail)
+
+
+def _device_plugins(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    ours = [
+        node for node in cluster.nodes if records.is_our_agent((node.metadata.annotations or {}).get(records.AGENT))
+    ]
+    for one in seen.daemon_sets or ():
+        images = [str(container.get("image", "")) for container in one.spec.template.spec.get("containers") or ()]
+        if not any(_NVIDIA_IMAGE in image for image in images):
+            continue
+        pod = msgspec.convert({"spec": one.spec.template.spec}, objects.Pod, strict=False)
+        wished = node_selection.requirements_of(pod)
+        met = [node.metadata.name for node in ours if _admits(wished, node, names)]
+        if met:
+            about = f"daemonset/{one.metadata.namespace}/{one.metadata.name}"
+            more = f" and {len(met) - 3} more" if len(met) > 3 else ""
+            yield Finding(error_codes.DOCTOR_NVIDIA_PLUGIN, ERROR, about, f"on {', '.join(met[:3])}{more}")
+
+
+def _admits(wished: node_selection.NodeRequirements, node: objects.Node, names: requests.ResourceNames) -> bool:
+    taints = from_objects.node_facts(node, names, allow_hami_nodes=True).taints
+    return node_selection.admits(wished, node.metadata.name, node.metadata.labels or {}, taints)
+
+
+def _components(seen: Surroundings) -> Iterator[Finding]:
+    for name, component in sorted((seen.components or {}).items()):
+        if not component["healthy"]:
+            severity = ERROR if component["required"] else WARNING
+            yield Finding(error_codes.DOCTOR_EXTENDER_COMPONENT, severity, f"extender/{name}", component["reason"])

@@ -1,0 +1,148 @@
+"""Looks at a cluster for `hamictl doctor`: reads what `findings` and `surroundings` judge. Nothing is written.
+
+What the account may not read is left out, and said to be; only without nodes and pods there is nothing to judge.
+"""
+
+import asyncio
+import base64
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from gpu_sharing.adapters import access_reviews, certificates, kubernetes, objects
+from gpu_sharing.core import errors
+from hamictl import cluster_checks, failures, reader, record_checks, snapshot
+
+_TRIES, _PAUSE_SECONDS = 5, 0.5
+_PINGS = 3
+
+T = TypeVar("T")
+
+
+class _Object(msgspec.Struct):
+    webhooks: list[dict[str, Any]] | None = None
+    spec: dict[str, Any] | None = None
+
+
+def look(
+    kubeconfig: pathlib.Path | None, context: str, where: reader.Where
+) -> tuple[record_checks.Patient, cluster_checks.Surroundings]:
+    """Read everything once.
+
+    Raises:
+        CommandFailed: The API server cannot be reached, or does not let us list nodes and pods.
+    """
+    try:
+        seen = asyncio.run(_around(kubeconfig, context, where))
+    except errors.SettingsError as cause:
+        raise failures.CommandFailed(str(cause), "give --kubeconfig FILE") from cause
+    except errors.KubernetesError as cause:
+        raise failures.CommandFailed(str(cause), "does the API server answer kubectl?") from cause
+
+    def cluster() -> snapshot.State:
+        with_quotas = cluster_checks.QUOTAS not in seen.missing
+        return snapshot.read_cluster(kubeconfig, context, where.system_namespace, with_quotas=with_quotas)
+
+    believed, trouble = None, ""
+    try:
+        with reader.reaching(where) as api:
+            before, found, after = _agreeing(api, cluster)
+            believed = after if before == after else None
+            trouble = "" if believed is not None else "too much changes to compare it with the cluster"
+    except failures.CommandFailed as cause:
+        trouble = f"{cause}. {cause.hint}".strip()
+        found = cluster()
+    return record_checks.Patient(found, believed, trouble, seen.now), seen
+
+
+def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
+    """What the extender believes before and after a look at the cluster: looked again until nothing moved meanwhile."""
+    for _ in range(_TRIES):
+        before = api.get("pods")["pods"]
+        found = cluster()
+        after = api.get("pods")["pods"]
+        if before == after:
+            break
+        time.sleep(_PAUSE_SECONDS)
+    return before, found, after
+
+
+async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.Where) -> cluster_checks.Surroundings:
+    async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
+        ping = min([await client.ping() for _ in range(_PINGS)], key=lambda one: one.seconds)
+        asked = cluster_checks.RIGHTS + (() if where.url else cluster_checks.forwarding(where.system_namespace))
+        allowed = await asyncio.gather(*(_may(client, right) for right in asked))
+        missing = {right for right, may in zip(asked, allowed, strict=True) if not may}
+        hooks = await _list(client, cluster_checks.WEBHOOKS, _Object, missing)
+        policies = await _list(client, cluster_checks.POLICIES, _Object, missing)
+        leases = await _list(client, cluster_checks.LEASES, objects.Lease, missing)
+        daemon_sets = await _list(client, cluster_checks.DAEMON_SETS, cluster_checks.DaemonSet, missing)
+        classes = await _list(client, cluster_checks.DEVICE_CLASSES, objects.DeviceClass, missing)
+    return cluster_checks.Surroundings(
+        missing,
+        ping,
+        None if hooks is None else [one for hook in hooks for one in _webhooks(hook)],
+        None if policies is None else any("hami.io/vgpu" in json.dumps(one.spec or {}) for one in policies),
+        leases,
+        daemon_sets,
+        classes,
+        reader.components(where),
+        time.time(),
+    )
+
+
+async def _may(client: kubernetes.Client, right: cluster_checks.Right) -> bool:
+    """Whether the account has a right; where nobody answers that, trying will show."""
+    wanted = {
+        "verb": right.verb, "group": right.group, "resource": right.resource, "subresource": right.subresource,
+        "namespace": right.namespace,
+    }  # fmt: skip
+    try:
+        return await access_reviews.may_we(
+            client, {"resourceAttributes": {key: value for key, value in wanted.items() if value}}
+        )
+    except errors.KubernetesError:
+        return True
+
+
+async def _list(
+    client: kubernetes.Client, right: cluster_checks.Right, kind: type[T], missing: set[cluster_checks.Right]
+) -> Sequence[T] | None:
+    """All objects of a kind; None, and the right is added to those that are missing, where the account may not."""
+    if right in missing:
+        return None
+    try:
+        return await snapshot.list_all(client, f"/apis/{right.group}/v1/{right.resource}", kind)
+    except errors.Forbidden:
+        missing.add(right)
+        return None
+    except errors.NotFound:
+        return []  # A server that does not know the kind has none of it.
+
+
+def _webhooks(configuration: _Object) -> list[cluster_checks.Webhook]:
+    """Those of a configuration that call `/webhook`."""
+    found = []
+    for hook in configuration.webhooks or ():
+        config = hook.get("clientConfig") or {}
+        service = config.get("service") or {}
+        called = str(service.get("path") or config.get("url") or "")
+        if called.rstrip("/").endswith("/webhook"):
+            callee = f"{service.get('namespace', 'default')}/{service['name']}" if service else called
+            ends_at = _ends_at(config.get("caBundle") or "")
+            found.append(cluster_checks.Webhook(str(hook.get("name", "")), callee, ends_at))
+    return found
+
+
+def _ends_at(bundle: str) -> float:
+    """When a bundle's first certificate ends; never where that cannot be read, as cert-manager fills it in later."""
+    try:
+        text = base64.b64decode(bundle, validate=True).decode()
+    except ValueError:
+        return float("inf")
+    found = certificates.ends_at(text)
+    return float("inf") if found is None else found

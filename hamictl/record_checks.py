@@ -1,0 +1,210 @@
+"""What is wrong with the records of a cluster, and with what the extender believes. Pure: facts in, findings out.
+
+Everything is worked out anew from the records, by the code that decides, and compared with what others believe.
+"""
+
+import collections
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, quotas, records, requests
+from hamictl import snapshot
+from scheduler_extender.cluster import from_objects
+from scheduler_extender.fleet import facts
+
+ERROR, WARNING = "error", "warning"
+_STUCK_SECONDS = 300
+_LABEL = "gpu"
+_NO_ISOLATION = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    code: error_codes.Code
+    severity: str
+    about: str
+    """Such as `node/a` or `pod/default/train`."""
+    detail: str
+
+    def to_facts(self) -> dict[str, str]:
+        """For JSON, with what the code means and what to do."""
+        entry = error_codes.REGISTRY[self.code]
+        return {
+            "code": self.code, "severity": self.severity, "about": self.about, "detail": self.detail,
+            "meaning": entry.meaning, "remedy": entry.remedy,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A cluster, as it was found."""
+
+    cluster: snapshot.State
+    believed: Sequence[Mapping[str, Any]] | None
+    """The extender's pods by its read API; None where it does not answer."""
+    trouble: str
+    """Why it does not."""
+    now: float
+    """Unix seconds."""
+
+
+Check = tuple[str, Iterable[Finding]]
+
+
+def checks(patient: Patient, names: requests.ResourceNames) -> Iterator[Check]:
+    """Every check with what it finds, in the order in which they are told."""
+    cluster = patient.cluster
+    yield "nodes", _nodes(cluster, names)
+    yield "set-up of nodes", _problems(cluster)
+    yield "GPUs", _gpus(cluster, names)
+    yield "pods", _pods(cluster, names, patient.now)
+    yield "promises", _promises(cluster, names)
+    yield "quotas", _quotas(cluster, names)
+    yield "extender", _extender(patient, names)
+
+
+def _nodes(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    for node in cluster.nodes:
+        about = f"node/{node.metadata.name}"
+        annotations, labels = node.metadata.annotations or {}, node.metadata.labels or {}
+        text = annotations.get(records.INVENTORY)
+        offered = str((node.status.allocatable or {}).get(names.count, "0"))
+        if text is None:
+            if offered not in ("0", ""):
+                yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"{names.count}: {offered}")
+            elif labels.get(_LABEL) == "on" and not records.decode_problems(annotations.get(records.PROBLEMS, "")):
+                yield Finding(error_codes.DOCTOR_NODE_WITHOUT_PLUGIN, ERROR, about, "labelled gpu=on, without a record")
+            continue
+        try:
+            inventory = records.decode_inventory(text)
+        except errors.CorruptRecord as cause:
+            yield Finding(error_codes.DOCTOR_NODE_RECORD, ERROR, about, str(cause))
+            continue
+        if not records.is_our_agent(annotations.get(records.AGENT)):
+            agent = annotations.get(records.AGENT) or "none"
+            yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"its agent is {agent}")
+        slots = sum(gpu.slots for gpu in inventory if gpu.healthy)
+        if offered != str(slots):
+            detail = f"the kubelet offers {offered}, the healthy GPUs have {slots}"
+            yield Finding(error_codes.DOCTOR_SLOTS_DIFFER, WARNING, about, detail)
+
+
+def _problems(cluster: snapshot.State) -> Iterator[Finding]:
+    """What device plugins say of their nodes, and nodes whose GPUs nothing limits."""
+    for node in cluster.nodes:
+        about = f"node/{node.metadata.name}"
+        annotations = node.metadata.annotations or {}
+        problems = records.decode_problems(annotations.get(records.PROBLEMS, ""))
+        for code, sentence in problems.items():
+            if code in error_codes.REGISTRY:
+                yield Finding(error_codes.Code(code), ERROR, about, sentence)
+            else:
+                yield Finding(error_codes.DOCTOR_NODE_PROBLEM, ERROR, about, f"{code}: {sentence}")
+        inventory: tuple[gpus.Gpu, ...] = ()
+        with contextlib.suppress(errors.CorruptRecord):
+            inventory = records.decode_inventory(annotations.get(records.INVENTORY, "[]"))
+        unlimited = [str(gpu.index) for gpu in inventory if gpu.mode == _NO_ISOLATION]
+        if unlimited and error_codes.PLUGIN_MEMORY_NOT_LIMITED not in problems:
+            detail = f"GPU {', '.join(unlimited)}: isolation none"
+            yield Finding(error_codes.DOCTOR_MEMORY_NOT_LIMITED, WARNING, about, detail)
+
+
+def _gpus(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    first: dict[identifiers.GpuUuid, identifiers.NodeName] = {}
+    for seen in _node_facts(cluster, names):
+        for gpu in seen.inventory:
+            other = first.setdefault(gpu.uuid, seen.name)
+            if other != seen.name:
+                about = f"gpu/{seen.name}/{gpu.index}"
+                yield Finding(error_codes.DOCTOR_GPU_TWICE, ERROR, about, f"{gpu.uuid} is on node {other} too")
+            if not gpu.healthy:
+                about = f"gpu/{seen.name}/{gpu.index}"
+                yield Finding(error_codes.DOCTOR_GPU_SICK, ERROR, about, f"{gpu.uuid} {gpu.type}")
+
+
+def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) -> Iterator[Finding]:
+    for pod in cluster.pods:
+        if not pod.spec.node_name:
+            continue
+        about = f"pod/{pod.key}"
+        held = from_objects.pod_facts(pod, names)
+        if held.corrupt:
+            yield Finding(error_codes.DOCTOR_POD_RECORD, ERROR, about, f"on node {held.node}")
+        elif held.foreign_slots:
+            detail = f"on node {held.node}, schedulerName {pod.spec.scheduler_name or 'none'}"
+            yield Finding(error_codes.DOCTOR_POD_WITHOUT_RECORD, ERROR, about, detail)
+        elif held.starting and held.traits.bound_at and now - held.traits.bound_at > _STUCK_SECONDS:
+            minutes = int((now - held.traits.bound_at) // 60)
+            yield Finding(error_codes.DOCTOR_STUCK, WARNING, about, f"bound to {held.node} {minutes} minutes ago")
+
+
+def _promises(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    """Whether any GPU is promised twice, whatever anybody believes: by the rules that place pods."""
+    holders: dict[identifiers.GpuUuid, list[allocations.Allocation]] = collections.defaultdict(list)
+    for pod in cluster.pods:
+        if pod.spec.node_name:
+            for uuid, allocation in from_objects.pod_facts(pod, names).allocated.items():
+                holders[uuid].append(allocation)
+    for seen in _node_facts(cluster, names):
+        for gpu in seen.inventory:
+            held, found = allocations.NOTHING, dict[str, str]()
+            for allocation in holders[gpu.uuid]:
+                # The last sentence of a kind has the whole sum in it.
+                found |= {text.lstrip("0123456789"): text for text in gpus.conflicts(gpu, held, allocation)}
+                held = held.plus(allocation)
+            for text in found.values():
+                about = f"gpu/{seen.name}/{gpu.index}"
+                yield Finding(error_codes.DOCTOR_OVERSUBSCRIBED, ERROR, about, text)
+
+
+def _quotas(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    for quota in cluster.quotas:
+        about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
+        for key, meant in quotas.uncounted(quota.spec.hard or {}, names):
+            yield Finding(error_codes.DOCTOR_QUOTA_KEY, WARNING, about, f"{key} limits nothing; {meant} is counted")
+        read = quotas.read(quota.metadata.name, quota.spec.hard or {}, names)
+        if read is not None and read.unreadable:
+            yield Finding(error_codes.DOCTOR_QUOTA, ERROR, about, read.unreadable)
+
+
+def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Finding]:
+    if patient.believed is None:
+        yield Finding(error_codes.DOCTOR_EXTENDER_AWAY, ERROR, "extender", patient.trouble)
+        return
+    believed = {one["uid"]: one for one in patient.believed}
+    actual = {pod.metadata.uid: pod for pod in patient.cluster.pods}
+    names_of = {uid: (one["namespace"], one["name"]) for uid, one in believed.items()}
+    names_of |= {uid: (pod.metadata.namespace, pod.metadata.name) for uid, pod in actual.items()}
+    for uid in sorted(names_of, key=lambda one: (names_of[one], one)):
+        pod, belief = actual.get(uid), believed.get(uid)
+        if belief is None:
+            assert pod is not None
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", "the extender does not know it")
+        elif pod is None:
+            about = f"pod/{belief['namespace']}/{belief['name']}"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, about, "the extender knows it, and it is gone")
+        elif (belief["node"] or "") != pod.spec.node_name:
+            detail = f"the extender has it on {belief['node'] or 'no node'}, it is on {pod.spec.node_name or 'no node'}"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
+        elif pod.spec.node_name and _told_shares(belief) != _held_shares(from_objects.pod_facts(pod, names)):
+            detail = "the extender counts other GPUs for it than its record says"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
+
+
+def _told_shares(belief: Mapping[str, Any]) -> list[tuple[str, int]]:
+    shares = itertools.chain.from_iterable(belief["containers"])
+    return [(share["uuid"], share["memory_mib"]) for share in shares]
+
+
+def _held_shares(held: facts.BoundPod) -> list[tuple[str, int]]:
+    return [(share.uuid, share.memory_mib) for shares in held.shares for share in shares]
+
+
+def _node_facts(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[facts.Node]:
+    for node in cluster.nodes:
+        yield from_objects.node_facts(node, names, allow_hami_nodes=True)

@@ -1,0 +1,213 @@
+"""From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import allocations, errors, gangs, identifiers, preemption, quantities, quotas, records, requests
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.cluster import node_selection, pending
+from scheduler_extender.fleet import facts
+
+REFUSED = "Refused"
+"""The trouble of a pod to which the device plugin gave no GPU."""
+_JUST_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
+
+
+def is_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
+    """Whether the pod asks for GPUs at all; only then is any annotation of it read."""
+    return requests.asks_for_gpu((*pod.init_containers, *pod.containers), names)
+
+
+def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_nodes: bool) -> facts.Node:
+    """What a node says of its GPUs.
+
+    One that offers them to the kubelet without a record is served by another plugin, such as NVIDIA's own.
+    """
+    name = identifiers.NodeName(node.metadata.name)
+    annotations = node.metadata.annotations or {}
+    text = annotations.get(records.INVENTORY)
+    problems = records.decode_problems(annotations.get(records.PROBLEMS, ""))
+    if not text:
+        offered = (node.status.allocatable or {}).get(names.count)
+        foreign = offered is not None and quantities.thousandths(offered) > 0
+        standing = Reason.FOREIGN_AGENT if foreign else Reason.NODE_NOT_REGISTERED
+        return facts.Node(name, standing=standing, unavailable=_unavailable(node), problems=problems)
+    try:
+        inventory = records.decode_inventory(text)
+    except errors.CorruptRecord:
+        return facts.Node(name, standing=Reason.CORRUPT_NODE_RECORD, unavailable=_unavailable(node))
+    links, bad_links = records.decode_links(annotations.get(records.SCORE, ""), inventory)
+    ours = records.is_our_agent(annotations.get(records.AGENT))
+    return facts.Node(
+        name,
+        inventory=inventory,
+        cordoned=records.decode_cordon(annotations.get(records.CORDON, ""))
+        | records.decode_cordon(annotations.get(records.RELEASE, "")),
+        standing=Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
+        unavailable=_unavailable(node),
+        links=links,
+        labels=node.metadata.labels or {},
+        taints=tuple(facts.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
+        bad_links=bad_links,
+        one_at_a_time=not ours,
+        ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
+        problems=problems,
+        lacks=lacking(node, names),
+    )
+
+
+def lacking(node: objects.Node, names: requests.ResourceNames) -> tuple[str, ...]:
+    """Resources that pods may ask for beside the count, and that are no key of the node's allocatable.
+
+    A pod that asks for priority names `names.priority` too; the others are what a share of a GPU is asked for by.
+    """
+    there = node.status.allocatable or {}
+    return tuple(name for name in (names.memory, names.memory_percent, names.cores) if name not in there)
+
+
+def _unavailable(node: objects.Node) -> Reason:
+    """Whether the node itself keeps new pods away, whatever its GPUs are like."""
+    ready = next((one.status for one in node.status.conditions or () if one.type == "Ready"), "True")
+    if ready != "True":
+        return Reason.NODE_NOT_READY
+    return Reason.NODE_CORDONED if node.spec.unschedulable else Reason.NONE
+
+
+def _not_running(pod: objects.Pod) -> str:
+    """Why the containers of a bound pod do not run, in the kubelet's word; empty where they do or just have not yet."""
+    if pod.annotations.get(records.BIND_PHASE) == records.PHASE_FAILED:
+        return REFUSED
+    status = pod.status or objects.PodStatus()
+    reasons = (
+        one.state.waiting.reason
+        for one in (*(status.init_container_statuses or ()), *(status.container_statuses or ()))
+        if one.state and one.state.waiting
+    )
+    return next((reason[:64] for reason in reasons if reason not in _JUST_STARTING), "")
+
+
+def pending_pod(pod: objects.Pod, names: requests.ResourceNames) -> pending.AnyPod:
+    """Return what an unbound pod asks for; one whose request or gang is invalid is told apart here."""
+    request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
+    try:
+        read_gang(pod)
+    except errors.BadQuantity as refused:
+        request = requests.InvalidRequest(refused.code, refused.sentence)
+    if isinstance(request, requests.InvalidRequest):
+        return pending.UnreadablePod(invalid=request, **_unbound(pod))
+    return pending.PendingPod(request=request, **_unbound(pod))
+
+
+def _unbound(pod: objects.Pod) -> dict[str, Any]:
+    """What `pending.PendingPod` and `pending.UnreadablePod` have in common."""
+    status = pod.status or objects.PodStatus()
+    traits = _traits(pod)
+    unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
+    return {
+        "uid": identifiers.PodUid(pod.metadata.uid),
+        "key": identifiers.PodKey(pod.key),
+        "resource_version": pod.metadata.resource_version,
+        "traits": traits,
+        "scheduler_name": pod.spec.scheduler_name,
+        "annotation_bytes": sum(len(key) + len(value.encode()) for key, value in pod.annotations.items()),
+        "nominated_node": identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
+        "has_soft_preferences": pod.has_soft_preferences,
+        "unschedulable_message": unscheduled[0].message if unscheduled else "",
+        "preempts": pod.spec.preemption_policy != "Never",
+        "hold": records.decode_hold(pod.annotations.get(records.HOLD, "")),
+        "gates": tuple(pod.spec.scheduling_gates or ()),
+        "node_requirements": node_selection.requirements_of(pod) if traits.gang else node_selection.NONE,
+    }
+
+
+def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod:
+    """What a bound pod holds, by its record.
+
+    Without a record it is a pod of somebody else, which holds device ids of its node and no GPU. A record that does
+    not decode keeps the node's other GPUs out of use.
+    """
+    uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
+    node = identifiers.NodeName(pod.spec.node_name)
+    traits = _traits(pod)
+    kinds = requests.kinds_of(pod.init_containers, pod.containers)
+    text = pod.annotations.get(records.ALLOCATED, "")
+    if not text.strip(";: "):
+        slots = requests.device_ids(pod.init_containers, pod.containers, names)
+        return facts.BoundPod(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots, traits=traits)
+    asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
+    try:
+        shares = records.decode_shares(text, asking)
+        shares = records.decode_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), shares)
+    except errors.CorruptRecord:
+        legible = records.legible_shares(text)
+        alone = (allocations.Kind.APP,)
+        return facts.BoundPod(
+            uid,
+            key,
+            node,
+            allocated=allocations.by_gpu(alone, (legible,)),
+            shares=(legible,),
+            amounts=quotas.amounts(alone, (legible,)),
+            corrupt=True,
+            traits=traits,
+        )
+    return facts.BoundPod(
+        uid,
+        key,
+        node,
+        allocated=allocations.by_gpu(kinds, shares),
+        shares=shares,
+        amounts=quotas.amounts(kinds, shares),
+        starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
+        not_running=_not_running(pod),
+        traits=traits,
+    )
+
+
+def read_gang(pod: objects.Pod) -> gangs.Gang | None:
+    """The gang of a pod, or None.
+
+    Raises:
+        BadQuantity: What it says of its gang cannot be.
+    """
+    group = pod.spec.scheduling_group
+    named = group.pod_group_name if group else ""
+    return gangs.read(pod.annotations, pod.metadata.labels or {}, pod.metadata.controller, named)
+
+
+def gang_of(pod: objects.Pod) -> gangs.Gang | None:
+    """The gang of a pod that is past being refused for what it says of it."""
+    try:
+        return read_gang(pod)
+    except errors.BadQuantity:
+        return None
+
+
+def _traits(pod: objects.Pod) -> facts.Traits:
+    """What a pod is apart from its GPUs."""
+    bound_at = pod.annotations.get(records.BIND_TIME, "")
+    every = (*pod.init_containers, *pod.containers)
+    kinds = requests.kinds_of(pod.init_containers, pod.containers)
+    return facts.Traits(
+        pod.spec.priority or 0,
+        pod.metadata.deletion_timestamp is not None,
+        _thousandths(pod.spec, kinds, every, "cpu"),
+        _thousandths(pod.spec, kinds, every, "memory"),
+        gang_of(pod),
+        int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
+        int(objects.unix_seconds(pod.metadata.creation_timestamp)),
+    )
+
+
+def _thousandths(
+    spec: objects.PodSpec, kinds: Sequence[allocations.Kind], every: Sequence[objects.Container], resource: str
+) -> int:
+    """What kube-scheduler counts of CPU or memory for the pod, in thousandths."""
+    of_pod = (spec.resources.requests or {}) if spec.resources else {}
+    return preemption.effective_request(
+        kinds,
+        [quantities.thousandths(asked.get(resource)) if (asked := one.requests) else 0 for one in every],
+        quantities.thousandths(of_pod[resource]) if resource in of_pod else None,
+        quantities.thousandths(spec.overhead.get(resource)) if spec.overhead else 0,
+    )

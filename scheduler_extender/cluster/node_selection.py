@@ -1,0 +1,87 @@
+"""Which nodes a pod may be placed on by its own words: node selector, required node affinity, taints.
+
+kube-scheduler decides that by itself; but gangs are planned before it is asked, and a plan which it would refuse is of
+no use. What cannot be judged here (CPU, volumes, pods' affinity) shows when it is asked.
+
+Source: k8s.io/component-helpers/scheduling/corev1, node selector terms and toleration of taints.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from gpu_sharing.adapters import objects
+from scheduler_extender.fleet import facts
+
+_REPELLING = ("NoSchedule", "NoExecute")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRequirements:
+    """What a pod says about nodes."""
+
+    selector: tuple[tuple[str, str], ...] = ()
+    terms: tuple[objects.NodeSelectorTerm, ...] = ()
+    """One of them must hold; empty for no wish."""
+    tolerations: tuple[objects.Toleration, ...] = ()
+
+
+NONE = NodeRequirements()
+
+
+def requirements_of(pod: objects.Pod) -> NodeRequirements:
+    """What a pod says about nodes."""
+    affinity = pod.spec.affinity.node_affinity if pod.spec.affinity else None
+    required = affinity.required_during_scheduling_ignored_during_execution if affinity else None
+    return NodeRequirements(
+        tuple(sorted((pod.spec.node_selector or {}).items())),
+        tuple(required.node_selector_terms or ()) if required else (),
+        tuple(pod.spec.tolerations or ()),
+    )
+
+
+def admits(wanted: NodeRequirements, name: str, labels: Mapping[str, str], taints: Sequence[facts.Taint]) -> bool:
+    """Whether a node is one that the pod may go to."""
+    if any(labels.get(key) != value for key, value in wanted.selector):
+        return False
+    if wanted.terms and not any(_holds(term, name, labels) for term in wanted.terms):
+        return False
+    return all(
+        any(_tolerates(one, taint) for one in wanted.tolerations) for taint in taints if taint.effect in _REPELLING
+    )
+
+
+def _holds(term: objects.NodeSelectorTerm, name: str, labels: Mapping[str, str]) -> bool:
+    expressions, fields = term.match_expressions or (), term.match_fields or ()
+    return bool(expressions or fields) and (
+        all(_matches(one, labels) for one in expressions)
+        and all(_matches(one, {"metadata.name": name}) for one in fields)
+    )
+
+
+def _matches(wanted: objects.Requirement, labels: Mapping[str, str]) -> bool:
+    value, values = labels.get(wanted.key), wanted.values or []
+    match wanted.operator:
+        case "In":
+            return value in values
+        case "NotIn":
+            return value not in values
+        case "Exists":
+            return value is not None
+        case "DoesNotExist":
+            return value is None
+        case "Gt" | "Lt":
+            try:
+                mine, theirs = int(value or ""), int(values[0])
+            except (ValueError, IndexError):
+                return False
+            return mine > theirs if wanted.operator == "Gt" else mine < theirs
+        case _:
+            return False
+
+
+def _tolerates(one: objects.Toleration, taint: facts.Taint) -> bool:
+    if one.effect and one.effect != taint.effect:
+        return False
+    if one.operator == "Exists":
+        return not one.key or one.key == taint.key
+    return one.key == taint.key and one.value == taint.value

@@ -1,0 +1,122 @@
+"""Values of the ledger: what a node offers, what a pod holds, what is kept for a pod that holds nothing yet."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import NamedTuple
+
+from gpu_sharing.core import allocations, gangs, gpus, identifiers, quotas, requests, topology
+from gpu_sharing.core.rejections import Reason
+
+Allocations = Mapping[identifiers.GpuUuid, allocations.Allocation]
+
+
+class Taint(NamedTuple):
+    """What keeps pods off a node."""
+
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What the API server says of a node."""
+
+    name: identifiers.NodeName
+    _: KW_ONLY
+    inventory: tuple[gpus.Gpu, ...] = ()
+    cordoned: frozenset[identifiers.GpuUuid] = frozenset()
+    standing: Reason = Reason.NONE
+    unavailable: Reason = Reason.NONE
+    """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for no pod, although pods that
+    tolerate it may be placed."""
+    links: topology.Links = ()
+    """How well its GPUs reach each other, in the order of `inventory`."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    bad_links: str = ""
+    """What is wrong with the record of its links."""
+    ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
+    """Why GPUs are out of use, by the node's own words; for people only."""
+    problems: Mapping[str, str] = field(default_factory=dict)
+    """What is wrong with how it is set up, by error code, by the node's own words; for people only."""
+    lacks: tuple[str, ...] = ()
+    """Resources of our pods beside the count that are no key of its allocatable."""
+    one_at_a_time: bool = False
+    """Another project's plugin serves it, which serves the first pending pod it finds: no second one may be started."""
+
+
+class Traits(NamedTuple):
+    """What a pod is apart from its GPUs: what an eviction weighs, and who it belongs to."""
+
+    priority: int = 0
+    ending: bool = False
+    """It is being deleted."""
+    cpu_thousandths: int = 0
+    """What kube-scheduler counts for it: the most of its phases, or what the pod says as a whole, and its overhead."""
+    memory_thousandths: int = 0
+    """In thousandths of a byte."""
+    gang: gangs.Gang | None = None
+    bound_at: int = 0
+    """Unix seconds of its Binding, by its record; 0 for a pending pod."""
+    created_at: int = 0
+    """Unix seconds; 0 where the API server does not say."""
+
+
+_NOTHING_KNOWN = Traits()
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPod:
+    """What a pod holds, by the API server's word or by a bind of ours."""
+
+    uid: identifiers.PodUid
+    key: identifiers.PodKey
+    node: identifiers.NodeName
+    _: KW_ONLY
+    allocated: Allocations = field(default_factory=dict)
+    shares: allocations.Shares = ()
+    """Per container, for people to look at; `allocated` is what counts."""
+    amounts: quotas.Amounts = quotas.NOTHING
+    """What it counts against its namespace's quota."""
+    foreign_slots: int = 0
+    """Device ids of a pod that has no record of ours."""
+    corrupt: bool = False
+    """The record does not decode: the node's GPUs that `allocated` does not name are unknown."""
+    starting: bool = False
+    """The device plugin has not handed the GPUs over yet."""
+    not_running: str = ""
+    """Why its containers do not run: `Refused` by the device plugin, or the kubelet's word such as CrashLoopBackOff."""
+    traits: Traits = _NOTHING_KNOWN
+
+    @property
+    def namespace(self) -> str:
+        """The pod's namespace."""
+        return self.key.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A pod that is expected on a node and holds nothing yet."""
+
+    uid: identifiers.PodUid
+    node: identifiers.NodeName
+    allocated: Allocations
+    _: KW_ONLY
+    priority: int = 0
+    request: requests.PodRequest | None = None
+    """Set for a hold, whose place is chosen anew whenever its node changes."""
+    reserved_gpus: frozenset[identifiers.GpuUuid] = frozenset()
+    """GPUs whose freed memory and cores are kept for this pod while its victims terminate; for a hold."""
+    expires_at: float = float("inf")
+    """Seconds on the clock of the caller; never for a hold."""
+
+    @property
+    def is_hold(self) -> bool:
+        """Whether it is a hold, not a nomination."""
+        return self.request is not None
+
+    @property
+    def key(self) -> tuple[identifiers.PodUid, bool]:
+        """A pod has at most one of each kind."""
+        return self.uid, self.is_hold

@@ -1,0 +1,130 @@
+"""Remembers where each shape of pod fits, and looks again only at nodes that changed.
+
+In a queue many pods ask for the same, and between two of them one or two nodes change. Those few are asked by the
+scalar rules, which is quicker than an array operation over anything; a new shape, or many changes, goes over the
+arrays. A property test holds the answer equal to a fresh `fit.fit_all`.
+"""
+
+import collections
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_sharing.core import gpus, identifiers, placement, policies, rejections, requests
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.fleet import fit
+from scheduler_extender.fleet.ledger import Ledger
+
+_MOST_NODES = 20_000
+_MOST_ANSWERS = 4
+"""Of one node: while a pod's bind is under way, the next ones are filtered already."""
+
+PlacementAnswer = placement.Placement | rejections.Rejection
+_MOST_SHAPES = 32
+_FEW_COLUMNS = 8
+
+
+class PlacementCache:
+    """`core.placement.fit` with a short memory for each node."""
+
+    def __init__(self) -> None:
+        self._last: dict[
+            identifiers.NodeName,
+            collections.deque[tuple[placement.NodeState, requests.PodRequest, policies.Policy, PlacementAnswer]],
+        ] = {}
+
+    def fit(self, request: requests.PodRequest, node: placement.NodeState, policy: policies.Policy) -> PlacementAnswer:
+        """What `core.placement.fit` says."""
+        last = self._last.get(node.name)
+        if last is None:
+            if len(self._last) >= _MOST_NODES:
+                self._last.clear()
+            last = self._last[node.name] = collections.deque(maxlen=_MOST_ANSWERS)
+        for state, asked, liking, answer in last:
+            if state == node and asked == request and liking == policy:
+                return answer
+        answer = placement.fit(request, node, policy)
+        last.appendleft((node, request, policy, answer))
+        return answer
+
+
+@dataclass(slots=True)
+class NodesFit:
+    """Where one shape fits, kept current by `Shapes.fit`."""
+
+    fitting: fit.Fitting
+    refused: dict[str, int]
+    """Every known node that does not take the shape, by name, with its `Reason`."""
+    columns: int
+    seen: int
+    """How much of the journal of changes it reflects."""
+
+
+class FitCache:
+    """The answers for the shapes asked about lately."""
+
+    def __init__(self, ledger: Ledger, placements: PlacementCache) -> None:
+        self._ledger = ledger
+        self._placements = placements
+        self._answers: collections.OrderedDict[tuple[requests.PodRequest, policies.Policy], NodesFit] = (
+            collections.OrderedDict()
+        )
+
+    def fit(self, request: requests.PodRequest, policy: policies.Policy) -> NodesFit:
+        """Where the shape fits now."""
+        arrays = self._ledger.settle()
+        key = (request, policy)
+        answer = self._answers.get(key)
+        changed = self._ledger.changed_since(answer.seen) if answer and answer.columns == arrays.columns else None
+        if answer is None or changed is None or len(changed) > _FEW_COLUMNS:
+            answer = self._answers[key] = self._anew(request, policy)
+            if len(self._answers) > _MOST_SHAPES:
+                self._answers.popitem(last=False)
+            return answer
+        for column in changed:
+            self._look_again(answer, request, policy, column)
+        answer.seen = self._ledger.changes
+        self._answers.move_to_end(key)
+        return answer
+
+    def _anew(self, request: requests.PodRequest, policy: policies.Policy) -> NodesFit:
+        arrays = self._ledger.arrays
+        if request.selectors.mode == gpus.MIG_MODE:
+            return self._with_instances(request, policy)
+        fitting = fit.fit_all(arrays, request, policy)
+        unfit = np.flatnonzero(~fitting.fits).tolist()
+        codes = fitting.reasons[unfit].tolist()
+        names = arrays.names
+        refused: dict[str, int] = {
+            names[column]: code for column, code in zip(unfit, codes, strict=True) if names[column]
+        }
+        return NodesFit(fitting, refused, arrays.columns, self._ledger.changes)
+
+    def _with_instances(self, request: requests.PodRequest, policy: policies.Policy) -> NodesFit:
+        """The arrays know nothing of MIG: nodes that have such GPUs are asked one by one."""
+        arrays = self._ledger.arrays
+        count = arrays.columns
+        some = arrays.exists[:, :count].any(0)
+        reasons = np.where(some, np.int8(Reason.MODE), np.int8(Reason.TOO_FEW_GPUS))
+        np.copyto(reasons, arrays.standing[:count], where=arrays.standing[:count] != 0)
+        fitting = fit.Fitting(np.zeros(count, np.bool_), reasons, np.zeros(count, np.int64))
+        refused = {str(name): int(reason) for name, reason in zip(arrays.names, reasons, strict=True) if name}
+        answer = NodesFit(fitting, refused, count, self._ledger.changes)
+        divided = arrays.exists[:, :count] & (arrays.mode_id[:, :count] == arrays.modes.number(gpus.MIG_MODE))
+        for column in np.flatnonzero(divided.any(0)).tolist():
+            self._look_again(answer, request, policy, column)
+        return answer
+
+    def _look_again(self, answer: NodesFit, request: requests.PodRequest, policy: policies.Policy, column: int) -> None:
+        name = self._ledger.arrays.names[column]
+        state = self._ledger.settled(name)
+        found = self._placements.fit(request, state, policy)
+        fitting = answer.fitting
+        if isinstance(found, placement.Placement):
+            fitting.fits[column], fitting.reasons[column] = True, Reason.NONE
+            answer.refused.pop(name, None)
+            if not isinstance(fitting.memory_mib, int):
+                fitting.memory_mib[column] = placement.staying_memory_mib(request, found)
+        else:
+            fitting.fits[column], fitting.reasons[column] = False, found.reason
+            answer.refused[name] = int(found.reason)

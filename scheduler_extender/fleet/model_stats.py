@@ -1,0 +1,105 @@
+"""How much of each model of GPU is promised, and how much of what is free is of use: a few passes over the arrays.
+
+Fragmentation is the measure that FGD minimises, here of memory: of the free memory, the part that lies where a share
+like those asked for lately does not fit, averaged over those shares.
+
+Source: Weng et al., "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent",
+USENIX ATC 2023.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gpu_sharing.core import requests
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.fleet import arrays
+
+
+class ShareSize(NamedTuple):
+    """A share of one GPU, as somebody asked for it."""
+
+    memory_mib: int
+    cores_percent: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCount:
+    """The GPUs of one model."""
+
+    model: str
+    gpus: int
+    usable: int
+    """Healthy, not cordoned, known, on a node that may be chosen and is available."""
+    memory_mib: int
+    """On available nodes, as all that follows."""
+    memory_promised_mib: int
+    slots: int
+    slots_promised: int
+    largest_free_mib: int
+    """The largest share of one GPU that would still fit."""
+    fragmentation: float | None
+    """0 to 1; None while nothing was asked for, or nothing is free."""
+
+
+def by_model(fleet: arrays.Arrays, lately: Mapping[ShareSize, int]) -> list[ModelCount]:
+    """Every model of the cluster.
+
+    Args:
+        fleet: Settled.
+        lately: The shares that were asked for, and how often each.
+    """
+    used = slice(0, fleet.columns)
+    available = fleet.unavailable[used] == Reason.NONE
+    exists, usable = fleet.exists[:, used], fleet.usable[:, used] & available
+    type_id, free, cores_free = fleet.type_id[:, used], fleet.memory_free[:, used], fleet.cores_free[:, used]
+    shareable = fleet.shareable[:, used]
+    found = []
+    for model, number in sorted((word, number) for number, word in enumerate(fleet.types.words)):
+        mine = exists & (type_id == number)
+        if not mine.any():
+            continue
+        there = mine & available  # What is on a node that is not ready or cordoned can be allocated to no pod.
+        open_memory = free[mine & usable].clip(min=0)
+        open_cores = cores_free[mine & usable]
+        takes = shareable[mine & usable]
+        all_free = int(open_memory.sum())
+        wasted = sum(
+            times
+            * int(open_memory[~(takes & (open_memory >= shape.memory_mib) & (open_cores >= shape.cores_percent))].sum())
+            for shape, times in lately.items()
+        )
+        asked = sum(lately.values())
+        found.append(
+            ModelCount(
+                model, int(mine.sum()), len(open_memory),
+                int(fleet.memory_total[:, used][there].sum()), int(fleet.memory_used[:, used][there].sum()),
+                int(fleet.slots_total[:, used][there].sum()), int(fleet.slots_used[:, used][there].sum()),
+                int(open_memory[takes].max(initial=0)),
+                wasted / (asked * all_free) if asked and all_free else None,
+            )
+        )  # fmt: skip
+    return found
+
+
+def never_fits(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[str, ...]:
+    """Why no node as it is known now can ever take the pod; empty where one could, or where none is known."""
+    by_model = fleet.columns
+    exists = fleet.exists[:, :by_model]
+    if not exists.any():
+        return ()
+    types = fleet.types.matching(request.selectors.accept_type)
+    among = exists & types[fleet.type_id[:, :by_model]]
+    if not among.any():
+        known = ", ".join(sorted(name for name in fleet.types.words if name))
+        return (f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {known}",)
+    largest_mib, most_gpus = int(fleet.memory_total[:, :by_model][among].max()), int(among.sum(0).max())
+    found = []
+    for ask in request.containers:
+        if ask and ask.memory_mib > largest_mib:
+            found.append(
+                f"{ask.memory_mib} MiB are asked of one GPU; the largest that it accepts has {largest_mib} MiB"
+            )
+        if ask and ask.gpus > most_gpus:
+            found.append(f"{ask.gpus} GPUs are asked for one container; no node has more than {most_gpus} it accepts")
+    return tuple(dict.fromkeys(f"the pod cannot be placed: {one}" for one in found))

@@ -1,0 +1,76 @@
+"""What each namespace may hold and holds, kept as pods and quotas come and go."""
+
+from gpu_sharing.core import quotas, rejections
+
+
+class NamespaceQuotas:
+    """The quotas of all namespaces, and what counts against them."""
+
+    def __init__(self) -> None:
+        self._quotas: dict[str, dict[str, quotas.Quota]] = {}
+        self._held: dict[str, quotas.Amounts] = {}
+        self._relieved: set[str] = set()
+
+    def is_limited(self, namespace: str) -> bool:
+        """Whether any quota limits the namespace; most have none."""
+        return namespace in self._quotas
+
+    def held(self, namespace: str) -> quotas.Amounts:
+        """What the namespace's pods hold."""
+        return self._held.get(namespace, quotas.NOTHING)
+
+    def excess(self, namespace: str, more: quotas.Amounts) -> rejections.Rejection | None:
+        """Why the namespace may not hold `more` beside what it holds, or None if it may."""
+        limiting = self._quotas.get(namespace)
+        return quotas.excess(namespace, limiting.values(), self.held(namespace), more) if limiting else None
+
+    def set_quota(self, namespace: str, name: str, quota: quotas.Quota | None) -> bool:
+        """Learn a quota, or with None that it is gone or says nothing of GPUs. Returns whether that is news."""
+        own = self._quotas.get(namespace, {})
+        if own.get(name) == quota:
+            return False
+        if quota is not None:
+            self._quotas.setdefault(namespace, {})[name] = quota
+        else:
+            del own[name]
+            if not own:
+                del self._quotas[namespace]
+        self._relieved.add(namespace)
+        return True
+
+    def names(self) -> list[tuple[str, str]]:
+        """Every quota that is known: its namespace and its name."""
+        return [(namespace, name) for namespace, own in self._quotas.items() for name in own]
+
+    def limited(self) -> list[tuple[str, quotas.Amounts, tuple[int | None, ...]]]:
+        """Each namespace with a quota: what it holds, and the least that its quotas allow of each amount."""
+        found = []
+        for namespace, own in self._quotas.items():
+            readable = [one.limits for one in own.values() if not one.unreadable]
+            least = tuple(
+                min((limit for limit in limits if limit is not None), default=None)
+                for limits in zip(*readable, strict=True)
+            )
+            if least:
+                found.append((namespace, self.held(namespace), least))
+        return found
+
+    def add(self, namespace: str, more: quotas.Amounts) -> None:
+        """A pod of the namespace holds something from now on."""
+        self._held[namespace] = self.held(namespace).plus(more)
+
+    def subtract(self, namespace: str, less: quotas.Amounts) -> None:
+        """A pod of the namespace holds something no more."""
+        left = self.held(namespace).minus(less)
+        if left == quotas.NOTHING:
+            self._held.pop(namespace, None)
+        else:
+            self._held[namespace] = left
+        if namespace in self._quotas:
+            self._relieved.add(namespace)
+
+    def take_relieved(self) -> frozenset[str]:
+        """The namespaces that may hold more than the last time this was asked."""
+        relieved = frozenset(self._relieved)
+        self._relieved.clear()
+        return relieved

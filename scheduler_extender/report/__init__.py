@@ -1,0 +1,1 @@
+"""What was decided, as events, log lines and metrics. Changes nothing that is decided."""

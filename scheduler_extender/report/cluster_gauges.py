@@ -1,0 +1,128 @@
+"""Gauges about the whole cluster: from the leader only, so that two replicas do not double every sum.
+
+There is no series per GPU or per pod here: they come from the monitor of each node. What is counted is kept for some
+seconds, so that scrapes cannot slow decisions down however many there are.
+"""
+
+import collections
+import itertools
+import time
+from collections.abc import Callable, Iterable
+
+from prometheus_client import core as prometheus_core
+from prometheus_client import registry
+
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.fleet import model_stats
+
+_KEEP_SECONDS = 5.0
+_LATELY = 500
+"""So many of the pods bound last say what a GPU is wanted for."""
+_MOST_SHAPES = 16
+UNDECIDED = "UNDECIDED"
+"""The reason of a pending pod that was not rejected."""
+
+_MODEL = ("model",)
+_QUOTA = ("namespace", "resource")
+GAUGES = {
+    "hami_scheduler_nodes": ("Nodes known.", ()),
+    "hami_scheduler_gpus": ("GPUs known.", _MODEL),
+    "hami_scheduler_gpus_usable": ("GPUs that new pods may be placed on.", _MODEL),
+    "hami_scheduler_gpu_memory_bytes": ("GPU memory that may be promised.", _MODEL),
+    "hami_scheduler_gpu_memory_promised_bytes": ("GPU memory promised to pods, or held for one.", _MODEL),
+    "hami_scheduler_gpu_slots": ("Containers that the GPUs may be shared by.", _MODEL),
+    "hami_scheduler_gpu_slots_promised": ("Containers that the GPUs are shared by.", _MODEL),
+    "hami_scheduler_largest_free_bytes": ("The largest share of one GPU that would still fit.", _MODEL),
+    "hami_scheduler_fragmentation_ratio": (
+        "Part of the free GPU memory that is of no use to pods like the last 500 bound ones, 0 to 1.", _MODEL
+    ),
+    "hami_scheduler_pods_holding_gpus": ("Pods that hold GPUs.", ()),
+    "hami_scheduler_pods_waiting": ("Pods that ask for GPUs and are not bound, by why they wait.", ("error_code",)),
+    "hami_scheduler_pods_assumed": ("Pods that we bound and the watch has not shown yet.", ()),
+    "hami_scheduler_nominations": ("Pods for which a place is kept between prioritize and bind.", ()),
+    "hami_scheduler_quota_used": ("What a namespace's pods hold: GPUs, bytes, percent.", _QUOTA),
+    "hami_scheduler_quota_limit": ("What they may hold.", _QUOTA),
+}  # fmt: skip
+"""Every gauge: what it says, and its labels."""
+
+
+class ClusterGauges(registry.Collector):
+    """The gauges, counted at a scrape if the last count is old."""
+
+    def __init__(
+        self, core: DecisionCore, leads: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            core: The cluster as it is known.
+            leads: Whether this replica reports for the cluster.
+            clock: Monotonic seconds.
+        """
+        names = core.settings.resource_names
+        self._core = core
+        self._resources = (names.count, names.memory, names.cores)
+        self._leads = leads
+        self._clock = clock
+        self._counted: list[prometheus_core.Metric] = []
+        self._counted_at = float("-inf")
+
+    def collect(self) -> Iterable[prometheus_core.Metric]:
+        """See `Collector`."""
+        if not self._leads():
+            return []
+        now = self._clock()
+        if now - self._counted_at >= _KEEP_SECONDS:
+            self._counted, self._counted_at = list(self._count()), now
+        return self._counted
+
+    def _count(self) -> Iterable[prometheus_core.Metric]:
+        made = {
+            name: prometheus_core.GaugeMetricFamily(name, text, labels=labels)
+            for name, (text, labels) in GAUGES.items()
+        }
+        ledger = self._core.ledger
+        fleet = ledger.settle()
+        for name, value in (
+            ("hami_scheduler_nodes", fleet.live),
+            ("hami_scheduler_pods_holding_gpus", ledger.pod_count),
+            ("hami_scheduler_pods_assumed", ledger.assumed_count),
+            ("hami_scheduler_nominations", ledger.nomination_count),
+        ):
+            made[name].add_metric((), value)
+        for model in model_stats.by_model(fleet, self._lately()):
+            values: dict[str, float | None] = {
+                "hami_scheduler_gpus": model.gpus,
+                "hami_scheduler_gpus_usable": model.usable,
+                "hami_scheduler_gpu_memory_bytes": model.memory_mib << 20,
+                "hami_scheduler_gpu_memory_promised_bytes": model.memory_promised_mib << 20,
+                "hami_scheduler_gpu_slots": model.slots,
+                "hami_scheduler_gpu_slots_promised": model.slots_promised,
+                "hami_scheduler_largest_free_bytes": model.largest_free_mib << 20,
+                "hami_scheduler_fragmentation_ratio": model.fragmentation,
+            }
+            for name, number in values.items():
+                if number is not None:
+                    made[name].add_metric([model.model], number)
+        waiting = collections.Counter(
+            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
+        )
+        for reason, count in waiting.items():
+            made["hami_scheduler_pods_waiting"].add_metric([reason], count)
+        if not waiting:
+            made["hami_scheduler_pods_waiting"].add_metric([UNDECIDED], 0)
+        for namespace, held, limits in ledger.quotas.limited():
+            for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
+                if limit is not None:
+                    made["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
+                    made["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
+        return made.values()
+
+    def _lately(self) -> dict[model_stats.ShareSize, int]:
+        shapes = collections.Counter(
+            model_stats.ShareSize(share.memory_mib, share.cores_percent)
+            for pod in itertools.islice(self._core.ledger.latest_pods(), _LATELY)
+            for shares in pod.shares
+            for share in shares
+        )
+        return dict(shapes.most_common(_MOST_SHAPES))

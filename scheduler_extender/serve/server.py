@@ -1,0 +1,354 @@
+"""HTTP for kube-scheduler's verbs: routes, limits, and what an exception answers.
+
+kube-scheduler drops the body of anything but 200, so a failed filter or bind is 200 with `Error`. Answers carry a
+Content-Length in one write, because kube-scheduler opens a new connection after each chunked one; connections are
+kept longer than the 90 s that it keeps them.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import structlog
+
+from gpu_sharing.adapters import objects
+from gpu_sharing.core import error_codes, identifiers
+from scheduler_extender import worker
+from scheduler_extender.act import binding
+from scheduler_extender.cluster import pending
+from scheduler_extender.decide import verbs
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import wire
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+MOST_BODY_BYTES = 64 * 1024 * 1024
+"""5,000 nodes as whole objects; names alone are under 200 KB."""
+_MOST_BODIES_BYTES = 2 * MOST_BODY_BYTES
+"""Of all calls that are under way."""
+CANARY = "canary"
+"""A verb that decides nothing: by it the process finds out whether its listener answers."""
+_BODY_WITHIN_SECONDS = 10.0
+_MOST_IN_FLIGHT = 256
+
+log = structlog.get_logger("server")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no call may be answered now."""
+
+    code: error_codes.Code
+    message: str
+
+
+class BodyTooLarge(Exception):
+    """The body is larger than is read."""
+
+
+class CallerGone(Exception):
+    """The caller hung up before the answer."""
+
+
+class TooManyBodies(Exception):
+    """Bodies of other requests, which are worked on, leave no memory for this one."""
+
+
+class BodyBudget:
+    """Limits how many bytes of bodies are kept at one time.
+
+    Where they do not suffice, the body that is unfinished for the longest time gives way, so that callers that finish
+    are served.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._kept: dict[object, int] = {}
+        self._unfinished: dict[object, asyncio.Timeout] = {}
+
+    @contextlib.asynccontextmanager
+    async def reading(self, receive: Receive, most_bytes: int) -> AsyncIterator[bytes]:
+        """Read the whole body of a request, and count it until the context ends.
+
+        Raises:
+            BodyTooLarge: It is longer than `most_bytes`.
+            CallerGone: The caller hung up, did not finish in time, or had to give way.
+            TooManyBodies: There is no memory for it.
+        """
+        one = object()
+        self._kept[one] = 0
+        try:
+            yield await self._read(one, receive, most_bytes)
+        finally:
+            self._kept.pop(one, None)
+
+    async def _read(self, one: object, receive: Receive, most_bytes: int) -> bytes:
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(_BODY_WITHIN_SECONDS) as limit:
+                self._unfinished[one] = limit
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise CallerGone
+                    chunk = message.get("body", b"")
+                    self._keep(one, len(chunk), most_bytes)
+                    chunks.append(chunk)
+                    if not message.get("more_body", False):
+                        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        except TimeoutError as cause:
+            raise CallerGone from cause
+        finally:
+            self._unfinished.pop(one, None)
+
+    def _keep(self, one: object, size: int, most_bytes: int) -> None:
+        if self._kept.get(one, 0) + size > most_bytes:
+            raise BodyTooLarge
+        while sum(self._kept.values()) + size > self._most_bytes:
+            oldest = next((other for other in self._unfinished if other is not one), None)
+            if oldest is None:
+                raise TooManyBodies
+            self._unfinished.pop(oldest).reschedule(asyncio.get_running_loop().time())
+            self._kept.pop(oldest)
+        self._kept[one] = self._kept.get(one, 0) + size
+
+
+async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
+    """Send an answer in one piece."""
+    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def error_body(code: error_codes.Code, message: str) -> bytes:
+    """Return a JSON error: `Error` for kube-scheduler, code and message for people."""
+    return orjson.dumps({"Error": f"{code}: {message}", "error_code": code, "message": message})
+
+
+@dataclass(frozen=True, slots=True)
+class _Filtered:
+    """The last answer of filter: prioritize is mostly asked about the same pod and the same bytes of names."""
+
+    uid: str
+    pod: pending.AnyPod
+    names: list[str]
+    names_json: bytes
+
+
+class VerbServer:
+    """The ASGI application that kube-scheduler calls: bytes to values, one decision, a report, values to bytes.
+
+    Attributes:
+        last_call_at: Monotonic seconds of the last call.
+    """
+
+    def __init__(
+        self,
+        core: DecisionCore,
+        binder: binding.Binder,
+        decision_events: DecisionEvents,
+        refusal: Callable[[], Refusal | None],
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            core: What decides.
+            binder: What binds.
+            decision_events: What reports decisions.
+            refusal: Returns why no call may be answered now, or None.
+        """
+        self._mirror = core.mirror
+        self._verbs = verbs.Verbs(core)
+        self._binder = binder
+        self._decision_events = decision_events
+        self._refusal = refusal
+        self._metrics = metrics = core.metrics
+        self._in_flight = 0
+        self._bodies = BodyBudget(_MOST_BODIES_BYTES)
+        metrics.in_flight.set_function(lambda: self._in_flight)
+        self.last_call_at = float("-inf")
+        self._filtered: _Filtered | None = None
+        self._priorities = wire.Priorities()
+        self._timers = {
+            "filter": metrics.filter_seconds,
+            "prioritize": metrics.score_seconds,
+            "bind": metrics.bind_seconds,
+            "preempt": metrics.preempt_seconds,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        verb = scope["path"].strip("/").rpartition("/")[2]
+        if verb == CANARY:
+            await answer(send, 200, b"{}")
+            return
+        if verb not in self._timers:
+            await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, f"no verb {verb[:40]!r}: filter, prioritize, bind")
+            return
+        if scope["method"] != "POST":
+            await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, f"{verb} takes POST")
+            return
+        if self._in_flight >= _MOST_IN_FLIGHT:
+            self._metrics.calls.labels(verb=verb, outcome="shed").inc()
+            await self._refuse(send, self._failure_status(verb), error_codes.BUSY, "busy, retry")
+            return
+        self._in_flight += 1
+        self.last_call_at = time.monotonic()
+        try:
+            await self._serve(verb, receive, send)
+        finally:
+            self._in_flight -= 1
+
+    async def _serve(self, verb: str, receive: Receive, send: Send) -> None:
+        failure = self._failure_status(verb)
+        outcome = "refused"
+        try:
+            async with self._bodies.reading(receive, MOST_BODY_BYTES) as body:
+                refusal = self._refusal()
+                if refusal is not None:
+                    await self._refuse(send, failure, refusal.code, refusal.message)
+                else:
+                    await answer(send, 200, await self._timed(verb, body))
+                    outcome = "answered"
+        except CallerGone:
+            outcome = "cancelled"
+            log.info("caller gone", verb=verb)
+        except BodyTooLarge:
+            text = f"the body is larger than {MOST_BODY_BYTES} bytes; set nodeCacheCapable: true"
+            await self._refuse(send, failure, error_codes.BODY_TOO_LARGE, text)
+        except (TooManyBodies, worker.Busy):
+            await self._refuse(send, failure, error_codes.BUSY, "busy, retry")
+        except wire.BadRequest as bad:
+            await self._refuse(send, 200 if failure == 200 else 400, error_codes.BAD_REQUEST, str(bad))
+        except Exception:
+            log.exception("defect", error_code=error_codes.INTERNAL, verb=verb)
+            await self._refuse(send, failure, error_codes.INTERNAL, f"{verb} failed; see the extender's log")
+        finally:
+            self._metrics.calls.labels(verb=verb, outcome=outcome).inc()
+
+    async def _timed(self, verb: str, body: bytes) -> bytes:
+        started = time.perf_counter()
+        match verb:
+            case "filter":
+                result, decision = self.filter(body)
+            case "prioritize":
+                result, decision = self.prioritize(body)
+            case "preempt":
+                result, decision = await self.preempt(body), None
+            case _:
+                result, decision = await self.bind(body)
+        # An OpenMetrics scraper finds the log lines of a slow one by it.
+        exemplar: dict[str, str] | None = {"decision_id": decision} if decision else None
+        self._timers[verb].observe(time.perf_counter() - started, exemplar)
+        return result
+
+    def filter(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
+        """Answer which of the offered nodes take the pod, and why the others do not.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+        """
+        args = wire.decode_filter(body)
+        names = wire.names_of(args)
+        assert args.pod is not None
+        pod = self._pod_of(args.pod)
+        answer = self._verbs.filter(pod, names) if pod else None
+        if pod is None or answer is None:
+            return wire.filter_result(args, names, names, wire.encode_names(args, names, names), {}), None
+        self._decision_events.filtered(answer, names)
+        if answer.rejection:
+            self._metrics.refusals.labels(error_code=answer.rejection.code).inc()
+        fitting = answer.decision.names
+        names_json = wire.encode_names(args, names, fitting)
+        self._filtered = _Filtered(pod.uid, pod, fitting, names_json)
+        return wire.filter_result(args, names, fitting, names_json, answer.refused), answer.decision.id
+
+    def prioritize(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
+        """Answer a score for each node.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+        """
+        last = self._filtered
+        if last and last.names and last.uid == wire.uid_of(body) and wire.repeats(body, last.names_json):
+            pod, names = last.pod, last.names
+        else:
+            args = wire.decode_filter(body)
+            names = wire.names_of(args)
+            assert args.pod is not None
+            asked = self._pod_of(args.pod)
+            if asked is None:
+                return self._priorities.encode(names), None
+            pod = asked
+        ranking = self._verbs.prioritize(pod, names)
+        body = self._priorities.encode(names, ranking.best or "", ranking.score)
+        return body, ranking.decision.id if ranking.decision else None
+
+    async def preempt(self, body: bytes) -> bytes:
+        """Answer on which nodes eviction lets the pod's GPUs fit, and which pods to evict there.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+            Busy: Too many computations are queued.
+        """
+        args = wire.decode_preempt(body)
+        assert args.pod is not None
+        chosen, pod = wire.victims_of(args), self._pod_of(args.pod)
+        uids = {
+            name: [identifiers.PodUid(victim.uid) for victim in victims.pods or () if victim]
+            for name, victims in chosen.items()
+        }
+        helping = await self._verbs.preempt(pod, uids) if pod else None
+        if helping is None:
+            return wire.preempt_result(chosen)
+        return wire.preempt_result(
+            {
+                name: wire.MetaVictims([wire.MetaPod(uid) for uid in victims], chosen[name].num_pdb_violations)
+                for name, victims in helping.items()
+            }
+        )
+
+    async def bind(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
+        """Bind a pod and answer whether that was done.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+        """
+        args = wire.decode_bind(body)
+        key = f"{args.pod_namespace}/{args.pod_name}"
+        call = binding.BindCall(identifiers.PodUid(args.pod_uid), key, identifiers.NodeName(args.node))
+        try:
+            outcome = await self._binder.bind(call)
+        except Exception:
+            self._metrics.bind_failed(error_codes.INTERNAL)
+            raise
+        if outcome.code:
+            self._metrics.bind_failed(outcome.code)
+            return wire.error_result(f"{outcome.code}: {outcome.message}"), outcome.decision
+        self._metrics.bind_success.inc()
+        return wire.BOUND, outcome.decision
+
+    def _pod_of(self, pod: objects.Pod) -> pending.AnyPod | None:
+        """The pod as a value, or None if it asks for no GPU."""
+        found = self._mirror.pod_to_decide(pod)
+        if found is not None:
+            wire.demand_identity(pod)
+        return found
+
+    def _failure_status(self, verb: str) -> int:
+        """200 where kube-scheduler reads `Error`; prioritize and preempt have no such field."""
+        return 200 if verb in ("filter", "bind") else 500
+
+    async def _refuse(self, send: Send, status: int, code: error_codes.Code, message: str) -> None:
+        self._metrics.bad_requests.labels(error_code=code).inc()
+        log.error("call refused", error_code=code, cause=message)
+        await answer(send, status, error_body(code, message))

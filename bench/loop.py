@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from bench import report
-from gpu_sharing.adapters import objects, pauses
+from gpu_sharing.adapters import objects, pauses, read_api_types
 from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
 from scheduler_extender.act import gang_planner, pod_writer, preempting
@@ -191,7 +191,7 @@ def _read(what: str, nodes: int, pods_a_node: int) -> Load:
     world = _World(nodes)
     world.hold(pods_a_node, 4_000)
 
-    async def no_events(namespace: str, uid: identifiers.PodUid) -> list[dict[str, Any]]:
+    async def no_events(namespace: str, uid: identifiers.PodUid) -> list[read_api_types.Event]:
         return []
 
     api = read_api.ReadApi(world.core, no_events, read_access.OpenGate(), lambda: True)

@@ -131,15 +131,15 @@ class Simulation:
         names = [
             name for name, node in self._nodes.items() if node_selection.admits(wished, name, node.labels, node.taints)
         ]
-        waiting = self._core.pending.get(identifiers.PodUid(pod.metadata.uid))
-        assert waiting is not None
-        answer = self._verbs.filter(waiting, names)
+        listed = self._core.pending.get(identifiers.PodUid(pod.metadata.uid))
+        assert listed is not None
+        answer = self._verbs.filter(listed, names)
         if answer is not None and answer.rejection is not None:
             return Outcome(key, "", (), answer.rejection.code, event_notes.rejected(answer.rejection))
-        assert isinstance(waiting, pending.PendingPod)
+        assert isinstance(listed, pending.PendingPod)
         fitting = answer.decision.names if answer else names
-        best = self._verbs.prioritize(waiting, fitting).best or identifiers.NodeName(fitting[0])
-        placed = self._core.placer.place_on(waiting, best, nominations=False)
+        best = self._verbs.prioritize(listed, fitting).best or identifiers.NodeName(fitting[0])
+        placed = self._core.placer.place_on(listed, best, nominations=False)
         assert isinstance(placed, placement.Placement)
         bound = copy.deepcopy(body)
         bound["spec"]["nodeName"] = best
@@ -410,7 +410,7 @@ def model_rows(
         {
             "MODEL": one.model,
             "GPUS": str(one.gpus),
-            "PROMISED": _changed(_share(was.get(one.model)), _share(one)),
+            "ALLOCATED": _changed(_share(was.get(one.model)), _share(one)),
             "LARGEST FREE": _changed(_largest(was.get(one.model)), _largest(one)),
         }
         for one in after
@@ -418,7 +418,7 @@ def model_rows(
 
 
 def _share(model: model_stats.ModelCount | None) -> str:
-    return output.percent(model.memory_promised_mib, model.memory_mib) if model else "-"
+    return output.percent(model.memory_allocated_mib, model.memory_mib) if model else "-"
 
 
 def _largest(model: model_stats.ModelCount | None) -> str:

@@ -195,7 +195,7 @@ class GangPlanner:
             "gang aborted", error_code=error_codes.GANG_TORN, gang="/".join(key), unbound=[one.key for one in held],
             bound=[one.key for one in bound], evicting=evicts,
         )  # fmt: skip
-        self._core.metrics.gangs_torn.inc()
+        self._core.metrics.gangs_aborted.inc()
         self._decision_events.gang_aborted(key[1], held, bound, evicting=evicts)
         await self._release(held)
         if evicts:

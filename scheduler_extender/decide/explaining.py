@@ -18,9 +18,9 @@ from scheduler_extender.cluster.pending import PendingPod
 from scheduler_extender.decide import rejecting
 from scheduler_extender.decide.core import DecisionCore
 
-_MOST_NODES_LOOKED_INTO = 50
-_LOOKED_INTO_SECONDS = 1.0
-"""After that no further node is looked into: the caller waits for the answer."""
+_MOST_NODES_EXAMINED = 50
+_EXAMINED_SECONDS = 1.0
+"""After that no further node is examined: the caller waits for the answer."""
 
 _Chosen = tuple[preemption.Victim, ...] | None
 
@@ -30,7 +30,7 @@ class NodeExplanation:
     """Why one node does not take a pod."""
 
     node: identifiers.NodeName
-    sentence: str
+    message: str
     code: error_codes.Code | None = None
     """None where the GPUs fit."""
     curable: bool = False
@@ -41,7 +41,7 @@ class NodeExplanation:
     """The fewest pods whose end makes it fit, whatever their priority."""
     evictable: tuple[str, ...] = ()
     """The pods that preemption would evict for it; none where it may not, or where that does not help."""
-    looked_into: bool = True
+    examined: bool = True
     """Whether `waits_for` and `evictable` were computed; False where the budget did not reach this node."""
 
 
@@ -105,26 +105,26 @@ class Explainer:
             if may_help:
                 curable.append((-_most_free_mib(self._ledger.allocated_on(name)), name))
             advice = _advice(pod.request, answer)
-            nodes[name] = NodeExplanation(name, str(answer), answer.code, may_help, advice, looked_into=not may_help)
-        for name, (waits_for, evictable) in (await self._look_into(pod, [name for _, name in sorted(curable)])).items():
+            nodes[name] = NodeExplanation(name, str(answer), answer.code, may_help, advice, examined=not may_help)
+        for name, (waits_for, evictable) in (await self._examine(pod, [name for _, name in sorted(curable)])).items():
             nodes[name] = dataclasses.replace(
-                nodes[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), looked_into=True
+                nodes[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), examined=True
             )
         return list(nodes.values())
 
-    async def _look_into(
+    async def _examine(
         self, pod: PendingPod, names: Sequence[identifiers.NodeName]
     ) -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
         """Return whose end the pod waits for and which pods would be evicted, on as many nodes as the budget allows."""
         may_evict = pod.preempts and self._core.settings.preempts and not pod.gang
         questions, pause = [], pauses.Pause()
-        for name in names[:_MOST_NODES_LOOKED_INTO]:
+        for name in names[:_MOST_NODES_EXAMINED]:
             await pause()
             whose = self._core.victims.question(pod, name, any_priority=True)
             questions.append((whose, self._core.victims.question(pod, name) if may_evict else None))
 
         def compute() -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
-            until = self._clock() + _LOOKED_INTO_SECONDS
+            until = self._clock() + _EXAMINED_SECONDS
             found = {}
             for whose, evicted in questions:
                 if self._clock() >= until:

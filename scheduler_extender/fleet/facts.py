@@ -36,7 +36,7 @@ class Node:
     taints: tuple[Taint, ...] = ()
     bad_links: str = ""
     """What is wrong with the record of its links."""
-    ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
+    unhealthy_reasons: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """Why GPUs are out of use, by the node's own words; for people only."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """What is wrong with how it is set up, by error code, by the node's own words; for people only."""

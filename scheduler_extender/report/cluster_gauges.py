@@ -29,15 +29,15 @@ GAUGES = {
     "hami_scheduler_gpus": ("GPUs known.", _MODEL),
     "hami_scheduler_gpus_usable": ("GPUs that new pods may be placed on.", _MODEL),
     "hami_scheduler_gpu_memory_bytes": ("GPU memory that may be promised.", _MODEL),
-    "hami_scheduler_gpu_memory_promised_bytes": ("GPU memory promised to pods, or held for one.", _MODEL),
+    "hami_scheduler_gpu_memory_allocated_bytes": ("GPU memory promised to pods, or held for one.", _MODEL),
     "hami_scheduler_gpu_slots": ("Containers that the GPUs may be shared by.", _MODEL),
-    "hami_scheduler_gpu_slots_promised": ("Containers that the GPUs are shared by.", _MODEL),
+    "hami_scheduler_gpu_slots_allocated": ("Containers that the GPUs are shared by.", _MODEL),
     "hami_scheduler_largest_free_bytes": ("The largest share of one GPU that would still fit.", _MODEL),
     "hami_scheduler_fragmentation_ratio": (
         "Part of the free GPU memory that is of no use to pods like the last 500 bound ones, 0 to 1.", _MODEL
     ),
-    "hami_scheduler_pods_holding_gpus": ("Pods that hold GPUs.", ()),
-    "hami_scheduler_pods_waiting": ("Pods that ask for GPUs and are not bound, by why they wait.", ("error_code",)),
+    "hami_scheduler_pods_bound": ("Pods that hold GPUs.", ()),
+    "hami_scheduler_pods_pending": ("Pods that ask for GPUs and are not bound, by why they wait.", ("error_code",)),
     "hami_scheduler_pods_assumed": ("Pods that we bound and the watch has not shown yet.", ()),
     "hami_scheduler_nominations": ("Pods for which a place is kept between prioritize and bind.", ()),
     "hami_scheduler_quota_used": ("What a namespace's pods hold: GPUs, bytes, percent.", _QUOTA),
@@ -85,7 +85,7 @@ class ClusterGauges(registry.Collector):
         fleet = ledger.settle()
         for name, value in (
             ("hami_scheduler_nodes", fleet.live),
-            ("hami_scheduler_pods_holding_gpus", ledger.pod_count),
+            ("hami_scheduler_pods_bound", ledger.pod_count),
             ("hami_scheduler_pods_assumed", ledger.assumed_count),
             ("hami_scheduler_nominations", ledger.nomination_count),
         ):
@@ -95,9 +95,9 @@ class ClusterGauges(registry.Collector):
                 "hami_scheduler_gpus": model.gpus,
                 "hami_scheduler_gpus_usable": model.usable,
                 "hami_scheduler_gpu_memory_bytes": model.memory_mib << 20,
-                "hami_scheduler_gpu_memory_promised_bytes": model.memory_promised_mib << 20,
+                "hami_scheduler_gpu_memory_allocated_bytes": model.memory_allocated_mib << 20,
                 "hami_scheduler_gpu_slots": model.slots,
-                "hami_scheduler_gpu_slots_promised": model.slots_promised,
+                "hami_scheduler_gpu_slots_allocated": model.slots_allocated,
                 "hami_scheduler_largest_free_bytes": model.largest_free_mib << 20,
                 "hami_scheduler_fragmentation_ratio": model.fragmentation,
             }
@@ -108,9 +108,9 @@ class ClusterGauges(registry.Collector):
             entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
         )
         for reason, count in waiting.items():
-            made["hami_scheduler_pods_waiting"].add_metric([reason], count)
+            made["hami_scheduler_pods_pending"].add_metric([reason], count)
         if not waiting:
-            made["hami_scheduler_pods_waiting"].add_metric([UNDECIDED], 0)
+            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
         for namespace, held, limits in ledger.quotas.limited():
             for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
                 if limit is not None:

@@ -77,7 +77,7 @@ def test_the_examples_are_what_prometheus_and_alertmanager_read(tmp_path: pathli
     [
         (("alertname=GPUUnhealthy", "severity=critical"), "on-call"),
         (("alertname=GPUMemoryUsageHigh", "severity=warning"), "team"),
-        (("alertname=GPUWhollyPromised", "severity=none"), "nobody"),
+        (("alertname=GPUFullyAllocated", "severity=none"), "nobody"),
     ],
 )
 def test_alerts_reach_whom_they_should(labels: tuple[str, ...], receiver: str) -> None:

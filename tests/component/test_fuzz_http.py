@@ -1,7 +1,5 @@
 """schemathesis over the HTTP surface: no answer is a 500 of ours, and each is what the description says."""
 
-import json
-import pathlib
 from typing import Any
 
 import hypothesis
@@ -13,13 +11,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from gpu_sharing.adapters import read_api_types
 from lab import api_server, extender_process
 from tests.component import calls
 from tests.support import searching
 
 pytestmark = pytest.mark.slow
 
-OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "serve" / "openapi.json"
 
 VERBS = {
     "openapi": "3.1.0",
@@ -106,7 +104,7 @@ def test_the_read_api_is_what_its_description_says(
     """The WebUI and hamictl are written against it."""
     calls.bind(extender, calls.create(server, "p"), "a")
     calls.create(server, "q", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})
-    schema = schemathesis.openapi.from_dict(json.loads(OPENAPI.read_text()))
+    schema = schemathesis.openapi.from_dict(read_api_types.openapi())
     checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
     seen = 0
 

@@ -92,7 +92,7 @@ def test_the_pictures_that_documents_show_can_be_taken(
 
 
 def test_the_pages_say_what_is_the_case(site: sites.Site, browser: sync_api.Browser) -> None:
-    """Who holds what and uses what, which GPU is sick and why, why a pod waits, what happened to one that runs."""
+    """Who holds what and uses what, which GPU is unhealthy and why, why a pod waits, what happened to one that runs."""
     viewer = Viewer(browser, site.webui.url)
     page = viewer.page
 
@@ -100,8 +100,8 @@ def test_the_pages_say_what_is_the_case(site: sites.Site, browser: sync_api.Brow
     pods = [pod["metadata"].get("annotations") or {} for pod in site.lab.all(kinds.PODS)]
     in_use = {uuid for one in pods for uuid in re.findall(r"GPU-[0-9a-f-]+", one.get(records.ALLOCATED, ""))}
     assert len(in_use) >= 6
-    viewer.shows("/", f"{len(in_use)} of 8", "1 sick GPU")
-    viewer.shows("/nodes?state=sick", "XID 79: the GPU has fallen off the bus")
+    viewer.shows("/", f"{len(in_use)} of 8", "1 unhealthy GPU")
+    viewer.shows("/nodes?state=unhealthy", "XID 79: the GPU has fallen off the bus")
     assert "node-01" not in page.inner_text("main")
     viewer.shows("/nodes/node-01", "busy", "MiB used")
     viewer.shows("/pods", "▲ over")
@@ -188,7 +188,7 @@ def test_commands_are_copied_and_charts_drawn(site: sites.Site, browser: sync_ap
     before = page.inner_text(".as-of time")
     page.wait_for_selector(f".as-of time:not(:text('{before}'))", timeout=60_000)
     assert page.evaluate("document.querySelector('.plot canvas').marked") is True
-    assert "promised" in page.inner_text("figcaption [data-words]")
+    assert "allocated" in page.inner_text("figcaption [data-words]")
     assert viewer.said == []
 
 
@@ -253,7 +253,7 @@ def test_one_signs_in_with_a_token_and_out_again(
     with webui_process.running(process) as webui:
         viewer = Viewer(browser, webui.url)
         page = viewer.page
-        viewer.go("/pods?state=waiting")
+        viewer.go("/pods?state=pending")
         page.wait_for_url(re.compile(r"/login\?next="))
         viewer.check("/login")
         page.fill("input[name=token]", "wrong")
@@ -264,7 +264,7 @@ def test_one_signs_in_with_a_token_and_out_again(
         page.wait_for_selector("[role=alert]:text('does not know that token')")
         page.fill("input[name=token]", token)
         page.click("main button:text('Sign in')")
-        page.wait_for_url(re.compile(r"/pods\?state=waiting"))
+        page.wait_for_url(re.compile(r"/pods\?state=pending"))
         assert "default/too-big" in page.inner_text("main")
         other = page.context.new_page()
         other.goto(f"{webui.url}/logout")

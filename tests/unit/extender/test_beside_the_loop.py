@@ -38,9 +38,9 @@ def test_an_explanation_stops_at_its_budget_and_says_where() -> None:
     answer = asyncio.run(explainer.explain(world.listed("p")))
 
     looked = [bool(one.waits_for) for one in answer.nodes]
-    assert looked == [one.looked_into for one in answer.nodes]
+    assert looked == [one.examined for one in answer.nodes]
     assert 0 < sum(looked) < 5
-    assert all("GPU memory insufficient" in one.sentence for one in answer.nodes)
+    assert all("GPU memory insufficient" in one.message for one in answer.nodes)
 
 
 def threads_of_choices(monkeypatch: pytest.MonkeyPatch) -> list[str]:

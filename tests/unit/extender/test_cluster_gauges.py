@@ -24,7 +24,7 @@ def counted(world: World, *, leads: bool = True, clock: float = 0.0) -> dict[str
 
 
 def test_memory_and_slots_are_summed_by_model() -> None:
-    """Promised and free, and the largest share that one GPU still has room for."""
+    """Allocated and free, and the largest share that one GPU still has room for."""
     world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", gpus.T4, 1))
     world.see(held("x", "a", 0, 10_000))
 
@@ -34,10 +34,10 @@ def test_memory_and_slots_are_summed_by_model() -> None:
     assert found["hami_scheduler_nodes"] == {(): 2}
     assert found["hami_scheduler_gpus"] == {a100: 2, t4: 1}
     assert found["hami_scheduler_gpu_memory_bytes"] == {a100: 2 * A100.memory_mib * MIB, t4: 15_360 * MIB}
-    assert found["hami_scheduler_gpu_memory_promised_bytes"] == {a100: 10_000 * MIB, t4: 0}
-    assert found["hami_scheduler_gpu_slots_promised"] == {a100: 1, t4: 0}
+    assert found["hami_scheduler_gpu_memory_allocated_bytes"] == {a100: 10_000 * MIB, t4: 0}
+    assert found["hami_scheduler_gpu_slots_allocated"] == {a100: 1, t4: 0}
     assert found["hami_scheduler_largest_free_bytes"] == {a100: A100.memory_mib * MIB, t4: 15_360 * MIB}
-    assert found["hami_scheduler_pods_holding_gpus"] == {(): 1}
+    assert found["hami_scheduler_pods_bound"] == {(): 1}
 
 
 def test_fragmentation_is_the_free_memory_in_which_what_is_asked_for_does_not_fit() -> None:
@@ -54,14 +54,14 @@ def test_fragmentation_is_the_free_memory_in_which_what_is_asked_for_does_not_fi
 def test_waiting_pods_are_counted_by_why_they_wait() -> None:
     """One that nobody has looked at yet has no reason."""
     world = World(gpus.gpu_node("a", A100, 1))
-    assert counted(world)["hami_scheduler_pods_waiting"] == {(cluster_gauges.UNDECIDED,): 0}
+    assert counted(world)["hami_scheduler_pods_pending"] == {(cluster_gauges.UNDECIDED,): 0}
 
     world.see(held("x", "a", 0, A100.memory_mib))
     world.see(pod("refused"))
     world.filter(pod("refused"), "a")
     world.see(pod("new"))
 
-    assert counted(world)["hami_scheduler_pods_waiting"] == {
+    assert counted(world)["hami_scheduler_pods_pending"] == {
         (error_codes.INSUFFICIENT_GPU_MEMORY,): 1, (cluster_gauges.UNDECIDED,): 1,
     }  # fmt: skip
 

@@ -96,5 +96,5 @@ def test_gates_and_gangs_are_told() -> None:
     answer = explain(full_node(), body)
 
     assert answer.gates == ("hami.io/gang",)
-    assert answer.nodes[0].sentence == "waits for its gang (train: 1 of 2 members are there)"
+    assert answer.nodes[0].message == "waits for its gang (train: 1 of 2 members are there)"
     assert answer.remedy.startswith("Wait, create the missing members")

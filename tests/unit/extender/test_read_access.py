@@ -59,9 +59,9 @@ class Site:
             body = held(name, "a", 0, 6_000)
             body["metadata"]["namespace"] = namespace
             world.see(body)
-        waiting = pod("waits", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"})
-        waiting["metadata"]["namespace"] = "ai"
-        world.see(waiting)
+        pending = pod("waits", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"})
+        pending["metadata"]["namespace"] = "ai"
+        world.see(pending)
         client: Any = self.cluster
         gate = read_access.TokenGate(client, lambda: self.ticks)
         self._app = read_api.ReadApi(world.core, self._events, gate, lambda: True)

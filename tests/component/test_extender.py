@@ -277,8 +277,8 @@ def test_logs_are_json_with_codes_and_a_decision_id(extender: Extender, server: 
     assert calls.bind(extender, pod, "a") == ""
     calls.filtered(extender, calls.create(server, "q", {"nvidia.com/gpu": "9"}), "a", "b")
 
-    bound = next(line for line in extender.log_lines() if line["event"] == "bound")
-    refused = next(line for line in extender.log_lines() if line["event"] == "rejected")
+    bound = calls.eventually(lambda: extender.logged("bound"))
+    refused = calls.eventually(lambda: extender.logged("rejected"))
 
     annotations = server.request("GET", f"{calls.PODS}/p")["metadata"]["annotations"]
     assert bound["decision_id"] == annotations["hami.io/decision-id"]

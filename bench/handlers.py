@@ -16,13 +16,11 @@ from bench import report
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
-from scheduler_extender.act import waking
-from scheduler_extender.cluster import measured_usage
 from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import server
 from scheduler_extender.settings import Settings
 
 TARGET = 10.0
@@ -31,7 +29,7 @@ TARGET = 10.0
 class _Silent:
     """Takes events and drops them."""
 
-    def tell(self, event: object) -> None:
+    def record(self, event: object) -> None:
         del event
 
 
@@ -56,7 +54,7 @@ def run(quick: bool) -> report.Report:
 
 def _measure(nodes: int, filled_percent: int, calls: int) -> list[float]:
     names = [f"node-{index:05d}" for index in range(nodes)]
-    mirror, choices = _cluster(names, filled_percent)
+    core, verbs = _cluster(names, filled_percent)
     shuffler = random.Random(1)
     filters, priorities, floors = [], [], []
     for call in range(calls):
@@ -64,18 +62,18 @@ def _measure(nodes: int, filled_percent: int, calls: int) -> list[float]:
         pod = _pod(call)
         body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names})
         started = time.perf_counter()
-        answer = choices.filter(body)
+        answer, _ = verbs.filter(body)
         filtered = time.perf_counter()
         left = orjson.loads(answer)["NodeNames"]
         second = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left})
         begun = time.perf_counter()
-        scores = choices.prioritize(second)
+        scores, _ = verbs.prioritize(second)
         ended = time.perf_counter()
         filters.append(filtered - started)
         priorities.append(ended - begun)
         floors.append(_floor(body, answer, second, scores))
         best = next(entry["Host"] for entry in orjson.loads(scores) if entry["Score"])
-        _bind(mirror, choices, pod["metadata"]["uid"], best)
+        _bind(core, pod["metadata"]["uid"], best)
     both = sorted(a + b for a, b in zip(filters, priorities, strict=True))
     floor = statistics.median(floors)
     p50 = statistics.median(both)
@@ -97,21 +95,17 @@ def _floor(body: bytes, answer: bytes, second: bytes, scores: bytes) -> float:
     return time.perf_counter() - started
 
 
-def _cluster(names: list[str], filled_percent: int) -> tuple[Mirror, verbs.Verbs]:
-    settings, metrics = Settings(), Metrics()
-    mirror = Mirror(settings, metrics)
+def _cluster(names: list[str], filled_percent: int) -> tuple[DecisionCore, server.VerbServer]:
+    core = DecisionCore(Settings(), Metrics())
     for name in names:
-        mirror.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, 8), objects.Node))
-    placer = Placer(mirror.ledger, settings)
-    decision_events = DecisionEvents(mirror, placer, _Silent(), settings, lambda: True)
-    refusals = waking.Refusals(mirror, placer, settings, metrics)
+        core.mirror.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, 8), objects.Node))
+    decision_events = DecisionEvents(core, _Silent(), lambda: True)
     chosen = random.Random(2)
     for index in range(len(names) * 8 * filled_percent // 100 * 2):
-        _hold(mirror, index, chosen.choice(names), chosen.randrange(8))
-    mirror.ledger.settle()
-    return mirror, verbs.Verbs(
-        mirror, placer, decision_events, refusals, settings, metrics, measured_usage.MeasuredUsage(settings)
-    )
+        _hold(core.mirror, index, chosen.choice(names), chosen.randrange(8))
+    core.ledger.settle()
+    binder: Any = None
+    return core, server.VerbServer(core, binder, decision_events, lambda: None)
 
 
 def _hold(mirror: Mirror, index: int, node: str, gpu: int) -> None:
@@ -123,17 +117,18 @@ def _hold(mirror: Mirror, index: int, node: str, gpu: int) -> None:
     mirror.see_pod(msgspec.convert(pod, objects.Pod))
 
 
-def _bind(mirror: Mirror, choices: verbs.Verbs, uid: str, node: str) -> None:
+def _bind(core: DecisionCore, uid: str, node: str) -> None:
     """What binding does to the ledger."""
-    decision = choices.decision(identifiers.PodUid(uid))
-    assert decision is not None
+    entry = core.pending.entry(identifiers.PodUid(uid))
+    assert entry is not None
+    assert entry.decision is not None
     pod = _pod(int(uid.split("-")[1]))
     shares = ((allocations.Share(gpus.gpu_uuid(node, 0), 4000, 30),),)
     pod["metadata"]["annotations"] = records.pod_annotations(
         shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d")
     )
     pod["spec"]["nodeName"] = node
-    mirror.see_pod(msgspec.convert(pod, objects.Pod))
+    core.mirror.see_pod(msgspec.convert(pod, objects.Pod))
 
 
 def _pod(index: int) -> dict[str, Any]:

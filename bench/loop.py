@@ -17,20 +17,16 @@ import orjson
 import structlog
 
 from bench import report
-from gpu_sharing.adapters import objects, pauses
+from gpu_sharing.adapters import objects, pauses, read_api_types
 from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
-from scheduler_extender import (
-    worker,
-)
-from scheduler_extender.act import gang_planner, pod_writer, preempting, waking
-from scheduler_extender.cluster import measured_usage
-from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import explaining, verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.act import gang_planner, pod_writer, preempting
+from scheduler_extender.cluster.pending import AnyPod
+from scheduler_extender.decide import explaining, wake_order
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.serve import read_access, read_api, webhook
+from scheduler_extender.serve import read_access, read_api, server, webhook
 from scheduler_extender.settings import Settings
 
 TARGET_MS = 20.0
@@ -41,7 +37,7 @@ _ROUNDS = 5
 class _Silent:
     """Takes events and drops them."""
 
-    def tell(self, event: object) -> None:
+    def record(self, event: object) -> None:
         del event
 
 
@@ -59,32 +55,18 @@ class _World:
     """An extender's parts without a cluster."""
 
     def __init__(self, nodes: int, gpus_each: int = 8) -> None:
-        settings, metrics = Settings(), Metrics()
         self.names = [f"node-{index:05d}" for index in range(nodes)]
         self.gpus_each = gpus_each
-        self.mirror = Mirror(settings, metrics)
-        self.placer = Placer(self.mirror.ledger, settings)
         self.ahead = 0.0
-        beside, clock, client = worker.Worker(), lambda: time.monotonic() + self.ahead, _Client()
-        decision_events = DecisionEvents(self.mirror, self.placer, _Silent(), settings, lambda: False)
-        self.refusals = waking.Refusals(self.mirror, self.placer, settings, metrics, clock)
-        self.verbs = verbs.Verbs(
-            self.mirror,
-            self.placer,
-            decision_events,
-            self.refusals,
-            settings,
-            metrics,
-            measured_usage.MeasuredUsage(settings),
-            beside=beside,
-        )
-        self.explainer = explaining.Explainer(self.mirror, self.placer, decision_events, settings, beside)
-        writer = pod_writer.PodWriter(client)  # type: ignore[arg-type]
-        self.writer = writer
-        self.preemptor = preempting.Preemptor(
-            writer, self.mirror, self.placer, self.refusals, decision_events, settings, metrics, clock, beside
-        )
-        self.planner = gang_planner.GangPlanner(writer, self.mirror, self.placer, decision_events, settings, metrics)
+        self.core = DecisionCore(Settings(), Metrics(), lambda: time.monotonic() + self.ahead)
+        self.mirror = self.core.mirror
+        client, binder = _Client(), None
+        decision_events = DecisionEvents(self.core, _Silent(), lambda: False)
+        self.server = server.VerbServer(self.core, binder, decision_events, lambda: None)  # type: ignore[arg-type]
+        self.explainer = explaining.Explainer(self.core)
+        self.writer = pod_writer.PodWriter(client)  # type: ignore[arg-type]
+        self.preemptor = preempting.Preemptor(self.writer, self.core, decision_events)
+        self.planner = gang_planner.GangPlanner(self.writer, self.core, decision_events)
         for name in self.names:
             self.mirror.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, gpus_each), objects.Node))
         self.mirror.ledger.settle()
@@ -114,9 +96,14 @@ class _World:
         self.mirror.see_pod(msgspec.convert(body, objects.Pod))
         return body
 
+    def pod(self, name: str) -> AnyPod:
+        found = self.core.pending.by_key(f"default/{name}")
+        assert found is not None
+        return found
+
     def refuse(self, body: dict[str, Any]) -> None:
         asked = orjson.dumps({"Pod": body, "Nodes": None, "NodeNames": self.names})
-        assert orjson.loads(self.verbs.filter(asked))["NodeNames"] == []
+        assert orjson.loads(self.server.filter(asked)[0])["NodeNames"] == []
 
 
 def _pod(name: str, limits: dict[str, str], annotations: dict[str, str], priority: int) -> dict[str, Any]:
@@ -140,7 +127,7 @@ def _explain() -> Load:
     world = _World(60)
     world.hold(48, 12_000)
     world.wait("p", {"nvidia.com/gpu": "2", "nvidia.com/gpumem": "40000"})
-    pod = world.mirror.waiting[identifiers.PodUid("uid-p")]
+    pod = world.pod("p")
     return lambda: world.explainer.explain(pod)
 
 
@@ -148,7 +135,7 @@ def _explain_everywhere(nodes: int) -> Load:
     world = _World(nodes)
     world.hold(8, 60_000)
     world.wait("p", {"nvidia.com/gpu": "2", "nvidia.com/gpumem": "40000"})
-    pod = world.mirror.waiting[identifiers.PodUid("uid-p")]
+    pod = world.pod("p")
     return lambda: world.explainer.explain(pod)
 
 
@@ -163,7 +150,7 @@ def _wake(nodes: int, pods: int) -> Load:
             for held in list(world.mirror.ledger.pods_on(identifiers.NodeName(name)))[:1]:
                 world.mirror.forget_pod(held.uid)
         pause = pauses.Pause()
-        for pod in world.refusals.looked_at():
+        for pod in wake_order.pods_to_wake(world.core):
             del pod
             await pause()
 
@@ -185,7 +172,7 @@ def _preempt_call() -> Load:
     body = world.wait("p", {"nvidia.com/gpu": "2", "nvidia.com/gpumem": "40000"}, priority=100)
     victims = {name: {"Pods": [], "NumPDBViolations": 0} for name in world.names}
     asked = orjson.dumps({"Pod": body, "NodeNameToMetaVictims": victims})
-    return lambda: world.verbs.preempt(asked)
+    return lambda: world.server.preempt(asked)
 
 
 def _relist(nodes: int, pods_a_node: int) -> Load:
@@ -204,10 +191,10 @@ def _read(what: str, nodes: int, pods_a_node: int) -> Load:
     world = _World(nodes)
     world.hold(pods_a_node, 4_000)
 
-    async def no_events(namespace: str, uid: identifiers.PodUid) -> list[dict[str, Any]]:
+    async def no_events(namespace: str, uid: identifiers.PodUid) -> list[read_api_types.Event]:
         return []
 
-    api = read_api.ReadApi(world.mirror, world.explainer, no_events, read_access.OpenGate(), lambda: True)
+    api = read_api.ReadApi(world.core, no_events, read_access.OpenGate(), lambda: True)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request"}
@@ -261,7 +248,7 @@ def _many_containers(nodes: int, containers: int) -> Load:
     asked = orjson.dumps({"Pod": body, "Nodes": None, "NodeNames": world.names})
 
     async def ask() -> None:
-        world.verbs.filter(asked)
+        world.server.filter(asked)
 
     return ask
 

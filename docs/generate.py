@@ -1,7 +1,6 @@
 """Write what comes from code: reference pages, rules, runbooks, dashboards. `make docs`; tests hold them fresh."""
 
 import inspect
-import json
 import pathlib
 import re
 import types
@@ -13,7 +12,7 @@ from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
 from docs import chart_values, keys
-from gpu_sharing.adapters import metrics_registry
+from gpu_sharing.adapters import metrics_registry, read_api_types
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import __main__ as hamictl
 from hamictl import completion
@@ -158,7 +157,7 @@ def annotations_page() -> str:
 
 def http_api_page() -> str:
     """Both JSON APIs, from their descriptions."""
-    extender = json.loads((ROOT / "scheduler_extender" / "serve" / "openapi.json").read_text())
+    extender = read_api_types.openapi()
     head = [
         "# HTTP APIs", _NOTE, "",
         "Both only read, and answer JSON. Fields may be added. Each describes itself at `/api/v1/openapi.json`. Who",

@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         "0 all went as expected, 1 it did not, 2 the cluster does not come up", "hamictl demo --once",
     )  # fmt: skip
     demo.add_arguments(demonstrated)
-    nodes = command("nodes", "every node's GPUs: promised and free", _nodes, _TOLD, "hamictl nodes -o wide")
+    nodes = command("nodes", "every node's GPUs: allocated and free", _nodes, _TOLD, "hamictl nodes -o wide")
     pods = command(
         "pods", "who holds which GPU, and who waits", _pods, _TOLD,
         "hamictl pods -A", "hamictl pods -n ai-team -w",
@@ -163,10 +163,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _nodes(options: argparse.Namespace) -> int:
     with reader.reaching(flags.where(options)) as api:
-        nodes = api.get("nodes")["nodes"]
+        nodes = api.nodes()
     output.print_rows(
         nodes, views.node_rows(nodes), flags.look(options), "no node has GPUs yet",
-        wide_only=views.NODES_WIDE_ONLY, names=[f"node/{one['name']}" for one in nodes],
+        wide_only=views.NODES_WIDE_ONLY, names=[f"node/{one.name}" for one in nodes],
     )  # fmt: skip
     return 0
 
@@ -176,13 +176,13 @@ def _pods(options: argparse.Namespace) -> int:
     with reader.reaching(flags.where(options)) as api:
         before: Any = None
         for _ in _turns(watching=options.watch):
-            pods = [one for one in api.get("pods")["pods"] if wanted in (None, one["namespace"])]
+            pods = [one for one in api.pods() if wanted in (None, one.namespace)]
             if pods == before:
                 continue
             before = pods
             output.print_rows(
                 pods, views.pod_rows(pods), flags.look(options), f"no pod in {wanted or 'any namespace'} asks for GPUs",
-                wide_only=views.PODS_WIDE_ONLY, names=[f"pod/{one['name']}" for one in pods],
+                wide_only=views.PODS_WIDE_ONLY, names=[f"pod/{one.name}" for one in pods],
             )  # fmt: skip
     return 0
 
@@ -190,11 +190,11 @@ def _pods(options: argparse.Namespace) -> int:
 def _top(options: argparse.Namespace) -> int:
     with reader.reaching(flags.where(options)) as api:
         for _ in _turns(watching=options.watch):
-            nodes, pods = api.get("nodes")["nodes"], api.get("pods")["pods"]
+            nodes, pods = api.nodes(), api.pods()
             rows = views.gpu_rows(nodes, pods, _used(options.prometheus))
             if options.watch and sys.stdout.isatty():
                 sys.stdout.write(_CLEAR)
-            names = [f"gpu/{gpu['uuid']}" for node in nodes for gpu in node["gpus"]]
+            names = [f"gpu/{gpu.uuid}" for node in nodes for gpu in node.gpus]
             output.print_rows(
                 rows, rows, flags.look(options), "no node has GPUs yet", wide_only=views.GPUS_WIDE_ONLY, names=names
             )
@@ -224,13 +224,13 @@ def _used(url: str) -> dict[str, dict[str, float]]:
 def _explain(options: argparse.Namespace) -> int:
     namespace, _, name = options.pod.rpartition("/")
     with reader.reaching(flags.where(options)) as api:
-        found = api.get("explain", namespace or flags.namespace(options), name)
+        found = api.explain(namespace or flags.namespace(options), name)
     if options.output == "table":
         print(views.explanation(found))
     else:
         output.print_rows(
             found, views.explanation_rows(found), flags.look(options), views.explanation(found),
-            names=[f"node/{one['node']}" for one in found["nodes"] if one["fits"]],
+            names=[f"node/{one.node}" for one in found.nodes if one.fits],
         )  # fmt: skip
     return 0
 

@@ -62,9 +62,9 @@ def look(
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
     """What the extender believes before and after a look at the cluster: looked again until nothing moved meanwhile."""
     for _ in range(_TRIES):
-        before = api.get("pods")["pods"]
+        before = api.pods()
         found = cluster()
-        after = api.get("pods")["pods"]
+        after = api.pods()
         if before == after:
             break
         time.sleep(_PAUSE_SECONDS)

@@ -217,7 +217,7 @@ def _environments(cluster: clusters.Cluster) -> dict[str, dict[str, dict[str, st
 
 def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
     """The one object that `--output json` prints."""
-    promised = rendering.promised(world)
+    allocated = rendering.allocated(world)
     return {
         "pods": [
             {
@@ -243,9 +243,9 @@ def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict
                         "uuid": gpu.uuid,
                         "type": gpu.type,
                         "memory_mib": gpu.memory_mib,
-                        "promised_memory_mib": promised[gpu.uuid].memory_mib,
-                        "promised_cores_percent": promised[gpu.uuid].cores_percent,
-                        "slots_used": promised[gpu.uuid].slots,
+                        "allocated_memory_mib": allocated[gpu.uuid].memory_mib,
+                        "allocated_cores_percent": allocated[gpu.uuid].cores_percent,
+                        "slots_allocated": allocated[gpu.uuid].slots,
                     }
                     for gpu in inventory
                 ],
@@ -258,11 +258,11 @@ def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict
 
 def _figures(cluster: clusters.Cluster, world: demo_scenario.World, seconds: float) -> str:
     """Allocation, speed and latencies of a run with many pods."""
-    promised = rendering.promised(world)
+    allocated = rendering.allocated(world)
     total = sum(gpu.cores_percent for inventory in world.nodes.values() for gpu in inventory)
-    cores = sum(allocation.cores_percent for allocation in promised.values())
+    cores = sum(allocation.cores_percent for allocation in allocated.values())
     memory_total = sum(gpu.memory_mib for inventory in world.nodes.values() for gpu in inventory)
-    memory = sum(allocation.memory_mib for allocation in promised.values())
+    memory = sum(allocation.memory_mib for allocation in allocated.values())
     placed = sum(1 for pod in world.pods.values() if pod["spec"].get("nodeName"))
     cores_share, memory_share = 100 * cores / max(total, 1), 100 * memory / max(memory_total, 1)
     lines = [

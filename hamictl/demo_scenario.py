@@ -118,7 +118,7 @@ def chapters() -> list[Chapter]:
     on_t4, on_l40s = {TYPE: "T4"}, {TYPE: "L40S"}
     return [
         Chapter(
-            "Two pods share one GPU: memory and cores are promised once",
+            "Two pods share one GPU: memory and cores are allocated once",
             [pod(name, _one("4000", "30"), annotations=on_t4) for name in ("share-a", "share-b")],
             [
                 _bound("share-a", "share-b"),
@@ -217,7 +217,7 @@ def bulk(node_count: int, pod_count: int) -> tuple[list[dict[str, Any]], list[Ch
 
 
 def balanced(world: World) -> bool:
-    """Whether no GPU is promised more memory, cores or slots than it has."""
+    """Whether no GPU is allocated more memory, cores or slots than it has."""
     have: dict[str, gpus.Gpu] = {gpu.uuid: gpu for inventory in world.nodes.values() for gpu in inventory}
     held: dict[str, allocations.Allocation] = {}
     for name, one in world.pods.items():
@@ -248,7 +248,7 @@ def common() -> list[Expectation]:
         )
 
     return [
-        Expectation("no GPU is promised more memory, cores or slots than it has", balanced),
+        Expectation("no GPU is allocated more memory, cores or slots than it has", balanced),
         Expectation("every GPU pod is placed with a record, or knows why it is not", told),
     ]
 

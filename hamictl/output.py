@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import yaml
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
@@ -13,8 +14,8 @@ TABLES = FORMATS[:2]
 COLOURS = ("auto", "always", "never")
 _GREEN, _YELLOW, _RED = 32, 33, 31
 _WORDS = {
-    "ok": _GREEN, "running": _GREEN, "fits": _GREEN, "yes": _GREEN, "starting": _YELLOW, "waiting": _YELLOW,
-    "warning": _YELLOW, "cordoned": _YELLOW, "sick": _RED, "error": _RED, "no": _RED,
+    "ok": _GREEN, "running": _GREEN, "fits": _GREEN, "yes": _GREEN, "starting": _YELLOW, "pending": _YELLOW,
+    "warning": _YELLOW, "cordoned": _YELLOW, "unhealthy": _RED, "error": _RED, "no": _RED,
 }  # fmt: skip
 _COLOURED = ("STATE", "HEALTH", "SEVERITY", "FITS", "WHY")
 """The columns in which those words say how things stand; a pod may have such a name, too."""
@@ -69,9 +70,9 @@ def render(
     """
     match look.form:
         case "json":
-            return json.dumps(value, indent=2, ensure_ascii=False)
+            return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
         case "yaml":
-            text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=1000)
+            text: str = yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True, width=1000)
             return text.rstrip("\n")
         case "name":
             return "\n".join(names)
@@ -103,7 +104,7 @@ def _table(rows: Sequence[Mapping[str, str]], *, coloured: bool) -> str:
 
 
 def _painted(column: str, cell: str) -> str:
-    """In the colour of what it says, such as `ok` or `2 sick`; the spaces that pad it stay as they are."""
+    """In the colour of what it says, such as `ok` or `2 unhealthy`; the spaces that pad it stay as they are."""
     said = re.fullmatch(r"((?:\d+ )?(\w+))( *)", cell) if column in _COLOURED else None
     colour = _WORDS.get(said[2]) if said else None
     return f"\033[{colour}m{said[1]}\033[0m{said[3]}" if said and colour else cell

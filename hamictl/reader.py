@@ -12,14 +12,17 @@ import urllib.error
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from gpu_sharing.adapters import http_get
+import msgspec
+
+from gpu_sharing.adapters import http_get, read_api_types
 from hamictl import failures
 
 _TIMEOUT_SECONDS = 15.0
 _FORWARD_SECONDS = 20.0
 _PORT, _HEALTH_PORT = 9446, 8080
+_Answer = TypeVar("_Answer")
 _BROKEN = (OSError, ValueError, KeyError, TypeError)
 """What an answer may be that is none, or none of ours."""
 
@@ -40,25 +43,38 @@ class Where:
 
 
 class Reader:
-    """Asks the read API."""
+    """Asks the read API of one extender."""
 
     def __init__(self, url: str, token: str = "", ca_file: pathlib.Path | None = None) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._tls = ssl.create_default_context(cafile=str(ca_file)) if url.startswith("https") else None
 
-    def get(self, *parts: str) -> Any:
-        """What stands at `/api/v1/<parts>`.
+    def nodes(self) -> list[read_api_types.Node]:
+        """Return every node. Errors as `_get`."""
+        return self._get(read_api_types.Nodes, "nodes").nodes
+
+    def pods(self) -> list[read_api_types.Pod]:
+        """Return every pod with GPUs that the caller may see. Errors as `_get`."""
+        return self._get(read_api_types.Pods, "pods").pods
+
+    def explain(self, namespace: str, name: str) -> read_api_types.Explanation:
+        """Return why a pod is pending. Errors as `_get`."""
+        return self._get(read_api_types.Explanation, "explain", namespace, name)
+
+    def _get(self, kind: type[_Answer], *parts: str) -> _Answer:
+        """Return the answer at `/api/v1/<parts>`.
 
         Raises:
-            CommandFailed: It does not answer, or not with that.
+            CommandFailed: There is no answer, or it is not of that kind.
         """
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
-            return json.loads(http_get.read(f"{self._url}/api/v1/{path}", _TIMEOUT_SECONDS, self._headers, self._tls))
+            body = http_get.read(f"{self._url}/api/v1/{path}", _TIMEOUT_SECONDS, self._headers, self._tls)
+            return msgspec.json.decode(body, type=kind)
         except urllib.error.HTTPError as refused:
             raise _refused(refused.code, refused.read()) from refused
-        except (OSError, ValueError) as broken:
+        except (OSError, ValueError) as broken:  # msgspec's errors are ValueErrors.
             cause = getattr(broken, "reason", broken)
             hint = "is --extender the read API (port 9446), and does the extender run?"
             raise failures.CommandFailed(f"no answer from {self._url}: {cause}", hint) from broken

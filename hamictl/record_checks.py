@@ -6,10 +6,10 @@ Everything is worked out anew from the records, by the code that decides, and co
 import collections
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from gpu_sharing.adapters import read_api_types
 from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, quotas, records, requests
 from hamictl import snapshot
 from scheduler_extender.cluster import from_objects
@@ -45,7 +45,7 @@ class Patient:
     """A cluster, as it was found."""
 
     cluster: snapshot.State
-    believed: Sequence[Mapping[str, Any]] | None
+    believed: Sequence[read_api_types.Pod] | None
     """The extender's pods by its read API; None where it does not answer."""
     trouble: str
     """Why it does not."""
@@ -144,7 +144,7 @@ def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) ->
 
 
 def _promises(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
-    """Whether any GPU is promised twice, whatever anybody believes: by the rules that place pods."""
+    """Whether any GPU is allocated twice, whatever anybody believes: by the rules that place pods."""
     holders: dict[identifiers.GpuUuid, list[allocations.Allocation]] = collections.defaultdict(list)
     for pod in cluster.pods:
         if pod.spec.node_name:
@@ -176,9 +176,9 @@ def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Findi
     if patient.believed is None:
         yield Finding(error_codes.DOCTOR_EXTENDER_AWAY, ERROR, "extender", patient.trouble)
         return
-    believed = {one["uid"]: one for one in patient.believed}
+    believed = {one.uid: one for one in patient.believed}
     actual = {pod.metadata.uid: pod for pod in patient.cluster.pods}
-    names_of = {uid: (one["namespace"], one["name"]) for uid, one in believed.items()}
+    names_of = {uid: (one.namespace, one.name) for uid, one in believed.items()}
     names_of |= {uid: (pod.metadata.namespace, pod.metadata.name) for uid, pod in actual.items()}
     for uid in sorted(names_of, key=lambda one: (names_of[one], one)):
         pod, belief = actual.get(uid), believed.get(uid)
@@ -186,19 +186,19 @@ def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Findi
             assert pod is not None
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", "the extender does not know it")
         elif pod is None:
-            about = f"pod/{belief['namespace']}/{belief['name']}"
+            about = f"pod/{belief.namespace}/{belief.name}"
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, about, "the extender knows it, and it is gone")
-        elif (belief["node"] or "") != pod.spec.node_name:
-            detail = f"the extender has it on {belief['node'] or 'no node'}, it is on {pod.spec.node_name or 'no node'}"
+        elif (belief.node or "") != pod.spec.node_name:
+            detail = f"the extender has it on {belief.node or 'no node'}, it is on {pod.spec.node_name or 'no node'}"
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
-        elif pod.spec.node_name and _told_shares(belief) != _held_shares(from_objects.pod_facts(pod, names)):
+        elif pod.spec.node_name and _believed_shares(belief) != _held_shares(from_objects.pod_facts(pod, names)):
             detail = "the extender counts other GPUs for it than its record says"
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
 
 
-def _told_shares(belief: Mapping[str, Any]) -> list[tuple[str, int]]:
-    shares = itertools.chain.from_iterable(belief["containers"])
-    return [(share["uuid"], share["memory_mib"]) for share in shares]
+def _believed_shares(belief: read_api_types.Pod) -> list[tuple[str, int]]:
+    shares = itertools.chain.from_iterable(belief.containers)
+    return [(share.uuid, share.memory_mib) for share in shares]
 
 
 def _held_shares(held: facts.BoundPod) -> list[tuple[str, int]]:

@@ -17,8 +17,8 @@ MOST_NODES_SHOWN = 20
 _BAR = 10
 
 
-def promised(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
-    """What is promised of each GPU; nothing of one that is not mentioned."""
+def allocated(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
+    """What is allocated of each GPU; nothing of one that is not mentioned."""
     found: dict[str, allocations.Allocation] = collections.defaultdict(allocations.Allocation)
     for name, one in world.pods.items():
         seen = msgspec.convert(dict(one), objects.Pod, strict=False)
@@ -64,7 +64,7 @@ def gpus(world: demo_scenario.World) -> rich.table.Table:
     table.add_column("of MiB", no_wrap=True, justify="right")
     table.add_column("cores", no_wrap=True, justify="right")
     table.add_column("held by")
-    amounts = promised(world)
+    amounts = allocated(world)
     for node, inventory in sorted(world.nodes.items()):
         for gpu in inventory:
             allocation = amounts[gpu.uuid]

@@ -12,20 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import orjson
 import yaml
 
 from gpu_sharing.adapters import events, objects
 from gpu_sharing.core import identifiers, placement, records, requests
 from hamictl import failures, output, snapshot
 from lab import gpus, traces
-from scheduler_extender.act import gang_planner, pod_writer, waking
-from scheduler_extender.cluster import from_objects, measured_usage, node_selection
+from scheduler_extender.act import gang_planner, pod_writer
+from scheduler_extender.cluster import from_objects, node_selection, pending
 from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import admission, verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.decide import admission, core, verbs
 from scheduler_extender.fleet import facts, model_stats
 from scheduler_extender.metrics import Metrics
+from scheduler_extender.report import event_notes
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.settings import Settings
 
@@ -59,7 +58,7 @@ class Outcome:
 class _Silent:
     """Takes events and drops them."""
 
-    def tell(self, event: events.Event) -> None:
+    def record(self, event: events.Event) -> None:
         del event
 
 
@@ -84,10 +83,11 @@ class Simulation:
     """
 
     def __init__(self, found: snapshot.State, settings: Settings) -> None:
-        metrics = Metrics()
         self._settings = settings
         self.placed: list[dict[str, Any]] = []
-        self._mirror = Mirror(settings, metrics)
+        self._core = core.DecisionCore(settings, Metrics())
+        self._verbs = verbs.Verbs(self._core)
+        self._mirror = self._core.mirror
         for node in found.nodes:
             self._mirror.see_node(node)
         for quota in found.quotas:
@@ -95,24 +95,17 @@ class Simulation:
         for pod in found.pods:
             self._mirror.see_pod(pod)
         self._nodes = {node.metadata.name: _Node.of(node) for node in found.nodes}
-        self._placer = Placer(self._mirror.ledger, settings)
-        self._decision_events = DecisionEvents(self._mirror, self._placer, _Silent(), settings, lambda: True)
-        self._verbs = verbs.Verbs(
-            self._mirror, self._placer, self._decision_events,
-            waking.Refusals(self._mirror, self._placer, settings, metrics),
-            settings, metrics, measured_usage.MeasuredUsage(settings),
-        )  # fmt: skip
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Create pods as the webhook lets them be, and place them one after another; gangs are planned first."""
-        verdicts = [admission.review(body, self._settings) for body in bodies]
-        made = [admission.patched(body, verdict) for body, verdict in zip(bodies, verdicts, strict=True)]
-        members = [body for body, verdict in zip(made, verdicts, strict=True) if verdict.gang and not verdict.refused]
+        reviews = [admission.review(body, self._settings) for body in bodies]
+        made = [admission.patched(body, review) for body, review in zip(bodies, reviews, strict=True)]
+        members = [body for body, review in zip(made, reviews, strict=True) if review.gang and not review.refused]
         if members:
             self._plan_gangs(members)
         return [
-            _refused(body, verdict.refused) if verdict.refused else self.place(body)
-            for body, verdict in zip(made, verdicts, strict=True)
+            _refused(body, review.refused) if review.refused else self.place(body)
+            for body, review in zip(made, reviews, strict=True)
         ]
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
@@ -120,8 +113,9 @@ class Simulation:
         writer = _Writer(self._mirror, members)
         planner = gang_planner.GangPlanner(
             writer,  # type: ignore[arg-type]  # what it calls of one
-            self._mirror, self._placer, self._decision_events, self._settings, Metrics(),
-        )  # fmt: skip
+            self._core,
+            DecisionEvents(self._core, _Silent(), lambda: True),
+        )
         for _ in range(_PLANNER_STEPS):
             asyncio.run(planner.step())
 
@@ -137,15 +131,15 @@ class Simulation:
         names = [
             name for name, node in self._nodes.items() if node_selection.admits(wished, name, node.labels, node.taints)
         ]
-        answer = orjson.loads(self._verbs.filter(orjson.dumps({"Pod": body, "NodeNames": names})))
-        fitting = answer.get("NodeNames") or []
-        waiting = self._mirror.waiting[identifiers.PodUid(pod.metadata.uid)]
-        if not fitting:
-            told = self._decision_events.explain(waiting, [identifiers.NodeName(name) for name in names])
-            return Outcome(key, "", (), told.code, told.note)
-        scores = orjson.loads(self._verbs.prioritize(orjson.dumps({"Pod": body, "NodeNames": fitting})))
-        best = identifiers.NodeName(max(scores, key=lambda one: one["Score"])["Host"])
-        placed = self._placer.place_on(waiting, best, nominations=False)
+        listed = self._core.pending.get(identifiers.PodUid(pod.metadata.uid))
+        assert listed is not None
+        answer = self._verbs.filter(listed, names)
+        if answer is not None and answer.rejection is not None:
+            return Outcome(key, "", (), answer.rejection.code, event_notes.rejected(answer.rejection))
+        assert isinstance(listed, pending.PendingPod)
+        fitting = answer.decision.names if answer else names
+        best = self._verbs.prioritize(listed, fitting).best or identifiers.NodeName(fitting[0])
+        placed = self._core.placer.place_on(listed, best, nominations=False)
         assert isinstance(placed, placement.Placement)
         bound = copy.deepcopy(body)
         bound["spec"]["nodeName"] = best
@@ -158,7 +152,7 @@ class Simulation:
 
     def models(self) -> list[model_stats.ModelCount]:
         """How the GPUs of each model stand now."""
-        return model_stats.by_model(self._mirror.ledger.settle(), {})
+        return model_stats.by_model(self._core.ledger.settle(), {})
 
 
 def _refused(body: Mapping[str, Any], text: str) -> Outcome:
@@ -416,7 +410,7 @@ def model_rows(
         {
             "MODEL": one.model,
             "GPUS": str(one.gpus),
-            "PROMISED": _changed(_share(was.get(one.model)), _share(one)),
+            "ALLOCATED": _changed(_share(was.get(one.model)), _share(one)),
             "LARGEST FREE": _changed(_largest(was.get(one.model)), _largest(one)),
         }
         for one in after
@@ -424,7 +418,7 @@ def model_rows(
 
 
 def _share(model: model_stats.ModelCount | None) -> str:
-    return output.percent(model.memory_promised_mib, model.memory_mib) if model else "-"
+    return output.percent(model.memory_allocated_mib, model.memory_mib) if model else "-"
 
 
 def _largest(model: model_stats.ModelCount | None) -> str:

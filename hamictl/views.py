@@ -1,39 +1,40 @@
 """What `nodes`, `pods`, `top` and `explain` show, made of the read API's answers. Pure."""
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gpu_sharing.adapters import read_api_types
 from hamictl import output
 
 Row = dict[str, str]
-Nodes = Sequence[Mapping[str, Any]]
-Pods = Sequence[Mapping[str, Any]]
+Nodes = Sequence[read_api_types.Node]
+Pods = Sequence[read_api_types.Pod]
 
 
 def node_rows(nodes: Nodes) -> list[Row]:
     """One row a node."""
     rows = []
     for node in nodes:
-        gpus = node["gpus"]
-        types = sorted({one["type"] for one in gpus})
-        promised, total = _sum(gpus, "memory_mib")
+        gpus = node.gpus
+        types = sorted({one.type for one in gpus})
+        allocated, total = _sum(one.memory_mib for one in gpus)
         counts = collections.Counter(_state(one) for one in gpus)
-        ill = ", ".join(f"{counts[state]} {state}" for state in ("sick", "cordoned") if counts[state])
+        ill = ", ".join(f"{counts[state]} {state}" for state in ("unhealthy", "cordoned") if counts[state])
         rows.append(
             {
-                "NODE": node["name"],
+                "NODE": node.name,
                 "GPUS": str(len(gpus)),
                 "MODEL": ", ".join(types) or "-",
-                "PROMISED": output.mib(promised),
+                "ALLOCATED": output.mib(allocated),
                 "OF": output.mib(total),
-                "SHARE": output.percent(promised, total),
-                "CONTAINERS": str(_sum(gpus, "slots")[0]),
+                "SHARE": output.percent(allocated, total),
+                "CONTAINERS": str(_sum(one.slots for one in gpus)[0]),
                 "ISOLATION": ", ".join(sorted({_isolation(one) for one in gpus})) or "-",
-                "STATE": node["standing"] if node["standing"] != "none" else ill or "ok",
-                "CORES": output.percent(*_sum(gpus, "cores_percent")),
-                "LARGEST FREE": output.mib(max((_free(one) for one in gpus if node["standing"] == "none"), default=0)),
-                "PROBLEMS": ", ".join(sorted(node.get("problems", {}))) or "-",
+                "STATE": node.standing if node.standing != "none" else ill or "ok",
+                "CORES": output.percent(*_sum(one.cores_percent for one in gpus)),
+                "LARGEST FREE": output.mib(max((_free(one) for one in gpus if node.standing == "none"), default=0)),
+                "PROBLEMS": ", ".join(sorted(node.problems)) or "-",
             }
         )
     return rows
@@ -46,15 +47,15 @@ def pod_rows(pods: Pods) -> list[Row]:
     """One row a pod."""
     return [
         {
-            "NAMESPACE": pod["namespace"],
-            "POD": pod["name"],
+            "NAMESPACE": pod.namespace,
+            "POD": pod.name,
             "STATE": _pod_state(pod),
-            "NODE": pod["node"] or "-",
-            "GPUS": str(len(pod["gpus"])),
-            "PROMISED": output.mib(sum(one["memory_mib"] for one in pod["gpus"])),
-            "CORES": f"{sum(one['cores_percent'] for one in pod['gpus'])}%",
-            "DEVICES": ",".join(one["uuid"] for one in pod["gpus"]) or "-",
-            "WHY": pod["error_code"] or "-",
+            "NODE": pod.node or "-",
+            "GPUS": str(len(pod.gpus)),
+            "ALLOCATED": output.mib(sum(one.memory_mib for one in pod.gpus)),
+            "CORES": f"{sum(one.cores_percent for one in pod.gpus)}%",
+            "DEVICES": ",".join(one.uuid for one in pod.gpus) or "-",
+            "WHY": pod.error_code or "-",
         }
         for pod in pods
     ]
@@ -63,15 +64,15 @@ def pod_rows(pods: Pods) -> list[Row]:
 PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
 
 
-def _pod_state(pod: Mapping[str, Any]) -> str:
+def _pod_state(pod: read_api_types.Pod) -> str:
     """What the pod does by its whole status: one that the plugin refused, or that crashes, does not run."""
-    if pod["phase"] != "holding":
-        return "waiting"
-    return str(pod["trouble"]) or ("starting" if pod["starting"] else "running")
+    if pod.phase == "pending":
+        return "pending"
+    return pod.not_running or ("starting" if pod.starting else "running")
 
 
-def _state(gpu: Mapping[str, Any]) -> str:
-    return "sick" if not gpu["healthy"] else "cordoned" if gpu["cordoned"] else "ok"
+def _state(gpu: read_api_types.Gpu) -> str:
+    return "unhealthy" if not gpu.healthy else "cordoned" if gpu.cordoned else "ok"
 
 
 def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[Row]:
@@ -84,25 +85,25 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     """
     holders: dict[str, list[str]] = collections.defaultdict(list)
     for pod in pods:
-        for one in pod["gpus"]:
-            holders[one["uuid"]].append(f"{pod['namespace']}/{pod['name']}")
-    standing = {node["name"]: node["standing"] for node in nodes if node["standing"] != "none"}
-    pairs = [(node["name"], gpu) for node in nodes for gpu in node["gpus"]]
-    pairs.sort(key=lambda pair: -pair[1]["memory_mib"]["promised"] / max(pair[1]["memory_mib"]["total"], 1))
+        for one in pod.gpus:
+            holders[one.uuid].append(f"{pod.namespace}/{pod.name}")
+    standing = {node.name: node.standing for node in nodes if node.standing != "none"}
+    pairs = [(node.name, gpu) for node in nodes for gpu in node.gpus]
+    pairs.sort(key=lambda pair: -pair[1].memory_mib.allocated / max(pair[1].memory_mib.total, 1))
     rows = []
     for name, gpu in pairs:
-        memory = gpu["memory_mib"]
-        measured = used.get(gpu["uuid"], {})
+        memory = gpu.memory_mib
+        measured = used.get(gpu.uuid, {})
         rows.append(
             {
                 "NODE": name,
-                "GPU": str(gpu["index"]),
-                "MODEL": gpu["type"],
-                "PROMISED": output.percent(memory["promised"], memory["total"]),
+                "GPU": str(gpu.index),
+                "MODEL": gpu.type,
+                "ALLOCATED": output.percent(memory.allocated, memory.total),
                 "USED": _measured(measured, "memory_bytes", lambda value: output.mib(int(value) >> 20)),
-                "BUSY": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
+                "UTIL": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
                 "HEALTH": standing.get(name, "ok") if _state(gpu) == "ok" else _state(gpu),
-                "HELD BY": ", ".join(holders[gpu["uuid"]]) or "-",
+                "PODS": ", ".join(holders[gpu.uuid]) or "-",
                 "ISOLATION": _isolation(gpu),
             }
         )
@@ -112,56 +113,60 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
 GPUS_WIDE_ONLY = ("ISOLATION",)
 
 
-def _isolation(gpu: Mapping[str, Any]) -> str:
+def _isolation(gpu: read_api_types.Gpu) -> str:
     """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not say."""
-    return str(gpu.get("mode") or "unknown")
+    return gpu.mode or "unknown"
 
 
-def explanation(found: Mapping[str, Any]) -> str:
+def explanation(found: read_api_types.Explanation) -> str:
     """Why a pod waits, as text."""
-    key = found["pod"]
-    if found["phase"] == "holding":
-        return f"{key} is on node {found['node']}"
-    lines = [f"{key} waits: {found['summary'].splitlines()[0]}"]
-    if found["gates"]:
-        lines.append(f"  kube-scheduler is kept from it by the gates {', '.join(found['gates'])}")
-    for node in found["nodes"]:
-        lines.append(f"  {node['node']}: {node['sentence']}" + (f" [{node['code']}]" if node["code"] else ""))
-        if node["advice"]:
-            lines.append(f"      {node['advice']}")
-        if node["waits_for"]:
-            lines.append(f"      it fits once these have ended: {', '.join(node['waits_for'])}")
-        if node["evictable"]:
-            lines.append(f"      preemption would evict {', '.join(node['evictable'])}")
-        if not node["looked_into"]:
-            lines.append("      not looked further: who would have to end was not computed for this node")
-    if found["nearest"]:
-        lines.append(f"nearest: {found['nearest']}")
-    lines.append(f"what to do: {found['remedy']}")
+    key = found.pod
+    if found.phase == "bound":
+        return f"{key} is on node {found.node}"
+    lines = [f"{key} is pending: {found.summary.splitlines()[0]}"]
+    if found.gates:
+        lines.append(f"  kube-scheduler is kept from it by the gates {', '.join(found.gates)}")
+    for node in found.nodes:
+        lines.append(f"  {node.node}: {node.message}" + (f" [{node.code}]" if node.code else ""))
+        if node.advice:
+            lines.append(f"      {node.advice}")
+        if node.waits_for:
+            lines.append(f"      it fits once these have ended: {', '.join(node.waits_for)}")
+        if node.evictable:
+            lines.append(f"      preemption would evict {', '.join(node.evictable)}")
+        if not node.examined:
+            lines.append("      not examined: which pods would have to end was not computed for this node")
+    if found.nearest:
+        lines.append(f"nearest: {found.nearest}")
+    lines.append(f"what to do: {found.remedy}")
     return "\n".join(lines)
 
 
-def explanation_rows(found: Mapping[str, Any]) -> list[Row]:
+def explanation_rows(found: read_api_types.Explanation) -> list[Row]:
     """The same, one row a node."""
     return [
         {
-            "NODE": node["node"],
-            "FITS": "yes" if node["fits"] else "no",
-            "CODE": node["code"] or "-",
-            "WHY": node["sentence"],
+            "NODE": node.node,
+            "FITS": "yes" if node.fits else "no",
+            "CODE": node.code or "-",
+            "WHY": node.message,
         }
-        for node in found["nodes"]
+        for node in found.nodes
     ]
 
 
-def _sum(gpus: Sequence[Mapping[str, Any]], what: str) -> tuple[int, int]:
-    return sum(one[what]["promised"] for one in gpus), sum(one[what]["total"] for one in gpus)
+def _sum(amounts: Iterable[read_api_types.Amount]) -> tuple[int, int]:
+    """What is allocated and what there is, over all of them."""
+    allocated = total = 0
+    for amount in amounts:
+        allocated, total = allocated + amount.allocated, total + amount.total
+    return allocated, total
 
 
-def _free(gpu: Mapping[str, Any]) -> int:
-    usable = gpu["healthy"] and not gpu["cordoned"] and not gpu["allocation_unknown"] and not gpu["exclusive"]
-    free: int = gpu["memory_mib"]["total"] - gpu["memory_mib"]["promised"]
-    return free if usable and gpu["slots"]["promised"] < gpu["slots"]["total"] else 0
+def _free(gpu: read_api_types.Gpu) -> int:
+    usable = gpu.healthy and not gpu.cordoned and not gpu.allocation_unknown and not gpu.exclusive
+    free: int = gpu.memory_mib.total - gpu.memory_mib.allocated
+    return free if usable and gpu.slots.allocated < gpu.slots.total else 0
 
 
 def _measured(measured: Mapping[str, float], name: str, shown: Any) -> str:

@@ -52,6 +52,11 @@ class Faults:
         """Let the next matching calls go wrong."""
         self._armed.append(fault)
 
+    @property
+    def armed(self) -> bool:
+        """Whether another call can go wrong."""
+        return bool(self._armed)
+
     def disarm(self) -> None:
         """Let nothing go wrong any more."""
         self._armed.clear()

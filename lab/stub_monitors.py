@@ -1,4 +1,4 @@
-"""Monitors of made-up numbers for a cluster without GPUs: each container uses a part of what it was promised.
+"""Monitors of made-up numbers for a cluster without GPUs: each container uses a part of what it was allocated.
 
 They are found as real ones are, by the EndpointSlices of a Service: one address of this machine's loopback a node.
 """
@@ -16,7 +16,7 @@ from lab import cluster, kinds
 
 SERVICE = "hami-monitor"
 _USED_PERCENT = (62, 91, 35, 108, 77)
-"""Of what was promised, by the pod's turn; one uses more than it was promised."""
+"""Of what was allocated, by the pod's turn; one uses more than it was allocated."""
 
 
 def _exposition(api: str, node: str) -> str:

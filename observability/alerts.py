@@ -45,7 +45,7 @@ def _memory(used_gib: int, total_gib: int = 80) -> dict[str, str]:
     }
 
 
-_PROMISED = "sum by (model) (hami_scheduler_gpu_memory_promised_bytes)"
+_PROMISED = "sum by (model) (hami_scheduler_gpu_memory_allocated_bytes)"
 _PROMISABLE = "sum by (model) (hami_scheduler_gpu_memory_bytes)"
 _ON = "{{ $labels.device }} on {{ $labels.node }}"
 
@@ -56,7 +56,7 @@ ALERTS = (
         "10m", "warning",
         f"{_ON} uses {{{{ $value | humanizePercentage }}}} of its memory.",
         "Programs on the GPU use nearly all of its memory; the next allocation may fail.",
-        "Compare `hami_vgpu_memory_usage_bytes` with `hami_vgpu_memory_promised_bytes` of the containers on it.",
+        "Compare `hami_vgpu_memory_usage_bytes` with `hami_vgpu_allocated_memory_bytes` of the containers on it.",
         "Nothing if each container stays within its promise. Else limit it (isolation `hami-core` or MIG), or move it.",
         _memory(78), _memory(70),
     ),
@@ -66,25 +66,25 @@ ALERTS = (
         "5m", "critical",
         f"{_ON} has less than 1 GiB of memory left.",
         "Whatever allocates next on the GPU gets an out-of-memory error. Where one container was promised the whole "
-        "GPU that is normal (inference servers fill what they get): `GPUWhollyPromised` then silences this alert.",
+        "GPU that is normal (inference servers fill what they get): `GPUFullyAllocated` then silences this alert.",
         "Who uses it: `topk(5, hami_vgpu_memory_usage_bytes)`, and `hami_monitor_unattributed_bytes` for strangers.",
         "Stop or move what uses more than it was promised.",
         _memory(80), _memory(78),
     ),
     Alert(
-        "GPUWhollyPromised",
-        "hami_gpu_containers == 1 and hami_gpu_memory_promised_bytes >= hami_gpu_memory_total_bytes",
+        "GPUFullyAllocated",
+        "hami_gpu_containers == 1 and hami_gpu_allocated_memory_bytes >= hami_gpu_memory_total_bytes",
         "0m", "none",
         f"{_ON} belongs to one container.",
         "One container was promised the whole GPU. This is no trouble; it only silences alerts about a full GPU.",
-        "`hami_vgpu_memory_promised_bytes` names the container.",
+        "`hami_vgpu_allocated_memory_bytes` names the container.",
         "Nothing.",
         {
-            f"hami_gpu_containers{GPU}": "1x60", f"hami_gpu_memory_promised_bytes{GPU}": "80x60",
+            f"hami_gpu_containers{GPU}": "1x60", f"hami_gpu_allocated_memory_bytes{GPU}": "80x60",
             f"hami_gpu_memory_total_bytes{GPU}": "80x60",
         },
         {
-            f"hami_gpu_containers{GPU}": "2x60", f"hami_gpu_memory_promised_bytes{GPU}": "80x60",
+            f"hami_gpu_containers{GPU}": "2x60", f"hami_gpu_allocated_memory_bytes{GPU}": "80x60",
             f"hami_gpu_memory_total_bytes{GPU}": "80x60",
         },
     ),
@@ -129,20 +129,20 @@ ALERTS = (
         "15m", "warning",
         "{{ $value | humanizePercentage }} of the memory of all {{ $labels.model }} is promised.",
         "Little is left to promise; pods will soon wait.",
-        "`hami_scheduler_largest_free_bytes` says what would still fit, `hami_scheduler_pods_waiting` how many wait.",
+        "`hami_scheduler_largest_free_bytes` says what would still fit, `hami_scheduler_pods_pending` how many wait.",
         "Add GPUs, lower what pods ask for (compare promised with used memory), or set quotas and priorities.",
         {
-            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "95x60",
+            'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "95x60",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
         },
         {
-            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "90x60",
+            'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "90x60",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
         },
     ),
     Alert(
         "GPUCapacityExhaustedSoon",
-        "sum by (model) (predict_linear(hami_scheduler_gpu_memory_promised_bytes[6h], 86400)) > "
+        "sum by (model) (predict_linear(hami_scheduler_gpu_memory_allocated_bytes[6h], 86400)) > "
         f"{_PROMISABLE} and {_PROMISED} / {_PROMISABLE} > 0.7",
         "1h", "warning",
         "All memory of {{ $labels.model }} will be promised within a day, as the last six hours went on.",
@@ -150,11 +150,11 @@ ALERTS = (
         "Look at the trend on the dashboard GPU cluster overview.",
         "As for GPUCapacityLow, with time to spare.",
         {
-            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "600+1x400",
+            'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "600+1x400",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "1000x400",
         },
         {
-            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "800x400",
+            'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "800x400",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "1000x400",
         },
         at="6h",
@@ -169,12 +169,12 @@ ALERTS = (
         "Use the policy binpack for nodes and GPUs, ask for sizes that divide a GPU evenly, or move some small pods.",
         {
             'hami_scheduler_fragmentation_ratio{model="A100"}': "0.6x60",
-            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "50x60",
+            'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "50x60",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
         },
         {
             'hami_scheduler_fragmentation_ratio{model="A100"}': "0.9x60",
-            'hami_scheduler_gpu_memory_promised_bytes{model="A100"}': "95x60",
+            'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "95x60",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
         },
         at="45m",

@@ -19,20 +19,25 @@ from gpu_sharing.adapters import (
     certificates,
     discovery,
     events,
+    flags,
     health_endpoint,
     kubernetes,
     listeners,
     objects,
     watching,
 )
-from scheduler_extender import (
-    worker,
+from gpu_sharing.core import error_codes
+from scheduler_extender.act import (
+    binding,
+    certificate_keeper,
+    gang_planner,
+    leadership,
+    pod_writer,
+    preempting,
+    waking,
 )
-from scheduler_extender.act import binding, certificate_keeper, gang_planner, leadership, pod_writer, preempting, waking
-from scheduler_extender.cluster import measured_usage
 from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import explaining, verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report import cluster_gauges, pod_events
 from scheduler_extender.report.decision_events import DecisionEvents
@@ -61,92 +66,62 @@ class Extender:
         self._process_started_at = process_started_at
         self._settled = False
         self._metrics = Metrics()
-        self._mirror = Mirror(settings, self._metrics)
+        self._core = core = DecisionCore(settings, self._metrics)
         identity = settings.identity or socket.gethostname()
-        self._recorder = events.EventRecorder(client, _COMPONENT, identity, settings.event_rate, self._is_busy)
-        self._watches: dict[str, watching.Reflector[Any]] = {
-            "nodes": watching.Reflector(client, "/api/v1/nodes", objects.Node, self._mirror.nodes, _version),
-            "pods": watching.Reflector(client, "/api/v1/pods", objects.Pod, self._mirror.pods, _version),
-            "quotas": watching.Reflector(
-                client, "/api/v1/resourcequotas", objects.ResourceQuota, self._mirror.quotas, _version
-            ),
-        }
         self._leader: leadership.LeaseGuard | leadership.OnlyScheduler = leadership.OnlyScheduler()
         if settings.leader_lease:
             self._leader = leadership.LeaseGuard(client, settings.leader_lease, identity, self._list_again)
-        self._metrics.count_events("hami_scheduler", self._recorder)
-        client.observe = self._metrics.api_call
-        placer = Placer(self._mirror.ledger, settings)
-        beside = worker.Worker()
-        decision_events = DecisionEvents(self._mirror, placer, self._recorder, settings, self._leads)
-        self._mirror.listener = decision_events
-        self._metrics.follow(self._watches)
-        self._metrics.registry.register(
-            cluster_gauges.ClusterGauges(self._mirror, settings.resource_names, decision_events.reason_of, self._leads)
-        )
-        self._refusals = waking.Refusals(self._mirror, placer, settings, self._metrics)
+        self._recorder = events.EventRecorder(client, _COMPONENT, identity, settings.event_rate, self._is_busy)
+        self._decision_events = core.mirror.listener = DecisionEvents(core, self._recorder, self._leads)
+        self._watches = _watches(client, core.mirror)
         self._writer = pod_writer.PodWriter(client)
-        self._gangs = gang_planner.GangPlanner(
-            self._writer, self._mirror, placer, decision_events, settings, self._metrics
-        )
-        self._preemptor = preempting.Preemptor(
-            self._writer,
-            self._mirror,
-            placer,
-            self._refusals,
-            decision_events,
-            settings,
-            self._metrics,
-            beside=beside,
-        )
-        self._usage = measured_usage.MeasuredUsage(settings)
-        choices = verbs.Verbs(
-            self._mirror, placer, decision_events, self._refusals, settings, self._metrics, self._usage, beside=beside
-        )
-        self._binder = binding.Binder(
-            client, self._mirror, placer, choices, self._refusals, decision_events, settings, self._metrics, self._leads
-        )
-        explainer = explaining.Explainer(self._mirror, placer, decision_events, settings, beside)
+        self._gangs = gang_planner.GangPlanner(self._writer, core, self._decision_events)
+        self._preemptor = preempting.Preemptor(self._writer, core, self._decision_events)
+        self._binder = binding.Binder(client, core, self._decision_events, self._leads)
         self._keeper = certificate_keeper.of(client, settings) if settings.tls_secret else None
         if self._keeper:
             self._keeper.begin()
-        tell = functools.partial(pod_events.read, client)
-
-        def api(gate: read_access.Gate) -> read_api.ReadApi:
-            return read_api.ReadApi(self._mirror, explainer, tell, gate, self._ready)
-
-        self._verb_server = server.VerbServer(choices, self._binder, self._metrics, self._ready, self._leads)
+        self._verb_server = server.VerbServer(core, self._binder, self._decision_events, self._refusal)
         self._verbs_address = ""
         self._canary = health_endpoint.Canary(
             lambda: listeners.ask(self._verbs_address, f"/{server.CANARY}"), settings.health
         )
-        self._listeners = {
+        self._listeners = self._made_listeners()
+        self._metrics.count_events("hami_scheduler", self._recorder)
+        self._metrics.follow(self._watches)
+        self._metrics.registry.register(cluster_gauges.ClusterGauges(core, self._leads))
+        client.observe = self._metrics.api_call
+
+    def _made_listeners(self) -> dict[str, tuple[flags.Address, listeners.Listener]]:
+        """What is served where, by name."""
+        settings, certificate = self._settings, (self._settings.tls_cert, self._settings.tls_key)
+        health = health_endpoint.HealthEndpoint(settings.health, self._components, self._exposition, self._facts)
+        made = {
             "verbs": (
                 settings.http_bind,
                 listeners.listener(self._verb_server, most_connections=_VERB_CONNECTIONS),
             ),
             "api": (
                 settings.api_bind,
-                listeners.listener(api(read_access.OpenGate()))
+                listeners.listener(self._read_api(read_access.OpenGate()))
                 if settings.api_bind.is_loopback
-                else listeners.listener(api(read_access.TokenGate(client)), settings.tls_cert, settings.tls_key),
+                else listeners.listener(self._read_api(read_access.TokenGate(self._client)), *certificate),
             ),
-            "health": (
-                settings.health_bind,
-                listeners.listener(
-                    health_endpoint.HealthEndpoint(settings.health, self._components, self._exposition, self._facts)
-                ),
-            ),
+            "health": (settings.health_bind, listeners.listener(health)),
         }
         if settings.secure_api_bind:
-            secured = listeners.listener(api(read_access.TokenGate(client)), settings.tls_cert, settings.tls_key)
-            self._listeners["secure-api"] = (settings.secure_api_bind, secured)
+            secured = listeners.listener(self._read_api(read_access.TokenGate(self._client)), *certificate)
+            made["secure-api"] = (settings.secure_api_bind, secured)
         if settings.tls_cert:
-            hook = webhook.Webhook(self._mirror, settings, self._ready, self._metrics)
-            self._listeners["webhook"] = (
+            hook = webhook.Webhook(self._core.mirror, settings, self._ready, self._metrics)
+            made["webhook"] = (
                 settings.webhook_bind,
-                listeners.listener(hook, settings.tls_cert, settings.tls_key, most_connections=_WEBHOOK_CONNECTIONS),
+                listeners.listener(hook, *certificate, most_connections=_WEBHOOK_CONNECTIONS),
             )
+        return made
+
+    def _read_api(self, gate: read_access.Gate) -> read_api.ReadApi:
+        return read_api.ReadApi(self._core, functools.partial(pod_events.read, self._client), gate, self._ready)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -181,32 +156,24 @@ class Extender:
         async with asyncio.TaskGroup() as tasks:
             for watch in self._watches.values():
                 tasks.create_task(watch.run())
-            slices, client = self._mirror.slices, self._client
-            tasks.create_task(
-                discovery.follow(client, "resource.k8s.io", "resourceslices", objects.ResourceSlice, slices, _version)
-            )
-            classes = self._mirror.classes
-            tasks.create_task(
-                discovery.follow(client, "resource.k8s.io", "deviceclasses", objects.DeviceClass, classes, _version)
-            )
-            for api_group, sink in self._mirror.groups.items():
-                tasks.create_task(discovery.follow(client, api_group, "podgroups", objects.PodGroup, sink, _version))
+            for api_group, resource, kind, sink in _discovered(self._core.mirror):
+                tasks.create_task(discovery.follow(self._client, api_group, resource, kind, sink, _version))
             while not self._synced():
                 await asyncio.sleep(0.01)
             # What was read at start stays for long: let the collector skip it from now on.
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
-            while not self._mirror.ledger.settle_some(_NODES_AT_A_TIME):
+            while not self._core.ledger.settle_some(_NODES_AT_A_TIME):
                 await asyncio.sleep(0)
-            self._mirror.ledger.take_freed()
+            self._core.ledger.take_freed()
             self._settled = True
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
             tasks.create_task(self._binder.reader.run())
-            tasks.create_task(self._refusals.run(self._writer, self._leads))
+            tasks.create_task(waking.run(self._core, self._writer, self._leads))
             tasks.create_task(self._gangs.run(self._leads))
-            if self._usage.counts:
-                tasks.create_task(self._usage.run())
+            if self._core.usage.counts:
+                tasks.create_task(self._core.usage.run())
             if self._settings.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
 
@@ -222,6 +189,14 @@ class Extender:
 
     def _leads(self) -> bool:
         return self._leader.leads()
+
+    def _refusal(self) -> server.Refusal | None:
+        """Why no call of kube-scheduler may be answered now."""
+        if not self._ready():
+            return server.Refusal(error_codes.NOT_READY, "the cluster has not been read yet")
+        if not self._leads():
+            return server.Refusal(error_codes.NOT_LEADER, "not leader")
+        return None
 
     def _is_busy(self) -> bool:
         return time.monotonic() - self._verb_server.last_call_at < _BUSY_SECONDS
@@ -246,12 +221,11 @@ class Extender:
         }
 
     def _facts(self) -> Mapping[str, object]:
-        ledger = self._mirror.ledger
         return {
             "leading": self._leads(),
             "leaseHolder": self._leader.holder,
-            "generation": ledger.generation,
-            "pods": {"waiting": len(self._mirror.waiting), "refused": len(self._refusals)},
+            "generation": self._core.ledger.generation,
+            "pods": {"pending": len(self._core.pending), "refused": self._core.pending.refused_count},
             "bindsUnderWay": self._binder.under_way,
         }
 
@@ -261,6 +235,25 @@ class Extender:
         metrics.ready.set(self._ready())
         metrics.certificate_expiry.set((certificates.expires_at(certificate) if certificate else None) or 0)
         return metrics.exposition(accept)
+
+
+def _watches(client: kubernetes.Client, mirror: Mirror) -> dict[str, watching.Reflector[Any]]:
+    """What is listed and watched from the start, by name."""
+    return {
+        "nodes": watching.Reflector(client, "/api/v1/nodes", objects.Node, mirror.nodes, _version),
+        "pods": watching.Reflector(client, "/api/v1/pods", objects.Pod, mirror.pods, _version),
+        "quotas": watching.Reflector(client, "/api/v1/resourcequotas", objects.ResourceQuota, mirror.quotas, _version),
+    }
+
+
+def _discovered(mirror: Mirror) -> list[tuple[str, str, type[Any], watching.Sink[Any]]]:
+    """What is followed where the cluster has it: API group, resource, kind, and what it feeds."""
+    groups = [(api_group, "podgroups", objects.PodGroup, sink) for api_group, sink in mirror.groups.items()]
+    return [
+        ("resource.k8s.io", "resourceslices", objects.ResourceSlice, mirror.slices),
+        ("resource.k8s.io", "deviceclasses", objects.DeviceClass, mirror.classes),
+        *groups,
+    ]
 
 
 def _version(

@@ -15,6 +15,7 @@ import structlog
 from werkzeug import exceptions
 from werkzeug.wrappers import Response
 
+from gpu_sharing.adapters import read_api_types
 from gpu_sharing.core import error_codes
 from webui import access, extender_poller, history, lists, meters, models, node_heatmap, openapi, views
 from webui.settings import Settings
@@ -191,7 +192,7 @@ def create(
         found = view_now().pods_by_key.get(f"{namespace}/{name}")
         if found is None:
             refuse_before_first_data()
-            flask.abort(404, f"There is no pod {namespace}/{name} that asks for GPUs, or it is not yours to see.")
+            flask.abort(404, f"There is no pod {namespace}/{name} that requests GPUs, or you may not see it.")
         return found
 
     def changes_now() -> list[models.Change]:
@@ -210,7 +211,7 @@ def create(
             "overview.html",
             page=found.overview,
             nodes=[views.shown(found, node) for node in found.nodes] if few else [],
-            wall=() if few else node_heatmap.wall(found.nodes),
+            heatmap=() if few else node_heatmap.groups(found.nodes),
             columns=node_heatmap.COLUMNS * node_heatmap.CELL,
             cell=node_heatmap.CELL,
             changes=changes_now()[:_MOST_EVENTS],
@@ -258,23 +259,23 @@ def create(
     @app.get("/pods/<namespace>/<name>")
     def pod(namespace: str, name: str) -> str:
         one = pod_now(namespace, name)
-        told: Any = None
-        told_trouble = events_trouble = why = ""
+        explanation: Any = None
+        explanation_error = events_error = why = ""
         events: Any = ()
         try:
-            if one.state == "waiting":
-                told = _explained(kept.explain(namespace, name), flask.g.viewer.namespaces)
+            if one.state == "pending":
+                explanation = _explained(kept.explain(namespace, name), flask.g.viewer.namespaces)
         except extender_poller.NoAnswer as cause:
-            told_trouble = str(cause)
+            explanation_error = str(cause)
         try:
             events = kept.events(namespace, name)
         except extender_poller.NoAnswer as cause:
-            events_trouble = str(cause)
+            events_error = str(cause)
         node, why = kept.node(one.node) if one.node else (None, "")
         held = [(gpu, part) for gpu in (node.gpus if node else ()) for part in gpu.slices if part.pod == one.key]
         return flask.render_template(
-            "pod.html", pod=one, held=held, told=told, told_trouble=told_trouble, events=events,
-            events_trouble=events_trouble, why_unknown=why, windows=history.WINDOWS if kept.has_prometheus else (),
+            "pod.html", pod=one, held=held, explanation=explanation, explanation_error=explanation_error, events=events,
+            events_error=events_error, why_unknown=why, windows=history.WINDOWS if kept.has_prometheus else (),
         )  # fmt: skip
 
     @app.get("/search")
@@ -400,20 +401,21 @@ def _inside(path: str) -> str:
     return path if re.fullmatch(r"/(?![/\\])[^\s\\]*", path) else "/"
 
 
-def _explained(told: Any, visible: frozenset[str] | None) -> Any:
+def _explained(explanation: read_api_types.Explanation, visible: frozenset[str] | None) -> read_api_types.Explanation:
     """An explanation without the names of pods that the viewer may not see."""
     if visible is None:
-        return told
+        return explanation
 
     def named(keys: list[str]) -> list[str]:
         hidden = sum(views.namespace_of(key) not in visible for key in keys)
         rest = [f"{hidden} of other namespaces"] if hidden else []
         return [*(key for key in keys if views.namespace_of(key) in visible), *rest]
 
-    verdicts = [
-        {**one, "waits_for": named(one["waits_for"]), "evictable": named(one["evictable"])} for one in told["nodes"]
+    nodes = [
+        msgspec.structs.replace(node, waits_for=named(node.waits_for), evictable=named(node.evictable))
+        for node in explanation.nodes
     ]
-    return {**told, "nodes": verdicts}
+    return msgspec.structs.replace(explanation, nodes=nodes)
 
 
 def _filters() -> models.Filters:

@@ -31,9 +31,9 @@ def _of_pods(before: models.View, after: models.View) -> Iterator[models.Change]
             if old is None or old.node != pod.node:
                 yield models.Change(float(pod.bound_at) or at, "placed", key, pod.node, _holding(pod))
         elif pod.code and (old is None or old.code != pod.code):
-            yield models.Change(at, "refused", key, "", _asking(pod), pod.code)
+            yield models.Change(at, "rejected", key, "", _asking(pod), pod.code)
         elif old is None:
-            yield models.Change(at, "waits", key, "", _asking(pod))
+            yield models.Change(at, "pending", key, "", _asking(pod))
     for key, pod in before.pods_by_key.items():
         if key not in after.pods_by_key:
             yield models.Change(at, "ended", key, pod.node, _holding(pod) if pod.node else _asking(pod))
@@ -51,17 +51,19 @@ def _of_nodes(before: models.View, after: models.View) -> Iterator[models.Change
         states = {gpu.uuid: gpu.state for gpu in old.gpus}
         for gpu in node.gpus:
             was = states.get(gpu.uuid, gpu.state)
-            if gpu.state == "sick" and was != "sick":
-                yield models.Change(at, "sick", "", name, f"GPU {gpu.index}: {gpu.ailment or 'no cause is given'}")
-            elif was == "sick" and gpu.state != "sick":
+            if gpu.state == "unhealthy" and was != "unhealthy":
+                yield models.Change(
+                    at, "unhealthy", "", name, f"GPU {gpu.index}: {gpu.unhealthy_reason or 'no cause is given'}"
+                )
+            elif was == "unhealthy" and gpu.state != "unhealthy":
                 yield models.Change(at, "healthy", "", name, f"GPU {gpu.index}")
     for name in before.nodes_by_name.keys() - after.nodes_by_name.keys():
         yield models.Change(at, "node gone", "", name, "")
 
 
 def _holding(pod: models.Pod) -> str:
-    return f"{pod.promised_mib:,} MiB on {pod.gpus} GPU{'s' if pod.gpus != 1 else ''}"
+    return f"{pod.allocated_mib:,} MiB on {pod.gpus} GPU{'s' if pod.gpus != 1 else ''}"
 
 
 def _asking(pod: models.Pod) -> str:
-    return " + ".join(ask.words for ask in pod.asks)
+    return " + ".join(one.words for one in pod.requests)

@@ -10,14 +10,14 @@ import threading
 import time
 import urllib.error
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 import orjson
 import structlog
 
-from gpu_sharing.adapters import http_get
+from gpu_sharing.adapters import http_get, read_api_types
 from gpu_sharing.core import error_codes, errors
 from webui import changes, history, meters, models, snapshots, views
 
@@ -32,7 +32,7 @@ _SHARED_SECONDS = 3.0
 _MOST_SHARED = 1_000
 _LONGEST_PROBLEM = 4_096
 _MOST_CHANGES = 200
-_NOBODY = "nobody measures it: give --monitor-service or --prometheus"
+_NOT_MEASURED = "it is not measured: give --monitor-service or --prometheus"
 
 _LISTS = msgspec.json.Decoder(dict[str, list[msgspec.Raw]])
 T = TypeVar("T")
@@ -58,24 +58,24 @@ class Extender:
         self._ca_file = ca_file
         self._token_file = token_file
 
-    def get(self, *parts: str) -> Any:
-        """What stands at `/api/v1/<parts>`.
+    def get(self, kind: type[T], *parts: str) -> T:
+        """Return the answer at `/api/v1/<parts>`.
 
         Raises:
-            NoAnswer: It does not answer, or not with JSON.
+            NoAnswer: There is no answer, or it is not of that kind.
         """
         try:
-            return orjson.loads(self._read(*parts, seconds=_PAGE_SECONDS))
-        except ValueError as broken:
-            raise NoAnswer(f"the extender does not answer with JSON: {broken}") from broken
+            return msgspec.json.decode(self._read(*parts, seconds=_PAGE_SECONDS), type=kind)
+        except msgspec.MsgspecError as broken:
+            raise NoAnswer(f"the extender does not answer with JSON of that kind: {broken}") from broken
 
-    def nodes(self) -> list[snapshots.Node]:
+    def nodes(self) -> list[read_api_types.Node]:
         """Every node. Errors as `get`."""
-        return self._items("nodes", snapshots.Node)
+        return self._items("nodes", read_api_types.Node)
 
-    def pods(self) -> list[snapshots.Pod]:
+    def pods(self) -> list[read_api_types.Pod]:
         """Every pod with GPUs. Errors as `get`."""
-        return self._items("pods", snapshots.Pod)
+        return self._items("pods", read_api_types.Pod)
 
     def _items(self, what: str, kind: type[T]) -> list[T]:
         """One by one, because who waits for a page cannot be served while a call decodes it all."""
@@ -113,7 +113,7 @@ class Source:
     """Keeps what the pages show of the last snapshot.
 
     Args:
-        extender: Whom to ask for what is promised.
+        extender: Whom to ask for what is allocated.
         prometheus: Whom to ask for what is used; None: nobody.
         monitors: Whom to ask for it otherwise; they are asked too when somebody looks at a node.
         clock: Unix seconds.
@@ -161,7 +161,7 @@ class Source:
         """Why what is used is not known, or not everywhere; empty where it is."""
         if self._prometheus:
             return self._prometheus_trouble
-        return self._monitors.trouble if self._monitors else _NOBODY
+        return self._monitors.trouble if self._monitors else _NOT_MEASURED
 
     def start(self) -> None:
         """Read again and again, in threads of their own."""
@@ -225,29 +225,28 @@ class Source:
             raise meters.NoAnswer("pods, and more than an hour, are known to a Prometheus only: give --prometheus URL")
         return self._prometheus.series(node, pod, seconds)
 
-    def explain(self, namespace: str, name: str) -> Mapping[str, Any]:
-        """Why a pod waits, as of a moment ago.
+    def explain(self, namespace: str, name: str) -> read_api_types.Explanation:
+        """Return why a pod is pending, as of a moment ago.
 
         Raises:
-            NoAnswer: The extender does not say, or knows no such pod.
+            NoAnswer: The extender does not answer, or knows no such pod.
         """
-        found: Mapping[str, Any] = self._asked("explain", namespace, name)
-        return found
+        return self._asked(read_api_types.Explanation, "explain", namespace, name)
 
-    def events(self, namespace: str, name: str) -> Sequence[Mapping[str, Any]]:
-        """What happened to a pod, likewise. Errors as `explain`."""
-        found: Sequence[Mapping[str, Any]] = self._asked("events", namespace, name)["events"]
-        return found
+    def events(self, namespace: str, name: str) -> Sequence[read_api_types.Event]:
+        """Return the events of a pod, as of a moment ago. Errors as `explain`."""
+        return self._asked(read_api_types.Events, "events", namespace, name).events
 
-    def _asked(self, *parts: str) -> Any:
+    def _asked(self, kind: type[T], *parts: str) -> T:
         """An answer of the extender's, not older than a moment; none is waited for while it is known to be away."""
         if self.trouble:
             raise NoAnswer(self.trouble)
         now = self._clock()
         at, answer = self._answers.get(parts, (float("-inf"), None))
         if now - at < _SHARED_SECONDS:
-            return answer
-        answer = self._extender.get(*parts)
+            kept: T = answer
+            return kept
+        answer = self._extender.get(kind, *parts)
         if len(self._answers) >= _MOST_SHARED:
             self._answers = {}
         self._answers[parts] = (now, answer)

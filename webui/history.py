@@ -20,24 +20,24 @@ class Series:
 
     at: tuple[float, ...]
     """Unix seconds."""
-    promised_mib: tuple[int | None, ...]
+    allocated_mib: tuple[int | None, ...]
     used_mib: tuple[int | None, ...]
     """None where it was not known."""
     words: str
-    """The same for who does not see the curve."""
+    """The same as a sentence."""
 
 
 class _Track:
     """Two numbers over time."""
 
-    __slots__ = ("promised", "used")
+    __slots__ = ("allocated", "used")
 
     def __init__(self) -> None:
-        self.promised = array.array("q", [_UNKNOWN]) * LENGTH
+        self.allocated = array.array("q", [_UNKNOWN]) * LENGTH
         self.used = array.array("q", [_UNKNOWN]) * LENGTH
 
-    def put(self, slot: int, promised_mib: int, used_mib: int | None) -> None:
-        self.promised[slot] = promised_mib
+    def put(self, slot: int, allocated_mib: int, used_mib: int | None) -> None:
+        self.allocated[slot] = allocated_mib
         self.used[slot] = _UNKNOWN if used_mib is None else used_mib
 
 
@@ -59,12 +59,12 @@ class Ring:
             slot = self._next % LENGTH
             self._at[slot : slot + 1] = [found.taken_at]
             self._next += 1
-            self._cluster.put(slot, found.overview.promised_mib, found.overview.used_mib)
+            self._cluster.put(slot, found.overview.allocated_mib, found.overview.used_mib)
             for name in self._nodes.keys() - found.nodes_by_name.keys():
                 del self._nodes[name]
             for node in found.nodes:
                 used = models.sum_known(gpu.used_mib for gpu in node.gpus)
-                self._nodes.setdefault(node.name, _Track()).put(slot, node.promised_mib, used)
+                self._nodes.setdefault(node.name, _Track()).put(slot, node.allocated_mib, used)
 
     def _newest(self) -> float:
         return self._at[(self._next - 1) % LENGTH]
@@ -74,22 +74,22 @@ class Ring:
         with self._lock:
             track = self._nodes.get(node) if node else self._cluster
             if track is None:
-                return told((), (), ())
+                return series_of((), (), ())
             count = len(self._at)
             oldest_first = [(self._next - count + index) % LENGTH for index in range(count)]
-            slots = [slot for slot in oldest_first if track.promised[slot] != _UNKNOWN]
+            slots = [slot for slot in oldest_first if track.allocated[slot] != _UNKNOWN]
             used = [None if track.used[slot] == _UNKNOWN else track.used[slot] for slot in slots]
-            return told([self._at[slot] for slot in slots], [track.promised[slot] for slot in slots], used)
+            return series_of([self._at[slot] for slot in slots], [track.allocated[slot] for slot in slots], used)
 
 
-def told(at: Sequence[float], promised_mib: Sequence[int | None], used_mib: Sequence[int | None]) -> Series:
+def series_of(at: Sequence[float], allocated_mib: Sequence[int | None], used_mib: Sequence[int | None]) -> Series:
     """A series with its words."""
     if not at:
         return Series((), (), (), "Nothing has been measured yet.")
     minutes = max(round((at[-1] - at[0]) / 60), 1)
     span = "minute" if minutes == 1 else f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"
-    words = f"In the last {span}: promised {_range(promised_mib)}; used {_range(used_mib)}."
-    return Series(tuple(at), tuple(promised_mib), tuple(used_mib), words)
+    words = f"In the last {span}: allocated {_range(allocated_mib)}; used {_range(used_mib)}."
+    return Series(tuple(at), tuple(allocated_mib), tuple(used_mib), words)
 
 
 def _range(amounts: Sequence[int | None]) -> str:

@@ -14,7 +14,7 @@ POD_SORTS = ("name", "oldest", "newest", "largest", "unused", "node")
 _POD_ORDERS: dict[str, Callable[[models.Pod], Any]] = {
     "oldest": lambda pod: pod.created_at or float("inf"),
     "newest": lambda pod: -pod.created_at,
-    "largest": lambda pod: -pod.promised_mib,
+    "largest": lambda pod: -pod.allocated_mib,
     "unused": lambda pod: -pod.unused_mib,
     "node": lambda pod: (pod.node, pod.key),
 }
@@ -38,7 +38,7 @@ def nodes(found: models.View, wanted: models.Filters) -> models.Page[models.Node
         and (not wanted.namespace or _holds(node, wanted.namespace))
     ]
     if wanted.sort in ("fullest", "emptiest"):
-        chosen.sort(key=lambda node: node.promised_mib / max(node.total_mib, 1), reverse=wanted.sort == "fullest")
+        chosen.sort(key=lambda node: node.allocated_mib / max(node.total_mib, 1), reverse=wanted.sort == "fullest")
     page = _page(chosen, wanted.page, NODES_A_PAGE)
     return models.Page([views.shown(found, node) for node in page.items], page.total, page.number, page.pages)
 
@@ -56,7 +56,7 @@ def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
         if text in pod.key.lower()
         and (not wanted.state or pod.state == wanted.state)
         and (not wanted.namespace or pod.namespace == wanted.namespace)
-        and (not wanted.code or ((pod.code or "UNDECIDED") == wanted.code and pod.state == "waiting"))
+        and (not wanted.code or ((pod.code or "UNDECIDED") == wanted.code and pod.state == "pending"))
     ]
     if wanted.sort in _POD_ORDERS:
         chosen.sort(key=_POD_ORDERS[wanted.sort])

@@ -22,7 +22,7 @@ from webui import cluster, history, snapshots
 _TIMEOUT_SECONDS = 20.0
 _GPU_USED, _GPU_BUSY = "hami_gpu_memory_used_bytes", "hami_gpu_utilization_percent"
 _SHARE_USED = "hami_vgpu_memory_usage_bytes"
-_GPU_PROMISED, _SHARE_PROMISED = "hami_gpu_memory_promised_bytes", "hami_vgpu_memory_promised_bytes"
+_GPU_ALLOCATED, _SHARE_ALLOCATED = "hami_gpu_allocated_memory_bytes", "hami_vgpu_allocated_memory_bytes"
 
 _MONITOR_TIMEOUT_SECONDS = 2.0
 _MOST_BYTES = 16 * 1024 * 1024
@@ -92,17 +92,17 @@ class Prometheus:
         matchers = ",".join(f"{label}={msgspec.json.encode(value).decode()}" for label, value in wanted.items())
         chosen = f"{{{matchers}}}"
         end = self._clock()
-        names = (_SHARE_PROMISED, _SHARE_USED) if pod else (_GPU_PROMISED, _GPU_USED)
+        names = (_SHARE_ALLOCATED, _SHARE_USED) if pod else (_GPU_ALLOCATED, _GPU_USED)
         with _answering():
-            promised, used = (
+            allocated, used = (
                 prometheus.ask_range(
                     self._url, f"sum({name}{chosen})", end - seconds, end, seconds / 240, _TIMEOUT_SECONDS
                 )
                 for name in names
             )
-        at = sorted(promised.keys() | used.keys())
-        curves = ([snapshots.mib(curve.get(moment)) for moment in at] for curve in (promised, used))
-        return history.told(at, *curves)
+        at = sorted(allocated.keys() | used.keys())
+        curves = ([snapshots.mib(curve.get(moment)) for moment in at] for curve in (allocated, used))
+        return history.series_of(at, *curves)
 
 
 @contextlib.contextmanager

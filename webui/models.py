@@ -10,9 +10,9 @@ WHOLE = 1000.0
 """The width of a bar, in its own units."""
 LEVELS = ("0", "1-24", "25-49", "50-74", "75-99", "100")
 """How full a node is, in percent of its memory."""
-GPU_STATES = ("ok", "sick", "cordoned", "unknown", "unavailable")
+GPU_STATES = ("ok", "unhealthy", "cordoned", "unknown", "unavailable")
 """Unavailable: its node takes no new pods, as one that is not ready or is cordoned."""
-POD_STATES = ("running", "starting", "failing", "waiting", "foreign", "unreadable")
+POD_STATES = ("running", "starting", "failing", "pending", "foreign", "unreadable")
 
 
 def sum_known(amounts: Iterable[int | None]) -> int | None:
@@ -23,7 +23,7 @@ def sum_known(amounts: Iterable[int | None]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What one pod was promised of a GPU."""
+    """What one pod holds of a GPU."""
 
     pod: str
     """`<namespace>/<name>`; empty where the viewer may not see whose it is."""
@@ -40,7 +40,7 @@ class Slice:
 
     @property
     def over(self) -> bool:
-        """Whether more is used than was promised."""
+        """Whether more is used than is allocated."""
         return self.used_mib is not None and self.used_mib > self.memory_mib
 
 
@@ -53,21 +53,21 @@ class Gpu:
     model: str
     state: str
     """One of `GPU_STATES`."""
-    ailment: str
-    """Why it is sick, in the words of the node's device plugin; empty where nothing was said."""
+    unhealthy_reason: str
+    """Why it is unhealthy, in the words of the node's device plugin; empty where no reason is known."""
     total_mib: int
-    promised_mib: int
+    allocated_mib: int
     cores_percent: int
-    """Compute that is promised, in percent of this GPU."""
+    """Compute that is allocated, in percent of this GPU."""
     slots: int
-    slots_promised: int
+    slots_allocated: int
     slices: tuple[Slice, ...]
     isolation: str = ""
     """How containers that share it are kept apart; `none` limits nothing, empty is not known."""
     used_mib: int | None = None
-    """By whomever; None where it is not known."""
-    busy_percent: int | None = None
-    """Share of time in which it was busy; None where it is not known."""
+    """By all processes; None where it is not known."""
+    utilization_percent: int | None = None
+    """Share of time in which a kernel ran, in percent; None where it is not known."""
 
     @property
     def used_width(self) -> float:
@@ -76,13 +76,13 @@ class Gpu:
 
     @property
     def free_mib(self) -> int:
-        """What could still be promised of it."""
-        return self.total_mib - self.promised_mib if self.state == "ok" and self.slots_promised < self.slots else 0
+        """Memory that may still be allocated."""
+        return self.total_mib - self.allocated_mib if self.state == "ok" and self.slots_allocated < self.slots else 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether nobody holds any of it and it could be promised."""
-        return self.state == "ok" and self.slots_promised == 0
+        """Whether no pod holds any of it and it may be allocated."""
+        return self.state == "ok" and self.slots_allocated == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +98,8 @@ class Node:
     labels: Mapping[str, str]
     total_mib: int
     """Memory of all its GPUs."""
-    promised_mib: int
-    """What of it is promised."""
+    allocated_mib: int
+    """The part of it that is allocated."""
     largest_free_mib: int
     """The largest share of one GPU that would still fit."""
     problems: Mapping[str, str] = field(default_factory=dict)
@@ -113,19 +113,19 @@ class Node:
     @property
     def level(self) -> str:
         """One of `LEVELS`."""
-        percent = 100 * self.promised_mib // self.total_mib if self.total_mib else 0
+        percent = 100 * self.allocated_mib // self.total_mib if self.total_mib else 0
         quarter = LEVELS[1 + min(percent, 99) // 25]
-        return LEVELS[0] if not self.promised_mib else LEVELS[-1] if percent >= 100 else quarter
+        return LEVELS[0] if not self.allocated_mib else LEVELS[-1] if percent >= 100 else quarter
 
     @property
-    def is_sick(self) -> bool:
+    def is_unhealthy(self) -> bool:
         """Whether a GPU of it is."""
-        return any(gpu.state == "sick" for gpu in self.gpus)
+        return any(gpu.state == "unhealthy" for gpu in self.gpus)
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What one container of a waiting pod asks for."""
+class Request:
+    """What one container of a pending pod requests."""
 
     gpus: int
     memory_mib: int
@@ -135,7 +135,7 @@ class Ask:
 
     @property
     def words(self) -> str:
-        """For people."""
+        """The request as a phrase."""
         memory = f"{self.memory_mib:,} MiB" if self.memory_mib else f"{self.memory_percent} % of memory"
         cores = f", {self.cores_percent} % of cores" if self.cores_percent else ""
         return f"{self.gpus} × {memory}{cores}"  # noqa: RUF001  # a multiplication sign it is
@@ -151,17 +151,17 @@ class Pod:
     """One of `POD_STATES`."""
     node: str
     gpus: int
-    promised_mib: int
+    allocated_mib: int
     cores_percent: int
     code: str
-    """Why it waits."""
+    """Why it is pending."""
     created_at: int
-    """Unix seconds; 0 where nobody says."""
+    """Unix seconds; 0 where it is not known."""
     bound_at: int
-    """Unix seconds; 0 while it waits."""
-    asks: tuple[Ask, ...]
-    """What the containers of a waiting pod ask for."""
-    trouble: str = ""
+    """Unix seconds; 0 while it is pending."""
+    requests: tuple[Request, ...]
+    """What the containers of a pending pod request."""
+    not_running: str = ""
     """Why its containers do not run, where it is failing, such as `CrashLoopBackOff`."""
     used_mib: int | None = None
     """None where it is not known."""
@@ -173,13 +173,13 @@ class Pod:
 
     @property
     def over(self) -> bool:
-        """Whether it uses more than it was promised."""
-        return self.used_mib is not None and self.used_mib > self.promised_mib
+        """Whether it uses more than is allocated to it."""
+        return self.used_mib is not None and self.used_mib > self.allocated_mib
 
     @property
     def unused_mib(self) -> int:
-        """What it was promised and does not use; 0 where that is not known."""
-        return 0 if self.used_mib is None else max(self.promised_mib - self.used_mib, 0)
+        """What is allocated to it and not used; 0 where that is not known."""
+        return 0 if self.used_mib is None else max(self.allocated_mib - self.used_mib, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,23 +189,23 @@ class Model:
     name: str
     gpus: int
     total_mib: int
-    promised_mib: int
+    allocated_mib: int
     used_mib: int | None
     """None where it is not known of every GPU."""
     largest_free_mib: int
     whole_gpus: int
-    """GPUs of which nobody holds anything."""
-    sick: int
+    """GPUs without any allocation."""
+    unhealthy: int
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Something that happened, as two looks at the cluster tell it."""
+    """What changed between two snapshots of the cluster."""
 
     at: float
     """Unix seconds."""
     what: str
-    """`placed`, `waits`, `refused`, `ended`, `sick`, `healthy`, `node added`, `node gone`."""
+    """`placed`, `pending`, `rejected`, `ended`, `unhealthy`, `healthy`, `node added`, `node gone`."""
     pod: str
     """`<namespace>/<name>`; empty where it is about none."""
     node: str
@@ -220,25 +220,25 @@ class Overview:
     nodes: int
     gpus: int
     gpus_in_use: int
-    sick: int
+    unhealthy: int
     total_mib: int
-    promised_mib: int
+    allocated_mib: int
     free_mib: int
-    """What could still be promised."""
+    """What may still be allocated."""
     used_mib: int | None
     """None where it is not known of every GPU."""
     cores_percent: int
-    """Compute that is promised, in percent of all GPUs."""
-    busy_percent: int | None
-    """Share of time in which the GPUs were busy; None where it is not known of every GPU."""
-    holding: int
-    waiting: int
+    """Compute that is allocated, in percent of all GPUs."""
+    utilization_percent: int | None
+    """Mean utilization of the GPUs; None where it is not known of every GPU."""
+    bound: int
+    pending: int
     models: tuple[Model, ...]
     namespaces: tuple[tuple[str, int], ...]
     """The namespaces that hold most, and how many MiB."""
-    longest_waiting: tuple[Pod, ...]
+    longest_pending: tuple[Pod, ...]
     reasons: tuple[tuple[str, int], ...]
-    """Why pods wait: codes and how many."""
+    """Why pods are pending: codes and how many."""
 
     @property
     def largest(self) -> Model | None:

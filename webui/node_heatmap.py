@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from webui import models
 
 COLUMNS, CELL = 100, 10
-SICK = "sick"
+UNHEALTHY = "unhealthy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Area:
     """The nodes of one model that are equally full."""
 
     level: str
-    """One of `models.LEVELS`, or `sick`."""
+    """One of `models.LEVELS`, or `unhealthy`."""
     step: int
-    """Which shade, 0 to 5; 6 for sick."""
+    """Which shade, 0 to 5; 6 for unhealthy."""
     nodes: int
     blocks: tuple[tuple[int, int, int, int], ...]
     """Rectangles: x, y, width and height."""
@@ -36,22 +36,22 @@ class Group:
     areas: tuple[Area, ...]
 
 
-def wall(nodes: Sequence[models.Node]) -> tuple[Group, ...]:
+def groups(nodes: Sequence[models.Node]) -> tuple[Group, ...]:
     """The groups, the largest first; nodes with GPUs of several models stand under the first."""
     by_model: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
     for node in nodes:
         if node.models:
             by_model[node.models[0]][_step(node)] += 1
-    groups = [_group(model, counts) for model, counts in by_model.items()]
-    return tuple(sorted(groups, key=lambda group: (-group.nodes, group.model)))
+    found = [_group(model, counts) for model, counts in by_model.items()]
+    return tuple(sorted(found, key=lambda group: (-group.nodes, group.model)))
 
 
 def _step(node: models.Node) -> int:
-    return len(models.LEVELS) if node.is_sick else models.LEVELS.index(node.level)
+    return len(models.LEVELS) if node.is_unhealthy else models.LEVELS.index(node.level)
 
 
 def _group(model: str, counts: collections.Counter[int]) -> Group:
-    names = (*models.LEVELS, SICK)
+    names = (*models.LEVELS, UNHEALTHY)
     areas, start = [], 0
     for step in sorted(counts, reverse=True):
         areas.append(Area(names[step], step, counts[step], _blocks(start, start + counts[step])))

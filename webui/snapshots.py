@@ -4,9 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
-from webui import models
+from gpu_sharing.adapters import read_api_types
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,71 +28,12 @@ def mib(amount_bytes: float | None) -> int | None:
     return None if amount_bytes is None or not math.isfinite(amount_bytes) else int(amount_bytes) >> 20
 
 
-class Amount(msgspec.Struct, frozen=True, gc=False):
-    """How much there is of something, and how much of it is promised."""
-
-    total: int
-    promised: int
-
-
-class Gpu(msgspec.Struct, frozen=True, gc=False):
-    """A GPU, in the words of the read API, as far as the pages show it."""
-
-    uuid: str
-    index: int
-    type: str
-    mode: str
-    healthy: bool
-    ailment: str
-    cordoned: bool
-    allocation_unknown: bool
-    memory_mib: Amount
-    cores_percent: Amount
-    slots: Amount
-
-
-class Node(msgspec.Struct, frozen=True, gc=False):
-    """A node, likewise."""
-
-    name: str
-    standing: str
-    labels: dict[str, str]
-    gpus: list[Gpu]
-    problems: dict[str, str] = {}  # msgspec copies it
-
-
-class Share(msgspec.Struct, frozen=True, gc=False):
-    """What a pod holds of a GPU."""
-
-    uuid: str
-    memory_mib: int
-    cores_percent: int
-
-
-class Pod(msgspec.Struct, frozen=True, gc=False):
-    """A pod, likewise."""
-
-    namespace: str
-    name: str
-    node: str | None
-    phase: str
-    starting: bool
-    corrupt: bool
-    foreign_slots: int
-    gpus: list[Share]
-    error_code: str
-    created_at: int
-    bound_at: int
-    asks: tuple[models.Ask, ...]
-    trouble: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The cluster, as the extender had it at one moment."""
 
-    nodes: Sequence[Node]
-    pods: Sequence[Pod]
+    nodes: Sequence[read_api_types.Node]
+    pods: Sequence[read_api_types.Pod]
     taken_at: float
     """Unix seconds."""
     used: Used | None = None

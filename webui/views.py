@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gpu_sharing.adapters import read_api_types
 from webui import models, snapshots
 
 _MOST_LISTED = 10
@@ -83,7 +84,7 @@ def measured(node: models.Node, used: snapshots.Used) -> models.Node:
         dataclasses.replace(
             gpu,
             used_mib=snapshots.mib(used.gpus.get(gpu.uuid)),
-            busy_percent=_whole(used.busy.get(gpu.uuid)),
+            utilization_percent=_whole(used.busy.get(gpu.uuid)),
             slices=tuple(slice_now(gpu, part) for part in gpu.slices),
         )
         for gpu in node.gpus
@@ -92,19 +93,19 @@ def measured(node: models.Node, used: snapshots.Used) -> models.Node:
 
 
 def _node(
-    node: snapshots.Node, shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
+    node: read_api_types.Node, shares: Mapping[str, Sequence[tuple[str, int, int]]], used: snapshots.Used
 ) -> models.Node:
     available = node.standing == "none"
     gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used, available=available) for one in node.gpus)
     return models.Node(
         node.name, node.standing, gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
-        sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
+        sum(gpu.total_mib for gpu in gpus), sum(gpu.allocated_mib for gpu in gpus),
         max((gpu.free_mib for gpu in gpus), default=0), node.problems,
     )  # fmt: skip
 
 
 def _gpu(
-    gpu: snapshots.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used, *, available: bool
+    gpu: read_api_types.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used, *, available: bool
 ) -> models.Gpu:
     total, uuid = gpu.memory_mib.total, gpu.uuid
     slices, x = [], 0.0
@@ -124,15 +125,15 @@ def _gpu(
         )
         x += width
     state = (
-        "sick" if not gpu.healthy
+        "unhealthy" if not gpu.healthy
         else "unknown" if gpu.allocation_unknown
         else "cordoned" if gpu.cordoned
         else "ok" if available
         else "unavailable"
     )  # fmt: skip
     return models.Gpu(
-        uuid, gpu.index, gpu.type, state, gpu.ailment, total, gpu.memory_mib.promised,
-        gpu.cores_percent.promised, gpu.slots.total, gpu.slots.promised, tuple(slices),
+        uuid, gpu.index, gpu.type, state, gpu.unhealthy_reason, total, gpu.memory_mib.allocated,
+        gpu.cores_percent.allocated, gpu.slots.total, gpu.slots.allocated, tuple(slices),
         gpu.mode, snapshots.mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
     )  # fmt: skip
 
@@ -150,21 +151,25 @@ def _digest(text: str) -> int:
     return hashlib.sha256(text.encode(errors="replace")).digest()[0]
 
 
-def _pod(pod: snapshots.Pod, used: snapshots.Used) -> models.Pod:
+def _pod(pod: read_api_types.Pod, used: snapshots.Used) -> models.Pod:
     state = (
-        "waiting" if pod.phase == "waiting"
+        "pending" if pod.phase == "pending"
         else "unreadable" if pod.corrupt
         else "foreign" if pod.foreign_slots
-        else "failing" if pod.trouble
+        else "failing" if pod.not_running
         else "starting" if pod.starting
         else "running"
     )  # fmt: skip
     return models.Pod(
         pod.namespace, pod.name, state, pod.node or "", len(pod.gpus),
         sum(one.memory_mib for one in pod.gpus), sum(one.cores_percent for one in pod.gpus),
-        pod.error_code, pod.created_at, pod.bound_at, pod.asks, pod.trouble,
+        pod.error_code, pod.created_at, pod.bound_at, tuple(_request(one) for one in pod.requests), pod.not_running,
         snapshots.mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
     )  # fmt: skip
+
+
+def _request(container: read_api_types.ContainerRequest) -> models.Request:
+    return models.Request(container.gpus, container.memory_mib, container.memory_percent, container.cores_percent)
 
 
 def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> models.Overview:
@@ -173,18 +178,18 @@ def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> model
     by_model: dict[str, list[models.Gpu]] = collections.defaultdict(list)
     for gpu in gpus:
         by_model[gpu.model].append(gpu)
-    busy = models.sum_known(gpu.busy_percent for gpu in gpus)
+    busy = models.sum_known(gpu.utilization_percent for gpu in gpus)
     return models.Overview(
         nodes=len(nodes),
         gpus=len(gpus),
-        gpus_in_use=sum(gpu.slots_promised > 0 for gpu in gpus),
-        sick=sum(gpu.state == "sick" for gpu in gpus),
+        gpus_in_use=sum(gpu.slots_allocated > 0 for gpu in gpus),
+        unhealthy=sum(gpu.state == "unhealthy" for gpu in gpus),
         total_mib=sum(gpu.total_mib for gpu in gpus),
-        promised_mib=sum(gpu.promised_mib for gpu in gpus),
+        allocated_mib=sum(gpu.allocated_mib for gpu in gpus),
         free_mib=sum(gpu.free_mib for gpu in gpus),
         used_mib=models.sum_known(gpu.used_mib for gpu in gpus),
         cores_percent=round(sum(gpu.cores_percent for gpu in gpus) / max(len(gpus), 1)),
-        busy_percent=None if busy is None else round(busy / len(gpus)),
+        utilization_percent=None if busy is None else round(busy / len(gpus)),
         models=tuple(_model(name, mine) for name, mine in sorted(by_model.items())),
         **_of_pods(pods),
     )
@@ -194,23 +199,23 @@ def _of_pods(pods: Sequence[models.Pod]) -> dict[str, Any]:
     """Those fields of the overview that depend on whose pods one may see."""
     held: collections.Counter[str] = collections.Counter()
     for pod in pods:
-        held[pod.namespace] += pod.promised_mib
-    waiting = sorted((pod for pod in pods if pod.state == "waiting"), key=lambda pod: pod.created_at or float("inf"))
-    reasons = collections.Counter(pod.code or "UNDECIDED" for pod in waiting)
+        held[pod.namespace] += pod.allocated_mib
+    pending = sorted((pod for pod in pods if pod.state == "pending"), key=lambda pod: pod.created_at or float("inf"))
+    reasons = collections.Counter(pod.code or "UNDECIDED" for pod in pending)
     return {
-        "holding": len(pods) - len(waiting),
-        "waiting": len(waiting),
+        "bound": len(pods) - len(pending),
+        "pending": len(pending),
         "namespaces": tuple((name, amount) for name, amount in held.most_common(_MOST_LISTED) if amount),
-        "longest_waiting": tuple(waiting[:_MOST_LISTED]),
+        "longest_pending": tuple(pending[:_MOST_LISTED]),
         "reasons": tuple(reasons.most_common(_MOST_LISTED)),
     }
 
 
 def _model(name: str, gpus: Sequence[models.Gpu]) -> models.Model:
     return models.Model(
-        name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.promised_mib for gpu in gpus),
+        name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.allocated_mib for gpu in gpus),
         models.sum_known(gpu.used_mib for gpu in gpus), max(gpu.free_mib for gpu in gpus),
-        sum(gpu.is_whole for gpu in gpus), sum(gpu.state == "sick" for gpu in gpus),
+        sum(gpu.is_whole for gpu in gpus), sum(gpu.state == "unhealthy" for gpu in gpus),
     )  # fmt: skip
 
 

@@ -27,14 +27,14 @@ MEASURED = {
     "hami_gpu_utilization_percent": ("Share of time in which the GPU was busy, 0 to 100.", _GPU),
     "hami_gpu_temperature_celsius": ("Temperature of the GPU.", _GPU),
     "hami_gpu_power_watts": ("Power that the GPU draws.", _GPU),
-    "hami_gpu_memory_promisable_bytes": ("Memory that may be promised: the GPU's, times the declared scaling.", _GPU),
-    "hami_gpu_memory_promised_bytes": ("Memory promised to containers.", _GPU),
-    "hami_gpu_cores_promised_percent": ("Compute promised to containers, in percent of the GPU.", _GPU),
+    "hami_gpu_allocatable_memory_bytes": ("Memory that may be promised: the GPU's, times the declared scaling.", _GPU),
+    "hami_gpu_allocated_memory_bytes": ("Memory promised to containers.", _GPU),
+    "hami_gpu_allocated_cores_percent": ("Compute promised to containers, in percent of the GPU.", _GPU),
     "hami_gpu_containers": ("Containers that the GPU is promised to at any one time.", _GPU),
     "hami_vgpu_memory_usage_bytes": ("Memory of the GPU that the container uses.", _SLICE),
     "hami_vgpu_utilization_percent": ("Share of time in which the container kept the GPU busy, 0 to 100.", _SLICE),
-    "hami_vgpu_memory_promised_bytes": ("Memory of the GPU that the container was promised.", _SLICE),
-    "hami_vgpu_cores_promised_percent": ("Compute that the container was promised; 0 is no limit.", _SLICE),
+    "hami_vgpu_allocated_memory_bytes": ("Memory of the GPU that the container was promised.", _SLICE),
+    "hami_vgpu_allocated_cores_percent": ("Compute that the container was promised; 0 is no limit.", _SLICE),
     "hami_vgpu_info": ("1; joins with DCGM's series, which have the label UUID.", (*_SLICE, "UUID")),
     "hami_monitor_sample_age_seconds": ("Since when the GPU has not been measured.", _GPU),
     "hami_monitor_gpu_stale": ("1 while the last look at the GPU is too old to be shown, else 0.", _GPU),
@@ -48,17 +48,17 @@ MEASURED = {
 """Every gauge: what it says, and its labels."""
 
 COMPATIBLE = {
-    "hami_gpu_memory_limit_bytes": ("As hami_gpu_memory_promisable_bytes, for HAMi's dashboard.", _HAMI_GPU),
+    "hami_gpu_memory_limit_bytes": ("As hami_gpu_allocatable_memory_bytes, for HAMi's dashboard.", _HAMI_GPU),
     "hami_gpu_memory_allocated_bytes": (
-        "As hami_gpu_memory_promised_bytes, for HAMi's dashboard.", (*_HAMI_GPU, "device_cores")
+        "As hami_gpu_allocated_memory_bytes, for HAMi's dashboard.", (*_HAMI_GPU, "device_cores")
     ),
     "hami_gpu_shared_count": ("As hami_gpu_containers, for HAMi's dashboard.", _HAMI_GPU),
-    "hami_gpu_core_allocated_ratio": ("As hami_gpu_cores_promised_percent, for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
+    "hami_gpu_core_allocated_ratio": ("hami_gpu_allocated_cores_percent for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
     "hami_node_gpu_memory_allocated_ratio": ("Promised memory over promisable memory, 0 to 1.", _HAMI_GPU),
     "hami_host_gpu_memory_used_bytes": ("As hami_gpu_memory_used_bytes, for HAMi's dashboard.", _HAMI_GPU),
     "hami_host_gpu_utilization_ratio": ("As hami_gpu_utilization_percent, for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
     "hami_vgpu_memory_used_bytes": ("As hami_vgpu_memory_usage_bytes, for HAMi's dashboard.", _HAMI_SLICE),
-    "hami_vgpu_memory_limit_bytes": ("As hami_vgpu_memory_promised_bytes, for HAMi's dashboard.", _HAMI_SLICE),
+    "hami_vgpu_memory_limit_bytes": ("As hami_vgpu_allocated_memory_bytes, for HAMi's dashboard.", _HAMI_SLICE),
     "hami_container_device_utilization_ratio": (
         "As hami_vgpu_utilization_percent, for HAMi's dashboard; 0 to 100.", _HAMI_SLICE
     ),
@@ -130,9 +130,9 @@ class Gauges(registry.Collector):
         stale = device.uuid in view.stale
         values: dict[str, float | None] = {
             "hami_gpu_memory_total_bytes": total,
-            "hami_gpu_memory_promisable_bytes": promisable,
-            "hami_gpu_memory_promised_bytes": promised,
-            "hami_gpu_cores_promised_percent": cores,
+            "hami_gpu_allocatable_memory_bytes": promisable,
+            "hami_gpu_allocated_memory_bytes": promised,
+            "hami_gpu_allocated_cores_percent": cores,
             "hami_gpu_containers": containers,
             "hami_monitor_gpu_stale": stale,
             "hami_monitor_sample_age_seconds": self._clock() - (sample.taken_at if sample else view.started_at),
@@ -177,8 +177,8 @@ class Gauges(registry.Collector):
         """A container's part of one GPU: of several MIG instances of it the sum."""
         used = _sum(one.used_bytes for one in parts)
         busy = _sum(one.utilization_percent for one in parts)
-        made["hami_vgpu_memory_promised_bytes"].add_metric(labels, sum(one.memory_bytes for one in parts))
-        made["hami_vgpu_cores_promised_percent"].add_metric(labels, sum(one.cores_percent for one in parts))
+        made["hami_vgpu_allocated_memory_bytes"].add_metric(labels, sum(one.memory_bytes for one in parts))
+        made["hami_vgpu_allocated_cores_percent"].add_metric(labels, sum(one.cores_percent for one in parts))
         made["hami_vgpu_info"].add_metric((*labels, labels[2]), 1)
         if used is not None:
             made["hami_vgpu_memory_usage_bytes"].add_metric(labels, used)

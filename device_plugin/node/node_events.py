@@ -82,11 +82,11 @@ class NodeEvents:
     def _record_for_node(self, reason: str, note: str, holders: Iterable[Pod]) -> None:
         # kubectl describe node looks for the node's name in the place of its UID.
         node = events.Regarding("Node", self._node, uid=self._node)
-        self._recorder.tell(events.Event(node, reason, note, _HEALTH))
+        self._recorder.record(events.Event(node, reason, note, _HEALTH))
         for pod in holders:
             self._record_for_pod(pod, reason, note, _HEALTH)
 
     def _record_for_pod(self, pod: Pod, reason: str, note: str, action: str) -> None:
         metadata = pod.metadata
         regarding = events.Regarding("Pod", metadata.name, metadata.namespace, metadata.uid)
-        self._recorder.tell(events.Event(regarding, reason, note, action))
+        self._recorder.record(events.Event(regarding, reason, note, action))

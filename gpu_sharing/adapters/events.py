@@ -139,7 +139,7 @@ class EventRecorder:
         """Events not written yet."""
         return len(self._warnings) + len(self._normals)
 
-    def tell(self, event: Event) -> None:
+    def record(self, event: Event) -> None:
         """Take an event; it is written when its turn comes."""
         if not self._is_allowed(event.regarding):
             self._drop()

@@ -32,22 +32,22 @@ log = structlog.get_logger("watching")
 
 
 class Sink(Protocol[T]):
-    """Who wants to know."""
+    """Receives one kind of object: the whole list first, then each change."""
 
-    def replaced(self, items: list[T], listed_at: float) -> Iterator[None]:
+    def replaced(self, items: list[T], listed_at: float, /) -> Iterator[None]:
         """The whole state, as of some moment after `listed_at` (monotonic seconds), taken in step by step.
 
         Between two steps other tasks may have their turn; nothing is watched until the last one is done. The list is
         the sink's from now on, which may empty it.
         """
 
-    def changed(self, item: T) -> None:
+    def changed(self, item: T, /) -> object:
         """One object was added or modified."""
 
-    def deleted(self, item: T) -> None:
+    def deleted(self, item: T, /) -> object:
         """One object is gone; this is its last state."""
 
-    def undecodable(self, raw: bytes, error: Exception) -> None:
+    def undecodable(self, raw: bytes, error: Exception, /) -> object:
         """An object that is not what its kind should be."""
 
 

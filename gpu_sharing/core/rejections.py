@@ -108,21 +108,21 @@ class Rejection:
     """What is to be said beyond the phrase, as a sentence of its own."""
 
     @property
-    def explanation(self) -> ReasonInfo:
+    def info(self) -> ReasonInfo:
         """Its code, phrase and curability."""
         return REASONS[self.reason]
 
     @property
     def code(self) -> error_codes.Code:
         """Its code in the registry."""
-        return self.explanation.code
+        return self.info.code
 
     def __str__(self) -> str:
         if self.namespace:
-            return f"{self.explanation.phrase} (namespace {self.namespace}): {self.detail}"
+            return f"{self.info.phrase} (namespace {self.namespace}): {self.detail}"
         if self.detail:
-            return f"{self.explanation.phrase} ({self.detail})"
+            return f"{self.info.phrase} ({self.detail})"
         if not self.requested:
-            return self.explanation.phrase
+            return self.info.phrase
         verb = "has" if self.reason in (Reason.TYPE, Reason.MODE, Reason.TOO_FEW_GPUS) else "available"
-        return f"{self.explanation.phrase} (requested {self.requested}, {verb} {self.available})"
+        return f"{self.info.phrase} (requested {self.requested}, {verb} {self.available})"

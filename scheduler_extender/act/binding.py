@@ -26,23 +26,39 @@ from gpu_sharing.core import (
     quotas,
     records,
     rejections,
-    requests,
 )
-from scheduler_extender.act import leadership, pod_reader, pod_writer, waking
-from scheduler_extender.cluster import from_objects
-from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.act import leadership, pod_reader, pod_writer
+from scheduler_extender.cluster import from_objects, pending
+from scheduler_extender.cluster.pending import PendingPod
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
-from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.serve import wire
-from scheduler_extender.settings import Settings
 
 _MOST_AT_ONCE = 64
 _FIND_OUT_BACKOFF_SECONDS = 0.5
 
 log = structlog.get_logger("binding")
+
+
+@dataclass(frozen=True, slots=True)
+class BindCall:
+    """What kube-scheduler asks for."""
+
+    uid: identifiers.PodUid
+    key: str
+    """`<namespace>/<name>`."""
+    node: identifiers.NodeName
+
+
+@dataclass(frozen=True, slots=True)
+class BindOutcome:
+    """What became of a bind."""
+
+    decision: identifiers.DecisionId | None
+    """The decision it belongs to; None where none is known."""
+    code: error_codes.Code | None = None
+    """Why it failed; None where the pod is bound."""
+    message: str = ""
 
 
 class BindRefused(Exception):
@@ -63,7 +79,7 @@ class BindRefused(Exception):
 class _Order:
     """One bind on its way."""
 
-    pod: from_objects.PendingPod
+    pod: PendingPod
     node: identifiers.NodeName
     placed: placement.Placement
     decision: identifiers.DecisionId
@@ -82,25 +98,15 @@ class Binder:
     def __init__(
         self,
         client: kubernetes.Client,
-        mirror: Mirror,
-        placer: Placer,
-        choices: verbs.Verbs,
-        refusals: waking.Refusals,
+        core: DecisionCore,
         decision_events: DecisionEvents,
-        settings: Settings,
-        metrics: Metrics,
         leads: Callable[[], bool],
     ) -> None:
         self._client = client
-        self.reader = pod_reader.PodReader(client, mirror)
-        self._mirror = mirror
-        self._ledger = mirror.ledger
-        self._placer = placer
-        self._choices = choices
-        self._refusals = refusals
+        self.reader = pod_reader.PodReader(client, core.mirror)
+        self._core = core
+        self._ledger = core.ledger
         self._decision_events = decision_events
-        self._settings = settings
-        self._metrics = metrics
         self._leads = leads
         self._turn = asyncio.Semaphore(_MOST_AT_ONCE)
         self._under_way: dict[identifiers.PodUid, tuple[str, asyncio.Task[None]]] = {}
@@ -110,36 +116,26 @@ class Binder:
         """Binds whose outcome is not known yet."""
         return len(self._under_way)
 
-    async def bind(self, args: wire.BindArgs) -> str:
-        """Bind a pod. Asked twice for the same pod and node, it is done once.
-
-        Returns:
-            An empty string, or why not.
-        """
-        uid = identifiers.PodUid(args.pod_uid)
-        key = f"{args.pod_namespace}/{args.pod_name}"
+    async def bind(self, call: BindCall) -> BindOutcome:
+        """Bind a pod. Asked twice for the same pod and node, it is done once."""
+        entry = self._core.pending.entry(call.uid)
+        decision = entry.decision.id if entry and entry.decision else None
         try:
-            running = self._under_way.get(uid)
+            running = self._under_way.get(call.uid)
             if running is None:
-                task = asyncio.create_task(self._bind(uid, key, identifiers.NodeName(args.node)))
-                running = self._under_way[uid] = (args.node, task)
-                task.add_done_callback(lambda done: self._finished(uid, done))
-            elif running[0] != args.node:
+                task = asyncio.create_task(self._bind(call.uid, call.key, call.node))
+                running = self._under_way[call.uid] = (call.node, task)
+                task.add_done_callback(lambda done: self._finished(call.uid, done))
+            elif running[0] != call.node:
                 raise BindRefused(error_codes.BIND_UNKNOWN, f"a bind to node {running[0]} is still under way")
             # A caller that hangs up must not leave a bind half done.
             await asyncio.shield(running[1])
         except BindRefused as refused:
-            self._metrics.bind_failed(refused.code)
-            decision = self._choices.decision(uid)
             self._decision_events.bind_failed(
-                key, args.node, refused.code, refused.message, decision.id if decision else None
+                call.key, call.node, code=refused.code, message=refused.message, decision=decision
             )
-            return f"{refused.code}: {refused.message}"
-        except Exception:
-            self._metrics.bind_failed(error_codes.INTERNAL)
-            raise
-        self._metrics.bind_success.inc()
-        return ""
+            return BindOutcome(decision, refused.code, refused.message)
+        return BindOutcome(decision)
 
     async def _bind(self, uid: identifiers.PodUid, key: str, node: identifiers.NodeName) -> None:
         async with self._turn:
@@ -151,7 +147,7 @@ class Binder:
                     await self._find_out(uid, key, held.node)
                 self._already_bound(held, node)
                 return
-            pod = self._mirror.waiting.get(uid) or await self._read_through(uid, key, node)
+            pod = self._core.pending.get(uid) or await self._read_through(uid, key, node)
             if pod is None:
                 return
             if pod.key != key:
@@ -164,7 +160,7 @@ class Binder:
     def _finished(self, uid: identifiers.PodUid, done: "asyncio.Task[None]") -> None:
         self._under_way.pop(uid, None)
         if not done.cancelled():
-            done.exception()  # Whoever asked has been told; if nobody waits any more, that is no defect.
+            done.exception()  # Its callers have the answer; it is no defect if none waits any more.
 
     def _already_bound(self, held: facts.BoundPod, node: identifiers.NodeName) -> None:
         if held.node != node:
@@ -174,35 +170,35 @@ class Binder:
 
     async def _read_through(
         self, uid: identifiers.PodUid, key: str, node: identifiers.NodeName
-    ) -> from_objects.PendingPod | None:
-        """The pod from the API server, where the mirror has not seen it yet; None if it is bound as asked already."""
+    ) -> pending.AnyPod | None:
+        """Return a pod that the mirror has not seen from the API server; None if it is bound as asked already."""
         try:
             pod = await self.reader.read(uid, key)
         except errors.KubernetesError as cause:
             raise BindRefused(error_codes.BIND_FAILED, str(cause)) from cause
         if pod is None:
             raise BindRefused(error_codes.POD_GONE, "the pod was deleted, or has ended")
-        if not from_objects.is_ours(pod, self._settings.resource_names):
+        if not from_objects.is_ours(pod, self._core.settings.resource_names):
             raise BindRefused(error_codes.BAD_REQUEST, "the pod asks for no GPU; managedResources sends it here")
         held = self._ledger.pod(uid)
         if held is not None:
             self._already_bound(held, node)
             return None
-        return from_objects.pending_pod(pod, self._settings.resource_names)
+        return from_objects.pending_pod(pod, self._core.settings.resource_names)
 
-    def _choose(self, pod: from_objects.PendingPod, node: identifiers.NodeName) -> _Order:
-        if isinstance(pod.request, requests.InvalidRequest):
-            raise BindRefused(pod.request.code, pod.request.sentence)
+    def _choose(self, pod: pending.AnyPod, node: identifiers.NodeName) -> _Order:
+        if isinstance(pod, pending.UnreadablePod):
+            raise BindRefused(pod.invalid.code, pod.invalid.sentence)
         self._ledger.drop_nomination(pod.uid)
         state = self._ledger.view_for(node, pod.uid, pod.priority, nominations=False)
-        answer = self._placer.place(pod, state)
+        answer = self._core.placer.place(pod, state)
         if isinstance(answer, rejections.Rejection):
-            self._refusals.add(pod, self._ledger.generation)
+            self._core.pending.refuse(pod, self._ledger.generation)
             if answer.detail:
                 raise BindRefused(answer.code, str(answer))
             raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
-        score = self._choices.score(pod, state, answer)
-        return _Order(pod, node, answer, self._choices.new_decision_id(pod.uid), score, int(time.time()))
+        score = self._core.placer.score(pod, state, answer)
+        return _Order(pod, node, answer, self._core.pending.decision_id(pod.uid), score, int(time.time()))
 
     def _binding(self, order: _Order) -> bytes:
         pod = order.pod
@@ -228,13 +224,21 @@ class Binder:
 
     def _assume(self, order: _Order) -> None:
         pod, shares = order.pod, order.placed.shares
-        assert isinstance(pod.request, requests.PodRequest)
         allocated = allocations.by_gpu(pod.request.kinds, shares)
         amounts = quotas.amounts(pod.request.kinds, shares)
-        # Just what the watch will say, so that its word of this bind is no news.
-        plain = pod.traits._replace(bound_at=order.unix_seconds)
+        # Equal to what the watch event of this bind will produce, so that the event changes nothing.
+        traits = pod.traits._replace(bound_at=order.unix_seconds)
         self._ledger.assume(
-            facts.BoundPod(pod.uid, pod.key, order.node, allocated, shares, amounts, starting=True, traits=plain)
+            facts.BoundPod(
+                pod.uid,
+                pod.key,
+                order.node,
+                allocated=allocated,
+                shares=shares,
+                amounts=amounts,
+                starting=True,
+                traits=traits,
+            )
         )
 
     async def _post(self, order: _Order, body: bytes) -> None:
@@ -245,7 +249,7 @@ class Binder:
         except errors.Conflict as cause:
             await self._find_out(uid, order.pod.key, order.node, refused=cause)
         except (errors.NotFound, errors.Forbidden, errors.Invalid) as cause:
-            self._mirror.not_bound(uid)
+            self._core.mirror.not_bound(uid)
             code = error_codes.POD_GONE if isinstance(cause, errors.NotFound) else error_codes.BIND_FAILED
             raise BindRefused(code, str(cause)) from cause
         except asyncio.CancelledError:
@@ -258,10 +262,11 @@ class Binder:
                 "binding not answered", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key, cause=str(cause)
             )
             await self._find_out(uid, order.pod.key, order.node)
-        self._mirror.confirm(uid)
-        self._refusals.drop(uid)
+        self._core.mirror.confirm(uid)
         try:
-            self._decision_events.scheduled(order.pod, order.node, order.placed, order.score, order.decision)
+            self._decision_events.scheduled(
+                order.pod, order.node, order.placed, score=order.score, decision=order.decision
+            )
         except Exception:
             log.exception("defect", error_code=error_codes.INTERNAL, pod=order.pod.key)
 
@@ -291,7 +296,7 @@ class Binder:
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, 10.0)
         if self._ledger.is_assumed(uid):
-            self._mirror.not_bound(uid)
+            self._core.mirror.not_bound(uid)
             raise BindRefused(
                 error_codes.BIND_FAILED, str(refused) if refused else "the API server did not do the Binding"
             )

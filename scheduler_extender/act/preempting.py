@@ -13,20 +13,16 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from gpu_sharing.adapters import pauses
-from gpu_sharing.core import error_codes, identifiers, placement, preemption, records, requests
+from gpu_sharing.core import error_codes, identifiers, placement, preemption, records
 from scheduler_extender import (
     set_aside,
-    worker,
 )
-from scheduler_extender.act import leadership, pod_writer, waking
-from scheduler_extender.cluster import from_objects
-from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import victims
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.act import leadership, pod_writer
+from scheduler_extender.cluster import pending
+from scheduler_extender.cluster.pending import PendingPod
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
-from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.settings import Settings
 
 _EVERY_SECONDS = 0.5
 _REFUSED_FOR_SECONDS = 1.0
@@ -43,29 +39,12 @@ log = structlog.get_logger("preemption")
 class Preemptor:
     """Makes room, one pod at a time."""
 
-    def __init__(
-        self,
-        writer: pod_writer.PodWriter,
-        mirror: Mirror,
-        placer: Placer,
-        refusals: waking.Refusals,
-        decision_events: DecisionEvents,
-        settings: Settings,
-        metrics: Metrics,
-        clock: Callable[[], float] = time.monotonic,
-        beside: worker.Worker | None = None,
-    ) -> None:
-        self._worker = beside or worker.Worker()
+    def __init__(self, writer: pod_writer.PodWriter, core: DecisionCore, decision_events: DecisionEvents) -> None:
         self._writer = writer
-        self._mirror = mirror
-        self._ledger = mirror.ledger
-        self._placer = placer
-        self._victims = victims.Victims(mirror.ledger, placer)
-        self._refusals = refusals
+        self._core = core
+        self._ledger = core.ledger
         self._decision_events = decision_events
-        self._settings = settings
-        self._metrics = metrics
-        self._clock = clock
+        self._clock = core.clock
         self._spared_until: dict[identifiers.PodUid, float] = {}
         self._rests_until: dict[identifiers.PodUid, float] = {}
         self._nominator = pod_writer.Nominator(writer)
@@ -80,28 +59,27 @@ class Preemptor:
         for times in (self._spared_until, self._rests_until):
             for uid in [uid for uid, until in times.items() if until <= now]:
                 del times[uid]
-        for pod in [pod for pod in self._mirror.waiting.values() if pod.hold and not pod.gang]:
-            with set_aside.guard("preemption", pod.key, self._metrics):
-                await self._go_on(pod)
-        self._nominator.keep(self._mirror.waiting)
+        for begun in [pod for pod in self._core.pending if pod.hold and not pod.gang]:
+            with set_aside.guard("preemption", begun.key, self._core.metrics):
+                await self._go_on(begun)
+        self._nominator.keep(self._core.pending)
         pause = pauses.Pause()
-        for pod, offered in self._refusals.refused_for(_REFUSED_FOR_SECONDS):
+        for pod, offered in self._core.pending.refused_for(_REFUSED_FOR_SECONDS):
             await pause()
-            with set_aside.guard("preemption", pod.key, self._metrics):
+            with set_aside.guard("preemption", pod.key, self._core.metrics):
                 if self._may_preempt(pod) and await self._begin(pod, offered):
                     return
 
-    def _may_preempt(self, pod: from_objects.PendingPod) -> bool:
+    def _may_preempt(self, pod: PendingPod) -> bool:
         return (
             pod.preempts
-            and isinstance(pod.request, requests.PodRequest)
             and not (pod.hold or pod.nominated_node or pod.is_deleting or pod.gang)
-            and pod.scheduler_name == self._settings.scheduler_name
+            and pod.scheduler_name == self._core.settings.scheduler_name
             and pod.uid not in self._rests_until
             and self._ledger.holds_below(pod.priority)
         )
 
-    async def _begin(self, pod: from_objects.PendingPod, offered: tuple[str, ...]) -> bool:
+    async def _begin(self, pod: PendingPod, offered: tuple[str, ...]) -> bool:
         """Find victims for a pod and evict them. Returns whether anybody is evicted."""
         plan = await self._plan(pod, offered)
         if plan is None:
@@ -113,23 +91,23 @@ class Preemptor:
         held = [one for victim in chosen if (one := self._ledger.pod(victim.uid)) is not None]
         if not await self._all_may_go(held):
             return False  # Whom a budget protects is spared next time.
-        gpus = self._victims.gpus_for(pod, name, chosen)
+        gpus = self._core.victims.gpus_for(pod, name, chosen)
         hold = records.Hold(name, gpus, int(time.time()) + records.LONGEST_HOLD_SECONDS)
         if not gpus or not await self._writer.hold(pod, hold):
             return False
-        self._metrics.preemptions.inc()
+        self._core.metrics.preemptions.inc()
         self._decision_events.preempting(pod, name, held)
         for one in held:
             await self._evict(one, pod)
         return True
 
     async def _plan(
-        self, pod: from_objects.PendingPod, offered: tuple[str, ...]
+        self, pod: PendingPod, offered: tuple[str, ...]
     ) -> tuple[identifiers.NodeName, tuple[preemption.Victim, ...]] | None:
         """The node where eviction costs least, and who goes there."""
         best: tuple[tuple[int, int, int], identifiers.NodeName, tuple[preemption.Victim, ...]] | None = None
         helping = 0
-        over_quota = {name for name, why in self._placer.over_quota(pod, offered).items() if why.namespace}
+        over_quota = {name for name, why in self._core.placer.over_quota(pod, offered).items() if why.namespace}
         names = [identifiers.NodeName(name) for name in sorted(offered) if name not in over_quota]
         for number in range(0, len(names), _NODES_AT_A_TIME):
             some = names[number : number + _NODES_AT_A_TIME]
@@ -145,27 +123,27 @@ class Preemptor:
         return best and best[1:]
 
     async def _choose(
-        self, pod: from_objects.PendingPod, names: Sequence[identifiers.NodeName]
+        self, pod: PendingPod, names: Sequence[identifiers.NodeName]
     ) -> list[tuple[preemption.Victim, ...] | None]:
         """The best victims on each of some nodes, computed beside the loop that answers kube-scheduler."""
         questions, pause = [], pauses.Pause()
         for name in names:
-            questions.append(self._victims.question(pod, name, self._spared_until))
+            questions.append(self._core.victims.question(pod, name, self._spared_until))
             await pause()
-        return await self._worker.run(lambda: [one.choose() for one in questions])
+        return await self._core.worker.run(lambda: [one.choose() for one in questions])
 
-    async def _go_on(self, pod: from_objects.PendingPod) -> None:
+    async def _go_on(self, pod: pending.AnyPod) -> None:
         hold = pod.hold
         assert hold is not None
-        if pod.nominated_node or not isinstance(pod.request, requests.PodRequest):
+        if pod.nominated_node or isinstance(pod, pending.UnreadablePod):
             await self._writer.hold(pod, None)
             return
-        if isinstance(self._placer.place_on(pod, hold.node, nominations=False), placement.Placement):
+        if isinstance(self._core.placer.place_on(pod, hold.node, nominations=False), placement.Placement):
             if not await self._nominator.nominate(pod, hold.node):
                 await self._writer.hold(pod, None)  # That wakes it too.
             return
         (chosen,) = await self._choose(pod, [hold.node])
-        if chosen is None or self._clock() > self._mirror.hold_ends_at(pod):
+        if chosen is None or self._clock() > self._core.mirror.hold_ends_at(pod):
             log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
             await self._writer.hold(pod, None)
@@ -180,9 +158,9 @@ class Preemptor:
         """Ask the API server whether it would let every one of them be evicted."""
         return all([await self._ask(one, dry_run=True) for one in held])
 
-    async def _evict(self, held: facts.BoundPod, pod: from_objects.PendingPod) -> None:
+    async def _evict(self, held: facts.BoundPod, pod: PendingPod) -> None:
         if await self._ask(held, dry_run=False):
-            self._metrics.evictions.inc()
+            self._core.metrics.evictions.inc()
             self._decision_events.preempted(held, pod)
             log.info("evicted", pod=held.key, node=held.node, preemptor=pod.key)
 

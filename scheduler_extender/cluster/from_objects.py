@@ -1,63 +1,17 @@
 """From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import allocations, errors, gangs, identifiers, preemption, quantities, quotas, records, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.cluster import node_selection
+from scheduler_extender.cluster import node_selection, pending
 from scheduler_extender.fleet import facts
 
 REFUSED = "Refused"
 """The trouble of a pod to which the device plugin gave no GPU."""
 _JUST_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
-
-
-@dataclass(frozen=True, slots=True)
-class PendingPod:
-    """A pod that asks for GPUs and is not bound yet."""
-
-    uid: identifiers.PodUid
-    key: identifiers.PodKey
-    resource_version: str
-    request: requests.PodRequest | requests.InvalidRequest
-    traits: facts.Traits
-    """What stays the same once it is bound."""
-    scheduler_name: str
-    annotation_bytes: int
-    nominated_node: identifiers.NodeName | None
-    has_soft_preferences: bool
-    stopped_by: str
-    """The message of a `PodScheduled=False` condition, empty while there is none."""
-    preempts: bool = True
-    """Whether others may be evicted for it."""
-    hold: records.Hold | None = None
-    """The GPUs that are kept for it while others leave them, or until its whole gang is bound."""
-    gates: tuple[dict[str, Any], ...] = ()
-    """Its scheduling gates."""
-    wishes: node_selection.NodeRequirements = node_selection.NONE
-
-    @property
-    def priority(self) -> int:
-        """The larger, the more urgent."""
-        return self.traits.priority
-
-    @property
-    def is_deleting(self) -> bool:
-        """Whether it is on its way out, so that nothing needs to be done for it."""
-        return self.traits.ending
-
-    @property
-    def gang(self) -> gangs.Gang | None:
-        """The gang that it says it belongs to; None too where what it says cannot be."""
-        return self.traits.gang
-
-    @property
-    def namespace(self) -> str:
-        """The pod's namespace."""
-        return self.key.partition("/")[0]
 
 
 def is_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
@@ -87,17 +41,17 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
     ours = records.is_our_agent(annotations.get(records.AGENT))
     return facts.Node(
         name,
-        inventory,
-        records.decode_cordon(annotations.get(records.CORDON, ""))
+        inventory=inventory,
+        cordoned=records.decode_cordon(annotations.get(records.CORDON, ""))
         | records.decode_cordon(annotations.get(records.RELEASE, "")),
-        Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
-        _unavailable(node),
-        links,
-        node.metadata.labels or {},
-        tuple(facts.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
-        bad_links,
+        standing=Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
+        unavailable=_unavailable(node),
+        links=links,
+        labels=node.metadata.labels or {},
+        taints=tuple(facts.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
+        bad_links=bad_links,
         one_at_a_time=not ours,
-        ailments=records.decode_ailments(annotations.get(records.HEALTH, "")),
+        unhealthy_reasons=records.decode_ailments(annotations.get(records.HEALTH, "")),
         problems=problems,
         lacks=lacking(node, names),
     )
@@ -120,7 +74,7 @@ def _unavailable(node: objects.Node) -> Reason:
     return Reason.NODE_CORDONED if node.spec.unschedulable else Reason.NONE
 
 
-def _trouble(pod: objects.Pod) -> str:
+def _not_running(pod: objects.Pod) -> str:
     """Why the containers of a bound pod do not run, in the kubelet's word; empty where they do or just have not yet."""
     if pod.annotations.get(records.BIND_PHASE) == records.PHASE_FAILED:
         return REFUSED
@@ -133,32 +87,38 @@ def _trouble(pod: objects.Pod) -> str:
     return next((reason[:64] for reason in reasons if reason not in _JUST_STARTING), "")
 
 
-def pending_pod(pod: objects.Pod, names: requests.ResourceNames) -> PendingPod:
-    """What an unbound pod asks for."""
-    status = pod.status or objects.PodStatus()
+def pending_pod(pod: objects.Pod, names: requests.ResourceNames) -> pending.AnyPod:
+    """Return what an unbound pod asks for; one whose request or gang is invalid is told apart here."""
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
-    plain = _plain(pod)
     try:
         read_gang(pod)
     except errors.BadQuantity as refused:
         request = requests.InvalidRequest(refused.code, refused.sentence)
+    if isinstance(request, requests.InvalidRequest):
+        return pending.UnreadablePod(invalid=request, **_unbound(pod))
+    return pending.PendingPod(request=request, **_unbound(pod))
+
+
+def _unbound(pod: objects.Pod) -> dict[str, Any]:
+    """What `pending.PendingPod` and `pending.UnreadablePod` have in common."""
+    status = pod.status or objects.PodStatus()
+    traits = _traits(pod)
     unscheduled = [c for c in status.conditions or () if c.type == "PodScheduled" and c.status == "False"]
-    return PendingPod(
-        uid=identifiers.PodUid(pod.metadata.uid),
-        key=identifiers.PodKey(pod.key),
-        resource_version=pod.metadata.resource_version,
-        request=request,
-        traits=plain,
-        scheduler_name=pod.spec.scheduler_name,
-        annotation_bytes=sum(len(key) + len(value.encode()) for key, value in pod.annotations.items()),
-        nominated_node=identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
-        has_soft_preferences=pod.has_soft_preferences,
-        stopped_by=unscheduled[0].message if unscheduled else "",
-        preempts=pod.spec.preemption_policy != "Never",
-        hold=records.decode_hold(pod.annotations.get(records.HOLD, "")),
-        gates=tuple(pod.spec.scheduling_gates or ()),
-        wishes=node_selection.requirements_of(pod) if plain.gang else node_selection.NONE,
-    )
+    return {
+        "uid": identifiers.PodUid(pod.metadata.uid),
+        "key": identifiers.PodKey(pod.key),
+        "resource_version": pod.metadata.resource_version,
+        "traits": traits,
+        "scheduler_name": pod.spec.scheduler_name,
+        "annotation_bytes": sum(len(key) + len(value.encode()) for key, value in pod.annotations.items()),
+        "nominated_node": identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
+        "has_soft_preferences": pod.has_soft_preferences,
+        "unschedulable_message": unscheduled[0].message if unscheduled else "",
+        "preempts": pod.spec.preemption_policy != "Never",
+        "hold": records.decode_hold(pod.annotations.get(records.HOLD, "")),
+        "gates": tuple(pod.spec.scheduling_gates or ()),
+        "node_requirements": node_selection.requirements_of(pod) if traits.gang else node_selection.NONE,
+    }
 
 
 def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod:
@@ -169,12 +129,12 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
     """
     uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
     node = identifiers.NodeName(pod.spec.node_name)
-    plain = _plain(pod)
+    traits = _traits(pod)
     kinds = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
         slots = requests.device_ids(pod.init_containers, pod.containers, names)
-        return facts.BoundPod(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots, traits=plain)
+        return facts.BoundPod(uid, key, node, amounts=quotas.Amounts(slots), foreign_slots=slots, traits=traits)
     asking = [requests.asks_for_gpu((container,), names) for container in (*pod.init_containers, *pod.containers)]
     try:
         shares = records.decode_shares(text, asking)
@@ -182,18 +142,26 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
     except errors.CorruptRecord:
         legible = records.legible_shares(text)
         alone = (allocations.Kind.APP,)
-        allocated, amounts = allocations.by_gpu(alone, (legible,)), quotas.amounts(alone, (legible,))
-        return facts.BoundPod(uid, key, node, allocated, (legible,), amounts, corrupt=True, traits=plain)
+        return facts.BoundPod(
+            uid,
+            key,
+            node,
+            allocated=allocations.by_gpu(alone, (legible,)),
+            shares=(legible,),
+            amounts=quotas.amounts(alone, (legible,)),
+            corrupt=True,
+            traits=traits,
+        )
     return facts.BoundPod(
         uid,
         key,
         node,
-        allocations.by_gpu(kinds, shares),
-        shares,
-        quotas.amounts(kinds, shares),
+        allocated=allocations.by_gpu(kinds, shares),
+        shares=shares,
+        amounts=quotas.amounts(kinds, shares),
         starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
-        trouble=_trouble(pod),
-        traits=plain,
+        not_running=_not_running(pod),
+        traits=traits,
     )
 
 
@@ -216,7 +184,7 @@ def gang_of(pod: objects.Pod) -> gangs.Gang | None:
         return None
 
 
-def _plain(pod: objects.Pod) -> facts.Traits:
+def _traits(pod: objects.Pod) -> facts.Traits:
     """What a pod is apart from its GPUs."""
     bound_at = pod.annotations.get(records.BIND_TIME, "")
     every = (*pod.init_containers, *pod.containers)

@@ -1,15 +1,15 @@
-"""Feeds what the API server says into the ledger, and knows the pods that wait.
+"""Feeds what the API server says into the ledger and the pending pods.
 
 Every source has its place in time, so that an old word never undoes a newer one:
 
 - A bind of ours is newer than any watch event that shows the pod unbound.
-- What a single read or a bind was answered is newer than any list that began before that answer. A pod that such a list
+- The answer of a single read or of a bind is newer than any list that began before that answer. A pod that such a list
   lacks is not gone: it is *in doubt*, and `pod_reader` reads it by itself.
 - A pod that was deleted or has ended stays so. A read that was answered later does not bring it back.
 - A read counts only if its `resourceVersion` is not smaller than what the watch said while it was under way. Between
   lists and watches versions are not compared: an etcd that was restored from a backup counts from an earlier one.
 
-Each object is taken in by itself. One that cannot be taken in is set aside: counted, logged, and what it may hold is
+Each object is handled by itself. One that cannot be handled is set aside: counted, logged, and what it may hold is
 kept out of use. The others, and a start, do not depend on it.
 """
 
@@ -17,7 +17,8 @@ import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -25,7 +26,7 @@ from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, gangs, identifiers, quotas, records, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import set_aside
-from scheduler_extender.cluster import from_objects
+from scheduler_extender.cluster import dra, from_objects, pending
 from scheduler_extender.fleet import facts
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.metrics import Metrics
@@ -33,8 +34,6 @@ from scheduler_extender.settings import Settings
 
 _GONE_KEPT_SECONDS = 120.0
 """Longer than any read of a pod takes to be answered."""
-DRA_DRIVER = "gpu.nvidia.com"
-"""The name under which NVIDIA's DRA driver offers GPUs."""
 
 _T = TypeVar("_T")
 
@@ -42,27 +41,44 @@ log = structlog.get_logger("mirror")
 
 
 class Listener(Protocol):
-    """Who wants to tell people what the mirror sees."""
+    """Receives what the mirror finds that people must know."""
 
     def foreign(self, pod: facts.BoundPod) -> None:
-        """A pod with GPUs was bound by somebody else."""
+        """Report a pod with GPUs that another scheduler has bound."""
 
     def corrupt(self, pod: facts.BoundPod) -> None:
-        """A pod's record does not decode."""
+        """Report a pod whose record does not decode."""
 
     def bad_links(self, node: facts.Node) -> None:
-        """A node's record of links cannot be read or contradicts itself."""
+        """Report a node whose record of links cannot be read or contradicts itself."""
 
-    def stopped(self, pod: from_objects.PendingPod) -> None:
-        """kube-scheduler says it cannot place a pod."""
+    def unschedulable(self, pod: pending.AnyPod) -> None:
+        """Report a pod that kube-scheduler says it cannot place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sink(Generic[_T]):
+    """Receives one kind of object: the whole list first, then each change.
+
+    Attributes:
+        replaced: Called with all objects and the monotonic second at which their list began; one step an object.
+        changed: Called with one that was added or modified.
+        deleted: Called with one that is gone.
+        undecodable: Called with the bytes of one that is not of its kind, and the error.
+    """
+
+    replaced: Callable[[list[_T], float], Iterator[None]]
+    changed: Callable[[_T], None]
+    deleted: Callable[[_T], object]
+    undecodable: Callable[[bytes, Exception], None]
 
 
 class Mirror:
     """The cluster as the API server describes it.
 
     Attributes:
-        ledger: Who holds what.
-        waiting: Pods that ask for GPUs and are not bound, by UID.
+        ledger: What every pod holds and what is reserved.
+        pending: The pods that ask for GPUs and have no node.
         in_doubt: Pods that a list may lack although something newer than the list knew them, with their keys.
         lists: How many lists of pods have arrived.
     """
@@ -75,14 +91,13 @@ class Mirror:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = Ledger(lambda name, defect: set_aside.report("Node", name, defect, metrics))
-        self.waiting: dict[identifiers.PodUid, from_objects.PendingPod] = {}
+        self.pending = pending.Pending(clock)
         self.listener: Listener | None = None
         self._settings = settings
         self._names = settings.resource_names
         self._metrics = metrics
         self._clock = clock
         self._wall_clock = wall_clock
-        self._hold_ends: dict[identifiers.PodUid, tuple[records.Hold, float]] = {}
         self.in_doubt: dict[identifiers.PodUid, identifiers.PodKey] = {}
         self._answered_at: dict[identifiers.PodUid, float] = {}
         """When the API server last answered about this one pod, in seconds of `clock`."""
@@ -93,50 +108,80 @@ class Mirror:
         self._versions: dict[identifiers.PodUid, int] = {}
         """Of those, the resource version of what was taken in since the read began."""
         self.lists = 0
-        self.nodes = NodeSink(self)
-        self.pods = PodSink(self)
-        self.quotas = QuotaSink(self)
-        self.slices = SliceSink(self)
-        self.classes = ClassSink(self)
-        self.groups = {api_group: GroupSink(self, api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
+        ledger = self.ledger
+        self.nodes = Sink(
+            self.replace_nodes,
+            self.see_node,
+            lambda node: ledger.remove_node(identifiers.NodeName(node.metadata.name)),
+            self._unreadable("Node", error_codes.CORRUPT_NODE_RECORD),
+        )
+        self.pods = Sink(
+            self.replace_pods,
+            self.see_pod,
+            lambda pod: self.forget_pod(identifiers.PodUid(pod.metadata.uid)),
+            self._unreadable("Pod", error_codes.CORRUPT_POD_RECORD),
+        )
+        self.quotas = Sink(
+            self._replace_quotas,
+            self.see_quota,
+            lambda quota: ledger.set_quota(quota.metadata.namespace, quota.metadata.name, None),
+            self._unreadable("ResourceQuota", error_codes.QUOTA_UNREADABLE),
+        )
+        slices = dra.GpuNodes(ledger.set_dra_nodes)
+        self.slices = Sink(
+            slices.replace, slices.see, slices.remove, self._unreadable("ResourceSlice", error_codes.DRA_NODE)
+        )
+        classes = dra.OfferingClasses(settings.resource_names.count, ledger.set_device_class)
+        self.classes = Sink(
+            classes.replace, classes.see, classes.remove, self._unreadable("DeviceClass", error_codes.DEVICE_CLASS)
+        )
+        self.groups = {api_group: self._group_sink(api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
 
     @property
     def resource_names(self) -> requests.ResourceNames:
         """Under which names containers ask."""
         return self._names
 
-    def hold_ends_at(self, pod: from_objects.PendingPod) -> float:
-        """When what is kept for a pending pod is kept no longer, in seconds of `clock`; minus infinity without a hold.
+    def hold_ends_at(self, pod: pending.AnyPod) -> float:
+        """Return when a pending pod's hold ends, in seconds of `clock`; minus infinity without a hold.
 
         The hold says it in Unix time, for a successor. Here it counts from when this process saw it first, so that a
         step of the wall clock neither ends a hold nor makes it last.
         """
         if pod.hold is None:
             return float("-inf")
-        known = self._hold_ends.get(pod.uid)
-        if known is None or known[0] != pod.hold:
+        entry = self.pending.entry_of(pod)
+        if entry.hold_end is None or entry.hold_end[0] != pod.hold:
             longest = max(self._settings.gang_deadline_seconds, records.LONGEST_HOLD_SECONDS)
             left = min(max(pod.hold.until - self._wall_clock(), 0.0), longest)
-            known = self._hold_ends[pod.uid] = pod.hold, self._clock() + left
-        return known[1]
+            entry.hold_end = pod.hold, self._clock() + left
+        return entry.hold_end[1]
 
-    def waiting_by_key(self, key: str) -> from_objects.PendingPod | None:
-        """A waiting pod by `<namespace>/<name>`."""
-        return next((pod for pod in self.waiting.values() if pod.key == key), None)
+    def pod_to_decide(self, pod: objects.Pod) -> pending.AnyPod | None:
+        """Return a pod that kube-scheduler asks about as a value; None if it asks for no GPU.
+
+        What was read from the watch at the same version is not read again.
+        """
+        known = self.pending.get(identifiers.PodUid(pod.metadata.uid))
+        if known is not None and known.resource_version == pod.metadata.resource_version:
+            return known
+        if not from_objects.is_ours(pod, self._names):
+            return None
+        return from_objects.pending_pod(pod, self._names)
 
     def confirm(self, uid: identifiers.PodUid) -> None:
         """A bind of ours was answered: no list that began earlier can say otherwise."""
         if self.ledger.pod(uid) is not None:
             self._answered_at[uid] = self._clock()
         self.ledger.confirm(uid)
-        self._waits_no_more(uid)
+        self.pending.remove(uid)
 
     def not_bound(self, uid: identifiers.PodUid) -> None:
         """A bind of ours was certainly not done: the pod is pending, as it was last seen."""
         self.ledger.forget(uid)
-        pod = self.waiting.get(uid)
+        pod = self.pending.get(uid)
         if pod is not None:
-            self._see_waiting(pod)
+            self._see_pending(pod)
 
     def see_node(self, node: objects.Node) -> None:
         """A node was added or modified."""
@@ -152,7 +197,7 @@ class Mirror:
             log.error("node record unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, node=seen.name)
         if seen.bad_links and (before is None or before.bad_links != seen.bad_links):
             log.error("links unreadable", error_code=error_codes.BAD_LINKS, node=seen.name, cause=seen.bad_links)
-            self._tell(lambda listener: listener.bad_links(seen))
+            self._notify(lambda listener: listener.bad_links(seen))
 
     @contextlib.contextmanager
     def reading(self, uid: identifiers.PodUid) -> Iterator[None]:
@@ -173,7 +218,7 @@ class Mirror:
             self.see_pod(pod)
         if uid in self._gone_at:
             return False
-        if uid in self.waiting or self.ledger.pod(uid) is not None:
+        if uid in self.pending or self.ledger.pod(uid) is not None:
             self._answered_at[uid] = self._clock()
         return True
 
@@ -193,13 +238,13 @@ class Mirror:
         if pod.has_ended:
             self.forget_pod(uid)
             if pod.status and pod.status.phase == "Succeeded":
-                self.ledger.gangs.is_done(uid, pod.metadata.namespace, from_objects.gang_of(pod))
+                self.ledger.finish(uid, pod.metadata.namespace, from_objects.gang_of(pod))
         elif uid in self._gone_at:
             return
         elif pod.spec.node_name:
             self._hold(from_objects.pod_facts(pod, self._names))
         else:
-            self._see_waiting(from_objects.pending_pod(pod, self._names))
+            self._see_pending(from_objects.pending_pod(pod, self._names))
 
     def _keep_out(self, pod: objects.Pod) -> None:
         """Count a bound pod that could not be taken in as one whose record does not decode, and forget any other."""
@@ -209,14 +254,15 @@ class Mirror:
         elif pod.spec.node_name and uid not in self._gone_at:
             self._hold(facts.BoundPod(uid, key, identifiers.NodeName(pod.spec.node_name), corrupt=True))
         else:
-            self._waits_no_more(uid)
+            self.pending.remove(uid)
+            self.ledger.remove_pending(uid)
 
     def _hold(self, held: facts.BoundPod) -> None:
-        self._waits_no_more(held.uid)
+        self.pending.remove(held.uid)
         self._answered_at.pop(held.uid, None)
         self.in_doubt.pop(held.uid, None)
         before = self.ledger.pod(held.uid)
-        self.ledger.set_pod(held)
+        self.ledger.set_bound(held)
         self._report(held, before)
 
     def forget_pod(self, uid: identifiers.PodUid) -> None:
@@ -226,14 +272,14 @@ class Mirror:
         self._gone_at[uid] = now
         while (oldest := next(iter(self._gone_at))) != uid and self._gone_at[oldest] < now - _GONE_KEPT_SECONDS:
             del self._gone_at[oldest]
-        self._waits_no_more(uid)
+        self.pending.remove(uid)
         self._answered_at.pop(uid, None)
         self.in_doubt.pop(uid, None)
         self.ledger.remove_pod(uid)
-        self.ledger.gangs.is_gone(uid)
 
-    def replace_nodes(self, nodes: list[objects.Node]) -> Iterator[None]:
+    def replace_nodes(self, nodes: list[objects.Node], listed_at: float) -> Iterator[None]:
         """These are all nodes. One step a node; others may have their turn between steps."""
+        del listed_at
         listed = {node.metadata.name for node in nodes}
         for name in self.ledger.node_names():
             if name not in listed:
@@ -246,7 +292,7 @@ class Mirror:
     def replace_pods(self, pods: list[objects.Pod], listed_at: float) -> Iterator[None]:
         """These are all pods, as of some moment after `listed_at`. One step a pod; binds may happen between steps."""
         listed: dict[identifiers.PodUid, bool] = {}
-        known_before = set(self.waiting) | {held.uid for held in self.ledger.pods()} if self.lists else None
+        known_before = set(self.pending.uids()) | {held.uid for held in self.ledger.pods()} if self.lists else None
         self.lists += 1
         for pod in pods:
             uid = identifiers.PodUid(pod.metadata.uid)
@@ -256,7 +302,7 @@ class Mirror:
             yield
         if known_before is not None:
             self._metrics.drift.inc(len(known_before - listed.keys()))
-        for uid in [held.uid for held in self.ledger.pods()] + list(self.waiting) + self.ledger.gangs.done():
+        for uid in [held.uid for held in self.ledger.pods()] + self.pending.uids() + self.ledger.gangs.done():
             self._compare(uid, listed.get(uid), listed_at)
             yield
         for pod in _consumed(pods):
@@ -268,7 +314,7 @@ class Mirror:
         held = self.ledger.pod(uid)
         if self.ledger.is_assumed(uid) or self._answered_at.get(uid, float("-inf")) > listed_at:
             if bound is None:
-                known = held or self.waiting.get(uid)
+                known = held or self.pending.get(uid)
                 if known is not None:
                     self.in_doubt[uid] = known.key
         elif bound is None:
@@ -292,54 +338,99 @@ class Mirror:
                 cause=read.unreadable,
             )
 
-    def undecodable(self, kind: str, code: error_codes.Code, error: Exception) -> None:
-        """Something that is not of the kind that its path has."""
-        self._metrics.undecodable_objects.inc()
-        log.error("object unreadable", error_code=code, kind=kind, cause=str(error))
+    def _replace_quotas(self, quotas_: list[objects.ResourceQuota], listed_at: float) -> Iterator[None]:
+        del listed_at
+        listed = {(quota.metadata.namespace, quota.metadata.name) for quota in quotas_}
+        for namespace, name in self.ledger.quotas.names():
+            if (namespace, name) not in listed:
+                self.ledger.set_quota(namespace, name, None)
+        for quota in quotas_:
+            self.see_quota(quota)
+            yield
 
-    def _tell(self, tell: Callable[[Listener], None]) -> None:
-        """Have the listener say something; what goes wrong there changes nothing of what is known."""
+    def _group_sink(self, api_group: str) -> "Sink[objects.PodGroup]":
+        """Return what a reflector of the pod groups of one API feeds."""
+
+        def change(group: objects.PodGroup, size: int | None) -> None:
+            self.ledger.set_pod_group(api_group, group.metadata.namespace, group.metadata.name, size)
+
+        def replace(groups: list[objects.PodGroup], listed_at: float) -> Iterator[None]:
+            del listed_at
+            listed = {(group.metadata.namespace, group.metadata.name) for group in groups}
+            for namespace, name in self.ledger.gangs.groups(api_group):
+                if (namespace, name) not in listed:
+                    self.ledger.set_pod_group(api_group, namespace, name, None)
+            for group in groups:
+                change(group, group.least_members)
+                yield
+
+        return Sink(
+            replace,
+            lambda group: change(group, group.least_members),
+            lambda group: change(group, None),
+            self._unreadable("PodGroup", error_codes.BAD_GANG),
+        )
+
+    def _unreadable(self, kind: str, code: error_codes.Code) -> Callable[[bytes, Exception], None]:
+        """Return what counts and logs an object that is not of the kind that its path has."""
+
+        def report(raw: bytes, error: Exception) -> None:
+            del raw
+            self._metrics.undecodable_objects.inc()
+            log.error("object unreadable", error_code=code, kind=kind, cause=str(error))
+
+        return report
+
+    def _notify(self, call: Callable[[Listener], None]) -> None:
+        """Call the listener; an error there changes nothing of what is known."""
         if self.listener:
             try:
-                tell(self.listener)
+                call(self.listener)
             except Exception:
                 log.exception("defect", error_code=error_codes.INTERNAL)
 
-    def _waits_no_more(self, uid: identifiers.PodUid) -> None:
-        self.waiting.pop(uid, None)
-        self._hold_ends.pop(uid, None)
-        self.ledger.gangs.waits_no_more(uid)
-
-    def _see_waiting(self, pod: from_objects.PendingPod) -> None:
-        held = self.ledger.pod(pod.uid)
-        if held is not None:
+    def _see_pending(self, pod: pending.AnyPod) -> None:
+        if self.ledger.pod(pod.uid) is not None:
             if self.ledger.is_assumed(pod.uid):
-                self.waiting[pod.uid] = pod  # It counts again if the bind turns out not to be done.
+                self.pending.see(pod)  # It counts again if the bind turns out not to be done.
             return  # We bound it, and this event is older.
-        before = self.waiting.get(pod.uid)
-        self.waiting[pod.uid] = pod
+        before = self.pending.get(pod.uid)
+        self.pending.see(pod)
         counts = not pod.is_deleting and pod.scheduler_name == self._settings.scheduler_name
-        self.ledger.gangs.waits(pod.uid, pod.namespace, pod.gang if counts else None, self.hold_ends_at(pod))
+        self.ledger.set_pending(
+            pod.uid,
+            namespace=pod.namespace,
+            gang=pod.gang if counts else None,
+            hold=_hold_of(pod),
+            reserved_until=self.hold_ends_at(pod),
+        )
         if pod.is_deleting:
             self.ledger.drop_nomination(pod.uid)
-        if pod.nominated_node and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:
-            self.ledger.set_hold(facts.Reservation(pod.uid, pod.nominated_node, {}, pod.priority, pod.request))
-        elif pod.hold and isinstance(pod.request, requests.PodRequest) and not pod.is_deleting:
-            kept = facts.Reservation(pod.uid, pod.hold.node, {}, pod.priority, pod.request, pod.hold.gpus)
-            self.ledger.set_hold(kept)
-        else:
-            self.ledger.drop_hold(pod.uid)
-        if pod.stopped_by and (before is None or before.stopped_by != pod.stopped_by):
-            self._tell(lambda listener: listener.stopped(pod))
+        message = pod.unschedulable_message
+        if message and (before is None or before.unschedulable_message != message):
+            self._notify(lambda listener: listener.unschedulable(pod))
 
     def _report(self, held: facts.BoundPod, before: facts.BoundPod | None) -> None:
         if held.corrupt and not (before and before.corrupt):
             self._metrics.corrupt_records.inc()
             log.error("pod record unreadable", error_code=error_codes.CORRUPT_POD_RECORD, pod=held.key, node=held.node)
-            self._tell(lambda listener: listener.corrupt(held))
+            self._notify(lambda listener: listener.corrupt(held))
         elif held.foreign_slots and before is None:
             log.warning("foreign pod", error_code=error_codes.FOREIGN_POD, pod=held.key, node=held.node)
-            self._tell(lambda listener: listener.foreign(held))
+            self._notify(lambda listener: listener.foreign(held))
+
+
+def _hold_of(pod: pending.AnyPod) -> facts.Reservation | None:
+    """What is reserved for a pending pod by its own words: where it is nominated, or what its annotation names."""
+    if not isinstance(pod, pending.PendingPod) or pod.is_deleting:
+        return None
+    if pod.nominated_node:
+        return facts.Reservation(pod.uid, pod.nominated_node, {}, priority=pod.priority, request=pod.request)
+    if pod.hold:
+        return facts.Reservation(
+            pod.uid, pod.hold.node, {}, priority=pod.priority, request=pod.request, reserved_gpus=pod.hold.gpus
+        )
+    return None
 
 
 def _consumed(items: list[_T]) -> Iterator[_T]:
@@ -356,186 +447,3 @@ def _version(pod: objects.Pod) -> int:
     """
     text = pod.metadata.resource_version
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
-
-
-class NodeSink:
-    """What a reflector of nodes feeds."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-
-    def replaced(self, items: list[objects.Node], listed_at: float) -> Iterator[None]:
-        """All nodes."""
-        return self._mirror.replace_nodes(items)
-
-    def changed(self, item: objects.Node) -> None:
-        """One node."""
-        self._mirror.see_node(item)
-
-    def deleted(self, item: objects.Node) -> None:
-        """A node is gone."""
-        self._mirror.ledger.remove_node(identifiers.NodeName(item.metadata.name))
-
-    def undecodable(self, raw: bytes, error: Exception) -> None:
-        """Something that is no node."""
-        self._mirror.undecodable("Node", error_codes.CORRUPT_NODE_RECORD, error)
-
-
-class PodSink:
-    """What a reflector of pods feeds."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-
-    def replaced(self, items: list[objects.Pod], listed_at: float) -> Iterator[None]:
-        """All pods."""
-        return self._mirror.replace_pods(items, listed_at)
-
-    def changed(self, item: objects.Pod) -> None:
-        """One pod."""
-        self._mirror.see_pod(item)
-
-    def deleted(self, item: objects.Pod) -> None:
-        """A pod is gone."""
-        self._mirror.forget_pod(identifiers.PodUid(item.metadata.uid))
-
-    def undecodable(self, raw: bytes, error: Exception) -> None:
-        """Something that is no pod."""
-        self._mirror.undecodable("Pod", error_codes.CORRUPT_POD_RECORD, error)
-
-
-class QuotaSink:
-    """What a reflector of resource quotas feeds."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-
-    def replaced(self, items: list[objects.ResourceQuota], listed_at: float) -> Iterator[None]:
-        """All quotas."""
-        listed = {(item.metadata.namespace, item.metadata.name) for item in items}
-        for namespace, name in self._mirror.ledger.quotas.names():
-            if (namespace, name) not in listed:
-                self._mirror.ledger.set_quota(namespace, name, None)
-        for item in items:
-            self._mirror.see_quota(item)
-            yield
-
-    def changed(self, item: objects.ResourceQuota) -> None:
-        """One quota."""
-        self._mirror.see_quota(item)
-
-    def deleted(self, item: objects.ResourceQuota) -> None:
-        """A quota is gone."""
-        self._mirror.ledger.set_quota(item.metadata.namespace, item.metadata.name, None)
-
-    def undecodable(self, raw: bytes, error: Exception) -> None:
-        """Something that is no quota."""
-        self._mirror.undecodable("ResourceQuota", error_codes.QUOTA_UNREADABLE, error)
-
-
-class SliceSink:
-    """What a reflector of DRA's resource slices feeds."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-        self._nodes: dict[str, identifiers.NodeName] = {}
-
-    def replaced(self, items: list[objects.ResourceSlice], listed_at: float) -> Iterator[None]:
-        """All slices."""
-        self._nodes.clear()
-        for item in items:
-            self._learn(item)
-        self._tell()
-        yield
-
-    def changed(self, item: objects.ResourceSlice) -> None:
-        """One slice."""
-        self._learn(item)
-        self._tell()
-
-    def deleted(self, item: objects.ResourceSlice) -> None:
-        """A slice is gone."""
-        self._nodes.pop(item.metadata.name, None)
-        self._tell()
-
-    def undecodable(self, raw: bytes, error: Exception) -> None:
-        """Something that is no slice."""
-        self._mirror.undecodable("ResourceSlice", error_codes.DRA_NODE, error)
-
-    def _learn(self, item: objects.ResourceSlice) -> None:
-        if item.spec.driver == DRA_DRIVER and item.spec.node_name:
-            self._nodes[item.metadata.name] = identifiers.NodeName(item.spec.node_name)
-
-    def _tell(self) -> None:
-        self._mirror.ledger.set_dra_nodes(frozenset(self._nodes.values()))
-
-
-class ClassSink:
-    """What a reflector of DRA's device classes feeds."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-        self._offering: set[str] = set()
-        """Those that offer the resource that counts GPUs."""
-
-    def replaced(self, items: list[objects.DeviceClass], listed_at: float) -> Iterator[None]:
-        """All classes."""
-        self._offering.clear()
-        for item in items:
-            self._learn(item)
-        self._tell()
-        yield
-
-    def changed(self, item: objects.DeviceClass) -> None:
-        """One class."""
-        self._learn(item)
-        self._tell()
-
-    def deleted(self, item: objects.DeviceClass) -> None:
-        """A class is gone."""
-        self._offering.discard(item.metadata.name)
-        self._tell()
-
-    def undecodable(self, raw: bytes, error: Exception) -> None:
-        """Something that is no class."""
-        self._mirror.undecodable("DeviceClass", error_codes.DEVICE_CLASS, error)
-
-    def _learn(self, item: objects.DeviceClass) -> None:
-        offers = item.spec.extended_resource_name == self._mirror.resource_names.count
-        (self._offering.add if offers else self._offering.discard)(item.metadata.name)
-
-    def _tell(self) -> None:
-        self._mirror.ledger.set_device_class(min(self._offering, default=""))
-
-
-class GroupSink:
-    """What a reflector of pod groups of one API feeds."""
-
-    def __init__(self, mirror: Mirror, api_group: str) -> None:
-        self._mirror = mirror
-        self._api_group = api_group
-
-    def replaced(self, items: list[objects.PodGroup], listed_at: float) -> Iterator[None]:
-        """All pod groups."""
-        listed = {(item.metadata.namespace, item.metadata.name) for item in items}
-        for namespace, name in self._mirror.ledger.gangs.groups(self._api_group):
-            if (namespace, name) not in listed:
-                self._set(namespace, name, None)
-        for item in items:
-            self.changed(item)
-            yield
-
-    def changed(self, item: objects.PodGroup) -> None:
-        """One pod group."""
-        self._set(item.metadata.namespace, item.metadata.name, item.least_members)
-
-    def deleted(self, item: objects.PodGroup) -> None:
-        """A pod group is gone."""
-        self._set(item.metadata.namespace, item.metadata.name, None)
-
-    def undecodable(self, raw: bytes, error: Exception) -> None:
-        """Something that is no pod group."""
-        self._mirror.undecodable("PodGroup", error_codes.BAD_GANG, error)
-
-    def _set(self, namespace: str, name: str, size: int | None) -> None:
-        self._mirror.ledger.gangs.set_group(self._api_group, namespace, name, size)

@@ -1,7 +1,7 @@
-"""Why a pod waits, node by node, and what would change that: for the read API, and so for `hamictl` and the WebUI.
+"""Why a pod is pending, node by node, and what would change that: for the read API, and so for `hamictl` and the WebUI.
 
 The sentences and codes are those of the pod's events. What is added here takes longer and is computed only on request:
-for whose end the pod waits, which pods preemption could evict, and what to write instead. That is done beside the event
+whose end the pod waits for, which pods preemption could evict, and what to write instead. That is done beside the event
 loop and within a budget; a node that the budget did not reach says so.
 """
 
@@ -13,27 +13,24 @@ from dataclasses import dataclass
 from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, identifiers, placement, preemption, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender import worker
-from scheduler_extender.cluster import from_objects
-from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import victims
-from scheduler_extender.decide.placer import Placer
-from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.settings import Settings
+from scheduler_extender.cluster import pending
+from scheduler_extender.cluster.pending import PendingPod
+from scheduler_extender.decide import rejecting
+from scheduler_extender.decide.core import DecisionCore
 
-_MOST_NODES_LOOKED_INTO = 50
-_LOOKED_INTO_SECONDS = 1.0
-"""After that no further node is looked into: the caller waits for the answer."""
+_MOST_NODES_EXAMINED = 50
+_EXAMINED_SECONDS = 1.0
+"""After that no further node is examined: the caller waits for the answer."""
 
 _Chosen = tuple[preemption.Victim, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeExplanation:
-    """What one node says of a pod."""
+    """Why one node does not take a pod."""
 
     node: identifiers.NodeName
-    sentence: str
+    message: str
     code: error_codes.Code | None = None
     """None where the GPUs fit."""
     curable: bool = False
@@ -41,111 +38,93 @@ class NodeExplanation:
     advice: str = ""
     """What its owner, or an administrator, could change."""
     waits_for: tuple[str, ...] = ()
-    """The fewest pods whose end makes it fit, whoever they are."""
+    """The fewest pods whose end makes it fit, whatever their priority."""
     evictable: tuple[str, ...] = ()
     """The pods that preemption would evict for it; none where it may not, or where that does not help."""
-    looked_into: bool = True
+    examined: bool = True
     """Whether `waits_for` and `evictable` were computed; False where the budget did not reach this node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a pod waits."""
+    """Why a pod is pending."""
 
-    summary: str
-    """The note of its event."""
-    remedy: str
-    """What to do about the reason that most nodes give."""
+    rejection: pending.PodRejection
+    """What its event says."""
     gates: tuple[str, ...]
     """The scheduling gates that keep kube-scheduler from it."""
-    verdicts: tuple[NodeExplanation, ...]
-    nearest: identifiers.NodeName | None
-    """The node where the fewest other pods are in the way."""
+    nodes: tuple[NodeExplanation, ...]
+
+    @property
+    def remedy(self) -> str:
+        """What to do about the reason that most nodes give."""
+        return error_codes.REGISTRY[self.rejection.code].remedy
+
+    @property
+    def nearest(self) -> identifiers.NodeName | None:
+        """The node where the fewest other pods are in the way."""
+        near = [node for node in self.nodes if node.code is None or node.waits_for]
+        found = min(near, key=lambda node: (len(node.waits_for), node.node), default=None)
+        return found.node if found else None
 
 
 class Explainer:
     """Explains one pod at a time."""
 
-    def __init__(
-        self,
-        mirror: Mirror,
-        placer: Placer,
-        decision_events: DecisionEvents,
-        settings: Settings,
-        beside: worker.Worker | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._worker = beside or worker.Worker()
+    def __init__(self, core: DecisionCore, clock: Callable[[], float] = time.monotonic) -> None:
+        self._core = core
+        self._ledger = core.ledger
+        self._placer = core.placer
         self._clock = clock
-        self._ledger = mirror.ledger
-        self._placer = placer
-        self._decision_events = decision_events
-        self._settings = settings
-        self._victims = victims.Victims(mirror.ledger, placer)
 
-    def reason_of(self, uid: identifiers.PodUid) -> error_codes.Code | None:
-        """Why a waiting pod was refused last; None where it was not."""
-        return self._decision_events.reason_of(uid)
-
-    async def explain(self, pod: from_objects.PendingPod) -> Explanation:
-        """Everything there is to say.
+    async def explain(self, pod: pending.AnyPod) -> Explanation:
+        """Return everything there is to say.
 
         Raises:
             Busy: Too many explanations are being computed.
         """
         names = sorted(self._ledger.node_names())
-        told = self._decision_events.explain(pod, names)
-        if isinstance(pod.request, requests.InvalidRequest):
-            invalid = pod.request
-            verdicts = [NodeExplanation(name, invalid.sentence, invalid.code) for name in names]
+        rejection = rejecting.pod_rejection(self._ledger, self._placer, pod, names)
+        if isinstance(pod, pending.UnreadablePod):
+            nodes = [NodeExplanation(name, pod.invalid.sentence, pod.invalid.code) for name in names]
         else:
-            verdicts = await self._verdicts(pod, pod.request, names)
-        near = [one for one in verdicts if one.code is None or one.waits_for]
-        nearest = min(near, key=lambda one: (len(one.waits_for), one.node), default=None)
-        return Explanation(
-            told.note,
-            error_codes.REGISTRY[told.code].remedy,
-            tuple(str(gate.get("name", "")) for gate in pod.gates),
-            tuple(verdicts),
-            nearest.node if nearest else None,
-        )
+            nodes = await self._explain_nodes(pod, names)
+        return Explanation(rejection, tuple(str(gate.get("name", "")) for gate in pod.gates), tuple(nodes))
 
-    async def _verdicts(
-        self, pod: from_objects.PendingPod, request: requests.PodRequest, names: Sequence[identifiers.NodeName]
-    ) -> list[NodeExplanation]:
-        verdicts: dict[identifiers.NodeName, NodeExplanation] = {}
+    async def _explain_nodes(self, pod: PendingPod, names: Sequence[identifiers.NodeName]) -> list[NodeExplanation]:
+        nodes: dict[identifiers.NodeName, NodeExplanation] = {}
         curable: list[tuple[int, identifiers.NodeName]] = []
         pause = pauses.Pause()
         for name in names:
             await pause()
             answer = self._placer.unavailable(name) or self._placer.place_on(pod, name, nominations=False)
             if isinstance(answer, placement.Placement):
-                verdicts[name] = NodeExplanation(name, "its GPUs fit")
+                nodes[name] = NodeExplanation(name, "its GPUs fit")
                 continue
-            may_help = answer.explanation.curable
+            may_help = answer.info.curable
             if may_help:
-                curable.append((-_most_free_mib(self._ledger.held(name)), name))
-            advice = _advice(request, answer)
-            verdicts[name] = NodeExplanation(name, str(answer), answer.code, may_help, advice, looked_into=not may_help)
-        for name, (waits_for, evictable) in (await self._look_into(pod, [name for _, name in sorted(curable)])).items():
-            verdicts[name] = dataclasses.replace(
-                verdicts[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), looked_into=True
+                curable.append((-_most_free_mib(self._ledger.allocated_on(name)), name))
+            advice = _advice(pod.request, answer)
+            nodes[name] = NodeExplanation(name, str(answer), answer.code, may_help, advice, examined=not may_help)
+        for name, (waits_for, evictable) in (await self._examine(pod, [name for _, name in sorted(curable)])).items():
+            nodes[name] = dataclasses.replace(
+                nodes[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), examined=True
             )
-        return list(verdicts.values())
+        return list(nodes.values())
 
-    async def _look_into(
-        self, pod: from_objects.PendingPod, names: Sequence[identifiers.NodeName]
+    async def _examine(
+        self, pod: PendingPod, names: Sequence[identifiers.NodeName]
     ) -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
         """Return whose end the pod waits for and which pods would be evicted, on as many nodes as the budget allows."""
-        may_evict = pod.preempts and self._settings.preempts and not pod.gang
+        may_evict = pod.preempts and self._core.settings.preempts and not pod.gang
         questions, pause = [], pauses.Pause()
-        for name in names[:_MOST_NODES_LOOKED_INTO]:
+        for name in names[:_MOST_NODES_EXAMINED]:
             await pause()
-            whose = self._victims.question(pod, name, anybody=True)
-            questions.append((whose, self._victims.question(pod, name) if may_evict else None))
+            whose = self._core.victims.question(pod, name, any_priority=True)
+            questions.append((whose, self._core.victims.question(pod, name) if may_evict else None))
 
         def compute() -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
-            until = self._clock() + _LOOKED_INTO_SECONDS
+            until = self._clock() + _EXAMINED_SECONDS
             found = {}
             for whose, evicted in questions:
                 if self._clock() >= until:
@@ -153,7 +132,7 @@ class Explainer:
                 found[whose.node] = whose.choose(), evicted.choose() if evicted else None
             return found
 
-        return await self._worker.run(compute)
+        return await self._core.worker.run(compute)
 
     def _keys(self, chosen: _Chosen) -> tuple[str, ...]:
         held = (self._ledger.pod(victim.uid) for victim in chosen or ())

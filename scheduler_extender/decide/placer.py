@@ -1,7 +1,6 @@
 """Places one pod: the policies and the quota that hold for it, on top of `core.placement`.
 
-Everybody who asks whether a pod fits (filter, bind, wake-ups, explanations) asks here, so that none of them can be of
-another mind.
+Filter, bind, wake-ups and explanations all ask here whether a pod fits, so that they cannot disagree.
 """
 
 import time
@@ -9,14 +8,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gpu_sharing.core import allocations, gpus, identifiers, placement, policies, quotas, rejections, requests
 from gpu_sharing.core.rejections import Reason
-from scheduler_extender.cluster import from_objects
+from scheduler_extender.cluster import pending
+from scheduler_extender.cluster.pending import PendingPod
 from scheduler_extender.fleet import facts, fit_cache
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.settings import Settings
 
 
 class Placer:
-    """Answers about one pod at a time, from the ledger as they are."""
+    """Places one pod at a time by the ledger as it is."""
 
     def __init__(self, ledger: Ledger, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
@@ -26,59 +26,62 @@ class Placer:
         self._shapes = fit_cache.FitCache(ledger, self._placements)
 
     def gpu_policy(self, request: requests.PodRequest) -> policies.Policy:
-        """Which of a node's GPUs the pod prefers."""
+        """Return by which policy the pod prefers some of a node's GPUs."""
         return request.gpu_policy_or(self._settings.gpu_policy)
 
     def node_policy(self, request: requests.PodRequest) -> policies.Policy:
-        """Which nodes the pod prefers."""
+        """Return by which policy the pod prefers some nodes."""
         return request.node_policy or self._settings.node_policy
 
     def everywhere(self, request: requests.PodRequest) -> fit_cache.NodesFit:
-        """Where the GPUs fit, on all nodes at once and whoever asks: reservations count as taken, quotas do not."""
+        """Return where the GPUs fit, on all nodes at once: reservations count as allocated; quotas, gangs do not."""
         return self._shapes.fit(request, self.gpu_policy(request))
 
     def fit(self, request: requests.PodRequest, node: placement.NodeState) -> fit_cache.PlacementAnswer:
-        """The GPUs that such a pod gets on a node in that state, or why there are none, whoever it is."""
+        """Return the GPUs of a node in that state that serve the request, or why none do; quota and gang ignored."""
         return self._placements.fit(request, node, self.gpu_policy(request))
 
-    def gang_rejection(self, pod: from_objects.PendingPod) -> rejections.Rejection | None:
-        """Why the pod must not start now, whatever its GPUs; or None."""
-        return self._ledger.gangs.gang_rejection(pod.uid, pod.namespace, pod.gang, self._clock()) if pod.gang else None
+    def gang_rejection(self, pod: pending.AnyPod) -> rejections.Rejection | None:
+        """Return why the pod's gang must not start now, whatever is free; None for a pod without a gang."""
+        return self._ledger.gangs.rejection(pod.uid, pod.namespace, pod.gang, self._clock()) if pod.gang else None
 
-    def place(self, pod: from_objects.PendingPod, node: placement.NodeState) -> fit_cache.PlacementAnswer:
-        """The GPUs that the pod gets on a node in that state, or why there are none."""
-        request = pod.request
-        assert isinstance(request, requests.PodRequest)
-        answer = self.fit(request, node)
+    def place(self, pod: PendingPod, node: placement.NodeState) -> fit_cache.PlacementAnswer:
+        """Return the GPUs that the pod gets on a node in that state, or why there are none: first the quota's reason.
+
+        Filter, which asks `forbidden` for many nodes at once, gives the reasons in the same order.
+        """
+        answer = self.fit(pod.request, node)
         if not isinstance(answer, placement.Placement):
             return answer
         if self._ledger.quotas.is_limited(pod.namespace):
-            excess = self._ledger.quotas.excess(pod.namespace, quotas.amounts(request.kinds, answer.shares))
+            excess = self._ledger.quotas.excess(pod.namespace, quotas.amounts(pod.request.kinds, answer.shares))
             if excess is not None:
                 return excess
         return self.gang_rejection(pod) or answer
 
-    def forbidden(self, pod: from_objects.PendingPod, names: Sequence[str]) -> dict[str, rejections.Rejection]:
-        """What `place` says beyond the GPUs, of nodes on which these fit: first the quota, then the gang."""
-        found = self.over_quota(pod, names)
+    def score(self, pod: PendingPod, node: placement.NodeState, placed: placement.Placement) -> float:
+        """Return how good a node is for a pod, from 0 to 1, by the pod's node policy."""
+        return placement.node_score(pod.request, node, placed, self.node_policy(pod.request))
+
+    def forbidden(self, pod: PendingPod, names: Sequence[str]) -> dict[str, rejections.Rejection]:
+        """Return what `place` says beyond the GPUs of nodes on which these fit: first the quota's reason."""
+        rejected = self.over_quota(pod, names)
         gang_rejection = self.gang_rejection(pod)
         if gang_rejection is not None:
             for name in names:
-                found.setdefault(name, gang_rejection)
-        return found
+                rejected.setdefault(name, gang_rejection)
+        return rejected
 
-    def may_forbid(self, pod: from_objects.PendingPod) -> bool:
-        """Whether anything but its GPUs can keep the pod off a node; of most pods not."""
+    def may_forbid(self, pod: PendingPod) -> bool:
+        """Return whether a quota or a gang can keep the pod off a node where its GPUs fit."""
         return pod.gang is not None or self._ledger.quotas.is_limited(pod.namespace)
 
-    def place_on(
-        self, pod: from_objects.PendingPod, name: identifiers.NodeName, *, nominations: bool
-    ) -> fit_cache.PlacementAnswer:
-        """The same on a node as the pod must see it now; `Ledger.view_for` says what counts as taken."""
+    def place_on(self, pod: PendingPod, name: identifiers.NodeName, *, nominations: bool) -> fit_cache.PlacementAnswer:
+        """Return the same for a node as the pod must see it now; `Ledger.view_for` says what counts as allocated."""
         return self.place(pod, self._ledger.view_for(name, pod.uid, pod.priority, nominations=nominations))
 
     def unavailable(self, name: identifiers.NodeName) -> rejections.Rejection | None:
-        """Why a node takes no new pods that do not tolerate it, or None; kube-scheduler does not offer it then."""
+        """Return why kube-scheduler does not offer a node to ordinary pods, or None."""
         reason = self._ledger.unavailable(name)
         if reason is Reason.NONE:
             return None
@@ -89,23 +92,21 @@ class Placer:
         return rejections.Rejection(reason)
 
     def reservation(
-        self, pod: from_objects.PendingPod, name: identifiers.NodeName, placed: placement.Placement, expires_at: float
+        self, pod: PendingPod, name: identifiers.NodeName, placed: placement.Placement, expires_at: float
     ) -> facts.Reservation:
-        """A note that the pod will probably go there."""
-        assert isinstance(pod.request, requests.PodRequest)
+        """Return a nomination: a note that the pod will probably go there."""
         allocated = allocations.by_gpu(pod.request.kinds, placed.shares)
-        return facts.Reservation(pod.uid, name, allocated, pod.priority, expires_at=expires_at)
+        return facts.Reservation(pod.uid, name, allocated, priority=pod.priority, expires_at=expires_at)
 
-    def over_quota(self, pod: from_objects.PendingPod, names: Iterable[str]) -> dict[str, rejections.Rejection]:
-        """Those of some nodes on which the pod's GPUs fit but would take its namespace over its quota."""
-        request, budgets = pod.request, self._ledger.quotas
-        assert isinstance(request, requests.PodRequest)
-        if not budgets.is_limited(pod.namespace):
+    def over_quota(self, pod: PendingPod, names: Iterable[str]) -> dict[str, rejections.Rejection]:
+        """Return the nodes on which the pod's GPUs would take its namespace over its quota, each with the reason."""
+        request, namespace_quotas = pod.request, self._ledger.quotas
+        if not namespace_quotas.is_limited(pod.namespace):
             return {}
         divided = request.selectors.mode == gpus.MIG_MODE  # Then what counts is the size of the instances.
         if not divided and all(ask.memory_mib for ask in request.containers if ask):
-            found = budgets.excess(pod.namespace, quotas.asked(request, 0))
-            return dict.fromkeys(names, found) if found else {}
+            excess = namespace_quotas.excess(pod.namespace, quotas.asked(request, 0))
+            return dict.fromkeys(names, excess) if excess else {}
         over = {}
         by_memory: dict[int, rejections.Rejection | None] = {}
         for name in names:
@@ -114,11 +115,11 @@ class Placer:
             if len(sizes) == 1 and not divided:
                 (size,) = sizes
                 if size not in by_memory:
-                    by_memory[size] = budgets.excess(pod.namespace, quotas.asked(request, size))
-                found = by_memory[size]
+                    by_memory[size] = namespace_quotas.excess(pod.namespace, quotas.asked(request, size))
+                excess = by_memory[size]
             else:
                 answer = self.place_on(pod, identifiers.NodeName(name), nominations=True)
-                found = answer if isinstance(answer, rejections.Rejection) else None
-            if found:
-                over[name] = found
+                excess = answer if isinstance(answer, rejections.Rejection) else None
+            if excess:
+                over[name] = excess
         return over

@@ -1,9 +1,9 @@
-"""Whose eviction makes room for a pod on a node: `core.preemption` on the ledger as they are.
+"""Which pods to evict from a node so that a pod fits: `core.preemption` applied to the ledger.
 
 Also what `/preempt` answers. kube-scheduler asks there when its own plugins need victims (device ids, CPU, memory,
-pods), and takes the pods that it is given without looking at them again.
+pods), and evicts the pods of the answer without checking them again.
 
-What is read from the ledger becomes a question, an immutable value. To answer it may take long, so that is done beside
+What is read from the ledger becomes a question, an immutable value. Its answer may take long, so it is computed beside
 the event loop (`worker`).
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gpu_sharing.core import identifiers, placement, policies, preemption, requests
-from scheduler_extender.cluster import from_objects
+from scheduler_extender.cluster.pending import PendingPod
 from scheduler_extender.decide.placer import Placer
 from scheduler_extender.fleet import facts
 from scheduler_extender.fleet.ledger import Ledger
@@ -20,12 +20,12 @@ from scheduler_extender.fleet.ledger import Ledger
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Whom to evict for a pod on one node."""
+    """Which pods to evict from one node for a pod."""
 
     node: identifiers.NodeName
     request: requests.PodRequest
     state: placement.NodeState
-    """The node as the pod must see it, without the pods that are ending already."""
+    """The node as the pod must see it, without the pods that are being deleted."""
     others: tuple[preemption.Victim, ...]
     """The pods that may be evicted."""
     policy: policies.Policy
@@ -78,54 +78,53 @@ class Victims:
 
     def question(
         self,
-        pod: from_objects.PendingPod,
+        pod: PendingPod,
         name: identifiers.NodeName,
         spared: Collection[identifiers.PodUid] = (),
         *,
-        anybody: bool = False,
+        any_priority: bool = False,
     ) -> Question:
-        """Whom to evict on a node.
+        """Return the question which pods to evict from a node.
 
         Args:
-            pod: Who needs the room.
-            name: Where.
+            pod: The pod that does not fit.
+            name: The node.
             spared: Pods that must not be evicted.
-            anybody: Whether every pod counts, whatever its priority: for saying whose end the pod waits for.
+            any_priority: Whether pods of every priority count: for saying whose end the pod waits for.
         """
-        assert isinstance(pod.request, requests.PodRequest)
-        others = tuple(one for one in self._others(pod, name, anybody=anybody) if one.uid not in spared)
+        others = tuple(one for one in self._others(pod, name, any_priority=any_priority) if one.uid not in spared)
         return Question(name, pod.request, self._state(pod, name), others, self._placer.gpu_policy(pod.request))
 
     def gpus_for(
-        self, pod: from_objects.PendingPod, name: identifiers.NodeName, gone: Iterable[preemption.Victim]
+        self, pod: PendingPod, name: identifiers.NodeName, gone: Iterable[preemption.Victim]
     ) -> frozenset[identifiers.GpuUuid]:
-        """The GPUs that the pod gets once those pods have gone."""
+        """Return the GPUs that the pod gets once those pods are gone; none if it still does not fit."""
         answer = self._placer.place(pod, preemption.without(self._state(pod, name), gone))
         if not isinstance(answer, placement.Placement):
             return frozenset()
         return frozenset(share.uuid for container in answer.shares for share in container)
 
     def correction(
-        self, pod: from_objects.PendingPod, name: identifiers.NodeName, chosen: Iterable[identifiers.PodUid]
+        self, pod: PendingPod, name: identifiers.NodeName, chosen: Iterable[identifiers.PodUid]
     ) -> Correction:
-        """How to change the victims that kube-scheduler chose on a node."""
+        """Return how to change the victims that kube-scheduler chose on a node."""
         here = {held.uid: held for held in self._ledger.pods_on(name)}
         return Correction(self.question(pod, name), tuple(chosen), here)
 
-    def _state(self, pod: from_objects.PendingPod, name: identifiers.NodeName) -> placement.NodeState:
-        """The node as the pod must see it, without the pods that are ending already."""
+    def _state(self, pod: PendingPod, name: identifiers.NodeName) -> placement.NodeState:
+        """The node as the pod must see it, without the pods that are being deleted."""
         state = self._ledger.view_for(name, pod.uid, pod.priority, nominations=False)
         ending = [_victim(held) for held in self._ledger.pods_on(name) if held.traits.ending]
         return preemption.without(state, ending) if ending else state
 
     def _others(
-        self, pod: from_objects.PendingPod, name: identifiers.NodeName, *, anybody: bool = False
+        self, pod: PendingPod, name: identifiers.NodeName, *, any_priority: bool = False
     ) -> list[preemption.Victim]:
-        """Who may be evicted for the pod: whoever has a lower priority, is not ending and whose share is known."""
+        """The pods that may be evicted: of a lower priority, not being deleted, and with a record that can be read."""
         return [
             _victim(held)
             for held in self._ledger.pods_on(name)
-            if (anybody or held.traits.priority < pod.priority)
+            if (any_priority or held.traits.priority < pod.priority)
             and not held.traits.ending
             and not held.corrupt
             and not self._ledger.is_assumed(held.uid)

@@ -1,7 +1,7 @@
 """Values of the ledger: what a node offers, what a pod holds, what is kept for a pod that holds nothing yet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 from gpu_sharing.core import allocations, gangs, gpus, identifiers, quotas, requests, topology
@@ -23,6 +23,7 @@ class Node:
     """What the API server says of a node."""
 
     name: identifiers.NodeName
+    _: KW_ONLY
     inventory: tuple[gpus.Gpu, ...] = ()
     cordoned: frozenset[identifiers.GpuUuid] = frozenset()
     standing: Reason = Reason.NONE
@@ -35,18 +36,18 @@ class Node:
     taints: tuple[Taint, ...] = ()
     bad_links: str = ""
     """What is wrong with the record of its links."""
-    ailments: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
+    unhealthy_reasons: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """Why GPUs are out of use, by the node's own words; for people only."""
     problems: Mapping[str, str] = field(default_factory=dict)
     """What is wrong with how it is set up, by error code, by the node's own words; for people only."""
     lacks: tuple[str, ...] = ()
     """Resources of our pods beside the count that are no key of its allocatable."""
     one_at_a_time: bool = False
-    """Another project's plugin serves it, which takes the first pending pod it sees: no second one may wait."""
+    """Another project's plugin serves it, which serves the first pending pod it finds: no second one may be started."""
 
 
 class Traits(NamedTuple):
-    """What a pod is apart from its GPUs, for those who consider evicting it."""
+    """What a pod is apart from its GPUs: what an eviction weighs, and who it belongs to."""
 
     priority: int = 0
     ending: bool = False
@@ -57,7 +58,7 @@ class Traits(NamedTuple):
     """In thousandths of a byte."""
     gang: gangs.Gang | None = None
     bound_at: int = 0
-    """Unix seconds of its Binding, by its record; 0 for a pod that waits."""
+    """Unix seconds of its Binding, by its record; 0 for a pending pod."""
     created_at: int = 0
     """Unix seconds; 0 where the API server does not say."""
 
@@ -72,6 +73,7 @@ class BoundPod:
     uid: identifiers.PodUid
     key: identifiers.PodKey
     node: identifiers.NodeName
+    _: KW_ONLY
     allocated: Allocations = field(default_factory=dict)
     shares: allocations.Shares = ()
     """Per container, for people to look at; `allocated` is what counts."""
@@ -83,7 +85,7 @@ class BoundPod:
     """The record does not decode: the node's GPUs that `allocated` does not name are unknown."""
     starting: bool = False
     """The device plugin has not handed the GPUs over yet."""
-    trouble: str = ""
+    not_running: str = ""
     """Why its containers do not run: `Refused` by the device plugin, or the kubelet's word such as CrashLoopBackOff."""
     traits: Traits = _NOTHING_KNOWN
 
@@ -100,11 +102,12 @@ class Reservation:
     uid: identifiers.PodUid
     node: identifiers.NodeName
     allocated: Allocations
+    _: KW_ONLY
     priority: int = 0
     request: requests.PodRequest | None = None
     """Set for a hold, whose place is chosen anew whenever its node changes."""
     reserved_gpus: frozenset[identifiers.GpuUuid] = frozenset()
-    """For a hold that waits for others to leave: the GPUs of which nobody else may have what becomes free."""
+    """GPUs whose freed memory and cores are kept for this pod while its victims terminate; for a hold."""
     expires_at: float = float("inf")
     """Seconds on the clock of the caller; never for a hold."""
 

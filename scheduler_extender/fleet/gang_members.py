@@ -1,5 +1,6 @@
-"""Who belongs to which gang: those that wait, hold GPUs or are done, kept as pods come and go."""
+"""The members of each gang: which are pending, bound or done, as the ledger learns of pods."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gpu_sharing.core import gangs, identifiers, rejections
@@ -7,159 +8,161 @@ from gpu_sharing.core.rejections import Reason
 
 Key = tuple[str, str]
 """Namespace and name of a gang."""
+NEVER = float("-inf")
+"""The end of a reservation that a pod does not have."""
 
 
 @dataclass(slots=True)
 class Members:
-    """The members of one gang, with what each of them says of it."""
+    """The members of one gang, each with what it says of the gang."""
 
-    waiting: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
+    pending: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
     bound: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
     done: dict[identifiers.PodUid, gangs.Gang] = field(default_factory=dict)
-    """Those that have succeeded and are still there to be seen."""
+    """Those that have succeeded and are not deleted yet."""
     reserved_until: dict[identifiers.PodUid, float] = field(default_factory=dict)
-    """Monotonic seconds until which a place is kept for a waiting member."""
+    """Monotonic seconds until which GPUs are reserved for a pending member."""
     group_sizes: dict[str, int] = field(default_factory=dict)
-    """How many members its pod group wants at least, by the pod group's API group."""
+    """The least number of members by the gang's pod group, by the pod group's API group."""
 
     @property
     def live(self) -> int:
-        """How many members wait or hold GPUs."""
-        return len(self.waiting.keys() | self.bound.keys())
+        """How many members are pending or bound."""
+        return len(self.pending.keys() | self.bound.keys())
 
     @property
     def present(self) -> int:
-        """How many members there are, those included that are done."""
+        """How many members exist, those included that are done."""
         return self.live + self._done_in_this_run
 
     @property
     def placed(self) -> int:
-        """How many members have their place for good: those that hold GPUs or are done."""
+        """How many members are bound or done."""
         return len(self.bound) + self._done_in_this_run
 
     @property
     def size(self) -> int:
-        """How many members there must be; 0 while nothing says so."""
+        """How many members there must be; 0 while no member and no pod group says so."""
         return max(self.sizes, default=0)
 
     @property
     def sizes(self) -> set[int]:
         """The sizes that members say, or their pod group for them; more than one is a contradiction."""
-        return {self.size_for(one) for one in (*self.waiting.values(), *self.bound.values())}
+        return {self.size_for(member) for member in self._live_members()}
 
     def size_for(self, member: gangs.Gang) -> int:
-        """The size by what one member says; 0 if it leaves that to a pod group that is not there."""
+        """Return the size by what one member says; 0 if it leaves that to a pod group that does not exist."""
         return member.size or self.group_sizes.get(member.group, 0)
 
-    def trouble(self, name: str) -> str:
-        """Why the gang cannot start, however much is free; or an empty string."""
+    def defect(self, name: str) -> str:
+        """Return why the gang cannot start, however much is free; or an empty string."""
         sizes = self.sizes
         if 0 in sizes:
             return f"{name}: there is no PodGroup of that name to say its size, and {gangs.SIZE} is not set"
         if len(sizes) > 1:
-            said = " and ".join(map(str, sorted(sizes)))
-            return f"{name}: the members disagree about its size, {said}"
-        if self.live > self.size and any(one.size for one in (*self.waiting.values(), *self.bound.values())):
+            both = " and ".join(map(str, sorted(sizes)))
+            return f"{name}: the members disagree about its size, {both}"
+        if self.live > self.size and any(member.size for member in self._live_members()):
             return f"{name}: {self.live} members are there, and its size is {self.size}"
         return ""
+
+    def _live_members(self) -> Iterable[gangs.Gang]:
+        return (*self.pending.values(), *self.bound.values())
 
     @property
     def _done_in_this_run(self) -> int:
         """Those of the same controllers as the others: an earlier run had its own."""
-        owners = {one.owner for one in (*self.waiting.values(), *self.bound.values()) if one.owner}
-        return sum(one.owner in owners for one in self.done.values())
+        owners = {member.owner for member in self._live_members() if member.owner}
+        return sum(member.owner in owners for member in self.done.values())
 
 
 class Gangs:
-    """The gangs of a cluster."""
+    """The gangs of a cluster. Only the ledger changes it."""
 
     def __init__(self) -> None:
-        self._rolls: dict[Key, Members] = {}
-        self._waiting: dict[identifiers.PodUid, Key] = {}
+        self._gangs: dict[Key, Members] = {}
+        self._pending: dict[identifiers.PodUid, Key] = {}
         self._bound: dict[identifiers.PodUid, Key] = {}
         self._done: dict[identifiers.PodUid, Key] = {}
 
-    def keys(self) -> list[Key]:
-        """All gangs that somebody waits for."""
-        return sorted({*self._waiting.values()})
+    def pending(self) -> list[Key]:
+        """Return the gangs that have pending members, by namespace and name."""
+        return sorted({*self._pending.values()})
 
-    def roll(self, key: Key) -> Members:
-        """The members of a gang; nobody for one that is not known."""
-        return self._rolls.get(key) or Members()
+    def members(self, key: Key) -> Members:
+        """Return the members of a gang; none for an unknown gang."""
+        return self._gangs.get(key) or Members()
 
     def set_group(self, api_group: str, namespace: str, name: str, size: int | None) -> None:
-        """A pod group wants that many members at least; with None it is gone."""
+        """Set the least number of members that a pod group demands, or with None remove the pod group."""
         key = namespace, name
         if size is not None:
-            self._rolls.setdefault(key, Members()).group_sizes[api_group] = size
-        elif key in self._rolls:
-            self._rolls[key].group_sizes.pop(api_group, None)
-            self._tidy(key)
+            self._gangs.setdefault(key, Members()).group_sizes[api_group] = size
+        elif key in self._gangs:
+            self._gangs[key].group_sizes.pop(api_group, None)
+            self._drop_if_empty(key)
 
     def groups(self, api_group: str) -> list[Key]:
-        """All pod groups of one API."""
-        return [key for key, roll in self._rolls.items() if api_group in roll.group_sizes]
+        """Return all pod groups of one API."""
+        return [key for key, members in self._gangs.items() if api_group in members.group_sizes]
 
-    def waits(
-        self,
-        uid: identifiers.PodUid,
-        namespace: str,
-        gang: gangs.Gang | None,
-        reserved_until: float = float("-inf"),
+    def add_pending(
+        self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None, reserved_until: float = NEVER
     ) -> None:
-        """A pod waits, with a place kept for it until then (monotonic seconds) or none."""
-        if uid in self._waiting:
-            self.waits_no_more(uid)
+        """Add a pending pod, for which GPUs are reserved until then (monotonic seconds), or replace it."""
+        self.remove_pending(uid)
         if gang is not None:
-            roll = self._rolls.setdefault((namespace, gang.name), Members())
-            self._waiting[uid] = (namespace, gang.name)
-            roll.waiting[uid] = gang
-            if reserved_until > float("-inf"):
-                roll.reserved_until[uid] = reserved_until
+            members = self._gangs.setdefault((namespace, gang.name), Members())
+            self._pending[uid] = (namespace, gang.name)
+            members.pending[uid] = gang
+            if reserved_until > NEVER:
+                members.reserved_until[uid] = reserved_until
 
-    def waits_no_more(self, uid: identifiers.PodUid) -> None:
-        """A pod is bound or gone."""
-        key = self._waiting.pop(uid, None)
+    def remove_pending(self, uid: identifiers.PodUid) -> None:
+        """Remove a pod that is bound or gone."""
+        key = self._pending.pop(uid, None)
         if key is not None:
-            roll = self._rolls[key]
-            del roll.waiting[uid]
-            roll.reserved_until.pop(uid, None)
-            self._tidy(key)
+            members = self._gangs[key]
+            del members.pending[uid]
+            members.reserved_until.pop(uid, None)
+            self._drop_if_empty(key)
 
-    def holds(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
-        """A pod is bound, or about to be."""
+    def add_bound(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
+        """Add a pod that is bound, or whose bind is being written."""
         if gang is not None:
             self._bound[uid] = (namespace, gang.name)
-            self._rolls.setdefault((namespace, gang.name), Members()).bound[uid] = gang
+            self._gangs.setdefault((namespace, gang.name), Members()).bound[uid] = gang
 
-    def holds_no_more(self, uid: identifiers.PodUid) -> None:
-        """A bound pod is gone, or was not bound after all."""
+    def remove_bound(self, uid: identifiers.PodUid) -> None:
+        """Remove a bound pod that is gone, or was not bound after all."""
         key = self._bound.pop(uid, None)
         if key is not None:
-            del self._rolls[key].bound[uid]
-            self._tidy(key)
+            del self._gangs[key].bound[uid]
+            self._drop_if_empty(key)
 
-    def is_done(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
-        """A pod has succeeded: it holds nothing, and its gang has not lost it."""
+    def add_done(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
+        """Add a pod that has succeeded: it holds nothing, and its gang has not lost it."""
         if gang is not None and gang.owner:
             self._done[uid] = (namespace, gang.name)
-            self._rolls.setdefault((namespace, gang.name), Members()).done[uid] = gang
+            self._gangs.setdefault((namespace, gang.name), Members()).done[uid] = gang
 
-    def is_gone(self, uid: identifiers.PodUid) -> None:
-        """A pod that was done is deleted."""
+    def remove_done(self, uid: identifiers.PodUid) -> None:
+        """Remove a pod that was done and is deleted."""
         key = self._done.pop(uid, None)
         if key is not None:
-            del self._rolls[key].done[uid]
-            self._tidy(key)
+            del self._gangs[key].done[uid]
+            self._drop_if_empty(key)
 
     def done(self) -> list[identifiers.PodUid]:
-        """All pods that are done and were not seen to go."""
+        """Return all pods that are done and not deleted."""
         return list(self._done)
 
-    def gang_rejection(
+    def rejection(
         self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang, now: float
     ) -> rejections.Rejection | None:
-        """Why a member must not start now, or None if it and as many as must start with it have a place kept for them.
+        """Return why a member must not start now.
+
+        None if GPUs are reserved for it and for as many others as must start with it.
 
         Args:
             uid: The member.
@@ -167,34 +170,36 @@ class Gangs:
             gang: Its gang.
             now: Monotonic seconds.
         """
-        roll = self.roll((namespace, gang.name))
-        trouble = roll.trouble(gang.name)
-        if trouble:
-            return rejections.Rejection(Reason.GANG, detail=trouble)
-        size, present = roll.size_for(gang), roll.present
+        members = self.members((namespace, gang.name))
+        defect = members.defect(gang.name)
+        if defect:
+            return rejections.Rejection(Reason.GANG, detail=defect)
+        size, present = members.size_for(gang), members.present
         if present < size or not size:
             return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: {present} of {size} members are there")
-        kept = {one for one, until in roll.reserved_until.items() if until > now and one not in roll.bound}
-        whole = roll.placed + len(kept) >= size
-        if whole and uid in kept:
+        reserved = {
+            other for other, until in members.reserved_until.items() if until > now and other not in members.bound
+        }
+        whole = members.placed + len(reserved) >= size
+        if whole and uid in reserved:
             return None
         if whole:
             return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for one more member")
         return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for all {size} members at once")
 
-    def joins(self, namespace: str, gang: gangs.Gang) -> str:
-        """Why one more member cannot join, or an empty string."""
-        roll = self.roll((namespace, gang.name))
-        size = roll.size_for(gang)
-        others = roll.sizes - {size, 0}
+    def join_refusal(self, namespace: str, gang: gangs.Gang) -> str:
+        """Return why one more member cannot join, or an empty string."""
+        members = self.members((namespace, gang.name))
+        size = members.size_for(gang)
+        others = members.sizes - {size, 0}
         if size and others:
-            said = ", ".join(map(str, sorted(others)))
-            return f"the other members of gang {gang.name} say that it has {said} members, this one says {size}"
-        if gang.size and roll.live >= gang.size:
+            listed = ", ".join(map(str, sorted(others)))
+            return f"the other members of gang {gang.name} say that it has {listed} members, this one says {size}"
+        if gang.size and members.live >= gang.size:
             return f"gang {gang.name} has its {gang.size} members already"
         return ""
 
-    def _tidy(self, key: Key) -> None:
-        roll = self._rolls[key]
-        if not (roll.waiting or roll.bound or roll.done or roll.group_sizes):
-            del self._rolls[key]
+    def _drop_if_empty(self, key: Key) -> None:
+        members = self._gangs[key]
+        if not (members.pending or members.bound or members.done or members.group_sizes):
+            del self._gangs[key]

@@ -1,14 +1,26 @@
-"""Who holds what: the one place where the cluster's state changes.
+"""What every pod holds and what is reserved: the one place where the cluster's state changes.
 
-Facts come from the API server (nodes, pods) and from our own binds, which are *assumed* before the API server has
-said yes. Everything is keyed by UID and written whole, so that a fact told twice, late or out of order counts once; a
-ledger after any history equals one built anew from the API objects, plus the binds in flight.
+Facts come from the API server (nodes, pods) and from our own binds. Each fact is keyed by UID and written whole, so
+that one learned twice, late or out of order counts once: a ledger after any history equals one built anew from the API
+objects, plus the binds in flight. A pod passes through these states:
 
-Beside what is held there are reservations: a *nomination* is our own short-lived note that kube-scheduler will probably
-bind a pod to a node; a *hold* is a pod's `status.nominatedNodeName`. Claims of others count as taken in the arrays;
-where nothing fits that way, `view_for` says what a pod may see instead.
+    unknown ──set_pending──▶ pending ──assume──▶ assumed ──confirm, set_bound──▶ bound
+                                ▲                   │                              │
+                                └──────forget───────┘                       finish (its gang keeps it as done)
 
-Pure: the time is handed in. Not thread-safe: everything happens on one event loop.
+    set_pending  the watch shows it without a node; ignored once it is assumed or bound, as our bind is newer
+    assume       a bind is about to be written: its GPUs count from now on
+    confirm      the API server has done the bind; the watch need not have shown it
+    forget       the API server has certainly not done the bind
+    set_bound    the watch, or a read, shows it with a node; also from unknown and pending (bound by another scheduler)
+    remove_pod   from every state: the pod is deleted or has failed
+
+A pending pod holds nothing, but GPUs may be *reserved* for it. A *nomination* is our own short-lived note that
+kube-scheduler will probably bind the pod to a node; a *hold* stands on the pod itself (`status.nominatedNodeName`, or
+our annotation). Reservations of others count as allocated in the arrays; where nothing fits that way, `view_for` says
+what a pod may see instead.
+
+Pure: the time is an argument. Not thread-safe: everything happens on one event loop.
 """
 
 import collections
@@ -18,6 +30,7 @@ from dataclasses import dataclass, field
 
 from gpu_sharing.core import (
     allocations,
+    gangs,
     gpus,
     identifiers,
     mig,
@@ -35,8 +48,8 @@ _LONGEST_JOURNAL = 20_000
 class _Node:
     known: facts.Node
     pods: dict[identifiers.PodUid, facts.BoundPod] = field(default_factory=dict)
-    used: dict[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
-    """The sum of what `pods` book, kept as they come and go: a node holds many."""
+    allocated: dict[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
+    """The sum of what `pods` hold, kept as they come and go: a node has many."""
     foreign_slots: int = 0
     """The same for their foreign slots."""
     reservations: dict[tuple[identifiers.PodUid, bool], facts.Reservation] = field(default_factory=dict)
@@ -52,9 +65,9 @@ class Ledger:
 
     Attributes:
         arrays: The same facts for all nodes at once, reservations included; call `settle` before reading.
-        budgets: What each namespace may hold and holds.
-        rolls: Who belongs to which gang.
-        generation: Grows with every change that may make room for a refused pod.
+        quotas: What each namespace holds and may hold.
+        gangs: The members of each gang.
+        generation: Grows with every change that may let a refused pod fit.
         device_class: The DeviceClass that offers the resource that counts GPUs; empty where none does.
         set_aside: Called for a node whose state cannot be computed, with the defect; the node is out of use until it
             changes.
@@ -82,7 +95,7 @@ class Ledger:
     # What the API server says.
 
     def set_node(self, seen: facts.Node) -> None:
-        """Learn a node, or that it changed."""
+        """Learn of a node, or that it changed."""
         node = self._nodes.get(seen.name)
         if node is None:
             node = self._nodes[seen.name] = _Node(seen)
@@ -102,22 +115,64 @@ class Ledger:
             node.held = None
             self._touch(name)
 
-    def set_pod(self, pod: facts.BoundPod) -> None:
+    def set_pending(
+        self,
+        uid: identifiers.PodUid,
+        *,
+        namespace: str,
+        gang: gangs.Gang | None,
+        hold: facts.Reservation | None,
+        reserved_until: float,
+    ) -> None:
+        """Learn that a pod has no node; ignored for a pod that holds GPUs, because our bind is newer.
+
+        Args:
+            uid: The pod.
+            namespace: Its namespace.
+            gang: The gang that it counts for, or None.
+            hold: What is reserved for it by its own words, or None.
+            reserved_until: Monotonic seconds at which that ends for its gang.
+        """
+        if uid in self._pods:
+            return
+        self.gangs.add_pending(uid, namespace, gang, reserved_until)
+        if hold is None:
+            self.drop_hold(uid)
+        elif self._holds.get(uid) != hold:
+            self.drop_hold(uid)
+            self._holds[uid] = hold
+            self._reserve(hold)
+
+    def remove_pending(self, uid: identifiers.PodUid) -> None:
+        """Learn that a pod is not pending any more: nothing is reserved for it."""
+        self.gangs.remove_pending(uid)
+        self.drop_nomination(uid)
+        self.drop_hold(uid)
+
+    def set_bound(self, pod: facts.BoundPod) -> None:
         """Learn what a bound pod holds. It replaces an assumption about the same pod."""
         self._assumed.discard(pod.uid)
-        self.drop_nomination(pod.uid)
-        self.drop_hold(pod.uid)
+        self.remove_pending(pod.uid)
         self._put(pod)
 
     def remove_pod(self, uid: identifiers.PodUid) -> None:
-        """Learn that a pod is gone or has ended: it holds and reservations nothing any more."""
+        """Learn that a pod is gone or has ended: it holds nothing, and nothing is reserved for it."""
         self._assumed.discard(uid)
-        self.drop_nomination(uid)
-        self.drop_hold(uid)
+        self.remove_pending(uid)
+        self.gangs.remove_done(uid)
         self._take(uid)
 
+    def finish(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
+        """Learn that a pod has succeeded: it holds nothing, and its gang counts it as placed."""
+        self.remove_pod(uid)
+        self.gangs.add_done(uid, namespace, gang)
+
+    def set_pod_group(self, api_group: str, namespace: str, name: str, size: int | None) -> None:
+        """Learn the least number of members that a pod group demands; None for a group that is gone."""
+        self.gangs.set_group(api_group, namespace, name, size)
+
     def set_dra_nodes(self, names: frozenset[identifiers.NodeName]) -> None:
-        """Learn on which nodes a DRA driver gives out the GPUs."""
+        """Learn on which nodes a DRA driver allocates the GPUs."""
         changed, self._dra = names ^ self._dra, names
         for name in changed & self._nodes.keys():
             self._nodes[name].held = None
@@ -140,16 +195,8 @@ class Ledger:
             for node in self._nodes:
                 self._touch(node)
 
-    def set_hold(self, reservation: facts.Reservation) -> None:
-        """Learn that an unbound pod is nominated to a node by somebody (`status.nominatedNodeName`)."""
-        if reservation.uid in self._pods or self._holds.get(reservation.uid) == reservation:
-            return
-        self.drop_hold(reservation.uid)
-        self._holds[reservation.uid] = reservation
-        self._reserve(reservation)
-
     def drop_hold(self, uid: identifiers.PodUid) -> None:
-        """Learn that a pod is nominated no more."""
+        """Learn that a pod has no hold any more."""
         reservation = self._holds.pop(uid, None)
         if reservation is not None:
             self._unreserve(reservation)
@@ -166,8 +213,9 @@ class Ledger:
         self._put(pod)
 
     def confirm(self, uid: identifiers.PodUid) -> None:
-        """The bind was written. If the pod has gone meanwhile there is nothing left to confirm."""
+        """The bind was written. Of a pod that has gone meanwhile nothing is left to confirm."""
         self._assumed.discard(uid)
+        self.remove_pending(uid)
 
     def forget(self, uid: identifiers.PodUid) -> None:
         """The bind was certainly not written."""
@@ -309,8 +357,8 @@ class Ledger:
         """The pod's own hold."""
         return self._holds.get(uid)
 
-    def held(self, name: identifiers.NodeName) -> placement.NodeState:
-        """A node with what is held there and no reservations: what the API server will find true."""
+    def allocated_on(self, name: identifiers.NodeName) -> placement.NodeState:
+        """Return a node with what its pods hold and no reservations."""
         return self._state(name, ())
 
     def view_for(
@@ -340,7 +388,7 @@ class Ledger:
         before = self._pods.get(pod.uid)
         if before == pod:
             return
-        if before is not None and dataclasses.replace(before, trouble=pod.trouble) == pod:
+        if before is not None and dataclasses.replace(before, not_running=pod.not_running) == pod:
             # It holds what it held, so nothing became free.
             self._pods[pod.uid] = self._nodes[pod.node].pods[pod.uid] = pod
             return
@@ -351,11 +399,11 @@ class Ledger:
         if node is None:
             node = self._nodes[pod.node] = _Node(facts.Node(pod.node, standing=Reason.NODE_UNKNOWN))
         node.pods[pod.uid] = pod
-        _add(node.used, pod.allocated)
+        _add(node.allocated, pod.allocated)
         node.foreign_slots += pod.foreign_slots
         self.quotas.add(pod.namespace, pod.amounts)
         self._priorities[pod.traits.priority] += 1
-        self.gangs.holds(pod.uid, pod.namespace, None if pod.traits.ending else pod.traits.gang)
+        self.gangs.add_bound(pod.uid, pod.namespace, None if pod.traits.ending else pod.traits.gang)
         node.held = None
         self._touch(pod.node)
 
@@ -364,10 +412,10 @@ class Ledger:
         if before is not None:
             node = self._nodes[before.node]
             del node.pods[uid]
-            _subtract(node.used, before.allocated)
+            _subtract(node.allocated, before.allocated)
             node.foreign_slots -= before.foreign_slots
             self.quotas.subtract(before.namespace, before.amounts)
-            self.gangs.holds_no_more(uid)
+            self.gangs.remove_bound(uid)
             self._priorities[before.traits.priority] -= 1
             if not self._priorities[before.traits.priority]:
                 del self._priorities[before.traits.priority]
@@ -446,7 +494,7 @@ class Ledger:
             return self._set_aside(node, defect)
 
     def _held(self, node: _Node) -> placement.NodeState:
-        known, used = node.known, node.used
+        known, allocated = node.known, node.allocated
         standing = Reason.DRA if known.name in self._dra else known.standing
         if known.one_at_a_time and standing is Reason.NONE and any(pod.starting for pod in node.pods.values()):
             standing = Reason.HAMI_NODE_BUSY
@@ -457,9 +505,9 @@ class Ledger:
             tuple(
                 gpus.GpuState(
                     gpu,
-                    used.get(gpu.uuid, allocations.NOTHING),
+                    allocated.get(gpu.uuid, allocations.NOTHING),
                     cordoned=gpu.uuid in known.cordoned,
-                    allocation_unknown=(corrupt and gpu.uuid not in used) or gpu.uuid in undivided,
+                    allocation_unknown=(corrupt and gpu.uuid not in allocated) or gpu.uuid in undivided,
                 )
                 for gpu in known.inventory
             ),

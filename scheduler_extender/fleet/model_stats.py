@@ -1,4 +1,4 @@
-"""How much of each model of GPU is promised, and how much of what is free is of use: a few passes over the arrays.
+"""How much of each model of GPU is allocated, and how much of what is free is of use: a few passes over the arrays.
 
 Fragmentation is the measure that FGD minimises, here of memory: of the free memory, the part that lies where a share
 like those asked for lately does not fit, averaged over those shares.
@@ -33,9 +33,9 @@ class ModelCount:
     """Healthy, not cordoned, known, on a node that may be chosen and is available."""
     memory_mib: int
     """On available nodes, as all that follows."""
-    memory_promised_mib: int
+    memory_allocated_mib: int
     slots: int
-    slots_promised: int
+    slots_allocated: int
     largest_free_mib: int
     """The largest share of one GPU that would still fit."""
     fragmentation: float | None

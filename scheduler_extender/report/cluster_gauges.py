@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
-from gpu_sharing.core import error_codes, identifiers, requests
-from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import model_stats
 
 _KEEP_SECONDS = 5.0
@@ -21,7 +20,7 @@ _LATELY = 500
 """So many of the pods bound last say what a GPU is wanted for."""
 _MOST_SHAPES = 16
 UNDECIDED = "UNDECIDED"
-"""The reason of a waiting pod that nobody has refused yet."""
+"""The reason of a pending pod that was not rejected."""
 
 _MODEL = ("model",)
 _QUOTA = ("namespace", "resource")
@@ -30,15 +29,15 @@ GAUGES = {
     "hami_scheduler_gpus": ("GPUs known.", _MODEL),
     "hami_scheduler_gpus_usable": ("GPUs that new pods may be placed on.", _MODEL),
     "hami_scheduler_gpu_memory_bytes": ("GPU memory that may be promised.", _MODEL),
-    "hami_scheduler_gpu_memory_promised_bytes": ("GPU memory promised to pods, or held for one.", _MODEL),
+    "hami_scheduler_gpu_memory_allocated_bytes": ("GPU memory promised to pods, or held for one.", _MODEL),
     "hami_scheduler_gpu_slots": ("Containers that the GPUs may be shared by.", _MODEL),
-    "hami_scheduler_gpu_slots_promised": ("Containers that the GPUs are shared by.", _MODEL),
+    "hami_scheduler_gpu_slots_allocated": ("Containers that the GPUs are shared by.", _MODEL),
     "hami_scheduler_largest_free_bytes": ("The largest share of one GPU that would still fit.", _MODEL),
     "hami_scheduler_fragmentation_ratio": (
         "Part of the free GPU memory that is of no use to pods like the last 500 bound ones, 0 to 1.", _MODEL
     ),
-    "hami_scheduler_pods_holding_gpus": ("Pods that hold GPUs.", ()),
-    "hami_scheduler_pods_waiting": ("Pods that ask for GPUs and are not bound, by why they wait.", ("error_code",)),
+    "hami_scheduler_pods_bound": ("Pods that hold GPUs.", ()),
+    "hami_scheduler_pods_pending": ("Pods that ask for GPUs and are not bound, by why they wait.", ("error_code",)),
     "hami_scheduler_pods_assumed": ("Pods that we bound and the watch has not shown yet.", ()),
     "hami_scheduler_nominations": ("Pods for which a place is kept between prioritize and bind.", ()),
     "hami_scheduler_quota_used": ("What a namespace's pods hold: GPUs, bytes, percent.", _QUOTA),
@@ -48,28 +47,21 @@ GAUGES = {
 
 
 class ClusterGauges(registry.Collector):
-    """The gauges, counted when somebody scrapes and the last count is old."""
+    """The gauges, counted at a scrape if the last count is old."""
 
     def __init__(
-        self,
-        mirror: Mirror,
-        names: requests.ResourceNames,
-        reason_of: Callable[[identifiers.PodUid], error_codes.Code | None],
-        leads: Callable[[], bool],
-        clock: Callable[[], float] = time.monotonic,
+        self, core: DecisionCore, leads: Callable[[], bool], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Join what it needs.
+        """Join the parts.
 
         Args:
-            mirror: The mirror of the cluster.
-            names: Under which names containers ask.
-            reason_of: Why a waiting pod was refused last.
-            leads: Whether this replica is the one that speaks for the cluster.
+            core: The cluster as it is known.
+            leads: Whether this replica reports for the cluster.
             clock: Monotonic seconds.
         """
-        self._mirror = mirror
+        names = core.settings.resource_names
+        self._core = core
         self._resources = (names.count, names.memory, names.cores)
-        self._reason_of = reason_of
         self._leads = leads
         self._clock = clock
         self._counted: list[prometheus_core.Metric] = []
@@ -89,11 +81,11 @@ class ClusterGauges(registry.Collector):
             name: prometheus_core.GaugeMetricFamily(name, text, labels=labels)
             for name, (text, labels) in GAUGES.items()
         }
-        ledger = self._mirror.ledger
+        ledger = self._core.ledger
         fleet = ledger.settle()
         for name, value in (
             ("hami_scheduler_nodes", fleet.live),
-            ("hami_scheduler_pods_holding_gpus", ledger.pod_count),
+            ("hami_scheduler_pods_bound", ledger.pod_count),
             ("hami_scheduler_pods_assumed", ledger.assumed_count),
             ("hami_scheduler_nominations", ledger.nomination_count),
         ):
@@ -103,20 +95,22 @@ class ClusterGauges(registry.Collector):
                 "hami_scheduler_gpus": model.gpus,
                 "hami_scheduler_gpus_usable": model.usable,
                 "hami_scheduler_gpu_memory_bytes": model.memory_mib << 20,
-                "hami_scheduler_gpu_memory_promised_bytes": model.memory_promised_mib << 20,
+                "hami_scheduler_gpu_memory_allocated_bytes": model.memory_allocated_mib << 20,
                 "hami_scheduler_gpu_slots": model.slots,
-                "hami_scheduler_gpu_slots_promised": model.slots_promised,
+                "hami_scheduler_gpu_slots_allocated": model.slots_allocated,
                 "hami_scheduler_largest_free_bytes": model.largest_free_mib << 20,
                 "hami_scheduler_fragmentation_ratio": model.fragmentation,
             }
             for name, number in values.items():
                 if number is not None:
                     made[name].add_metric([model.model], number)
-        waiting = collections.Counter(self._reason_of(uid) or UNDECIDED for uid in self._mirror.waiting)
+        waiting = collections.Counter(
+            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
+        )
         for reason, count in waiting.items():
-            made["hami_scheduler_pods_waiting"].add_metric([reason], count)
+            made["hami_scheduler_pods_pending"].add_metric([reason], count)
         if not waiting:
-            made["hami_scheduler_pods_waiting"].add_metric([UNDECIDED], 0)
+            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
         for namespace, held, limits in ledger.quotas.limited():
             for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
                 if limit is not None:
@@ -127,7 +121,7 @@ class ClusterGauges(registry.Collector):
     def _lately(self) -> dict[model_stats.ShareSize, int]:
         shapes = collections.Counter(
             model_stats.ShareSize(share.memory_mib, share.cores_percent)
-            for pod in itertools.islice(self._mirror.ledger.latest_pods(), _LATELY)
+            for pod in itertools.islice(self._core.ledger.latest_pods(), _LATELY)
             for shares in pod.shares
             for share in shares
         )

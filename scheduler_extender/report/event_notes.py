@@ -5,21 +5,9 @@ because `kubectl get events` cuts there.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from gpu_sharing.core import allocations, identifiers, placement, rejections, requests
-
-MOST_NODES_LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Nodes that refuse for one reason, and the one that came nearest."""
-
-    count: int
-    nearest_node: identifiers.NodeName
-    nearest: rejections.Rejection
+from scheduler_extender.cluster import pending
 
 
 def scheduled(
@@ -30,7 +18,7 @@ def scheduled(
     score: float,
     policy_name: str,
 ) -> str:
-    """The note of a `Scheduled` event.
+    """Return the note of a `Scheduled` event.
 
     Args:
         node: Where the pod goes.
@@ -61,33 +49,16 @@ def _cores(share: allocations.Share) -> str:
     return f"{share.cores_percent}%" if share.cores_percent else "not limited"
 
 
-def refused_everywhere(total: int, invalid: requests.InvalidRequest) -> str:
-    """The note of a `FailedScheduling` event for a request that no node can serve."""
-    return f"0/{total} nodes available: {total} invalid GPU request\n    {invalid.sentence} ({invalid.code})"
-
-
-def refused(
-    total: int, counts: Sequence[tuple[rejections.Reason, int]], lines: Iterable[tuple[str, rejections.Rejection]]
-) -> str:
-    """The note of a `FailedScheduling` event.
-
-    Args:
-        total: All nodes of the cluster.
-        counts: How many nodes refuse for each reason.
-        lines: A node, or a phrase for several, and what it says.
-    """
-    ordered = sorted(counts, key=lambda count: (-count[1], count[0]))
+def rejected(rejection: pending.PodRejection) -> str:
+    """Return the note of a `FailedScheduling` event: a summary, then a line a node, or a reason in a large cluster."""
+    total, invalid = rejection.nodes, rejection.invalid
+    if invalid:
+        return f"0/{total} nodes available: {total} invalid GPU request\n    {invalid.sentence} ({invalid.code})"
+    ordered = sorted(rejection.counts, key=lambda count: (-count[1], count[0]))
     summary = ", ".join(f"{count} {rejections.REASONS[reason].phrase}" for reason, count in ordered)
     head = f"0/{total} nodes available: {summary or 'there are no nodes'}"
-    return "\n    ".join([head, *(f"{who}: {rejection}" for who, rejection in lines)])
+    return "\n    ".join([head, *(f"{_name_of(nodes)}: {nodes.rejection}" for nodes in rejection.details)])
 
 
-def grouped(groups: Iterable[Group]) -> list[tuple[str, rejections.Rejection]]:
-    """The lines of `refused` for more nodes than can be listed: one a reason, with the nearest miss."""
-    return [
-        (
-            f"{group.count} nodes, nearest {group.nearest_node}" if group.count > 1 else str(group.nearest_node),
-            group.nearest,
-        )
-        for group in sorted(groups, key=lambda group: (-group.count, group.nearest.reason))
-    ]
+def _name_of(nodes: pending.RejectedNodes) -> str:
+    return f"{nodes.nodes} nodes, nearest {nodes.nearest}" if nodes.nodes > 1 else str(nodes.nearest)

@@ -1,14 +1,13 @@
-"""What happened to a pod, as its events tell it: the scheduler's, the device plugin's and the kubelet's, oldest first.
+"""The events of one pod: the scheduler's, the device plugin's and the kubelet's.
 
-They are read from the API server when somebody asks, because it keeps them whoever wrote them and whatever restarts.
+They are read from the API server at each call: it keeps them whichever process wrote them and whatever restarts.
 """
 
-from typing import Any
 from urllib import parse
 
 import msgspec
 
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import kubernetes, objects, read_api_types
 from gpu_sharing.core import identifiers
 
 _MOST_EVENTS = 500
@@ -43,8 +42,8 @@ class _Events(msgspec.Struct):
     items: list[_Event] | None = None
 
 
-async def read(client: kubernetes.Client, namespace: str, uid: identifiers.PodUid) -> list[dict[str, Any]]:
-    """The events of a pod, as JSON values: when it was first and last told (Unix seconds), how often, by whom, what.
+async def read(client: kubernetes.Client, namespace: str, uid: identifiers.PodUid) -> list[read_api_types.Event]:
+    """Return the events of a pod, oldest first.
 
     Raises:
         KubernetesError: The API server does not say.
@@ -53,16 +52,19 @@ async def read(client: kubernetes.Client, namespace: str, uid: identifiers.PodUi
     query = parse.urlencode({"fieldSelector": f"regarding.uid={uid}", "limit": _MOST_EVENTS})
     path = f"/apis/events.k8s.io/v1/namespaces/{parse.quote(namespace, safe='')}/events?{query}"
     found = (await client.get(path, _Events, _TIMEOUT_SECONDS)).items or []
-    return sorted((_told(one) for one in found), key=lambda one: (one["first_at"], one["last_at"]))
+    return sorted(map(_event, found), key=lambda event: (event.first_at, event.last_at))
 
 
-def _told(event: _Event) -> dict[str, Any]:
+def _event(event: _Event) -> read_api_types.Event:
     begun = event.event_time or event.deprecated_first_timestamp or event.deprecated_last_timestamp
-    first = objects.unix_seconds(begun)
+    first_at = objects.unix_seconds(begun)
     again = event.series.last_observed_time if event.series else event.deprecated_last_timestamp
-    writer = event.reporting_controller or (event.deprecated_source or _Source()).component
-    return {
-        "first_at": first, "last_at": max(objects.unix_seconds(again), first),
-        "count": (event.series.count if event.series else event.deprecated_count) or 1,
-        "by": writer, "type": event.type, "reason": event.reason, "note": event.note,
-    }  # fmt: skip
+    return read_api_types.Event(
+        first_at=first_at,
+        last_at=max(objects.unix_seconds(again), first_at),
+        count=(event.series.count if event.series else event.deprecated_count) or 1,
+        reporter=event.reporting_controller or (event.deprecated_source or _Source()).component,
+        type=event.type,
+        reason=event.reason,
+        note=event.note,
+    )

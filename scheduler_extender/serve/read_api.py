@@ -1,27 +1,26 @@
-"""The read API: who holds what, who waits, and why, for the WebUI and `hamictl`.
+"""The read API: which pod holds what, which pods are pending and why, for the WebUI and `hamictl`.
 
-Served on every replica, from the same mirror that decides. On loopback it is open; elsewhere `access` says who may read
-what. Described by `openapi.json`, against which it is tested.
+Served on every replica, from the same mirror that decides. On loopback it is open; elsewhere `read_access` decides who
+may read what. `gpu_sharing.adapters.read_api_types` describes every answer.
 """
 
 import heapq
-import importlib.resources
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 from urllib import parse
 
 import msgspec
 import orjson
 
-from gpu_sharing.adapters import pauses
-from gpu_sharing.core import error_codes, errors, identifiers, placement, requests
+from gpu_sharing.adapters import pauses, read_api_types
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
-from scheduler_extender.cluster import from_objects
-from scheduler_extender.cluster.mirror import Mirror
+from scheduler_extender.cluster import pending
 from scheduler_extender.decide import explaining
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
+from scheduler_extender.report import event_notes
 from scheduler_extender.serve import read_access, server
 
 _LONGEST_NAME = 253
@@ -60,7 +59,7 @@ def route_of(raw_path: bytes) -> Route | None:
             return None
 
 
-Events = Callable[[str, identifiers.PodUid], Awaitable[list[dict[str, Any]]]]
+Events = Callable[[str, identifiers.PodUid], Awaitable[list[read_api_types.Event]]]
 """The events of a pod, by its namespace and UID."""
 
 
@@ -69,18 +68,18 @@ class ReadApi:
 
     def __init__(
         self,
-        mirror: Mirror,
-        explainer: explaining.Explainer,
+        core: DecisionCore,
         events: Events,
         gate: read_access.Gate,
         ready: Callable[[], bool],
     ) -> None:
-        self._mirror = mirror
-        self._explainer = explainer
+        self._mirror = core.mirror
+        self._pending = core.pending
+        self._explainer = explaining.Explainer(core)
         self._events = events
         self._gate = gate
         self._ready = ready
-        self._openapi = importlib.resources.files("scheduler_extender.serve").joinpath("openapi.json").read_bytes()
+        self._openapi = orjson.dumps(read_api_types.openapi())
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
         """Answer one request."""
@@ -127,32 +126,34 @@ class ReadApi:
         """
         match route.what:
             case "cluster":
-                return orjson.dumps(await self._cluster())
+                return msgspec.json.encode(await self._cluster())
             case "nodes":
                 names = sorted(self._mirror.ledger.node_names())
                 return await _list("nodes", (self._node(name) for name in names))
             case "pods":
                 return await _list("pods", await self._pods(await reader.visible(await self._namespaces())))
-        told = await self._about_pod(route, reader)
-        return None if told is None else orjson.dumps(told)
+        answer = await self._about_pod(route, reader)
+        return None if answer is None else msgspec.json.encode(answer)
 
-    async def _about_pod(self, route: Route, reader: read_access.Reader) -> dict[str, Any] | None:
+    async def _about_pod(
+        self, route: Route, reader: read_access.Reader
+    ) -> read_api_types.Events | read_api_types.Explanation | None:
         visible = await reader.visible([route.namespace])
         if route.what == "events":
             return await self._events_of(route.namespace, route.name)
-        told = await self._explain(f"{route.namespace}/{route.name}")
-        if told is not None and visible is not None:
-            named = {_namespace_of(key) for one in told["nodes"] for key in (*one["waits_for"], *one["evictable"])}
+        explained = await self._explain(f"{route.namespace}/{route.name}")
+        if explained is not None and visible is not None:
+            named = {_namespace_of(key) for node in explained.nodes for key in (*node.waits_for, *node.evictable)}
             visible |= await reader.visible_among(named)
-            _hide(told, visible)
-        return told
+            return _hidden(explained, visible)
+        return explained
 
     async def _namespaces(self) -> frozenset[str]:
-        """Those in which pods hold GPUs or wait for them."""
+        """Those that have pods with GPUs or pending ones."""
         found, pause = set(), pauses.Pause()
-        every: list[facts.BoundPod | from_objects.PendingPod] = [
+        every: list[facts.BoundPod | pending.AnyPod] = [
             *self._mirror.ledger.pods(),
-            *self._mirror.waiting.values(),
+            *self._pending,
         ]
         for pod in every:
             found.add(_namespace_of(pod.key))
@@ -162,63 +163,45 @@ class ReadApi:
     async def _refuse(self, send: server.Send, status: int, code: error_codes.Code, message: str) -> None:
         await server.answer(send, status, orjson.dumps({"error_code": code, "message": message}))
 
-    async def _cluster(self) -> dict[str, Any]:
+    async def _cluster(self) -> read_api_types.Cluster:
         ledger, pause = self._mirror.ledger, pauses.Pause()
         names = ledger.node_names()
-        gpus = 0
-        memory_mib, cores_percent = {"total": 0, "promised": 0}, {"total": 0, "promised": 0}
+        gpus = memory_mib = allocated_mib = cores_percent = allocated_percent = 0
         for name in names:
             await pause()
-            for state in ledger.held(name).states:
+            for state in ledger.allocated_on(name).states:
                 gpus += 1
-                memory_mib["total"] += state.gpu.memory_mib
-                memory_mib["promised"] += state.allocated.memory_mib
-                cores_percent["total"] += state.gpu.cores_percent
-                cores_percent["promised"] += state.allocated.cores_percent
-        return {
-            "nodes": len(names),
-            "gpus": gpus,
-            "memory_mib": memory_mib,
-            "cores_percent": cores_percent,
-            "pods_holding": ledger.pod_count,
-            "pods_waiting": len(self._mirror.waiting),
-        }
+                memory_mib += state.gpu.memory_mib
+                allocated_mib += state.allocated.memory_mib
+                cores_percent += state.gpu.cores_percent
+                allocated_percent += state.allocated.cores_percent
+        return read_api_types.Cluster(
+            nodes=len(names),
+            gpus=gpus,
+            memory_mib=read_api_types.Amount(memory_mib, allocated_mib),
+            cores_percent=read_api_types.Amount(cores_percent, allocated_percent),
+            pods_bound=ledger.pod_count,
+            pods_pending=len(self._pending),
+        )
 
-    def _node(self, name: identifiers.NodeName) -> dict[str, Any]:
-        state = self._mirror.ledger.held(name)
-        known = self._mirror.ledger.node_facts(name)
-        ailments = known.ailments if known else {}
-        return {
-            "name": name,
-            "standing": _standing(state, known),
-            "foreign_slots": state.foreign_slots,
-            "labels": known.labels if known else {},
-            "problems": known.problems if known else {},
-            "gpus": [
-                {
-                    "uuid": one.gpu.uuid,
-                    "index": one.gpu.index,
-                    "type": one.gpu.type,
-                    "mode": one.gpu.mode,
-                    "healthy": one.gpu.healthy,
-                    "ailment": ailments.get(one.gpu.uuid, ""),
-                    "cordoned": one.cordoned,
-                    "allocation_unknown": one.allocation_unknown,
-                    "memory_mib": {"total": one.gpu.memory_mib, "promised": one.allocated.memory_mib},
-                    "cores_percent": {"total": one.gpu.cores_percent, "promised": one.allocated.cores_percent},
-                    "slots": {"total": one.gpu.slots, "promised": one.allocated.slots},
-                    "exclusive": one.allocated.exclusive > 0,
-                }
-                for one in state.states
-            ],
-        }
+    def _node(self, name: identifiers.NodeName) -> read_api_types.Node:
+        state = self._mirror.ledger.allocated_on(name)
+        known = self._mirror.ledger.node_facts(name) or facts.Node(name)
+        return read_api_types.Node(
+            name=name,
+            standing=_standing(state, known),
+            foreign_slots=state.foreign_slots,
+            gpus=[_gpu(one, known) for one in state.states],
+            labels=dict(known.labels),
+            problems=dict(known.problems),
+        )
 
-    async def _pods(self, visible: frozenset[str] | None) -> Iterator[dict[str, Any]]:
+    async def _pods(self, visible: frozenset[str] | None) -> Iterator[read_api_types.Pod]:
         """The pods of the visible namespaces (None: of all), by namespace and name."""
         pause = pauses.Pause()
-        every: list[facts.BoundPod | from_objects.PendingPod] = [
+        every: list[facts.BoundPod | pending.AnyPod] = [
             *self._mirror.ledger.pods(),
-            *self._mirror.waiting.values(),
+            *self._pending,
         ]
         runs = []
         for start in range(0, len(every), _SORTED_AT_A_TIME):
@@ -227,92 +210,126 @@ class ReadApi:
             runs.append(sorted(seen, key=_by_name))
             await pause()
         return (
-            self._waiting(pod) if isinstance(pod, from_objects.PendingPod) else self._holding(pod)
+            _bound(pod) if isinstance(pod, facts.BoundPod) else self._unbound(pod)
             for pod in heapq.merge(*runs, key=_by_name)
         )
 
-    def _holding(self, pod: facts.BoundPod) -> dict[str, Any]:
+    def _unbound(self, pod: pending.AnyPod) -> read_api_types.Pod:
+        entry = self._pending.entry(pod.uid)
+        rejection = entry.rejection if entry else None
         namespace, _, name = pod.key.partition("/")
-        return {
-            "namespace": namespace, "name": name, "uid": pod.uid, "node": pod.node, "phase": "holding",
-            "starting": pod.starting, "corrupt": pod.corrupt, "foreign_slots": pod.foreign_slots,
-            "trouble": pod.trouble,
-            "containers": [
-                [
-                    {"uuid": share.uuid, "memory_mib": share.memory_mib, "cores_percent": share.cores_percent}
-                    for share in shares
-                ]
-                for shares in pod.shares
-            ],
-            "gpus": [
-                {"uuid": uuid, "memory_mib": one.memory_mib, "cores_percent": one.cores_percent}
-                for uuid, one in sorted(pod.allocated.items())
-            ],
-            "error_code": "", "created_at": pod.traits.created_at, "bound_at": pod.traits.bound_at, "asks": [],
-        }  # fmt: skip
-
-    def _waiting(self, pod: from_objects.PendingPod) -> dict[str, Any]:
-        namespace, _, name = pod.key.partition("/")
-        return {
-            "namespace": namespace, "name": name, "uid": pod.uid, "node": None, "phase": "waiting",
-            "starting": False, "corrupt": False, "foreign_slots": 0, "trouble": "", "containers": [], "gpus": [],
-            "error_code": self._explainer.reason_of(pod.uid) or "",
-            "created_at": pod.traits.created_at, "bound_at": 0, "asks": _asks(pod.request),
-        }  # fmt: skip
+        return read_api_types.Pod(
+            namespace=namespace,
+            name=name,
+            uid=pod.uid,
+            node=None,
+            phase="pending",
+            starting=False,
+            corrupt=False,
+            foreign_slots=0,
+            gpus=[],
+            error_code=rejection.code if rejection else "",
+            created_at=pod.traits.created_at,
+            requests=_requests(pod),
+        )
 
     def _held(self, key: str) -> facts.BoundPod | None:
         return next((one for one in self._mirror.ledger.pods() if one.key == key), None)
 
-    async def _events_of(self, namespace: str, name: str) -> dict[str, Any] | None:
+    async def _events_of(self, namespace: str, name: str) -> read_api_types.Events | None:
         key = f"{namespace}/{name}"
-        found = self._mirror.waiting_by_key(key) or self._held(key)
-        return None if found is None else {"pod": key, "events": await self._events(namespace, found.uid)}
+        found = self._pending.by_key(key) or self._held(key)
+        return None if found is None else read_api_types.Events(key, await self._events(namespace, found.uid))
 
-    async def _explain(self, key: str) -> dict[str, Any] | None:
-        pod = self._mirror.waiting_by_key(key)
+    async def _explain(self, key: str) -> read_api_types.Explanation | None:
+        pod = self._pending.by_key(key)
         if pod is None:
             held = self._held(key)
-            if held is None:
-                return None
-            return {
-                "pod": key, "phase": "holding", "node": held.node, "summary": "", "remedy": "", "nearest": None,
-                "gates": [], "nodes": [],
-            }  # fmt: skip
+            return None if held is None else read_api_types.Explanation(key, "bound", held.node)
         answer = await self._explainer.explain(pod)
-        return {
-            "pod": key, "phase": "waiting", "node": None, "summary": answer.summary, "remedy": answer.remedy,
-            "nearest": answer.nearest, "gates": answer.gates,
-            "nodes": [
-                {
-                    "node": one.node, "fits": one.code is None, "code": one.code or "", "sentence": one.sentence,
-                    "curable": one.curable, "advice": one.advice, "waits_for": one.waits_for,
-                    "evictable": one.evictable, "looked_into": one.looked_into,
-                }
-                for one in answer.verdicts
+        return read_api_types.Explanation(
+            pod=key,
+            phase="pending",
+            node=None,
+            summary=event_notes.rejected(answer.rejection),
+            remedy=answer.remedy,
+            nearest=answer.nearest,
+            gates=list(answer.gates),
+            nodes=[
+                read_api_types.NodeExplanation(
+                    node=node.node,
+                    fits=node.code is None,
+                    code=node.code or "",
+                    message=node.message,
+                    curable=node.curable,
+                    advice=node.advice,
+                    waits_for=list(node.waits_for),
+                    evictable=list(node.evictable),
+                    examined=node.examined,
+                )
+                for node in answer.nodes
             ],
-        }  # fmt: skip
+        )
 
 
-def _standing(state: placement.NodeState, known: facts.Node | None) -> str:
+def _gpu(state: gpus.GpuState, known: facts.Node) -> read_api_types.Gpu:
+    gpu, allocated, amount = state.gpu, state.allocated, read_api_types.Amount
+    return read_api_types.Gpu(
+        uuid=gpu.uuid,
+        index=gpu.index,
+        type=gpu.type,
+        mode=gpu.mode,
+        healthy=gpu.healthy,
+        cordoned=state.cordoned,
+        allocation_unknown=state.allocation_unknown,
+        memory_mib=amount(gpu.memory_mib, allocated.memory_mib),
+        cores_percent=amount(gpu.cores_percent, allocated.cores_percent),
+        slots=amount(gpu.slots, allocated.slots),
+        exclusive=allocated.exclusive > 0,
+        unhealthy_reason=known.unhealthy_reasons.get(gpu.uuid, ""),
+    )
+
+
+def _bound(pod: facts.BoundPod) -> read_api_types.Pod:
+    namespace, _, name = pod.key.partition("/")
+    share = read_api_types.Share
+    return read_api_types.Pod(
+        namespace=namespace,
+        name=name,
+        uid=pod.uid,
+        node=pod.node,
+        phase="bound",
+        starting=pod.starting,
+        corrupt=pod.corrupt,
+        foreign_slots=pod.foreign_slots,
+        gpus=[share(uuid, one.memory_mib, one.cores_percent) for uuid, one in sorted(pod.allocated.items())],
+        containers=[[share(one.uuid, one.memory_mib, one.cores_percent) for one in shares] for shares in pod.shares],
+        not_running=pod.not_running,
+        created_at=pod.traits.created_at,
+        bound_at=pod.traits.bound_at,
+    )
+
+
+def _standing(state: placement.NodeState, known: facts.Node) -> str:
     """Why new pods are not placed on a node: by its GPUs' record, or by the node itself; `none` where they are."""
-    if state.standing is Reason.NONE and known is not None:
+    if state.standing is Reason.NONE:
         return known.unavailable.name.lower()
     return state.standing.name.lower()
 
 
-async def _list(field: str, items: Iterable[dict[str, Any]]) -> bytes:
+async def _list(field: str, items: Iterable[msgspec.Struct]) -> bytes:
     """Return a JSON object with one list, encoded item by item."""
     pause, encoded = pauses.Pause(), bytearray(b'{"%b":[' % field.encode())
     separator = b""
     for item in items:
-        encoded += separator + orjson.dumps(item)
+        encoded += separator + msgspec.json.encode(item)
         separator = b","
         await pause()
     encoded += b"]}"
     return bytes(encoded)
 
 
-def _by_name(pod: facts.BoundPod | from_objects.PendingPod) -> tuple[str, str]:
+def _by_name(pod: facts.BoundPod | pending.AnyPod) -> tuple[str, str]:
     namespace, _, name = pod.key.partition("/")
     return namespace, name
 
@@ -321,23 +338,25 @@ def _namespace_of(key: str) -> str:
     return key.partition("/")[0]
 
 
-def _hide(told: dict[str, Any], visible: frozenset[str]) -> None:
-    """Take the names of pods of other namespaces out of an explanation, and say how many those are."""
-    for one in told["nodes"]:
-        for field in ("waits_for", "evictable"):
-            shown = [key for key in one[field] if _namespace_of(key) in visible]
-            hidden = len(one[field]) - len(shown)
-            one[field] = [*shown, *([f"{hidden} of other namespaces"] if hidden else [])]
+def _hidden(explained: read_api_types.Explanation, visible: frozenset[str]) -> read_api_types.Explanation:
+    """An explanation without the names of pods of other namespaces; it says how many those are."""
+
+    def shown(keys: list[str]) -> list[str]:
+        mine = [key for key in keys if _namespace_of(key) in visible]
+        hidden = len(keys) - len(mine)
+        return [*mine, *([f"{hidden} of other namespaces"] if hidden else [])]
+
+    nodes = [
+        msgspec.structs.replace(node, waits_for=shown(node.waits_for), evictable=shown(node.evictable))
+        for node in explained.nodes
+    ]
+    return msgspec.structs.replace(explained, nodes=nodes)
 
 
-def _asks(request: requests.PodRequest | requests.InvalidRequest) -> list[dict[str, int]]:
-    """What each container with GPUs asks for; nothing where that cannot be read."""
-    containers = request.containers if isinstance(request, requests.PodRequest) else ()
+def _requests(pod: pending.AnyPod) -> list[read_api_types.ContainerRequest]:
+    containers = () if isinstance(pod, pending.UnreadablePod) else pod.request.containers
     return [
-        {
-            "gpus": one.gpus, "memory_mib": one.memory_mib, "memory_percent": one.memory_percent,
-            "cores_percent": one.cores_percent,
-        }
+        read_api_types.ContainerRequest(one.gpus, one.memory_mib, one.memory_percent, one.cores_percent)
         for one in containers
-        if one is not None
-    ]  # fmt: skip
+        if one
+    ]

@@ -9,16 +9,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import structlog
 
+from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, identifiers
 from scheduler_extender import worker
 from scheduler_extender.act import binding
+from scheduler_extender.cluster import pending
 from scheduler_extender.decide import verbs
-from scheduler_extender.metrics import Metrics
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.serve import wire
 
 Scope = MutableMapping[str, Any]
@@ -35,6 +39,14 @@ _BODY_WITHIN_SECONDS = 10.0
 _MOST_IN_FLIGHT = 256
 
 log = structlog.get_logger("server")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why no call may be answered now."""
+
+    code: error_codes.Code
+    message: str
 
 
 class BodyTooLarge(Exception):
@@ -115,40 +127,60 @@ async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"a
     await send({"type": "http.response.body", "body": body})
 
 
-def problem(code: error_codes.Code, message: str) -> bytes:
-    """The body of an answer to somebody who is not kube-scheduler's happy path."""
+def error_body(code: error_codes.Code, message: str) -> bytes:
+    """Return a JSON error: `Error` for kube-scheduler, code and message for people."""
     return orjson.dumps({"Error": f"{code}: {message}", "error_code": code, "message": message})
 
 
+@dataclass(frozen=True, slots=True)
+class _Filtered:
+    """The last answer of filter: prioritize is mostly asked about the same pod and the same bytes of names."""
+
+    uid: str
+    pod: pending.AnyPod
+    names: list[str]
+    names_json: bytes
+
+
 class VerbServer:
-    """The ASGI application that kube-scheduler calls.
+    """The ASGI application that kube-scheduler calls: bytes to values, one decision, a report, values to bytes.
 
     Attributes:
         last_call_at: Monotonic seconds of the last call.
     """
 
     def __init__(
-        self, choices: verbs.Verbs, binder: binding.Binder, metrics: Metrics, ready: Callable[[], bool],
-        leads: Callable[[], bool],
-    ) -> None:  # fmt: skip
-        self._verbs = choices
+        self,
+        core: DecisionCore,
+        binder: binding.Binder,
+        decision_events: DecisionEvents,
+        refusal: Callable[[], Refusal | None],
+    ) -> None:
+        """Join the parts.
+
+        Args:
+            core: What decides.
+            binder: What binds.
+            decision_events: What reports decisions.
+            refusal: Returns why no call may be answered now, or None.
+        """
+        self._mirror = core.mirror
+        self._verbs = verbs.Verbs(core)
         self._binder = binder
-        self._metrics = metrics
-        self._ready = ready
-        self._leads = leads
+        self._decision_events = decision_events
+        self._refusal = refusal
+        self._metrics = metrics = core.metrics
         self._in_flight = 0
         self._bodies = BodyBudget(_MOST_BODIES_BYTES)
         metrics.in_flight.set_function(lambda: self._in_flight)
         self.last_call_at = float("-inf")
+        self._filtered: _Filtered | None = None
+        self._priorities = wire.Priorities()
         self._timers = {
             "filter": metrics.filter_seconds,
             "prioritize": metrics.score_seconds,
             "bind": metrics.bind_seconds,
             "preempt": metrics.preempt_seconds,
-        }
-        self._decided: dict[str, Callable[[bytes], bytes]] = {
-            "filter": choices.filter,
-            "prioritize": choices.prioritize,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,12 +213,11 @@ class VerbServer:
         outcome = "refused"
         try:
             async with self._bodies.reading(receive, MOST_BODY_BYTES) as body:
-                if not self._ready():
-                    await self._refuse(send, failure, error_codes.NOT_READY, "the cluster has not been read yet")
-                elif not self._leads():
-                    await self._refuse(send, failure, error_codes.NOT_LEADER, "not leader")
+                refusal = self._refusal()
+                if refusal is not None:
+                    await self._refuse(send, failure, refusal.code, refusal.message)
                 else:
-                    await answer(send, 200, await self._decide(verb, body))
+                    await answer(send, 200, await self._timed(verb, body))
                     outcome = "answered"
         except CallerGone:
             outcome = "cancelled"
@@ -204,22 +235,114 @@ class VerbServer:
         finally:
             self._metrics.calls.labels(verb=verb, outcome=outcome).inc()
 
-    async def _decide(self, verb: str, body: bytes) -> bytes:
+    async def _timed(self, verb: str, body: bytes) -> bytes:
         started = time.perf_counter()
-        if verb == "bind":
-            args = wire.decode_bind(body)
-            failed = await self._binder.bind(args)
-            result = wire.error_result(failed) if failed else wire.BOUND
-            decision = self._verbs.decision(identifiers.PodUid(args.pod_uid))
-        elif verb == "preempt":
-            result, decision = await self._verbs.preempt(body), None
-        else:
-            result = self._decided[verb](body)
-            decision = self._verbs.last_decision
+        match verb:
+            case "filter":
+                result, decision = self.filter(body)
+            case "prioritize":
+                result, decision = self.prioritize(body)
+            case "preempt":
+                result, decision = await self.preempt(body), None
+            case _:
+                result, decision = await self.bind(body)
         # An OpenMetrics scraper finds the log lines of a slow one by it.
-        exemplar: dict[str, str] | None = {"decision_id": decision.id} if decision else None
+        exemplar: dict[str, str] | None = {"decision_id": decision} if decision else None
         self._timers[verb].observe(time.perf_counter() - started, exemplar)
         return result
+
+    def filter(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
+        """Answer which of the offered nodes take the pod, and why the others do not.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+        """
+        args = wire.decode_filter(body)
+        names = wire.names_of(args)
+        assert args.pod is not None
+        pod = self._pod_of(args.pod)
+        answer = self._verbs.filter(pod, names) if pod else None
+        if pod is None or answer is None:
+            return wire.filter_result(args, names, names, wire.encode_names(args, names, names), {}), None
+        self._decision_events.filtered(answer, names)
+        if answer.rejection:
+            self._metrics.refusals.labels(error_code=answer.rejection.code).inc()
+        fitting = answer.decision.names
+        names_json = wire.encode_names(args, names, fitting)
+        self._filtered = _Filtered(pod.uid, pod, fitting, names_json)
+        return wire.filter_result(args, names, fitting, names_json, answer.refused), answer.decision.id
+
+    def prioritize(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
+        """Answer a score for each node.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+        """
+        last = self._filtered
+        if last and last.names and last.uid == wire.uid_of(body) and wire.repeats(body, last.names_json):
+            pod, names = last.pod, last.names
+        else:
+            args = wire.decode_filter(body)
+            names = wire.names_of(args)
+            assert args.pod is not None
+            asked = self._pod_of(args.pod)
+            if asked is None:
+                return self._priorities.encode(names), None
+            pod = asked
+        ranking = self._verbs.prioritize(pod, names)
+        body = self._priorities.encode(names, ranking.best or "", ranking.score)
+        return body, ranking.decision.id if ranking.decision else None
+
+    async def preempt(self, body: bytes) -> bytes:
+        """Answer on which nodes eviction lets the pod's GPUs fit, and which pods to evict there.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+            Busy: Too many computations are queued.
+        """
+        args = wire.decode_preempt(body)
+        assert args.pod is not None
+        chosen, pod = wire.victims_of(args), self._pod_of(args.pod)
+        uids = {
+            name: [identifiers.PodUid(victim.uid) for victim in victims.pods or () if victim]
+            for name, victims in chosen.items()
+        }
+        helping = await self._verbs.preempt(pod, uids) if pod else None
+        if helping is None:
+            return wire.preempt_result(chosen)
+        return wire.preempt_result(
+            {
+                name: wire.MetaVictims([wire.MetaPod(uid) for uid in victims], chosen[name].num_pdb_violations)
+                for name, victims in helping.items()
+            }
+        )
+
+    async def bind(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
+        """Bind a pod and answer whether that was done.
+
+        Raises:
+            BadRequest: The body is not what the protocol defines.
+        """
+        args = wire.decode_bind(body)
+        key = f"{args.pod_namespace}/{args.pod_name}"
+        call = binding.BindCall(identifiers.PodUid(args.pod_uid), key, identifiers.NodeName(args.node))
+        try:
+            outcome = await self._binder.bind(call)
+        except Exception:
+            self._metrics.bind_failed(error_codes.INTERNAL)
+            raise
+        if outcome.code:
+            self._metrics.bind_failed(outcome.code)
+            return wire.error_result(f"{outcome.code}: {outcome.message}"), outcome.decision
+        self._metrics.bind_success.inc()
+        return wire.BOUND, outcome.decision
+
+    def _pod_of(self, pod: objects.Pod) -> pending.AnyPod | None:
+        """The pod as a value, or None if it asks for no GPU."""
+        found = self._mirror.pod_to_decide(pod)
+        if found is not None:
+            wire.demand_identity(pod)
+        return found
 
     def _failure_status(self, verb: str) -> int:
         """200 where kube-scheduler reads `Error`; prioritize and preempt have no such field."""
@@ -228,4 +351,4 @@ class VerbServer:
     async def _refuse(self, send: Send, status: int, code: error_codes.Code, message: str) -> None:
         self._metrics.bad_requests.labels(error_code=code).inc()
         log.error("call refused", error_code=code, cause=message)
-        await answer(send, status, problem(code, message))
+        await answer(send, status, error_body(code, message))

@@ -73,7 +73,7 @@ class Webhook:
         if scope["type"] != "http":
             return
         if scope["path"].rstrip("/") != PATH or scope["method"] != "POST":
-            await server.answer(send, 404, server.problem(error_codes.UNKNOWN_ROUTE, f"POST {PATH} is all there is"))
+            await server.answer(send, 404, server.error_body(error_codes.UNKNOWN_ROUTE, f"POST {PATH} is all there is"))
             return
         started, outcome = time.perf_counter(), "failed"
         try:
@@ -83,15 +83,15 @@ class Webhook:
             return
         except server.BodyTooLarge:
             text = f"the body is larger than {_MOST_BODY_BYTES} bytes"
-            await server.answer(send, 413, server.problem(error_codes.BODY_TOO_LARGE, text))
+            await server.answer(send, 413, server.error_body(error_codes.BODY_TOO_LARGE, text))
         except server.TooManyBodies:
-            await server.answer(send, 503, server.problem(error_codes.BUSY, "busy, retry"))
+            await server.answer(send, 503, server.error_body(error_codes.BUSY, "busy, retry"))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as bad:
-            await server.answer(send, 400, server.problem(error_codes.BAD_REQUEST, f"no AdmissionReview: {bad}"))
+            await server.answer(send, 400, server.error_body(error_codes.BAD_REQUEST, f"no AdmissionReview: {bad}"))
         except Exception:
             log.exception("defect", error_code=error_codes.INTERNAL)
             text = "the webhook failed; see the extender's log"
-            await server.answer(send, 500, server.problem(error_codes.INTERNAL, text))
+            await server.answer(send, 500, server.error_body(error_codes.INTERNAL, text))
         else:
             self._tell(asked, verdict)
             outcome = "denied" if verdict.refused else "mended" if verdict.patch else "allowed"
@@ -135,7 +135,7 @@ class Webhook:
         if verdict.request is None or not self._synced():
             return verdict
         if verdict.gang:
-            why = self._ledger.gangs.joins(asked.namespace, verdict.gang)
+            why = self._ledger.gangs.join_refusal(asked.namespace, verdict.gang)
             if why:
                 return admission.AdmissionResult(f"{error_codes.BAD_GANG}: {why}")
         more = model_stats.never_fits(self._ledger.settle(), verdict.request)
@@ -144,7 +144,7 @@ class Webhook:
     def _sizeless(self, asked: _Asked, verdict: admission.AdmissionResult) -> tuple[str, ...]:
         """A warning where nothing says yet how many members the pod's gang has."""
         gang = verdict.gang
-        if gang is None or self._ledger.gangs.roll((asked.namespace, gang.name)).size_for(gang):
+        if gang is None or self._ledger.gangs.members((asked.namespace, gang.name)).size_for(gang):
             return ()
         return (f"the pod waits until there is a PodGroup {gang.name}, or write the annotation {gangs.SIZE}",)
 

@@ -6,6 +6,7 @@ stay encoded where the same bytes go back out.
 Source: k8s.io/kube-scheduler/extender/v1/types.go, v0.36.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -206,7 +207,7 @@ def encode_names(args: FilterArgs, names: list[str], kept: list[str]) -> bytes:
 
 
 def filter_result(
-    args: FilterArgs, names: list[str], kept: list[str], kept_json: bytes, refused: dict[str, str]
+    args: FilterArgs, names: list[str], kept: list[str], kept_json: bytes, refused: Mapping[str, str]
 ) -> bytes:
     """The answer of filter, in the form the question had.
 

@@ -30,6 +30,7 @@ def test_no_runbook_is_left_of_an_alert_that_is_gone() -> None:
     assert {path.stem for path in (ROOT / files.DASHBOARDS).iterdir()} == {one.name for one in dashboards.DASHBOARDS}
 
 
+@pytest.mark.slow
 def test_every_alert_fires_when_it_should_and_only_then(tmp_path: pathlib.Path) -> None:
     """By promtool, on the rule file as it is shipped."""
     promtool = tools.find("promtool")
@@ -40,6 +41,7 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: pathlib.Path) 
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_case_that_is_wrong_is_found(tmp_path: pathlib.Path) -> None:
     """Else the test above could not fail."""
     promtool = tools.find("promtool")
@@ -75,7 +77,7 @@ def test_the_examples_are_what_prometheus_and_alertmanager_read(tmp_path: pathli
     [
         (("alertname=GPUUnhealthy", "severity=critical"), "on-call"),
         (("alertname=GPUMemoryUsageHigh", "severity=warning"), "team"),
-        (("alertname=GPUWhollyPromised", "severity=none"), "nobody"),
+        (("alertname=GPUFullyAllocated", "severity=none"), "nobody"),
     ],
 )
 def test_alerts_reach_whom_they_should(labels: tuple[str, ...], receiver: str) -> None:

@@ -15,7 +15,7 @@ PODS = "/api/v1/namespaces/default/pods"
 def raw(
     extender: extender_process.ExtenderProcess, verb: str, body: bytes, method: str = "POST"
 ) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(extender.verbs, timeout=20)
+    connection = http.client.HTTPConnection(extender.verbs, timeout=60)
     try:
         connection.request(method, f"/{verb}", body, {"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -55,7 +55,7 @@ def read(extender: extender_process.ExtenderProcess, path: str) -> Any:
     return json.loads(body)
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()

@@ -138,7 +138,7 @@ class GpuNode:
     def allocatable(self) -> int:
         return sum(self.kubelet.devices.values())
 
-    def wait(self, what: str, condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    def wait(self, what: str, condition: Callable[[], Any], seconds: float = 60.0) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = condition()

@@ -19,6 +19,8 @@ from scheduler_extender import settings
 from scheduler_extender.act import certificate_keeper
 from tests.component import calls
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC).timestamp()
 DAY = 86_400.0
 NAMES = ("hami-scheduler.hami-system.svc", "hami-scheduler.hami-system.svc.cluster.local")
@@ -187,13 +189,13 @@ def test_an_extender_listens_before_its_secret_is_there_and_says_what_is_missing
             untrusted = (tmp_path / "crt").read_text()
             calls.eventually(lambda: "SCHED_CERTIFICATE_NOT_KEPT" in (tmp_path / "log").read_text())
             server.request("POST", SECRETS, {"metadata": {"name": "tls", "namespace": "default"}})
-            calls.eventually(lambda: (tmp_path / "crt").read_text() != untrusted, 30)
+            calls.eventually(lambda: (tmp_path / "crt").read_text() != untrusted)
             secret = server.request("GET", f"{SECRETS}/tls")["data"]
             trust = ssl.create_default_context(cadata=base64.b64decode(secret["ca.crt"]).decode())
 
             def answers() -> bool:
                 port = extender.webhook.rpartition(":")[2]
-                connection = http.client.HTTPSConnection("localhost", int(port), context=trust, timeout=5)
+                connection = http.client.HTTPSConnection("localhost", int(port), context=trust, timeout=60)
                 try:
                     connection.request("GET", "/webhook")
                     return connection.getresponse().status > 0
@@ -202,7 +204,7 @@ def test_an_extender_listens_before_its_secret_is_there_and_says_what_is_missing
                 finally:
                     connection.close()
 
-            calls.eventually(answers, 20)
+            calls.eventually(answers)
 
 
 @pytest.mark.parametrize("arguments", [["--tls-secret", "a/b"], ["--tls-secret", "b"]])

@@ -8,6 +8,8 @@ import pytest
 
 from gpu_sharing.core import error_codes
 
+pytestmark = pytest.mark.slow
+
 
 def hamictl(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "hamictl", *arguments], capture_output=True, text=True, timeout=120)

@@ -20,6 +20,8 @@ from tests import inputs
 from tests.component import gpu_node
 from tests.contracts import kubelet as contract
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[gpu_node.GpuNode]:
@@ -339,9 +341,7 @@ def test_a_checkpoint_that_cannot_be_read_starts_nothing(node: gpu_node.GpuNode)
     path = node.folder / "kubelet" / "device-plugins" / "kubelet_internal_checkpoint"
     path.write_text('{"Data": 7}')
 
-    began = time.monotonic()
-    refused(node, pod, "PLUGIN_CHECKPOINT_UNREADABLE")
-    assert time.monotonic() - began < 30  # The kubelet waits no longer.
+    refused(node, pod, "PLUGIN_CHECKPOINT_UNREADABLE")  # Within `GpuNode.do`'s time: the kubelet waits no longer.
     node.server.call(node.kubelet.write_checkpoint)
 
     assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "100m"
@@ -629,7 +629,7 @@ def test_while_the_api_server_is_away_what_was_written_for_a_container_holds() -
         text = node.kubeconfig.read_text()
         node.kubeconfig.write_text(text.replace(node.server.url, "http://127.0.0.1:1"))
         node.plugin.start()
-        node.wait("it serves", lambda: node.allocatable() == 20, 40)
+        node.wait("it serves", lambda: node.allocatable() == 20)
 
         assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "500m"
         node.admit(fresh)
@@ -656,7 +656,7 @@ def test_the_canary_finds_the_socket_answering(node: gpu_node.GpuNode) -> None:
         found = json.loads(node.plugin.get("health", "/healthz")[1])["components"]["socket"]
         return bool(found["healthy"])
 
-    node.wait("it answers", answers, 25)
+    node.wait("it answers", answers)
 
 
 @pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_MEMORY_LIMIT_0", "CUDA_DEVICE_MEMORY_LIMIT_7"])

@@ -20,6 +20,8 @@ from tests.component import calls, liar
 from tests.component.conftest import SMALL
 from tests.component.test_hamictl import hamictl
 
+pytestmark = pytest.mark.slow
+
 ADMISSION = "/apis/admissionregistration.k8s.io/v1"
 
 
@@ -224,9 +226,11 @@ def test_an_api_server_that_is_slow_is_told_from_one_that_was_slow_once(
     server.app.faults.arm(faults.Fault("GET", "^/version$", times=2, delay_seconds=1.2))
     assert told(doctor(*reach(extender, healthy))[1]) == []
     server.app.faults.arm(faults.Fault("GET", "^/version$", times=3, delay_seconds=1.2))
-    assert told(doctor(*reach(extender, healthy))[1]) == [
-        ("DOCTOR_API_SLOW", "cluster", "its fastest answer of several took 1.2 s")
-    ]
+    ((code, about, sentence),) = told(doctor(*reach(extender, healthy))[1])
+    assert (code, about) == ("DOCTOR_API_SLOW", "cluster")
+    seconds = re.fullmatch(r"its fastest answer of several took (\d+\.\d) s", sentence)
+    assert seconds
+    assert float(seconds[1]) >= 1.2
 
 
 def lease(server: api_server.Running, namespace: str, name: str, holder: str, renewed_in_seconds: float) -> None:
@@ -245,6 +249,7 @@ def test_clocks_that_differ_are_told_with_whose_they_are(
     healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
 ) -> None:
     """A certificate ends early by one of them, and a pod seems to be stuck."""
+    began = time.time()
     lease(server, "kube-node-lease", "a", "a", 0)
     lease(server, "kube-node-lease", "b", "b", 3600)
     create(server, "early", [share("b", 0, 100)], node="b", bound_at=int(time.time()) + 900)
@@ -252,11 +257,15 @@ def test_clocks_that_differ_are_told_with_whose_they_are(
 
     found = told(doctor(*reach(extender, healthy))[1])
     assert [one[:2] for one in found] == [("DOCTOR_CLOCK", "node/b"), ("DOCTOR_CLOCK", "pod/default/early")]
-    assert re.fullmatch(r"its heartbeat is (3599|3600|3601) s ahead of the API server's clock", found[0][2])
+    early = re.fullmatch(r"its heartbeat is (\d+) s ahead of the API server's clock", found[0][2])
+    assert early
+    assert 3600 - (time.time() - began) - 1 <= int(early[1]) <= 3601  # The command may look that much later.
 
     server.app.faults.clock_ahead_seconds = -7200
     found = told(doctor(*reach(extender, healthy))[1])
-    assert re.fullmatch(r"the API server's is (7199|7200|7201) s behind this machine's", found[0][2])
+    behind = re.fullmatch(r"the API server's is (\d+) s behind this machine's", found[0][2])
+    assert behind
+    assert int(behind[1]) >= 7199
     assert ("DOCTOR_CLOCK", "node/a") in [one[:2] for one in found]
 
 

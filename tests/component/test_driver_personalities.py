@@ -15,6 +15,8 @@ from gpu_sharing.core import error_codes, identifiers, records
 from lab import api_server, fake_driver, gpu_nodes, gpus, kinds, plugin_process
 from lab.fake_driver import personalities
 
+pytestmark = pytest.mark.slow
+
 MEMORY, IDENTITY = error_codes.PLUGIN_GPU_MEMORY_UNKNOWN, error_codes.PLUGIN_GPU_NOT_IDENTIFIED
 XIDS, MIG = error_codes.PLUGIN_XIDS_NOT_HEARD, error_codes.PLUGIN_MIG_NOT_READ
 OURS = {MEMORY, IDENTITY, XIDS, MIG}

@@ -10,10 +10,14 @@ import sys
 import threading
 import time
 
+import pytest
+
 from lab import api_server, certificates, cluster, extender_process, faults, gpus, kinds
 from tests import tools
 from tests.component import calls
 from tests.component.conftest import SMALL
+
+pytestmark = pytest.mark.slow
 
 Extender = extender_process.ExtenderProcess
 
@@ -24,7 +28,7 @@ def test_a_binding_whose_answer_was_lost_is_found_out(extender: Extender, server
     server.app.faults.arm(faults.Fault("POST", "/binding$", loses_answer=True))
 
     assert calls.bind(extender, pod, "a") == ""
-    assert calls.read(extender, "cluster")["memory_mib"]["promised"] == 4000
+    assert calls.read(extender, "cluster")["memory_mib"]["allocated"] == 4000
 
 
 def test_a_binding_that_was_refused_by_a_broken_server_gives_the_place_back(
@@ -35,7 +39,7 @@ def test_a_binding_that_was_refused_by_a_broken_server_gives_the_place_back(
     server.app.faults.arm(faults.Fault("POST", "/binding$", refuse_with=500))
 
     assert calls.bind(extender, pod, "a").startswith("SCHED_BIND_FAILED")
-    assert calls.read(extender, "cluster")["memory_mib"]["promised"] == 0
+    assert calls.read(extender, "cluster")["memory_mib"]["allocated"] == 0
     assert calls.bind(extender, pod, "a") == ""
 
 
@@ -49,7 +53,7 @@ def test_a_watch_that_breaks_or_expires_misses_nothing(extender: Extender, serve
         calls.create(server, f"new-{number}")
         calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
 
-    calls.eventually(lambda: calls.read(extender, "cluster")["memory_mib"]["promised"] == 0)
+    calls.eventually(lambda: calls.read(extender, "cluster")["memory_mib"]["allocated"] == 0)
     watches = ("nodes", "pods", "quotas")
     calls.eventually(
         lambda: sum(extender.metric(f'hami_watch_failures_total{{watch="{one}"}}') for one in watches) >= 1
@@ -66,7 +70,7 @@ def test_two_binds_for_one_place_are_one_success(extender: Extender, server: api
     assert outcomes.count("") == 4
     assert all(error.startswith("SCHED_NO_LONGER_FITS") for error in outcomes if error)
     (node,) = [one for one in calls.read(extender, "nodes")["nodes"] if one["name"] == "a"]
-    assert [gpu["memory_mib"] for gpu in node["gpus"]] == [{"total": 16_000, "promised": 16_000}] * 2
+    assert [gpu["memory_mib"] for gpu in node["gpus"]] == [{"total": 16_000, "allocated": 16_000}] * 2
 
 
 def test_a_restart_knows_everything_from_the_api_objects(extender: Extender, server: api_server.Running) -> None:
@@ -89,7 +93,7 @@ def test_sigterm_lets_a_bind_finish(extender: Extender, server: api_server.Runni
     outcome: list[str] = []
     binding = threading.Thread(target=lambda: outcome.append(calls.bind(extender, pod, "a")))
     binding.start()
-    time.sleep(0.3)
+    calls.eventually(lambda: not server.app.faults.armed)
 
     extender.stop()
     binding.join()
@@ -139,7 +143,7 @@ def test_only_the_extender_beside_the_leader_binds(server: api_server.Running, t
             time.sleep(0.5)
             return bool(json.loads(extender.get("health", "/healthz")[1])["leading"])
 
-        calls.eventually(renew, 40)
+        calls.eventually(renew)
         assert calls.bind(extender, pod, "a") == ""
 
 
@@ -162,7 +166,7 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         "advice": "ask for at most 16000MB of each GPU's memory",
         "waits_for": [],
         "evictable": [],
-        "looked_into": True,
+        "examined": True,
     }
     assert (found["nearest"], found["gates"]) == (None, [])
     assert found["remedy"] == "Ask for less nvidia.com/gpumem, or wait for a pod to end."
@@ -249,7 +253,7 @@ def test_off_loopback_the_read_api_asks_for_a_token(server: api_server.Running, 
 
 
 def test_a_pod_is_placed_by_the_whole_chain_and_freed_room_is_used(tmp_path: pathlib.Path) -> None:
-    """Scheduler loop, extender, API server, kubelet: a waiting pod gets the place of one that goes."""
+    """Scheduler loop, extender, API server, kubelet: a pending pod gets the place of one that goes."""
     with cluster.running([gpus.gpu_node("a", SMALL, 1)], folder=tmp_path) as running:
         large = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "12000"}
         calls.create(running.server, "first", large)
@@ -259,7 +263,7 @@ def test_a_pod_is_placed_by_the_whole_chain_and_freed_room_is_used(tmp_path: pat
 
         running.server.request("DELETE", f"{calls.PODS}/first")
 
-        calls.eventually(lambda: _phase(running, "second") == "Running", 5)
+        calls.eventually(lambda: _phase(running, "second") == "Running")
 
 
 def _phase(running: cluster.Cluster, name: str) -> str:

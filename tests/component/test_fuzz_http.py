@@ -1,7 +1,5 @@
 """schemathesis over the HTTP surface: no answer is a 500 of ours, and each is what the description says."""
 
-import json
-import pathlib
 from typing import Any
 
 import hypothesis
@@ -13,10 +11,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from gpu_sharing.adapters import read_api_types
 from lab import api_server, extender_process
 from tests.component import calls
+from tests.support import searching
 
-OPENAPI = pathlib.Path(__file__).parents[2] / "scheduler_extender" / "serve" / "openapi.json"
+pytestmark = pytest.mark.slow
+
 
 VERBS = {
     "openapi": "3.1.0",
@@ -103,13 +104,13 @@ def test_the_read_api_is_what_its_description_says(
     """The WebUI and hamictl are written against it."""
     calls.bind(extender, calls.create(server, "p"), "a")
     calls.create(server, "q", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})
-    schema = schemathesis.openapi.from_dict(json.loads(OPENAPI.read_text()))
+    schema = schemathesis.openapi.from_dict(read_api_types.openapi())
     checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
     seen = 0
 
     for operation in schema.get_all_operations():
 
-        @hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=searching.examples(30), suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=strategy(operation))
         def check(case: Any) -> None:
             case.call_and_validate(base_url=f"http://{extender.api}", checks=checks)
@@ -128,7 +129,7 @@ def test_the_verbs_answer_whatever_they_are_sent(
     """200 with an answer or a coded `Error`; never a defect of ours."""
     for operation in schemathesis.openapi.from_dict(VERBS).get_all_operations():
 
-        @hypothesis.settings(max_examples=100, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=searching.examples(100), suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=strategy(operation))
         def check(case: Any) -> None:
             answer = case.call(base_url=f"http://{extender.verbs}")

@@ -13,6 +13,8 @@ from lab import fake_driver
 from lab.fake_driver import personalities
 from lab.gpu_check import answers, differences
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 ASK = """
 import dataclasses, json
@@ -111,3 +113,14 @@ def test_a_machine_without_a_driver_gets_a_report_that_says_so(tmp_path: pathlib
 
     assert done.returncode == 1, done.stderr
     assert "there is no driver: NVML Shared Library Not Found" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.gpu
+def test_this_machines_driver_answers_as_the_fake_one_of_its_model(tmp_path: pathlib.Path) -> None:
+    """The other tests are worth what the fake driver is worth; a difference is a line of the report."""
+    if not pathlib.Path("/dev/nvidiactl").exists():
+        pytest.skip("there is no NVIDIA GPU here")
+
+    done = run(None, "-m", "lab.gpu_check", "--out", str(tmp_path / "report.md"))
+
+    assert done.returncode == 0, (tmp_path / "report.md").read_text()

@@ -11,6 +11,8 @@ from gpu_sharing.core import records
 from lab import faults, kubelet
 from tests.component import gpu_node
 
+pytestmark = pytest.mark.slow
+
 ID = "ab" * 32
 DELIVERED = ("--delivery", "auto")
 

@@ -12,6 +12,8 @@ from gpu_sharing.core import gpus, records
 from lab import fake_driver, monitor_process
 from tests.component import gpu_node
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def node() -> Iterator[gpu_node.GpuNode]:
@@ -119,9 +121,9 @@ def test_what_cannot_be_released_is_a_no_that_says_why(node: gpu_node.GpuNode) -
     assert (missing.returncode, f"1 ({node.uuid(1)})" in missing.stderr) == (1, True)
     node.driver.rules = ["hang * 1"]
     node.driver.write()
-    node.wait("it hangs", lambda: "nothing within" in causes(node).get(node.uuid(1), ""), 30)
+    node.wait("it hangs", lambda: "nothing within" in causes(node).get(node.uuid(1), ""))
 
     hung = hamictl(node, "1", "--timeout", "1")
 
     assert (hung.returncode, "has not let go of it" in hung.stdout) == (1, True)
-    node.wait("the node says it", lambda: "PLUGIN_GPU_NOT_RELEASED" in problems(node), 40)
+    node.wait("the node says it", lambda: "PLUGIN_GPU_NOT_RELEASED" in problems(node))

@@ -14,6 +14,8 @@ import yaml
 from lab import api_server, extender_process, gpus, traces
 from tests.component import calls, liar
 
+pytestmark = pytest.mark.slow
+
 Extender = extender_process.ExtenderProcess
 TRACE = traces.SMALL.parent
 PODS = """
@@ -81,7 +83,7 @@ def test_without_its_extra_it_says_what_to_install() -> None:
 def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
     """As kubectl would print them."""
     assert said("nodes", *api).splitlines() == [
-        "NODE   GPUS   MODEL         PROMISED    OF           SHARE   CONTAINERS   ISOLATION   STATE",
+        "NODE   GPUS   MODEL         ALLOCATED    OF           SHARE   CONTAINERS   ISOLATION   STATE",
         "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            hami-core   ok",
         "b      2      NVIDIA A100   0 MiB       32,000 MiB   0%      0            hami-core   ok",
     ]
@@ -96,11 +98,11 @@ def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
 
 
 def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
-    """With what they were promised."""
+    """With what they were allocated."""
     assert said("pods", *api).splitlines() == [
-        "NAMESPACE   POD     STATE      NODE   GPUS   PROMISED",
+        "NAMESPACE   POD     STATE      NODE   GPUS   ALLOCATED",
         "default     holds   starting   a      1      4,000 MiB",
-        "default     waits   waiting    -      0      0 MiB",
+        "default     waits   pending    -      0      0 MiB",
     ]
     assert said("pods", *api, "-A", "-o", "name").split() == ["pod/holds", "pod/waits"]
     assert said("pods", *api, "-n", "empty") == "no pod in empty asks for GPUs\n"
@@ -112,7 +114,7 @@ def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
 def test_the_fullest_gpu_is_on_top_and_what_is_not_known_is_no_zero(api: tuple[str, ...]) -> None:
     """Nobody has said what is used."""
     lines = said("top", *api).splitlines()
-    assert lines[0].split() == ["NODE", "GPU", "MODEL", "PROMISED", "USED", "BUSY", "HEALTH", "HELD", "BY"]
+    assert lines[0].split() == ["NODE", "GPU", "MODEL", "ALLOCATED", "USED", "BUSY", "HEALTH", "HELD", "BY"]
     assert lines[1].split()[4:] == ["25%", "?", "?", "ok", "default/holds"]
     assert len(lines) == 5
     refused = hamictl("top", *api, "--prometheus", "http://127.0.0.1:1")
@@ -296,18 +298,18 @@ def test_a_trace_is_filled_by_our_own_scheduler_before_the_question_is_asked() -
 
     assert empty["trace"] == {"nodes": 45, "gpus": 232, "pods": 0, "placed": 0}
     assert full["trace"] == {"nodes": 45, "gpus": 232, "pods": 261, "placed": 261}
-    promised = [
-        sum(model["memory_promised_mib"] for model in found["models"]["before"]) for found in (empty, half, full)
+    allocated = [
+        sum(model["memory_allocated_mib"] for model in found["models"]["before"]) for found in (empty, half, full)
     ]
     total = sum(model["memory_mib"] for model in full["models"]["before"])
-    assert promised[0] == 0
-    assert 0.4 < promised[1] / total < 0.5
-    assert promised[2] / total > 0.9
+    assert allocated[0] == 0
+    assert 0.4 < allocated[1] / total < 0.5
+    assert allocated[2] / total > 0.9
     assert all(one["node"] for one in full["pods"])
 
     alone = hamictl("simulate", "--trace", str(TRACE / "openb-small-pods.csv"))
     assert alone.stderr.startswith("trace: 261 of 261 pods with GPUs placed on 45 nodes with 232 GPUs")
-    assert alone.stdout.split()[:5] == ["MODEL", "GPUS", "PROMISED", "LARGEST", "FREE"]
+    assert alone.stdout.split()[:5] == ["MODEL", "GPUS", "ALLOCATED", "LARGEST", "FREE"]
     assert alone.returncode == 0
     assert "trace" not in alone.stdout
     assert "\rtrace: 200 of 261 pods have come" in on_a_terminal("simulate", "--trace", str(TRACE))
@@ -337,7 +339,7 @@ def test_completion_knows_every_command(shell: str) -> None:
     if shell == "bash":
         done = subprocess.run(
             ["bash", "-c", script + "COMP_WORDS=(hamictl sim); COMP_CWORD=1; _hamictl; echo ${COMPREPLY[@]}"],
-            capture_output=True, text=True, timeout=30,
+            capture_output=True, text=True, timeout=60,
         )  # fmt: skip
         assert done.stdout.strip() == "simulate"
 

@@ -23,7 +23,7 @@ from tests.component.test_hamictl import PODS
 COMMANDS = [name for name, _ in completion.commands_of(hamictl.make_parser())]
 API = ("--extender", "{extender}")
 HEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", *API, "--health", "{health}")
-SICK = ("doctor", "--kubeconfig", "{kubeconfig}", "--extender", "{liar}", "--health", "{liar}")
+UNHEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", "--extender", "{liar}", "--health", "{liar}")
 PARTS = {"nodes": {"healthy": False, "required": False, "reason": "the watch is 90 s old"}}
 ANSWERS = {
     "nodes": (("nodes", *API), 0),
@@ -32,7 +32,7 @@ ANSWERS = {
     "explain": (("explain", "waits", *API), 0),
     "explain-code": (("explain-code", "SCHED_INSUFFICIENT_GPU_MEMORY"), 0),
     "doctor": (HEALTHY, 0),
-    "doctor-findings": (SICK, 1),
+    "doctor-findings": (UNHEALTHY, 1),
     "simulate": (("simulate", "{manifest}", "--replicas", "5", "--snapshot", "{snapshot}"), 1),
     "simulate-trace": (("simulate", "{manifest}", "--trace", str(traces.SMALL.parent)), 0),
 }

@@ -17,6 +17,8 @@ from lab import fake_driver, monitor_process
 from tests import shared_regions, tools
 from tests.component import gpu_node
 
+pytestmark = pytest.mark.slow
+
 GIB = 1 << 30
 ID = "ab" * 32
 

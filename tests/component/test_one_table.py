@@ -1,6 +1,6 @@
 """One table of pods through webhook, extender, device plugin, monitor and hamictl: the same numbers and words.
 
-A pod that one part counts otherwise than another is bound and never starts, or is promised what another pod has.
+A pod that one part counts otherwise than another is bound and never starts, or is allocated what another pod has.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from gpu_sharing.core import allocations, identifiers, placement, records, reque
 from hamictl import record_checks, simulation, snapshot, views
 from lab import gpus
 from scheduler_extender.cluster import from_objects
+from scheduler_extender.cluster.pending import PendingPod
 from scheduler_extender.decide import admission, explaining
 from scheduler_extender.serve import read_access, read_api
 from scheduler_extender.settings import Settings
@@ -158,15 +159,18 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     # The extender: what it decides, writes and counts.
     assert world.filter(admitted, NODE)["NodeNames"] == [NODE]
     world.see(admitted)
-    waiting = world.mirror.waiting[identifiers.PodUid("uid-p")]
-    placed = world.placer.place_on(waiting, identifiers.NodeName(NODE), nominations=False)
+    pending = world.listed("p")
+    assert isinstance(pending, PendingPod)
+    placed = world.placer.place_on(pending, identifiers.NodeName(NODE), nominations=False)
     assert isinstance(placed, placement.Placement)
     bound = copy.deepcopy(admitted)
     bound["spec"]["nodeName"] = NODE
     bound["metadata"]["annotations"] |= records.pod_annotations(
         placed.shares, identifiers.NodeName(NODE), 1, identifiers.DecisionId("d")
     )
-    world.decision_events.scheduled(waiting, identifiers.NodeName(NODE), placed, 1.0, identifiers.DecisionId("d"))
+    world.decision_events.scheduled(
+        pending, identifiers.NodeName(NODE), placed, score=1.0, decision=identifiers.DecisionId("d")
+    )
     assert kind.warns in world.recorder.told[-1].note
     world.see(bound)
     found = world.mirror.ledger.pod(identifiers.PodUid("uid-p"))
@@ -185,23 +189,23 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
         gpu.uuid: gpu for gpu in records.decode_inventory(node()["metadata"]["annotations"][records.INVENTORY])
     }
     for position, container in enumerate(seen.all_containers):
-        ask = waiting.request.containers[position] if isinstance(waiting.request, requests.PodRequest) else None
+        ask = pending.request.containers[position]
         if ask:
             shares = checks.recorded_shares(seen, container.name, ask.gpus, NODE, NAMES)
             assert shares == placed.shares[position]
             checks.refuse_oversubscription(seen, shares, here.holders, inventory)
     assert requests.mode(seen.annotations) in ("", "hami-core")
 
-    # The monitor: what is promised of each GPU.
+    # The monitor: what is allocated of each GPU.
     devices = [gpu_source.Device(uuid, index, A10.type, TOTAL, index) for index, uuid in enumerate(UUIDS)]
     joined = share_usage.usage_of_shares([seen], NAMES, {}, {}, lambda *_: {})
-    gauges = promised(collector.MonitorView(NODE, devices, inventory, joined=joined))
+    gauges = allocated(collector.MonitorView(NODE, devices, inventory, joined=joined))
     assert gauges == {uuid: (one.slots, one.memory_mib << 20, one.cores_percent) for uuid, one in by_gpu.items()}
 
     # hamictl: who holds what, what is free, whether anything is wrong, and what would happen.
     rows = read(world)
-    assert (rows["pod"]["PROMISED"], rows["pod"]["CORES"]) == (f"{kind.held[1]:,} MiB", f"{kind.held[2]}%")
-    assert (rows["node"]["PROMISED"], rows["node"]["CONTAINERS"]) == (f"{kind.held[1]:,} MiB", f"{kind.held[0]}")
+    assert (rows["pod"]["ALLOCATED"], rows["pod"]["CORES"]) == (f"{kind.held[1]:,} MiB", f"{kind.held[2]}%")
+    assert (rows["node"]["ALLOCATED"], rows["node"]["CONTAINERS"]) == (f"{kind.held[1]:,} MiB", f"{kind.held[0]}")
     assert problems(bound) == []
     (outcome,) = simulate(body)
     assert sorted(set(outcome.gpus)) == sorted(by_gpu)
@@ -216,18 +220,21 @@ def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) ->
 
     answer = world.filter(body, NODE)
     world.see(body)
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
-    (said,) = asyncio.run(explainer.explain(world.mirror.waiting[identifiers.PodUid("uid-p")])).verdicts
+    explainer = explaining.Explainer(world.core)
+    (said,) = asyncio.run(explainer.explain(world.listed("p"))).nodes
     (outcome,) = simulate(body)
 
     assert answer["NodeNames"] in (None, [])
     assert said.code == outcome.code == kind.code
-    assert explainer.reason_of(identifiers.PodUid("uid-p")) == kind.code
+    entry = world.pending.entry(identifiers.PodUid("uid-p"))
+    assert entry is not None
+    assert entry.rejection is not None
+    assert entry.rejection.code == kind.code
     note = world.recorder.told[-1].note
-    assert said.sentence in note
-    assert said.sentence in outcome.why
+    assert said.message in note
+    assert said.message in outcome.why
     if kind.at_creation:
-        assert verdict.refused == f"{kind.code}: {said.sentence}"
+        assert verdict.refused == f"{kind.code}: {said.message}"
 
 
 def summed(by_gpu: Mapping[identifiers.GpuUuid, allocations.Allocation]) -> tuple[int, int, int]:
@@ -237,10 +244,10 @@ def summed(by_gpu: Mapping[identifiers.GpuUuid, allocations.Allocation]) -> tupl
     )  # fmt: skip
 
 
-def promised(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:
-    """Containers, bytes and percent of cores of each GPU that anything is promised of."""
+def allocated(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:
+    """Containers, bytes and percent of cores of each GPU that anything is allocated of."""
     found: dict[str, dict[str, int]] = {}
-    names = ("hami_gpu_containers", "hami_gpu_memory_promised_bytes", "hami_gpu_cores_promised_percent")
+    names = ("hami_gpu_containers", "hami_gpu_allocated_memory_bytes", "hami_gpu_allocated_cores_percent")
     for family in collector.Gauges(lambda: view, compatible=True, clock=lambda: 0.0).collect():
         for sample in family.samples if family.name in names else ():
             found.setdefault(sample.labels["device"], {})[family.name] = int(sample.value)
@@ -253,9 +260,8 @@ def promised(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:
 
 def read(world: World) -> dict[str, dict[str, str]]:
     """The rows of `hamictl pods` and `hamictl nodes`."""
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
     unused: Any = None
-    api = read_api.ReadApi(world.mirror, explainer, unused, read_access.OpenGate(), lambda: True)
+    api = read_api.ReadApi(world.core, unused, read_access.OpenGate(), lambda: True)
     (pod_row,) = views.pod_rows(list(asyncio.run(api._pods(None))))  # what the path `pods` answers
     (node_row,) = views.node_rows([api._node(identifiers.NodeName(NODE))])  # likewise `nodes`
     return {"pod": pod_row, "node": node_row}

@@ -13,6 +13,8 @@ from gpu_sharing.adapters import flags, stdlib_http
 from lab import api_server, certificates, extender_process, webui_process
 from tests.component import calls, liar
 
+pytestmark = pytest.mark.slow
+
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 UNFINISHED = (
     b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ", GET + b"GET / HTTP/1.1\r\n",
@@ -25,7 +27,7 @@ UNFINISHED = (
 def holding(address: str, said: bytes, count: int) -> Iterator[None]:
     """Hold connections on which a request is not finished."""
     host, _, port = address.rpartition(":")
-    held = [socket.create_connection((host.strip("[]"), int(port)), timeout=10) for _ in range(count)]
+    held = [socket.create_connection((host.strip("[]"), int(port)), timeout=60) for _ in range(count)]
     try:
         for one in held:
             with contextlib.suppress(ConnectionError):
@@ -39,7 +41,7 @@ def holding(address: str, said: bytes, count: int) -> Iterator[None]:
 def status(address: str, said: bytes) -> bytes:
     """Return the first line of an answer, or nothing."""
     host, _, port = address.rpartition(":")
-    with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as one:
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=60) as one:
         received = b""
         with contextlib.suppress(ConnectionError):
             one.sendall(said)
@@ -50,7 +52,7 @@ def status(address: str, said: bytes) -> bytes:
 
 
 def read(url: str) -> int:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return int(answer.status)
 
 
@@ -76,7 +78,7 @@ def test_requests_in_pieces_kept_alive_and_pipelined_are_answered(webui: webui_p
     """As slow networks and proxies send them."""
     host, _, port = webui.url.removeprefix("http://").rpartition(":")
     page = b"GET /api/v1/openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=10) as one:
+    with socket.create_connection((host, int(port)), timeout=60) as one:
         for part in (page[:9], page[9:40], page[40:] + page + page[:20], page[20:]):
             one.sendall(part)
         received = b""
@@ -184,7 +186,7 @@ def test_every_process_listens_on_both_families(server: api_server.Running, tmp_
         for name in ("health", "webhook"):
             port = extender.addresses[name].rpartition(":")[2]
             for host in ("127.0.0.1", "[::1]"):
-                socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+                socket.create_connection((host.strip("[]"), int(port)), timeout=60).close()
                 if name == "health":
                     assert read(f"http://{host}:{port}/readyz") == 200
         assert read(f"http://{extender.api}/api/v1/cluster") == 200

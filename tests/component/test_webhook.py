@@ -13,6 +13,8 @@ import pytest
 from lab import api_server, certificates, extender_process
 from tests.component import calls
 
+pytestmark = pytest.mark.slow
+
 CONTAINER = {"name": "c", "resources": {"limits": {"nvidia.com/gpumem": "4k"}}}
 POD = {"metadata": {"name": "p"}, "spec": {"containers": [CONTAINER]}}
 
@@ -29,7 +31,7 @@ def extender(server: api_server.Running, tmp_path: pathlib.Path) -> Iterator[ext
 def post(
     extender: extender_process.ExtenderProcess, body: bytes, path: str = "/webhook", method: str = "POST"
 ) -> tuple[int, Any]:
-    connection = http.client.HTTPSConnection(extender.webhook, context=ssl._create_unverified_context(), timeout=10)
+    connection = http.client.HTTPSConnection(extender.webhook, context=ssl._create_unverified_context(), timeout=60)
     try:
         connection.request(method, path, body)
         answer = connection.getresponse()
@@ -128,10 +130,10 @@ def test_a_renewed_certificate_is_used_without_a_restart(
     before = shown()
     certificates.write(tmp_path / "new.crt", tmp_path / "new.key", "renewed")
     (tmp_path / "new.crt").replace(tmp_path / "tls.crt")
-    calls.eventually(lambda: "SCHED_CERTIFICATE" in (tmp_path / "log").read_text(), 10)
+    calls.eventually(lambda: "SCHED_CERTIFICATE" in (tmp_path / "log").read_text())
     assert shown() == before
 
     (tmp_path / "new.key").replace(tmp_path / "tls.key")
 
-    calls.eventually(lambda: shown() == {(tmp_path / "tls.crt").read_text().strip()}, 10)
+    calls.eventually(lambda: shown() == {(tmp_path / "tls.crt").read_text().strip()})
     assert post(extender, asked(POD))[1]["response"]["allowed"]

@@ -26,9 +26,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from gpu_sharing.adapters import read_api_types
 from gpu_sharing.core import errors
 from lab import api_server
 from tests.component import liar
+from tests.support import searching
 from webui import access, app, cluster, extender_poller, history, lists, meters, models, settings, snapshots
 from webui.settings import Settings
 
@@ -45,20 +47,23 @@ class FakeExtender:
         self.is_away = False
         self.asked = 0
 
-    def nodes(self) -> list[snapshots.Node]:
-        return self._items("nodes", snapshots.Node)
+    def nodes(self) -> list[read_api_types.Node]:
+        return self._items("nodes", read_api_types.Node)
 
-    def pods(self) -> list[snapshots.Pod]:
-        return self._items("pods", snapshots.Pod)
+    def pods(self) -> list[read_api_types.Pod]:
+        return self._items("pods", read_api_types.Pod)
 
     def _items(self, what: str, kind: type[Any]) -> list[Any]:
-        found = self.get(what)[what]
+        found = self._answer(what)[what]
         try:
             return [msgspec.convert(one, kind) for one in found]
         except msgspec.ValidationError as broken:
             raise extender_poller.NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
 
-    def get(self, *parts: str) -> Any:
+    def get(self, kind: type[Any], *parts: str) -> Any:
+        return msgspec.convert(self._answer(*parts), kind)
+
+    def _answer(self, *parts: str) -> Any:
         self.asked += 1
         if self.is_away:
             raise extender_poller.NoAnswer("the extender does not answer: Connection refused")
@@ -72,12 +77,12 @@ class FakeExtender:
         return self.answers[parts[0]]
 
 
-def gpu(node: str, index: int, promised: int = 0, **more: Any) -> dict[str, Any]:
+def gpu(node: str, index: int, allocated: int = 0, **more: Any) -> dict[str, Any]:
     return {
         "uuid": f"GPU-{node}-{index}", "index": index, "type": "NVIDIA A100", "mode": "", "healthy": True,
-        "ailment": "", "cordoned": False, "allocation_unknown": False,
-        "memory_mib": {"total": 16_000, "promised": promised},
-        "cores_percent": {"total": 100, "promised": 30}, "slots": {"total": 10, "promised": int(promised > 0)},
+        "unhealthy_reason": "", "cordoned": False, "allocation_unknown": False,
+        "memory_mib": {"total": 16_000, "allocated": allocated},
+        "cores_percent": {"total": 100, "allocated": 30}, "slots": {"total": 10, "allocated": int(allocated > 0)},
         "exclusive": False, **more,
     }  # fmt: skip
 
@@ -87,15 +92,15 @@ def pod(
 ) -> dict[str, Any]:
     gpus = [{"uuid": uuid, "memory_mib": mib, "cores_percent": 30} for uuid, mib in shares]
     return {
-        "namespace": namespace, "name": name, "uid": name, "node": node, "phase": "holding" if node else "waiting",
+        "namespace": namespace, "name": name, "uid": name, "node": node, "phase": "bound" if node else "pending",
         "starting": False, "corrupt": False, "foreign_slots": 0, "containers": [gpus], "gpus": gpus, "error_code": "",
-        "created_at": 999_000, "bound_at": 999_500 if node else 0, "asks": [], **more,
+        "created_at": 999_000, "bound_at": 999_500 if node else 0, "requests": [], **more,
     }  # fmt: skip
 
 
 def event(reason: str, note: str, **more: Any) -> dict[str, Any]:
     return {
-        "first_at": 999_600.0, "last_at": 999_900.0, "count": 1, "by": "hami-scheduler", "type": "Normal",
+        "first_at": 999_600.0, "last_at": 999_900.0, "count": 1, "reporter": "hami-scheduler", "type": "Normal",
         "reason": reason, "note": note, **more,
     }  # fmt: skip
 
@@ -121,7 +126,7 @@ class FakeMeter:
     def series(self, node: str, pod: str, seconds: float) -> history.Series:
         if self.used is None:
             raise meters.NoAnswer("Prometheus does not answer: refused")
-        return history.told([1.0, 3601.0], [1000, 3000], [None, 500])
+        return history.series_of([1.0, 3601.0], [1000, 3000], [None, 500])
 
 
 class Site:
@@ -156,24 +161,24 @@ class Site:
 
 @pytest.fixture
 def site() -> Site:
-    """Three nodes, one of them sick; a pod that holds, one that waits."""
+    """Three nodes, one of them unhealthy; a pod that holds, one that waits."""
     nodes = [
         node("a", gpu("a", 0, 4000), gpu("a", 1)),
-        node("b", gpu("b", 0, healthy=False, ailment="XID 79: fell off the bus")),
+        node("b", gpu("b", 0, healthy=False, unhealthy_reason="XID 79: fell off the bus")),
         node("c", standing="node_not_registered"),
     ]
     asks = [{"gpus": 1, "memory_mib": 99_000, "memory_percent": 0, "cores_percent": 30}]
-    waiting = pod("waits", error_code="SCHED_INSUFFICIENT_GPU_MEMORY", asks=asks)
-    found = Site(nodes, [pod("holds", "a", ("GPU-a-0", 4000)), waiting])
+    pending = pod("waits", error_code="SCHED_INSUFFICIENT_GPU_MEMORY", asks=asks)
+    found = Site(nodes, [pod("holds", "a", ("GPU-a-0", 4000)), pending])
     found.extender.explanations["ai", "waits"] = {
-        "pod": "ai/waits", "phase": "waiting", "node": None,
+        "pod": "ai/waits", "phase": "pending", "node": None,
         "summary": "0/3 nodes available: 2 GPU memory insufficient", "remedy": "Ask for less.",
         "nearest": "a", "gates": [], "nodes": [
             {
                 "node": "a", "fits": False, "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
                 "advice": "ask for at most 16000MB",
-                "sentence": "GPU memory insufficient (requested 99000MB, available 16000MB)", "curable": True,
-                "waits_for": ["ai/holds"], "evictable": [], "looked_into": True,
+                "message": "GPU memory insufficient (requested 99000MB, available 16000MB)", "curable": True,
+                "waits_for": ["ai/holds"], "evictable": [], "examined": True,
             }
         ],
     }  # fmt: skip
@@ -184,7 +189,7 @@ def test_the_overview_answers_how_full_it_is_and_who_waits(site: Site) -> None:
     """In numbers with units."""
     text = site.page("/")
     assert "<b>1 of 3</b> GPUs in use" in text
-    assert '<span class="number">8</span> %</b> of memory promised' in text
+    assert '<span class="number">8</span> %</b> of memory allocated' in text
     assert 'The largest request that still fits is <span class="number">16,000</span> MiB on one NVIDIA A100' in text
     assert "99,000 MiB, 30 % of cores" in text
     assert ">16 min</time>" in text
@@ -195,9 +200,9 @@ def test_the_overview_answers_how_full_it_is_and_who_waits(site: Site) -> None:
 def test_a_node_shows_each_gpu_as_a_bar_with_its_words_beside(site: Site) -> None:
     """For who does not see the colours."""
     text = site.page("/nodes")
-    assert "GPU 0 of a: 4,000 of 16,000 MiB promised to 1 containers, ok" in text
-    assert "GPU 0 of b: 0 of 16,000 MiB promised to 0 containers, sick" in text
-    assert "✕ sick" in text
+    assert "GPU 0 of a: 4,000 of 16,000 MiB allocated to 1 containers, ok" in text
+    assert "GPU 0 of b: 0 of 16,000 MiB allocated to 0 containers, unhealthy" in text
+    assert "✕ unhealthy" in text
     assert "XID 79: fell off the bus" in text
     assert "node not registered" in text
     page = site.page("/nodes/a")
@@ -208,7 +213,7 @@ def test_a_node_shows_each_gpu_as_a_bar_with_its_words_beside(site: Site) -> Non
 
 
 def test_what_is_used_is_shown_where_it_is_measured_and_unknown_elsewhere() -> None:
-    """Never as zero; a pod that uses more than it was promised stands out."""
+    """Never as zero; a pod that uses more than it was allocated stands out."""
     mib = 1 << 20
     nodes = [node("a", gpu("a", 0, 4000), gpu("a", 1, 4000))]
     pods = [pod("over", "a", ("GPU-a-0", 4000)), pod("quiet", "a", ("GPU-a-1", 4000))]
@@ -258,18 +263,18 @@ def test_a_prometheus_knows_more_than_an_hour() -> None:
 
     def answer(path: str) -> tuple[int, bytes]:
         asked.append(urllib.parse.unquote_plus(path))
-        if "promised" in path:
+        if "allocated" in path:
             return 200, curve([60, "2097152"], [120, "4194304"])
         return 200, curve([120, "1048576"], [180, "NaN"])
 
     with serving(answer) as url:
         found = meters.Prometheus(url, lambda: 7200.0).series('a"b', "", 3600.0)
-    assert (found.at, found.promised_mib, found.used_mib) == ((60, 120, 180), (2, 4, None), (None, 1, None))
-    assert found.words == "In the last 2 minutes: promised 2 to 4 MiB, now unknown; used 1 to 1 MiB, now unknown."
+    assert (found.at, found.allocated_mib, found.used_mib) == ((60, 120, 180), (2, 4, None), (None, 1, None))
+    assert found.words == "In the last 2 minutes: allocated 2 to 4 MiB, now unknown; used 1 to 1 MiB, now unknown."
     with serving(answer) as url:
         meters.Prometheus(url, lambda: 7200.0).series("", "ai/p", 3600.0)
-    assert 'sum(hami_vgpu_memory_promised_bytes{namespace="ai",pod="p"})' in asked[2]
-    assert 'query=sum(hami_gpu_memory_promised_bytes{node="a\\"b"})&start=3600.0&end=7200.0' in asked[0]
+    assert 'sum(hami_vgpu_allocated_memory_bytes{namespace="ai",pod="p"})' in asked[2]
+    assert 'query=sum(hami_gpu_allocated_memory_bytes{node="a\\"b"})&start=3600.0&end=7200.0' in asked[0]
     with serving(lambda: (200, curve([1, "many"]))) as url, pytest.raises(meters.NoAnswer, match="is no number"):
         meters.Prometheus(url).series("", "", 3600.0)
     with serving(lambda: (200, curve())) as url:
@@ -290,17 +295,17 @@ def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site
     assert site.extender.asked == asked  # Viewers of the same pod share an answer for a moment.
     site.extender.is_away = True
     site.now += 5
-    assert "Why it waits cannot be said now: the extender does not answer" in site.page("/pods/ai/waits")
+    assert "Why it is pending cannot be read now: the extender does not answer" in site.page("/pods/ai/waits")
     site.source.refresh()
     asked = site.extender.asked
-    assert "Why it waits cannot be said now: the extender does not answer" in site.page("/pods/ai/waits")
+    assert "Why it is pending cannot be read now: the extender does not answer" in site.page("/pods/ai/waits")
     assert site.extender.asked == asked  # Nobody waits for one that is known to be away.
 
 
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        ("", "a b c"), ("?q=A", "a"), ("?state=sick", "b"), ("?model=NVIDIA+A100", "a b"), ("?free=16000", "a"),
+        ("", "a b c"), ("?q=A", "a"), ("?state=unhealthy", "b"), ("?model=NVIDIA+A100", "a b"), ("?free=16000", "a"),
         ("?free=16001", ""), ("?namespace=ai", "a"), ("?sort=fullest", "a b c"), ("?model=x", ""),
         ("?page=99", "a b c"), ("?label=pool", "a b c"), ("?label=pool%3Db", "b"), ("?label=pool%3D", ""),
         ("?label=x", ""), ("?level=1-24", "a"), ("?level=0", "b c"), ("?level=x", ""), ("?sort=x", "a b c"),
@@ -318,7 +323,7 @@ def test_filters_are_in_the_url_and_narrow_the_list(site: Site, query: str, foun
 @pytest.mark.parametrize(
     ("query", "found"),
     [
-        ("", "holds waits"), ("?state=waiting", "waits"), ("?q=HOLD", "holds"), ("?namespace=other", ""),
+        ("", "holds waits"), ("?state=pending", "waits"), ("?q=HOLD", "holds"), ("?namespace=other", ""),
         ("?sort=largest", "holds waits"), ("?sort=node", "waits holds"), ("?sort=oldest", "holds waits"),
         ("?code=SCHED_INSUFFICIENT_GPU_MEMORY", "waits"), ("?code=UNDECIDED", ""), ("?sort=unused", "holds waits"),
     ],
@@ -390,7 +395,7 @@ def test_a_cluster_without_gpus_says_what_to_do() -> None:
 def test_names_from_the_cluster_are_text_whatever_they_are() -> None:
     """Markup, any script, very long ones."""
     labels = {"x" * 10_000: EVIL, EVIL: "y" * 10_000}
-    nodes = [node(EVIL, gpu("x", 0, 100, type="“ﷺ” \u202e" * 500, healthy=False, ailment=EVIL), labels=labels)]
+    nodes = [node(EVIL, gpu("x", 0, 100, type="“ﷺ” \u202e" * 500, healthy=False, unhealthy_reason=EVIL), labels=labels)]
     site = Site(
         nodes, [pod("p" * 10_000, EVIL, ("GPU-x-0", 100), namespace=EVIL), pod("\ud83d\ude00", error_code=EVIL)]
     )
@@ -488,8 +493,8 @@ def test_five_thousand_nodes_are_paged() -> None:
     ]
     site = Site(nodes, [])
     text = site.page("/")
-    assert 'aria-label="1,233 nodes with NVIDIA A100: 100 % promised"' in text
-    assert 'aria-label="1 nodes with NVIDIA A100: a GPU is sick"' in text
+    assert 'aria-label="1,233 nodes with NVIDIA A100: 100 % allocated"' in text
+    assert 'aria-label="1 nodes with NVIDIA A100: a GPU is unhealthy"' in text
     assert len(text) < 30_000
     text = site.page("/nodes?page=100")
     assert "5,000 found, page 100 of 100" in text
@@ -541,7 +546,7 @@ def test_an_extender_that_hangs_holds_no_page_for_long(site: Site, monkeypatch: 
         monkeypatch.setattr(site.extender, "get", extender_poller.Extender(url, None, None).get)
         text = site.page("/pods/ai/waits")
         free.set()
-    assert "Why it waits cannot be said now: the extender does not answer: timed out" in text
+    assert "Why it is pending cannot be read now: the extender does not answer: timed out" in text
     assert "ai/waits" in text
 
 
@@ -553,10 +558,10 @@ def test_the_token_is_read_anew_for_each_call(tmp_path: Any) -> None:
         for text in ("one", "two"):
             token.write_text(f"{text}\n")
             with contextlib.suppress(extender_poller.NoAnswer):
-                assert extender.get("x") == f"Bearer {text}"
+                assert extender.get(str, "x") == f"Bearer {text}"
         token.unlink()
         with pytest.raises(extender_poller.NoAnswer):
-            extender.get("x")
+            extender.get(str, "x")
 
 
 @pytest.mark.parametrize(
@@ -599,7 +604,7 @@ def test_a_pods_page_tells_its_story(site: Site) -> None:
 
 
 def test_what_happened_is_told_by_comparing_two_looks(site: Site) -> None:
-    """Placed, refused, ended, sick, healthy, added, gone; nothing where nothing changed."""
+    """Placed, refused, ended, unhealthy, healthy, added, gone; nothing where nothing changed."""
 
     def told() -> list[tuple[str, str, str, str]]:
         found = json.loads(site.page("/api/v1/changes"))
@@ -609,13 +614,13 @@ def test_what_happened_is_told_by_comparing_two_looks(site: Site) -> None:
     site.source.refresh()
     assert len(told()) == 1
     answers = site.extender.answers
-    sick = gpu("a", 0, 4000, healthy=False, ailment="XID 48")
-    answers["nodes"] = {"nodes": [node("a", sick, gpu("a", 1)), node("b", gpu("b", 0)), node("d")]}
+    unhealthy = gpu("a", 0, 4000, healthy=False, unhealthy_reason="XID 48")
+    answers["nodes"] = {"nodes": [node("a", unhealthy, gpu("a", 1)), node("b", gpu("b", 0)), node("d")]}
     answers["pods"] = {"pods": [pod("new", error_code="SCHED_X"), pod("plain"), pod("waits", "a", ("GPU-a-1", 99))]}
     site.now += 3
     site.source.refresh()
     assert set(told()[:-1]) == {
-        ("sick", "", "a", ""), ("healthy", "", "b", ""), ("node added", "", "d", ""), ("node gone", "", "c", ""),
+        ("unhealthy", "", "a", ""), ("healthy", "", "b", ""), ("node added", "", "d", ""), ("node gone", "", "c", ""),
         ("ended", "ai/holds", "a", ""), ("placed", "ai/waits", "a", ""), ("refused", "ai/new", "", "SCHED_X"),
         ("waits", "ai/plain", "", ""),
     }  # fmt: skip
@@ -626,7 +631,7 @@ def test_what_happened_is_told_by_comparing_two_looks(site: Site) -> None:
 
 def test_the_last_hour_is_kept_and_no_more(site: Site) -> None:
     """In a ring: what was unknown is a gap; a node that is gone is forgotten."""
-    assert json.loads(site.page("/api/v1/history"))["promised_mib"] == [4000]
+    assert json.loads(site.page("/api/v1/history"))["allocated_mib"] == [4000]
     site.now += 10
     site.source.refresh()
     assert len(json.loads(site.page("/api/v1/history"))["at"]) == 1
@@ -638,7 +643,7 @@ def test_the_last_hour_is_kept_and_no_more(site: Site) -> None:
     assert found["at"] == sorted(found["at"])
     assert found["at"][-1] == site.now
     assert set(found["used_mib"]) == {None}
-    assert found["words"] == "In the last 60 minutes: promised 4,000 to 4,000 MiB, now 4,000 MiB; used unknown."
+    assert found["words"] == "In the last 60 minutes: allocated 4,000 to 4,000 MiB, now 4,000 MiB; used unknown."
     assert found["words"] in site.page("/nodes/a")
     nodes = site.extender.answers["nodes"]["nodes"]
     site.extender.answers["nodes"] = {"nodes": nodes[1:]}
@@ -662,7 +667,7 @@ def test_longer_history_is_prometheus_business() -> None:
     assert 'data-window="7d"' in measured.page("/")
     assert "Prometheus does not answer" in measured.page("/api/v1/history?window=6h", 503)
     measured.meter.used = snapshots.Used()
-    assert json.loads(measured.page("/api/v1/history?window=6h"))["promised_mib"] == [1000, 3000]
+    assert json.loads(measured.page("/api/v1/history?window=6h"))["allocated_mib"] == [1000, 3000]
     assert 'data-history="/api/v1/history?pod=ai/p"' in measured.page("/pods/ai/p")
     assert json.loads(measured.page("/api/v1/history?pod=ai/p"))["used_mib"] == [None, 500]
     assert "data-window" not in Site([], []).page("/")
@@ -803,8 +808,8 @@ def signed() -> SignedSite:
     found.extender.explanations["ai", "waits"] = {
         "summary": "0/1", "remedy": "Wait.", "nearest": "a", "gates": [], "nodes": [
             {
-                "node": "a", "fits": False, "code": "SCHED_X", "advice": "", "sentence": "full", "curable": True,
-                "waits_for": ["ai/mine", "secret/theirs"], "evictable": [], "looked_into": True,
+                "node": "a", "fits": False, "code": "SCHED_X", "advice": "", "message": "full", "curable": True,
+                "waits_for": ["ai/mine", "secret/theirs"], "evictable": [], "examined": True,
             }
         ],
     }  # fmt: skip
@@ -949,7 +954,7 @@ def test_the_json_api_is_what_its_description_says(site: Site) -> None:
     seen = 0
     for operation in schema.get_all_operations():
 
-        @hypothesis.settings(max_examples=25, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.settings(max_examples=searching.examples(25), suppress_health_check=list(hypothesis.HealthCheck))
         @hypothesis.given(case=strategy(operation))
         def check(case: Any) -> None:
             case.call_and_validate(checks=checks)

@@ -75,14 +75,19 @@ class GpuNode:
                 return found
             time.sleep(0.1)
         states = collections.Counter(
-            (pod["status"]["phase"], pod["status"].get("reason"), *_waiting(pod)) for pod in self.pods()
+            (pod["status"]["phase"], pod["status"].get("reason"), _not_scheduled(pod), *_waiting(pod))
+            for pod in self.pods()
         )
-        parts = [self.plane.parts.folder / f"{name}.log" for name in ("kubelet", "containerd")]
+        node = self.node_object()
+        parts = [self.plane.parts.folder / f"{name}.log" for name in ("kubelet", "containerd", "kube-scheduler")]
         logs = [
             f"{path.name} ends:\n{path.read_text(errors='replace')[-6000:]}"
             for path in (self.plugin.log_file, self.extender.log_file, *parts)
         ]
-        raise AssertionError("\n".join([f"not within {seconds:g} s: {what}; pods: {states}", *logs]))
+        facts = (
+            f"pods: {states}; taints: {node['spec'].get('taints')}; allocatable: {node['status'].get('allocatable')}"
+        )
+        raise AssertionError("\n".join([f"not within {seconds:g} s: {what}; {facts}", *logs]))
 
     def wait_running(self, *names: str, seconds: float = 120.0) -> None:
         self.wait(f"{len(names)} pods run", lambda: all(_runs(pod) for pod in self._named(names)), seconds)
@@ -169,6 +174,12 @@ def _runs(pod: Any, *, restarted: bool = False) -> bool:
     statuses = pod["status"].get("containerStatuses", ())
     again = all(one["restartCount"] > 0 for one in statuses) or not restarted
     return bool(statuses) and again and all(one.get("started") for one in statuses)
+
+
+def _not_scheduled(pod: Any) -> str:
+    """What kube-scheduler says of a pod that it does not place."""
+    said = (one for one in pod["status"].get("conditions", ()) if one["type"] == "PodScheduled")
+    return next((str(one.get("message")) for one in said if one["status"] == "False"), "")
 
 
 def _waiting(pod: Any) -> list[str]:

@@ -53,7 +53,7 @@ def test_a_user_sees_the_namespaces_whose_pods_they_may_list(own_site: sites.Sit
             return [(one["namespace"], one["name"], one["state"]) for one in json.loads(body)["items"]]
 
         admin = own_site.plane.token("admin")
-        sites.wait_for(lambda: len([one for one in pods(admin) if one[2] != "waiting"]) == 2, 60)
+        sites.wait_for(lambda: len([one for one in pods(admin) if one[2] != "pending"]) == 2, 60)
         assert {one[0] for one in pods(tokens["team-a"])} == {"team-a"}
         assert "team-b/train" not in get("/nodes/one", tokens["team-a"])[1]
         assert get("/pods/team-b/train", tokens["team-a"])[0] == 404

@@ -12,6 +12,8 @@ from scheduler_extender.fleet import facts
 from scheduler_extender.fleet.ledger import Ledger
 from tests.model import walk
 
+pytestmark = pytest.mark.slow
+
 STEPS = 20_000
 
 
@@ -25,7 +27,7 @@ def _lists_forget_younger_pods(patch: pytest.MonkeyPatch) -> None:
     right = Mirror._compare
 
     def wrong(self: Mirror, uid: identifiers.PodUid, bound: bool | None, listed_at: float) -> None:
-        if bound is None and uid in self.waiting:
+        if bound is None and uid in self.pending:
             self.forget_pod(uid)
         else:
             right(self, uid, bound, listed_at)

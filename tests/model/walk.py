@@ -22,17 +22,17 @@ import structlog
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender.act import binding, leadership, waking
-from scheduler_extender.cluster import measured_usage
+from scheduler_extender.act import binding, leadership
 from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.decide import wake_order
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.serve import wire
+from scheduler_extender.serve import server
 from scheduler_extender.settings import Settings
 from tests.model import cluster
 from tests.support import accounting, fakes
+from tests.support.extender_world import bind_call
 
 STEPS_A_WALK = 120
 NODES = ("node-a", "node-b", "node-c")
@@ -75,28 +75,12 @@ class Walk:
 
     def start(self) -> None:
         """A new extender that has just listed."""
-        settings, metrics = Settings(), Metrics()
-        self.metrics = metrics
-        self.mirror = Mirror(settings, metrics, self.clock)
-        placer = Placer(self.mirror.ledger, settings)
-        decision_events = DecisionEvents(
-            self.mirror, placer, fakes.SilentRecorder(), settings, lambda: False, self.clock
-        )
-        self.refusals = waking.Refusals(self.mirror, placer, settings, metrics, self.clock)
-        self.verbs = verbs.Verbs(
-            self.mirror,
-            placer,
-            decision_events,
-            self.refusals,
-            settings,
-            metrics,
-            measured_usage.MeasuredUsage(settings),
-            self.clock,
-        )
+        self.core = DecisionCore(Settings(), Metrics(), self.clock)
+        self.metrics, self.mirror = self.core.metrics, self.core.mirror
+        decision_events = DecisionEvents(self.core, fakes.SilentRecorder(), lambda: False)
         client: Any = self.api
-        self.binder = binding.Binder(
-            client, self.mirror, placer, self.verbs, self.refusals, decision_events, settings, metrics, lambda: True
-        )
+        self.binder = binding.Binder(client, self.core, decision_events, lambda: True)
+        self.server = server.VerbServer(self.core, self.binder, decision_events, lambda: None)
         self.steps_of_list: Iterator[None] | None = None
         self.list_began_at: float | None = None
         self.listed: list[objects.Pod] | None = None
@@ -186,14 +170,14 @@ class Walk:
         for one in (ledger, anew.ledger):
             one.expire(float("inf"))
         for name in map(identifiers.NodeName, NODES):
-            if ledger.held(name) != anew.ledger.held(name):
+            if ledger.allocated_on(name) != anew.ledger.allocated_on(name):
                 raise Violation(
-                    f"{name} is held as {ledger.held(name)}, and a new extender finds {anew.ledger.held(name)}"
+                    f"{name} is {ledger.allocated_on(name)}, and a new extender finds {anew.ledger.allocated_on(name)}"
                 )
             if ledger.settled(name) != anew.ledger.settled(name):
                 raise Violation(f"{name} is settled otherwise than by a new extender")
-        if set(self.mirror.waiting) != set(anew.waiting):
-            raise Violation(f"pending: {set(self.mirror.waiting) ^ set(anew.waiting)}")
+        if set(self.mirror.pending.uids()) != set(anew.pending.uids()):
+            raise Violation(f"pending: {set(self.mirror.pending.uids()) ^ set(anew.pending.uids())}")
         fits = [ledger.settle().column_of.keys(), anew.ledger.settle().column_of.keys()]
         if set(fits[0]) != set(fits[1]):
             raise Violation("the arrays know other nodes than a new extender's")
@@ -253,12 +237,12 @@ class Walk:
         if pod is None:
             return None
         body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": NODES})
-        left = orjson.loads(self.verbs.filter(body))["NodeNames"]
+        left = orjson.loads(self.server.filter(body)[0])["NodeNames"]
         name = pod["metadata"]["name"]
         if not left:
             return f"{name}: refused"
         if self.choose.random() < 0.7:
-            self.verbs.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
+            self.server.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
         node = self.choose.choice(left)
         self._bind(pod, node)
         return f"{name} to {node}"
@@ -371,7 +355,7 @@ class Walk:
         return ", ".join(self.mirror.in_doubt)
 
     def refused_pods_are_woken(self) -> str | None:
-        return ", ".join(pod.key for pod in self.refusals.due())
+        return ", ".join(pod.key for pod in wake_order.pods_to_wake(self.core) if pod is not None)
 
     def time_passes(self) -> str | None:
         """Nominations expire."""
@@ -395,16 +379,16 @@ class Walk:
         return self.choose.choice(pods) if pods else None
 
     def _bind(self, pod: dict[str, Any], node: str) -> None:
-        metadata = pod["metadata"]
-        self._spawn(self._bound(wire.BindArgs(metadata["name"], "default", metadata["uid"], node)))
+        self._spawn(self._bound(bind_call(pod, node)))
 
-    async def _bound(self, args: wire.BindArgs) -> None:
-        failed = await self.binder.bind(args)
-        now = self.api.pods.get(args.pod_name)
-        if failed or now is None:
+    async def _bound(self, call: binding.BindCall) -> None:
+        outcome = await self.binder.bind(call)
+        name = call.key.partition("/")[2]
+        now = self.api.pods.get(name)
+        if outcome.code or now is None:
             return
-        if now["spec"].get("nodeName") != args.node or not now["metadata"]["annotations"].get(records.ALLOCATED):
-            self.failed.append(f"bind of {args.pod_name} to {args.node} answers success, and nothing was written")
+        if now["spec"].get("nodeName") != call.node or not now["metadata"]["annotations"].get(records.ALLOCATED):
+            self.failed.append(f"bind of {name} to {call.node} answers success, and nothing was written")
 
     def _spawn(self, coroutine: Any) -> None:
         task = self.loop.create_task(coroutine)

@@ -85,7 +85,7 @@ def _mine(labels: dict[str, str], alerts: tuple[dict[str, str], ...]) -> bool:
         ),
         (
             [
-                {"alertname": "GPUWhollyPromised", "severity": "none", "node": "n3", "device": "GPU-e"},
+                {"alertname": "GPUFullyAllocated", "severity": "none", "node": "n3", "device": "GPU-e"},
                 {"alertname": "GPUNoAvailableMemory", "severity": "critical", "node": "n3", "device": "GPU-e"},
             ],
             {"GPUNoAvailableMemory"},

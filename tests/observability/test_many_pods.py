@@ -70,7 +70,7 @@ def test_no_scrape_fails_while_500_pods_start_and_none_of_them_stays_behind() ->
                         "DELETE", f"/api/v1/namespaces/default/pods/many-{number}?gracePeriodSeconds=0"
                     )
                 _wait(lambda: "many-" not in scrape(served.monitor))
-                _wait(lambda: running.extender.metric("hami_scheduler_pods_holding_gpus") == 0)
+                _wait(lambda: running.extender.metric("hami_scheduler_pods_bound") == 0)
             finally:
                 stop.set()
                 thread.join()

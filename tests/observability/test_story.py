@@ -56,7 +56,7 @@ def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> 
             and _value(world, 'hami_vgpu_utilization_percent{pod="share-a"}') == 40
         ),
     )
-    world.wait_alert("GPUWhollyPromised")
+    world.wait_alert("GPUFullyAllocated")
     whole_node, whole_gpu = where["whole"]
     whole_node.driver.gpus[whole_gpu].used_mib = 81_500
     whole_node.driver.write()
@@ -106,7 +106,7 @@ def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> 
     world.runs("after")
 
     assert world.seen == {
-        "GPUWhollyPromised", "GPUNoAvailableMemory", "GPUMemoryUsageHigh", "GPUAllocationFailures",
+        "GPUFullyAllocated", "GPUNoAvailableMemory", "GPUMemoryUsageHigh", "GPUAllocationFailures",
         "ScheduleFailureRate", "GPUTemperatureHigh", "GPUUnhealthy", "MonitorGPUStale", "SchedulerExtenderDown",
         "HamiTargetDown",
     }  # fmt: skip

@@ -91,7 +91,6 @@ def test_the_wheel_holds_our_packages_as_they_are_and_nothing_else() -> None:
         "webui/static/page.js",
         "webui/static/vendor/htmx-LICENSE.txt",
         "webui/static/vendor/uplot-LICENSE.txt",
-        "scheduler_extender/serve/openapi.json",
         "lab/fake_driver/nvml.c",
         "lab/fake_driver/personalities/h100.toml",
         "lab/traces/openb-small-nodes.csv",

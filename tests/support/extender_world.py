@@ -1,5 +1,6 @@
 """The extender's decisions without a cluster: a mirror with everything that decides on it, and objects to show it."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -8,13 +9,13 @@ import orjson
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import allocations, identifiers, records
 from lab import gpus
-from scheduler_extender.act import waking
-from scheduler_extender.cluster import measured_usage
-from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.act import binding
+from scheduler_extender.cluster.pending import AnyPod, PendingPod
+from scheduler_extender.decide import wake_order
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import server
 from scheduler_extender.settings import Settings
 from tests.support import fakes
 
@@ -34,34 +35,49 @@ class World:
 
     def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
         self.clock = Clock()
-        settings, metrics = Settings(**changes), Metrics()
-        self.mirror = Mirror(settings, metrics, self.clock)
+        self.core = DecisionCore(Settings(**changes), Metrics(), self.clock)
+        self.mirror, self.placer, self.pending = self.core.mirror, self.core.placer, self.core.pending
         self.recorder = fakes.SilentRecorder()
-        self.placer = Placer(self.mirror.ledger, settings, self.clock)
-        self.decision_events = DecisionEvents(
-            self.mirror, self.placer, self.recorder, settings, lambda: True, self.clock
-        )
-        self.mirror.listener = self.decision_events
-        self.refusals = waking.Refusals(self.mirror, self.placer, settings, metrics, self.clock)
-        self.usage = measured_usage.MeasuredUsage(settings, self.clock)
-        self.verbs = verbs.Verbs(
-            self.mirror, self.placer, self.decision_events, self.refusals, settings, metrics, self.usage, self.clock
-        )
+        self.decision_events = self.mirror.listener = DecisionEvents(self.core, self.recorder, lambda: True)
+        api: Any = None
+        binder = binding.Binder(api, self.core, self.decision_events, lambda: True)
+        self.server = server.VerbServer(self.core, binder, self.decision_events, lambda: None)
         for node in nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
+
+    def due(self) -> list[PendingPod]:
+        """Return the pods that would be woken now."""
+        return [pod for pod in wake_order.pods_to_wake(self.core) if pod is not None]
+
+    def listed(self, name: str) -> AnyPod:
+        """Return a pending pod of the default namespace."""
+        found = self.pending.by_key(f"default/{name}")
+        assert found is not None
+        return found
+
+    def preempt(self, body: dict[str, Any]) -> Any:
+        """Return the decoded answer of preempt."""
+        return orjson.loads(asyncio.run(self.server.preempt(orjson.dumps(body))))
 
     def see(self, pod: dict[str, Any]) -> None:
         self.mirror.see_pod(msgspec.convert(pod, objects.Pod))
 
     def filter(self, pod: dict[str, Any], *names: str) -> dict[str, Any]:
         answer: dict[str, Any] = orjson.loads(
-            self.verbs.filter(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}))
+            self.server.filter(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}))[0]
         )
         return answer
 
     def prioritize(self, pod: dict[str, Any], *names: str) -> dict[str, int]:
-        answer = self.verbs.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}))
+        answer, _ = self.server.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names}))
         return {entry["Host"]: entry["Score"] for entry in orjson.loads(answer)}
+
+
+def bind_call(body: dict[str, Any], node: str) -> binding.BindCall:
+    """Return what kube-scheduler asks for to bind a pod."""
+    metadata = body["metadata"]
+    key = f"{metadata.get('namespace', 'default')}/{metadata['name']}"
+    return binding.BindCall(identifiers.PodUid(metadata["uid"]), key, identifiers.NodeName(node))
 
 
 def pod(name: str, limits: dict[str, str] | None = None, node: str = "", **more: Any) -> dict[str, Any]:

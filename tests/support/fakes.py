@@ -17,7 +17,7 @@ class SilentRecorder:
     def __init__(self) -> None:
         self.told: list[events.Event] = []
 
-    def tell(self, event: events.Event) -> None:
+    def record(self, event: events.Event) -> None:
         self.told.append(event)
 
 

@@ -44,9 +44,9 @@ def record(*told: events.Event, refuses: bool = False, queue_length: int = 10_00
         client: Any = server
         recorder = events.EventRecorder(client, "hami-scheduler", "me", 10_000.0, queue_length=queue_length)
         for one in told:
-            recorder.tell(one)
+            recorder.record(one)
         task = asyncio.create_task(recorder.run())
-        await recorder.drain(5.0)
+        await recorder.drain(60.0)
         await asyncio.sleep(0.05)
         task.cancel()
         return recorder

@@ -42,7 +42,7 @@ def serving(
                 return reader, writer
 
             try:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     await story(connect, one)
             finally:
                 for writer in opened:

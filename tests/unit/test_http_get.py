@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import orjson
 import pytest
 
-from gpu_sharing.adapters import http_get, kubernetes
+from gpu_sharing.adapters import http_get, kubernetes, read_api_types
 from gpu_sharing.core import errors
 from hamictl import failures, reader
 from webui import extender_poller
@@ -78,9 +78,9 @@ def test_no_client_takes_its_token_to_where_it_is_redirected(code: int, tmp_path
         with pytest.raises(urllib.error.HTTPError):
             http_get.read(trap.url, 5.0, {"Authorization": "Bearer secret-token"})
         with pytest.raises(extender_poller.NoAnswer, match=f"answers {code}"):
-            extender_poller.Extender(trap.url, None, token).get("cluster")
+            extender_poller.Extender(trap.url, None, token).get(read_api_types.Cluster, "cluster")
         with pytest.raises(failures.CommandFailed, match=str(code)):
-            reader.Reader(trap.url, "secret-token").get("cluster")
+            reader.Reader(trap.url, "secret-token").nodes()
         asyncio.run(_ask_the_api_server(trap.url, tmp_path))
 
     assert trap.caught == []

@@ -41,7 +41,7 @@ def with_client(
                 "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
             })
         )  # fmt: skip
-        async with kubernetes.Client(config, "test") as client, asyncio.timeout(20):
+        async with kubernetes.Client(config, "test") as client, asyncio.timeout(60):
             await story(client, asked)
         server.close()
 

@@ -101,7 +101,7 @@ def with_reflector(
         reflector = watching.Reflector(client, "/pods", objects.Pod, sink, lambda pod: pod.metadata.resource_version)
         running = asyncio.create_task(reflector.run())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await story(server, sink, reflector)
         finally:
             running.cancel()
@@ -312,7 +312,7 @@ def test_an_optional_api_whose_version_goes_away_is_followed_in_its_new_one(monk
         following = asyncio.create_task(
             discovery.follow(client, "scheduling.k8s.io", "podgroups", objects.Pod, sink, version)
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             server.put("a")
             await until(lambda: server.watched)
             server.api_version = "v1"

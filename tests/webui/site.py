@@ -1,4 +1,4 @@
-"""The demo's cluster after its story, with a sick GPU, monitors, and the WebUI in front of it."""
+"""The demo's cluster after its story, with a unhealthy GPU, monitors, and the WebUI in front of it."""
 
 import contextlib
 import json
@@ -43,11 +43,11 @@ def nodes() -> list[dict[str, Any]]:
         if node["metadata"]["name"] == SICK_NODE:
             annotations = node["metadata"]["annotations"]
             inventory = list(records.decode_inventory(annotations[records.INVENTORY]))
-            sick = replace(inventory[SICK_GPU], healthy=False)
-            inventory[SICK_GPU] = sick
+            unhealthy = replace(inventory[SICK_GPU], healthy=False)
+            inventory[SICK_GPU] = unhealthy
             annotations[records.INVENTORY] = records.encode_inventory(inventory)
             cause = "XID 79: the GPU has fallen off the bus"
-            annotations[records.HEALTH] = json.dumps({sick.uuid: {"state": "unhealthy", "cause": cause}})
+            annotations[records.HEALTH] = json.dumps({unhealthy.uuid: {"state": "unhealthy", "cause": cause}})
     return found
 
 

@@ -109,7 +109,7 @@
       scales: { x: { range: () => place.range }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.1 : 1] } },
       tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
       axes: [{ ...axis, values: (_, ticks) => ticks.map((one) => when(place, one)) }, { ...axis, size: 72, values: (_, ticks) => ticks.map((one) => `${Math.round(one / 1024)} GiB`) }],
-      series: [{}, line("promised", "--chart-promised"), line("used", "--chart-used", [6, 4])],
+      series: [{}, line("allocated", "--chart-allocated"), line("used", "--chart-used", [6, 4])],
     };
   };
   const draw = async (place) => {
@@ -126,7 +126,7 @@
     }
     place.closest("figure").querySelector("[data-words]").textContent = found.words;
     span(place, found);
-    const data = [found.at, found.promised_mib, found.used_mib];
+    const data = [found.at, found.allocated_mib, found.used_mib];
     if (!plots.has(place)) {
       plots.set(place, new uPlot(options(place), data, place));
       new ResizeObserver(() => plots.get(place).setSize({ width: place.clientWidth, height: place.clientHeight })).observe(place);

@@ -9,6 +9,7 @@ from gpu_sharing.core import allocations, gpus, identifiers, placement, policies
 from gpu_sharing.core.allocations import Allocation, Kind
 from gpu_sharing.core.rejections import Reason
 from gpu_sharing.core.requests import GpuRequest
+from tests.support import searching
 from tests.unit import builders
 
 
@@ -116,7 +117,7 @@ def test_containers_of_one_pod_are_counted_against_each_other() -> None:
     assert isinstance(fit(request, node(state(0), state(1))), placement.Placement)
 
 
-@settings(max_examples=300)
+@settings(max_examples=searching.examples(300))
 @given(builders.node_states("n"), builders.pod_requests(), builders.gpu_policies)
 def test_what_fits_never_oversubscribes_a_gpu(
     where: placement.NodeState, request: requests.PodRequest, policy: policies.Policy

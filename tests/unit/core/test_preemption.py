@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_sharing.core import allocations, gpus, identifiers, placement, policies, preemption, requests
+from tests.support import searching
 from tests.unit import builders
 
 
@@ -119,7 +120,7 @@ def crowds(draw: st.DrawFn) -> list[preemption.Victim]:
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=searching.examples(200))
 @given(crowds(), st.sampled_from([1, 1, 2]), st.sampled_from([4_000, 9_000, 15_000]), st.sampled_from([3, 10]))
 def test_no_set_is_better(pods: list[preemption.Victim], count: int, memory_mib: int, slots: int) -> None:
     """Compared with every set there is, on a node that has not more containers than slots."""

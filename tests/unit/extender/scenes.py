@@ -13,8 +13,8 @@ from tests.support.extender_world import World
 class Scene:
     """A cluster that tests change and controllers act on."""
 
-    def __init__(self, *nodes: dict[str, Any]) -> None:
-        self.world = World(*nodes)
+    def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
+        self.world = World(*nodes, **changes)
         self.api = fakes.FakeApi()
 
     def put(self, *bodies: dict[str, Any]) -> None:

@@ -185,23 +185,23 @@ def test_one_member_too_many_or_of_another_size_cannot_join() -> None:
     """Counted are those that wait and those that hold GPUs."""
     gang = gangs.Gang("train", 2)
     known = gang_members.Gangs()
-    known.waits(identifiers.PodUid("a"), "default", gang)
+    known.add_pending(identifiers.PodUid("a"), "default", gang)
 
-    assert known.joins("default", gang) == ""
-    assert known.joins("default", gangs.Gang("train", 3)) == (
+    assert known.join_refusal("default", gang) == ""
+    assert known.join_refusal("default", gangs.Gang("train", 3)) == (
         "the other members of gang train say that it has 2 members, this one says 3"
     )
-    known.holds(identifiers.PodUid("b"), "default", gang)
-    assert known.joins("default", gang) == "gang train has its 2 members already"
-    assert known.joins("elsewhere", gang) == ""
-    assert known.joins("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == ""
+    known.add_bound(identifiers.PodUid("b"), "default", gang)
+    assert known.join_refusal("default", gang) == "gang train has its 2 members already"
+    assert known.join_refusal("elsewhere", gang) == ""
+    assert known.join_refusal("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == ""
     known.set_group(gangs.KUBERNETES, "default", "train", 4)
-    assert known.joins("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == (
+    assert known.join_refusal("default", gangs.Gang("train", 0, "", gangs.KUBERNETES)) == (
         "the other members of gang train say that it has 2 members, this one says 4"
     )
-    known.holds_no_more(identifiers.PodUid("b"))
-    known.waits_no_more(identifiers.PodUid("a"))
-    assert known.joins("default", gangs.Gang("train", 3)) == ""
+    known.remove_bound(identifiers.PodUid("b"))
+    known.remove_pending(identifiers.PodUid("a"))
+    assert known.join_refusal("default", gangs.Gang("train", 3)) == ""
 
 
 def test_the_settings_of_silence_are_written_into_the_pod() -> None:

@@ -6,14 +6,13 @@ import threading
 from typing import Any
 
 import msgspec
-import orjson
 import pytest
 
 from gpu_sharing.adapters import objects, watching
 from gpu_sharing.core import identifiers, preemption
 from lab import gpus
 from scheduler_extender import app, worker
-from scheduler_extender.decide import explaining
+from scheduler_extender.decide import explaining, wake_order
 from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender.test_preempting import Scene, urgent
@@ -34,16 +33,14 @@ def test_an_explanation_stops_at_its_budget_and_says_where() -> None:
     world = full_nodes(5)
     world.see(pod("p", LARGE))
     ticks = itertools.count(0.0, 0.4)
-    explainer = explaining.Explainer(
-        world.mirror, world.placer, world.decision_events, Settings(), clock=lambda: next(ticks)
-    )
+    explainer = explaining.Explainer(world.core, clock=lambda: next(ticks))
 
-    answer = asyncio.run(explainer.explain(world.mirror.waiting[identifiers.PodUid("uid-p")]))
+    answer = asyncio.run(explainer.explain(world.listed("p")))
 
-    looked = [bool(one.waits_for) for one in answer.verdicts]
-    assert looked == [one.looked_into for one in answer.verdicts]
+    looked = [bool(one.waits_for) for one in answer.nodes]
+    assert looked == [one.examined for one in answer.nodes]
     assert 0 < sum(looked) < 5
-    assert all("GPU memory insufficient" in one.sentence for one in answer.verdicts)
+    assert all("GPU memory insufficient" in one.message for one in answer.nodes)
 
 
 def threads_of_choices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -67,13 +64,13 @@ def test_victims_are_chosen_in_another_thread(monkeypatch: pytest.MonkeyPatch) -
     scene.put(urgent())
     scene.refuse("urgent")
     world = scene.world
-    waiting = world.mirror.waiting[identifiers.PodUid("uid-urgent")]
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
+    waiting = world.listed("urgent")
+    explainer = explaining.Explainer(world.core)
     asked = {"Pod": scene.api.pods["urgent"], "NodeNameToMetaVictims": {"a": {"Pods": []}}}
     names = threads_of_choices(monkeypatch)
 
     asyncio.run(explainer.explain(waiting))
-    asyncio.run(world.verbs.preempt(orjson.dumps(asked)))
+    world.preempt(asked)
     assert scene.step()
 
     assert len(names) >= 3
@@ -107,7 +104,7 @@ def test_waking_thousands_of_pods_lets_others_have_their_turn_after_each() -> No
         world.see(pod(f"p{number}", {**LARGE, "nvidia.com/gpumem": str(12_000 + number)}))
     world.mirror.forget_pod(identifiers.PodUid("uid-on-n0"))
 
-    steps = list(world.refusals.looked_at())
+    steps = list(wake_order.pods_to_wake(world.core))
 
     assert sum(step is None for step in steps) == 20
     assert [step.key for step in steps if step is not None] == ["default/p0"]
@@ -121,7 +118,7 @@ def test_a_list_is_taken_in_pod_by_pod() -> None:
     steps = world.mirror.pods.replaced(pods, 0.0)
 
     assert len(list(steps)) >= len(pods)
-    assert len(world.mirror.waiting) == 5
+    assert len(world.pending) == 5
 
 
 def test_it_is_ready_only_once_every_node_is_counted() -> None:

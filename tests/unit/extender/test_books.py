@@ -14,16 +14,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
-from scheduler_extender.act import binding, leadership, waking
-from scheduler_extender.cluster import measured_usage
+from scheduler_extender.act import binding, leadership
 from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import verbs
-from scheduler_extender.decide.placer import Placer
+from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.serve import wire
+from scheduler_extender.serve import server
 from scheduler_extender.settings import Settings
-from tests.support import accounting, fakes
+from tests.support import accounting, fakes, searching
+from tests.support.extender_world import bind_call
 
 NODES = ["node-a", "node-b"]
 SMALL = gpus.Model("NVIDIA A100", 10_000)
@@ -61,29 +60,17 @@ class Books(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         """An extender that has just listed."""
-        settings, metrics = Settings(), Metrics()
-        self.mirror = Mirror(settings, metrics)
-        self.placer = Placer(self.mirror.ledger, settings)
+        self.core = DecisionCore(Settings(), Metrics())
+        self.mirror, self.placer = self.core.mirror, self.core.placer
         list(self.mirror.quotas.replaced([QUOTA], 0.0))
         for node in self.nodes:
             self.mirror.see_node(msgspec.convert(node, objects.Node))
         self.api.stream.clear()
         list(self.mirror.replace_pods(self.api.objects(), self.loop.time()))
-        decision_events = DecisionEvents(self.mirror, self.placer, fakes.SilentRecorder(), settings, lambda: False)
-        refusals = waking.Refusals(self.mirror, self.placer, settings, metrics)
-        self.verbs = verbs.Verbs(
-            self.mirror,
-            self.placer,
-            decision_events,
-            refusals,
-            settings,
-            metrics,
-            measured_usage.MeasuredUsage(settings),
-        )
+        decision_events = DecisionEvents(self.core, fakes.SilentRecorder(), lambda: False)
         client: Any = self.api
-        self.binder = binding.Binder(
-            client, self.mirror, self.placer, self.verbs, refusals, decision_events, settings, metrics, lambda: True
-        )
+        self.binder = binding.Binder(client, self.core, decision_events, lambda: True)
+        self.server = server.VerbServer(self.core, self.binder, decision_events, lambda: None)
         self.last_seen = self.begun = None
 
     @rule()
@@ -106,11 +93,11 @@ class Books(RuleBasedStateMachine):
         """What kube-scheduler does, from its own view, which may be newer or older than ours."""
         pod = data.draw(st.sampled_from(list(self.api.pods.values())))
         body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": NODES})
-        left = orjson.loads(self.verbs.filter(body))["NodeNames"]
+        left = orjson.loads(self.server.filter(body)[0])["NodeNames"]
         if not left:
             return
         if ask_scores:
-            self.verbs.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
+            self.server.prioritize(orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": left}))
         self.bind(pod, data.draw(st.sampled_from(left)), lost)
 
     @precondition(lambda self: self.api.pods)
@@ -124,19 +111,18 @@ class Books(RuleBasedStateMachine):
     def two_binds_at_once(self, data: st.DataObject, node: str) -> None:
         """They overlap, and may be for the same pod."""
         pods = [data.draw(st.sampled_from(list(self.api.pods.values()))) for _ in range(2)]
-        arguments = [wire.BindArgs(p["metadata"]["name"], "default", p["metadata"]["uid"], node) for p in pods]
+        calls = [bind_call(pod, node) for pod in pods]
 
         async def both() -> None:
-            await asyncio.gather(*(self.binder.bind(one) for one in arguments))
+            await asyncio.gather(*(self.binder.bind(one) for one in calls))
 
         self.loop.run_until_complete(both())
 
     def bind(self, pod: dict[str, Any], node: str, lost: str) -> None:
         self.api.loses = [lost]
-        arguments = wire.BindArgs(pod["metadata"]["name"], "default", pod["metadata"]["uid"], node)
-        failed = self.loop.run_until_complete(self.binder.bind(arguments))
+        outcome = self.loop.run_until_complete(self.binder.bind(bind_call(pod, node)))
         self.api.loses = []
-        if not failed:
+        if not outcome.code:
             now = self.api.pods[pod["metadata"]["name"]]
             assert now["spec"]["nodeName"] == node
             assert now["metadata"]["annotations"][records.ALLOCATED]
@@ -238,13 +224,13 @@ class Books(RuleBasedStateMachine):
             anew.see_node(msgspec.convert(node, objects.Node))
         list(anew.replace_pods(self.api.objects(), 0.0))
         for name in NODES:
-            assert self.mirror.ledger.held(name) == anew.ledger.held(name)  # type: ignore[arg-type]
+            assert self.mirror.ledger.allocated_on(name) == anew.ledger.allocated_on(name)  # type: ignore[arg-type]
         for ledger in (self.mirror.ledger, anew.ledger):
             ledger.expire(float("inf"))  # Nominations are no facts.
         for name in NODES:
             assert self.mirror.ledger.settled(name) == anew.ledger.settled(name)  # type: ignore[arg-type]
         assert self.mirror.ledger.quotas.held("default") == anew.ledger.quotas.held("default")
-        assert set(self.mirror.waiting) == set(anew.waiting)
+        assert set(self.mirror.pending.uids()) == set(anew.pending.uids())
         self.loop.close()
 
 
@@ -254,8 +240,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leadership, "BINDING_TIMEOUT_SECONDS", 0.0)
 
 
-TestBooks = pytest.mark.usefixtures("_no_waiting")(Books.TestCase)
-Books.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestBooks = pytest.mark.slow(pytest.mark.usefixtures("_no_waiting")(Books.TestCase))
+Books.TestCase.settings = settings(max_examples=searching.examples(100), stateful_step_count=50)
 
 
 def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:

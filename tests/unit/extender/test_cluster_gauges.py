@@ -6,7 +6,7 @@ import time
 import pytest
 
 from gpu_sharing.adapters import certificates
-from gpu_sharing.core import error_codes, identifiers, requests
+from gpu_sharing.core import error_codes, identifiers
 from lab import certificates as lab_certificates
 from lab import gpus
 from scheduler_extender.report import cluster_gauges
@@ -17,20 +17,14 @@ MIB = 1 << 20
 
 def counted(world: World, *, leads: bool = True, clock: float = 0.0) -> dict[str, dict[tuple[str, ...], float]]:
     """Every gauge, by name and values of its labels."""
-    gauges = cluster_gauges.ClusterGauges(
-        world.mirror,
-        requests.ResourceNames(),
-        lambda uid: error_codes.INSUFFICIENT_GPU_MEMORY if uid == "uid-refused" else None,
-        lambda: leads,
-        lambda: clock,
-    )
+    gauges = cluster_gauges.ClusterGauges(world.core, lambda: leads, lambda: clock)
     return {
         family.name: {tuple(one.labels.values()): one.value for one in family.samples} for family in gauges.collect()
     }
 
 
 def test_memory_and_slots_are_summed_by_model() -> None:
-    """Promised and free, and the largest share that one GPU still has room for."""
+    """Allocated and free, and the largest share that one GPU still has room for."""
     world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", gpus.T4, 1))
     world.see(held("x", "a", 0, 10_000))
 
@@ -40,10 +34,10 @@ def test_memory_and_slots_are_summed_by_model() -> None:
     assert found["hami_scheduler_nodes"] == {(): 2}
     assert found["hami_scheduler_gpus"] == {a100: 2, t4: 1}
     assert found["hami_scheduler_gpu_memory_bytes"] == {a100: 2 * A100.memory_mib * MIB, t4: 15_360 * MIB}
-    assert found["hami_scheduler_gpu_memory_promised_bytes"] == {a100: 10_000 * MIB, t4: 0}
-    assert found["hami_scheduler_gpu_slots_promised"] == {a100: 1, t4: 0}
+    assert found["hami_scheduler_gpu_memory_allocated_bytes"] == {a100: 10_000 * MIB, t4: 0}
+    assert found["hami_scheduler_gpu_slots_allocated"] == {a100: 1, t4: 0}
     assert found["hami_scheduler_largest_free_bytes"] == {a100: A100.memory_mib * MIB, t4: 15_360 * MIB}
-    assert found["hami_scheduler_pods_holding_gpus"] == {(): 1}
+    assert found["hami_scheduler_pods_bound"] == {(): 1}
 
 
 def test_fragmentation_is_the_free_memory_in_which_what_is_asked_for_does_not_fit() -> None:
@@ -60,12 +54,14 @@ def test_fragmentation_is_the_free_memory_in_which_what_is_asked_for_does_not_fi
 def test_waiting_pods_are_counted_by_why_they_wait() -> None:
     """One that nobody has looked at yet has no reason."""
     world = World(gpus.gpu_node("a", A100, 1))
-    assert counted(world)["hami_scheduler_pods_waiting"] == {(cluster_gauges.UNDECIDED,): 0}
+    assert counted(world)["hami_scheduler_pods_pending"] == {(cluster_gauges.UNDECIDED,): 0}
 
+    world.see(held("x", "a", 0, A100.memory_mib))
     world.see(pod("refused"))
+    world.filter(pod("refused"), "a")
     world.see(pod("new"))
 
-    assert counted(world)["hami_scheduler_pods_waiting"] == {
+    assert counted(world)["hami_scheduler_pods_pending"] == {
         (error_codes.INSUFFICIENT_GPU_MEMORY,): 1, (cluster_gauges.UNDECIDED,): 1,
     }  # fmt: skip
 
@@ -91,9 +87,7 @@ def test_a_replica_that_does_not_lead_says_nothing_of_the_cluster() -> None:
 def test_many_scrapes_are_one_count() -> None:
     """For some seconds."""
     world, now = World(gpus.gpu_node("a", A100, 1)), [0.0]
-    gauges = cluster_gauges.ClusterGauges(
-        world.mirror, requests.ResourceNames(), lambda uid: None, lambda: True, lambda: now[0]
-    )
+    gauges = cluster_gauges.ClusterGauges(world.core, lambda: True, lambda: now[0])
     first = gauges.collect()
     world.see(held("x", "a", 0, 10_000))
 
@@ -120,12 +114,18 @@ def test_the_reason_of_a_pod_is_the_one_of_its_last_refusal() -> None:
     """And none once it got a yes."""
     world = World(gpus.gpu_node("a", A100, 1))
     world.see(pod("p"))
-    uid = identifiers.PodUid("uid-p")
-    assert world.decision_events.reason_of(uid) is None
+    assert last_code(world) is None
     world.see(held("x", "a", 0, A100.memory_mib))
 
     world.filter(pod("p"), "a")
-    assert world.decision_events.reason_of(uid) == error_codes.INSUFFICIENT_GPU_MEMORY
+    assert last_code(world) == error_codes.INSUFFICIENT_GPU_MEMORY
     world.mirror.forget_pod(identifiers.PodUid("uid-x"))
     world.filter(pod("p"), "a")
-    assert world.decision_events.reason_of(uid) is None
+    assert last_code(world) is None
+
+
+def last_code(world: World) -> error_codes.Code | None:
+    """The code of the last rejection of the pod p."""
+    entry = world.pending.entry(identifiers.PodUid("uid-p"))
+    assert entry is not None
+    return entry.rejection.code if entry.rejection else None

@@ -3,6 +3,7 @@
 from gpu_sharing.adapters import events
 from gpu_sharing.core import allocations, error_codes, identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
+from scheduler_extender.cluster import pending
 from scheduler_extender.report import event_notes
 from tests.unit import builders
 
@@ -39,40 +40,46 @@ def test_scheduled_tells_containers_apart_and_passes_warnings_on() -> None:
     assert note.endswith("note: x is ignored")
 
 
-def test_refused_counts_by_reason_and_lists_every_node() -> None:
+def test_a_rejection_counts_by_reason_and_lists_every_node() -> None:
     """First the summary on one line, because `kubectl get events` cuts there."""
-    lines = [
-        ("node-01", rejections.Rejection(Reason.MEMORY, "8000MB", "4000MB")),
-        ("node-02", rejections.Rejection(Reason.TYPE, "A100", "T4")),
-    ]
+    memory, other_type = (
+        rejections.Rejection(Reason.MEMORY, "8000MB", "4000MB"), rejections.Rejection(Reason.TYPE, "A100", "T4"),
+    )  # fmt: skip
+    rejection = pending.PodRejection(
+        2,
+        Reason.MEMORY,
+        ((Reason.TYPE, 1), (Reason.MEMORY, 1)),
+        (
+            pending.RejectedNodes(1, NODE, memory),
+            pending.RejectedNodes(1, identifiers.NodeName("node-02"), other_type),
+        ),
+    )
 
-    assert event_notes.refused(2, [(Reason.TYPE, 1), (Reason.MEMORY, 1)], lines) == (
+    assert event_notes.rejected(rejection) == (
         "0/2 nodes available: 1 device type mismatch, 1 GPU memory insufficient\n"
         "    node-01: GPU memory insufficient (requested 8000MB, available 4000MB)\n"
         "    node-02: device type mismatch (requested A100, has T4)"
     )
-    assert event_notes.refused(0, [], []) == "0/0 nodes available: there are no nodes"
+    assert event_notes.rejected(pending.PodRejection(0, Reason.NODE_NOT_REGISTERED)) == (
+        "0/0 nodes available: there are no nodes"
+    )
 
 
-def test_many_nodes_are_grouped_with_the_nearest_miss() -> None:
-    """Nobody reads a thousand lines."""
+def test_many_nodes_are_one_line_a_reason_with_the_nearest_of_them() -> None:
+    """A thousand lines are not read."""
     nearest = rejections.Rejection(Reason.MEMORY, "8000MB", "7900MB")
-    groups = [
-        event_notes.Group(1, NODE, rejections.Rejection(Reason.TYPE, "A100", "T4")),
-        event_notes.Group(900, NODE, nearest),
-    ]
+    rejection = pending.PodRejection(
+        900, Reason.MEMORY, ((Reason.MEMORY, 900),), (pending.RejectedNodes(900, NODE, nearest),)
+    )
 
-    assert event_notes.grouped(groups) == [
-        ("900 nodes, nearest node-01", nearest),
-        ("node-01", rejections.Rejection(Reason.TYPE, "A100", "T4")),
-    ]
+    assert event_notes.rejected(rejection).splitlines()[1] == f"    900 nodes, nearest node-01: {nearest}"
 
 
 def test_an_invalid_request_says_what_to_write() -> None:
     """With its code, to look up."""
     invalid = requests.InvalidRequest(error_codes.AMBIGUOUS_MEMORY, "write 4Gi")
 
-    assert event_notes.refused_everywhere(3, invalid) == (
+    assert event_notes.rejected(pending.PodRejection(3, invalid=invalid)) == (
         "0/3 nodes available: 3 invalid GPU request\n    write 4Gi (SCHED_AMBIGUOUS_MEMORY)"
     )
 

@@ -5,24 +5,19 @@ from typing import Any
 
 import pytest
 
-from gpu_sharing.core import identifiers
 from lab import gpus
 from scheduler_extender.decide import explaining
-from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 
 
-def explain(world: World, body: dict[str, Any], **changes: Any) -> explaining.Explanation:
+def explain(world: World, body: dict[str, Any]) -> explaining.Explanation:
     world.see(body)
-    waiting = world.mirror.waiting[identifiers.PodUid(body["metadata"]["uid"])]
-    settings = Settings(**changes)
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, settings)
-    return asyncio.run(explainer.explain(waiting))
+    return asyncio.run(explaining.Explainer(world.core).explain(world.listed(body["metadata"]["name"])))
 
 
-def full_node() -> World:
+def full_node(**changes: Any) -> World:
     """Two GPUs of 16,000 MiB: one has two pods of which one is important, the other one small pod too many."""
-    world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", A100, 1))
+    world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", A100, 1), **changes)
     for name, node, index, mib, priority in (
         ("important", "a", 0, 9_000, 50), ("small", "a", 0, 4_000, 0), ("one", "a", 1, 6_000, 0),
         ("two", "a", 1, 6_000, 0), ("alone", "b", 0, 14_000, 50),
@@ -37,7 +32,7 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
     """The fewest pods of any priority, and the best victims of a lower one."""
     answer = explain(full_node(), pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"}, priority=10))
 
-    a, b = answer.verdicts
+    a, b = answer.nodes
     assert a.waits_for == ("default/one", "default/two")
     assert a.evictable == ("default/one", "default/two")
     assert a.advice == "ask for at most 4000MB of each GPU's memory"
@@ -51,12 +46,11 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
 def test_nobody_is_called_evictable_who_would_not_be_evicted(more: dict[str, Any], changes: dict[str, Any]) -> None:
     """By its own policy, its priority, or the setting."""
     answer = explain(
-        full_node(),
+        full_node(**changes),
         pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"}, **{"priority": 10, **more}),
-        **changes,
     )
 
-    assert [one.evictable for one in answer.verdicts] == [(), ()]
+    assert [one.evictable for one in answer.nodes] == [(), ()]
 
 
 @pytest.mark.parametrize(
@@ -85,8 +79,8 @@ def test_it_says_what_to_write_instead(limits: dict[str, str], annotations: dict
     """Where what was written is in the way, and not what others hold."""
     answer = explain(full_node(), pod("p", limits or {"nvidia.com/gpu": "1"}, annotations=annotations))
 
-    assert answer.verdicts[0].advice == advice
-    assert answer.verdicts[0].waits_for == ()
+    assert answer.nodes[0].advice == advice
+    assert answer.nodes[0].waits_for == ()
 
 
 def test_gates_and_gangs_are_told() -> None:
@@ -102,5 +96,5 @@ def test_gates_and_gangs_are_told() -> None:
     answer = explain(full_node(), body)
 
     assert answer.gates == ("hami.io/gang",)
-    assert answer.verdicts[0].sentence == "waits for its gang (train: 1 of 2 members are there)"
+    assert answer.nodes[0].message == "waits for its gang (train: 1 of 2 members are there)"
     assert answer.remedy.startswith("Wait, create the missing members")

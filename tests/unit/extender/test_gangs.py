@@ -13,8 +13,6 @@ from lab import gpus
 from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.cluster import node_selection
 from scheduler_extender.fleet import facts
-from scheduler_extender.metrics import Metrics
-from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
 
@@ -26,9 +24,9 @@ class Scene(scenes.Scene):
     """A world whose API server can be changed, and a planner."""
 
     def __init__(self, *nodes: dict[str, Any], **changes: Any) -> None:
-        super().__init__(*nodes)
+        super().__init__(*nodes, **changes)
         self.now = 1_000_000.0
-        self.settings = Settings(**changes)
+        self.settings = self.world.core.settings
         self.world.mirror._wall_clock = lambda: self.now
         self.restart()
 
@@ -37,9 +35,8 @@ class Scene(scenes.Scene):
         client: Any = self.api
         world = self.world
         self.planner = gang_planner.GangPlanner(
-            pod_writer.PodWriter(client), world.mirror, world.placer, world.decision_events, self.settings, Metrics(),
-            world.clock, lambda: self.now,
-        )  # fmt: skip
+            pod_writer.PodWriter(client), world.core, world.decision_events, lambda: self.now
+        )
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
@@ -395,7 +392,7 @@ def test_a_pod_group_says_how_many_must_start_at_least() -> None:
     assert sorted(planned) == ["", "a", "a", "b", "c"]
     *kept, left = sorted(names, key=lambda name: not scene.hold(name))
     assert scene.told("3 no GPU free for exclusive use")
-    (alone,) = (one for one in scene.world.mirror.waiting.values() if one.hold is None)
+    (alone,) = (one for one in scene.world.pending if one.hold is None)
     assert "no room yet for one more member" in str(scene.world.placer.gang_rejection(alone))
 
     scene.bind(*kept[:3])
@@ -430,12 +427,12 @@ def test_pod_groups_that_are_listed_no_more_are_gone() -> None:
     list(ours.replaced([group(2)], 0.0))
     list(others.replaced([], 0.0))
     scene.put(grouped("m0"), grouped("m1"))
-    roll = scene.world.mirror.ledger.gangs.roll(("default", "train"))
-    assert roll.size == 2
+    members = scene.world.mirror.ledger.gangs.members(("default", "train"))
+    assert members.size == 2
 
     list(ours.replaced([], 0.0))
 
-    assert roll.size == 0
+    assert members.size == 0
     basic = msgspec.convert({"spec": {"schedulingPolicy": {"basic": {}}}}, objects.PodGroup)
     assert basic.least_members == 1
     assert msgspec.convert({"spec": {"minMember": 4}}, objects.PodGroup).least_members == 4
@@ -515,7 +512,7 @@ def test_what_was_kept_for_a_member_does_not_count_beside_what_it_holds() -> Non
 
     held_now = {gpus.gpu_uuid("a", 0): allocations.Allocation(1, 16_000, 100, 1)}
     uid = identifiers.PodUid("uid-m0")
-    ledger.assume(facts.BoundPod(uid, identifiers.PodKey("default/m0"), identifiers.NodeName("a"), held_now))
+    ledger.assume(facts.BoundPod(uid, identifiers.PodKey("default/m0"), identifiers.NodeName("a"), allocated=held_now))
 
     assert scene.world.filter(scene.api.pods["m1"], "a")["NodeNames"] == ["a"]
     assert scene.world.filter(stranger, "a")["NodeNames"] == []

@@ -12,8 +12,6 @@ from gpu_sharing.core import allocations, identifiers, mig, records
 from lab import gpus
 from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.fleet import arrays
-from scheduler_extender.metrics import Metrics
-from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
 
@@ -88,11 +86,8 @@ def test_a_member_that_breaks_the_planner_holds_back_its_own_gang_alone(monkeypa
     """Gangs are planned in the order of their names; a defect in the first must not stop the last."""
     scene = scenes.Scene(gpus.gpu_node("a", A100, 2))
     client: Any = scene.api
-    world, metrics = scene.world, Metrics()
-    planner = gang_planner.GangPlanner(
-        pod_writer.PodWriter(client), world.mirror, world.placer, world.decision_events, Settings(), metrics,
-        world.clock,
-    )  # fmt: skip
+    world, metrics = scene.world, scene.world.core.metrics
+    planner = gang_planner.GangPlanner(pod_writer.PodWriter(client), world.core, world.decision_events)
     one_gpu = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"}
     for name in ("aaa", "zzz"):
         annotations = {"hami.io/gang": name, "hami.io/gang-size": "1"}

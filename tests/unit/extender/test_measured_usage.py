@@ -80,18 +80,18 @@ def test_a_busy_node_loses_to_an_idle_one_by_the_weight_that_is_set() -> None:
         (1.0, {"full": 60}, "full"), (1.0, {"full": 99}, "spare"), (1.0, {"full": 1e9, "spare": 0}, "spare"),
     ):  # fmt: skip
         made = world(weight)
-        made.usage.learn(busy)
+        made.core.usage.learn(busy)
         assert chosen(made) == expected, (weight, busy)
 
 
 def test_an_old_measure_counts_for_nothing() -> None:
     """And one that comes anew counts again, also for nodes that came in between."""
     made = world(0.9)
-    made.usage.learn({"full": 100, "spare": 0})
+    made.core.usage.learn({"full": 100, "spare": 0})
     assert chosen(made) == "spare"
     made.clock.now += 91
     assert chosen(made, "q") == "full"
-    made.usage.learn({"full": 100, "spare": 0})
+    made.core.usage.learn({"full": 100, "spare": 0})
     assert chosen(made, "r") == "spare"
 
 
@@ -100,7 +100,7 @@ def test_prometheus_is_asked_for_fresh_figures_of_each_node(server: FakePromethe
     server.answers(sample("full", "100"), sample("spare", "0"), sample(None, "50"), sample("odd", "NaN"))
     made = world(0.9, server.url)
 
-    asyncio.run(made.usage.ask())
+    asyncio.run(made.core.usage.ask())
 
     assert chosen(made) == "spare"
     (query,) = server.asked
@@ -117,10 +117,10 @@ def test_no_answer_changes_nothing_and_is_said_once(
     """The last figures count until they are old."""
     server.body = body
     made = world(0.9, server.url)
-    made.usage.learn({"full": 100, "spare": 0})
+    made.core.usage.learn({"full": 100, "spare": 0})
 
     for _ in range(2):
-        asyncio.run(made.usage.ask())
+        asyncio.run(made.core.usage.ask())
 
     assert chosen(made) == "spare"
     assert capsys.readouterr().out.count("SCHED_USAGE_UNKNOWN") == 1

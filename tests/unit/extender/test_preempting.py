@@ -5,15 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-import orjson
 import pytest
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import identifiers, records
 from lab import gpus
 from scheduler_extender.act import pod_writer, preempting
-from scheduler_extender.metrics import Metrics
-from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 from tests.unit.extender import scenes
 
@@ -32,10 +29,7 @@ class Scene(scenes.Scene):
         """A new leader: nothing is remembered but what the API server knows."""
         client: Any = self.api
         world = self.world
-        self.preemptor = preempting.Preemptor(
-            pod_writer.PodWriter(client), world.mirror, world.placer, world.refusals, world.decision_events,
-            Settings(), Metrics(), world.clock,
-        )  # fmt: skip
+        self.preemptor = preempting.Preemptor(pod_writer.PodWriter(client), world.core, world.decision_events)
 
     def holder(self, name: str, node: str, index: int, memory_mib: int, priority: int = 0) -> None:
         body = held(name, node, index, memory_mib)
@@ -247,7 +241,7 @@ def test_a_hold_that_does_not_decode_keeps_nothing(text: str) -> None:
 def preempt(world: World, body: dict[str, Any], **chosen: list[str]) -> dict[str, list[str]]:
     """What `/preempt` answers: victims by node."""
     meta = {node: {"Pods": [{"UID": f"uid-{name}"} for name in names]} for node, names in chosen.items()}
-    answer = orjson.loads(asyncio.run(world.verbs.preempt(orjson.dumps({"Pod": body, "NodeNameToMetaVictims": meta}))))
+    answer = world.preempt({"Pod": body, "NodeNameToMetaVictims": meta})
     return {
         node: sorted(one["UID"].removeprefix("uid-") for one in found["Pods"])
         for node, found in answer["NodeNameToMetaVictims"].items()

@@ -9,9 +9,6 @@ import pytest
 from gpu_sharing.core import error_codes, identifiers
 from lab import gpus
 from scheduler_extender.act import binding
-from scheduler_extender.metrics import Metrics
-from scheduler_extender.serve import wire
-from scheduler_extender.settings import Settings
 from tests.support import fakes
 from tests.support.extender_world import A100, LIMITS, World, held, pod, quota
 
@@ -96,7 +93,7 @@ def test_refused_pods_are_woken_once_their_quota_allows(how: str) -> None:
         waiting = pod(f"p{number}", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "5000"}, annotations=selector)
         world.see(waiting)
         assert refusal(world.filter(waiting, "a")) == {"a": "quota exceeded"}
-    world.refusals.due()
+    world.due()
 
     if how == "raised":
         world.mirror.quotas.changed(quota(gpumem="25000"))
@@ -104,8 +101,8 @@ def test_refused_pods_are_woken_once_their_quota_allows(how: str) -> None:
         world.mirror.forget_pod(identifiers.PodUid("uid-other"))
 
     expected = {"raised": ["default/p1", "default/p2"], "pod ended": ["default/p1", "default/p2", "default/p3"]}
-    assert [one.key for one in world.refusals.due()] == expected[how]
-    assert world.refusals.due() == []
+    assert [one.key for one in world.due()] == expected[how]
+    assert world.due() == []
 
 
 def test_two_hundred_binds_at_once_never_exceed_the_quota() -> None:
@@ -113,19 +110,22 @@ def test_two_hundred_binds_at_once_never_exceed_the_quota() -> None:
     world, api = World(*(gpus.gpu_node(f"n{index}", A100, 8) for index in range(30))), SlowApi()
     world.mirror.quotas.changed(quota(gpu="50", gpumem="170000"))
     client: Any = api
-    binder = binding.Binder(
-        client, world.mirror, world.placer, world.verbs, world.refusals,
-        world.decision_events, Settings(), Metrics(), lambda: True,
-    )  # fmt: skip
+    binder = binding.Binder(client, world.core, world.decision_events, lambda: True)
     for number in range(200):
         one = pod(f"p{number}")
         api.put(one)
         world.see(one)
 
-    async def race() -> list[str]:
+    async def race() -> list[binding.BindOutcome]:
         return await asyncio.gather(
             *(
-                binder.bind(wire.BindArgs(f"p{number}", "default", f"uid-p{number}", f"n{number % 30}"))
+                binder.bind(
+                    binding.BindCall(
+                        identifiers.PodUid(f"uid-p{number}"),
+                        f"default/p{number}",
+                        identifiers.NodeName(f"n{number % 30}"),
+                    )
+                )
                 for number in range(200)
             )
         )
@@ -134,9 +134,8 @@ def test_two_hundred_binds_at_once_never_exceed_the_quota() -> None:
 
     bound = [one for one in api.pods.values() if one["spec"].get("nodeName")]
     assert len(bound) == 170_000 // int(LIMITS["nvidia.com/gpumem"])
-    assert answers.count("") == len(bound)
-    refused = {answer.partition(":")[0] for answer in answers if answer}
-    assert refused == {error_codes.QUOTA_EXCEEDED}
+    assert sum(answer.code is None for answer in answers) == len(bound)
+    assert {answer.code for answer in answers if answer.code} == {error_codes.QUOTA_EXCEEDED}
 
 
 class SlowApi(fakes.FakeApi):

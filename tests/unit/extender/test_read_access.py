@@ -9,9 +9,7 @@ import pytest
 from gpu_sharing.adapters import access_reviews
 from gpu_sharing.core import errors
 from lab import gpus
-from scheduler_extender.decide import explaining
 from scheduler_extender.serve import read_access, read_api
-from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 
 READ, LIST_ALL = ("hami.io", "gpus", "get", ""), ("hami.io", "pods", "list", "")
@@ -61,13 +59,12 @@ class Site:
             body = held(name, "a", 0, 6_000)
             body["metadata"]["namespace"] = namespace
             world.see(body)
-        waiting = pod("waits", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"})
-        waiting["metadata"]["namespace"] = "ai"
-        world.see(waiting)
+        pending = pod("waits", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"})
+        pending["metadata"]["namespace"] = "ai"
+        world.see(pending)
         client: Any = self.cluster
-        explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
         gate = read_access.TokenGate(client, lambda: self.ticks)
-        self._app = read_api.ReadApi(world.mirror, explainer, self._events, gate, lambda: True)
+        self._app = read_api.ReadApi(world.core, self._events, gate, lambda: True)
 
     async def _events(self, namespace: str, uid: str) -> list[Any]:
         return [{"note": f"of {namespace}"}]

@@ -14,6 +14,7 @@ from scheduler_extender.cluster import from_objects
 from scheduler_extender.decide import explaining
 from scheduler_extender.fleet import facts, model_stats
 from scheduler_extender.fleet.ledger import Ledger
+from scheduler_extender.serve import read_api
 from scheduler_extender.settings import Settings
 from tests.support.extender_world import A100, World, held, pod
 
@@ -38,14 +39,14 @@ def test_a_node_that_takes_no_pods_does_not_count_as_free(away: dict[str, Any], 
     """Its GPUs are there, and of no use to a pod that waits."""
     world = World(node("a"), away)
     world.see(pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "16000"}))
-    waiting = world.mirror.waiting[identifiers.PodUid("uid-p")]
-    explainer = explaining.Explainer(world.mirror, world.placer, world.decision_events, Settings())
+    pending = world.listed("p")
+    explainer = explaining.Explainer(world.core)
 
     (counted,) = model_stats.by_model(world.mirror.ledger.settle(), {})
-    _, told = asyncio.run(explainer.explain(waiting)).verdicts
+    _, told = asyncio.run(explainer.explain(pending)).nodes
 
     assert (counted.gpus, counted.usable, counted.memory_mib, counted.largest_free_mib) == (2, 1, 16_000, 16_000)
-    assert (told.sentence, told.code) == (phrase, code)
+    assert (told.message, told.code) == (phrase, code)
 
 
 def test_a_pod_that_tolerates_a_cordon_is_placed_all_the_same() -> None:
@@ -86,8 +87,7 @@ def test_a_pod_whose_containers_do_not_run_is_not_shown_as_running(
 
     seen = from_objects.pod_facts(msgspec.convert(body, objects.Pod), Settings().resource_names)
 
-    row = {"phase": "holding", "starting": seen.starting, "trouble": seen.trouble}
-    assert views._pod_state(row) == shown
+    assert views._pod_state(read_api._bound(seen)) == shown
 
 
 def test_a_booking_of_nothing_comes_and_goes() -> None:
@@ -96,7 +96,7 @@ def test_a_booking_of_nothing_comes_and_goes() -> None:
     uuid, name = identifiers.GpuUuid("GPU-x"), identifiers.NodeName("a")
     for uid, allocation in (("nothing", allocations.NOTHING), ("something", allocations.Allocation(1, 1_000))):
         key = identifiers.PodKey(f"default/{uid}")
-        ledger.set_pod(facts.BoundPod(identifiers.PodUid(uid), key, name, {uuid: allocation}))
+        ledger.set_bound(facts.BoundPod(identifiers.PodUid(uid), key, name, allocated={uuid: allocation}))
 
     ledger.remove_pod(identifiers.PodUid("something"))
     ledger.remove_pod(identifiers.PodUid("nothing"))
@@ -117,4 +117,4 @@ def test_a_crash_loop_frees_nothing_and_wakes_no_pod() -> None:
     assert world.mirror.ledger.generation == generation
     known = world.mirror.ledger.pod(identifiers.PodUid("uid-p"))
     assert known is not None
-    assert known.trouble == "CrashLoopBackOff"
+    assert known.not_running == "CrashLoopBackOff"

@@ -113,9 +113,8 @@ def test_whole_nodes_are_answered_with_whole_nodes() -> None:
     world.see(held("other", "full", 0, 15_000))
     items = [{"metadata": {"name": "full"}, "x": 1}, {"metadata": {"name": "a"}, "spec": {"y": [1, 2]}}]
 
-    answer = orjson.loads(
-        world.verbs.filter(orjson.dumps({"Pod": pod("p"), "Nodes": {"items": items}, "NodeNames": None}))
-    )
+    body = orjson.dumps({"Pod": pod("p"), "Nodes": {"items": items}, "NodeNames": None})
+    answer = orjson.loads(world.server.filter(body)[0])
 
     assert answer["Nodes"]["items"] == [items[1]]
     assert answer["FailedAndUnresolvableNodes"] == {"full": "GPU memory insufficient"}
@@ -125,7 +124,7 @@ def test_keys_in_lower_case_are_read_too() -> None:
     """Go's readers are indifferent to case, so other callers may be."""
     world = World(gpus.gpu_node("a", A100, 1))
 
-    answer = orjson.loads(world.verbs.filter(orjson.dumps({"pod": pod("p"), "nodeNames": ["a"]})))
+    answer = orjson.loads(world.server.filter(orjson.dumps({"pod": pod("p"), "nodeNames": ["a"]}))[0])
 
     assert answer["NodeNames"] == ["a"]
 
@@ -134,7 +133,7 @@ def test_no_names_and_no_nodes_are_no_nodes() -> None:
     """`NodeNames: null` is an empty offer, not a crash."""
     world = World(gpus.gpu_node("a", A100, 1))
 
-    answer = orjson.loads(world.verbs.filter(orjson.dumps({"Pod": pod("p"), "Nodes": None, "NodeNames": None})))
+    answer = orjson.loads(world.server.filter(orjson.dumps({"Pod": pod("p"), "Nodes": None, "NodeNames": None}))[0])
 
     assert answer["NodeNames"] == []
 
@@ -197,11 +196,11 @@ def test_a_node_whose_gpus_dra_gives_out_is_left_alone_until_it_stops() -> None:
     world.see(pod("p"))
     assert world.filter(pod("p"), "a")["FailedAndUnresolvableNodes"] == {"a": "GPUs given out by DRA"}
     assert world.filter(pod("q"), "b")["NodeNames"] == ["b"]
-    world.refusals.due()
+    world.due()
 
     world.mirror.slices.deleted(ours)
 
-    assert [one.key for one in world.refusals.due()] == ["default/p"]
+    assert [one.key for one in world.due()] == ["default/p"]
     world.mirror.slices.changed(ours)
     assert world.filter(pod("r"), "a", "b")["NodeNames"] == ["b"]
 
@@ -214,12 +213,12 @@ def test_a_refused_pod_is_woken_once_when_its_room_is_made() -> None:
     for name, priority in (("late", 0), ("urgent", 7)):
         world.see(pod(name, large, priority=priority))
         assert world.filter(pod(name, large, priority=priority), "a")["NodeNames"] == []
-    world.refusals.due()
+    world.due()
 
     world.mirror.forget_pod(identifiers.PodUid("uid-other"))
 
-    assert [one.key for one in world.refusals.due()] == ["default/urgent"]
-    assert world.refusals.due() == []
+    assert [one.key for one in world.due()] == ["default/urgent"]
+    assert world.due() == []
 
 
 @pytest.mark.parametrize("trouble", ["cordoned", "released", "sick", "unregistered"])
@@ -240,11 +239,11 @@ def test_a_refused_pod_is_woken_when_its_node_is_well_again(trouble: str) -> Non
     world.see(pod("large", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"}))
     for name, limits in (("p", LIMITS), ("large", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})):
         assert world.filter(pod(name, limits), "a")["NodeNames"] == []
-    world.refusals.due()
+    world.due()
 
     world.mirror.see_node(msgspec.convert(well, objects.Node))
 
-    assert [one.key for one in world.refusals.due()] == ["default/p"]
+    assert [one.key for one in world.due()] == ["default/p"]
 
 
 def test_a_pod_that_was_asked_about_after_the_room_was_made_is_not_woken() -> None:
@@ -255,12 +254,12 @@ def test_a_pod_that_was_asked_about_after_the_room_was_made_is_not_woken() -> No
     world.see(held("two", "b", 0, 15_000))
     world.see(pod("p", huge))
     world.filter(pod("p", huge), "a", "b")
-    world.refusals.due()
+    world.due()
     world.mirror.forget_pod(identifiers.PodUid("uid-one"))
 
     world.filter(pod("p", huge), "b")
 
-    assert world.refusals.due() == []
+    assert world.due() == []
 
 
 def test_past_ten_nodes_refusals_are_grouped() -> None:
@@ -302,7 +301,7 @@ def test_preempt_gives_a_pod_without_gpus_its_victims_back_by_uid() -> None:
     meta = {"Pod": pod("p", {}), "NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
     expected = {"NodeNameToMetaVictims": {"a": {"Pods": [{"UID": "uid-v"}], "NumPDBViolations": 1}}}
 
-    assert [orjson.loads(asyncio.run(world.verbs.preempt(orjson.dumps(body)))) for body in (whole, meta)] == [
+    assert [world.preempt(body) for body in (whole, meta)] == [
         expected,
         expected,
     ]
@@ -319,8 +318,8 @@ def test_preempt_gives_a_pod_without_gpus_its_victims_back_by_uid() -> None:
 def test_any_body_is_answered_or_refused(body: bytes) -> None:
     """Nothing that arrives on the wire is a crash."""
     world = World(gpus.gpu_node("a", A100, 1))
-    preempt = lambda body: asyncio.run(world.verbs.preempt(body))  # noqa: E731
-    for verb in (world.verbs.filter, world.verbs.prioritize, preempt, wire.decode_bind):
+    preempt = lambda body: asyncio.run(world.server.preempt(body))  # noqa: E731
+    for verb in (world.server.filter, world.server.prioritize, preempt, wire.decode_bind):
         try:
             verb(body)
         except wire.BadRequest as refused:
@@ -407,4 +406,4 @@ def test_a_bound_pod_without_a_count_holds_no_device_ids() -> None:
     world.see(pod("mem-only", {"nvidia.com/gpumem": "3000"}, node="n"))
     world.see(pod("unreadable", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "8M"}, node="n"))
 
-    assert world.mirror.ledger.held(identifiers.NodeName("n")).foreign_slots == 1
+    assert world.mirror.ledger.allocated_on(identifiers.NodeName("n")).foreign_slots == 1

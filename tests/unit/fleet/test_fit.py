@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gpu_sharing.core import gpus, identifiers, placement, policies, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays, fit
+from tests.support import searching
 from tests.unit import builders
 
 
@@ -18,7 +19,7 @@ def table(nodes: list[placement.NodeState]) -> arrays.Arrays:
     return made
 
 
-@settings(max_examples=300)
+@settings(max_examples=searching.examples(300))
 @given(
     st.tuples(*(builders.node_states(name) for name in "abc")),
     builders.pod_requests(),
@@ -84,7 +85,7 @@ def test_arrays_grow_with_nodes_and_with_gpus_per_node() -> None:
     assert fitting.reasons[0] == Reason.TOO_FEW_GPUS
 
 
-@settings(max_examples=50)
+@settings(max_examples=searching.examples(50))
 @given(builders.node_states("a"), st.sampled_from(sorted(policies.ORDERS)), builders.weights)
 def test_every_order_of_the_specification_is_one_of_the_array_engine(
     node: placement.NodeState, name: str, weights: policies.Weights

@@ -84,7 +84,7 @@ def test_an_xid_that_says_ask_the_driver_is_answered_by_the_driver() -> None:
         driver.faults.put(gpu_source.Fault(A, 154))
         driver.faults.put(gpu_source.Fault(None, 79))
         following = asyncio.create_task(found.follow_xids())
-        for _ in range(200):
+        for _ in range(6_000):
             await asyncio.sleep(0.01)
             if told and driver.faults.empty():
                 break

@@ -295,13 +295,13 @@ def test_the_series_of_a_gpu_and_a_slice() -> None:
     assert {name: values[gpu] for name, values in found.items() if gpu in values} == {
         "hami_gpu_memory_total_bytes": 80 * GIB, "hami_gpu_memory_used_bytes": 10 * GIB,
         "hami_gpu_utilization_percent": 50.0, "hami_gpu_temperature_celsius": 40, "hami_gpu_power_watts": 100.0,
-        "hami_gpu_memory_promisable_bytes": 160 * GIB, "hami_gpu_memory_promised_bytes": 4 * GIB,
-        "hami_gpu_cores_promised_percent": 30, "hami_gpu_containers": 1, "hami_monitor_gpu_stale": 0,
+        "hami_gpu_allocatable_memory_bytes": 160 * GIB, "hami_gpu_allocated_memory_bytes": 4 * GIB,
+        "hami_gpu_allocated_cores_percent": 30, "hami_gpu_containers": 1, "hami_monitor_gpu_stale": 0,
         "hami_monitor_sample_age_seconds": 3.0, "hami_monitor_unattributed_bytes": 0,
     }  # fmt: skip
     assert {name: values[mine] for name, values in found.items() if mine in values} == {
         "hami_vgpu_memory_usage_bytes": GIB, "hami_vgpu_utilization_percent": 20.0,
-        "hami_vgpu_memory_promised_bytes": 4 * GIB, "hami_vgpu_cores_promised_percent": 30,
+        "hami_vgpu_allocated_memory_bytes": 4 * GIB, "hami_vgpu_allocated_cores_percent": 30,
     }  # fmt: skip
     assert found["hami_vgpu_info"] == {(*mine, GPU): 1}
     assert {name: values[theirs] for name, values in found.items() if theirs in values} == {
@@ -324,8 +324,8 @@ def test_an_init_container_and_its_app_count_once_in_what_is_promised_of_a_gpu()
 
     found = rendered(a_view(pod))
 
-    assert found["hami_gpu_memory_promised_bytes"] == {("n", GPU): 16 * GIB}
-    assert found["hami_gpu_cores_promised_percent"] == {("n", GPU): 10}
+    assert found["hami_gpu_allocated_memory_bytes"] == {("n", GPU): 16 * GIB}
+    assert found["hami_gpu_allocated_cores_percent"] == {("n", GPU): 10}
     assert found["hami_gpu_containers"] == {("n", GPU): 1}
     assert found["hami_gpu_shared_count"] == {("n", GPU, "0", "NVIDIA A100"): 1}
 
@@ -336,7 +336,7 @@ def test_what_a_stale_gpu_measured_is_left_out_and_what_was_promised_stays() -> 
 
     assert found["hami_monitor_gpu_stale"] == {("n", GPU): 1}
     assert found["hami_gpu_memory_total_bytes"] == {("n", GPU): 80 * GIB}
-    assert found["hami_vgpu_memory_promised_bytes"] == {("train", "team", GPU, "c0"): 4 * GIB}
+    assert found["hami_vgpu_allocated_memory_bytes"] == {("train", "team", GPU, "c0"): 4 * GIB}
     for name in ("hami_gpu_memory_used_bytes", "hami_gpu_temperature_celsius", "hami_vgpu_memory_usage_bytes"):
         assert name not in found
 
@@ -346,7 +346,7 @@ def test_two_instances_of_one_gpu_are_one_series_of_their_container() -> None:
     record = "GPU-a,NVIDIA,1024,10:GPU-a,NVIDIA,1024,10:;"
     found = rendered(a_view(a_pod(record=record)))
 
-    assert found["hami_vgpu_memory_promised_bytes"] == {("train", "team", GPU, "c0"): 2 * GIB}
+    assert found["hami_vgpu_allocated_memory_bytes"] == {("train", "team", GPU, "c0"): 2 * GIB}
     assert len(found["hami_vgpu_memory_limit_bytes"]) == 2
 
 

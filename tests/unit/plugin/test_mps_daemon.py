@@ -61,7 +61,7 @@ def options(folder: pathlib.Path, **changes: object) -> mps_daemon.Settings:
     return mps_daemon.Settings(**values)  # type: ignore[arg-type]
 
 
-def wait(condition: object, seconds: float = 20.0) -> None:
+def wait(condition: object, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline

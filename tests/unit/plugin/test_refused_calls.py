@@ -11,6 +11,8 @@ import pytest
 from lab import fake_driver
 from lab.fake_driver import calls
 
+pytestmark = pytest.mark.slow
+
 # NO_PERMISSION, NOT_SUPPORTED, NOT_FOUND, DRIVER_NOT_LOADED, TIMEOUT, FUNCTION_NOT_FOUND, RESET_REQUIRED, IN_USE,
 # ARGUMENT_VERSION_MISMATCH, UNKNOWN. GPU_IS_LOST alone means lost.
 NAMES = (*calls.library_names(), "*")

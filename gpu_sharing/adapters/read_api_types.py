@@ -1,0 +1,256 @@
+"""The answers of the extender's read API: what it encodes, and what `hamictl` and the WebUI decode.
+
+Its OpenAPI document is made of these types too. Fields may be added: a reader ignores those that it does not know, and
+what an older extender does not send has a default.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Amount(msgspec.Struct, frozen=True, gc=False):
+    """How much of something there is, and how much of it is allocated."""
+
+    total: Count
+    allocated: Count
+
+
+class Gpu(msgspec.Struct, frozen=True, gc=False):
+    """One GPU of a node."""
+
+    uuid: str
+    index: Count
+    type: str
+    mode: Annotated[
+        str,
+        msgspec.Meta(
+            description="How containers that share it are isolated: hami-core, mps, mig, or none, which limits "
+            "nothing; empty where its device plugin does not say."
+        ),
+    ]
+    healthy: bool
+    cordoned: bool
+    allocation_unknown: Annotated[
+        bool, msgspec.Meta(description="A pod that may hold it has a record that cannot be read.")
+    ]
+    memory_mib: Amount
+    cores_percent: Amount
+    slots: Amount
+    exclusive: bool = False
+    unhealthy_reason: Annotated[
+        str,
+        msgspec.Meta(
+            description="Why it is unhealthy, in the words of the node's device plugin; empty where it is healthy or "
+            "no reason is known."
+        ),
+    ] = ""
+
+
+class Node(msgspec.Struct, frozen=True, gc=False):
+    """A node and its GPUs."""
+
+    name: str
+    standing: Annotated[str, msgspec.Meta(description="Why no pod is placed there; `none` where pods are placed.")]
+    foreign_slots: Annotated[int, msgspec.Meta(ge=0, description="Device ids held by pods without a record of ours.")]
+    gpus: list[Gpu]
+    labels: dict[str, str] = {}  # msgspec copies it
+    problems: Annotated[
+        dict[str, str],
+        msgspec.Meta(
+            description="What is wrong with how the node is set up, by error code, in the words of its device plugin."
+        ),
+    ] = {}
+
+
+class Nodes(msgspec.Struct, frozen=True):
+    """Answer of `nodes`."""
+
+    nodes: list[Node]
+
+
+class Cluster(msgspec.Struct, frozen=True):
+    """Answer of `cluster`: totals."""
+
+    nodes: Count
+    gpus: Count
+    memory_mib: Amount
+    cores_percent: Amount
+    pods_bound: Count
+    pods_pending: Count
+
+
+class Share(msgspec.Struct, frozen=True, gc=False):
+    """What a container, or a whole pod, holds of one GPU."""
+
+    uuid: str
+    memory_mib: Count
+    cores_percent: Count
+
+
+class ContainerRequest(msgspec.Struct, frozen=True, gc=False):
+    """What one container of a pending pod requests."""
+
+    gpus: Count
+    memory_mib: Annotated[int, msgspec.Meta(ge=0, description="Of each GPU; 0 where the percentage says it.")]
+    memory_percent: Count
+    cores_percent: Count
+
+
+class Pod(msgspec.Struct, frozen=True, gc=False):
+    """A pod that holds GPUs or is pending."""
+
+    namespace: str
+    name: str
+    uid: str
+    node: Annotated[str | None, msgspec.Meta(description="null while it is pending.")]
+    phase: Literal["bound", "pending"]
+    starting: Annotated[bool, msgspec.Meta(description="The device plugin has not started all of its containers.")]
+    corrupt: Annotated[bool, msgspec.Meta(description="Its record cannot be read.")]
+    foreign_slots: Annotated[int, msgspec.Meta(ge=0, description="Device ids it holds without a record of ours.")]
+    gpus: Annotated[
+        list[Share],
+        msgspec.Meta(description="What it holds of each GPU for its life: the most of its init phase and its apps."),
+    ]
+    containers: Annotated[
+        list[list[Share]], msgspec.Meta(description="What each container holds, init containers first.")
+    ] = []
+    error_code: Annotated[str, msgspec.Meta(description="Why it was rejected last; empty where it was not.")] = ""
+    not_running: Annotated[
+        str,
+        msgspec.Meta(
+            description="Why the containers of a bound pod do not run: `Refused` by the device plugin, or the "
+            "kubelet's word such as CrashLoopBackOff."
+        ),
+    ] = ""
+    created_at: Annotated[int, msgspec.Meta(ge=0, description="Unix seconds; 0 where it is not known.")] = 0
+    bound_at: Annotated[int, msgspec.Meta(ge=0, description="Unix seconds; 0 while it is pending.")] = 0
+    requests: Annotated[
+        list[ContainerRequest],
+        msgspec.Meta(description="What each container of a pending pod requests; empty where that cannot be read."),
+    ] = []
+
+
+class Pods(msgspec.Struct, frozen=True):
+    """Answer of `pods`."""
+
+    pods: list[Pod]
+
+
+class NodeExplanation(msgspec.Struct, frozen=True):
+    """Why one node does not take a pod."""
+
+    node: str
+    fits: bool
+    code: str
+    message: str
+    curable: Annotated[bool, msgspec.Meta(description="Whether the departure of other pods could make it fit.")]
+    advice: Annotated[str, msgspec.Meta(description="What could be written otherwise, or changed on the node.")]
+    waits_for: Annotated[
+        list[str], msgspec.Meta(description="The fewest pods whose end makes it fit, as namespace/name.")
+    ]
+    evictable: Annotated[list[str], msgspec.Meta(description="The pods that preemption would evict for it.")]
+    examined: Annotated[
+        bool,
+        msgspec.Meta(
+            description="Whether `waits_for` and `evictable` were computed; false where the budget of one explanation "
+            "did not reach this node."
+        ),
+    ] = True
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """Answer of `explain`: why a pod is pending, node by node."""
+
+    pod: Annotated[str, msgspec.Meta(description="As namespace/name.")]
+    phase: Literal["bound", "pending"]
+    node: str | None
+    summary: Annotated[str, msgspec.Meta(description="The note of its event.")] = ""
+    remedy: Annotated[str, msgspec.Meta(description="What to do about the reason that most nodes give.")] = ""
+    nearest: Annotated[str | None, msgspec.Meta(description="The node where the fewest other pods are in the way.")] = (
+        None
+    )
+    gates: Annotated[
+        list[str], msgspec.Meta(description="Scheduling gates that keep kube-scheduler from the pod.")
+    ] = []
+    nodes: list[NodeExplanation] = []
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One event of a pod, folded with its repetitions."""
+
+    first_at: Annotated[float, msgspec.Meta(description="Unix seconds.")]
+    last_at: Annotated[float, msgspec.Meta(description="Unix seconds.")]
+    count: Count
+    reporter: str
+    type: str
+    reason: str
+    note: str
+
+
+class Events(msgspec.Struct, frozen=True):
+    """Answer of `events`."""
+
+    pod: Annotated[str, msgspec.Meta(description="As namespace/name.")]
+    events: Annotated[list[Event], msgspec.Meta(description="Oldest first.")]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """Every answer that is not 200."""
+
+    error_code: str
+    message: str
+
+
+PATHS: dict[str, tuple[str, type[msgspec.Struct]]] = {
+    "/api/v1/cluster": ("Totals of the cluster.", Cluster),
+    "/api/v1/nodes": ("Every node and its GPUs.", Nodes),
+    "/api/v1/pods": ("Every pod that holds GPUs or is pending.", Pods),
+    "/api/v1/explain/{namespace}/{pod}": ("Why a pod is pending, node by node.", Explanation),
+    "/api/v1/events/{namespace}/{pod}": ("The events of a pod, oldest first.", Events),
+}
+"""What each path answers."""
+
+
+def openapi() -> dict[str, Any]:
+    """Return the description of the read API as OpenAPI 3.1."""
+    kinds = [*(kind for _, kind in PATHS.values()), Problem]
+    schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    paths = {
+        path: {"get": _operation(path, summary, schema, schemas[-1])}
+        for (path, (summary, _)), schema in zip(PATHS.items(), schemas, strict=False)
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "GPU sharing read API",
+            "version": "1",
+            "description": "Which pod holds what, which pods are pending and why. Memory is MiB, cores are percent of "
+            "one GPU.",
+        },
+        "security": [{}, {"bearer": []}],
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(path: str, summary: str, answer: Any, problem: Any) -> dict[str, Any]:
+    def response(schema: Any) -> dict[str, Any]:
+        return {"description": "As JSON.", "content": {"application/json": {"schema": schema}}}
+
+    names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    statuses = ("401", "403", "404", "503", *(("502",) if "events" in path else ()))
+    return {
+        "operationId": path.split("/")[3],
+        "summary": summary,
+        "parameters": [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in names
+        ],
+        "responses": {"200": response(answer), **{status: response(problem) for status in statuses}},
+    }

@@ -808,7 +808,8 @@ def signed() -> SignedSite:
         ],
     )  # fmt: skip
     found.extender.explanations["ai", "waits"] = {
-        "pod": "ai/waits", "phase": "pending", "node": None, "summary": "0/1", "remedy": "Wait.", "nearest": "a", "gates": [], "nodes": [
+        "pod": "ai/waits", "phase": "pending", "node": None, "summary": "0/1", "remedy": "Wait.",
+        "nearest": "a", "gates": [], "nodes": [
             {
                 "node": "a", "fits": False, "code": "SCHED_X", "advice": "", "message": "full", "curable": True,
                 "waits_for": ["ai/mine", "secret/theirs"], "evictable": [], "examined": True,

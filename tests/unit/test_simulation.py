@@ -98,7 +98,7 @@ def test_a_gang_is_planned_as_the_extender_plans_it(memory: int, fits: bool) -> 
 
     assert [bool(one.node) for one in outcomes] == [fits] * 4
     if not fits:
-        assert "no room yet for all 4 members at once" in outcomes[0].why
+        assert "not enough free for all 4 members at once" in outcomes[0].why
 
 
 def test_what_the_webhook_writes_is_written_before_a_pod_is_placed() -> None:

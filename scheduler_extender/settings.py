@@ -34,7 +34,7 @@ class Settings:
     tls_key: pathlib.Path | None = None
     """Key of that certificate, PEM."""
     tls_secret: str = ""
-    """`namespace/name` of the Secret in which that certificate is kept and renewed; empty where another program makes it."""
+    """`namespace/name` of the Secret where that certificate is kept and renewed; empty where cert-manager makes it."""
     tls_names: tuple[str, ...] = ()
     """The DNS names of the kept certificate."""
     webhook_configuration: str = ""
@@ -102,7 +102,7 @@ HELP = {
     "tls-key": "FILE: its key, PEM",
     "tls-secret": "NAMESPACE/NAME of a Secret: keep the certificate there, renewed (default: none)",
     "tls-names": "DNS names of the kept certificate, with commas",
-    "webhook-configuration": "MutatingWebhookConfiguration into which the certificate's authority is written (default: none)",
+    "webhook-configuration": "MutatingWebhookConfiguration that gets the certificate's authority (default: none)",
     "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
@@ -116,7 +116,7 @@ HELP = {
     "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
     "prometheus-url": "URL of a Prometheus that scrapes the monitors, for --usage-weight (default: none)",
     "usage-weight": "0 to 1: how much measured use of GPUs counts when nodes are compared (default 0, not at all)",
-    "gang-deadline-seconds": "seconds in which all members of a gang must be bound once GPUs are reserved for all (default 60)",
+    "gang-deadline-seconds": "seconds in which all members of a gang must be bound once reserved (default 60)",
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     **flags.RESOURCE_HELP,
     "default-gpu-num": "GPUs that the webhook writes where only memory or cores are requested (default 1)",

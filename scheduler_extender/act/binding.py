@@ -257,7 +257,7 @@ class Binder:
             log.warning("bind interrupted", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key)
             raise
         except Exception as cause:
-            # No answer, or one that does not say what was done: read the pod until that is known.
+            # No answer, or an answer that does not show what was done: read the pod until that is known.
             log.warning(
                 "binding not answered", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key, cause=str(cause)
             )

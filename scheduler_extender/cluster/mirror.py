@@ -78,7 +78,7 @@ class Mirror:
 
     Attributes:
         ledger: What every pod holds and what is reserved.
-        pending: The pods that ask for GPUs and have no node.
+        pending: The pods that request GPUs and have no node.
         in_doubt: Pods that a list may lack although something newer than the list knew them, with their keys.
         lists: How many lists of pods have arrived.
     """

@@ -1,7 +1,8 @@
 """Caches where each shape of pod fits, and recomputes only nodes that changed.
 
 In a queue many pods request the same, and between two of them one or two nodes change. Those few are recomputed by the
-scalar rules, which is quicker than an array operation over all nodes; a new shape, or many changes, uses the arrays. A property test holds the answer equal to a fresh `fit.fit_all`.
+scalar rules, which is quicker than an array operation over all nodes; a new shape, or many changes, uses the arrays.
+A property test holds the answer equal to a fresh `fit.fit_all`.
 """
 
 import collections

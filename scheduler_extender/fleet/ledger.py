@@ -430,7 +430,7 @@ class Ledger:
         self._touch(reservation.node)
 
     def _unreserve(self, reservation: facts.Reservation) -> None:
-        """Remove a reservation from its node; the node may be gone, or the reservation removed when the pod was bound."""
+        """Remove a reservation from its node; either may be gone already."""
         node = self._nodes.get(reservation.node)
         if node is not None and node.reservations.pop(reservation.key, None) is not None:
             self._touch(reservation.node, freed=True)

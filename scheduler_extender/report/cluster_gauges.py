@@ -37,7 +37,7 @@ GAUGES = {
         "Part of the free GPU memory that is of no use to pods like the last 500 bound ones, 0 to 1.", _MODEL
     ),
     "hami_scheduler_pods_bound": ("Pods that hold GPUs.", ()),
-    "hami_scheduler_pods_pending": ("Pods that request GPUs and have no node, by the reason of their last rejection.", ("error_code",)),
+    "hami_scheduler_pods_pending": ("Pods that request GPUs and have no node, by last rejection.", ("error_code",)),
     "hami_scheduler_pods_assumed": ("Pods that we bound and the watch has not shown yet.", ()),
     "hami_scheduler_nominations": ("Pods for which GPUs are reserved between prioritize and bind.", ()),
     "hami_scheduler_quota_used": ("What a namespace's pods hold: GPUs, bytes, percent.", _QUOTA),

@@ -111,7 +111,7 @@ def test_what_the_webhook_writes_is_written_before_a_pod_is_placed() -> None:
 
 
 def test_resources_go_by_the_names_of_the_installation() -> None:
-    """With renamed resources the usual ones ask for nothing, and the pod's memory counts."""
+    """With renamed resources the usual ones request nothing, and the pod's memory counts."""
     names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
     found = cluster("a", resource_names=names)
     body = {"kind": "Pod", "metadata": {"name": "p"}}
@@ -121,7 +121,7 @@ def test_resources_go_by_the_names_of_the_installation() -> None:
     (none,) = simulate(found, usual)
     (large,) = simulate(found, renamed)
 
-    assert none.why == "it asks for no example.com/vgpu: kube-scheduler places it alone"
+    assert none.why == "it requests no example.com/vgpu: kube-scheduler places it alone"
     assert large.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
 
 
@@ -146,7 +146,7 @@ def test_manifests_that_once_went_wrong(file: str, placed: list[bool]) -> None:
 
 
 def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
-    """`simulate` said that the pod asks for no GPU."""
+    """`simulate` said that the pod requests no GPU."""
     names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
     node = msgspec.json.decode((inputs.FOLDER / "17-renamed-node.json").read_bytes(), type=objects.Node)
     found = snapshot.State(snapshot.VERSION, "", [node], [], [], names)

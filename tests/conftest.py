@@ -6,6 +6,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 import xdist.scheduler
 
 HERE = pathlib.Path(__file__).parent
@@ -20,6 +21,13 @@ _BOTH = hypothesis.settings(
 hypothesis.settings.register_profile("test", _BOTH, derandomize=True)
 hypothesis.settings.register_profile("search", _BOTH, derandomize=False, max_examples=1000)
 hypothesis.settings.load_profile("test")
+# rich, which structlog takes where it is installed, needs seconds for the traceback of a page with long names.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 pytest.register_assert_rewrite("tests.contracts")  # So that a failure there says what was compared, too.
 
 

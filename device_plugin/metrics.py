@@ -24,8 +24,8 @@ class Metrics(metrics_registry.Series):
             "hami_device_plugin_allocation_failures_total", "Containers that were refused, by code.", ("error_code",)
         )
         self.xids = counter("hami_device_plugin_xids_total", "XIDs that the driver reported.", ("device", "xid"))
-        self.xids_heard = gauge(
-            "hami_device_plugin_xids_heard", "1 while the driver reports XIDs of the GPU to the plugin, else 0.",
+        self.xids_received = gauge(
+            "hami_device_plugin_xids_received", "1 while the driver reports XIDs of the GPU to the plugin, else 0.",
             ("node", "device"),
         )  # fmt: skip
         self.registered = gauge("hami_device_plugin_registered", "1 while the kubelet knows the plugin, else 0.")
@@ -40,7 +40,9 @@ class Metrics(metrics_registry.Series):
             "hami_device_plugin_problem", "1 for each thing that is wrong with how the node is set up.",
             ("node", "error_code", "device"),
         )  # fmt: skip
-        self.tokens = gauge("hami_device_plugin_tokens", "Device ids told to the kubelet, by health.", ("health",))
+        self.device_ids = gauge(
+            "hami_device_plugin_device_ids", "Device ids listed for the kubelet, by health.", ("health",)
+        )
 
     def failed(self, code: error_codes.Code) -> None:
         """Count a container that was refused."""

@@ -112,7 +112,7 @@ class Settings:
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
-    strange_words: tuple[str, ...] = ()
+    unknown_xids: tuple[str, ...] = ()
     """What stands in DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS and means nothing."""
 
 
@@ -183,7 +183,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
     node_name = value("node-name") or environment.get("NODE_NAME", "")
     if not node_name:
         raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
-    overrides, strange = xids.read_overrides(
+    overrides, unknown_xids = xids.read_overrides(
         environment.get("DP_DISABLE_HEALTHCHECKS", ""), environment.get("DP_ENABLE_HEALTHCHECKS", "")
     )
     sharing = Sharing(
@@ -231,7 +231,7 @@ def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]
         health=health_endpoint.read(value, COMPONENTS, canary=True),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
-        strange_words=strange,
+        unknown_xids=unknown_xids,
     )
 
 

@@ -1,69 +1,51 @@
-"""Whose device ids are these, and what is its container to get? Pure: facts in, the answer or a doubt out.
+"""Checks before a container starts: who owns the device ids, and what its record gives it. Pure.
 
-The kubelet never says who asks. Its checkpoint does (with the pod's UID), its podresources API does (without UID, and
-without plain init containers); the record of what a pod holds is the pod's annotation. All three must agree, else the
-container is not started: an answer is only ever the asking container's own record.
+The kubelet does not say which container asks. Its checkpoint does (with the pod's UID), and its podresources API does
+(without UID, and without plain init containers); the record of a pod's shares is the pod's annotation. All three must
+agree, or the container is not started: a container only ever gets the shares of its own record.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from device_plugin.driver import gpu_source
 from device_plugin.kubelet import checkpoint, podresources
+from device_plugin.kubelet.refusals import StartRefused
 from device_plugin.node import api_objects
 from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, records, requests
 
 
-class StartRefused(Exception):
-    """Why a container is not started.
-
-    Attributes:
-        code: For logs, events and the kubelet.
-        retryable: Whether waiting a moment may help: a watch or the kubelet may lag.
-    """
-
-    def __init__(self, code: error_codes.Code, sentence: str, *, retryable: bool = False) -> None:
-        super().__init__(sentence)
-        self.code = code
-        self.retryable = retryable
-
-    @property
-    def text(self) -> str:
-        """What `kubectl describe pod` shows."""
-        return f"{self.code}: {self}. {error_codes.REGISTRY[self.code].remedy}"
-
-
-def entries_with(entries: Iterable[checkpoint.Entry], tokens: frozenset[str]) -> tuple[checkpoint.Entry, ...]:
-    """The containers that were given just these ids: one, or an init container and the app container that reuses them.
+def entries_with(entries: Iterable[checkpoint.Entry], device_ids: frozenset[str]) -> tuple[checkpoint.Entry, ...]:
+    """Return the containers that have exactly these device ids: one, or an init and the app container that reuses them.
 
     Raises:
-        Doubt: None, or of several pods.
+        StartRefused: No container has them, or containers of several pods do.
     """
-    found = tuple(entry for entry in entries if entry.device_ids == tokens)
-    if not found:
+    owners = tuple(entry for entry in entries if entry.device_ids == device_ids)
+    if not owners:
         raise StartRefused(
             error_codes.ALLOC_OWNER_UNKNOWN, "the kubelet's checkpoint does not have these device ids", retryable=True
         )
-    if len({entry.pod_uid for entry in found}) > 1:
+    if len({entry.pod_uid for entry in owners}) > 1:
         raise StartRefused(
             error_codes.ALLOC_OWNER_UNKNOWN,
             "the kubelet's checkpoint gives these device ids to two pods",
             retryable=True,
         )
-    return found
+    return owners
 
 
 def compare_with_podresources(
     pod: api_objects.Pod,
     entries: Sequence[checkpoint.Entry],
-    tokens: frozenset[str],
+    device_ids: frozenset[str],
     listed: Iterable[podresources.ListedContainer],
 ) -> None:
     """Compare the checkpoint's owner with podresources.
 
     Raises:
-        Doubt: They differ; or podresources does not list it (yet), although it lists containers of its kind.
+        StartRefused: They differ; or podresources does not list the pod yet, although it lists containers of its kind.
     """
-    owners = [one for one in listed if one.device_ids & tokens]
+    owners = [one for one in listed if one.device_ids & device_ids]
     for one in owners:
         if f"{one.namespace}/{one.pod}" != pod.key:
             raise StartRefused(
@@ -80,13 +62,13 @@ def compare_with_podresources(
 def recorded_shares(
     pod: api_objects.Pod, container: str, count: int, node: str, names: requests.ResourceNames
 ) -> tuple[allocations.Share, ...]:
-    """What the record promises a container that was given so many ids.
+    """Return the shares that the record gives a container with this number of device ids.
 
     Raises:
-        Doubt: There is no record, it does not decode, is for another node or another number of GPUs.
+        StartRefused: There is no record, it does not decode, is for another node or another number of GPUs.
     """
-    found = pod.container(container)
-    if found is None:
+    placed = pod.container(container)
+    if placed is None:
         raise StartRefused(error_codes.ALLOC_CORRUPT_RECORD, f"{pod.key} has no container {container}")
     try:
         shares = pod.shares(names)
@@ -98,7 +80,7 @@ def recorded_shares(
         raise StartRefused(
             error_codes.ALLOC_WRONG_NODE, f"the record of {pod.key} is for {pod.annotations[records.NODE]}"
         )
-    mine = shares[found[0]]
+    mine = shares[placed[0]]
     if len(mine) != count:
         raise StartRefused(
             error_codes.ALLOC_CORRUPT_RECORD,
@@ -110,10 +92,10 @@ def recorded_shares(
 def recorded_devices(
     pod: api_objects.Pod, shares: Sequence[allocations.Share], devices: Mapping[identifiers.GpuUuid, gpu_source.Device]
 ) -> tuple[gpu_source.Device, ...]:
-    """The GPUs of shares.
+    """Return the GPUs of the shares.
 
     Raises:
-        Doubt: The node does not have one.
+        StartRefused: The node does not have one of them.
     """
     missing = [share.uuid for share in shares if share.uuid not in devices]
     if missing:
@@ -129,28 +111,28 @@ def refuse_oversubscription(
     holders: Callable[[identifiers.GpuUuid], Sequence[tuple[api_objects.Pod, allocations.Allocation]]],
     inventory: Mapping[identifiers.GpuUuid, gpus.Gpu],
 ) -> None:
-    """The last guard against a GPU that is promised twice, should two schedulers ever have bound at one time.
+    """Refuse a record that gives more of a GPU than the older records leave, as after two schedulers bound at once.
 
-    The records are taken one after another by the core's rules, those of pods that have started first, then the
-    oldest: what does not fit beside those before it is refused, and does not count for those after it.
+    Records are added one after another by the core's rules, those of started pods first, then by age: a record that
+    does not fit beside those before it is refused, and does not count for those after it.
 
     Args:
-        pod: Whose container is to start.
-        shares: What it is to get.
-        holders: Who holds a GPU by their records, and what of it.
-        inventory: What there is.
+        pod: Pod of the container that is to start.
+        shares: Shares of the container.
+        holders: Returns the pods that hold a GPU by their records, with the allocation of each.
+        inventory: The node's GPUs.
 
     Raises:
-        Doubt: The pod's record does not fit beside the older ones.
+        StartRefused: The pod's record does not fit beside the older ones.
     """
     for uuid in {share.uuid for share in shares}:
         before = allocations.NOTHING
-        for other, booking in sorted(holders(uuid), key=lambda held: (not _has_started(held[0]), _age(held[0]))):
-            found = gpus.conflicts(inventory[uuid], before, booking)
-            if not found:
-                before = before.plus(booking)
+        for other, allocated in sorted(holders(uuid), key=lambda held: (not _has_started(held[0]), age(held[0]))):
+            conflicts = gpus.conflicts(inventory[uuid], before, allocated)
+            if not conflicts:
+                before = before.plus(allocated)
             elif other.uid == pod.uid:
-                sentence = f"with {pod.key} the records promise of {uuid}: {', '.join(found)}"
+                sentence = f"with {pod.key} the records allocate of {uuid}: {', '.join(conflicts)}"
                 raise StartRefused(error_codes.ALLOC_OVERSUBSCRIBED, sentence)
 
 
@@ -158,44 +140,7 @@ def _has_started(pod: api_objects.Pod) -> bool:
     return pod.annotations.get(records.BIND_PHASE) == records.PHASE_SUCCESS
 
 
-def _age(pod: api_objects.Pod) -> tuple[int, str]:
+def age(pod: api_objects.Pod) -> tuple[int, str]:
+    """Return a sort key by which older records come first."""
     time = pod.annotations.get(records.TIME, "")
     return (int(time) if time.isdecimal() else 0, pod.metadata.uid)
-
-
-def candidates(
-    everybody: Iterable[api_objects.Pod],
-    entries: Iterable[checkpoint.Entry],
-    count: int,
-    node: str,
-    names: requests.ResourceNames,
-    *,
-    taken: frozenset[tuple[identifiers.PodUid, str]] = frozenset(),
-) -> list[tuple[api_objects.Pod, str, tuple[allocations.Share, ...]]]:
-    """The containers that may be asking for so many ids, likeliest first; for runtimes without CDI.
-
-    The kubelet allocates container by container, so of each pod only the first one that has nothing yet can ask.
-
-    Args:
-        everybody: The pods of this node.
-        entries: What was allocated already.
-        count: How many ids are asked for.
-        node: This node.
-        names: Under which names containers ask.
-        taken: Containers that were answered and may not be in the checkpoint yet.
-    """
-    allocated = {(entry.pod_uid, entry.container) for entry in entries} | taken
-    found = []
-    for pod in sorted(everybody, key=_age):
-        waiting = [
-            one.name
-            for one in pod.all_containers
-            if requests.asks_for_gpu((one,), names) and (pod.uid, one.name) not in allocated
-        ]
-        if not waiting:
-            continue
-        try:
-            found.append((pod, waiting[0], recorded_shares(pod, waiting[0], count, node, names)))
-        except StartRefused:
-            continue
-    return found

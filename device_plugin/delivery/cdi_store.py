@@ -12,7 +12,7 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from device_plugin.delivery import edits, host_cdi
@@ -20,6 +20,15 @@ from gpu_sharing.core import identifiers
 
 KIND = "hami.io/vgpu"
 _VERSION = host_cdi.OLDEST_VERSION
+
+
+def own_device(names: Iterable[str]) -> str | None:
+    """Return the device of ours among fully qualified CDI names; None where there is none."""
+    for name in names:
+        kind, equals, device = name.partition("=")
+        if kind == KIND and equals:
+            return device
+    return None
 
 
 class NotWritten(Exception):

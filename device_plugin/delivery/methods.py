@@ -65,14 +65,14 @@ class Undeliverable(Exception):
     """A GPU cannot be brought into the container; the text says why."""
 
 
-def choose(setting: str, device: gpu_source.Device, host: Host, *, late: bool, has_class: bool = False) -> Method:
+def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool, has_class: bool = False) -> Method:
     """Choose how to deliver one GPU.
 
     Args:
         setting: One of `SETTINGS`; `auto` takes what the host offers.
         device: The GPU.
         host: What the host offers.
-        late: Whether containers are bound by CDI names; else the answer to Allocate carries all.
+        by_cdi: Whether the container names its allocation by CDI; else the answer to Allocate carries all.
         has_class: Whether the pod has a RuntimeClass, whose runtime then does better than an answer without hooks.
     """
     if setting == DEVICE_NODES and device.minor is None:
@@ -80,7 +80,7 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, late: bool, h
     if setting not in (AUTO, CDI):
         return Method(setting)
     by_class = setting == AUTO and host.has_runtime_class
-    if not late and by_class and has_class:
+    if not by_cdi and by_class and has_class:
         return Method(ENVVAR)
     instances = [instance.uuid for instance in device.migs]
     lookup = (
@@ -96,7 +96,7 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, late: bool, h
     )
     if refusal:
         return Method("", error_codes.PLUGIN_CDI_STALE, f"{lookup.spec.path}: {refusal}")
-    return Method(CDI if late else COPIED, lookup=lookup)
+    return Method(CDI if by_cdi else COPIED, lookup=lookup)
 
 
 def _nothing(setting: str, host: Host) -> str:

@@ -1,88 +1,101 @@
-"""How containers that share a GPU are kept apart: a table of backends behind one small interface.
+"""The interface of an isolation backend, and the settings that backends have.
 
-A backend says what the node must run, and what edits a container gets so that it stays within its record.
+A backend checks what the node must run, and returns the edits by which a container stays within its record. A new one
+derives from `none.TimeSlicing`, which needs nothing, and has an entry in `table.BACKENDS`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import pathlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
-from gpu_sharing.core import allocations, records
+from device_plugin.isolation.assignment import Assignment
+from gpu_sharing.core import error_codes, mig, records
+
+CreateInstance = Callable[[records.MigShare], Awaitable[None]]
+"""Makes one MIG instance. Raises `GpuSourceError`."""
 
 
 class CannotIsolate(Exception):
-    """The node cannot isolate this container; the text says what is missing."""
+    """The node cannot isolate this container; the text names what is missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What one container is to get."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the backends work."""
 
-    allocation: str
-    """The name of the allocation, unique for ever."""
-    folder: str
-    """The name of a folder of the container's own."""
-    shares: tuple[allocations.Share, ...]
-    devices: tuple[gpu_source.Device, ...]
-    """As long as `shares`."""
-    environment: Mapping[str, str]
-    """What the pod's own specification sets."""
-    user: int | None = 0
-    """The user that the container runs as; None where that is not known yet."""
-    migs: tuple[records.MigShare, ...] = ()
-    """The MIG instances of the pod's record; empty where it has none."""
-
-    def cuda_order(self) -> tuple[int, ...]:
-        """Return the positions of the shares in the order of the PCI bus, by which limits of single GPUs are numbered.
-
-        CUDA numbers GPUs so with `CUDA_DEVICE_ORDER=PCI_BUS_ID`, and else the fastest first: it matters where the
-        limits of one container's GPUs differ.
-        """
-        keys = [(device.bus_id, device.index) for device in self.devices]
-        return tuple(sorted(range(len(self.shares)), key=lambda position: keys[position]))
+    hook_path: pathlib.Path = pathlib.Path("/usr/local")
+    """The host's folder that holds HAMi-core's `vgpu/`; containers have it under the same path."""
+    disable_core_limit: bool = False
+    """Whether HAMi-core leaves compute unlimited."""
+    library_log_level: str = "1"
+    """`LIBCUDA_LOG_LEVEL` of HAMi-core in containers."""
+    mps_root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    """Folder of the MPS daemon's pipes, logs and shared memory, on the host and here under the same path."""
+    mps_multi_user: bool = False
+    """Whether the driver lets clients of several users share one MPS server."""
+    create_instance: CreateInstance | None = None
+    """Makes MIG instances as records need them; None where only those that exist are used."""
 
 
 class Backend(Protocol):
     """One way to keep containers apart."""
 
-    def most_clients(self, device: gpu_source.Device) -> int:
-        """How many containers may share a GPU at most; 0 is no limit of its own."""
+    @property
+    def unavailable_code(self) -> error_codes.Code | None:
+        """Code of the node's problem while GPUs are set to this backend and `problem` has a text; None: no problem."""
+
+    @property
+    def conflict_code(self) -> error_codes.Code | None:
+        """Code of the problem of a GPU whose containers have a `conflict`; None: they never have one."""
+
+    def problem(self) -> str:
+        """Return why no container can be isolated on this node now; empty where it can."""
+
+    def conflict(self, holders: Iterable[Assignment]) -> str:
+        """Return what is wrong between the containers that hold one GPU; empty where nothing is."""
+
+    def most_containers(self, device: gpu_source.Device) -> int | None:
+        """Return how many containers may share a GPU at most; None is no limit of its own."""
+
+    def mig_profiles(self, device: gpu_source.Device) -> tuple[mig.Profile, ...]:
+        """Return the kinds of MIG instances that the scheduler may allocate on a GPU."""
 
     async def prepare(self, assignment: Assignment) -> None:
-        """Make on the node what the container needs, if it is not there.
+        """Make on the node what the container needs and is not there.
 
         Raises:
             CannotIsolate: It cannot be made.
         """
 
-    def isolates(self, assignment: Assignment) -> str:
-        """Return what really isolates the container, in a word for its owner."""
+    def isolation_in_effect(self, assignment: Assignment) -> str:
+        """Return what isolates the container in effect, in one word for its event."""
 
-    def visible(self, assignment: Assignment) -> tuple[str, ...]:
-        """The names under which the driver shows the container its GPUs."""
+    def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:
+        """Return the UUIDs under which the driver shows the container its GPUs or MIG instances."""
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
-        """What the container gets, beside containers that share its GPUs.
+        """Return what the container gets, beside the containers that share its GPUs.
 
         Raises:
             CannotIsolate: It cannot be isolated here.
         """
 
-    def claim(self, folder: str, owner: str) -> None:
-        """Say whose a folder is that was made before that was known.
+    def link_owner(self, folder: str, owner: str) -> None:
+        """Link a container's name to a folder that was made before its owner was known.
 
         Args:
             folder: Of the allocation.
-            owner: `<pod UID>_<container>`, by which the monitor finds it.
+            owner: See `Assignment.owner`.
         """
 
     def folders(self, older_than_seconds: float) -> Sequence[str]:
-        """The folders of containers that were made so long ago."""
+        """Return the folders of containers that were made at least so long ago."""
 
-    def forget(self, folder: str) -> None:
-        """The container is gone: delete its folder."""
+    def delete_folder(self, folder: str) -> None:
+        """Delete the folder of a container that has ended."""
 
-    def bound(self) -> None:
+    def truncate_folders(self) -> None:
         """Cut what containers have written into their folders beyond what isolation needs."""

@@ -1,10 +1,10 @@
 """Isolation by the HAMi-core library, which counts and limits CUDA calls within each container.
 
-The library lies on the node, where the chart's `hami-core` pods put it. A versioned file is chosen and mounted by its
-own path, so that an upgrade beside it never changes a library under a running process. A container is limited only if
-`/etc/ld.so.preload` inside it names the library, so this module writes that file too, and says `hami-core` of a node
-only while both are there. A tenant can switch the library off (`CUDA_DISABLE_CONTROL`), as HAMi's users know it: it
-guards against accidents, not against malice.
+The chart's `hami-core` pods put the library on the node. A versioned file is chosen and mounted by its own path, so
+that an upgrade beside it never changes a library under a running process. A container is limited only if
+`/etc/ld.so.preload` inside it names the library, so this module writes that file too, and the backend is available only
+while both exist. A tenant can switch the library off (`CUDA_DISABLE_CONTROL`), as in HAMi: it guards against accidents,
+not against malice.
 
 Source: HAMi v2.10 pkg/device-plugin/nvidiadevice/nvinternal/plugin/server.go for names, docker/vgpu-init.sh for the
 preload file; HAMi-core reads a memory and an SM limit for each device, in the order in which CUDA sees them.
@@ -20,13 +20,13 @@ import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import structlog
 
 from device_plugin.delivery import edits
 from device_plugin.isolation import none
-from device_plugin.isolation.backend import Assignment, CannotIsolate
+from device_plugin.isolation.assignment import Assignment
+from device_plugin.isolation.backend import CannotIsolate, Settings
 from gpu_sharing.core import error_codes
 
 NAME = "hami-core"
@@ -36,29 +36,19 @@ _PRELOAD = "ld.so.preload"
 _LOCK = "/tmp/vgpulock"  # noqa: S108  # the library's own path, fixed by its contract
 _LOCK_FOLDER = "lock"
 _FOLDER_MODE, _LOCK_MODE, _REGION_MODE = 0o755, 0o1777, 0o666
-"""The library runs as the container's user: it may write its region and its lock, and nothing beside them."""
+"""The library runs as the container's user, which may write its region and its lock, and nothing else."""
 _MOST_REGION_BYTES = 64 << 20
 _KEPT_REGION_BYTES = 16 << 20
-"""More than any version's region has; what a tenant writes behind it is cut off."""
+"""More than the region of any version; what a tenant writes behind it is cut off."""
 _MOST_LOCKS = 16
 _VERSION = re.compile(r"v?(\d+(?:\.\d+)*)([-+].*)?")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
-"""What Go's strconv.ParseBool reads as true, by which HAMi reads its switch."""
+"""What Go's `strconv.ParseBool` reads as true, as HAMi does."""
 _ELF = struct.Struct("<4sBB10xHH")
 _SHARED_OBJECT = 3
 _MACHINES = {"x86_64": 62, "aarch64": 183}
 
 log = structlog.get_logger("hami-core")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How the library works in containers."""
-
-    hook_path: pathlib.Path
-    """The host's folder that holds `vgpu/`; containers see it under the same path."""
-    disable_core_limit: bool = False
-    log_level: str = "1"
 
 
 def library(hook_path: pathlib.Path) -> pathlib.Path:
@@ -67,7 +57,7 @@ def library(hook_path: pathlib.Path) -> pathlib.Path:
     A release is higher than its own pre-releases (`v2.10.0-rc1`), as in semantic versioning.
 
     Raises:
-        CannotIsolate: There is none; the text says what is there instead.
+        CannotIsolate: There is none; the text lists the files that cannot be loaded.
     """
     folder = hook_path / "vgpu"
     found = sorted(_versioned(folder), reverse=True)
@@ -93,7 +83,7 @@ def _versioned(folder: pathlib.Path) -> Iterator[tuple[tuple[tuple[int, ...], bo
 
 
 def _unloadable(path: pathlib.Path) -> str:
-    """Return why the loader would pass over a file, and leave the container without limits; empty if it takes it."""
+    """Return why the loader would skip a file, and leave the container without limits; empty if it loads it."""
     try:
         with path.open("rb") as file:
             head = file.read(_ELF.size)
@@ -108,27 +98,8 @@ def _unloadable(path: pathlib.Path) -> str:
     return ""
 
 
-def prepare(hook_path: pathlib.Path) -> pathlib.Path:
-    """Return the library that containers get now, after making sure that it will be preloaded.
-
-    Raises:
-        CannotIsolate: No container can be limited here; the text says why.
-    """
-    known, signature = _prepared.pop(hook_path, (hook_path, ()))
-    if not signature or signature != _signature(hook_path, known):
-        known = library(hook_path)
-        _write_preload(hook_path)
-        signature = _signature(hook_path, known)
-    _prepared[hook_path] = known, signature
-    return known
-
-
-_prepared: dict[pathlib.Path, tuple[pathlib.Path, tuple[int, ...]]] = {}
-"""The library that was found last, by hook path, and what its files looked like: each container's start asks."""
-
-
 def _signature(hook_path: pathlib.Path, found: pathlib.Path) -> tuple[int, ...]:
-    """Return what changes whenever a library or the preload does; empty where one is missing."""
+    """Return what changes whenever a library or the preload file changes; empty where one is missing."""
     folder = hook_path / "vgpu"
     try:
         states = [path.stat() for path in (folder, folder / _PRELOAD, found)]
@@ -153,36 +124,54 @@ def _write_preload(hook_path: pathlib.Path) -> None:
         raise CannotIsolate(f"{preload} cannot be written: {cause.strerror or cause}") from cause
 
 
-def problem(hook_path: pathlib.Path) -> str:
-    """Return why no container can be limited here; empty where they can."""
-    try:
-        prepare(hook_path)
-    except CannotIsolate as reason:
-        return str(reason)
-    return ""
-
-
 def _inside(hook_path: pathlib.Path) -> str:
-    """Where a container sees the library's folder."""
+    """Return the path of the library's folder in a container."""
     return f"{hook_path}/vgpu"
 
 
 class HamiCore(none.TimeSlicing):
     """The HAMi-core backend."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
-        self._containers = options.hook_path / "vgpu" / "containers"
+    unavailable_code = error_codes.PLUGIN_HAMI_CORE
 
-    def isolates(self, assignment: Assignment) -> str:
-        """Return what really isolates the container: nothing where its owner has switched the library off."""
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._hook_path = settings.hook_path
+        self._containers = settings.hook_path / "vgpu" / "containers"
+        self._ready: tuple[pathlib.Path, tuple[int, ...]] | None = None
+        """The library that was found last, and the signature of its files: each start of a container needs it."""
+
+    def problem(self) -> str:
+        """Return why the library cannot be preloaded here; empty where it can."""
+        try:
+            self.ready_library()
+        except CannotIsolate as reason:
+            return str(reason)
+        return ""
+
+    def ready_library(self) -> pathlib.Path:
+        """Return the library that containers get now, after its preload file was written.
+
+        Raises:
+            CannotIsolate: No container can be limited here.
+        """
+        found, signature = self._ready or (self._hook_path, ())
+        self._ready = None
+        if not signature or signature != _signature(self._hook_path, found):
+            found = library(self._hook_path)
+            _write_preload(self._hook_path)
+            signature = _signature(self._hook_path, found)
+        self._ready = found, signature
+        return found
+
+    def isolation_in_effect(self, assignment: Assignment) -> str:
+        """Return `hami-core`, or `none` where the container's own variable switches the library off."""
         return f"none ({SWITCH})" if _is_off(assignment) else NAME
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
-        """Return limits as environment, the library, its preload, and a folder of the container's own."""
-        options = self._options
-        found = prepare(options.hook_path)
-        inside = _inside(options.hook_path)
+        """Return limits as environment, the library, its preload file, and a folder of the container's own."""
+        found = self.ready_library()
+        inside = _inside(self._hook_path)
         region = f"{assignment.allocation}.cache"
         folder = self._containers / assignment.folder
         try:
@@ -195,10 +184,10 @@ class HamiCore(none.TimeSlicing):
             edits.Mount(str(folder / _LOCK_FOLDER), _LOCK, read_only=False),
         ]
         if not _is_off(assignment):
-            mounts.append(edits.Mount(str(options.hook_path / "vgpu" / _PRELOAD), f"/etc/{_PRELOAD}"))
+            mounts.append(edits.Mount(str(self._hook_path / "vgpu" / _PRELOAD), f"/etc/{_PRELOAD}"))
         environment = {
             "CUDA_DEVICE_MEMORY_SHARED_CACHE": f"{inside}/{region}",
-            "LIBCUDA_LOG_LEVEL": options.log_level,
+            "LIBCUDA_LOG_LEVEL": self._settings.library_log_level,
             **self._limits(assignment),
         }
         return edits.Edits(environment, tuple(mounts))
@@ -206,7 +195,7 @@ class HamiCore(none.TimeSlicing):
     def _limits(self, assignment: Assignment) -> dict[str, str]:
         shares = [assignment.shares[position] for position in assignment.cuda_order()]
         limits = {f"CUDA_DEVICE_MEMORY_LIMIT_{index}": f"{share.memory_mib}m" for index, share in enumerate(shares)}
-        if self._options.disable_core_limit:
+        if self._settings.disable_core_limit:
             limits["GPU_CORE_UTILIZATION_POLICY"] = "disable"
         elif any(share.cores_percent for share in shares):
             # The first one for libraries that know a single limit, then one for each GPU.
@@ -216,38 +205,40 @@ class HamiCore(none.TimeSlicing):
             limits["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         return limits
 
-    def claim(self, folder: str, owner: str) -> None:
-        """Link the owner's name to the folder."""
+    def link_owner(self, folder: str, owner: str) -> None:
+        """Link the owner's name to the folder. An error is ignored: only the monitor's figures need the link."""
         link = self._containers / owner
         if folder in ("", owner) or not (self._containers / folder).is_dir():
             return
-        with contextlib.suppress(OSError):  # Only the monitor misses it.
+        with contextlib.suppress(OSError):
             if link.is_symlink() and link.readlink() != pathlib.Path(folder):
                 link.unlink()
             link.symlink_to(folder)
 
     def folders(self, older_than_seconds: float) -> Sequence[str]:
-        """The folders of containers."""
+        """Return the folders of containers, and links to them."""
         latest = time.time() - older_than_seconds
         try:
             return [path.name for path in self._containers.iterdir() if path.lstat().st_ctime <= latest]
         except OSError:
             return ()
 
-    def forget(self, folder: str) -> None:
-        """Delete a container's folder, with whatever its users have put there."""
+    def delete_folder(self, folder: str) -> None:
+        """Delete a container's folder with all its files."""
         path = self._containers / folder
         try:
-            if path.is_symlink():  # Of a container whose folder bears its allocation's name.
+            if path.is_symlink():  # Made by `link_owner`.
                 path.unlink()
             else:
                 shutil.rmtree(path)
         except FileNotFoundError:
             return
         except OSError as cause:
-            log.error("a folder stays", error_code=error_codes.PLUGIN_FOLDER_STAYS, path=str(path), cause=str(cause))
+            log.error(
+                "folder not deleted", error_code=error_codes.PLUGIN_FOLDER_STAYS, path=str(path), cause=str(cause)
+            )
 
-    def bound(self) -> None:
+    def truncate_folders(self) -> None:
         """Cut what containers have written beyond what the library needs, so that none can fill the node's disk."""
         try:
             folders = list(self._containers.iterdir())
@@ -255,7 +246,7 @@ class HamiCore(none.TimeSlicing):
             return
         for folder in folders:
             with contextlib.suppress(OSError):
-                _bound(folder)
+                _truncate(folder)
 
 
 def _is_off(assignment: Assignment) -> bool:
@@ -263,7 +254,7 @@ def _is_off(assignment: Assignment) -> bool:
 
 
 def _make(folder: pathlib.Path, region: str) -> None:
-    """Make a container's folder: its region, which all its users may write, and its lock's folder."""
+    """Make a container's folder, its region, which every user of the container may write, and its lock's folder."""
     with contextlib.suppress(FileNotFoundError):
         if region and os.lstat(folder / region).st_mode == stat.S_IFREG | _REGION_MODE:
             return  # It is made last.
@@ -272,7 +263,7 @@ def _make(folder: pathlib.Path, region: str) -> None:
         if stat.S_IMODE(path.stat().st_mode) != mode:
             path.chmod(mode)
     if region:
-        # Not followed: what is there may be a tenant's, of a time when tenants could write the folder.
+        # Links are not followed: an older version let tenants write the folder.
         descriptor = os.open(folder / region, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _REGION_MODE)
         try:
             os.fchmod(descriptor, _REGION_MODE)
@@ -280,7 +271,7 @@ def _make(folder: pathlib.Path, region: str) -> None:
             os.close(descriptor)
 
 
-def _bound(folder: pathlib.Path) -> None:
+def _truncate(folder: pathlib.Path) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False):
@@ -290,18 +281,20 @@ def _bound(folder: pathlib.Path) -> None:
                     _report(folder, f"{entry.name} had {status.st_size} bytes")
     lock = folder / _LOCK_FOLDER
     with os.scandir(lock) as entries:
-        there = [
+        has_content = [
             entry.is_dir(follow_symlinks=False) or entry.stat(follow_symlinks=False).st_blocks for entry in entries
         ]
-    if len(there) > _MOST_LOCKS or any(there):
+    if len(has_content) > _MOST_LOCKS or any(has_content):
         # The library's own lock is an empty file.
         for path in lock.iterdir():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        _report(folder, f"{_LOCK_FOLDER} had {len(there)} entries, or entries with content")
+        _report(folder, f"{_LOCK_FOLDER} had {len(has_content)} entries, or entries with content")
 
 
 def _report(folder: pathlib.Path, cause: str) -> None:
-    log.warning("cleared", error_code=error_codes.PLUGIN_FOLDER_CLEARED, container=folder.name, cause=cause)
+    log.warning(
+        "container folder truncated", error_code=error_codes.PLUGIN_FOLDER_CLEARED, container=folder.name, cause=cause
+    )

@@ -1,56 +1,66 @@
 """Isolation by MIG: the hardware divides the GPU, and a container gets the instances of its record.
 
-The record names instances that exist (an administrator or NVIDIA's MIG manager made them), or says by profile and place
-which to make. Instances are made only where the node is set to `mig`. Those that the plugin made are taken away once no
-record names them; others only where a setting hands all instances of the node to the plugin. Which ones it made stands
-in an annotation of the node, written before an instance is made, so that one that is left by halves is known, too.
+The record names instances that exist (an administrator or NVIDIA's MIG manager made them), or the profile and place of
+those to make. Instances are made only where the node is set to `mig`. Those that the plugin made are destroyed once no
+record names them; others only where a setting hands all instances of the node to the plugin. An annotation of the node
+lists the instances that the plugin made, and is written before an instance is made, so that one that is left half-made
+is known, too.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import none
-from device_plugin.isolation.backend import Assignment, CannotIsolate
-from gpu_sharing.core import records
+from device_plugin.isolation.assignment import Assignment
+from device_plugin.isolation.backend import CannotIsolate
+from gpu_sharing.core import mig, records
 
-Create = Callable[[records.MigShare], Awaitable[None]]
+NAME = "mig"
 Made = Collection[records.MadeInstance]
 
 
 class Mig(none.TimeSlicing):
-    """The MIG backend.
+    """The MIG backend."""
 
-    Args:
-        create: Makes an instance; None where instances are only used.
-    """
+    def most_containers(self, device: gpu_source.Device) -> int | None:
+        """Return the number of instances: all that fit where they are made as needed, else those that exist."""
+        return device.most_migs if self._settings.create_instance else len(device.migs)
 
-    def __init__(self, create: Create | None = None) -> None:
-        self._create = create
+    def mig_profiles(self, device: gpu_source.Device) -> tuple[mig.Profile, ...]:
+        """Return all kinds of instances where they are made as needed, else those that exist with their places."""
+        if self._settings.create_instance:
+            return device.mig_profiles
+        there = {(one.profile, one.start, one.size) for one in device.migs}
+        kept = (
+            profile._replace(places=tuple(place for place in profile.places if (profile.name, *place) in there))
+            for profile in device.mig_profiles
+        )
+        return tuple(profile for profile in kept if profile.places)
 
     async def prepare(self, assignment: Assignment) -> None:
-        """Make the instances of the record that are to be made and are not there."""
+        """Make the instances of the record that are to be made and do not exist."""
+        create = self._settings.create_instance
         for share in assignment.migs:
-            if share.mig_uuid or _instance(share, assignment.devices) is not None or self._create is None:
+            if share.mig_uuid or _instance(share, assignment.devices) is not None or create is None:
                 continue
             try:
-                await self._create(share)
+                await create(share)
             except gpu_source.GpuSourceError as cause:
-                raise CannotIsolate(
-                    f"MIG instance {share.profile} at {share.start} of {share.gpu_uuid}: {cause}"
-                ) from cause
+                where = f"{share.profile} at {share.start} of {share.gpu_uuid}"
+                raise CannotIsolate(f"MIG instance {where}: {cause}") from cause
 
-    def isolates(self, assignment: Assignment) -> str:
-        """The hardware."""
-        return "mig"
+    def isolation_in_effect(self, assignment: Assignment) -> str:
+        """Return `mig`."""
+        return NAME
 
-    def visible(self, assignment: Assignment) -> tuple[str, ...]:
-        """The instances of the record."""
-        found = (_instance(share, assignment.devices) for share in assignment.migs)
-        return tuple(instance.uuid for instance in found if instance is not None)
+    def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:
+        """Return the instances of the record that exist."""
+        instances = (_instance(share, assignment.devices) for share in assignment.migs)
+        return tuple(instance.uuid for instance in instances if instance is not None)
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
-        """Nothing beside the instances, which must exist and be nobody else's."""
+        """Return no edits, once the instances exist and no other record names them."""
         if len(assignment.migs) != len(assignment.shares):
             raise CannotIsolate(
                 f"the GPU is in MIG mode, and the pod's record (hami.io/vgpu-mig-allocations) has "
@@ -60,8 +70,8 @@ class Mig(none.TimeSlicing):
             if _instance(share, assignment.devices) is None:
                 named = share.mig_uuid or f"{share.profile} at {share.start}"
                 raise CannotIsolate(f"MIG instance {named} does not exist on the GPU of the record")
-        taken = {uuid for neighbour in neighbours for uuid in self.visible(neighbour)}
-        shared = [uuid for uuid in self.visible(assignment) if uuid in taken]
+        taken = {uuid for neighbour in neighbours for uuid in self.visible_devices(neighbour)}
+        shared = [uuid for uuid in self.visible_devices(assignment) if uuid in taken]
         if shared:
             raise CannotIsolate(f"MIG instance {shared[0]} is another container's by that pod's record")
         return edits.NOTHING
@@ -79,19 +89,19 @@ def _instance(share: records.MigShare, devices: Iterable[gpu_source.Device]) -> 
 def unneeded(
     device: gpu_source.Device, shares: Iterable[records.MigShare], made: Made | None = None
 ) -> tuple[str, ...]:
-    """The instances of a GPU that no record names and that may be destroyed.
+    """Return the instances of a GPU that no record names and that may be destroyed.
 
     Args:
         device: The GPU.
         shares: The instances that pods' records name.
-        made: What the plugin made itself; None where all instances are its own.
+        made: Instances that the plugin made; None where it owns all of them.
     """
-    needed = {_named.uuid for share in shares if (_named := _instance(share, (device,))) is not None}
+    needed = {named.uuid for share in shares if (named := _instance(share, (device,))) is not None}
     return tuple(one.uuid for one in device.migs if one.uuid not in needed and _is_ours(device, one, made))
 
 
 def bare(device: gpu_source.Device, made: Made | None = None) -> tuple[gpu_source.BareInstance, ...]:
-    """The GPU instances without compute instance that may be destroyed; see `unneeded`."""
+    """Return the GPU instances without compute instance that may be destroyed; see `unneeded`."""
     return tuple(one for one in device.bare_instances if _is_ours(device, one, made))
 
 
@@ -102,7 +112,7 @@ def foreign_bare(device: gpu_source.Device, made: Made | None = None) -> str:
 
 
 def still_there(devices: Iterable[gpu_source.Device], made: Made) -> frozenset[records.MadeInstance]:
-    """Those of the instances that the plugin made which exist still, or whose GPU cannot be seen."""
+    """Return the instances that the plugin made and that still exist, or whose GPU the driver does not list."""
     divided = {device.uuid: device for device in devices if device.mig_enabled}
     there = {_place(device, one) for device in divided.values() for one in device.migs}
     there |= {_place(device, one) for device in divided.values() for one in device.bare_instances}

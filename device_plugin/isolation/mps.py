@@ -1,8 +1,8 @@
 """Isolation by CUDA MPS: one server runs the kernels of all clients, each with a limit of memory and threads.
 
-To know before choosing it: limits are per process, so a container with two processes may use twice as much; a fault of
-one client can end its neighbours; and one user at a time is served. So `auto` never chooses it. The daemon is a process
-of its own, `device_plugin.mps_daemon`, in a pod of its own: a restart of the plugin ends no client.
+Limits are per process, so a container with two processes may use twice as much; a fault of one client can end its
+neighbours; and one user at a time is served. So `auto` never chooses it. The daemon runs apart, as
+`device_plugin.mps_daemon` in its own pod: a restart of the plugin ends no client.
 
 Source: docs.nvidia.com/deploy/mps (variables of clients, number of clients, one server a user).
 """
@@ -11,34 +11,25 @@ import fcntl
 import os
 import pathlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import none
-from device_plugin.isolation.backend import Assignment, CannotIsolate
+from device_plugin.isolation.assignment import Assignment
+from device_plugin.isolation.backend import CannotIsolate
+from gpu_sharing.core import error_codes
 
 NAME = "mps"
 PIPE, LOG, SHARED_MEMORY = "pipe", "log", "shm"
 LOCK, READY = "daemon.lock", "ready"
 _MOST_CLIENTS = ((7, 0, 48), (3, 5, 16))
-"""Clients of one GPU by the lowest compute capability that takes so many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How the daemon runs."""
-
-    root: pathlib.Path
-    """Folder of pipes, logs and shared memory, on the host and here under the same path."""
-    multi_user: bool = False
-    """Whether the driver lets clients of several users share one server."""
+"""Lowest compute capability (major, minor), and the clients of one GPU from there on."""
 
 
 def is_ready(root: pathlib.Path) -> bool:
     """Return whether a daemon runs and has set its limits.
 
-    It holds a lock for as long as it lives, however it ends, so that a file that a dead one left means nothing.
+    The daemon holds a lock until it ends, so that a file of one that was killed does not count.
     """
     try:
         descriptor = os.open(root / LOCK, os.O_RDONLY | os.O_CLOEXEC)
@@ -56,31 +47,37 @@ def is_ready(root: pathlib.Path) -> bool:
 class Mps(none.TimeSlicing):
     """The MPS backend."""
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    unavailable_code = error_codes.PLUGIN_MPS
+    conflict_code = error_codes.PLUGIN_MPS_USERS
 
-    def _demand_daemon(self) -> None:
-        if not is_ready(self._options.root):
-            raise CannotIsolate(
-                f"the MPS daemon of {self._options.root} does not run (yet); see the node's pod hami-mps"
-            )
+    def problem(self) -> str:
+        """Return that the daemon does not run; empty while it does."""
+        if is_ready(self._settings.mps_root):
+            return ""
+        return f"the MPS daemon of {self._settings.mps_root} does not run; see the pod hami-mps of this node"
 
-    def most_clients(self, device: gpu_source.Device) -> int:
-        """What the compute capability allows."""
+    def conflict(self, holders: Iterable[Assignment]) -> str:
+        """Return which users share a GPU; the user of an image is known once its container runs."""
+        return "" if self._settings.mps_multi_user else mixed_users(holders)
+
+    def most_containers(self, device: gpu_source.Device) -> int | None:
+        """Return what the compute capability allows."""
         for major, minor, clients in _MOST_CLIENTS:
             if device.compute_capability >= (major, minor):
                 return clients
         return 1
 
-    def isolates(self, assignment: Assignment) -> str:
-        """The server."""
+    def isolation_in_effect(self, assignment: Assignment) -> str:
+        """Return `mps`."""
         return NAME
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
-        """Return the way to the daemon, and limits by the index that the container sees."""
-        self._demand_daemon()
-        self._demand_one_user(assignment, neighbours)
-        root = self._options.root
+        """Return the daemon's folders, and limits by the index of each GPU in the container."""
+        problem = self.problem()
+        if problem:
+            raise CannotIsolate(problem)
+        self._refuse_other_user(assignment, neighbours)
+        root = self._settings.mps_root
         shares = [assignment.shares[position] for position in assignment.cuda_order()]
         limits = ",".join(f"{index}={share.memory_mib}M" for index, share in enumerate(shares))
         environment = {"CUDA_MPS_PIPE_DIRECTORY": str(root / PIPE), "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": limits}
@@ -95,11 +92,11 @@ class Mps(none.TimeSlicing):
         )
         return edits.Edits(environment, mounts)
 
-    def _demand_one_user(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> None:
-        """Refuse a user that would wait for the others. The user of an image is not known before it runs."""
-        if self._options.multi_user or assignment.user is None:
+    def _refuse_other_user(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> None:
+        """Refuse a user that would wait for the others; None is the user of an image, which is known once it runs."""
+        if self._settings.mps_multi_user or assignment.user is None:
             return
-        others = {one.user for one in neighbours if one.user is not None} - {assignment.user}
+        others = {other.user for other in neighbours if other.user is not None} - {assignment.user}
         if others:
             raise CannotIsolate(
                 f"MPS serves one user at a time: this container runs as {assignment.user}, others on the GPU as "
@@ -108,6 +105,6 @@ class Mps(none.TimeSlicing):
 
 
 def mixed_users(holders: Iterable[Assignment]) -> str:
-    """Return which users share a GPU, of containers that run; empty where there is one, as MPS demands."""
-    users = sorted({one.user for one in holders if one.user is not None})
+    """Return which users share a GPU; empty where there is one, as MPS requires."""
+    users = sorted({holder.user for holder in holders if holder.user is not None})
     return f"containers run as {', '.join(map(str, users))}" if len(users) > 1 else ""

@@ -1,43 +1,65 @@
-"""No isolation: containers take turns on the GPU and see all of its memory. Their records hold by agreement."""
+"""No isolation: containers take turns on the GPU, and each can use all of its memory."""
 
 from collections.abc import Iterable, Sequence
 
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
-from device_plugin.isolation.backend import Assignment
+from device_plugin.isolation.assignment import Assignment
+from device_plugin.isolation.backend import Settings
+from gpu_sharing.core import error_codes, mig
+
+NAME = "none"
 
 
 class TimeSlicing:
-    """The driver's own time-slicing; also the base of backends that run nothing on the node."""
+    """The driver's own time-slicing; also the base of other backends, which override what they do differently."""
 
-    def most_clients(self, device: gpu_source.Device) -> int:
-        """No limit."""
-        return 0
+    unavailable_code: error_codes.Code | None = None
+    conflict_code: error_codes.Code | None = None
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def problem(self) -> str:
+        """Return that nothing is missing."""
+        return ""
+
+    def conflict(self, holders: Iterable[Assignment]) -> str:
+        """Return that nothing is wrong between any containers."""
+        return ""
+
+    def most_containers(self, device: gpu_source.Device) -> int | None:
+        """Return that there is no limit."""
+        return None
+
+    def mig_profiles(self, device: gpu_source.Device) -> tuple[mig.Profile, ...]:
+        """Return no kinds: the GPU is not divided."""
+        return ()
 
     async def prepare(self, assignment: Assignment) -> None:
-        """Nothing to make."""
+        """Make nothing."""
 
-    def isolates(self, assignment: Assignment) -> str:
-        """Nothing."""
-        return "none"
+    def isolation_in_effect(self, assignment: Assignment) -> str:
+        """Return `none`."""
+        return NAME
 
-    def visible(self, assignment: Assignment) -> tuple[str, ...]:
-        """The GPUs of the record."""
+    def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:
+        """Return the GPUs of the record."""
         return tuple(share.uuid for share in assignment.shares)
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
-        """Nothing beside the GPUs themselves."""
+        """Return no edits beside those that bring the GPUs."""
         return edits.NOTHING
 
-    def claim(self, folder: str, owner: str) -> None:
-        """None were made."""
+    def link_owner(self, folder: str, owner: str) -> None:
+        """Do nothing: no folder is made."""
 
     def folders(self, older_than_seconds: float) -> Sequence[str]:
-        """None were made."""
+        """Return no folders: none is made."""
         return ()
 
-    def forget(self, folder: str) -> None:
-        """None were made."""
+    def delete_folder(self, folder: str) -> None:
+        """Do nothing: no folder is made."""
 
-    def bound(self) -> None:
-        """None were made."""
+    def truncate_folders(self) -> None:
+        """Do nothing: no folder is made."""

@@ -1,34 +1,45 @@
-"""Which backend serves which GPU."""
+"""The table of isolation backends, and which of them serves a GPU. A new backend is one entry here."""
 
-import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core, mig, mps, none
-from device_plugin.isolation.backend import Backend
+from device_plugin.isolation.backend import Backend, Settings
 
-AUTO, NONE, HAMI_CORE, MPS, MIG = "auto", "none", hami_core.NAME, "mps", "mig"
-CHOICES = (AUTO, NONE, MPS, HAMI_CORE, MIG)
+AUTO, NONE, MPS, HAMI_CORE, MIG = "auto", none.NAME, mps.NAME, hami_core.NAME, mig.NAME
+
+BACKENDS: Mapping[str, Callable[[Settings], Backend]] = {
+    NONE: none.TimeSlicing,
+    MPS: mps.Mps,
+    HAMI_CORE: hami_core.HamiCore,
+    MIG: mig.Mig,
+}
+"""How each backend is made, by the name that settings, records and events use."""
+
+CHOICES = (AUTO, *BACKENDS)
+"""What `--isolation` accepts."""
+
+AUTO_CHOICE = HAMI_CORE
+"""The backend that `auto` chooses for a GPU that is not in MIG mode; `none` where it is not available. Never MPS."""
 
 
-def build(core: hami_core.Options, server: mps.Options, create_mig: mig.Create | None = None) -> Mapping[str, Backend]:
-    """All backends by name; `create_mig` where MIG instances may be made."""
-    return {
-        NONE: none.TimeSlicing(),
-        HAMI_CORE: hami_core.HamiCore(core),
-        MPS: mps.Mps(server),
-        MIG: mig.Mig(create_mig),
-    }
+def build(settings: Settings) -> Mapping[str, Backend]:
+    """Return all backends by name."""
+    return {name: make(settings) for name, make in BACKENDS.items()}
 
 
-def mode_of(device: gpu_source.Device, setting: str, hook_path: pathlib.Path) -> str:
-    """The backend of a GPU; the node's annotation names it, so that the scheduler knows what it offers.
+def mode_of(device: gpu_source.Device, choice: str, problems: Mapping[str, str]) -> str:
+    """Return the name of the backend of a GPU, which the node's annotation has for the scheduler.
 
-    A GPU in MIG mode can only be used by instances. `auto` takes HAMi-core where its library can be
-    preloaded, and never MPS.
+    A GPU in MIG mode can only be used by instances.
+
+    Args:
+        device: The GPU.
+        choice: One of `CHOICES`.
+        problems: Why each backend is not available; empty texts for those that are.
     """
     if device.mig_enabled:
         return MIG
-    if setting != AUTO:
-        return setting
-    return HAMI_CORE if not hami_core.problem(hook_path) else NONE
+    if choice != AUTO:
+        return choice
+    return NONE if problems[AUTO_CHOICE] else AUTO_CHOICE

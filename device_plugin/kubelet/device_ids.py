@@ -1,7 +1,7 @@
-"""The device ids that the kubelet sees: opaque tokens, any of which can stand for any GPU of the node.
+"""The device ids that the kubelet receives: opaque names, each of which can stand for any GPU of the node.
 
-The kubelet hands ids to containers without asking which GPU a pod's record names, so an id must not name one: the
-record says which. What the ids do say is how many containers the node still takes. Pure.
+The kubelet allocates ids to containers without knowing the GPU of a pod's record, so an id must not name a GPU: the
+record does. The number of free healthy ids is the number of containers that the node still accepts. Pure.
 
 Source: kubelet's device manager (allocatable is the number of healthy ids; an id that is allocated still counts
 against allocatable as its pod's request) and gRPC's receive limit there of 4 MiB.
@@ -22,60 +22,62 @@ _BYTES_BESIDE_ID = 16
 
 @dataclass(frozen=True, slots=True)
 class DeviceId:
-    """One id as the kubelet is told it."""
+    """One id, as the kubelet receives it."""
 
-    token: str
+    device_id: str
     healthy: bool
 
 
 def ids_for(count: int) -> tuple[str, ...]:
-    """The ids of a node with so many slots: the same ones at every start.
+    """Return the ids of a node with so many slots: the same ones at every start.
 
     Raises:
-        SettingsError: There are more than a kubelet takes.
+        SettingsError: There are more than a kubelet accepts.
     """
     width = max(len(str(count - 1)), 4)
     size = count * (len(PREFIX) + width + _BYTES_BESIDE_ID)
     if count > MOST_IDS or size > MOST_BYTES:
         raise errors.SettingsError(
-            f"{count} slots are more than a kubelet takes ({MOST_IDS} ids, 4 MiB): lower --device-split-count"
+            f"{count} slots are more than a kubelet accepts ({MOST_IDS} ids, 4 MiB): lower --device-split-count"
         )
     return tuple(f"{PREFIX}{number:04d}" for number in range(count))
 
 
 def listing(
-    inventory: Sequence[gpus.Gpu], held: Mapping[str, identifiers.GpuUuid | None], sick: Iterable[identifiers.GpuUuid]
+    inventory: Sequence[gpus.Gpu],
+    held: Mapping[str, identifiers.GpuUuid | None],
+    unhealthy: Iterable[identifiers.GpuUuid],
 ) -> tuple[DeviceId, ...]:
-    """What to tell the kubelet, so that allocatable minus requests is the number of free slots on healthy GPUs.
+    """Return the list for the kubelet, by which allocatable minus requests is the number of free slots on healthy GPUs.
 
-    Every held token counts as a request. One that a sick GPU's container holds is unhealthy, which shows in that
-    pod's status and takes it from allocatable, so that one more free token has to be healthy in its place.
+    Every held id counts as a request. An id that a container on an unhealthy GPU holds is unhealthy, which shows in
+    that pod's status and takes it from allocatable, so that one more free id has to be healthy in its place.
 
     Args:
         inventory: The node's GPUs.
-        held: Tokens that containers hold, and the GPU by their record, which the node may no longer offer; None where
+        held: Ids that containers hold, and the GPU by their record, which the node may no longer offer; None where
             there is no record.
-        sick: The GPUs that must not be used.
+        unhealthy: The GPUs that must not be used.
 
     Returns:
-        The tokens, those that are still held from a time with more slots among them.
+        The ids, also those that are still held from a time with more slots.
 
     Raises:
-        SettingsError: More than a kubelet takes.
+        SettingsError: There are more than a kubelet accepts.
     """
-    sick = frozenset(sick)
-    usable = {gpu.uuid for gpu in inventory} - sick
+    unhealthy = frozenset(unhealthy)
+    usable = {gpu.uuid for gpu in inventory} - unhealthy
     own = ids_for(sum(gpu.slots for gpu in inventory))
     usable_slots = sum(gpu.slots for gpu in inventory if gpu.uuid in usable)
-    on_sick = {token for token, uuid in held.items() if uuid in sick}
+    on_unhealthy = {device_id for device_id, uuid in held.items() if uuid in unhealthy}
     on_usable = sum(uuid is None or uuid in usable for uuid in held.values())
-    healthy = max(usable_slots - on_usable, 0) + len(on_sick)
-    free = [token for token in own if token not in held]
-    # From the start, because the kubelet takes ids in any order and people read them from there.
-    listed = [DeviceId(token, healthy=True) for token in free[:healthy]]
-    listed += [DeviceId(token, healthy=False) for token in free[healthy : healthy + len(own) - usable_slots]]
+    healthy = max(usable_slots - on_usable, 0) + len(on_unhealthy)
+    free = [device_id for device_id in own if device_id not in held]
+    # Numbered from 0, because the kubelet allocates ids in any order and people read them from there.
+    listed = [DeviceId(device_id, healthy=True) for device_id in free[:healthy]]
+    listed += [DeviceId(device_id, healthy=False) for device_id in free[healthy : healthy + len(own) - usable_slots]]
     spare = (f"spare-{number:04d}" for number in itertools.count())
-    unheld = (token for token in spare if token not in held)
-    listed += [DeviceId(token, healthy=True) for token in itertools.islice(unheld, max(healthy - len(free), 0))]
-    listed += [DeviceId(token, token not in on_sick) for token in held]
-    return tuple(sorted(listed, key=lambda one: one.token))
+    unheld = (device_id for device_id in spare if device_id not in held)
+    listed += [DeviceId(device_id, healthy=True) for device_id in itertools.islice(unheld, max(healthy - len(free), 0))]
+    listed += [DeviceId(device_id, device_id not in on_unhealthy) for device_id in held]
+    return tuple(sorted(listed, key=lambda one: one.device_id))

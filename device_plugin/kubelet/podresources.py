@@ -1,6 +1,6 @@
-"""The kubelet's podresources API: which container holds which ids, without UIDs.
+"""The kubelet's podresources API: which container holds which device ids, without UIDs of pods.
 
-The kubelet refuses more than 100 calls a second (burst 10), so one answer serves all who ask at one time.
+The kubelet refuses more than 100 calls a second (burst 10), so callers at the same time share one answer.
 
 Source: k8s.io/kubelet pkg/apis/podresources/v1; limits measured on 1.36.
 """
@@ -23,7 +23,7 @@ _LARGEST_MESSAGE = 16 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class ListedContainer:
-    """What podresources says that one container holds."""
+    """The device ids of one container, by podresources."""
 
     namespace: str
     pod: str
@@ -32,7 +32,7 @@ class ListedContainer:
 
 
 class Unanswered(Exception):
-    """The kubelet does not answer; the text says why."""
+    """The kubelet does not answer; the text has the reason."""
 
 
 class PodResources:
@@ -45,17 +45,17 @@ class PodResources:
         self._next: asyncio.Task[tuple[ListedContainer, ...]] | None = None
 
     async def listed(self) -> tuple[ListedContainer, ...]:
-        """What every container holds, as of some moment after the call.
+        """Return what every container holds, read at some moment after the call.
 
         Raises:
-            Unanswered: The kubelet does not say.
+            Unanswered: The kubelet does not answer.
         """
         if self._next is None or self._next.done():
             self._next = asyncio.create_task(self._list())
         return await asyncio.shield(self._next)
 
     async def _list(self) -> tuple[ListedContainer, ...]:
-        # Whoever asks from here on may have come after the kubelet looked, and starts another call.
+        # A caller from here on may come after the kubelet read its state, and needs another call.
         await asyncio.sleep(0)
         self._next = None
         if self._channel is None:
@@ -63,7 +63,7 @@ class PodResources:
                 self._address,
                 options=[
                     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
-                    # A kubelet that restarts is back within seconds; by default gRPC would look again after minutes.
+                    # A kubelet that restarts answers within seconds; by default gRPC would retry after minutes.
                     ("grpc.initial_reconnect_backoff_ms", 100),
                     ("grpc.max_reconnect_backoff_ms", 1000),
                 ],
@@ -86,17 +86,17 @@ class PodResources:
         for pod in answer.pod_resources:
             for container in pod.containers:
                 # A resource comes in several entries, such as one per NUMA node or per id.
-                tokens = frozenset(
-                    token
+                held = frozenset(
+                    device_id
                     for devices in container.devices
                     if devices.resource_name == self._resource
-                    for token in devices.device_ids
+                    for device_id in devices.device_ids
                 )
-                if tokens:
-                    found.append(ListedContainer(pod.namespace, pod.name, container.name, tokens))
+                if held:
+                    found.append(ListedContainer(pod.namespace, pod.name, container.name, held))
         return tuple(found)
 
     async def close(self) -> None:
-        """Let go of the socket."""
+        """Close the connection."""
         if self._channel is not None:
             await self._channel.close()

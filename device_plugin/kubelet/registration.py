@@ -1,8 +1,8 @@
-"""The sockets between the kubelet and us: serve first, register second, and again whenever the kubelet starts anew.
+"""The plugin's socket and its registration: serve first, then register, and again whenever the kubelet restarts.
 
-A kubelet that starts deletes the sockets in its directory and makes its own anew; that is how it is noticed. A kubelet
-that notices the end of an earlier connection only after a new registration closes the new one (`runClient` asks for
-the resource's client, which is the new one by then) and offers no device id until a plugin registers once more.
+A kubelet that starts deletes the sockets in its directory and makes its own again, which is how a restart is noticed. A
+kubelet that notices the end of an earlier connection only after a new registration closes the new one (`runClient` asks
+for the resource's client, which is the new one by then) and offers no device id until a plugin registers once more.
 
 Source: k8s.io/kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go.
 """
@@ -18,7 +18,8 @@ import grpc
 import grpc.aio
 import structlog
 
-from device_plugin.kubelet import servicer
+from device_plugin.kubelet.servicer import Servicer
+from gpu_sharing.adapters import health_endpoint
 from gpu_sharing.core import error_codes
 from protos.deviceplugin.v1beta1 import api_pb2, api_pb2_grpc
 
@@ -38,29 +39,27 @@ log = structlog.get_logger("kubelet")
 
 
 class Registration:
-    """Our server on its socket, and our registration.
+    """The plugin's server on its socket, and its registration with the kubelet.
+
+    Args:
+        kubelet_dir: The kubelet's directory.
+        resource: The resource that the plugin is registered for.
+        service: Answers the kubelet.
+        prepare: Called before each registration: containers may start right after it.
 
     Attributes:
-        registered: Whether the kubelet knows us now.
-        registrations: How often it was told.
-        trouble: Why it does not know us, if so.
+        registered: Whether the plugin is registered now.
+        registrations: How often it was registered.
+        problem: Why it is not registered; empty while it is.
     """
 
     def __init__(
         self,
         kubelet_dir: pathlib.Path,
         resource: str,
-        service: servicer.Servicer,
+        service: Servicer,
         prepare: Callable[[], Awaitable[None]],
     ) -> None:
-        """Join what it needs.
-
-        Args:
-            kubelet_dir: The kubelet's directory.
-            resource: What we are registered for.
-            service: Who answers.
-            prepare: Done before each registration: whatever a container may need that starts right after.
-        """
         self._folder = kubelet_dir / FOLDER
         self._resource = resource
         self._service = service
@@ -68,13 +67,17 @@ class Registration:
         self._endpoint = f"hami-{re.sub(r'[^a-z0-9]+', '-', resource.lower())}.sock"
         self.registered = False
         self.registrations = 0
-        self.trouble = "not registered yet"
+        self.problem = "not registered yet"
 
-    async def ask(self) -> None:
-        """Call ourselves on the socket that the kubelet dials.
+    def component(self, *, required: bool) -> health_endpoint.Component:
+        """Return the state for probes."""
+        return health_endpoint.Component(self.registered, self.problem or "registered", required=required)
+
+    async def call_own_socket(self) -> None:
+        """Call the plugin on the socket that the kubelet calls.
 
         Raises:
-            OSError: Nobody answers there.
+            OSError: It does not answer there.
         """
         async with grpc.aio.insecure_channel(f"unix://{self._folder / self._endpoint}") as channel:
             try:
@@ -83,7 +86,7 @@ class Registration:
                 raise OSError(f"{refused.code().name} {refused.details()}") from refused
 
     async def run(self) -> None:
-        """Serve and stay registered for ever; ends only by cancellation."""
+        """Serve and stay registered until cancelled."""
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
             server, known = None, self._identity()[0]
@@ -93,12 +96,11 @@ class Registration:
                 seen, followed = self._identity(), self._service.followed
                 await self._register()
                 backoff = _FIRST_BACKOFF_SECONDS
-                self.trouble = await self._while_followed(seen, followed)
-                log.info("registering again", cause=self.trouble)
+                self.problem = await self._while_followed(seen, followed)
+                log.info("registering again", cause=self.problem)
             except (OSError, grpc.aio.AioRpcError, RuntimeError) as refused:
-                said = refused.details() if isinstance(refused, grpc.aio.AioRpcError) else refused
-                self.trouble = f"{said}"
-                log.error("not registered", error_code=error_codes.PLUGIN_NOT_REGISTERED, cause=self.trouble)
+                self.problem = str(refused.details() if isinstance(refused, grpc.aio.AioRpcError) else refused)
+                log.error("not registered", error_code=error_codes.PLUGIN_NOT_REGISTERED, cause=self.problem)
                 await self._wait_for_kubelet(known, backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
             finally:
@@ -133,20 +135,20 @@ class Registration:
             )  # fmt: skip
             stub = api_pb2_grpc.RegistrationStub(channel)
             await stub.Register(request, timeout=_REGISTER_SECONDS)
-        self.registered, self.trouble = True, ""
+        self.registered, self.problem = True, ""
         self.registrations += 1
         log.info("registered", resource=self._resource, endpoint=self._endpoint)
 
     async def _wait_for_kubelet(self, known: tuple[int, int] | None, seconds: float) -> None:
-        """Wait, but not once the kubelet has come anew: pods that it admits without us fail for good."""
+        """Wait, but not once the kubelet has restarted: pods that it admits before the registration fail for good."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self._identity()[0] == known:
             await asyncio.sleep(min(_POLL_SECONDS, seconds))
 
     def _identity(self) -> _Identity:
-        """Which kubelet socket is there, and whether ours is."""
-        found = None
+        """Return the identity of the kubelet's socket, and whether ours exists."""
+        kubelet_socket = None
         with contextlib.suppress(OSError):
             status = (self._folder / KUBELET_SOCKET).stat()
-            found = (status.st_ino, status.st_ctime_ns)
-        return found, (self._folder / self._endpoint).exists()
+            kubelet_socket = (status.st_ino, status.st_ctime_ns)
+        return kubelet_socket, (self._folder / self._endpoint).exists()

@@ -1,7 +1,4 @@
-"""This node's GPUs as an annotation: what the scheduler may promise, and which of them must not be used.
-
-Written on every change, and again on a heartbeat in case it was removed; a write of what is there already changes
-nothing in the API server.
+"""This node's GPUs as annotations: what the scheduler may allocate, and which of them must not be used. Pure.
 
 The node's capacity carries the names of GPU memory and cores too. kube-scheduler's DynamicResources plugin looks for
 them there once a DeviceClass offers the GPU resource: a name that is no key of the node's allocatable keeps the pod
@@ -22,20 +19,19 @@ import structlog
 
 from device_plugin import settings
 from device_plugin.driver import gpu_source
-from device_plugin.isolation import table
 from device_plugin.isolation.backend import Backend
-from gpu_sharing.core import gpus, health, identifiers, mig, records, requests
+from gpu_sharing.core import gpus, health, identifiers, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
 _MOST_MEMORY, _MOST = "8191Pi", "8E"
-"""As much as a quantity can say. `requests.device_ids` has the scheduler keep off a node whose pods come near it."""
+"""The largest quantities. With `requests.device_ids` the scheduler avoids a node whose pods come near them."""
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.5, 15.0
 
 log = structlog.get_logger("inventory")
 
 
 def with_memory(devices: Sequence[gpu_source.Device], sharing: settings.Sharing) -> tuple[gpu_source.Device, ...]:
-    """The GPUs with the configured memory where the driver does not say how much they have."""
+    """Return the GPUs, with the configured memory where the driver reports none."""
     return tuple(
         replace(device, memory_mib=sharing.configured_memory(device.name)) if device.memory_mib is None else device
         for device in devices
@@ -49,46 +45,28 @@ def offered_gpus(
     sharing: settings.Sharing,
     backends: Mapping[str, Backend],
 ) -> tuple[gpus.Gpu, ...]:
-    """What the node offers: the GPUs that are not hidden, and whose memory is known."""
+    """Return what the node offers: the GPUs that are not hidden, and whose memory is known."""
     offered = []
     for device in devices:
-        if sharing.hides(device.uuid, device.index):
-            continue
-        if device.memory_mib is None:
+        if device.memory_mib is None or sharing.hides(device.uuid, device.index):
             continue
         mode = modes[device.uuid]
-        most = backends[mode].most_clients(device)
-        slots = min(sharing.split_count, most) if most else sharing.split_count
-        if mode == table.MIG:
-            # Where instances are made as records ask for them, each of them is a slot.
-            slots = min(slots, device.most_migs if sharing.isolation == table.MIG else len(device.migs))
+        most = backends[mode].most_containers(device)
         offered.append(
             gpus.Gpu(
                 uuid=device.uuid,
                 index=device.index,
                 memory_mib=int(max(device.memory_mib - sharing.memory_headroom_mib, 0) * sharing.memory_scaling),
                 cores_percent=int(100 * sharing.cores_scaling),
-                slots=slots,
+                slots=sharing.split_count if most is None else min(sharing.split_count, most),
                 type=device.name if device.name.startswith("NVIDIA") else f"NVIDIA-{device.name}",
                 numa=device.numa,
                 mode=mode,
-                mig_profiles=_profiles(device, ours=sharing.isolation == table.MIG) if mode == table.MIG else (),
+                mig_profiles=backends[mode].mig_profiles(device),
                 healthy=states.get(device.uuid, health.Health()).available,
             )
         )
     return tuple(offered)
-
-
-def _profiles(device: gpu_source.Device, *, ours: bool) -> tuple[mig.Profile, ...]:
-    """What the scheduler may promise: all kinds of instances where they are made as needed, else those there are."""
-    if ours:
-        return device.mig_profiles
-    there = {(one.profile, one.start, one.size) for one in device.migs}
-    kept = (
-        profile._replace(places=tuple(place for place in profile.places if (profile.name, *place) in there))
-        for profile in device.mig_profiles
-    )
-    return tuple(profile for profile in kept if profile.places)
 
 
 def annotations(
@@ -98,27 +76,27 @@ def annotations(
     agent: str,
     problems: Mapping[str, str],
 ) -> dict[str, str]:
-    """The node's annotations.
+    """Return the node's annotations.
 
-    Beside HAMi's own they carry what has to outlive this process: the GPUs that are not healthy, and why.
+    Beside HAMi's own they have what must outlive this process: the GPUs that are not healthy, each with its cause.
     """
-    sick = {uuid: health.to_facts(state) for uuid, state in sorted(states.items()) if not state.available}
+    unhealthy = {uuid: health.to_facts(state) for uuid, state in sorted(states.items()) if not state.available}
     scores = [{"uuid": uuid, "score": dict(sorted(peers.items()))} for uuid, peers in sorted(links.items())]
     return {
         **problem_annotations(agent, problems),
         records.INVENTORY: records.encode_inventory(offered),
-        records.HEALTH: json.dumps(sick, sort_keys=True, separators=(",", ":")),
+        records.HEALTH: json.dumps(unhealthy, sort_keys=True, separators=(",", ":")),
         **({records.SCORE: json.dumps(scores, separators=(",", ":"))} if links else {}),
     }
 
 
 def problem_annotations(agent: str, problems: Mapping[str, str]) -> dict[str, str]:
-    """The annotations that say which plugin serves the node, and what is wrong with how it is set up."""
+    """Return the annotations that name the plugin of the node, and the node's problems."""
     return {records.AGENT: agent, records.PROBLEMS: records.encode_problems(problems)}
 
 
 def unhealthy_in_boot(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, health.Health]:
-    """The GPUs that an earlier process found not to be healthy in the same boot; a restart of the node clears them."""
+    """Return the GPUs that an earlier process found unhealthy in the same boot; a restart of the node clears them."""
     try:
         facts = json.loads(text) if text else {}
         items = [(str(uuid), one) for uuid, one in facts.items() if isinstance(one, dict)]
@@ -129,5 +107,5 @@ def unhealthy_in_boot(text: str, boot: str, now: float) -> dict[identifiers.GpuU
 
 
 def capacity(names: requests.ResourceNames) -> dict[str, str]:
-    """What the node's capacity says of each resource that our pods carry beside the count, as Kubernetes quantities."""
+    """Return the node's capacity of each resource that pods request beside the count, as Kubernetes quantities."""
     return {names.memory: _MOST_MEMORY, **dict.fromkeys((names.memory_percent, names.cores, names.priority), _MOST)}

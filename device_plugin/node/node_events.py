@@ -1,12 +1,12 @@
-"""Tells people what the node did: events on pods and on the node, and one log line each, with the same words."""
+"""Events on pods and on the node, each with one log line."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import structlog
 
-from device_plugin.allocation import allocator, checks
 from device_plugin.driver import gpu_source
-from device_plugin.node import api_objects
+from device_plugin.isolation.assignment import Assignment
+from device_plugin.node.api_objects import Pod
 from gpu_sharing.adapters import events, logs
 from gpu_sharing.core import error_codes, event_reasons, health, records, xids
 
@@ -15,12 +15,12 @@ _ALLOCATION, _HEALTH = "GPUAllocation", "GPUHealth"
 log = structlog.get_logger("node")
 
 
-def allocated_note(node: str, container: allocator.Container, devices: Sequence[gpu_source.Device]) -> str:
-    """The note of a `DeviceAllocated` event."""
-    names = ", ".join(f"GPU-{device.index}" for device in devices)
-    lines = [f"    {share.uuid}: {share.memory_mib}MB, {_cores(share.cores_percent)}" for share in container.shares]
-    last = f"    container {container.name}, isolation {container.mode}"
-    return "\n".join([f"Allocated {names} on {node}", *lines, last])
+def allocated_note(node: str, assignment: Assignment, isolation: str) -> str:
+    """Return the note of a `DeviceAllocated` event."""
+    names = ", ".join(f"GPU-{device.index}" for device in assignment.devices)
+    shares = [f"    {share.uuid}: {share.memory_mib}MB, {_cores(share.cores_percent)}" for share in assignment.shares]
+    last = f"    container {assignment.container}, isolation {isolation}"
+    return "\n".join([f"Allocated {names} on {node}", *shares, last])
 
 
 def _cores(percent: int) -> str:
@@ -28,7 +28,7 @@ def _cores(percent: int) -> str:
 
 
 def unhealthy_note(device: gpu_source.Device, state: health.Health) -> str:
-    """The note of a `DeviceUnhealthy` event."""
+    """Return the note of a `DeviceUnhealthy` event."""
     return f"GPU-{device.index} {device.uuid} is {state.state.value}: {state.cause}\n    {xids.WORDS[state.need]}"
 
 
@@ -39,58 +39,54 @@ class NodeEvents:
         self._recorder = recorder
         self._node = node
 
-    def allocated(
-        self, pod: api_objects.Pod, container: allocator.Container, devices: Sequence[gpu_source.Device]
-    ) -> None:
-        """A container may start with its slice, for the first time."""
+    def allocated(self, pod: Pod, assignment: Assignment, isolation: str) -> None:
+        """Report that a container may start with its shares, for the first time."""
         if logs.shows(logs.DECISIONS):
             log.info(
-                "allocated", pod=pod.key, container=container.name, node=self._node, mode=container.mode,
-                gpus=[share.uuid for share in container.shares], decision_id=pod.annotations.get(records.DECISION),
+                "allocated", pod=pod.key, container=assignment.container, node=self._node, mode=isolation,
+                gpus=[share.uuid for share in assignment.shares], decision_id=pod.annotations.get(records.DECISION),
             )  # fmt: skip
-        note = allocated_note(self._node, container, devices)
-        self._tell_pod(pod, event_reasons.DEVICE_ALLOCATED, note, _ALLOCATION)
+        note = allocated_note(self._node, assignment, isolation)
+        self._record_for_pod(pod, event_reasons.DEVICE_ALLOCATED, note, _ALLOCATION)
 
-    def refused(self, pod: api_objects.Pod | None, doubt: checks.StartRefused) -> None:
-        """A container must not start, or should not have."""
+    def refused(self, pod: Pod | None, code: error_codes.Code, cause: str) -> None:
+        """Report that a container must not start, or should not have started."""
         log.error(
-            "refused", error_code=doubt.code, pod=pod.key if pod else None, node=self._node, cause=str(doubt),
+            "refused", error_code=code, pod=pod.key if pod else None, node=self._node, cause=cause,
             decision_id=pod.annotations.get(records.DECISION) if pod else None,
         )  # fmt: skip
         if pod is not None:
-            entry = error_codes.REGISTRY[doubt.code]
-            self._tell_pod(
-                pod, event_reasons.ALLOCATION_FAILED, f"{doubt.code}: {doubt}\n    {entry.remedy}", _ALLOCATION
-            )
+            note = f"{code}: {cause}\n    {error_codes.REGISTRY[code].remedy}"
+            self._record_for_pod(pod, event_reasons.ALLOCATION_FAILED, note, _ALLOCATION)
 
-    def uncertain(self, pod: api_objects.Pod) -> None:
-        """A pod may start without its GPU, because no RuntimeClass asks for NVIDIA's runtime."""
+    def uncertain(self, pod: Pod) -> None:
+        """Report a pod that may start without its GPU, because no RuntimeClass selects NVIDIA's runtime."""
         entry = error_codes.REGISTRY[error_codes.PLUGIN_RUNTIME_CLASS]
         note = f"{entry.code}: {pod.key} has no runtimeClassName\n    {entry.remedy}"
-        self._tell_pod(pod, event_reasons.DELIVERY_UNCERTAIN, note, _ALLOCATION)
+        self._record_for_pod(pod, event_reasons.DELIVERY_UNCERTAIN, note, _ALLOCATION)
 
-    def unhealthy(self, device: gpu_source.Device, state: health.Health, holders: Iterable[api_objects.Pod]) -> None:
-        """A GPU must not be used any more."""
+    def unhealthy(self, device: gpu_source.Device, state: health.Health, holders: Iterable[Pod]) -> None:
+        """Report that a GPU must not be used any more."""
         log.error(
             "GPU unhealthy", error_code=error_codes.HEALTH_GPU_UNHEALTHY, device=device.uuid, state=state.state.value,
             cause=state.cause, need=state.need.name.lower(),
         )  # fmt: skip
-        self._tell_all(event_reasons.DEVICE_UNHEALTHY, unhealthy_note(device, state), holders)
+        self._record_for_node(event_reasons.DEVICE_UNHEALTHY, unhealthy_note(device, state), holders)
 
-    def recovered(self, device: gpu_source.Device, before: health.Health, holders: Iterable[api_objects.Pod]) -> None:
-        """A GPU may be used again."""
+    def recovered(self, device: gpu_source.Device, before: health.Health, holders: Iterable[Pod]) -> None:
+        """Report that a GPU may be used again."""
         log.info("GPU recovered", device=device.uuid, cause=before.cause)
         note = f"GPU-{device.index} {device.uuid} is healthy again, after: {before.cause}"
-        self._tell_all(event_reasons.DEVICE_RECOVERED, note, holders)
+        self._record_for_node(event_reasons.DEVICE_RECOVERED, note, holders)
 
-    def _tell_all(self, reason: str, note: str, holders: Iterable[api_objects.Pod]) -> None:
+    def _record_for_node(self, reason: str, note: str, holders: Iterable[Pod]) -> None:
         # kubectl describe node looks for the node's name in the place of its UID.
         node = events.Regarding("Node", self._node, uid=self._node)
         self._recorder.record(events.Event(node, reason, note, _HEALTH))
         for pod in holders:
-            self._tell_pod(pod, reason, note, _HEALTH)
+            self._record_for_pod(pod, reason, note, _HEALTH)
 
-    def _tell_pod(self, pod: api_objects.Pod, reason: str, note: str, action: str) -> None:
+    def _record_for_pod(self, pod: Pod, reason: str, note: str, action: str) -> None:
         metadata = pod.metadata
         regarding = events.Regarding("Pod", metadata.name, metadata.namespace, metadata.uid)
         self._recorder.record(events.Event(regarding, reason, note, action))

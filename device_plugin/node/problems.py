@@ -45,6 +45,13 @@ class Problems:
             log.info("a problem of the node is over", error_code=code, device=about or None)
             self._changed()
 
+    def report_or_clear(self, code: error_codes.Code, sentence: str) -> None:
+        """Set a problem of the node, or remove it where the sentence is empty."""
+        if sentence:
+            self.report(code, sentence)
+        else:
+            self.clear(code)
+
     def replace(self, code: error_codes.Code, sentences: Mapping[Any, str]) -> None:
         """Set the problems of a code to these sentences by subject; the others of the code are over."""
         self.keep(code, sentences)

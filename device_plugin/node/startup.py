@@ -1,4 +1,4 @@
-"""What is to be known of the node at start: what an earlier process saw, and what its container runtime can do."""
+"""What the plugin reads of its node at start: what an earlier process knew, and what the container runtime can do."""
 
 import asyncio
 import contextlib
@@ -24,35 +24,35 @@ log = structlog.get_logger("node")
 
 @dataclass(frozen=True, slots=True)
 class NodeAtStart:
-    """The node as the API server has it."""
+    """The node at the start of the plugin, by its annotations and status."""
 
-    sick: Mapping[identifiers.GpuUuid, health.Health]
-    """GPUs that were not healthy in this boot."""
+    unhealthy: Mapping[identifiers.GpuUuid, health.Health]
+    """GPUs that were not healthy in this boot of the node."""
     devices: tuple[gpu_source.Device, ...]
-    """GPUs that were offered, should the driver hide one now."""
+    """GPUs that an earlier process offered; the driver may hide one of them now."""
     runtime: str
     """Such as `containerd://2.0.1`."""
     has_runtime_class: bool
     """Whether the cluster has the RuntimeClass `nvidia`."""
     released: frozenset[identifiers.GpuUuid]
-    """GPUs that an administrator wants to reset, so that they must not be touched."""
-    made: frozenset[records.MadeInstance]
+    """GPUs that an administrator wants to reset, so that the driver must not open them."""
+    own_instances: frozenset[records.MadeInstance]
     """MIG instances that earlier processes made."""
     problems: Mapping[str, str]
-    """What an earlier process found wrong with how the node is set up, by error code."""
+    """Problems of the node that an earlier process found: sentences by error code."""
     limited: frozenset[identifiers.GpuUuid] = frozenset()
-    """GPUs that an earlier process offered with HAMi-core, or that lost it since and have not got it back."""
+    """GPUs that an earlier process offered with HAMi-core, or that have lost it since."""
 
     @property
     def knows_cdi(self) -> bool:
-        """Whether the runtime resolves CDI names without being told to."""
+        """Whether the runtime resolves CDI names with its default configuration."""
         name, _, version = self.runtime.partition("://")
         major = version.partition(".")[0].lstrip("v")
         return name == "cri-o" or (name == "containerd" and major.isdecimal() and int(major) >= _CONTAINERD_WITH_CDI)
 
 
 async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline: float) -> NodeAtStart | None:
-    """Ask the API server until it answers; None once the deadline (monotonic seconds) has passed."""
+    """Return the node once the API server answers; None after the deadline (monotonic seconds)."""
     while True:
         try:
             node = await client.get(f"/api/v1/nodes/{node_name}", api_objects.Node)
@@ -63,43 +63,43 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(_RETRY_SECONDS)
-    found = node.metadata.annotations or {}
+    annotations = node.metadata.annotations or {}
     earlier: tuple[gpus.Gpu, ...] = ()
     with contextlib.suppress(errors.CorruptRecord):
-        earlier = records.decode_inventory(found.get(records.INVENTORY, "[]"))
+        earlier = records.decode_inventory(annotations.get(records.INVENTORY, "[]"))
     return NodeAtStart(
-        inventory.unhealthy_in_boot(found.get(records.HEALTH, ""), boot_id, time.monotonic()),
+        inventory.unhealthy_in_boot(annotations.get(records.HEALTH, ""), boot_id, time.monotonic()),
         tuple(_device(gpu) for gpu in earlier),
         node.status.node_info.container_runtime_version,
         has_runtime_class,
-        release.released_gpus(found),
-        records.decode_made(found.get(records.MIG_MADE, "")),
-        records.decode_problems(found.get(records.PROBLEMS, "")),
-        _limited(earlier, found.get(records.PROBLEMS, "")),
+        release.released_gpus(annotations),
+        records.decode_made(annotations.get(records.MIG_MADE, "")),
+        records.decode_problems(annotations.get(records.PROBLEMS, "")),
+        _limited(earlier, annotations.get(records.PROBLEMS, "")),
     )
 
 
 async def _has_runtime_class(client: kubernetes.Client) -> bool:
-    """Whether the cluster has the RuntimeClass `nvidia`, by an answer; that we may not ask is one, too.
+    """Return whether the cluster has the RuntimeClass `nvidia`; False where the plugin may not read it.
 
     Raises:
-        KubernetesError: There was no answer.
+        KubernetesError: The API server did not answer.
     """
     try:
         await client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", api_objects.Node)
     except errors.NotFound:
         return False
     except errors.Forbidden as refused:
-        log.warning("whether there is a RuntimeClass nvidia is not known", cause=str(refused))
+        log.warning("RuntimeClass nvidia cannot be read", cause=str(refused))
         return False
     return True
 
 
 def boot_id(path: pathlib.Path) -> str:
-    """Which boot of the node this is.
+    """Return the kernel's id of this boot.
 
     Raises:
-        SettingsError: The kernel does not say.
+        SettingsError: It cannot be read.
     """
     try:
         return path.read_text().strip()
@@ -113,5 +113,5 @@ def _limited(earlier: tuple[gpus.Gpu, ...], problems: str) -> frozenset[identifi
 
 
 def _device(gpu: gpus.Gpu) -> gpu_source.Device:
-    """A GPU as an earlier process published it."""
+    """Return a GPU as an earlier process published it."""
     return gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, gpu.numa)

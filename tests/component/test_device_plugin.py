@@ -254,9 +254,9 @@ def test_ids_that_nobody_listed_and_none_at_all_are_refused(node: gpu_node.GpuNo
         return ""
 
     for method in ("Allocate", "PreStartContainer"):
-        assert "device id 'GPU-7::3' is none of ours" in node.do(call(method, ["GPU-7::3"]))
-        assert "asks for no device ids" in node.do(call(method, []))
-        assert "none of ours" in node.do(call(method, ["slot-0001", "x" * 5000]))
+        assert "device id 'GPU-7::3' is unknown" in node.do(call(method, ["GPU-7::3"]))
+        assert "sends no device ids" in node.do(call(method, []))
+        assert "is unknown" in node.do(call(method, ["slot-0001", "x" * 5000]))
 
 
 def test_an_allocate_that_is_repeated_never_gets_the_same_name(node: gpu_node.GpuNode) -> None:
@@ -405,7 +405,7 @@ def test_health_and_metrics(node: gpu_node.GpuNode) -> None:
     text = node.plugin.get("health", "/metrics")[1].decode()
 
     assert facts["status"] == "ok"
-    assert node.uuid(0) in facts["tokens"].values()
+    assert node.uuid(0) in facts["device_ids"].values()
     assert f'hami_device_plugin_device_count{{node="{gpu_node.NODE}"}} 2.0' in text
     assert f'hami_device_plugin_healthy_status{{device="{node.uuid(0)}",node="{gpu_node.NODE}"}} 1.0' in text
     assert "hami_device_plugin_allocate_duration_seconds_count" in text
@@ -453,7 +453,7 @@ def test_mig_instances_are_made_for_a_pod_and_taken_away_after_it() -> None:
 
         assert visible == ["MIG-made-0-1", "MIG-made-0-2"]
         node.delete(pods[0])
-        node.wait("the first is taken away", lambda: node.plugin.logged("MIG instance taken away"))
+        node.wait("the first is taken away", lambda: node.plugin.logged("MIG instance destroyed"))
         whole = node.create("mig-next", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "2g.20gb", 0, 2)})
         assert node.run(whole).environment["NVIDIA_VISIBLE_DEVICES"] == "MIG-made-0-3"
         crowded = node.create("mig-late", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 3, 1)})
@@ -515,9 +515,9 @@ def test_settings_of_the_node_are_read_again_when_they_change(tmp_path: pathlib.
         node.wait("the scheduler knows", lambda: records.decode_inventory(_inventory(node))[0].memory_mib == 2 * 81_920)
 
         for wrong in ("{ broken", '{"nodeconfig":[{"name":"node-01","devicesplitcount":50000}]}'):
-            told = _count(node, "node file")
+            told = _count(node, "node file not used")
             config.write_text(wrong)
-            node.wait("it is told", lambda before=told: _count(node, "node file") > before)  # type: ignore[misc]
+            node.wait("it is told", lambda before=told: _count(node, "node file not used") > before)  # type: ignore[misc]
             assert node.allocatable() == 6
 
 

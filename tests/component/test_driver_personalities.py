@@ -131,9 +131,11 @@ def test_on_each_driver_the_plugin_offers_what_it_can_and_says_what_it_cannot(
         for code, part in sentences.items():
             assert part in said[code]
         text = node.plugin.get("health", "/metrics")[1].decode()
-        assert text.count("hami_device_plugin_xids_heard{") == len(node.driver.gpus) - (IDENTITY in sentences)
+        assert text.count("hami_device_plugin_xids_received{") == len(node.driver.gpus) - (IDENTITY in sentences)
         deaf = [
-            line for line in text.splitlines() if line.startswith("hami_device_plugin_xids_heard{") and "} 0.0" in line
+            line
+            for line in text.splitlines()
+            if line.startswith("hami_device_plugin_xids_received{") and "} 0.0" in line
         ]
         assert bool(deaf) == (XIDS in sentences)
         pid = node.plugin.pid
@@ -182,7 +184,7 @@ def test_a_reset_brings_a_gpu_back_without_a_reboot_and_its_xids_are_heard_again
 
         node.wait("it is back", lambda: node.offered() == {0: True, 1: True})
         uuid = driver.gpus[1].uuid
-        node.wait("it is registered", lambda: _count(node, f'hami_device_plugin_xids_heard{{device="{uuid}"') == 1)
+        node.wait("it is registered", lambda: _count(node, f'hami_device_plugin_xids_received{{device="{uuid}"') == 1)
 
         def heard() -> bool:  # Of an XID that is counted only.
             driver.report_xid(1, 43)

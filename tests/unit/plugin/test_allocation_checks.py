@@ -4,9 +4,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from device_plugin.allocation import checks
+from device_plugin.allocation import checks, matching
 from device_plugin.driver import gpu_source
 from device_plugin.kubelet import checkpoint, podresources
+from device_plugin.kubelet.refusals import StartRefused
 from device_plugin.node import api_objects, pods
 from gpu_sharing.core import error_codes, gpus, identifiers, records, requests
 
@@ -29,9 +30,7 @@ def entry(uid: str = "u", container: str = "c", *tokens: str) -> checkpoint.Entr
 
 
 def doubt(code: error_codes.Code, *, retryable: bool = False) -> Any:
-    return pytest.raises(
-        checks.StartRefused, check=lambda raised: raised.code == code and raised.retryable is retryable
-    )
+    return pytest.raises(StartRefused, check=lambda raised: raised.code == code and raised.retryable is retryable)
 
 
 TOKENS = frozenset(["slot-0001"])
@@ -168,6 +167,20 @@ def assert_starts(*everybody: api_objects.Pod, starts: list[api_objects.Pod], me
                 checks.refuse_oversubscription(one, shares, here.holders, inventory)
 
 
+def candidates(
+    here: list[api_objects.Pod],
+    entries: list[checkpoint.Entry],
+    answered: frozenset[matching.ContainerKey] = frozenset(),
+) -> list[matching.Candidate]:
+    return matching.candidates(
+        here,
+        entries,
+        lambda one, name: checks.recorded_shares(one, name, 1, "n", NAMES),
+        lambda container: requests.asks_for_gpu((container,), NAMES),
+        answered=answered,
+    )
+
+
 def test_without_cdi_the_first_container_of_each_pod_that_has_nothing_may_be_asking() -> None:
     two = pod(
         "q", "v", record="GPU-a,NVIDIA,1,1:;GPU-a,NVIDIA,2,2:;",
@@ -175,10 +188,10 @@ def test_without_cdi_the_first_container_of_each_pod_that_has_nothing_may_be_ask
     )  # fmt: skip
     none = pod("r", "w", record=None)
 
-    found = checks.candidates([pod(), two, none], [entry("u", "c")], 1, "n", NAMES)
-    then = checks.candidates([pod(), two, none], [entry("u", "c"), entry("v", "i")], 1, "n", NAMES)
+    found = candidates([pod(), two, none], [entry("u", "c")])
+    then = candidates([pod(), two, none], [entry("u", "c"), entry("v", "i")])
 
     assert [(one.metadata.name, name) for one, name, _ in found] == [("q", "i")]
     assert [(one.metadata.name, name, shares[0].memory_mib) for one, name, shares in then] == [("q", "c", 2)]
-    taken = frozenset([(identifiers.PodUid("v"), "i")])
-    assert [name for _, name, _ in checks.candidates([two], [], 1, "n", NAMES, taken=taken)] == ["c"]
+    answered = frozenset([(identifiers.PodUid("v"), "i")])
+    assert [name for _, name, _ in candidates([two], [], answered)] == ["c"]

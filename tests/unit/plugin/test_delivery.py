@@ -32,7 +32,7 @@ def host(*names: str, folder: int = 0, own: dict[str, Any] | None = None, **fiel
 
 
 @pytest.mark.parametrize(
-    ("setting", "names", "has_class", "late", "way"),
+    ("setting", "names", "has_class", "by_cdi", "way"),
     [
         ("auto", [GPU], False, True, "cdi"), ("auto", ["0"], True, True, "cdi"), ("auto", [], True, True, "envvar"),
         ("auto", [], False, True, ""), ("cdi", [], True, True, ""), ("cdi", [GPU], True, True, "cdi"),
@@ -42,9 +42,11 @@ def host(*names: str, folder: int = 0, own: dict[str, Any] | None = None, **fiel
     ],
 )  # fmt: skip
 def test_delivery_takes_what_the_host_offers_and_never_names_cdi_to_a_runtime_that_does_not_read_it(
-    setting: str, names: list[str], has_class: bool, late: bool, way: str
+    setting: str, names: list[str], has_class: bool, by_cdi: bool, way: str
 ) -> None:
-    found = methods.choose(setting, device(), host(*names, has_runtime_class=has_class), late=late, has_class=has_class)
+    found = methods.choose(
+        setting, device(), host(*names, has_runtime_class=has_class), by_cdi=by_cdi, has_class=has_class
+    )
 
     assert found.name == way
     assert bool(found.refusal) is (way == "")
@@ -55,7 +57,7 @@ def test_a_stale_specification_and_a_conflict_refuse_the_gpu_with_a_code() -> No
     stale = host(GPU, own={"deviceNodes": [{"path": "/dev/nvidia2"}]}, has_runtime_class=True)
     twice = methods.Host(host_cdi.HostSpecs(host(GPU).specs.specs + host(GPU).specs.specs), has_runtime_class=True)
 
-    found = [methods.choose("auto", device(), one, late=True) for one in (stale, twice)]
+    found = [methods.choose("auto", device(), one, by_cdi=True) for one in (stale, twice)]
 
     assert [one.code for one in found] == [error_codes.PLUGIN_CDI_STALE, error_codes.PLUGIN_CDI_CONFLICT]
     assert [one.name for one in found] == ["", ""]
@@ -63,10 +65,10 @@ def test_a_stale_specification_and_a_conflict_refuse_the_gpu_with_a_code() -> No
 
 
 def deliver(
-    found: methods.Host, *, late: bool = True, setting: str = "auto", name: str = GPU, **changes: Any
+    found: methods.Host, *, by_cdi: bool = True, setting: str = "auto", name: str = GPU, **changes: Any
 ) -> edits.Edits:
     one = device(**changes)
-    return methods.edits_for([(one, name, methods.choose(setting, one, found, late=late))], found)
+    return methods.edits_for([(one, name, methods.choose(setting, one, found, by_cdi=by_cdi))], found)
 
 
 def test_the_hosts_own_edits_are_copied_and_void_stays() -> None:
@@ -83,7 +85,7 @@ def test_the_hosts_own_edits_are_copied_and_void_stays() -> None:
 
 def test_without_cdi_the_answer_carries_device_nodes_and_libraries_itself() -> None:
     """Under the names by which programs open them, because the kubelet's answer has no hooks to make those."""
-    found = deliver(host(GPU), late=False)
+    found = deliver(host(GPU), by_cdi=False)
 
     assert found.environment == {"NVIDIA_VISIBLE_DEVICES": "void", "OTHER": "a=b", "HAMI_GPUS": GPU}
     assert found.device_nodes == (
@@ -94,14 +96,14 @@ def test_without_cdi_the_answer_carries_device_nodes_and_libraries_itself() -> N
     assert found.copied == ()
 
 
-@pytest.mark.parametrize("late", [True, False])
-def test_a_mig_instance_gets_its_capabilities_although_no_specification_has_it(late: bool) -> None:
+@pytest.mark.parametrize("by_cdi", [True, False])
+def test_a_mig_instance_gets_its_capabilities_although_no_specification_has_it(by_cdi: bool) -> None:
     """Instances that were made after the specification are in none, and two device nodes give access to each."""
     instance = gpu_source.MigInstance("MIG-1", "1g.10gb", 1, instance_id=7, compute_id=0)
     numbers = {"gpu3/gi7/access": 66, "gpu3/gi7/ci0/access": 67}
 
     found = deliver(
-        host("0:0", capabilities=numbers), late=late, name="MIG-1", mig_enabled=True, migs=(instance,)
+        host("0:0", capabilities=numbers), by_cdi=by_cdi, name="MIG-1", mig_enabled=True, migs=(instance,)
     )  # fmt: skip
 
     nodes = edits.container_edits(found)["deviceNodes"]
@@ -112,14 +114,14 @@ def test_a_mig_instance_gets_its_capabilities_although_no_specification_has_it(l
     ]  # fmt: skip
     assert found.environment["HAMI_GPUS"] == "MIG-1"
     with pytest.raises(methods.Undeliverable, match="gpu3/gi7/access"):
-        deliver(host("0:0"), late=late, name="MIG-1", mig_enabled=True, migs=(instance,))
+        deliver(host("0:0"), by_cdi=by_cdi, name="MIG-1", mig_enabled=True, migs=(instance,))
 
 
 def test_gpus_of_one_container_may_come_in_different_ways() -> None:
     """One that the specification does not describe does not take the described one's way from it."""
     other = gpu_source.Device(identifiers.GpuUuid("GPU-b"), 1, "T", 1, 4)
     offered = host(GPU, has_runtime_class=True)
-    ways = [(one, one.uuid, methods.choose("auto", one, offered, late=True)) for one in (device(), other)]
+    ways = [(one, one.uuid, methods.choose("auto", one, offered, by_cdi=True)) for one in (device(), other)]
 
     found = methods.edits_for(ways, offered)
 

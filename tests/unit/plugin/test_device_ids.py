@@ -11,14 +11,14 @@ def gpu(name: str, slots: int) -> gpus.Gpu:
 
 
 def healthy(listed: tuple[device_ids.DeviceId, ...]) -> set[str]:
-    return {one.token for one in listed if one.healthy}
+    return {one.device_id for one in listed if one.healthy}
 
 
 def test_a_healthy_node_lists_one_id_a_slot_the_same_at_every_start() -> None:
     listed = device_ids.listing([gpu("a", 2), gpu("b", 1)], {}, [])
 
     assert listed == tuple(device_ids.DeviceId(f"slot-000{number}", healthy=True) for number in range(3))
-    assert all(len(one.token) <= 63 for one in listed)
+    assert all(len(one.device_id) <= 63 for one in listed)
 
 
 def test_the_tokens_of_a_sick_gpu_are_unhealthy_and_as_many_free_ones() -> None:
@@ -35,7 +35,7 @@ def test_where_most_slots_of_a_sick_gpu_are_held_spare_ids_make_up() -> None:
     held = {f"slot-000{number}": a for number in range(3)}
     listed = device_ids.listing([gpu("a", 4), gpu("b", 4)], held, [a])
 
-    assert {one.token for one in listed if one.token.startswith("spare-")} == {"spare-0000", "spare-0001"}
+    assert {one.device_id for one in listed if one.device_id.startswith("spare-")} == {"spare-0000", "spare-0001"}
     assert len(healthy(listed)) - len(held) == 4
 
 
@@ -64,6 +64,6 @@ def test_allocatable_minus_requests_is_what_is_free_on_healthy_gpus(slots: list[
     listed = device_ids.listing([one for one in gpus_before if state[one.uuid] != "hidden"], held, sick)
 
     assert len(healthy(listed)) - len(held) == free
-    assert len({one.token for one in listed}) == len(listed)
+    assert len({one.device_id for one in listed}) == len(listed)
     assert {token for token, uuid in held.items() if uuid in sick}.isdisjoint(healthy(listed))
     assert {token for token, uuid in held.items() if uuid not in sick} <= healthy(listed)

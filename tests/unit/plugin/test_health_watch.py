@@ -27,8 +27,8 @@ def watch(driver: Driver) -> tuple[health_watch.HealthWatch, list[tuple[str, str
     told: list[tuple[str, str]] = []
     rules = health.Rules(hold_seconds=0.0)
     found = health_watch.HealthWatch(
-        driver_threads.DriverThreads(lambda: driver, 1.0), rules, "b1", metrics.Metrics(),
-        lambda device, before, after: told.append((device.uuid, after.cause)),
+        driver=driver_threads.DriverThreads(lambda: driver, 1.0), rules=rules, boot_id="b1", metrics=metrics.Metrics(),
+        changed=lambda device, before, after: told.append((device.uuid, after.cause)),
     )  # fmt: skip
     return found, told
 
@@ -43,9 +43,9 @@ def test_a_gpu_that_the_driver_hides_is_lost_and_stays_listed() -> None:
     found, told = watch(driver)
 
     async def story() -> None:
-        assert await found.look()
+        assert await found.read_all()
         del driver.listed[0]
-        assert not await found.look()
+        assert not await found.read_all()
 
     asyncio.run(story())
 
@@ -61,12 +61,12 @@ def test_a_driver_that_is_unloaded_makes_its_gpus_suspect_until_it_is_back() -> 
     found, told = watch(driver)
 
     async def story() -> None:
-        await found.look()
+        await found.read_all()
         driver.away = True
-        await found.look()
+        await found.read_all()
         assert (found.states[A].state, found.states[A].need) == (health.State.SUSPECT, Need.NOTHING)
         driver.away = False
-        await found.look()
+        await found.read_all()
 
     asyncio.run(story())
 
@@ -79,7 +79,7 @@ def test_an_xid_that_says_ask_the_driver_is_answered_by_the_driver() -> None:
     found, told = watch(driver)
 
     async def story() -> None:
-        await found.look()
+        await found.read_all()
         driver.readings[A] = health.Reading(recovery_action=1)
         driver.faults.put(gpu_source.Fault(A, 154))
         driver.faults.put(gpu_source.Fault(None, 79))
@@ -101,7 +101,7 @@ def test_what_an_earlier_process_knew_is_kept_for_its_gpus_alone() -> None:
     sick = health.after_xid(health.Health(), 79, 0.0, "b1", health.Rules())
 
     found.remember({B: sick}, [device(A, 0), device(B, 1)])
-    asyncio.run(found.look())
+    asyncio.run(found.read_all())
 
     assert [one.uuid for one in found.devices] == [A, B]
     assert not found.states[B].available

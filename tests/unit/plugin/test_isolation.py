@@ -13,7 +13,8 @@ from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core as isolation_core
 from device_plugin.isolation import mig, mps, none, table
-from device_plugin.isolation.backend import Assignment, CannotIsolate
+from device_plugin.isolation.assignment import Assignment
+from device_plugin.isolation.backend import CannotIsolate, Settings
 from gpu_sharing.core import identifiers, records
 from gpu_sharing.core.allocations import Share
 from lab import hami_core
@@ -29,7 +30,7 @@ def device(uuid: identifiers.GpuUuid = A, index: int = 0, **changes: object) -> 
 
 def granted(*shares: Share, **changes: object) -> Assignment:
     values = {
-        "allocation": "abc-1", "folder": "u_c", "shares": shares, "devices": (device(),), "environment": {}, **changes,
+        "pod_uid": "u", "container": "c", "allocation": "abc-1", "shares": shares, "devices": (device(),), **changes,
     }  # fmt: skip
     return Assignment(**values)  # type: ignore[arg-type]
 
@@ -41,8 +42,13 @@ def hook(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-def core(hook: pathlib.Path, **options: object) -> isolation_core.HamiCore:
-    return isolation_core.HamiCore(isolation_core.Options(hook, **options))  # type: ignore[arg-type]
+def core(hook: pathlib.Path, *, disable_core_limit: bool = False) -> isolation_core.HamiCore:
+    return isolation_core.HamiCore(Settings(hook_path=hook, disable_core_limit=disable_core_limit))
+
+
+def mode_of(gpu: gpu_source.Device, choice: str, hook: pathlib.Path) -> str:
+    problems = {name: made.problem() for name, made in table.build(Settings(hook_path=hook)).items()}
+    return table.mode_of(gpu, choice, problems)
 
 
 TWO = (device(A, 0, bus_id="00000000:10:00.0"), device(B, 1, bus_id="00000000:11:00.0"))
@@ -74,8 +80,8 @@ def test_hami_core_limits_each_gpu_of_a_container(hook: pathlib.Path) -> None:
     assert (hook / "vgpu" / "ld.so.preload").read_text() == f"{hook}/vgpu/libvgpu.so\n"
     assert list(backend.folders(0.0)) == ["u_c"]
     assert list(backend.folders(60.0)) == []
-    backend.forget("u_c")
-    backend.forget("u_c")
+    backend.delete_folder("u_c")
+    backend.delete_folder("u_c")
     assert not folder.exists()
 
 
@@ -102,7 +108,7 @@ def test_a_container_that_switches_the_library_off_is_not_called_limited(hook: p
     """HAMi reads its switch as Go reads booleans; the event on the pod must say what is so."""
     mine = granted(Share(A, 4000, 30), environment={"CUDA_DISABLE_CONTROL": value})
 
-    assert core(hook).isolates(mine) == "none (CUDA_DISABLE_CONTROL)"
+    assert core(hook).isolation_in_effect(mine) == "none (CUDA_DISABLE_CONTROL)"
     assert "/etc/ld.so.preload" not in {mount.container for mount in core(hook).edits(mine, []).mounts}
 
 
@@ -110,7 +116,7 @@ def test_a_container_that_switches_the_library_off_is_not_called_limited(hook: p
 def test_what_go_does_not_read_as_true_leaves_the_library_on(hook: pathlib.Path, value: str) -> None:
     mine = granted(Share(A, 4000, 30), environment={"CUDA_DISABLE_CONTROL": value})
 
-    assert core(hook).isolates(mine) == "hami-core"
+    assert core(hook).isolation_in_effect(mine) == "hami-core"
     assert "/etc/ld.so.preload" in {mount.container for mount in core(hook).edits(mine, []).mounts}
 
 
@@ -141,16 +147,16 @@ def test_a_library_that_the_loader_would_pass_over_limits_nothing(
 
     with pytest.raises(CannotIsolate, match=rf"libvgpu.so.v2.10.0 {reason}"):
         core(tmp_path).edits(granted(Share(A, 1, 0)), [])
-    assert table.mode_of(device(), "auto", tmp_path) == "none"
+    assert mode_of(device(), "auto", tmp_path) == "none"
 
 
 def test_a_preload_without_its_library_limits_nothing(hook: pathlib.Path) -> None:
     """As after an upgrade that took the folder away."""
-    assert isolation_core.problem(hook) == ""
+    assert core(hook).problem() == ""
     for path in (hook / "vgpu").glob("libvgpu.so*"):
         path.unlink()
 
-    assert "has no libvgpu.so that can be loaded" in isolation_core.problem(hook)
+    assert "has no libvgpu.so that can be loaded" in core(hook).problem()
     with pytest.raises(CannotIsolate, match=r"no libvgpu\.so"):
         core(hook).edits(granted(Share(A, 1, 0)), [])
 
@@ -159,8 +165,8 @@ def test_a_library_whose_preload_cannot_be_written_limits_nothing(hook: pathlib.
     """A library that nothing preloads is a file."""
     (hook / "vgpu" / "ld.so.preload").mkdir()
 
-    assert "ld.so.preload cannot be written" in isolation_core.problem(hook)
-    assert table.mode_of(device(), "auto", hook) == "none"
+    assert "ld.so.preload cannot be written" in core(hook).problem()
+    assert mode_of(device(), "auto", hook) == "none"
 
 
 def test_the_preload_file_of_running_containers_is_replaced_and_not_overwritten(hook: pathlib.Path) -> None:
@@ -168,7 +174,7 @@ def test_the_preload_file_of_running_containers_is_replaced_and_not_overwritten(
     preload = hook / "vgpu" / "ld.so.preload"
     preload.write_text("/elsewhere/libvgpu.so\n")
     with preload.open() as mounted:
-        isolation_core.prepare(hook)
+        core(hook).ready_library()
 
         assert mounted.read() == "/elsewhere/libvgpu.so\n"
     assert preload.read_text() == f"{hook}/vgpu/libvgpu.so\n"
@@ -207,14 +213,14 @@ def test_what_a_container_writes_beyond_that_is_cut(hook: pathlib.Path) -> None:
     region.write_bytes(b"region")
     (lock / "lock").touch()
 
-    backend.bound()
+    backend.truncate_folders()
     assert (region.read_bytes(), [one.name for one in lock.iterdir()]) == (b"region", ["lock"])
 
     os.truncate(region, 1 << 40)
     (lock / "deep" / "deeper").mkdir(parents=True)
     (lock / "big").write_bytes(b"x" * 10_000)
     (lock / "away").symlink_to(hook)
-    backend.bound()
+    backend.truncate_folders()
     assert region.stat().st_size == 16 << 20
     assert list(lock.iterdir()) == []
     assert (hook / "vgpu").exists()
@@ -223,17 +229,17 @@ def test_what_a_container_writes_beyond_that_is_cut(hook: pathlib.Path) -> None:
 def test_auto_never_takes_mps(hook: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     empty = tmp_path_factory.mktemp("empty")
 
-    assert table.mode_of(device(), "auto", hook) == "hami-core"
-    assert table.mode_of(device(), "auto", empty) == "none"
-    assert table.mode_of(device(), "mps", empty) == "mps"
-    assert table.mode_of(device(mig_enabled=True), "auto", hook) == "mig"
+    assert mode_of(device(), "auto", hook) == "hami-core"
+    assert mode_of(device(), "auto", empty) == "none"
+    assert mode_of(device(), "mps", empty) == "mps"
+    assert mode_of(device(mig_enabled=True), "auto", hook) == "mig"
 
 
 def test_time_slicing_adds_nothing() -> None:
-    backend = none.TimeSlicing()
+    backend = none.TimeSlicing(Settings())
 
     assert backend.edits(granted(Share(A, 1, 0)), []) == edits.NOTHING
-    assert backend.visible(granted(Share(A, 1, 0), Share(B, 1, 0))) == ("GPU-a", "GPU-b")
+    assert backend.visible_devices(granted(Share(A, 1, 0), Share(B, 1, 0))) == ("GPU-a", "GPU-b")
 
 
 def share(uuid: str = "", profile: str = "", start: int = 0, size: int = 1) -> records.MigShare:
@@ -246,11 +252,11 @@ def divided(*instances: gpu_source.MigInstance) -> gpu_source.Device:
 
 def test_mig_gives_the_instances_of_the_record() -> None:
     """By UUID or by profile and place; never one that is another's, or that is not there."""
-    backend = mig.Mig()
+    backend = mig.Mig(Settings())
     gpus = (divided(INSTANCE),)
     for one in (share("MIG-1"), share(profile="1g.10gb")):
         mine = granted(Share(A, 1, 0), migs=(one,), devices=gpus)
-        assert backend.visible(mine) == ("MIG-1",)
+        assert backend.visible_devices(mine) == ("MIG-1",)
         assert backend.edits(mine, []) == edits.NOTHING
         with pytest.raises(CannotIsolate, match="another container's"):
             backend.edits(mine, [granted(Share(A, 1, 0), migs=(share("MIG-1"),), devices=gpus)])
@@ -271,12 +277,12 @@ def test_mig_instances_are_made_only_where_they_are_ours_and_missing() -> None:
     async def story() -> None:
         missing, there = share(profile="3g.40gb", start=4, size=4), share(profile="1g.10gb")
         mine = granted(Share(A, 1, 0), Share(A, 1, 0), migs=(missing, there), devices=(divided(INSTANCE),))
-        await mig.Mig().prepare(mine)
+        await mig.Mig(Settings()).prepare(mine)
         assert made == []
-        await mig.Mig(create).prepare(mine)
+        await mig.Mig(Settings(create_instance=create)).prepare(mine)
         assert made == [missing]
         with pytest.raises(CannotIsolate, match=r"9g\.9gb at 0 of GPU-a: no such profile"):
-            await mig.Mig(create).prepare(
+            await mig.Mig(Settings(create_instance=create)).prepare(
                 granted(Share(A, 1, 0), migs=(share(profile="9g.9gb"),), devices=(divided(),))
             )
 
@@ -315,7 +321,7 @@ def server(tmp_path: pathlib.Path) -> Iterator[mps.Mps]:
     """With a daemon that is ready."""
     with held(tmp_path):
         (tmp_path / mps.READY).touch()
-        yield mps.Mps(mps.Options(tmp_path))
+        yield mps.Mps(Settings(mps_root=tmp_path))
 
 
 @contextlib.contextmanager
@@ -338,12 +344,12 @@ def test_a_client_of_mps_gets_its_limits_by_the_order_of_cuda(server: mps.Mps, t
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     assert [mount.container for mount in found.mounts] == [f"{tmp_path}/pipe", "/dev/shm"]
-    assert server.isolates(granted(Share(A, 1, 0))) == "mps"
+    assert server.isolation_in_effect(granted(Share(A, 1, 0))) == "mps"
 
 
 def test_without_a_daemon_that_lives_no_client_is_started(tmp_path: pathlib.Path) -> None:
     """It would wait for a pipe that nothing reads; what a daemon left that was killed means nothing."""
-    backend = mps.Mps(mps.Options(tmp_path))
+    backend = mps.Mps(Settings(mps_root=tmp_path))
 
     def refuses() -> bool:
         with pytest.raises(CannotIsolate, match="does not run"):
@@ -366,7 +372,7 @@ def test_mps_serves_one_user_at_a_time(server: mps.Mps, tmp_path: pathlib.Path) 
     mine = granted(Share(A, 1, 0), user=7)
     with pytest.raises(CannotIsolate, match="runs as 7, others on the GPU as 0"):
         server.edits(mine, [granted(Share(A, 1, 0))])
-    several = mps.Mps(mps.Options(tmp_path, multi_user=True))
+    several = mps.Mps(Settings(mps_root=tmp_path, mps_multi_user=True))
     assert several.edits(mine, [granted(Share(A, 1, 0))]).environment
 
 
@@ -384,4 +390,4 @@ def test_the_user_of_an_image_is_not_guessed(server: mps.Mps) -> None:
 
 @pytest.mark.parametrize(("capability", "clients"), [((9, 0), 48), ((7, 0), 48), ((6, 1), 16), ((3, 0), 1)])
 def test_how_many_clients_a_gpu_takes(server: mps.Mps, capability: tuple[int, int], clients: int) -> None:
-    assert server.most_clients(device(compute_capability=capability)) == clients
+    assert server.most_containers(device(compute_capability=capability)) == clients

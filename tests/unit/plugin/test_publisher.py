@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from device_plugin.node import inventory
-from device_plugin.node.publisher import Publisher
+from device_plugin.node.publisher import NodePublisher
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import errors, records, requests
 
@@ -38,9 +38,9 @@ class Node:
         return b"{}"
 
 
-def publish(node: Node, times: int = 1) -> Publisher:
+def publish(node: Node, times: int = 1) -> NodePublisher:
     client: Any = node
-    publisher = Publisher(client, "a", lambda: {records.INVENTORY: "[]"}, lambda: inventory.capacity(NAMES))
+    publisher = NodePublisher(client, "a", lambda: {records.INVENTORY: "[]"}, lambda: inventory.capacity(NAMES))
     for _ in range(times):
         asyncio.run(publisher._write())
     return publisher

@@ -41,10 +41,11 @@ watched = driver_threads.DriverThreads(nvml.connect, 30.0)
 needs = []
 def changed(device, before, after):
     needs.append(int(after.need))
-watch = health_watch.HealthWatch(watched, health.Rules(hold_seconds=0.0), "boot", metrics.Metrics(), changed)
+watch = health_watch.HealthWatch(
+    driver=watched, rules=health.Rules(hold_seconds=0.0), boot_id="boot", metrics=metrics.Metrics(), changed=changed)
 
 async def everything():
-    await watch.look()
+    await watch.read_all()
     for device in watch.devices:
         with contextlib.suppress(gpu_source.GpuSourceError):
             await watched.usage(device.uuid)
@@ -56,10 +57,10 @@ async def everything():
             with contextlib.suppress(gpu_source.GpuSourceError):
                 await watched.destroy_mig(driver.gpus[1].uuid, mig.uuid)
     driver.path.with_name(driver.path.name + ".migs").unlink(missing_ok=True)
-    await watch.look()
+    await watch.read_all()
 
 async def main():
-    await watch.look()
+    await watch.read_all()
     known = watch.devices
     for name in names:
         for code in codes:
@@ -68,7 +69,7 @@ async def main():
             if name == "nvmlInitWithFlags":  # It is called when the driver comes back.
                 driver.rules = ["fail nvmlDeviceGetCount_v2 9 -1"]
                 driver.write()
-                await watch.look()
+                await watch.read_all()
             driver.rules = [f"fail {name} {code} {1 if name == '*' else -1}"]
             driver.write()
             await everything()
@@ -76,7 +77,7 @@ async def main():
             driver.rules = []
             driver.write()
             for _ in range(3):
-                await watch.look()
+                await watch.read_all()
                 with contextlib.suppress(gpu_source.GpuSourceError):
                     await watched.next_faults(0.0)
             print(json.dumps({
@@ -92,10 +93,11 @@ async def lacking():  # A library that lacks a function for good, from the start
         driver.rules = [f"fail {name} 13 -1"]
         driver.write()
         source = driver_threads.DriverThreads(nvml.connect, 30.0)
-        fresh = health_watch.HealthWatch(source, health.Rules(), "boot", metrics.Metrics(), changed)
+        fresh = health_watch.HealthWatch(
+            driver=source, rules=health.Rules(), boot_id="boot", metrics=metrics.Metrics(), changed=changed)
         for _ in range(2):
             with contextlib.suppress(gpu_source.DriverMissing):
-                await fresh.look()
+                await fresh.read_all()
             with contextlib.suppress(gpu_source.GpuSourceError):
                 await source.next_faults(0.0)
         used = 0

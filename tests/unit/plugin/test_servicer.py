@@ -1,13 +1,13 @@
 import asyncio
-from collections.abc import Callable
 from typing import Any, cast
 
 import grpc
 import pytest
 
-from device_plugin import metrics
-from device_plugin.allocation import checks
+from device_plugin.allocation import starts
 from device_plugin.kubelet import device_ids, servicer
+from device_plugin.kubelet.refusals import StartRefused
+from device_plugin.metrics import Metrics
 from gpu_sharing.core import error_codes
 from protos.deviceplugin.v1beta1 import api_pb2
 
@@ -26,42 +26,41 @@ class Context:
 class Broken:
     """An allocator with a defect."""
 
-    async def confirm(self, asked: frozenset[str]) -> Any:
+    async def confirm(self, device_ids: frozenset[str]) -> Any:
         raise KeyError("GPU-x")
 
 
-def make(
-    listing: servicer.DeviceIdList | None = None,
-    counters: metrics.Metrics | None = None,
-    doubted: Callable[[checks.StartRefused], None] = lambda doubt: None,
-) -> servicer.Servicer:
-    allocator = cast("Any", Broken())
-    return servicer.Servicer(
-        allocator,
-        listing or servicer.DeviceIdList(),
-        counters or metrics.Metrics(),
-        lambda confirmed: None,
-        lambda asked, doubt: doubted(doubt),
-    )
+class Reporter:
+    """Keeps the codes of refusals."""
+
+    def __init__(self) -> None:
+        self.codes: list[error_codes.Code] = []
+
+    def refused(self, device_ids: frozenset[str], refused: StartRefused) -> None:
+        self.codes.append(refused.code)
+
+
+def make(listing: servicer.DeviceIdList | None = None) -> tuple[servicer.Servicer, Reporter, Metrics]:
+    reporter, metrics = Reporter(), Metrics()
+    made = starts.Starts(cast("Any", Broken()), cast("Any", reporter))
+    return servicer.Servicer(made, listing or servicer.DeviceIdList(), metrics), reporter, metrics
 
 
 def test_a_defect_is_a_coded_error_that_starts_nothing() -> None:
-    """Nobody is left with the name of an exception alone."""
-    doubts: list[checks.StartRefused] = []
-    counters = metrics.Metrics()
-    service = make(counters=counters, doubted=doubts.append)
+    """The name of an exception alone tells a user nothing."""
+    service, reporter, metrics = make()
 
     with pytest.raises(Aborted, match="ALLOC_INTERNAL: KeyError: 'GPU-x'"):
         asyncio.run(service.PreStartContainer(api_pb2.PreStartContainerRequest(devices_ids=["slot-0001"]), Context()))
 
-    assert [doubt.code for doubt in doubts] == [error_codes.ALLOC_INTERNAL]
-    assert b'failures_total{error_code="ALLOC_INTERNAL"} 1.0' in counters.exposition()[0]
+    assert reporter.codes == [error_codes.ALLOC_INTERNAL]
+    assert b'failures_total{error_code="ALLOC_INTERNAL"} 1.0' in metrics.exposition()[0]
 
 
 def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:
     async def story() -> list[list[tuple[str, str]]]:
         listing = servicer.DeviceIdList()
-        service = make(listing)
+        service, _, _ = make(listing)
         heard: list[list[tuple[str, str]]] = []
 
         async def follow() -> None:
@@ -81,12 +80,12 @@ def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:
     assert asyncio.run(story()) == [[("slot-0000", "Healthy")], [("slot-0000", "Unhealthy")]]
 
 
-def test_any_token_is_as_good_as_another() -> None:
+def test_any_device_id_is_as_good_as_another() -> None:
     asked = api_pb2.ContainerPreferredAllocationRequest(
         available_deviceIDs=["slot-0001", "slot-0002", "slot-0003"], must_include_deviceIDs=["slot-0003"],
         allocation_size=2,
     )  # fmt: skip
-    service = make()
+    service, _, _ = make()
 
     answer = asyncio.run(
         service.GetPreferredAllocation(api_pb2.PreferredAllocationRequest(container_requests=[asked]), Context())

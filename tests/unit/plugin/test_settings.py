@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from device_plugin import settings
 from device_plugin.driver import gpu_source
-from device_plugin.isolation import hami_core, mps, table
+from device_plugin.isolation import table
+from device_plugin.isolation.backend import Settings
 from device_plugin.node import inventory
-from gpu_sharing.core import errors, gpus, health, identifiers, mig
+from gpu_sharing.core import errors, gpus, health, identifiers, mig, records
 from tests.unit.plugin.test_isolation import INSTANCE, A, B, device
 
-BACKENDS = table.build(hami_core.Options(pathlib.Path("/x")), mps.Options(pathlib.Path("/x")))
+BACKENDS = table.build(Settings())
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -34,7 +35,7 @@ def test_flags_environment_and_hamis_spellings() -> None:
     assert found.hook_path == pathlib.Path("/h")
     assert found.mps_multi_user
     assert found.health_rules.overrides.disabled == {79}
-    assert found.strange_words == ("what",)
+    assert found.unknown_xids == ("what",)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +127,13 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
     there = (gpu_source.MigInstance("MIG-1", "3g.40gb", 40448, 4, 4),)
     divided = device(mig_enabled=True, migs=there, most_migs=7, mig_profiles=profiles)
 
+    async def create(share: records.MigShare) -> None:
+        raise AssertionError("nothing is made")
+
     def offered(isolation: str) -> gpus.Gpu:
         sharing = settings.Sharing(20, isolation=isolation)
-        (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, BACKENDS)
+        backends = BACKENDS if isolation == "auto" else table.build(Settings(create_instance=create))
+        (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, backends)
         return gpu
 
     assert offered("mig").mig_profiles == profiles

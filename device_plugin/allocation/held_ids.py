@@ -1,0 +1,34 @@
+"""Which device ids containers hold, and of which GPUs by their records."""
+
+import contextlib
+
+from device_plugin.allocation.assignments import Assignments
+from device_plugin.allocation.owners import Owners
+from device_plugin.kubelet.refusals import StartRefused
+from gpu_sharing.core import allocations, identifiers
+
+
+class HeldIds:
+    """The device ids that containers hold."""
+
+    def __init__(self, owners: Owners, assignments: Assignments) -> None:
+        self._owners = owners
+        self._assignments = assignments
+
+    def ids(self) -> set[str]:
+        """Return all of them."""
+        return {device_id for entry in self._owners.entries_or_none() for device_id in entry.device_ids}
+
+    def gpus(self) -> dict[str, identifiers.GpuUuid | None]:
+        """Return the GPU of each by the record of its container; None where that is not known."""
+        found: dict[str, identifiers.GpuUuid | None] = {}
+        for entry in self._owners.entries_or_none():
+            pod = self._owners.pod_of(entry)
+            shares: tuple[allocations.Share, ...] = ()
+            if pod is not None:
+                with contextlib.suppress(StartRefused):
+                    shares = self._assignments.shares(pod, entry.container, len(entry.device_ids))
+            for position, device_id in enumerate(sorted(entry.device_ids)):
+                # App containers come after the init containers whose ids they reuse, and keep them until the pod ends.
+                found[device_id] = shares[position].uuid if shares else found.get(device_id)
+        return found

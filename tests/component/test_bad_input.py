@@ -9,6 +9,8 @@ import pytest
 from lab import api_server, extender_process, kinds
 from tests.component import calls
 
+pytestmark = pytest.mark.slow
+
 Extender = extender_process.ExtenderProcess
 
 

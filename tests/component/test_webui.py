@@ -949,6 +949,7 @@ def test_monitors_are_found_by_their_service(tmp_path: pathlib.Path) -> None:
     reached.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.hypothesis
 def test_the_json_api_is_what_its_description_says(site: Site) -> None:
     """Every path, valid and not."""

@@ -29,7 +29,7 @@ from typing import Protocol
 
 import structlog
 
-from device_plugin import settings
+from device_plugin import node_flags, settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import mps, table
 from device_plugin.isolation.backend import CannotIsolate
@@ -71,7 +71,7 @@ class Settings:
 
 
 HELP = {
-    "node-name": "the node's name (default: $NODE_NAME)",
+    **node_flags.NODE_HELP,
     "mps-root": "DIR of pipes, logs and shared memory (default /run/nvidia/mps)",
     "shared-memory": "MiB of the tmpfs that daemon and clients share (default 1024)",
     "program": "PROGRAM of the control daemon (default nvidia-cuda-mps-control)",
@@ -89,25 +89,19 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     Raises:
         SettingsError: A value that the process cannot start with.
     """
-    environment = os.environ if environment is None else environment
-    value = flags.read(
+    given = node_flags.read(
         "python -m device_plugin.mps_daemon", "Runs NVIDIA's MPS control daemon for the GPUs of one node.", HELP,
-        arguments, environment, ("mount",),
+        arguments, environment, switches=("mount",),
     )  # fmt: skip
-    node_name = value("node-name") or environment.get("NODE_NAME", "")
-    if not node_name:
-        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
-    sharing = settings.Sharing(isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO))
+    default = Settings(node_name="")
     return Settings(
-        node_name=node_name,
-        root=flags.path(value("mps-root")) or pathlib.Path("/run/nvidia/mps"),
-        shared_memory_mib=int(flags.number("--shared-memory", value("shared-memory"), 1024, 16, 1_000_000)),
-        program=value("program") or "nvidia-cuda-mps-control",
-        config_file=flags.path(value("config-file")),
-        sharing=sharing,
-        mount=flags.truth("--mount", value("mount")),
-        verbosity=flags.verbosity(value("v")),
-        log_format=flags.log_format(value("log-format")),
+        **given.log_settings(),
+        root=given.path("mps-root", default.root),
+        shared_memory_mib=given.count("shared-memory", default.shared_memory_mib, 16, 1_000_000),
+        program=given.text("program") or default.program,
+        config_file=given.optional_path("config-file"),
+        sharing=settings.Sharing(isolation=given.one_of("isolation", table.CHOICES, table.AUTO)),
+        mount=given.switch("mount"),
     )
 
 

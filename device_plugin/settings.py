@@ -1,14 +1,15 @@
 """Every setting of the device plugin: one frozen class, filled from flags, environment variables and a node file."""
 
 import json
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from device_plugin import node_flags
 from device_plugin.delivery import methods
 from device_plugin.isolation import table
+from device_plugin.node_flags import NodeFlags
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, health, requests, xids
 
@@ -120,7 +121,7 @@ COMPONENTS = frozenset({"gpus", "delivery", "kubelet", "pods", "inventory", "soc
 """What `/healthz` shows the state of."""
 
 HELP = {
-    "node-name": "the node's name (default: $NODE_NAME)",
+    **node_flags.NODE_HELP,
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
     "cdi-dir": "DIR of the container runtime's device specifications (default /var/run/cdi)",
@@ -132,7 +133,7 @@ HELP = {
     "memory-headroom": "MiB of each GPU that are not promised (default 0)",
     "preconfigured-device-memory": "MiB, or MODEL=MiB,…: memory of GPUs that do not say how much they have (default 0)",
     "config-file": "FILE: JSON with nodeconfig per node, read again when it changes (default: none)",
-    "isolation": "auto, none, mps, hami-core or mig (default auto: mig, else hami-core if there, else none)",
+    "isolation": f"{', '.join(table.CHOICES)} (default auto: mig for a GPU in that mode, else hami-core, else none)",
     "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
     "delivery": "auto, cdi, envvar, volume-mounts or device-nodes (default auto: cdi, else envvar)",
     "runtime-class-check": "warn, refuse or off: pods without runtimeClassName whose GPU NVIDIA's runtime brings",
@@ -164,74 +165,55 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     """Read the settings.
 
     Raises:
-        SettingsError: A value that the process cannot start with.
+        SettingsError: The process cannot start with a value.
     """
-    environment = os.environ if environment is None else environment
-    value = flags.read(
+    given = node_flags.read(
         "python -m device_plugin",
-        "GPU sharing's device plugin: gives each container its slice of a GPU, and says how the GPUs are.",
+        "GPU sharing's device plugin: allocates shares of GPUs to containers, and reports the health of GPUs.",
         HELP,
         arguments,
         environment,
-        SWITCHES,
+        switches=SWITCHES,
     )
-    return _settings(value, environment)
-
-
-def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]) -> Settings:
     default = Settings()
-    node_name = value("node-name") or environment.get("NODE_NAME", "")
-    if not node_name:
-        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
     overrides, unknown_xids = xids.read_overrides(
-        environment.get("DP_DISABLE_HEALTHCHECKS", ""), environment.get("DP_ENABLE_HEALTHCHECKS", "")
+        given.environment.get("DP_DISABLE_HEALTHCHECKS", ""), given.environment.get("DP_ENABLE_HEALTHCHECKS", "")
     )
-    sharing = Sharing(
-        split_count=int(flags.number("--device-split-count", value("device-split-count"), 10, 1, 60_000)),
-        memory_scaling=flags.number("--device-memory-scaling", value("device-memory-scaling"), 1.0, 0.01, 100),
-        cores_scaling=flags.number("--device-cores-scaling", value("device-cores-scaling"), 1.0, 0.01, 100),
-        memory_headroom_mib=int(flags.number("--memory-headroom", value("memory-headroom"), 0, 0, 1_000_000)),
-        isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO),
-        configured_memory_mib=_configured_memory(
-            "--preconfigured-device-memory", value("preconfigured-device-memory") or ""
-        ),
-    )
-    host_dirs = value("host-cdi-dirs")
+    host_dirs = given.text("host-cdi-dirs")
     return Settings(
-        node_name=node_name,
-        kubeconfig=flags.path(value("kubeconfig")),
-        kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
-        cdi_dir=flags.path(value("cdi-dir")) or default.cdi_dir,
+        **given.service_settings(),
+        cdi_dir=given.path("cdi-dir", default.cdi_dir),
         host_cdi_dirs=tuple(map(pathlib.Path, host_dirs.split(","))) if host_dirs else default.host_cdi_dirs,
-        hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
-        sharing=sharing,
-        config_file=flags.path(value("config-file")),
-        identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
-        delivery=flags.one_of("--delivery", value("delivery"), methods.SETTINGS, "auto"),
-        runtime_class_check=flags.one_of(
-            "--runtime-class-check", value("runtime-class-check"), RUNTIME_CLASS_CHECKS, "warn"
-        ),
-        host_root=flags.path(value("host-root")),
-        resource_names=flags.resource_names(value),
-        driver_root=flags.path(value("driver-root")),
-        health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
-        health_rules=health.Rules(flags.number("--health-hold", value("health-hold"), 60, 0, 86_400), overrides),
-        health_interval_seconds=flags.number("--health-interval", value("health-interval"), 5, 0.1, 3600),
-        nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
-        forget_seconds=flags.number("--forget-after", value("forget-after"), 120, 1, 86_400),
-        proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
-        boot_id_file=flags.path(value("boot-id-file")) or default.boot_id_file,
-        mps_root=flags.path(value("mps-root")) or default.mps_root,
-        mps_multi_user=flags.truth("--mps-multi-user", value("mps-multi-user")),
-        disable_core_limit=flags.truth("--disable-core-limit", value("disable-core-limit")),
-        mig_destroy=flags.one_of("--mig-destroy", value("mig-destroy"), MIG_DESTROYS, "own"),
-        topology_score=flags.truth(
-            "--topology-score", value("topology-score") or environment.get("ENABLE_TOPOLOGY_SCORE")
-        ),
-        health=health_endpoint.read(value, COMPONENTS, canary=True),
-        verbosity=flags.verbosity(value("v")),
-        log_format=flags.log_format(value("log-format")),
+        sharing=_sharing(given),
+        config_file=given.optional_path("config-file"),
+        identity=given.one_of("identity", IDENTITIES, "auto"),
+        delivery=given.one_of("delivery", methods.SETTINGS, "auto"),
+        runtime_class_check=given.one_of("runtime-class-check", RUNTIME_CLASS_CHECKS, "warn"),
+        host_root=given.optional_path("host-root"),
+        health_bind=given.address("health-bind", default.health_bind),
+        health_rules=health.Rules(given.number("health-hold", 60, 0, 86_400), overrides),
+        health_interval_seconds=given.number("health-interval", 5, 0.1, 3600),
+        forget_seconds=given.number("forget-after", 120, 1, 86_400),
+        boot_id_file=given.path("boot-id-file", default.boot_id_file),
+        mps_root=given.path("mps-root", default.mps_root),
+        mps_multi_user=given.switch("mps-multi-user"),
+        disable_core_limit=given.switch("disable-core-limit"),
+        mig_destroy=given.one_of("mig-destroy", MIG_DESTROYS, "own"),
+        topology_score=given.switch("topology-score", variable="ENABLE_TOPOLOGY_SCORE"),
+        health=health_endpoint.read(given.text, COMPONENTS, canary=True),
         unknown_xids=unknown_xids,
+    )
+
+
+def _sharing(given: NodeFlags) -> Sharing:
+    memory = "preconfigured-device-memory"
+    return Sharing(
+        split_count=given.count("device-split-count", 10, 1, 60_000),
+        memory_scaling=given.number("device-memory-scaling", 1.0, 0.01, 100),
+        cores_scaling=given.number("device-cores-scaling", 1.0, 0.01, 100),
+        memory_headroom_mib=given.count("memory-headroom", 0, 0, 1_000_000),
+        isolation=given.one_of("isolation", table.CHOICES, table.AUTO),
+        configured_memory_mib=_configured_memory(f"--{memory}", given.text(memory) or ""),
     )
 
 

@@ -4,8 +4,8 @@ A specification's common edits belong to its own devices, and the device of a la
 name in an earlier folder; two in one folder are a conflict, and neither counts. Specifications are never merged: after
 an update of the driver an old one names libraries that are gone.
 
-Any program of the host may write there, so what does not look like a specification is left out and logged once. A file
-is read again only when it changes.
+Any program of the host may write there, so a file that is no valid specification is left out and logged once. A file is
+read again only when it changes.
 
 Source: container-device-interface, pkg/cdi (cache.go for priority and conflicts, spec-dirs.go for which files count).
 """
@@ -41,7 +41,7 @@ Edits = Mapping[str, Any]
 
 
 class Unusable(Exception):
-    """A file is no specification; the text says why."""
+    """A file is no specification; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,18 @@ class Spec:
     """Its folder's priority: a larger number wins."""
     version: str
     common: Edits
-    """What each of its devices gets, and no device of another specification."""
+    """Edits of each of its devices, and of no device of another specification."""
     devices: Mapping[str, Edits]
     """By name: a UUID or an index, of a MIG instance `0:1` or its UUID."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What the specifications say of one GPU."""
+    """The entry of one GPU in the specifications."""
 
     spec: Spec | None = None
     name: str = ""
-    """Under which name it defines the GPU; empty where it defines only instances of it."""
+    """Name of the GPU in the specification; empty where it defines only instances of it."""
     replaced: tuple[pathlib.Path, ...] = ()
     """Other specifications that define the GPU too."""
     conflict: tuple[pathlib.Path, ...] = ()
@@ -72,7 +72,7 @@ class Lookup:
 
     @property
     def copied(self) -> tuple[Edits, ...]:
-        """The edits of the GPU, its specification's common ones first."""
+        """Edits of the GPU, those that its specification has for all devices first."""
         if self.spec is None:
             return ()
         return (self.spec.common, *([self.spec.devices[self.name]] if self.name else []))
@@ -86,12 +86,12 @@ class HostSpecs:
 
     @property
     def version(self) -> str:
-        """The newest version of their format."""
+        """Newest version of their format."""
         versions = [spec.version.removeprefix("v") for spec in self.specs]
         return max((OLDEST_VERSION, *versions), key=lambda text: [int(part) for part in text.split(".")])
 
     def gpu(self, uuid: str, index: int) -> Lookup:
-        """Return what there is about a whole GPU, by UUID or index."""
+        """Return the entry of a whole GPU, by UUID or index."""
         names = (uuid, str(index))
         found = [(spec, name) for spec in self.specs for name in names if name in spec.devices]
         return self._winner(found)
@@ -99,8 +99,8 @@ class HostSpecs:
     def divided(self, index: int, instances: Iterable[str]) -> Lookup:
         """Return the specification for instances of a GPU in MIG mode, which is in none itself.
 
-        The one that names an instance of the GPU counts, else the only one of the folder that wins: instances that were
-        made later than the specification are in none.
+        A specification that names an instance of the GPU counts, and otherwise the only one of the folder with the
+        highest priority: instances that were made after a specification are missing in it.
         """
         uuids = set(instances)
         prefixes = (f"{index}:", f"mig{index}:")
@@ -137,7 +137,7 @@ def mismatch(copied: Sequence[Edits], minor: int | None, driver_version: str, ro
         copied: The common edits and those of the GPU.
         minor: The number of its device node by the driver; None where it has none.
         driver_version: Of the kernel module; empty where it is not known.
-        root: Where the host's root is mounted, to look for the paths; None where it is not.
+        root: Where the host's root is mounted, to check that the paths exist; None where it is not.
     """
     nodes = [node for one in copied for node in one.get("deviceNodes", ())]
     paths = [str(node[key]) for node in nodes for key in ("path", "hostPath") if node.get(key)]
@@ -158,7 +158,7 @@ def mismatch(copied: Sequence[Edits], minor: int | None, driver_version: str, ro
 
 
 def _exists(root: pathlib.Path, path: str) -> bool:
-    """Whether a path of the host exists, links followed as the host would follow them."""
+    """Return whether a path of the host exists, with links followed as on the host."""
     parts, here, links = [part for part in path.split("/") if part], pathlib.Path(), 0
     while parts:
         part = parts.pop(0)
@@ -229,7 +229,7 @@ class Reader:
         except FileNotFoundError:
             return []
         except OSError as cause:
-            self._tell(folder, str(cause.strerror or cause))
+            self._log_once(folder, str(cause.strerror or cause))
             return []
         self._told.pop(folder, None)
         return [folder / name for name in names if name.endswith((".json", ".yaml"))][:_MOST_FILES]
@@ -239,13 +239,13 @@ class Reader:
             found = _parsed(path)
             return None if found.get("kind") != KIND else _checked(found, path, priority)
         except Unusable as cause:
-            self._tell(path, str(cause))
+            self._log_once(path, str(cause))
             return None
-        except Exception as cause:  # Whatever another program left there.
-            self._tell(path, f"{type(cause).__name__}: {cause}"[:300])
+        except Exception as cause:  # A file of another program.
+            self._log_once(path, f"{type(cause).__name__}: {cause}"[:300])
             return None
 
-    def _tell(self, path: pathlib.Path, cause: str) -> None:
+    def _log_once(self, path: pathlib.Path, cause: str) -> None:
         if self._told.get(path) != cause:
             log.warning("a CDI specification of the host is left out", path=str(path), cause=cause)
         self._told[path] = cause
@@ -260,7 +260,7 @@ def _signature(path: pathlib.Path) -> tuple[int, ...]:
 
 
 def _parsed(path: pathlib.Path) -> Mapping[str, Any]:
-    # Without waiting: a pipe of that name would hold the plugin.
+    # Without waiting: a pipe of that name would block the plugin.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

@@ -1,11 +1,11 @@
-"""How device nodes and driver libraries reach a container, decided for each GPU. Pure but for common device nodes.
+"""How device nodes and driver libraries reach a container, chosen for each GPU. Pure but for common device nodes.
 
 With CDI the edits of the host's own specification are copied into ours. Without CDI (`match`) no specification can be
 named in the answer, so the same edits are translated into it: `copied`. A runtime that reads `NVIDIA_VISIBLE_DEVICES`
 (`envvar`, `volume-mounts`) does so for pods of its RuntimeClass alone, unless it is the node's default.
 
-`NVIDIA_VISIBLE_DEVICES` is `void` wherever devices come by CDI edits, so that NVIDIA's runtime does not inject a second
-time. Which GPUs a container was given stands in a variable of our own.
+`NVIDIA_VISIBLE_DEVICES` is `void` wherever devices come by CDI edits, so that NVIDIA's runtime does not inject them
+again. A variable of our own names the GPUs of a container.
 
 Source: NVIDIA's container toolkit (NVIDIA_VISIBLE_DEVICES, volume mounts), CDI, and NVIDIA's k8s-device-plugin for the
 device nodes of a MIG instance.
@@ -21,7 +21,7 @@ from gpu_sharing.core import error_codes
 
 VISIBLE = "NVIDIA_VISIBLE_DEVICES"
 VOID = "void"
-"""For NVIDIA's runtime: no GPU. Also what a container gets whose runtime ignores CDI."""
+"""No GPU, for NVIDIA's container runtime; a container whose runtime ignores CDI gets this value, too."""
 GPUS = "HAMI_GPUS"
 """Our own variable: the UUIDs of a container's GPUs or MIG instances, with commas between."""
 AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
@@ -29,7 +29,7 @@ AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
 )  # fmt: skip
 SETTINGS = (AUTO, CDI, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES)
 BY_RUNTIME = frozenset({ENVVAR, VOLUME_MOUNTS})
-"""Ways that need NVIDIA's runtime to start the container."""
+"""Methods by which NVIDIA's container runtime brings the GPU."""
 _MOUNT_FOLDER = "/var/run/nvidia-container-devices"
 _CONTROL = "/dev/nvidiactl"
 _COMMON_NODES = (_CONTROL, "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
@@ -52,17 +52,17 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How one GPU is delivered, or why it cannot be."""
+    """How one GPU is delivered, or why it cannot be delivered."""
 
     name: str
-    """Empty where there is none."""
+    """Name of the method; empty where the GPU cannot be delivered."""
     code: error_codes.Code = error_codes.PLUGIN_DELIVERY
     refusal: str = ""
     lookup: host_cdi.Lookup = field(default_factory=host_cdi.Lookup)
 
 
 class Undeliverable(Exception):
-    """A GPU cannot be brought into the container; the text says why."""
+    """A GPU cannot be brought into the container; the text has the reason."""
 
 
 def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool, has_class: bool = False) -> Method:
@@ -73,7 +73,7 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool,
         device: The GPU.
         host: What the host offers.
         by_cdi: Whether the container names its allocation by CDI; else the answer to Allocate carries all.
-        has_class: Whether the pod has a RuntimeClass, whose runtime then does better than an answer without hooks.
+        has_class: Whether the pod has a RuntimeClass: its runtime applies hooks, which an answer cannot carry.
     """
     if setting == DEVICE_NODES and device.minor is None:
         return Method("", refusal="the driver gives it no minor number, and so no device node")
@@ -140,7 +140,8 @@ def _one(device: gpu_source.Device, name: str, way: Method, host: Host) -> edits
 
 
 def _copied(device: gpu_source.Device, name: str, way: Method, host: Host) -> tuple[host_cdi.Edits, ...]:
-    """The host's edits for a GPU; for a MIG instance the common ones, and its device nodes as the driver numbers them.
+    """Return the host's edits for a GPU; for a MIG instance the common ones and its device nodes by the driver's
+    numbers.
 
     An instance's own entry is not copied: instances come and go, and their names and numbers come again.
     """
@@ -155,7 +156,7 @@ def _copied(device: gpu_source.Device, name: str, way: Method, host: Host) -> tu
 
 
 def _capability_nodes(device: gpu_source.Device, name: str, host: Host) -> list[str]:
-    """The two device nodes that give access to a MIG instance and to its compute instance; none for a whole GPU."""
+    """Return the device nodes of a MIG instance and of its compute instance; none for a whole GPU."""
     instance = next((one for one in device.migs if one.uuid == name), None)
     if instance is None:
         return []

@@ -1,7 +1,7 @@
-"""Finds NVIDIA's library below a folder of the host, where no runtime has put it among our own.
+"""Finds NVIDIA's library below a folder of the host, where no container runtime has mounted it.
 
-Only that one file is loaded from there, by its path. The host's folders must not come into the search path of the
-loader: they hold a C library of another version, under which this process would not run.
+Only that file is loaded from there, by its path. The host's folders must not be in the search path of the loader: they
+have a C library of another version, with which this process would not run.
 
 Source: folders of NVIDIA/nvidia-container-toolkit's search for the driver; those of Google's Container-Optimized OS and
 of WSL 2 by their own documentation.
@@ -22,7 +22,7 @@ _FOLDERS = (
 
 
 def find(root: pathlib.Path) -> pathlib.Path | None:
-    """Return the library's file below the root of a driver installation, or None."""
+    """Return the library's file below the root of a driver installation; None where there is none."""
     for folder in _FOLDERS:
         path = root / folder.format(machine=platform.machine()) / LIBRARY
         if path.exists():
@@ -31,7 +31,7 @@ def find(root: pathlib.Path) -> pathlib.Path | None:
 
 
 def load(root: pathlib.Path) -> None:
-    """Load NVIDIA's library; a later look-up by its name finds it, because it is loaded already.
+    """Load NVIDIA's library, so that a later search by its name finds it loaded.
 
     Raises:
         DriverMissing: It is not there, or cannot be loaded.

@@ -45,7 +45,7 @@ def is_ready(root: pathlib.Path) -> bool:
 
 
 class Mps(none.TimeSlicing):
-    """The MPS backend."""
+    """The backend of CUDA MPS."""
 
     unavailable_code = error_codes.PLUGIN_MPS
     conflict_code = error_codes.PLUGIN_MPS_USERS
@@ -68,7 +68,7 @@ class Mps(none.TimeSlicing):
         return 1
 
     def isolation_in_effect(self, assignment: Assignment) -> str:
-        """Return `mps`."""
+        """Return `mps`: the server isolates."""
         return NAME
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:

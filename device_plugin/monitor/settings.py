@@ -1,10 +1,10 @@
 """Every setting of the monitor: one frozen class, filled from flags and environment variables."""
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from device_plugin import node_flags
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, requests
 
@@ -49,7 +49,7 @@ COMPONENTS = frozenset({"gpus", "pods", "kubelet", "processes"})
 """What `/healthz` shows the state of."""
 
 HELP = {
-    "node-name": "the node's name (default: $NODE_NAME)",
+    **node_flags.NODE_HELP,
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
     "hook-path": "DIR that holds vgpu/containers (default /usr/local)",
@@ -71,40 +71,26 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     """Read the settings.
 
     Raises:
-        SettingsError: A value that the process cannot start with.
+        SettingsError: The process cannot start with a value.
     """
-    environment = os.environ if environment is None else environment
-    default = Settings()
-    value = flags.read(
+    given = node_flags.read(
         "python -m device_plugin.monitor",
-        "GPU sharing's monitor: what the node's GPUs do and what each container uses, for Prometheus.",
+        "GPU sharing's monitor: the use of the node's GPUs, in total and by container, for Prometheus.",
         HELP,
         arguments,
         environment,
     )
-    node_name = value("node-name") or environment.get("NODE_NAME", "")
-    if not node_name:
-        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
     settings = Settings(
-        node_name=node_name,
-        kubeconfig=flags.path(value("kubeconfig")),
-        kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
-        hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
-        proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
-        driver_root=flags.path(value("driver-root")),
-        bind=flags.address("--bind", value("bind"), default.bind),
-        interval_seconds=flags.number("--interval", value("interval"), 5, 0.1, 3600),
-        nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
-        stale_seconds=flags.number("--stale-after", value("stale-after"), 30, 0.2, 86_400),
-        compatible=flags.truth("--compatibility-metrics", value("compatibility-metrics") or "true"),
-        resource_names=flags.resource_names(value),
-        health=health_endpoint.read(value, COMPONENTS, canary=False),
-        verbosity=flags.verbosity(value("v")),
-        log_format=flags.log_format(value("log-format")),
+        **given.service_settings(),
+        bind=given.address("bind", Settings().bind),
+        interval_seconds=given.number("interval", 5, 0.1, 3600),
+        stale_seconds=given.number("stale-after", 30, 0.2, 86_400),
+        compatible=flags.truth("--compatibility-metrics", given.text("compatibility-metrics") or "true"),
+        health=health_endpoint.read(given.text, COMPONENTS, canary=False),
     )
     if settings.stale_seconds < settings.interval_seconds:
         raise errors.SettingsError(
-            f"--stale-after {settings.stale_seconds:g} is less than --interval {settings.interval_seconds:g}: "
-            "every look would be too old before the next one"
+            f"--stale-after {settings.stale_seconds:g} s is shorter than --interval {settings.interval_seconds:g} s: "
+            "every sample would be too old before the next one; raise --stale-after"
         )
     return settings

@@ -34,7 +34,7 @@ from device_plugin.driver import gpu_source
 from device_plugin.isolation import mps, table
 from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.adapters import flags, logs
-from gpu_sharing.core import error_codes, errors
+from gpu_sharing.core import error_codes, errors, nvidia
 
 _COMMAND_SECONDS = 10.0
 _READY_SECONDS = 30.0
@@ -54,11 +54,11 @@ class Settings:
 
     node_name: str
     """The node; its entry of the node file counts."""
-    root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    root: pathlib.Path = pathlib.Path(nvidia.MPS_ROOT)
     """Folder of pipes, logs and shared memory, on the host and in containers under the same path."""
     shared_memory_mib: int = 1024
     """Size of the tmpfs that daemon and clients have as /dev/shm: more of the host's memory no client fills there."""
-    program: str = "nvidia-cuda-mps-control"
+    program: str = nvidia.MPS_PROGRAM
     """NVIDIA's control daemon."""
     config_file: pathlib.Path | None = None
     """JSON with `nodeconfig` per node, as the device plugin's."""
@@ -116,10 +116,6 @@ class Driver(Protocol):
 
     def set_compute_mode(self, uuid: str, mode: int) -> None:
         """Set it."""
-
-
-EXCLUSIVE_PROCESS = 3
-"""`NVML_COMPUTEMODE_EXCLUSIVE_PROCESS`."""
 
 
 def served(options: Settings, devices: Sequence[gpu_source.Device]) -> list[gpu_source.Device]:
@@ -220,7 +216,7 @@ class Daemon:
         part.rename(file)
         try:
             for device in devices:
-                self._driver.set_compute_mode(device.uuid, EXCLUSIVE_PROCESS)
+                self._driver.set_compute_mode(device.uuid, nvidia.EXCLUSIVE_PROCESS)
             yield
         finally:
             for uuid, mode in kept.items():

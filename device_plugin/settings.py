@@ -11,7 +11,7 @@ from device_plugin.delivery import methods
 from device_plugin.isolation import table
 from device_plugin.node_flags import NodeFlags
 from gpu_sharing.adapters import flags, health_endpoint
-from gpu_sharing.core import errors, health, requests, xids
+from gpu_sharing.core import errors, health, nvidia, requests, xids
 
 IDENTITIES = ("auto", "cdi", "match")
 MIG_DESTROYS = ("own", "all")
@@ -97,7 +97,7 @@ class Settings:
     """The host's /proc, where running containers are looked at."""
     boot_id_file: pathlib.Path = pathlib.Path("/proc/sys/kernel/random/boot_id")
     """Where the kernel says which boot this is."""
-    mps_root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    mps_root: pathlib.Path = pathlib.Path(nvidia.MPS_ROOT)
     """Folder of the MPS daemon's pipes and logs."""
     mps_multi_user: bool = False
     """Whether the driver lets clients of several users share one MPS server."""

@@ -21,7 +21,8 @@ from typing import Any
 
 import structlog
 
-KIND = "nvidia.com/gpu"
+from gpu_sharing.core import nvidia
+
 OLDEST_VERSION = "0.5.0"
 OURS = re.compile(r"hami-vgpu_(?P<device>[a-z0-9-]+)_(?P<uid>[A-Za-z0-9-]+)\.json")
 """Files that this plugin writes itself, in the same folder."""
@@ -29,9 +30,6 @@ _MOST_BYTES = 4 * 1024 * 1024
 _MOST_FILES = 256
 _MOST_EVENTS = 100_000
 """Of a YAML file: keys, values, and beginnings and ends of collections. Eight divided GPUs have some thousands."""
-_NODE = re.compile(r"(?:/.*)?/dev/nvidia(\d+)")
-_LIBRARY = re.compile(r".*/lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)?)")
-_MODULE = re.compile(r"Kernel Module(?: for \S+)?\s+(\d+\.\d+(?:\.\d+)?)")
 _MOST_LINKS = 40
 
 log = structlog.get_logger("cdi")
@@ -141,11 +139,13 @@ def mismatch(copied: Sequence[Edits], minor: int | None, driver_version: str, ro
     """
     nodes = [node for one in copied for node in one.get("deviceNodes", ())]
     paths = [str(node[key]) for node in nodes for key in ("path", "hostPath") if node.get(key)]
-    minors = sorted({int(match[1]) for path in paths if (match := _NODE.fullmatch(path))})
+    minors = sorted({int(match[1]) for path in paths if (match := nvidia.DEVICE_NODE.fullmatch(path))})
     if minor is not None and any(number != minor for number in minors):
-        return f"it gives /dev/nvidia{', /dev/nvidia'.join(map(str, minors))}, and the GPU is /dev/nvidia{minor}"
+        return f"it has {', '.join(map(nvidia.device_node, minors))}, and the GPU is {nvidia.device_node(minor)}"
     mounts = [str(mount["hostPath"]) for one in copied for mount in one.get("mounts", ())]
-    versions = sorted({match[1] for path in mounts if (match := _LIBRARY.fullmatch(path))} - {driver_version})
+    versions = sorted(
+        {match[1] for path in mounts if (match := nvidia.DRIVER_LIBRARY.fullmatch(path))} - {driver_version}
+    )
     if driver_version and versions:
         return f"it mounts libraries of driver {', '.join(versions)}, and {driver_version} is loaded"
     if root is not None:
@@ -180,7 +180,7 @@ def _exists(root: pathlib.Path, path: str) -> bool:
 def driver_version(proc: pathlib.Path) -> str:
     """Return the version of the loaded kernel module, by the host's `/proc`; empty where it does not say."""
     try:
-        found = _MODULE.search((proc / "driver" / "nvidia" / "version").read_text(errors="replace"))
+        found = nvidia.MODULE_VERSION.search((proc / nvidia.PROC_VERSION).read_text(errors="replace"))
     except OSError:
         return ""
     return found[1] if found else ""
@@ -189,7 +189,7 @@ def driver_version(proc: pathlib.Path) -> str:
 def capabilities(proc: pathlib.Path) -> dict[str, int]:
     """Return the numbers of `/dev/nvidia-caps/nvidia-cap<N>` by what they give access to, such as `gpu0/gi1/access`."""
     try:
-        lines = (proc / "driver" / "nvidia-caps" / "mig-minors").read_text(errors="replace").splitlines()
+        lines = (proc / nvidia.PROC_CAPABILITIES).read_text(errors="replace").splitlines()
     except OSError:
         return {}
     words = [line.split() for line in lines]
@@ -237,7 +237,7 @@ class Reader:
     def _spec(self, path: pathlib.Path, priority: int) -> Spec | None:
         try:
             found = _parsed(path)
-            return None if found.get("kind") != KIND else _checked(found, path, priority)
+            return None if found.get("kind") != nvidia.CDI_KIND else _checked(found, path, priority)
         except Unusable as cause:
             self._log_once(path, str(cause))
             return None

@@ -17,11 +17,8 @@ from dataclasses import dataclass, field
 
 from device_plugin.delivery import edits, host_cdi
 from device_plugin.driver import gpu_source
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, nvidia
 
-VISIBLE = "NVIDIA_VISIBLE_DEVICES"
-VOID = "void"
-"""No GPU, for NVIDIA's container runtime; a container whose runtime ignores CDI gets this value, too."""
 GPUS = "HAMI_GPUS"
 """Our own variable: the UUIDs of a container's GPUs or MIG instances, with commas between."""
 AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
@@ -30,9 +27,6 @@ AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
 SETTINGS = (AUTO, CDI, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES)
 BY_RUNTIME = frozenset({ENVVAR, VOLUME_MOUNTS})
 """Methods by which NVIDIA's container runtime brings the GPU."""
-_MOUNT_FOLDER = "/var/run/nvidia-container-devices"
-_CONTROL = "/dev/nvidiactl"
-_COMMON_NODES = (_CONTROL, "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +94,8 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool,
 
 
 def _nothing(setting: str, host: Host) -> str:
-    there = f"{len(host.specs.specs)} CDI specifications of {host_cdi.KIND} are there and none defines it"
-    return there if setting == CDI else f"{there}, and the cluster has no RuntimeClass nvidia"
+    there = f"{len(host.specs.specs)} CDI specifications of {nvidia.CDI_KIND} are there and none defines it"
+    return there if setting == CDI else f"{there}, and the cluster has no RuntimeClass {nvidia.RUNTIME_CLASS}"
 
 
 def edits_for(delivered: Sequence[tuple[gpu_source.Device, str, Method]], host: Host) -> edits.Edits:
@@ -116,10 +110,10 @@ def edits_for(delivered: Sequence[tuple[gpu_source.Device, str, Method]], host: 
     """
     parts = [_one(device, name, way, host) for device, name, way in delivered]
     by_runtime = [(name, way.name) for _, name, way in delivered if way.name not in (CDI, COPIED)]
-    visible = ",".join(name for name, _ in by_runtime) or VOID
+    visible = ",".join(name for name, _ in by_runtime) or nvidia.NO_DEVICES
     if any(way == VOLUME_MOUNTS for _, way in by_runtime):
-        visible = _MOUNT_FOLDER
-    own = edits.Edits({VISIBLE: visible, GPUS: ",".join(name for _, name, _ in delivered)})
+        visible = nvidia.VOLUME_MOUNTS
+    own = edits.Edits({nvidia.VISIBLE_DEVICES: visible, GPUS: ",".join(name for _, name, _ in delivered)})
     return edits.merged([*parts, own])
 
 
@@ -130,10 +124,10 @@ def _one(device: gpu_source.Device, name: str, way: Method, host: Host) -> edits
         case "copied":
             return edits.without_cdi(_copied(device, name, way, host))
         case "volume-mounts":
-            return edits.Edits(mounts=(edits.Mount("/dev/null", f"{_MOUNT_FOLDER}/{name}"),))
+            return edits.Edits(mounts=(edits.Mount("/dev/null", f"{nvidia.VOLUME_MOUNTS}/{name}"),))
         case "device-nodes":
-            common = [node for node in _COMMON_NODES if pathlib.Path(node).exists()]
-            paths = [f"/dev/nvidia{device.minor}", *common, *_capability_nodes(device, name, host)]
+            common = [node for node in nvidia.COMMON_NODES if pathlib.Path(node).exists()]
+            paths = [nvidia.device_node(device.minor), *common, *_capability_nodes(device, name, host)]
             return edits.Edits(device_nodes=tuple(map(edits.device_node, paths)))
         case _:
             return edits.NOTHING
@@ -149,9 +143,11 @@ def _copied(device: gpu_source.Device, name: str, way: Method, host: Host) -> tu
         return way.lookup.copied
     common = way.lookup.spec.common
     # Where the driver's device nodes lie on the host: below the GPU operator's driver root, or at /.
-    beside = (str(node.get("hostPath", "")) for node in common.get("deviceNodes", ()) if node["path"] == _CONTROL)
-    root = next((path.removesuffix(_CONTROL) for path in beside if path.endswith(_CONTROL)), "")
-    paths = [f"/dev/nvidia{device.minor}", *_capability_nodes(device, name, host)]
+    beside = (
+        str(node.get("hostPath", "")) for node in common.get("deviceNodes", ()) if node["path"] == nvidia.CONTROL_NODE
+    )
+    root = next((path.removesuffix(nvidia.CONTROL_NODE) for path in beside if path.endswith(nvidia.CONTROL_NODE)), "")
+    paths = [nvidia.device_node(device.minor), *_capability_nodes(device, name, host)]
     return (common, {"deviceNodes": [{"path": path, "hostPath": f"{root}{path}"} for path in paths]})
 
 
@@ -164,5 +160,5 @@ def _capability_nodes(device: gpu_source.Device, name: str, host: Host) -> list[
     paths = (f"{above}/access", f"{above}/ci{instance.compute_id}/access")
     missing = next((path for path in paths if path not in host.capabilities), None)
     if missing is not None:
-        raise Undeliverable(f"/proc/driver/nvidia-caps/mig-minors has no {missing}, for MIG instance {name}")
-    return [f"/dev/nvidia-caps/nvidia-cap{host.capabilities[path]}" for path in paths]
+        raise Undeliverable(f"/proc/{nvidia.PROC_CAPABILITIES} has no {missing}, for MIG instance {name}")
+    return [nvidia.capability_node(host.capabilities[path]) for path in paths]

@@ -12,19 +12,13 @@ import pathlib
 import platform
 
 from device_plugin.driver import gpu_source
-
-LIBRARY = "libnvidia-ml.so.1"
-_FOLDERS = (
-    "usr/lib/{machine}-linux-gnu", "usr/lib64", "usr/lib", "lib64", "lib/{machine}-linux-gnu",
-    "usr/lib/{machine}-linux-gnu/nvidia/current", "home/kubernetes/bin/nvidia/lib64", "opt/nvidia/lib64",
-    "usr/local/nvidia/lib64", "usr/lib/wsl/lib",
-)  # fmt: skip
+from gpu_sharing.core import nvidia
 
 
 def find(root: pathlib.Path) -> pathlib.Path | None:
     """Return the library's file below the root of a driver installation; None where there is none."""
-    for folder in _FOLDERS:
-        path = root / folder.format(machine=platform.machine()) / LIBRARY
+    for folder in nvidia.LIBRARY_FOLDERS:
+        path = root / folder.format(machine=platform.machine()) / nvidia.NVML_LIBRARY
         if path.exists():
             return path
     return None
@@ -38,7 +32,7 @@ def load(root: pathlib.Path) -> None:
     """
     path = find(root)
     if path is None:
-        raise gpu_source.DriverMissing(f"there is no {LIBRARY} below --driver-root {root}")
+        raise gpu_source.DriverMissing(f"there is no {nvidia.NVML_LIBRARY} below --driver-root {root}")
     try:
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as cause:

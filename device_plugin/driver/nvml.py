@@ -19,7 +19,7 @@ import pynvml
 import structlog
 
 from device_plugin.driver import gpu_source
-from gpu_sharing.core import health, identifiers, mig
+from gpu_sharing.core import health, identifiers, mig, nvidia
 
 T = TypeVar("T")
 
@@ -27,10 +27,6 @@ _SYSFS = pathlib.Path("/sys/bus/pci/devices")
 _LINK_SCORES = {0: 60, 10: 50, 20: 40, 30: 30, 40: 20, 50: 10}
 """`nvmlGpuTopologyLevel_t` from the same board to across CPUs."""
 _NVLINK_SCORE = 100
-_POWER_BRAKE = 0x80
-_COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
-"""`NVML_COMPUTE_INSTANCE_PROFILE_*` by number of slices."""
-_RECOVERY_ACTION = 230
 _DEAF_SECONDS = 30.0
 """How long a GPU for whose events the driver cannot wait is left out of the set before it is tried again."""
 
@@ -293,7 +289,7 @@ class Nvml:
             uncorrected_errors=_plausible(errors, _MOST_ECC_ERRORS),
             temperature_celsius=_plausible(temperature, _MOST_CELSIUS),
             limit_celsius=_plausible(limit, _MOST_CELSIUS, 1),
-            power_brake=bool((reasons or 0) & _POWER_BRAKE),
+            power_brake=bool((reasons or 0) & nvidia.POWER_BRAKE),
         )
 
     def _round_trip(self, uuid: identifiers.GpuUuid, handle: Any) -> Any:
@@ -492,7 +488,7 @@ class Nvml:
             whole = _call(
                 pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
                 instance,
-                _COMPUTE_PROFILES[found.sliceCount],
+                nvidia.COMPUTE_PROFILES[found.sliceCount],
                 pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
             )
             _call(pynvml.nvmlGpuInstanceCreateComputeInstance, instance, whole.id)
@@ -566,7 +562,7 @@ def _clock_reasons(handle: Any) -> int | None:
 
 
 def _recovery_action(handle: Any) -> int | None:
-    fields = _optional(pynvml.nvmlDeviceGetFieldValues, handle, [_RECOVERY_ACTION])
+    fields = _optional(pynvml.nvmlDeviceGetFieldValues, handle, [nvidia.RECOVERY_ACTION])
     if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
     action: int | None = _plausible(int(fields[0].value.uiVal), _MOST_RECOVERY_ACTION)

@@ -102,27 +102,28 @@ def edits_for(delivered: Sequence[tuple[gpu_source.Device, str, Method]], host: 
     """Return what a container needs to use GPUs.
 
     Args:
-        delivered: Each GPU, the name by which the driver shows it (its UUID, or that of a MIG instance), and its way.
+        delivered: Each GPU, the name by which the driver shows it (its UUID, or that of a MIG instance), and its
+            method.
         host: What the host offers.
 
     Raises:
         Undeliverable: The device nodes of a MIG instance are not known.
     """
-    parts = [_one(device, name, way, host) for device, name, way in delivered]
-    by_runtime = [(name, way.name) for _, name, way in delivered if way.name not in (CDI, COPIED)]
+    parts = [_one(device, name, method, host) for device, name, method in delivered]
+    by_runtime = [(name, method.name) for _, name, method in delivered if method.name not in (CDI, COPIED)]
     visible = ",".join(name for name, _ in by_runtime) or nvidia.NO_DEVICES
-    if any(way == VOLUME_MOUNTS for _, way in by_runtime):
+    if any(method == VOLUME_MOUNTS for _, method in by_runtime):
         visible = nvidia.VOLUME_MOUNTS
     own = edits.Edits({nvidia.VISIBLE_DEVICES: visible, GPUS: ",".join(name for _, name, _ in delivered)})
     return edits.merged([*parts, own])
 
 
-def _one(device: gpu_source.Device, name: str, way: Method, host: Host) -> edits.Edits:
-    match way.name:
+def _one(device: gpu_source.Device, name: str, method: Method, host: Host) -> edits.Edits:
+    match method.name:
         case "cdi":
-            return edits.Edits(copied=_copied(device, name, way, host))
+            return edits.Edits(copied=_copied(device, name, method, host))
         case "copied":
-            return edits.without_cdi(_copied(device, name, way, host))
+            return edits.without_cdi(_copied(device, name, method, host))
         case "volume-mounts":
             return edits.Edits(mounts=(edits.Mount("/dev/null", f"{nvidia.VOLUME_MOUNTS}/{name}"),))
         case "device-nodes":
@@ -133,15 +134,15 @@ def _one(device: gpu_source.Device, name: str, way: Method, host: Host) -> edits
             return edits.NOTHING
 
 
-def _copied(device: gpu_source.Device, name: str, way: Method, host: Host) -> tuple[host_cdi.Edits, ...]:
+def _copied(device: gpu_source.Device, name: str, method: Method, host: Host) -> tuple[host_cdi.Edits, ...]:
     """Return the host's edits for a GPU; for a MIG instance the common ones and its device nodes by the driver's
     numbers.
 
     An instance's own entry is not copied: instances come and go, and their names and numbers come again.
     """
-    if not device.mig_enabled or way.lookup.spec is None:
-        return way.lookup.copied
-    common = way.lookup.spec.common
+    if not device.mig_enabled or method.lookup.spec is None:
+        return method.lookup.copied
+    common = method.lookup.spec.common
     # Where the driver's device nodes lie on the host: below the GPU operator's driver root, or at /.
     beside = (
         str(node.get("hostPath", "")) for node in common.get("deviceNodes", ()) if node["path"] == nvidia.CONTROL_NODE

@@ -226,7 +226,7 @@ class NoGpus:
     """No driver: the process goes on without GPUs, and later tries to connect again."""
 
     def devices(self) -> Sequence[Device]:
-        """Return no GPUs."""
+        """Return that there are no GPUs."""
         return ()
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
@@ -246,7 +246,7 @@ class NoGpus:
         return Gaps()
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
-        """Return no links."""
+        """Return that there are no links."""
         return {}
 
     def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:

@@ -32,7 +32,7 @@ class Container(objects.Container, gc=False, rename="camel"):
 
 
 class Spec(objects.PodSpec, gc=False, rename="camel"):
-    """`spec` of a pod."""
+    """Fields of `spec` of a pod."""
 
     containers: list[Container] | None = None  # type: ignore[assignment]
     init_containers: list[Container] | None = None  # type: ignore[assignment]
@@ -67,14 +67,14 @@ class ContainerStatus(objects.ContainerStatus, gc=False, rename={"container_id":
 
 
 class Status(objects.PodStatus, gc=False, rename="camel"):
-    """`status` of a pod."""
+    """Fields of `status` of a pod."""
 
     container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
     init_container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
 
 
 class Pod(objects.Pod, gc=False):
-    """A pod of this node."""
+    """A pod that runs on this node."""
 
     spec: Spec = msgspec.field(default_factory=Spec)
     status: Status | None = None
@@ -144,7 +144,9 @@ class Pod(objects.Pod, gc=False):
         return tuple(share for position in every for share in records.mig_shares(text, position))
 
     def allocated(self, names: requests.ResourceNames) -> Mapping[identifiers.GpuUuid, allocations.Allocation]:
-        """What it holds of each GPU by its record; of a record that does not decode, what can be read of it."""
+        """Return what the pod holds of each GPU by its record; of a record that does not decode, what can be read of
+        it.
+        """
         try:
             shares = self.shares(names)
         except errors.CorruptRecord:
@@ -161,7 +163,7 @@ class NodeInfo(msgspec.Struct, gc=False, rename="camel"):
 
 
 class NodeStatus(objects.NodeStatus, gc=False, rename="camel"):
-    """`status` of a node."""
+    """Fields of `status` of a node."""
 
     node_info: NodeInfo = msgspec.field(default_factory=NodeInfo)
 

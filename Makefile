@@ -35,7 +35,7 @@ demo: .venv/run.stamp ## the main job on an embedded cluster; ARGS="--once --out
 
 test: .venv/dev.stamp ## unit, model, component and architecture tests; ARGS="-m 'not slow'" for the fast ones
 	$(BIN)/python -m pytest tests/unit tests/model tests/component tests/architecture \
-	    -p no:schemathesis --numprocesses $(WORKERS) --dist loadgroup --cov --cov-fail-under=100 $(ARGS)
+	    -p no:schemathesis --numprocesses $(WORKERS) --dist loadscope --cov --cov-fail-under=100 $(ARGS)
 
 search: .venv/dev.stamp ## hunt at random with the property tests; ARGS="--minutes 30", ARGS="--seed N" for one round again
 	$(BIN)/python -m tests.search $(ARGS)

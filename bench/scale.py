@@ -25,7 +25,7 @@ def run(quick: bool) -> report.Report:
             started = time.monotonic()
             with extender_process.running(kubeconfig, pathlib.Path(folder) / "extender.log") as extender:
                 ready_seconds = time.monotonic() - started
-                assert json.loads(extender.get("api", "/api/v1/cluster")[1])["pods_holding"] == pods
+                assert json.loads(extender.get("api", "/api/v1/cluster")[1])["pods_bound"] == pods
                 resident_mib, peak_mib = _memory(extender.pid)
         finally:
             lab.terminate()

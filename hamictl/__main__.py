@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import pathlib
 import sys
@@ -216,7 +217,7 @@ def _used(url: str) -> dict[str, dict[str, float]]:
             answer = prometheus.ask(url, f"hami_gpu_{name}", 10.0)
         except prometheus.NoAnswer as cause:
             raise failures.CommandFailed(f"--prometheus {url}: {cause}") from cause
-        for labels, value in answer:
+        for labels, value in filter(lambda sample: math.isfinite(sample[1]), answer):
             found.setdefault(labels.get("device", ""), {})[name.replace("_used", "")] = value
     return found
 

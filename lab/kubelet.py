@@ -176,6 +176,14 @@ class Kubelet:
         await asyncio.wait_for(self._channel.channel_ready(), 10)
         self._following = asyncio.create_task(self._follow(self._channel))
 
+    async def disconnect(self) -> None:
+        """Close the connection to the plugin.
+
+        A real kubelet does so when it notices the end of an earlier connection only after a new registration.
+        """
+        if self._channel is not None:
+            await self._channel.close()
+
     async def _follow(self, channel: grpc.aio.Channel) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):
             async for answer in api_pb2_grpc.DevicePluginStub(channel).ListAndWatch(api_pb2.Empty()):

@@ -4,9 +4,12 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, policies, requests
+
+_Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,9 @@ class Settings:
     """What the holder of that Lease starts with when it is the kube-scheduler beside us; the hostname by default."""
     scheduler_name: str = "hami-scheduler"
     """`schedulerName` of the pods that are ours to explain and to wake."""
-    node_policy: policies.Policy = policies.BINPACK
+    node_policy: policies.NodePolicy = policies.FULLEST_NODE
     """Which of several nodes that fit is best, where a pod does not say."""
-    gpu_policy: policies.Policy = policies.BINPACK
+    gpu_policy: policies.GpuPolicy = policies.BINPACK
     """Which of several GPUs that fit is best, where a pod does not say."""
     force_overwrite: bool = True
     """Whether the webhook makes pods with GPUs ours that name no scheduler."""
@@ -170,8 +173,10 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         leader_lease=_namespaced("--leader-lease", value("leader-lease") or ""),
         identity=value("identity") or "",
         scheduler_name=value("scheduler-name") or default.scheduler_name,
-        node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy"), policies.named),
-        gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy"), policies.chain),
+        node_policy=_policy("--node-scheduler-policy", value("node-scheduler-policy"), policies.node_policy)
+        or default.node_policy,
+        gpu_policy=_policy("--gpu-scheduler-policy", value("gpu-scheduler-policy"), policies.gpu_policy)
+        or default.gpu_policy,
         force_overwrite=flags.truth(
             "--force-overwrite-default-scheduler", value("force-overwrite-default-scheduler") or "true"
         ),
@@ -230,8 +235,8 @@ def _namespaced(flag: str, text: str) -> str:
     return text
 
 
-def _policy(flag: str, text: str | None, meant: Callable[[str, str], policies.Policy]) -> policies.Policy:
+def _policy(flag: str, text: str | None, parse: Callable[[str, str], _Policy]) -> _Policy | None:
     try:
-        return meant(text, flag) if text else policies.BINPACK
+        return parse(text, flag) if text else None
     except errors.BadQuantity as cause:
         raise errors.SettingsError(cause.sentence) from cause

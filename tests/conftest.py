@@ -1,9 +1,12 @@
 """Marks of every test by its folder, and how hypothesis searches: `test` always alike, `search` at random."""
 
+import functools
 import pathlib
+from typing import Any
 
 import hypothesis
 import pytest
+import xdist.scheduler
 
 HERE = pathlib.Path(__file__).parent
 FOLDERS = ("unit", "model", "component", "architecture", "e2e")
@@ -29,12 +32,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(getattr(pytest.mark, name))
         if folder in MADE_OF_PROCESSES:
             item.add_marker(pytest.mark.slow)
-        if shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
-def shares_a_fixture(item: pytest.Item) -> bool:
-    """Return whether a test has a fixture of its module: its group runs in one worker, which makes the fixture once."""
-    found = getattr(item, "_fixtureinfo", None)
-    definitions = found.name2fixturedefs.values() if found else ()
-    return any(one.scope == "module" for several in definitions for one in several)
+class Scheduler(xdist.scheduler.LoadScopeScheduling):  # type: ignore[misc]  # It has no types.
+    """Gives each worker one test after the other, but all tests of a module that has a fixture of its own to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if has_fixture_of_module(path) else nodeid
+
+
+@functools.cache
+def has_fixture_of_module(path: str) -> bool:
+    """Return whether a file makes something once for all of its tests."""
+    return 'scope="module"' in (HERE.parent / path).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)

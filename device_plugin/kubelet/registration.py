@@ -1,6 +1,8 @@
 """The plugin's socket and its registration: serve first, then register, and again whenever the kubelet restarts.
 
-A kubelet that starts deletes the sockets in its directory and makes its own again, which is how a restart is noticed.
+A kubelet that starts deletes the sockets in its directory and makes its own again, which is how a restart is noticed. A
+kubelet that notices the end of an earlier connection only after a new registration closes the new one (`runClient` asks
+for the resource's client, which is the new one by then) and offers no device id until a plugin registers once more.
 
 Source: k8s.io/kubernetes pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go.
 """
@@ -27,7 +29,11 @@ VERSION = "v1beta1"
 _POLL_SECONDS = 0.2
 _REGISTER_SECONDS = 15.0
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 10.0
+_FIRST_FOLLOWED_SECONDS = 15.0
+"""A kubelet that has been told of us calls ListAndWatch within milliseconds, unless its machine is very busy."""
 _OPTIONS = [("grpc.max_concurrent_streams", 100), ("grpc.so_reuseport", 0)]
+
+_Identity = tuple[tuple[int, int] | None, bool]
 
 log = structlog.get_logger("kubelet")
 
@@ -83,26 +89,34 @@ class Registration:
         """Serve and stay registered until cancelled."""
         backoff = _FIRST_BACKOFF_SECONDS
         while True:
-            server = None
+            server, known = None, self._identity()[0]
             try:
                 server = await self._serve()
                 await self._prepare()
-                seen = self._identity()
+                seen, followed = self._identity(), self._service.followed
                 await self._register()
                 backoff = _FIRST_BACKOFF_SECONDS
-                while self._identity() == seen:
-                    await asyncio.sleep(_POLL_SECONDS)
-                self.problem = "the kubelet has restarted, or a socket is gone"
+                self.problem = await self._while_followed(seen, followed)
                 log.info("registering again", cause=self.problem)
             except (OSError, grpc.aio.AioRpcError, RuntimeError) as refused:
                 self.problem = str(refused.details() if isinstance(refused, grpc.aio.AioRpcError) else refused)
                 log.error("not registered", error_code=error_codes.PLUGIN_NOT_REGISTERED, cause=self.problem)
-                await self._wait_for_kubelet(backoff)
+                await self._wait_for_kubelet(known, backoff)
                 backoff = min(2 * backoff, _LONGEST_BACKOFF_SECONDS)
             finally:
                 self.registered = False
                 if server is not None:
                     await server.stop(grace=None)
+
+    async def _while_followed(self, seen: _Identity, followed_before: int) -> str:
+        """Wait for as long as the kubelet that knows us follows the list. Returns why it does no longer."""
+        deadline = time.monotonic() + _FIRST_FOLLOWED_SECONDS
+        while self._identity() == seen:
+            await asyncio.sleep(_POLL_SECONDS)
+            was_followed = self._service.followed > followed_before or time.monotonic() > deadline
+            if was_followed and not self._service.followers:
+                return "the kubelet does not follow the list of device ids"
+        return "the kubelet started anew, or a socket is gone"
 
     async def _serve(self) -> grpc.aio.Server:
         path = self._folder / self._endpoint
@@ -125,13 +139,13 @@ class Registration:
         self.registrations += 1
         log.info("registered", resource=self._resource, endpoint=self._endpoint)
 
-    async def _wait_for_kubelet(self, seconds: float) -> None:
+    async def _wait_for_kubelet(self, known: tuple[int, int] | None, seconds: float) -> None:
         """Wait, but not once the kubelet has restarted: pods that it admits before the registration fail for good."""
-        seen, deadline = self._identity()[0], time.monotonic() + seconds
-        while time.monotonic() < deadline and self._identity()[0] == seen:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self._identity()[0] == known:
             await asyncio.sleep(min(_POLL_SECONDS, seconds))
 
-    def _identity(self) -> tuple[tuple[int, int] | None, bool]:
+    def _identity(self) -> _Identity:
         """Return the identity of the kubelet's socket, and whether ours exists."""
         kubelet_socket = None
         with contextlib.suppress(OSError):

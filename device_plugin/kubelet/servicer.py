@@ -65,12 +65,18 @@ class Starts(Protocol):
 
 
 class Servicer(api_pb2_grpc.DevicePluginServicer):
-    """The DevicePlugin service."""
+    """The DevicePlugin service.
+
+    Attributes:
+        followers: How many calls of ListAndWatch are open; without one the kubelet offers no device id.
+        followed: How many there were so far.
+    """
 
     def __init__(self, starts: Starts, listing: DeviceIdList, metrics: Metrics) -> None:
         self._starts = starts
         self._listing = listing
         self._metrics = metrics
+        self.followers = self.followed = 0
 
     async def GetDevicePluginOptions(  # noqa: N802  # the wire's name
         self, request: api_pb2.Empty, context: Any
@@ -83,11 +89,18 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
     ) -> AsyncIterator[api_pb2.ListAndWatchResponse]:
         """Send the whole list of device ids, and again whenever it changes."""
         seen: tuple[DeviceId, ...] = ()
-        while True:
-            seen = await self._listing.next_after(seen)
-            yield api_pb2.ListAndWatchResponse(
-                devices=[api_pb2.Device(ID=one.device_id, health=HEALTHY if one.healthy else UNHEALTHY) for one in seen]
-            )
+        self.followers += 1
+        self.followed += 1
+        try:
+            while True:
+                seen = await self._listing.next_after(seen)
+                yield api_pb2.ListAndWatchResponse(
+                    devices=[
+                        api_pb2.Device(ID=one.device_id, health=HEALTHY if one.healthy else UNHEALTHY) for one in seen
+                    ]
+                )
+        finally:
+            self.followers -= 1
 
     async def GetPreferredAllocation(  # noqa: N802
         self, request: api_pb2.PreferredAllocationRequest, context: Any

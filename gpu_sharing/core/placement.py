@@ -65,7 +65,7 @@ class Placement:
         return len({share.uuid for shares in self.shares for share in shares})
 
 
-def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) -> Placement | rejections.Rejection:
+def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy) -> Placement | rejections.Rejection:
     """Choose GPUs for every container of a pod, or say why there are none.
 
     Containers are placed one after another, each on the GPUs that the policy likes best given those that run beside
@@ -109,7 +109,7 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.Policy) 
 
 
 def _fit_instances(
-    request: requests.PodRequest, node: NodeState, policy: policies.Policy
+    request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy
 ) -> Placement | rejections.Rejection:
     """The same on GPUs in MIG mode: an instance for each GPU asked for, of which one GPU may give several.
 
@@ -169,7 +169,7 @@ def _too_few_slots(request: requests.PodRequest, node: NodeState) -> rejections.
     return rejections.Rejection(Reason.SLOTS, str(request.slots), str(max(free, 0))) if free < request.slots else None
 
 
-def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.Policy) -> float:
+def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.NodePolicy) -> float:
     """How good the node is for the pod, from 0 to 1: by the fraction of it in use afterwards.
 
     Counted is what stays (sidecars and apps), as the mean over slots, cores and memory.
@@ -191,7 +191,8 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
         + cores / max(sum(state.gpu.cores_percent for state in node.states), 1)
         + memory / max(sum(state.gpu.memory_mib for state in node.states), 1)
     ) / 3
-    return policy.score(min(used, 1.0))
+    score: float = policy.score(min(used, 1.0))
+    return score
 
 
 def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:

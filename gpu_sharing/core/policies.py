@@ -1,11 +1,12 @@
-"""Which of several places that fit is the better one: a table of named preferences.
+"""Which of several places that fit is the better one.
 
-Over nodes a policy prefers the fuller or the emptier ones; scores leave the core in [0, 1]. Over the GPUs of a node it
-is a chain of such orders.
+A node policy scores a node by its fullness. A GPU policy orders the GPUs of one node: `ORDERS` has the orders, and
+`scheduler_extender.fleet.fit.ORDERS` has the same ones on arrays. Scores leave the core in [0, 1].
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gpu_sharing.core import error_codes, errors, gpus
 
@@ -15,7 +16,7 @@ _HIGHEST_WEIGHT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each thing that a GPU has counts when its fullness is taken. At least one is above 0."""
+    """How much each amount of a GPU counts in its fullness. At least one weight is above 0."""
 
     slot: int = 1
     core: int = 1
@@ -23,44 +24,46 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """A preference among places that fit."""
+class NodePolicy:
+    """A preference among nodes that fit."""
+
+    name: str
+    """As users write it."""
+    score: Callable[[Any], Any]
+    """From the fraction of a node that is allocated after the placement, 0 to 1, to how good the node is, 0 to 1.
+    Arithmetic only, so that it takes a float and an array alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPolicy:
+    """A preference among the GPUs of one node."""
 
     name: str
     """As users write it."""
     orders: tuple[str, ...]
-    """Names from `ORDERS`; the first that tells two GPUs apart decides. Over nodes there is just one."""
+    """Names from `ORDERS`; the first that distinguishes two GPUs decides."""
     only_idle: bool = False
-    """Whether GPUs that anybody holds are out of question."""
+    """Whether only GPUs without any allocation may be chosen."""
     weights: Weights = Weights()
-    """What counts among the GPUs of a node; between nodes everything counts alike."""
+    """What counts for the fullness of a GPU; between nodes everything counts alike."""
     by_links: bool = False
     """Whether links between GPUs come before the orders, where the node publishes them."""
 
     def key(self, state: gpus.GpuState) -> tuple[float, ...]:
-        """By what to sort GPUs, the best-liked first."""
+        """Return the sort key of a GPU; the most preferred GPU has the smallest."""
         return tuple(ORDERS[name](state, self.weights) for name in self.orders)
-
-    @property
-    def prefers_empty(self) -> bool:
-        """Whether the emptier of two nodes is the better one."""
-        return self.orders == SPREAD.orders
-
-    def score(self, used_fraction: float) -> float:
-        """How good a node is, from 0 to 1, by the fraction of it in use after the placement."""
-        return 1.0 - used_fraction if self.prefers_empty else used_fraction
 
 
 def fullness(state: gpus.GpuState, counting: Weights = Weights()) -> float:
-    """How full a GPU is: the used fractions of memory, cores and slots, times their weights, added up.
+    """Return how full a GPU is: the allocated fractions of memory, cores and slots, weighted and added up.
 
     The array engine computes the same sum in the same order, so that both break ties alike.
     """
-    gpu, used = state.gpu, state.allocated
+    gpu, allocated = state.gpu, state.allocated
     return (
-        counting.memory * (used.memory_mib / max(gpu.memory_mib, 1))
-        + counting.core * (used.cores_percent / max(gpu.cores_percent, 1))
-        + counting.slot * (used.slots / max(gpu.slots, 1))
+        counting.memory * (allocated.memory_mib / max(gpu.memory_mib, 1))
+        + counting.core * (allocated.cores_percent / max(gpu.cores_percent, 1))
+        + counting.slot * (allocated.slots / max(gpu.slots, 1))
     )
 
 
@@ -73,12 +76,14 @@ ORDERS: dict[str, Callable[[gpus.GpuState, Weights], float]] = {
     "spread": fullness,
     "numa": _by_numa,
 }
-"""What can be preferred among GPUs: the lowest value comes first."""
+"""The orders of GPUs: the lowest value comes first."""
 
-BINPACK = Policy("binpack", ("binpack",))
-SPREAD = Policy("spread", ("spread",))
-POLICIES = {policy.name: policy for policy in (BINPACK, SPREAD)}
-"""Over nodes."""
+FULLEST_NODE = NodePolicy("binpack", lambda allocated: allocated)
+EMPTIEST_NODE = NodePolicy("spread", lambda allocated: 1.0 - allocated)
+NODE_POLICIES = {policy.name: policy for policy in (FULLEST_NODE, EMPTIEST_NODE)}
+
+BINPACK = GpuPolicy("binpack", ("binpack",))
+SPREAD = GpuPolicy("spread", ("spread",))
 
 MUTEX = "mutex"
 """The word for `only_idle`."""
@@ -87,8 +92,8 @@ TOPOLOGY = "topology-aware"
 """The word for `by_links`."""
 
 
-def named(name: str, where: str) -> Policy:
-    """The policy over nodes of that name.
+def node_policy(name: str, where: str) -> NodePolicy:
+    """Return the node policy of that name.
 
     Args:
         name: As the user wrote it.
@@ -97,17 +102,17 @@ def named(name: str, where: str) -> Policy:
     Raises:
         BadQuantity: There is no such policy; the message names those there are.
     """
-    policy = POLICIES.get(name.strip().lower())
+    policy = NODE_POLICIES.get(name.strip().lower())
     if policy is None:
-        known = " or ".join(POLICIES)
+        known = " or ".join(NODE_POLICIES)
         raise errors.BadQuantity(
             error_codes.UNKNOWN_POLICY, f"{where}: {name[:40]!r} is not a policy of this version; write {known}"
         )
     return policy
 
 
-def chain(text: str, where: str) -> Policy:
-    """The policy over a node's GPUs of that name, or of several with commas between, such as `binpack,numa`.
+def gpu_policy(text: str, where: str) -> GpuPolicy:
+    """Return the GPU policy of that name, or of several with commas between, such as `binpack,numa`.
 
     Args:
         text: As the user wrote it. The orders among the names count in the order written; `mutex` and `topology-aware`
@@ -132,7 +137,7 @@ def chain(text: str, where: str) -> Policy:
             error_codes.CONTRADICTORY_REQUEST, f"{where}: binpack and spread exclude each other; write one of them"
         )
     orders = tuple(name for name in names if name in ORDERS) or BINPACK.orders
-    return Policy(",".join(names), orders, only_idle=MUTEX in names, by_links=TOPOLOGY in names)
+    return GpuPolicy(",".join(names), orders, only_idle=MUTEX in names, by_links=TOPOLOGY in names)
 
 
 def weights(text: str, where: str) -> Weights:

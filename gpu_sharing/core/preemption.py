@@ -61,7 +61,7 @@ class _Spent(Exception):
 
 
 def choose(
-    request: requests.PodRequest, node: placement.NodeState, victims: Iterable[Victim], policy: policies.Policy
+    request: requests.PodRequest, node: placement.NodeState, victims: Iterable[Victim], policy: policies.GpuPolicy
 ) -> tuple[Victim, ...] | None:
     """The best set of pods to evict, nobody if the pod fits as it is, None if no set helps.
 

@@ -11,7 +11,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gpu_sharing.core import (
     allocations,
@@ -65,6 +65,8 @@ _MOST_GPU_CONTAINERS = 16
 """Containers of a pod that ask for GPUs: each costs a pass over all nodes before kube-scheduler is answered."""
 _MOST_DEVICE_IDS = gpus.MOST_GPUS * gpus.MOST_SLOTS
 """Device ids that a node can offer."""
+
+_Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +185,9 @@ class PodRequest:
     containers: tuple[GpuRequest | None, ...]
     """One per container; None for one without GPU."""
     selectors: Selectors = Selectors()
-    node_policy: policies.Policy | None = None
+    node_policy: policies.NodePolicy | None = None
     """The pod's own choice; None leaves it to the setting."""
-    gpu_policy: policies.Policy | None = None
+    gpu_policy: policies.GpuPolicy | None = None
     weights: policies.Weights | None = None
     """What counts for the policy among a node's GPUs; None for everything alike."""
     numa_bind: bool = False
@@ -198,7 +200,7 @@ class PodRequest:
         """Whether any container asks for a GPU."""
         return any(self.containers)
 
-    def gpu_policy_or(self, default: policies.Policy) -> policies.Policy:
+    def gpu_policy_or(self, default: policies.GpuPolicy) -> policies.GpuPolicy:
         """Which of a node's GPUs to prefer: the pod's own choice, or the default, with the pod's weights."""
         policy = self.gpu_policy or default
         return policy if self.weights is None else dataclasses.replace(policy, weights=self.weights)
@@ -262,8 +264,8 @@ def read(
         _refuse_too_many(every, names)
         asks = tuple(_container(spec, names, count, warnings) for spec in every)
         selectors = _selectors(annotations)
-        node_policy = _policy(annotations, NODE_POLICY, policies.named)
-        gpu_policy = _policy(annotations, GPU_POLICY, policies.chain)
+        node_policy = _policy(annotations, NODE_POLICY, policies.node_policy)
+        gpu_policy = _policy(annotations, GPU_POLICY, policies.gpu_policy)
         text = annotations.get(SCORING_WEIGHTS, "").strip()
         weights = policies.weights(text, SCORING_WEIGHTS) if text else None
         numa_bind = _numa_bind(annotations)
@@ -479,11 +481,9 @@ def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:
     return items
 
 
-def _policy(
-    annotations: Mapping[str, str], key: str, meant: Callable[[str, str], policies.Policy]
-) -> policies.Policy | None:
+def _policy(annotations: Mapping[str, str], key: str, parse: Callable[[str, str], _Policy]) -> _Policy | None:
     text = annotations.get(key, "").strip()
-    return meant(text, key) if text else None
+    return parse(text, key) if text else None
 
 
 def _align_numa(annotations: Mapping[str, str], warnings: list[str]) -> None:

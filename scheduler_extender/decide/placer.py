@@ -25,11 +25,11 @@ class Placer:
         self._placements = fit_cache.PlacementCache()
         self._shapes = fit_cache.FitCache(ledger, self._placements)
 
-    def gpu_policy(self, request: requests.PodRequest) -> policies.Policy:
+    def gpu_policy(self, request: requests.PodRequest) -> policies.GpuPolicy:
         """Return by which policy the pod prefers some of a node's GPUs."""
         return request.gpu_policy_or(self._settings.gpu_policy)
 
-    def node_policy(self, request: requests.PodRequest) -> policies.Policy:
+    def node_policy(self, request: requests.PodRequest) -> policies.NodePolicy:
         """Return by which policy the pod prefers some nodes."""
         return request.node_policy or self._settings.node_policy
 

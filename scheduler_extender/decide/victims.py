@@ -28,7 +28,7 @@ class Question:
     """The node as the pod must see it, without the pods that are being deleted."""
     others: tuple[preemption.Victim, ...]
     """The pods that may be evicted."""
-    policy: policies.Policy
+    policy: policies.GpuPolicy
 
     def choose(self) -> tuple[preemption.Victim, ...] | None:
         """Return the best set of pods to evict, empty if those that end anyway are enough, None if no set helps."""

@@ -3,7 +3,7 @@
 The scalar `fit` is the specification; a property test holds both equal in who fits, why not, and how good each node is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ class _Used:
     slots_used: Ints
 
 
-def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Policy) -> Fitting:
+def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPolicy) -> Fitting:
     """Whether the pod fits on each node, and if not, the first stage that leaves too few GPUs.
 
     Args:
@@ -82,7 +82,7 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.Polic
     return _finish(arrays, request, fits, reasons, memory)
 
 
-def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, policy: policies.Policy) -> Floats:
+def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, policy: policies.NodePolicy) -> Floats:
     """`[columns]`: `placement.node_score` of each node; meaningless where it does not fit."""
     count = arrays.columns
     staying = [ask for position in allocations.lasting(request.kinds) if (ask := request.containers[position])]
@@ -93,7 +93,7 @@ def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, polic
         (used[0] + slots) / total[0] + (used[1] + cores) / total[1] + (used[2] + fitting.memory_mib) / total[2]
     ) / 3
     np.minimum(fraction, 1.0, out=fraction)
-    result: Floats = 1.0 - fraction if policy.prefers_empty else fraction
+    result: Floats = policy.score(fraction)
     return result
 
 
@@ -104,7 +104,9 @@ def best(arrays: Arrays, values: Floats, columns: Ints) -> int:
     return int(top[arrays.name_rank()[top].argmin()]) if len(top) > 1 else int(top[0])
 
 
-def _single(arrays: Arrays, request: requests.PodRequest, policy: policies.Policy, accepted: Bools | None) -> Fitting:
+def _single(
+    arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPolicy, accepted: Bools | None
+) -> Fitting:
     """One container asks, as in most pods: no state has to be carried from container to container."""
     (position,) = placement.steps(request)
     ask = request.containers[position]
@@ -238,35 +240,39 @@ def _with_enough_beside(arrays: Arrays, room: Bools, gpus: int) -> Bools:
     return found
 
 
-def _liking(arrays: Arrays, used: _Used, policy: policies.Policy) -> Floats:
+def _liking(arrays: Arrays, used: _Used, policy: policies.GpuPolicy) -> Floats:
     """`[rows, columns]`: how much the policy likes each GPU, in any unit; between equals the first row is better."""
-    values = [_order(arrays, used, policy.weights, name) for name in policy.orders]
+    values = [ORDERS[name](arrays, used, policy.weights) for name in policy.orders]
     if len(values) == 1:
         return -values[0]
     ranks = np.lexsort(values[::-1], axis=0).argsort(axis=0)
     return -ranks.astype(np.float64)
 
 
-def _order(arrays: Arrays, used: _Used, weights: policies.Weights, name: str) -> Floats:
-    """`policies.ORDERS` on arrays: the lowest value comes first."""
+def _fullness(arrays: Arrays, used: _Used, weights: policies.Weights) -> Floats:
+    """`policies.fullness` on arrays."""
+    if weights == policies.Weights():
+        return used.fullness
     count = arrays.columns
-    if name == "numa":
-        return arrays.numa[:, :count].astype(np.float64)
-    fullness = used.fullness
-    if weights != policies.Weights():
-        memory, cores = arrays.memory_total[:, :count], arrays.cores_total[:, :count]
-        fullness = (
-            weights.memory * ((memory - used.memory_free) / np.maximum(memory, 1))
-            + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
-            + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
-        )
-    match name:
-        case "binpack":
-            return -fullness
-        case "spread":
-            return fullness
-        case _:
-            raise NotImplementedError(f"the order {name} of core.policies.ORDERS on arrays")
+    memory, cores = arrays.memory_total[:, :count], arrays.cores_total[:, :count]
+    fullness: Floats = (
+        weights.memory * ((memory - used.memory_free) / np.maximum(memory, 1))
+        + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
+        + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
+    )
+    return fullness
+
+
+def _by_numa(arrays: Arrays, used: _Used, weights: policies.Weights) -> Floats:
+    return arrays.numa[:, : arrays.columns].astype(np.float64)
+
+
+ORDERS: dict[str, Callable[[Arrays, _Used, policies.Weights], Floats]] = {
+    "binpack": lambda arrays, used, weights: -_fullness(arrays, used, weights),
+    "spread": _fullness,
+    "numa": _by_numa,
+}
+"""`policies.ORDERS` on arrays, `[rows, columns]`: the lowest value comes first."""
 
 
 def _chosen(

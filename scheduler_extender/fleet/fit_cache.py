@@ -30,10 +30,12 @@ class PlacementCache:
     def __init__(self) -> None:
         self._last: dict[
             identifiers.NodeName,
-            collections.deque[tuple[placement.NodeState, requests.PodRequest, policies.Policy, PlacementAnswer]],
+            collections.deque[tuple[placement.NodeState, requests.PodRequest, policies.GpuPolicy, PlacementAnswer]],
         ] = {}
 
-    def fit(self, request: requests.PodRequest, node: placement.NodeState, policy: policies.Policy) -> PlacementAnswer:
+    def fit(
+        self, request: requests.PodRequest, node: placement.NodeState, policy: policies.GpuPolicy
+    ) -> PlacementAnswer:
         """What `core.placement.fit` says."""
         last = self._last.get(node.name)
         if last is None:
@@ -66,11 +68,11 @@ class FitCache:
     def __init__(self, ledger: Ledger, placements: PlacementCache) -> None:
         self._ledger = ledger
         self._placements = placements
-        self._answers: collections.OrderedDict[tuple[requests.PodRequest, policies.Policy], NodesFit] = (
+        self._answers: collections.OrderedDict[tuple[requests.PodRequest, policies.GpuPolicy], NodesFit] = (
             collections.OrderedDict()
         )
 
-    def fit(self, request: requests.PodRequest, policy: policies.Policy) -> NodesFit:
+    def fit(self, request: requests.PodRequest, policy: policies.GpuPolicy) -> NodesFit:
         """Where the shape fits now."""
         arrays = self._ledger.settle()
         key = (request, policy)
@@ -87,7 +89,7 @@ class FitCache:
         self._answers.move_to_end(key)
         return answer
 
-    def _anew(self, request: requests.PodRequest, policy: policies.Policy) -> NodesFit:
+    def _anew(self, request: requests.PodRequest, policy: policies.GpuPolicy) -> NodesFit:
         arrays = self._ledger.arrays
         if request.selectors.mode == gpus.MIG_MODE:
             return self._with_instances(request, policy)
@@ -100,7 +102,7 @@ class FitCache:
         }
         return NodesFit(fitting, refused, arrays.columns, self._ledger.changes)
 
-    def _with_instances(self, request: requests.PodRequest, policy: policies.Policy) -> NodesFit:
+    def _with_instances(self, request: requests.PodRequest, policy: policies.GpuPolicy) -> NodesFit:
         """The arrays know nothing of MIG: nodes that have such GPUs are asked one by one."""
         arrays = self._ledger.arrays
         count = arrays.columns
@@ -115,7 +117,9 @@ class FitCache:
             self._look_again(answer, request, policy, column)
         return answer
 
-    def _look_again(self, answer: NodesFit, request: requests.PodRequest, policy: policies.Policy, column: int) -> None:
+    def _look_again(
+        self, answer: NodesFit, request: requests.PodRequest, policy: policies.GpuPolicy, column: int
+    ) -> None:
         name = self._ledger.arrays.names[column]
         state = self._ledger.settled(name)
         found = self._placements.fit(request, state, policy)

@@ -132,16 +132,6 @@ def error_body(code: error_codes.Code, message: str) -> bytes:
     return orjson.dumps({"Error": f"{code}: {message}", "error_code": code, "message": message})
 
 
-@dataclass(frozen=True, slots=True)
-class _Filtered:
-    """The last answer of filter: prioritize is mostly asked about the same pod and the same bytes of names."""
-
-    uid: str
-    pod: pending.AnyPod
-    names: list[str]
-    names_json: bytes
-
-
 class VerbServer:
     """The ASGI application that kube-scheduler calls: bytes to values, one decision, a report, values to bytes.
 
@@ -165,6 +155,7 @@ class VerbServer:
             refusal: Returns why no call may be answered now, or None.
         """
         self._mirror = core.mirror
+        self._pending = core.pending
         self._verbs = verbs.Verbs(core)
         self._binder = binder
         self._decision_events = decision_events
@@ -174,7 +165,8 @@ class VerbServer:
         self._bodies = BodyBudget(_MOST_BODIES_BYTES)
         metrics.in_flight.set_function(lambda: self._in_flight)
         self.last_call_at = float("-inf")
-        self._filtered: _Filtered | None = None
+        self._filtered: tuple[identifiers.PodUid, bytes] | None = None
+        """The pod of the last filter and the names of its answer: mostly prioritize is asked about the same bytes."""
         self._priorities = wire.Priorities()
         self._timers = {
             "filter": metrics.filter_seconds,
@@ -269,7 +261,7 @@ class VerbServer:
             self._metrics.refusals.labels(error_code=answer.rejection.code).inc()
         fitting = answer.decision.names
         names_json = wire.encode_names(args, names, fitting)
-        self._filtered = _Filtered(pod.uid, pod, fitting, names_json)
+        self._filtered = pod.uid, names_json
         return wire.filter_result(args, names, fitting, names_json, answer.refused), answer.decision.id
 
     def prioritize(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:
@@ -278,20 +270,30 @@ class VerbServer:
         Raises:
             BadRequest: The body is not what the protocol defines.
         """
-        last = self._filtered
-        if last and last.names and last.uid == wire.uid_of(body) and wire.repeats(body, last.names_json):
-            pod, names = last.pod, last.names
-        else:
-            args = wire.decode_filter(body)
-            names = wire.names_of(args)
-            assert args.pod is not None
-            asked = self._pod_of(args.pod)
-            if asked is None:
-                return self._priorities.encode(names), None
-            pod = asked
+        pod, names = self._repeated(body) or self._decoded(body)
+        if pod is None:
+            return self._priorities.encode(names), None
         ranking = self._verbs.prioritize(pod, names)
         body = self._priorities.encode(names, ranking.best or "", ranking.score)
         return body, ranking.decision.id if ranking.decision else None
+
+    def _repeated(self, body: bytes) -> tuple[pending.AnyPod, list[str]] | None:
+        """The pod and the names of a body that repeats the last answer of filter, without decoding it."""
+        if self._filtered is None:
+            return None
+        uid, names_json = self._filtered
+        entry = self._pending.entry(uid)
+        decision = entry.decision if entry else None
+        if entry is None or decision is None or not decision.names:
+            return None
+        repeats = uid == wire.uid_of(body) and wire.repeats(body, names_json)
+        return (entry.pod, decision.names) if repeats else None
+
+    def _decoded(self, body: bytes) -> tuple[pending.AnyPod | None, list[str]]:
+        args = wire.decode_filter(body)
+        names = wire.names_of(args)
+        assert args.pod is not None
+        return self._pod_of(args.pod), names
 
     async def preempt(self, body: bytes) -> bytes:
         """Answer on which nodes eviction lets the pod's GPUs fit, and which pods to evict there.

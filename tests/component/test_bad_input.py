@@ -134,7 +134,7 @@ def test_a_bind_is_refused_where_its_premises_are_gone(extender: Extender, serve
     assert calls.bind(extender, homeless, "b").startswith("SCHED_NO_LONGER_FITS")
 
     assert calls.bind(extender, calls.create(server, "cpu", {"cpu": "1"}), "a").startswith("SCHED_BAD_REQUEST")
-    assert calls.read(extender, "nodes")["nodes"][0]["gpus"][0]["memory_mib"]["promised"] == 0
+    assert calls.read(extender, "nodes")["nodes"][0]["gpus"][0]["memory_mib"]["allocated"] == 0
     assert extender.metric("hami_scheduler_bind_failure_total") == 5
 
 
@@ -147,7 +147,7 @@ def test_a_bind_repeated_is_done_once(extender: Extender, server: api_server.Run
     annotations = server.request("GET", f"{calls.PODS}/p")["metadata"]["annotations"]
     assert annotations["hami.io/vgpu-node"] == "a"
     promised = [
-        gpu["memory_mib"]["promised"] for node in calls.read(extender, "nodes")["nodes"] for gpu in node["gpus"]
+        gpu["memory_mib"]["allocated"] for node in calls.read(extender, "nodes")["nodes"] for gpu in node["gpus"]
     ]
     assert sorted(promised) == [0, 0, 0, 4000]
 

@@ -281,6 +281,16 @@ def test_a_kubelet_that_dies_between_allocate_and_start_finds_everything_again(n
     assert node.start(pod).environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "800m"
 
 
+def test_a_kubelet_that_hangs_up_is_registered_with_again(node: gpu_node.GpuNode) -> None:
+    """It counts no GPU from then on, so the node would take no pod any more, and nothing would say why."""
+    offset = node.plugin.log_file.stat().st_size
+
+    node.do(node.kubelet.disconnect())
+
+    node.wait("it is noticed", lambda: node.plugin.logged("registering again", offset))
+    node.wait("the plugin has registered again", lambda: node.allocatable() == 20)
+
+
 def test_a_plugin_that_dies_between_allocate_and_start_finds_everything_again(node: gpu_node.GpuNode) -> None:
     pod = node.create("orphaned", "1:900:0")
     node.admit(pod)

@@ -151,7 +151,7 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
     """Node by node, with codes and whether evicting somebody would help."""
     calls.create(server, "big", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"})
     calls.create(server, "bad", {"nvidia.com/gpu": "1", "nvidia.com/gpucores": "500"})
-    calls.eventually(lambda: calls.read(extender, "cluster")["pods_waiting"] == 2)
+    calls.eventually(lambda: calls.read(extender, "cluster")["pods_pending"] == 2)
 
     found = calls.read(extender, "explain/default/big")
     bad = calls.read(extender, "explain/default/bad")
@@ -161,7 +161,7 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         "node": "a",
         "fits": False,
         "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
-        "sentence": "GPU memory insufficient (requested 99000MB, available 16000MB)",
+        "message": "GPU memory insufficient (requested 99000MB, available 16000MB)",
         "curable": True,
         "advice": "ask for at most 16000MB of each GPU's memory",
         "waits_for": [],
@@ -196,10 +196,10 @@ def test_the_read_api_tells_what_happened_to_a_pod(extender: Extender, server: a
     calls.eventually(told)
     pulled, scheduled = calls.read(extender, "events/default/p")["events"]
     assert pulled == {
-        "first_at": 978307200.0, "last_at": 978307260.0, "count": 3, "by": "kubelet", "type": "Normal",
+        "first_at": 978307200.0, "last_at": 978307260.0, "count": 3, "reporter": "kubelet", "type": "Normal",
         "reason": "Pulled", "note": "Image is here",
     }  # fmt: skip
-    assert (scheduled["reason"], scheduled["by"], scheduled["count"]) == ("Scheduled", "hami-scheduler", 1)
+    assert (scheduled["reason"], scheduled["reporter"], scheduled["count"]) == ("Scheduled", "hami-scheduler", 1)
     assert scheduled["first_at"] > 1_700_000_000
     assert extender.get("api", "/api/v1/events/default/absent")[0] == 404
     server.app.faults.arm(faults.Fault("GET", "/events", refuse_with=403))
@@ -277,8 +277,8 @@ def test_logs_are_json_with_codes_and_a_decision_id(extender: Extender, server: 
     assert calls.bind(extender, pod, "a") == ""
     calls.filtered(extender, calls.create(server, "q", {"nvidia.com/gpu": "9"}), "a", "b")
 
-    bound = next(line for line in extender.log_lines() if line["event"] == "bound")
-    refused = next(line for line in extender.log_lines() if line["event"] == "refused")
+    bound = calls.eventually(lambda: extender.logged("bound"))
+    refused = calls.eventually(lambda: extender.logged("rejected"))
 
     annotations = server.request("GET", f"{calls.PODS}/p")["metadata"]["annotations"]
     assert bound["decision_id"] == annotations["hami.io/decision-id"]

@@ -139,4 +139,4 @@ def test_the_verbs_answer_whatever_they_are_sent(
             assert "SCHED_INTERNAL" not in error
 
         check()
-    assert calls.read(extender, "cluster")["pods_holding"] == 0
+    assert calls.read(extender, "cluster")["pods_bound"] == 0

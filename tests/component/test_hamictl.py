@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hamictl import __main__ as command
 from lab import api_server, extender_process, gpus, traces
 from tests.component import calls, liar
 
@@ -83,7 +84,7 @@ def test_without_its_extra_it_says_what_to_install() -> None:
 def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
     """As kubectl would print them."""
     assert said("nodes", *api).splitlines() == [
-        "NODE   GPUS   MODEL         ALLOCATED    OF           SHARE   CONTAINERS   ISOLATION   STATE",
+        "NODE   GPUS   MODEL         ALLOCATED   OF           SHARE   CONTAINERS   ISOLATION   STATE",
         "a      2      NVIDIA A100   4,000 MiB   32,000 MiB   12%     1            hami-core   ok",
         "b      2      NVIDIA A100   0 MiB       32,000 MiB   0%      0            hami-core   ok",
     ]
@@ -114,7 +115,7 @@ def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
 def test_the_fullest_gpu_is_on_top_and_what_is_not_known_is_no_zero(api: tuple[str, ...]) -> None:
     """Nobody has said what is used."""
     lines = said("top", *api).splitlines()
-    assert lines[0].split() == ["NODE", "GPU", "MODEL", "ALLOCATED", "USED", "BUSY", "HEALTH", "HELD", "BY"]
+    assert lines[0].split() == ["NODE", "GPU", "MODEL", "ALLOCATED", "USED", "UTIL", "HEALTH", "PODS"]
     assert lines[1].split()[4:] == ["25%", "?", "?", "ok", "default/holds"]
     assert len(lines) == 5
     refused = hamictl("top", *api, "--prometheus", "http://127.0.0.1:1")
@@ -136,7 +137,7 @@ def test_a_gpu_kept_out_of_use_is_not_called_ok(extender: Extender, server: api_
 def test_an_explanation_for_people_and_for_programs(api: tuple[str, ...]) -> None:
     """Node by node."""
     text = said("explain", "waits", *api)
-    assert text.startswith("default/waits waits: 0/2 nodes available: 2 GPU memory insufficient\n")
+    assert text.startswith("default/waits is pending: 0/2 nodes available: 2 GPU memory insufficient\n")
     assert "a: GPU memory insufficient (requested 99000MB, available 16000MB) [SCHED_INSUFFICIENT_GPU_MEMORY]" in text
     assert json.loads(said("explain", "waits", *api, "-o", "json"))["nodes"][0]["fits"] is False
     assert said("explain", "waits", *api, "-o", "wide").splitlines()[0].split() == ["NODE", "FITS", "CODE", "WHY"]
@@ -176,16 +177,30 @@ def test_a_missing_rule_is_named_with_the_command_that_gives_it() -> None:
     assert "kubectl create clusterrolebinding NAME --clusterrole=hami-reader --user=USER" in failed.stderr
 
 
-def test_a_defect_is_one_sentence_too_and_its_traceback_is_for_who_asks() -> None:
-    """Nobody has to read Python to know what to do next."""
-    with liar.telling({"/api/v1/nodes": {"nodes": [{"name": "a"}]}}) as url:
-        failed, traced = hamictl("nodes", "--extender", url), hamictl("nodes", "--extender", url, "--debug")
+def test_a_defect_is_one_sentence_too_and_its_traceback_is_for_who_asks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading Python is not needed to know what to do next."""
+    monkeypatch.setattr(command, "_explain_code", lambda options: dict[str, int]()["gpus"])
+    monkeypatch.setattr(sys, "argv", ["hamictl", "explain-code", "X"])
 
-    assert failed.returncode == 2
-    assert failed.stderr == (
+    assert command.main() == 2
+    assert capsys.readouterr().err == (
         "hamictl: a defect: KeyError: 'gpus'\n  run it again with --debug, and report what it prints\n"
     )
-    assert "Traceback" in traced.stderr
+    monkeypatch.setattr(sys, "argv", ["hamictl", "explain-code", "X", "--debug"])
+    with pytest.raises(KeyError):
+        command.main()
+
+
+def test_an_answer_that_is_not_the_read_apis_is_no_answer() -> None:
+    """A proxy's page, or another server's JSON."""
+    with liar.telling({"/api/v1/nodes": {"nodes": [{"name": "a"}]}}) as url:
+        failed = hamictl("nodes", "--extender", url)
+
+    assert failed.returncode == 2
+    assert "Object missing required field" in failed.stderr
+    assert "is --extender the read API (port 9446)" in failed.stderr
 
 
 def test_states_are_coloured_on_a_terminal_and_nowhere_else(api: tuple[str, ...]) -> None:

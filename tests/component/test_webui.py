@@ -167,8 +167,8 @@ def site() -> Site:
         node("b", gpu("b", 0, healthy=False, unhealthy_reason="XID 79: fell off the bus")),
         node("c", standing="node_not_registered"),
     ]
-    asks = [{"gpus": 1, "memory_mib": 99_000, "memory_percent": 0, "cores_percent": 30}]
-    pending = pod("waits", error_code="SCHED_INSUFFICIENT_GPU_MEMORY", asks=asks)
+    requests = [{"gpus": 1, "memory_mib": 99_000, "memory_percent": 0, "cores_percent": 30}]
+    pending = pod("waits", error_code="SCHED_INSUFFICIENT_GPU_MEMORY", requests=requests)
     found = Site(nodes, [pod("holds", "a", ("GPU-a-0", 4000)), pending])
     found.extender.explanations["ai", "waits"] = {
         "pod": "ai/waits", "phase": "pending", "node": None,
@@ -190,7 +190,7 @@ def test_the_overview_answers_how_full_it_is_and_who_waits(site: Site) -> None:
     text = site.page("/")
     assert "<b>1 of 3</b> GPUs in use" in text
     assert '<span class="number">8</span> %</b> of memory allocated' in text
-    assert 'The largest request that still fits is <span class="number">16,000</span> MiB on one NVIDIA A100' in text
+    assert 'The largest request that fits is <span class="number">16,000</span> MiB on one NVIDIA A100' in text
     assert "99,000 MiB, 30 % of cores" in text
     assert ">16 min</time>" in text
     assert 'href="/pods/ai/waits"' in text
@@ -208,7 +208,7 @@ def test_a_node_shows_each_gpu_as_a_bar_with_its_words_beside(site: Site) -> Non
     page = site.page("/nodes/a")
     assert 'href="/pods/ai/holds"' in page
     assert "unknown</abbr> used" in page
-    assert "nobody measures it: give --monitor-service or --prometheus" in page
+    assert "it is not measured: give --monitor-service or --prometheus" in page
     assert 'href="/nodes?label=pool%3Da"' in page
 
 
@@ -388,8 +388,8 @@ def test_a_cluster_without_gpus_says_what_to_do() -> None:
     """An empty state is a sentence."""
     bare = Site([], [])
     assert "Label GPU nodes gpu=on" in bare.page("/")
-    assert "No node is like that" in bare.page("/nodes")
-    assert "pods are listed once they ask for nvidia.com/gpu" in bare.page("/pods")
+    assert "No match." in bare.page("/nodes")
+    assert "pods are listed once they request nvidia.com/gpu" in bare.page("/pods")
 
 
 def test_names_from_the_cluster_are_text_whatever_they_are() -> None:
@@ -586,18 +586,20 @@ def test_a_pods_page_tells_its_story(site: Site) -> None:
     """In the order in which it happened, by whom, how often; and says where it cannot be read."""
     note = "Successfully assigned pod to a\n    GPU: 1/2, Memory: 4000MB\n    Score: 85, Policy: binpack"
     site.extender.events["ai", "holds"] = [
-        event("Scheduled", note), event("Allocated", "GPU-a-0", by="hami-device-plugin"),
+        event("Scheduled", note), event("Allocated", "GPU-a-0", reporter="hami-device-plugin"),
         event("Unhealthy", "It broke", type="Warning", count=7),
     ]  # fmt: skip
     text = site.page("/pods/ai/holds")
     told = text[text.index('class="story"') :]
-    places = [told.index(part) for part in ("Made", "Scheduled", "Score: 85, Policy: binpack", "Allocated", "It broke")]
+    places = [
+        told.index(part) for part in ("Created", "Scheduled", "Score: 85, Policy: binpack", "Allocated", "It broke")
+    ]
     assert places == sorted(places)
     assert "by hami-device-plugin" in told
     assert "7 times, last" in told
     assert '<b class="warning">Unhealthy</b>' in told
     assert re.search(r"placed <time[^>]+>8 min</time> ago", text)
-    assert "the API server forgets them after an hour" in site.page("/pods/ai/waits")
+    assert "No events: the API server keeps them for one hour" in site.page("/pods/ai/waits")
     site.extender.is_away = True
     site.now += 5
     assert "Its events cannot be read now: the extender does not answer" in site.page("/pods/ai/holds")
@@ -621,8 +623,8 @@ def test_what_happened_is_told_by_comparing_two_looks(site: Site) -> None:
     site.source.refresh()
     assert set(told()[:-1]) == {
         ("unhealthy", "", "a", ""), ("healthy", "", "b", ""), ("node added", "", "d", ""), ("node gone", "", "c", ""),
-        ("ended", "ai/holds", "a", ""), ("placed", "ai/waits", "a", ""), ("refused", "ai/new", "", "SCHED_X"),
-        ("waits", "ai/plain", "", ""),
+        ("ended", "ai/holds", "a", ""), ("placed", "ai/waits", "a", ""), ("rejected", "ai/new", "", "SCHED_X"),
+        ("pending", "ai/plain", "", ""),
     }  # fmt: skip
     text = site.page("/")
     assert "GPU 0: XID 48" in text
@@ -680,7 +682,7 @@ def test_search_finds_nodes_and_pods_and_goes_to_the_only_one(site: Site) -> Non
     text = site.page("/search?q=a")
     assert 'href="/nodes/a"' in text
     assert 'href="/pods/ai/holds"' in text
-    assert "None is named like that." in site.page("/search?q=zzz")
+    assert "No match." in site.page("/search?q=zzz")
 
 
 EXPOSITION = """# TYPE hami_gpu_memory_used_bytes gauge
@@ -727,7 +729,7 @@ def test_without_a_prometheus_the_monitors_are_asked(site: Site) -> None:
         )
         page = watched.page("/nodes/a")
         assert '<span class="number">2,000</span> MiB used' in page
-        assert "busy 62 % of the time" in page
+        assert "utilization 62 %" in page
         assert "the monitor of b does not answer" in watched.page("/nodes/b")
         assert '<td class="right"><span class="number">2</span></td>' in watched.page("/pods/ai/holds")
         overview = watched.page("/")
@@ -806,7 +808,8 @@ def signed() -> SignedSite:
         ],
     )  # fmt: skip
     found.extender.explanations["ai", "waits"] = {
-        "summary": "0/1", "remedy": "Wait.", "nearest": "a", "gates": [], "nodes": [
+        "pod": "ai/waits", "phase": "pending", "node": None, "summary": "0/1", "remedy": "Wait.",
+        "nearest": "a", "gates": [], "nodes": [
             {
                 "node": "a", "fits": False, "code": "SCHED_X", "advice": "", "message": "full", "curable": True,
                 "waits_for": ["ai/mine", "secret/theirs"], "evictable": [], "examined": True,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gpu_sharing.core import records
+from lab import plugin_process
 from tests.e2e import gpu_node
 
 
@@ -166,6 +167,26 @@ def test_containers_that_outlive_a_restart_of_kubelet_and_plugin_have_their_spec
     node.wait_running(*names)
     told(node)
     node.delete_all()
+
+
+def test_a_plugin_that_ends_after_its_successor_has_registered_takes_nothing_off_the_node(
+    node: gpu_node.GpuNode, tmp_path: pathlib.Path
+) -> None:
+    """The kubelet then closes the successor's connection; on a busy machine it notices a plain restart as late.
+
+    The node offered no GPU from then on, so that kube-scheduler ruled it out for every pod.
+    """
+    successor = plugin_process.PluginProcess(tmp_path, node.driver, node.plugin_flags)
+    with plugin_process.running(successor):
+        node.wait("it is registered", lambda: successor.logged("registered"))
+        node.plugin.kill()
+        node.wait("it registers again", lambda: successor.logged("registering again"))
+        node.create(gpu_node.pod("next", gpu_node.container("c", 500)))
+        node.wait_running("next")
+        node.delete_all()
+    node.plugin.start()
+    node.plugin.wait_ready()
+    node.wait("slots are offered", lambda: node.allocatable() == 40)
 
 
 @pytest.fixture(scope="module")

@@ -122,11 +122,11 @@ def pod_requests(draw: st.DrawFn) -> requests.PodRequest:
 
 
 weights = st.sampled_from([policies.Weights(), policies.Weights(1, 0, 3), policies.Weights(0, 5, 0)])
-node_policies = st.sampled_from([policies.BINPACK, policies.SPREAD])
+node_policies = st.sampled_from(sorted(policies.NODE_POLICIES.values(), key=lambda policy: policy.name))
 gpu_policies = st.builds(
-    policies.Policy,
+    policies.GpuPolicy,
     st.just("any"),
-    st.sampled_from([("binpack",), ("spread",), ("numa",), ("spread", "numa"), ("numa", "binpack")]),
+    st.lists(st.sampled_from(sorted(policies.ORDERS)), min_size=1, max_size=2, unique=True).map(tuple),
     st.sampled_from([False, False, True]),
     weights,
     st.booleans(),

@@ -103,11 +103,11 @@ def test_the_pages_say_what_is_the_case(site: sites.Site, browser: sync_api.Brow
     viewer.shows("/", f"{len(in_use)} of 8", "1 unhealthy GPU")
     viewer.shows("/nodes?state=unhealthy", "XID 79: the GPU has fallen off the bus")
     assert "node-01" not in page.inner_text("main")
-    viewer.shows("/nodes/node-01", "busy", "MiB used")
+    viewer.shows("/nodes/node-01", "utilization", "MiB used")
     viewer.shows("/pods", "▲ over")
     viewer.shows(
         "/pods/default/too-big",
-        "It asks for 1 × 100,000 MiB.",
+        "It requests 1 × 100,000 MiB.",
         "GPU memory insufficient",
         "What to do:",
         "FailedScheduling",

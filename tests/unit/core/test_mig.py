@@ -90,7 +90,7 @@ def node(*used: int, model: str = "a100-40", **changes: object) -> placement.Nod
 
 
 def place(request: requests.PodRequest, where: placement.NodeState, policy: str = "binpack") -> list[str]:
-    answer = placement.fit(request, where, policies.chain(policy, "here"))
+    answer = placement.fit(request, where, policies.gpu_policy(policy, "here"))
     if isinstance(answer, rejections.Rejection):
         return [str(answer)]
     return [

@@ -120,7 +120,7 @@ def test_containers_of_one_pod_are_counted_against_each_other() -> None:
 @settings(max_examples=searching.examples(300))
 @given(builders.node_states("n"), builders.pod_requests(), builders.gpu_policies)
 def test_what_fits_never_oversubscribes_a_gpu(
-    where: placement.NodeState, request: requests.PodRequest, policy: policies.Policy
+    where: placement.NodeState, request: requests.PodRequest, policy: policies.GpuPolicy
 ) -> None:
     """Whatever is placed, each GPU holds its old promises and the new ones, and exclusive means alone."""
     placed = placement.fit(request, where, policy)

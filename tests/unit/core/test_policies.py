@@ -21,7 +21,7 @@ def node(name: str, *used_mib: int) -> placement.NodeState:
 @pytest.mark.parametrize(
     ("policy", "gpu"), [(policies.BINPACK, "GPU-n-1"), (policies.SPREAD, "GPU-n-2")], ids=["binpack", "spread"]
 )
-def test_binpack_takes_the_fullest_gpu_that_fits_and_spread_the_emptiest(policy: policies.Policy, gpu: str) -> None:
+def test_binpack_takes_the_fullest_gpu_that_fits_and_spread_the_emptiest(policy: policies.GpuPolicy, gpu: str) -> None:
     """Whole GPUs stay free for those who need one, or neighbours stay far apart, as was asked."""
     placed = placement.fit(builders.pod_request(builders.share_of(4000)), node("n", 4000, 10_000, 0, 15_000), policy)
 
@@ -57,9 +57,9 @@ def test_binpack_scores_the_fuller_node_higher_and_spread_the_emptier() -> None:
     """The same at the level of nodes, from 0 to 1."""
     request = builders.pod_request(builders.share_of(4000))
     scores: dict[tuple[str, str], float] = {}
-    for policy in (policies.BINPACK, policies.SPREAD):
+    for policy in (policies.FULLEST_NODE, policies.EMPTIEST_NODE):
         for one in (node("full", 12_000), node("empty", 0)):
-            placed = placement.fit(request, one, policy)
+            placed = placement.fit(request, one, policies.BINPACK)
             assert isinstance(placed, placement.Placement)
             scores[policy.name, one.name] = placement.node_score(request, one, placed, policy)
 
@@ -71,12 +71,12 @@ def test_binpack_scores_the_fuller_node_higher_and_spread_the_emptier() -> None:
 def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
     """A typo is not read as the default."""
     with pytest.raises(errors.BadQuantity) as refused:
-        policies.named("bin-pack", "hami.io/gpu-scheduler-policy")
+        policies.node_policy("bin-pack", "hami.io/gpu-scheduler-policy")
 
     assert refused.value.code == error_codes.UNKNOWN_POLICY
     assert refused.value.sentence.endswith("write binpack or spread")
-    assert policies.named(" Spread ", "x") is policies.SPREAD
-    assert policies.chain(" Spread ", "x") == policies.SPREAD
+    assert policies.node_policy(" Spread ", "x") is policies.EMPTIEST_NODE
+    assert policies.gpu_policy(" Spread ", "x") == policies.SPREAD
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
 )
 def test_a_chain_that_cannot_be_is_refused(text: str, code: str, ending: str) -> None:
     with pytest.raises(errors.BadQuantity) as refused:
-        policies.chain(text, "hami.io/gpu-scheduler-policy")
+        policies.gpu_policy(text, "hami.io/gpu-scheduler-policy")
 
     assert refused.value.code == code
     assert refused.value.sentence.endswith(ending)
@@ -110,7 +110,9 @@ def test_a_chain_prefers_gpus_by_its_first_word_then_by_the_next(text: str, gpu:
     ]
     where = placement.NodeState(identifiers.NodeName("n"), tuple(states))
 
-    placed = placement.fit(builders.pod_request(builders.share_of(1000)), where, policies.chain(text, "annotation"))
+    placed = placement.fit(
+        builders.pod_request(builders.share_of(1000)), where, policies.gpu_policy(text, "annotation")
+    )
 
     assert isinstance(placed, placement.Placement)
     assert [share.uuid for share in placed.shares[0]] == [gpu]
@@ -120,7 +122,7 @@ def test_mutex_takes_no_gpu_that_anybody_holds() -> None:
     """A pod that must not be disturbed at its start waits, and is told that no GPU is free."""
     request = builders.pod_request(builders.share_of(1000, gpus=2))
 
-    refused = placement.fit(request, node("n", 100, 0), policies.chain("mutex", "annotation"))
+    refused = placement.fit(request, node("n", 100, 0), policies.gpu_policy("mutex", "annotation"))
 
     assert str(refused) == "no GPU free for exclusive use"
-    assert isinstance(placement.fit(request, node("n", 0, 0), policies.chain("mutex", "x")), placement.Placement)
+    assert isinstance(placement.fit(request, node("n", 0, 0), policies.gpu_policy("mutex", "x")), placement.Placement)

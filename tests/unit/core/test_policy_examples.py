@@ -54,7 +54,7 @@ def test_what_two_gpus_of_one_numa_node_are_depends_on_the_policy() -> None:
 
 def chosen(policy: str, count: int, *, numa_bind: bool = False) -> list[int] | str:
     request = builders.pod_request(builders.share_of(2_000, gpus=count), numa_bind=numa_bind)
-    answer = placement.fit(request, NODE, policies.chain(policy, "here"))
+    answer = placement.fit(request, NODE, policies.gpu_policy(policy, "here"))
     if not isinstance(answer, placement.Placement):
         return str(answer)
     return [int(share.uuid[-1]) for share in answer.shares[0]]

@@ -217,7 +217,7 @@ def test_annotations_select_gpus_and_policies() -> None:
     )  # fmt: skip
 
     assert found.selectors == requests.Selectors(("a100", "h100"), ("t4",), ("GPU-a", "GPU-b"), ("GPU-c",), "hami-core")
-    assert (found.node_policy, found.gpu_policy) == (policies.SPREAD, policies.BINPACK)
+    assert (found.node_policy, found.gpu_policy) == (policies.EMPTIEST_NODE, policies.BINPACK)
     assert read({GPU: "1"}, annotations={requests.USE_TYPE: "", requests.GPU_POLICY: ""}).selectors == (
         requests.Selectors()
     )

@@ -80,12 +80,12 @@ def test_a_container_gets_the_bridged_pair_that_is_free() -> None:
     )
     pair = builders.pod_request(builders.share_of(8_000, gpus=2))
 
-    def chosen(policy: policies.Policy) -> list[str]:
+    def chosen(policy: policies.GpuPolicy) -> list[str]:
         answer = placement.fit(pair, node, policy)
         assert isinstance(answer, placement.Placement)
         return [share.uuid for share in answer.shares[0]]
 
-    assert chosen(policies.chain("topology-aware", "here")) == ["GPU-n-2", "GPU-n-3"]
+    assert chosen(policies.gpu_policy("topology-aware", "here")) == ["GPU-n-2", "GPU-n-3"]
     assert chosen(policies.BINPACK) == ["GPU-n-1", "GPU-n-2"]
 
 

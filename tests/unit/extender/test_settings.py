@@ -29,7 +29,7 @@ def test_a_flag_wins_over_the_environment_and_hamis_spelling_is_taken() -> None:
     )
 
     assert found.http_bind == flags.Address("", 80)
-    assert (found.node_policy, found.gpu_policy) == (policies.SPREAD, policies.SPREAD)
+    assert (found.node_policy, found.gpu_policy) == (policies.EMPTIEST_NODE, policies.SPREAD)
     assert found.allow_hami_nodes
     assert found.verbosity == 5
     assert found.resource_names.memory == "example.com/mem"

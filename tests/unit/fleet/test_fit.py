@@ -29,8 +29,8 @@ def table(nodes: list[placement.NodeState]) -> arrays.Arrays:
 def test_arrays_answer_as_the_specification_does(
     nodes: tuple[placement.NodeState, ...],
     request: requests.PodRequest,
-    gpu_policy: policies.Policy,
-    node_policy: policies.Policy,
+    gpu_policy: policies.GpuPolicy,
+    node_policy: policies.NodePolicy,
 ) -> None:
     """A pod is never refused or scored otherwise at scale than the rules say."""
     specified = [placement.fit(request, node, gpu_policy) for node in nodes]
@@ -93,16 +93,12 @@ def test_every_order_of_the_specification_is_one_of_the_array_engine(
     """A policy that only one of them knew would place pods otherwise than it explains them."""
     made = table([node])
 
-    values = fit._order(made, fit._now(made), weights, name)  # the table is compared, not its use
+    values = fit.ORDERS[name](made, fit._now(made), weights)
 
     expected = [policies.ORDERS[name](state, weights) for state in node.states]
     assert [pytest.approx(value) for value in expected] == values[: len(expected), 0].tolist()
 
 
-def test_an_order_that_the_array_engine_does_not_know_is_an_error() -> None:
-    """It fell through to `spread`, and no test noticed."""
-    made = table([placement.NodeState(identifiers.NodeName("a"), (gpus.GpuState(builders.gpu("a", 0)),))])
-    unknown = policies.Policy("coolest", ("coolest",))
-
-    with pytest.raises(NotImplementedError, match="coolest"):
-        fit.fit_all(made, builders.pod_request(requests.GpuRequest(1, 0, 50)), unknown)
+def test_both_engines_have_the_same_orders() -> None:
+    """One that only the specification had fell through to `spread`, and no test noticed."""
+    assert set(fit.ORDERS) == set(policies.ORDERS)

@@ -44,7 +44,7 @@ def apply(ledger: Ledger, kind: str, value: object) -> None:
 @settings(max_examples=searching.examples(200))
 @given(st.lists(changes(), max_size=12), builders.pod_requests(), builders.gpu_policies)
 def test_a_remembered_shape_answers_as_a_fresh_look_does(
-    history: list[tuple[str, object]], request: requests.PodRequest, policy: policies.Policy
+    history: list[tuple[str, object]], request: requests.PodRequest, policy: policies.GpuPolicy
 ) -> None:
     """Looking only at what changed never misses a change."""
     ledger = Ledger()

@@ -37,10 +37,10 @@ class TimeSlicing:
         return ()
 
     async def prepare(self, assignment: Assignment) -> None:
-        """Make nothing."""
+        """Do nothing: nothing is needed."""
 
     def isolation_in_effect(self, assignment: Assignment) -> str:
-        """Return `none`."""
+        """Return that nothing isolates it."""
         return NAME
 
     def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""The monitor's series, made anew from what is known at each scrape, so that none can outlive its pod or its GPU.
+"""The monitor's series, families at each scrape from the latest samples, so that none can outlive its pod or its GPU.
 
-Names that dashboards know are fixed by the contract. Those of HAMi v2.10 that its published dashboard queries come
-along unless they are switched off, in HAMi's scale: a `_ratio` counts to 100, but that of the memory allocated to 1.
+Names that dashboards know are fixed by the contract. The series that HAMi v2.10's published dashboard queries are
+exported unless they are switched off, in HAMi's scale: a `_ratio` goes to 100, but the one of allocated memory to 1.
 """
 
 import time
@@ -23,29 +23,29 @@ _HAMI_SLICE = ("namespace", "pod", "container", "vdevice_index", "device_uuid")
 
 MEASURED = {
     "hami_gpu_memory_total_bytes": ("Memory of the GPU.", _GPU),
-    "hami_gpu_memory_used_bytes": ("Memory of the GPU that is used, by whomever.", _GPU),
-    "hami_gpu_utilization_percent": ("Share of time in which the GPU was busy, 0 to 100.", _GPU),
+    "hami_gpu_memory_used_bytes": ("Used memory of the GPU, in total.", _GPU),
+    "hami_gpu_utilization_percent": ("Time in which kernels ran on the GPU, 0 to 100.", _GPU),
     "hami_gpu_temperature_celsius": ("Temperature of the GPU.", _GPU),
     "hami_gpu_power_watts": ("Power that the GPU draws.", _GPU),
-    "hami_gpu_allocatable_memory_bytes": ("Memory that may be promised: the GPU's, times the declared scaling.", _GPU),
-    "hami_gpu_allocated_memory_bytes": ("Memory promised to containers.", _GPU),
-    "hami_gpu_allocated_cores_percent": ("Compute promised to containers, in percent of the GPU.", _GPU),
-    "hami_gpu_containers": ("Containers that the GPU is promised to at any one time.", _GPU),
+    "hami_gpu_allocatable_memory_bytes": ("Memory that may be allocated: the GPU's, times the scaling.", _GPU),
+    "hami_gpu_allocated_memory_bytes": ("Memory allocated to containers.", _GPU),
+    "hami_gpu_allocated_cores_percent": ("Compute allocated to containers, in percent of the GPU.", _GPU),
+    "hami_gpu_containers": ("Containers that hold the GPU at the same time.", _GPU),
     "hami_vgpu_memory_usage_bytes": ("Memory of the GPU that the container uses.", _SLICE),
-    "hami_vgpu_utilization_percent": ("Share of time in which the container kept the GPU busy, 0 to 100.", _SLICE),
-    "hami_vgpu_allocated_memory_bytes": ("Memory of the GPU that the container was promised.", _SLICE),
-    "hami_vgpu_allocated_cores_percent": ("Compute that the container was promised; 0 is no limit.", _SLICE),
+    "hami_vgpu_utilization_percent": ("Time in which kernels of the container ran, 0 to 100.", _SLICE),
+    "hami_vgpu_allocated_memory_bytes": ("Memory of the GPU that is allocated to the container.", _SLICE),
+    "hami_vgpu_allocated_cores_percent": ("Compute that is allocated to the container; 0 is no limit.", _SLICE),
     "hami_vgpu_info": ("1; joins with DCGM's series, which have the label UUID.", (*_SLICE, "UUID")),
-    "hami_monitor_sample_age_seconds": ("Since when the GPU has not been measured.", _GPU),
-    "hami_monitor_gpu_stale": ("1 while the last look at the GPU is too old to be shown, else 0.", _GPU),
-    "hami_monitor_unmeasured": ("What the driver does not say, so that its series is missing.", (*_GPU, "quantity")),
+    "hami_monitor_sample_age_seconds": ("Seconds since the latest sample of the GPU.", _GPU),
+    "hami_monitor_gpu_stale": ("1 while the latest sample of the GPU is too old to be exported, else 0.", _GPU),
+    "hami_monitor_unmeasured": ("Quantities that the driver does not report: series are missing.", (*_GPU, "quantity")),
     "hami_monitor_unattributed_bytes": ("Memory used by listed processes of no container with the GPU.", _GPU),
-    "hami_monitor_shared_regions": ("Files in which HAMi-core libraries count, by what they look like.", ("state",)),
+    "hami_monitor_shared_regions": ("Usage files of HAMi-core libraries, by state.", ("state",)),
     "hami_monitor_containers_without_record": (
-        "Containers that the kubelet gave GPUs and whose pod has no record.", ("node",)
+        "Containers with GPUs by the kubelet, and without a record of their pod.", ("node",)
     ),
 }  # fmt: skip
-"""Every gauge: what it says, and its labels."""
+"""Every gauge: its help text, and its labels."""
 
 COMPATIBLE = {
     "hami_gpu_memory_limit_bytes": ("As hami_gpu_allocatable_memory_bytes, for HAMi's dashboard.", _HAMI_GPU),
@@ -54,7 +54,7 @@ COMPATIBLE = {
     ),
     "hami_gpu_shared_count": ("As hami_gpu_containers, for HAMi's dashboard.", _HAMI_GPU),
     "hami_gpu_core_allocated_ratio": ("hami_gpu_allocated_cores_percent for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
-    "hami_node_gpu_memory_allocated_ratio": ("Promised memory over promisable memory, 0 to 1.", _HAMI_GPU),
+    "hami_node_gpu_memory_allocated_ratio": ("Allocated over allocatable memory, 0 to 1.", _HAMI_GPU),
     "hami_host_gpu_memory_used_bytes": ("As hami_gpu_memory_used_bytes, for HAMi's dashboard.", _HAMI_GPU),
     "hami_host_gpu_utilization_ratio": ("As hami_gpu_utilization_percent, for HAMi's dashboard; 0 to 100.", _HAMI_GPU),
     "hami_vgpu_memory_used_bytes": ("As hami_vgpu_memory_usage_bytes, for HAMi's dashboard.", _HAMI_SLICE),
@@ -68,22 +68,22 @@ COMPATIBLE = {
 
 @dataclass(frozen=True, slots=True)
 class MonitorView:
-    """What a scrape shows."""
+    """The values of one scrape."""
 
     node: str
     devices: Sequence[gpu_source.Device] = ()
     offered: Mapping[identifiers.GpuUuid, gpus.Gpu] = field(default_factory=dict)
-    """The GPUs as the node's inventory offers them."""
+    """GPUs as the node's annotation offers them."""
     samples: Mapping[identifiers.GpuUuid, share_usage.Sample] = field(default_factory=dict)
-    """The last look at each GPU."""
+    """Latest sample of each GPU."""
     stale: frozenset[identifiers.GpuUuid] = frozenset()
-    """GPUs whose last look is too old, or that never answered."""
+    """GPUs whose latest sample is too old, or that never had one."""
     joined: share_usage.NodeUsage = field(default_factory=lambda: share_usage.NodeUsage((), {}))
     region_states: Mapping[str, int] = field(default_factory=dict)
     without_record: int | None = None
-    """None while the kubelet does not say."""
+    """None while the kubelet does not answer."""
     started_at: float = 0.0
-    """Monotonic seconds: how old a look is that never was."""
+    """Monotonic seconds; the age of a missing sample counts from there."""
 
 
 class Gauges(registry.Collector):
@@ -97,27 +97,27 @@ class Gauges(registry.Collector):
         self._clock = clock
 
     def collect(self) -> Iterable[prometheus_core.Metric]:
-        """See `Collector`."""
-        made = {
+        """Yield the series; see `Collector`."""
+        families = {
             name: prometheus_core.GaugeMetricFamily(name, text, labels=labels)
             for name, (text, labels) in (MEASURED | (COMPATIBLE if self._compatible else {})).items()
         }
         view = self._view()
         for device in view.devices:
-            self._gpu(made, view, device)
+            self._gpu(families, view, device)
         by_device: dict[tuple[str, ...], list[share_usage.ShareUsage]] = {}
         for one in view.joined.slices:
             by_device.setdefault((one.pod, one.namespace, one.gpu, one.container), []).append(one)
         for labels, parts in by_device.items():
-            self._slice(made, labels, parts)
+            self._slice(families, labels, parts)
         for state, count in view.region_states.items():
-            made["hami_monitor_shared_regions"].add_metric([state], count)
+            families["hami_monitor_shared_regions"].add_metric([state], count)
         if view.without_record is not None:
-            made["hami_monitor_containers_without_record"].add_metric([view.node], view.without_record)
-        return made.values()
+            families["hami_monitor_containers_without_record"].add_metric([view.node], view.without_record)
+        return families.values()
 
     def _gpu(
-        self, made: Mapping[str, prometheus_core.GaugeMetricFamily], view: MonitorView, device: gpu_source.Device
+        self, families: Mapping[str, prometheus_core.GaugeMetricFamily], view: MonitorView, device: gpu_source.Device
     ) -> None:
         labels = (view.node, device.uuid)
         mine = [one for one in view.joined.slices if one.gpu == device.uuid]
@@ -149,10 +149,10 @@ class Gauges(registry.Collector):
             values["hami_gpu_memory_total_bytes"] = usage.memory_total_bytes or total
             values["hami_monitor_unattributed_bytes"] = view.joined.unattributed_bytes.get(device.uuid)
             for quantity, missing in _unmeasured(usage, mine, values["hami_monitor_unattributed_bytes"]).items():
-                made["hami_monitor_unmeasured"].add_metric((*labels, quantity), missing)
+                families["hami_monitor_unmeasured"].add_metric((*labels, quantity), missing)
         for name, value in (values | measured).items():
             if value is not None:
-                made[name].add_metric(labels, value)
+                families[name].add_metric(labels, value)
         if self._compatible:
             known = (view.node, device.uuid, str(device.index), device.name)
             ratios: dict[str, float | None] = {
@@ -163,36 +163,36 @@ class Gauges(registry.Collector):
                 "hami_host_gpu_memory_used_bytes": measured.get("hami_gpu_memory_used_bytes"),
                 "hami_host_gpu_utilization_ratio": measured.get("hami_gpu_utilization_percent"),
             }
-            made["hami_gpu_memory_allocated_bytes"].add_metric((*known, str(cores)), promised)
+            families["hami_gpu_memory_allocated_bytes"].add_metric((*known, str(cores)), promised)
             for name, value in ratios.items():
                 if value is not None:
-                    made[name].add_metric(known, value)
+                    families[name].add_metric(known, value)
 
     def _slice(
         self,
-        made: Mapping[str, prometheus_core.GaugeMetricFamily],
+        families: Mapping[str, prometheus_core.GaugeMetricFamily],
         labels: tuple[str, ...],
         parts: Sequence[share_usage.ShareUsage],
     ) -> None:
-        """A container's part of one GPU: of several MIG instances of it the sum."""
+        """Add the series of a container's share of one GPU; of several MIG instances of it the sum."""
         used = _sum(one.used_bytes for one in parts)
         busy = _sum(one.utilization_percent for one in parts)
-        made["hami_vgpu_allocated_memory_bytes"].add_metric(labels, sum(one.memory_bytes for one in parts))
-        made["hami_vgpu_allocated_cores_percent"].add_metric(labels, sum(one.cores_percent for one in parts))
-        made["hami_vgpu_info"].add_metric((*labels, labels[2]), 1)
+        families["hami_vgpu_allocated_memory_bytes"].add_metric(labels, sum(one.memory_bytes for one in parts))
+        families["hami_vgpu_allocated_cores_percent"].add_metric(labels, sum(one.cores_percent for one in parts))
+        families["hami_vgpu_info"].add_metric((*labels, labels[2]), 1)
         if used is not None:
-            made["hami_vgpu_memory_usage_bytes"].add_metric(labels, used)
+            families["hami_vgpu_memory_usage_bytes"].add_metric(labels, used)
         if busy is not None:
-            made["hami_vgpu_utilization_percent"].add_metric(labels, busy)
+            families["hami_vgpu_utilization_percent"].add_metric(labels, busy)
         if not self._compatible:
             return
         for one in parts:
             known = (one.namespace, one.pod, one.container, str(one.position), one.gpu)
-            made["hami_vgpu_memory_limit_bytes"].add_metric(known, one.memory_bytes)
+            families["hami_vgpu_memory_limit_bytes"].add_metric(known, one.memory_bytes)
             if one.used_bytes is not None:
-                made["hami_vgpu_memory_used_bytes"].add_metric(known, one.used_bytes)
+                families["hami_vgpu_memory_used_bytes"].add_metric(known, one.used_bytes)
             if one.utilization_percent is not None:
-                made["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
+                families["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
 
 
 class Metrics(metrics_registry.Series):
@@ -200,14 +200,14 @@ class Metrics(metrics_registry.Series):
 
     def __init__(self, view: Callable[[], MonitorView], *, compatible: bool = True) -> None:
         super().__init__("monitor")
-        self.look_seconds = self.seconds("hami_monitor_look_duration_seconds", "Time to look at all GPUs once.")
-        self.failures = self.counter("hami_monitor_look_failures_total", "Looks at a GPU that failed.")
+        self.sample_seconds = self.seconds("hami_monitor_sample_duration_seconds", "Time to sample all GPUs once.")
+        self.failures = self.counter("hami_monitor_sample_failures_total", "Samples of a GPU that failed.")
         self.labels |= {name: labels for name, (_, labels) in (MEASURED | COMPATIBLE).items()}
         self.registry.register(Gauges(view, compatible=compatible))
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
-    """The sum; None where one is not known."""
+    """Return the sum; None where one value is not known."""
     total = 0.0
     for one in values:
         if one is None:
@@ -219,7 +219,7 @@ def _sum(values: Iterable[float | None]) -> float | None:
 def _unmeasured(
     usage: gpu_source.Usage, mine: Sequence[share_usage.ShareUsage], unattributed_bytes: float | None
 ) -> dict[str, int]:
-    """How many values of a kind are missing because the driver does not give them."""
+    """Return how many values of each quantity are missing because the driver does not report them."""
     return {
         "memory": usage.memory_used_bytes is None,
         "utilization": usage.utilization_percent is None,

@@ -1,4 +1,4 @@
-"""Joins what the driver says of processes with the records of their pods. Pure: facts in, slices out."""
+"""Joins the driver's list of processes with the records of their pods: what each share uses. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from device_plugin.node import api_objects
 from gpu_sharing.core import allocations, errors, identifiers, records, requests
 
 _DRIVERS_OWN_BYTES, _DRIVERS_OWN_PERCENT = 1 << 30, 2
-"""How much of a GPU's memory may be used by no process."""
+"""Memory of a GPU that may be used although no listed process uses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen of one GPU at one look."""
+    """One sample of one GPU."""
 
     usage: gpu_source.Usage
     taken_at: float
@@ -24,36 +24,36 @@ class Sample:
 
     @property
     def lists_all_processes(self) -> bool:
-        """Whether a container without a process in the list uses nothing.
+        """Whether the driver lists every process, so that a container without a process in the list uses nothing.
 
-        It does not where the driver gives no list, nor where the GPU's memory is used far beyond what the listed
-        processes use: then some are hidden. What the driver keeps for itself (page tables, firmware, reserved memory)
-        belongs to no process either; it is some hundred MiB, and on large GPUs more, but under 2 % of the memory.
+        False where the driver has no list, and where far more memory is used than the listed processes use: then some
+        are hidden. Memory of the driver itself (page tables, firmware, reserved memory) belongs to no process either:
+        some hundred MiB, more on large GPUs, but under 2 % of the memory.
         """
         usage = self.usage
         if not usage.lists_processes:
             return False
         amounts = [one.memory_bytes for one in usage.processes]
         if None in amounts or usage.memory_total_bytes is None or usage.memory_used_bytes is None:
-            return True  # The difference is that of processes of unknown size, or nothing says how much is used.
+            return True  # The difference may be processes of unknown size, or the used memory is not known.
         own = max(_DRIVERS_OWN_BYTES, usage.memory_total_bytes * _DRIVERS_OWN_PERCENT // 100)
         return usage.memory_used_bytes - sum(one or 0 for one in amounts) <= own
 
 
 @dataclass(frozen=True, slots=True)
 class ShareUsage:
-    """One GPU, or MIG instance, of one container: what it was promised and what it uses."""
+    """One share of a container, of a GPU or a MIG instance: what is allocated and what is used."""
 
     namespace: str
     pod: str
     container: str
     position: int
-    """Of the GPU among those of the container."""
+    """Position among the shares of the container."""
     gpu: identifiers.GpuUuid
     memory_bytes: int
-    """Promised."""
+    """Allocated memory, in bytes."""
     cores_percent: int
-    """Promised; 0 is no limit."""
+    """Allocated compute; 0 is no limit."""
     used_bytes: int | None
     """None where it is not known."""
     utilization_percent: float | None
@@ -61,23 +61,23 @@ class ShareUsage:
 
 
 Region = Mapping[identifiers.GpuUuid, shared_region.Counted]
-"""What the HAMi-core library of a container counts, by GPU."""
+"""Counts of a container's HAMi-core library, by GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeUsage:
-    """All slices of a node, and what belongs to none."""
+    """All shares of a node, and the memory that belongs to none."""
 
     slices: tuple[ShareUsage, ...]
     unattributed_bytes: Mapping[identifiers.GpuUuid, int]
-    """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet. Without
-    the GPUs whose processes are not known."""
+    """Memory of processes without a share: of the host, of pods without a record, or of containers not known yet.
+    Without the GPUs whose processes are not known."""
     allocated: Mapping[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
     """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
 
 
 def usage_of_shares(
-    here: Iterable[api_objects.Pod],
+    pods: Iterable[api_objects.Pod],
     names: requests.ResourceNames,
     samples: Mapping[identifiers.GpuUuid, Sample],
     instances: Mapping[tuple[identifiers.GpuUuid, int], str],
@@ -85,22 +85,22 @@ def usage_of_shares(
     *,
     sees_processes: bool = True,
 ) -> NodeUsage:
-    """Every slice of the node.
+    """Return the use of every share of the node.
 
     Args:
-        here: The pods of the node.
+        pods: The pods of the node.
         names: Under which names containers ask.
-        samples: What was seen of each GPU, fresh ones only.
+        samples: The latest sample of each GPU that is not stale.
         instances: The UUID of each MIG instance, by GPU and first memory slice.
-        region_of: What a container's library counts; empty where it has none. The tenant can write it, so the
-            driver's word goes before.
-        sees_processes: Whether this process is in the host's PID namespace; without, the driver's lists say nothing.
+        region_of: Counts of a container's library; empty where it has none. The tenant can write them, so the driver's
+            values come first.
+        sees_processes: Whether this process is in the host's PID namespace; otherwise the driver lists no processes.
     """
-    everybody = list(here)
-    processes = _by_container(everybody, samples) if sees_processes else {}
+    all_pods = list(pods)
+    processes = _by_container(all_pods, samples) if sees_processes else {}
     attributed: set[tuple[identifiers.GpuUuid, int]] = set()
     found = []
-    for pod in everybody:
+    for pod in all_pods:
         for position, container in enumerate(pod.all_containers):
             for place, share in enumerate(_shares(pod, names, position)):
                 mine = processes.get((pod.uid, container.name, share.uuid), ())
@@ -126,14 +126,14 @@ def usage_of_shares(
         for uuid, sample in samples.items()
         if sees_processes and sample.usage.lists_processes
     }
-    return NodeUsage(tuple(found), strangers, _allocated(everybody, names))
+    return NodeUsage(tuple(found), strangers, _allocated(all_pods, names))
 
 
 def _allocated(
-    everybody: Iterable[api_objects.Pod], names: requests.ResourceNames
+    all_pods: Iterable[api_objects.Pod], names: requests.ResourceNames
 ) -> dict[identifiers.GpuUuid, allocations.Allocation]:
     together: dict[identifiers.GpuUuid, allocations.Allocation] = {}
-    for pod in everybody:
+    for pod in all_pods:
         for uuid, allocation in pod.allocated(names).items():
             together[uuid] = together.get(uuid, allocations.NOTHING).plus(allocation)
     return together
@@ -148,10 +148,10 @@ def _shares(pod: api_objects.Pod, names: requests.ResourceNames, position: int) 
 
 
 def _by_container(
-    everybody: Sequence[api_objects.Pod], samples: Mapping[identifiers.GpuUuid, Sample]
+    all_pods: Sequence[api_objects.Pod], samples: Mapping[identifiers.GpuUuid, Sample]
 ) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
-    """The processes of each container on each GPU."""
-    names = {uid: dict(_container_names(pod)) for pod in everybody for uid in (pod.uid,)}
+    """Return the processes of each container on each GPU."""
+    names = {uid: dict(_container_names(pod)) for pod in all_pods for uid in (pod.uid,)}
     found: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
     for uuid, sample in samples.items():
         for process in sample.usage.processes:
@@ -170,12 +170,12 @@ def _container_names(pod: api_objects.Pod) -> Iterator[tuple[str, str]]:
 def _used(
     mine: Sequence[gpu_source.Process], counted: shared_region.Counted | None, *, complete: bool
 ) -> tuple[int | None, float | None]:
-    """Memory and utilisation of a container on one GPU: by the driver, else by its library, else unknown.
+    """Return memory and utilization of a container on one GPU: by the driver, else by its library, else None.
 
     Args:
         mine: The container's processes.
-        counted: What its library counts.
-        complete: Whether the driver lists every process, so that none is none.
+        counted: Counts of its library.
+        complete: Whether the driver lists every process.
     """
     memory = [one.memory_bytes for one in mine if one.memory_bytes is not None]
     busy = [one.utilization_percent for one in mine if one.utilization_percent is not None]

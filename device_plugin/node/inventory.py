@@ -20,7 +20,7 @@ import structlog
 from device_plugin import settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation.backend import Backend
-from gpu_sharing.core import gpus, health, identifiers, records, requests
+from gpu_sharing.core import gpus, health, identifiers, nvidia, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
 _MOST_MEMORY, _MOST = "8191Pi", "8E"
@@ -59,7 +59,7 @@ def offered_gpus(
                 memory_mib=int(max(device.memory_mib - sharing.memory_headroom_mib, 0) * sharing.memory_scaling),
                 cores_percent=int(100 * sharing.cores_scaling),
                 slots=sharing.split_count if most is None else min(sharing.split_count, most),
-                type=device.name if device.name.startswith("NVIDIA") else f"NVIDIA-{device.name}",
+                type=_type(device.name),
                 numa=device.numa,
                 mode=mode,
                 mig_profiles=backends[mode].mig_profiles(device),
@@ -67,6 +67,11 @@ def offered_gpus(
             )
         )
     return tuple(offered)
+
+
+def _type(product_name: str) -> str:
+    """Return the type of a GPU in records; product names of older drivers lack the vendor."""
+    return product_name if product_name.startswith(nvidia.TYPE_PREFIX) else f"{nvidia.TYPE_PREFIX}-{product_name}"
 
 
 def annotations(

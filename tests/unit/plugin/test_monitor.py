@@ -86,7 +86,7 @@ def test_a_region_that_lies_is_reported_and_not_believed(
     tmp_path: pathlib.Path, fields: dict[str, Any], kind: str
 ) -> None:
     """A tenant can write it."""
-    with pytest.raises(shared_region.Unbelievable) as caught:
+    with pytest.raises(shared_region.InvalidRegion) as caught:
         shared_region.read(shared_regions.write(tmp_path / "r", **fields), {GPU: 8 * GIB})
     assert caught.value.kind == kind
 
@@ -101,8 +101,8 @@ def test_what_is_no_region_neither_hangs_nor_leads_elsewhere(tmp_path: pathlib.P
     (tmp_path / "folder").mkdir()
 
     for name, expected in {
-        "pipe": shared_region.Unbelievable, "link": OSError, "short": shared_region.Unbelievable,
-        "large": shared_region.Unbelievable, "folder": shared_region.Unbelievable,
+        "pipe": shared_region.InvalidRegion, "link": OSError, "short": shared_region.InvalidRegion,
+        "large": shared_region.InvalidRegion, "folder": shared_region.InvalidRegion,
     }.items():  # fmt: skip
         with pytest.raises(expected):
             shared_region.read(tmp_path / name, {GPU: 8 * GIB})
@@ -119,7 +119,7 @@ def test_no_content_breaks_the_reading_of_a_region(tmp_path_factory: Any, noise:
         for counted in shared_region.read(path, {GPU: 8 * GIB}).values():
             assert 0 <= counted.memory_bytes <= 8 * GIB
             assert 0 <= counted.utilization_percent <= 100
-    except shared_region.Unbelievable:
+    except shared_region.InvalidRegion:
         pass
 
 

@@ -168,7 +168,7 @@ def _refused(cause: exceptions.HTTPException) -> tuple[Any, int]:
 
 def _failed(cause: Exception) -> tuple[Any, int]:
     log.error("defect", error_code=error_codes.INTERNAL, path=flask.request.path, exc_info=cause)
-    return flask.render_template("error.html", status=500, message="This page failed; see the WebUI's log."), 500
+    return flask.render_template("error.html", status=500, message="This page failed; see the log of the WebUI."), 500
 
 
 def _utc(moment: float) -> str:

@@ -83,7 +83,7 @@ class Extender:
         try:
             return [decoder.decode(one) for one in _LISTS.decode(self._read(what))[what]]
         except (msgspec.MsgspecError, KeyError) as broken:
-            raise NoAnswer(f"the extender's answer about {what} cannot be read: {broken}") from broken
+            raise NoAnswer(f"an answer of the extender about {what} cannot be read: {broken}") from broken
 
     def _tls(self) -> ssl.SSLContext | None:
         if not self._url.startswith("https"):

@@ -28,7 +28,15 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-_LONGEST_BODY = 64 * 1024
+_FLASK_SETTINGS = {
+    "SESSION_COOKIE_NAME": "hami-webui",
+    "SESSION_COOKIE_SECURE": True,
+    "SESSION_COOKIE_HTTPONLY": True,
+    "SESSION_COOKIE_SAMESITE": "Lax",
+    "MAX_CONTENT_LENGTH": 64 * 1024,
+    # Our own policy keeps browsers from sending the referrer that this would require.
+    "WTF_CSRF_SSL_STRICT": False,
+}
 _OPEN_ENDPOINTS = frozenset({
     "static", "sign_in.login", "sign_in.signed_in", "sign_in.logout", "sign_in.signed_out", "api.openapi",
 })  # fmt: skip
@@ -59,16 +67,7 @@ def create(
     app = flask.Flask(__name__)
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["utc"] = _utc
-    app.config.update(
-        SECRET_KEY=secrets.token_bytes(32),
-        SESSION_COOKIE_NAME="hami-webui",
-        SESSION_COOKIE_SECURE=True,
-        SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Lax",
-        MAX_CONTENT_LENGTH=_LONGEST_BODY,
-        # Our own policy keeps browsers from sending the referrer that this would require.
-        WTF_CSRF_SSL_STRICT=False,
-    )
+    app.config.update(_FLASK_SETTINGS, SECRET_KEY=secrets.token_bytes(32))
     seen = Seen(source, clock)
     guard = _Guard(seen, settings, gate, sessions)
     app.before_request(guard.admit)

@@ -66,12 +66,12 @@ class Placement:
 
 
 def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy) -> Placement | rejections.Rejection:
-    """Choose GPUs for every container of a pod, or say why there are none.
+    """Choose GPUs for every container of a pod, or return why that is impossible.
 
-    Containers are placed one after another, each on the GPUs that the policy likes best given those that run beside
+    Containers are placed one after another, each on the GPUs that the policy prefers given those that run beside
     it: sidecars and apps first, then the plain init containers, or in the pod's own order where an init container asks
     for more than all that stay (`steps`). What comes second prefers GPUs that the pod holds anyway for its other phase:
-    there it costs nothing, because a pod books the most of its phases for its life.
+    there it costs nothing, because a pod holds the most of its phases for its life.
 
     Args:
         request: What the pod requests.
@@ -90,15 +90,14 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolic
         beside = _running_beside(request.kinds, position)
         states = _with_shares(node.states, request, chosen, beside)
         idle = ask.exclusive or policy.only_idle
-        rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state, idle=idle)]
+        rows = [row for row, state in enumerate(states) if eligible[row] and _fits(ask, state, idle=idle)]
         at_home = {row for other in other_phases(request, position) for row in chosen[other]}
-        is_init = request.kinds[position] is allocations.Kind.INIT
         rows.sort(key=lambda row: (row not in at_home, policy.key(states[row]), row))
         if request.numa_bind:
             rows = _on_one_numa_node(rows, states, ask.gpus)
         if len(rows) < ask.gpus:
             return _why_not(ask, request.selectors, states, _stages(ask, idle=idle), Reason.NUMA)
-        by_links = policy.by_links and not is_init
+        by_links = policy.by_links and request.kinds[position] is not allocations.Kind.INIT
         chosen[position] = topology.best_set(rows, node.links, ask.gpus) if by_links else tuple(rows[: ask.gpus])
     return _too_few_slots(request, node) or Placement(
         tuple(
@@ -290,7 +289,7 @@ def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
     return state.allocated.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
 
 
-def _has_room(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool:
+def _fits(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool:
     return _has_slot(state) and _is_open(state, idle=idle) and _has_memory(ask, state) and _has_cores(ask, state)
 
 

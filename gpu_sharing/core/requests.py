@@ -362,14 +362,10 @@ def _container(
     raw_percent, raw_cores = asked(names.memory_percent), asked(names.cores)
     if raw_count is None and raw_memory is None and raw_percent is None and raw_cores is None:
         return None
-    count = (
-        quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
-        if raw_count is not None
-        else default_count or 1
-    )
-    memory_mib = (
-        0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory, most=gpus.MOST_MEMORY_MIB)
-    )
+    count, most_mib = default_count or 1, gpus.MOST_MEMORY_MIB
+    if raw_count is not None:
+        count = quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
+    memory_mib = 0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory, most=most_mib)
     percent = 0 if raw_percent is None else quantities.percent(label(names.memory_percent), raw_percent, lowest=1)
     cores = 0 if raw_cores is None else quantities.percent(label(names.cores), raw_cores, lowest=0)
     if count == 0:
@@ -389,11 +385,16 @@ def _container(
     if memory_mib and percent:
         warnings.append(f"{label(names.memory_percent)} is ignored, because {names.memory} is set")
         percent = 0
+    return _with_defaults(count, memory_mib, percent, cores, names.defaults)
+
+
+def _with_defaults(count: int, memory_mib: int, percent: int, cores: int, defaults: Defaults) -> GpuRequest:
+    """The request with the defaults for what is 0."""
     if not memory_mib and not percent:
-        memory_mib = names.defaults.memory_mib
-    cores = cores or names.defaults.cores_percent
+        memory_mib = defaults.memory_mib
+    cores = cores or defaults.cores_percent
     if not cores and not memory_mib and percent in (0, 100):
-        cores = 100  # A whole GPU's memory without a word about cores has always meant the GPU to itself.
+        cores = 100  # All memory of a GPU without a cores request has always meant exclusive use.
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
 
 

@@ -130,7 +130,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
     uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
     node = identifiers.NodeName(pod.spec.node_name)
     traits = _traits(pod)
-    kinds = requests.kinds_of(pod.init_containers, pod.containers)
+    kinds: Sequence[allocations.Kind] = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
         slots = requests.device_ids(pod.init_containers, pod.containers, names)
@@ -139,19 +139,9 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
     try:
         shares = records.decode_shares(text, asking)
         shares = records.decode_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), shares)
+        corrupt = False
     except errors.CorruptRecord:
-        legible = records.legible_shares(text)
-        alone = (allocations.Kind.APP,)
-        return facts.BoundPod(
-            uid,
-            key,
-            node,
-            allocated=allocations.by_gpu(alone, (legible,)),
-            shares=(legible,),
-            amounts=quotas.amounts(alone, (legible,)),
-            corrupt=True,
-            traits=traits,
-        )
+        kinds, shares, corrupt = [allocations.Kind.APP], (records.legible_shares(text),), True
     return facts.BoundPod(
         uid,
         key,
@@ -159,8 +149,9 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
         allocated=allocations.by_gpu(kinds, shares),
         shares=shares,
         amounts=quotas.amounts(kinds, shares),
-        starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
-        not_running=_not_running(pod),
+        corrupt=corrupt,
+        starting=not corrupt and pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
+        not_running="" if corrupt else _not_running(pod),
         traits=traits,
     )
 

@@ -108,32 +108,34 @@ class Mirror:
         self._versions: dict[identifiers.PodUid, int] = {}
         """Of those, the resource version of what was seen since the read began."""
         self.lists = 0
-        ledger = self.ledger
+        self._make_sinks()
+
+    def _make_sinks(self) -> None:
+        """What reflectors feed, one for each kind of object."""
+        ledger, unreadable = self.ledger, self._unreadable
         self.nodes = Sink(
             self.replace_nodes,
             self.see_node,
             lambda node: ledger.remove_node(identifiers.NodeName(node.metadata.name)),
-            self._unreadable("Node", error_codes.CORRUPT_NODE_RECORD),
+            unreadable("Node", error_codes.CORRUPT_NODE_RECORD),
         )
         self.pods = Sink(
             self.replace_pods,
             self.see_pod,
             lambda pod: self.forget_pod(identifiers.PodUid(pod.metadata.uid)),
-            self._unreadable("Pod", error_codes.CORRUPT_POD_RECORD),
+            unreadable("Pod", error_codes.CORRUPT_POD_RECORD),
         )
         self.quotas = Sink(
             self._replace_quotas,
             self.see_quota,
             lambda quota: ledger.set_quota(quota.metadata.namespace, quota.metadata.name, None),
-            self._unreadable("ResourceQuota", error_codes.QUOTA_UNREADABLE),
+            unreadable("ResourceQuota", error_codes.QUOTA_UNREADABLE),
         )
         slices = dra.GpuNodes(ledger.set_dra_nodes)
-        self.slices = Sink(
-            slices.replace, slices.see, slices.remove, self._unreadable("ResourceSlice", error_codes.DRA_NODE)
-        )
-        classes = dra.OfferingClasses(settings.resource_names.count, ledger.set_device_class)
+        self.slices = Sink(slices.replace, slices.see, slices.remove, unreadable("ResourceSlice", error_codes.DRA_NODE))
+        classes = dra.OfferingClasses(self._names.count, ledger.set_device_class)
         self.classes = Sink(
-            classes.replace, classes.see, classes.remove, self._unreadable("DeviceClass", error_codes.DEVICE_CLASS)
+            classes.replace, classes.see, classes.remove, unreadable("DeviceClass", error_codes.DEVICE_CLASS)
         )
         self.groups = {api_group: self._group_sink(api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
 

@@ -43,14 +43,14 @@ class AdmissionResult:
 
 
 def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
-    """Judge a pod.
+    """Return the review of a pod.
 
     Args:
         body: The pod as the API server sends it.
         settings: Names, and what else is to be set.
 
     Raises:
-        msgspec.ValidationError: It is no pod.
+        msgspec.ValidationError: It is not a pod.
     """
     pod = msgspec.convert(body, objects.Pod)
     if (pod.metadata.labels or {}).get(IGNORE_LABEL) == IGNORE or _MIRROR in pod.annotations:
@@ -58,7 +58,7 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
     names = settings.resource_names
     if not from_objects.is_ours(pod, names):
         unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
-        return AdmissionResult(patch=_patch(body, _mended(body, None, settings)), warnings=tuple(unknown))
+        return AdmissionResult(patch=_patch(body, _completed(body, None, settings)), warnings=tuple(unknown))
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names, counts_follow=True)
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == settings.scheduler_name or (scheduler == DEFAULT_SCHEDULER and settings.force_overwrite)
@@ -67,32 +67,42 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
         return AdmissionResult(warnings=(f"{text}: it will get none that are shared",))
     if isinstance(request, requests.InvalidRequest):
         return AdmissionResult(f"{request.code}: {request.sentence}")
+    own_variables = _own_variables(body, request)
+    denial = _denial(pod, body, request, settings, own_variables)
+    if denial:
+        return AdmissionResult(denial)
+    try:
+        gang = from_objects.read_gang(pod) if request.wants_gpu else None
+        completed = _completed(body, request, settings)
+    except errors.BadQuantity as bad:
+        return AdmissionResult(f"{bad.code}: {bad.sentence}")
+    if gang:
+        gates = completed["spec"].get("schedulingGates") or []
+        if {"name": gangs.GATE} not in gates:
+            completed["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
+    warnings = (*request.warnings, *([own_variables] if own_variables else ()))
+    return AdmissionResult(patch=_patch(body, completed), warnings=warnings, request=request, gang=gang)
+
+
+def _denial(
+    pod: objects.Pod, body: Mapping[str, Any], request: requests.PodRequest, settings: Settings, own_variables: str
+) -> str:
+    """Why a pod with a valid request is refused, or an empty string."""
     if pod.spec.node_name and request.wants_gpu:
-        return AdmissionResult(
+        return (
             f"{error_codes.NODE_NAME_SET}: spec.nodeName is set, so that no scheduler chooses GPUs for the pod; remove "
             "it and write under requiredDuringSchedulingIgnoredDuringExecution of a nodeAffinity the matchFields "
             f"{{key: metadata.name, operator: In, values: [{pod.spec.node_name}]}}"
         )
     privileged = _privileged(body, request)
     if privileged and not settings.allow_privileged:
-        return AdmissionResult(
+        return (
             f"{error_codes.PRIVILEGED}: container {privileged} is privileged, so that it sees all GPUs of its node; "
             "remove securityContext.privileged or its GPU request"
         )
-    own = _own_variables(body, request)
-    if own and settings.refuse_own_variables:
-        return AdmissionResult(f"{error_codes.OWN_VARIABLES}: {own}")
-    try:
-        gang = from_objects.read_gang(pod) if request.wants_gpu else None
-        mended = _mended(body, request, settings)
-        if gang:
-            gates = mended["spec"].get("schedulingGates") or []
-            if {"name": gangs.GATE} not in gates:
-                mended["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
-    except errors.BadQuantity as bad:
-        return AdmissionResult(f"{bad.code}: {bad.sentence}")
-    warnings = (*request.warnings, *([own] if own else ()))
-    return AdmissionResult(patch=_patch(body, mended), warnings=warnings, request=request, gang=gang)
+    if own_variables and settings.refuse_own_variables:
+        return f"{error_codes.OWN_VARIABLES}: {own_variables}"
+    return ""
 
 
 def patched(body: Mapping[str, Any], verdict: AdmissionResult) -> dict[str, Any]:
@@ -107,21 +117,21 @@ def patched(body: Mapping[str, Any], verdict: AdmissionResult) -> dict[str, Any]
     return after
 
 
-def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, settings: Settings) -> dict[str, Any]:
+def _completed(body: Mapping[str, Any], request: requests.PodRequest | None, settings: Settings) -> dict[str, Any]:
     """The pod as it should be."""
-    mended: dict[str, Any] = copy.deepcopy(dict(body))
+    completed: dict[str, Any] = copy.deepcopy(dict(body))
     wants_gpu = request is not None and request.wants_gpu
-    for position, container in enumerate(_containers(mended)):
+    for position, container in enumerate(_containers(completed)):
         ask = request.containers[position] if request else None
         if ask is not None:
             _spell_out(container, ask, settings.resource_names)
         elif settings.hide_gpus:
             _set_variable(container, VISIBLE_VARIABLE, VOID)
     if wants_gpu:
-        mended["spec"]["schedulerName"] = settings.scheduler_name
-        if settings.runtime_class_name and not mended["spec"].get("runtimeClassName"):
-            mended["spec"]["runtimeClassName"] = settings.runtime_class_name
-    return mended
+        completed["spec"]["schedulerName"] = settings.scheduler_name
+        if settings.runtime_class_name and not completed["spec"].get("runtimeClassName"):
+            completed["spec"]["runtimeClassName"] = settings.runtime_class_name
+    return completed
 
 
 def _spell_out(container: dict[str, Any], ask: requests.GpuRequest, names: requests.ResourceNames) -> None:

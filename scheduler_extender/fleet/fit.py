@@ -61,22 +61,22 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPo
         assert ask is not None
         used = sums.used_beside(placement.running_beside(request, position))
         idle = ask.exclusive or policy.only_idle
-        fitting = _fitting_gpus(arrays, ask, used, accepted, idle=idle)
-        if request.numa_bind:
-            fitting = _numa_nodes_with_enough(arrays, fitting, ask.gpus)
+        fitting = _fitting_gpus(arrays, ask, used, accepted, idle=idle, numa_bind=request.numa_bind)
         enough = _count(fitting) >= ask.gpus
         failing = fits & ~enough
         if failing.any():
             reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         fits &= enough
         is_init = request.kinds[position] is allocations.Kind.INIT
-        homes = [chosen[other] for other in placement.other_phases(request, position) if other in chosen]
-        at_home = np.logical_or.reduce(homes) if homes else None
+        at_home = _any_of([chosen[other] for other in placement.other_phases(request, position) if other in chosen])
         preference = _preference(arrays, used, policy)
         chosen[position] = _chosen(arrays, request, fitting, preference, ask.gpus, at_home)
         if policy.by_links and not is_init:
             columns = np.flatnonzero(enough)
-            _choose_by_links(arrays, request, fitting, preference, ask.gpus, chosen[position], columns, at_home)
+            picked = chosen[position]
+            _choose_by_links(
+                arrays, request, ask.gpus, picked, columns, fitting=fitting, preference=preference, at_home=at_home
+            )
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -114,9 +114,7 @@ def _single(
     count = arrays.columns
     used = _now(arrays)
     idle = ask.exclusive or policy.only_idle
-    fitting = _fitting_gpus(arrays, ask, used, accepted, idle=idle)
-    if request.numa_bind:
-        fitting = _numa_nodes_with_enough(arrays, fitting, ask.gpus)
+    fitting = _fitting_gpus(arrays, ask, used, accepted, idle=idle, numa_bind=request.numa_bind)
     fits: Bools = np.logical_or.reduce(fitting, axis=0) if ask.gpus == 1 else _count(fitting) >= ask.gpus
     reasons = np.zeros(count, np.int8)
     if not fits.all():
@@ -131,7 +129,13 @@ def _single(
         picked = _chosen(arrays, request, fitting, preference, ask.gpus, None)
         if policy.by_links:  # It matters only where GPUs differ in size.
             _choose_by_links(
-                arrays, request, fitting, preference, ask.gpus, picked, np.flatnonzero(fits & arrays.mixed())
+                arrays,
+                request,
+                ask.gpus,
+                picked,
+                np.flatnonzero(fits & arrays.mixed()),
+                fitting=fitting,
+                preference=preference,
             )
         memory = (picked * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -224,14 +228,14 @@ def _memory(arrays: Arrays, ask: requests.GpuRequest) -> Ints | int:
 
 
 def _fitting_gpus(
-    arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None, *, idle: bool
+    arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None, *, idle: bool, numa_bind: bool
 ) -> Bools:
     fitting = used.memory_free >= _memory(arrays, ask)
     fitting &= used.cores_free >= max(ask.cores_percent, 1)
     fitting &= used.empty if idle else used.shareable
     if accepted is not None:
         fitting &= accepted
-    return fitting
+    return _numa_nodes_with_enough(arrays, fitting, ask.gpus) if numa_bind else fitting
 
 
 def _numa_nodes_with_enough(arrays: Arrays, fitting: Bools, gpus: int) -> Bools:
@@ -290,14 +294,19 @@ def _chosen(
     return _best(fitting, preference, gpus, at_home)
 
 
+def _any_of(masks: list[Bools]) -> Bools | None:
+    return np.logical_or.reduce(masks) if masks else None
+
+
 def _choose_by_links(
     arrays: Arrays,
     request: requests.PodRequest,
-    fitting: Bools,
-    preference: Floats,
     gpus: int,
     chosen: Bools,
     columns: Ints,
+    *,
+    fitting: Bools,
+    preference: Floats,
     at_home: Bools | None = None,
 ) -> None:
     """Choose anew in those of the columns whose GPUs have links, one by one: such nodes and requests are few."""

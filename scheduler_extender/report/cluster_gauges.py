@@ -7,13 +7,13 @@ seconds, so that scrapes cannot slow decisions down however many there are.
 import collections
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
 from scheduler_extender.decide.core import DecisionCore
-from scheduler_extender.fleet import model_stats
+from scheduler_extender.fleet import arrays, model_stats
 
 _KEEP_SECONDS = 5.0
 _LATELY = 500
@@ -90,6 +90,22 @@ class ClusterGauges(registry.Collector):
             ("hami_scheduler_nominations", ledger.nomination_count),
         ):
             made[name].add_metric((), value)
+        self._count_models(made, fleet)
+        pending = collections.Counter(
+            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
+        )
+        for reason, count in pending.items():
+            made["hami_scheduler_pods_pending"].add_metric([reason], count)
+        if not pending:
+            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
+        for namespace, held, limits in ledger.quotas.limited():
+            for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
+                if limit is not None:
+                    made["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
+                    made["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
+        return made.values()
+
+    def _count_models(self, made: Mapping[str, prometheus_core.GaugeMetricFamily], fleet: arrays.Arrays) -> None:
         for model in model_stats.by_model(fleet, self._lately()):
             values: dict[str, float | None] = {
                 "hami_scheduler_gpus": model.gpus,
@@ -104,19 +120,6 @@ class ClusterGauges(registry.Collector):
             for name, number in values.items():
                 if number is not None:
                     made[name].add_metric([model.model], number)
-        waiting = collections.Counter(
-            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
-        )
-        for reason, count in waiting.items():
-            made["hami_scheduler_pods_pending"].add_metric([reason], count)
-        if not waiting:
-            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
-        for namespace, held, limits in ledger.quotas.limited():
-            for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
-                if limit is not None:
-                    made["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
-                    made["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
-        return made.values()
 
     def _lately(self) -> dict[model_stats.ShareSize, int]:
         shapes = collections.Counter(

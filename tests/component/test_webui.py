@@ -522,7 +522,7 @@ def serving(answer: Callable[..., tuple[int, bytes]]) -> contextlib.AbstractCont
     ("status", "body", "sentence"),
     [
         (500, b"", "the extender answers 500"), (401, b"{}", "answers 401"), (200, b"<html>", "cannot be read"),
-        (200, b"", "cannot be read"), (200, b'{"nodes": 7}', "what it should not"),
+        (200, b"", "cannot be read"), (200, b'{"nodes": 7}', "cannot be read"),
         (200, b"{}", "cannot be read"),
     ],
 )  # fmt: skip

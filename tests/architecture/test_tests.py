@@ -4,6 +4,8 @@ import ast
 import pathlib
 from collections.abc import Iterator
 
+from tests import conftest
+
 TESTS = pathlib.Path(__file__).parents[1]
 
 
@@ -35,3 +37,14 @@ def test_helpers_of_all_import_no_test() -> None:
     found = [name for path in (TESTS / "support").glob("*.py") for name in imports(path) if name.startswith(folders)]
 
     assert found == []
+
+
+def test_every_mark_of_what_tests_need_is_on_some() -> None:
+    """`-m k8s` that selects nothing looks like a success."""
+    written = "".join(path.read_text() for path in TESTS.glob("*/**/test_*.py"))
+    by_folder = {
+        name for folder, names in conftest.NEEDS.items() if any((TESTS / folder).glob("test_*.py")) for name in names
+    }
+
+    assert by_folder == {"k8s", "etcd"}
+    assert {name for name in ("gpu", "slow") if f"pytest.mark.{name}" in written} == {"gpu", "slow"}

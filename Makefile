@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 4
+PYTHONS ?= 3.11 3.12 3.13
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -40,6 +41,16 @@ test: .venv/dev.stamp ## unit, model, component and architecture tests; ARGS="-m
 search: .venv/dev.stamp ## hunt at random with the property tests; ARGS="--minutes 30", ARGS="--seed N" for one round again
 	$(BIN)/python -m tests.search $(ARGS)
 
+test-pythons: .venv/dev.stamp ## the unit tests on each Python that is supported; uv finds or fetches them
+	@for version in $(PYTHONS); do \
+	    echo "=== Python $$version" && \
+	    $(BIN)/uv venv --quiet --allow-existing --python $$version build/python-$$version && \
+	    $(BIN)/uv pip install --quiet --python build/python-$$version --require-hashes \
+	        -r requirements/run.txt -r requirements/dev.txt && \
+	    build/python-$$version/bin/python -m pytest tests/unit -q -p no:schemathesis \
+	        --numprocesses $(WORKERS) --dist loadscope $(ARGS) || exit 1; \
+	done
+
 soak-model: .venv/dev.stamp ## 500,000 random steps of the extender's books; ARGS="--seed N" for one walk again
 	$(BIN)/python -m tests.model.walk --steps 500000 $(ARGS)
 
@@ -60,7 +71,7 @@ protos: .venv/dev.stamp ## generate the code of the kubelet's wire formats
 	    --mypy_out=quiet:. --mypy_grpc_out=quiet:. protos/deviceplugin/v1beta1/api.proto protos/podresources/v1/api.proto
 
 e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet and containerd (built once into a cache)
-	$(BIN)/python -m pytest tests/e2e -v $(ARGS)
+	$(BIN)/python -m pytest tests/e2e -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)
 
 observability: .venv/dev.stamp ## a story on real processes under a real Prometheus: alerts, series, dashboards
 	$(BIN)/python -m pytest tests/observability -v -s $(ARGS)
@@ -104,4 +115,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test search soak-model fix check protos e2e observability webui chart images dist release gpu-check bench docs site docs-test lock ci
+.PHONY: help setup demo test search test-pythons soak-model fix check protos e2e observability webui chart images dist release gpu-check bench docs site docs-test lock ci

@@ -114,7 +114,7 @@ GPUS_WIDE_ONLY = ("ISOLATION",)
 
 
 def _isolation(gpu: read_api_types.Gpu) -> str:
-    """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not say."""
+    """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not report."""
     return gpu.mode or "unknown"
 
 

@@ -2,10 +2,12 @@
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 import hypothesis
 import pytest
+import structlog
 import xdist.scheduler
 
 HERE = pathlib.Path(__file__).parent
@@ -20,6 +22,13 @@ _BOTH = hypothesis.settings(
 hypothesis.settings.register_profile("test", _BOTH, derandomize=True)
 hypothesis.settings.register_profile("search", _BOTH, derandomize=False, max_examples=1000)
 hypothesis.settings.load_profile("test")
+# rich, which structlog takes where it is installed, needs seconds for the traceback of a page with long names.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+    ]
+)
 pytest.register_assert_rewrite("tests.contracts")  # So that a failure there says what was compared, too.
 
 
@@ -34,18 +43,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+REAL_NODE = re.compile(r"from tests\.e2e import .*\b(gpu_node|installed_chart)\b")
+
+
 class Scheduler(xdist.scheduler.LoadScopeScheduling):  # type: ignore[misc]  # It has no types.
-    """Gives each worker one test after the other, but all tests of a module that has a fixture of its own to one."""
+    """Gives each worker one test after the other; tests that share something go to one worker together."""
 
     def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return path if has_fixture_of_module(path) else nodeid
+        return shared_by(nodeid.partition("::")[0]) or nodeid
 
 
 @functools.cache
-def has_fixture_of_module(path: str) -> bool:
-    """Return whether a file makes something once for all of its tests."""
-    return 'scope="module"' in (HERE.parent / path).read_text()
+def shared_by(path: str) -> str:
+    """Return what the tests of a file share: a fixture of their module, or the machine on which a real kubelet runs."""
+    text = (HERE.parent / path).read_text()
+    if REAL_NODE.search(text):
+        return "real node"
+    return path if 'scope="module"' in text else ""
 
 
 @pytest.hookimpl(optionalhook=True)

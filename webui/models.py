@@ -1,4 +1,4 @@
-"""What is on each page, as plain values: for templates and for the JSON API, which shows them as they are. Pure."""
+"""What each page shows, as plain values: for templates, and for the JSON API, which answers them as they are. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

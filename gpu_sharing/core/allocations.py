@@ -39,7 +39,7 @@ class Share(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """What is promised of one GPU."""
+    """What is allocated of one GPU."""
 
     slots: int = 0
     memory_mib: int = 0

@@ -27,7 +27,7 @@ class Gang(NamedTuple):
 
     name: str
     size: int
-    """How many pods that ask for GPUs it has, at least 1; 0 where its pod group says how many it has at least."""
+    """How many pods that request GPUs it has, at least 1; 0 where its pod group says how many it has at least."""
     owner: str = ""
     """UID of the pod's controller, such as its Job; another run has another."""
     group: str = ""

@@ -74,7 +74,7 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolic
     there it costs nothing, because a pod books the most of its phases for its life.
 
     Args:
-        request: What the pod asks for.
+        request: What the pod requests.
         node: The node, with everything counted that this pod must not take.
         policy: Which of several fitting GPUs to prefer.
     """
@@ -111,7 +111,7 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolic
 def _fit_instances(
     request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy
 ) -> Placement | rejections.Rejection:
-    """The same on GPUs in MIG mode: an instance for each GPU asked for, of which one GPU may give several.
+    """The same on GPUs in MIG mode: an instance for each GPU requested, of which one GPU may give several.
 
     All containers count as running together, because an instance is made for one container and not handed on. A GPU
     that has an instance of just the size comes before one that would have to give a larger one.
@@ -201,7 +201,7 @@ def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:
 
 
 def steps(request: requests.PodRequest) -> list[int]:
-    """The containers that ask for GPUs, by position, in the order in which they are placed: the larger phase first."""
+    """The containers that request GPUs, by position, in the order in which they are placed: the larger phase first."""
     return _order(request)
 
 
@@ -229,7 +229,7 @@ def _order(request: requests.PodRequest) -> list[int]:
 
 
 def _asks_more(ask: requests.GpuRequest, others: Sequence[requests.GpuRequest]) -> bool:
-    """Whether a container asks for at least as much as others together, whatever the size of the GPU.
+    """Whether a container requests at least as much as others together, whatever the size of the GPU.
 
     MiB and percent do not compare, except that 100 percent is all there is.
     """
@@ -286,7 +286,7 @@ def _has_memory(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
 
 
 def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
-    """A container without a cores limit needs some compute too, so a GPU whose cores are all promised is full."""
+    """A container without a cores limit needs some compute too, so a GPU whose cores are all allocated is full."""
     return state.allocated.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
 
 
@@ -324,10 +324,10 @@ def _why_not(
     room: _Stages,
     last: Reason,
 ) -> rejections.Rejection:
-    """The first stage that leaves fewer GPUs than asked for, with what the GPUs left could give at best.
+    """The first stage that leaves fewer GPUs than requested, with what the GPUs left could give at best.
 
     Args:
-        ask: What a container asks for.
+        ask: What a container requests.
         selectors: Which GPUs it accepts.
         states: The node's GPUs.
         room: The stages after those that have nothing to do with what is free.

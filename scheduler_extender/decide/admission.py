@@ -1,7 +1,7 @@
-"""What the admission webhook says of a pod that is being created: refused with a sentence, or mended. Pure.
+"""The review of a pod that is being created: refused with a reason, or completed with defaults. Pure.
 
-A mistake shows in `kubectl apply` then, and not minutes later in an event. Nothing here is needed for a right
-placement: filter and bind read requests by the same rules, so that a pod that came past the webhook fares the same.
+A mistake shows in `kubectl apply` then, and not minutes later in an event. Placement does not depend on it: filter and
+bind read requests by the same rules, so that a pod that was created without the webhook is treated alike.
 
 Source: HAMi v2.10, `pkg/scheduler/webhook.go`, for what is set and what is denied.
 """
@@ -38,7 +38,7 @@ class AdmissionResult:
     warnings: tuple[str, ...] = ()
     """What the user should know, as `kubectl` prints it."""
     request: requests.PodRequest | None = None
-    """What it asks for, where the pod is ours."""
+    """What the pod requests, where it is scheduled by us."""
     gang: gangs.Gang | None = None
 
 
@@ -63,7 +63,7 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == settings.scheduler_name or (scheduler == DEFAULT_SCHEDULER and settings.force_overwrite)
     if not ours:
-        text = f"the pod asks for GPUs, but its schedulerName {scheduler} is not {settings.scheduler_name}"
+        text = f"the pod requests GPUs, but its schedulerName {scheduler} is not {settings.scheduler_name}"
         return AdmissionResult(warnings=(f"{text}: it will get none that are shared",))
     if isinstance(request, requests.InvalidRequest):
         return AdmissionResult(f"{request.code}: {request.sentence}")
@@ -125,7 +125,7 @@ def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, settin
 
 
 def _spell_out(container: dict[str, Any], ask: requests.GpuRequest, names: requests.ResourceNames) -> None:
-    """Write into a container what it asks for by being silent."""
+    """Write into a container the defaults of what it does not set."""
     resources = container["resources"] = dict(container.get("resources") or {})
     asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     implied = {names.count: str(ask.gpus), **({names.cores: str(ask.cores_percent)} if ask.cores_percent else {})}
@@ -152,7 +152,7 @@ def _containers(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _privileged(body: Mapping[str, Any], request: requests.PodRequest) -> str:
-    """The first container that asks for a GPU and is privileged."""
+    """The first container that requests a GPU and is privileged."""
     for container, ask in zip(_containers(body), request.containers, strict=True):
         if ask and (container.get("securityContext") or {}).get("privileged"):
             return str(container.get("name", ""))
@@ -160,7 +160,7 @@ def _privileged(body: Mapping[str, Any], request: requests.PodRequest) -> str:
 
 
 def _own_variables(body: Mapping[str, Any], request: requests.PodRequest) -> str:
-    """Say which variables of the device plugin a container with GPUs sets itself; empty where none does."""
+    """Return which variables of the device plugin a container with GPUs sets itself, as a sentence; empty for none."""
     for container, ask in zip(_containers(body), request.containers, strict=True):
         names = variables.given(str(one.get("name", "")) for one in container.get("env") or ()) if ask else []
         if names:

@@ -117,7 +117,7 @@ def test_containers_of_one_pod_are_counted_against_each_other() -> None:
     assert isinstance(fit(request, node(state(0), state(1))), placement.Placement)
 
 
-@settings(max_examples=searching.examples(300))
+@settings(max_examples=searching.examples(150))
 @given(builders.node_states("n"), builders.pod_requests(), builders.gpu_policies)
 def test_what_fits_never_oversubscribes_a_gpu(
     where: placement.NodeState, request: requests.PodRequest, policy: policies.GpuPolicy

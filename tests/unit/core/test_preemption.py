@@ -120,7 +120,7 @@ def crowds(draw: st.DrawFn) -> list[preemption.Victim]:
     ]
 
 
-@settings(max_examples=searching.examples(200))
+@settings(max_examples=searching.examples(100))
 @given(crowds(), st.sampled_from([1, 1, 2]), st.sampled_from([4_000, 9_000, 15_000]), st.sampled_from([3, 10]))
 def test_no_set_is_better(pods: list[preemption.Victim], count: int, memory_mib: int, slots: int) -> None:
     """Compared with every set there is, on a node that has not more containers than slots."""

@@ -19,7 +19,7 @@ def table(nodes: list[placement.NodeState]) -> arrays.Arrays:
     return made
 
 
-@settings(max_examples=searching.examples(300))
+@settings(max_examples=searching.examples(150))
 @given(
     st.tuples(*(builders.node_states(name) for name in "abc")),
     builders.pod_requests(),

@@ -41,7 +41,7 @@ def apply(ledger: Ledger, kind: str, value: object) -> None:
     }[kind](value)  # type: ignore[operator]
 
 
-@settings(max_examples=searching.examples(200))
+@settings(max_examples=searching.examples(100))
 @given(st.lists(changes(), max_size=12), builders.pod_requests(), builders.gpu_policies)
 def test_a_remembered_shape_answers_as_a_fresh_look_does(
     history: list[tuple[str, object]], request: requests.PodRequest, policy: policies.GpuPolicy

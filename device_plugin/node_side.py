@@ -174,7 +174,7 @@ class NodeSide:
     def _set_backends(self) -> None:
         settings = self._settings
         self.node.backends = table.build(
-            backend.Settings(
+            backend.BackendSettings(
                 hook_path=settings.hook_path,
                 disable_core_limit=settings.disable_core_limit,
                 mps_root=settings.mps_root,

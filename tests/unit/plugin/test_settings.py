@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from device_plugin import settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import table
-from device_plugin.isolation.backend import Settings
+from device_plugin.isolation.backend import BackendSettings
 from device_plugin.node import inventory
 from gpu_sharing.core import errors, gpus, health, identifiers, mig, records
 from tests.unit.plugin.test_isolation import INSTANCE, A, B, device
 
-BACKENDS = table.build(Settings())
+BACKENDS = table.build(BackendSettings())
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -132,7 +132,7 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
 
     def offered(isolation: str) -> gpus.Gpu:
         sharing = settings.Sharing(20, isolation=isolation)
-        backends = BACKENDS if isolation == "auto" else table.build(Settings(create_instance=create))
+        backends = BACKENDS if isolation == "auto" else table.build(BackendSettings(create_instance=create))
         (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, backends=backends)
         return gpu
 

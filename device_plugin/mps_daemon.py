@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     """
     given = node_flags.read(
         "python -m device_plugin.mps_daemon", "Runs NVIDIA's MPS control daemon for the GPUs of one node.", HELP,
-        arguments, environment, switches=("mount",),
+        arguments, environment=environment, switches=("mount",),
     )  # fmt: skip
     default = Settings(node_name="")
     return Settings(

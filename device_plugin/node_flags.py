@@ -69,6 +69,11 @@ class NodeFlags:
         """Return a file or folder; None where none is set."""
         return flags.path(self.text(name))
 
+    def paths(self, name: str, default: tuple[pathlib.Path, ...]) -> tuple[pathlib.Path, ...]:
+        """Return files or folders, which commas separate."""
+        text = self.text(name)
+        return tuple(map(pathlib.Path, text.split(","))) if text else default
+
     def address(self, name: str, default: flags.Address) -> flags.Address:
         """Return where a listener binds. Raises `SettingsError`."""
         return flags.address(f"--{name}", self.text(name), default)
@@ -107,8 +112,8 @@ def read(
     description: str,
     help_texts: Mapping[str, str],
     arguments: Sequence[str],
-    environment: Mapping[str, str] | None,
     *,
+    environment: Mapping[str, str] | None,
     switches: Collection[str] = (),
 ) -> NodeFlags:
     """Read a command line.

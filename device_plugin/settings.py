@@ -176,18 +176,17 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         "GPU sharing's device plugin: allocates shares of GPUs to containers, and reports the health of GPUs.",
         HELP,
         arguments,
-        environment,
+        environment=environment,
         switches=SWITCHES,
     )
     default = Settings()
     overrides, unknown_xids = xids.read_overrides(
         given.environment.get("DP_DISABLE_HEALTHCHECKS", ""), given.environment.get("DP_ENABLE_HEALTHCHECKS", "")
     )
-    host_dirs = given.text("host-cdi-dirs")
     return Settings(
         **given.service_settings(),
         cdi_dir=given.path("cdi-dir", default.cdi_dir),
-        host_cdi_dirs=tuple(map(pathlib.Path, host_dirs.split(","))) if host_dirs else default.host_cdi_dirs,
+        host_cdi_dirs=given.paths("host-cdi-dirs", default.host_cdi_dirs),
         sharing=_sharing(given),
         config_file=given.optional_path("config-file"),
         identity=given.one_of("identity", IDENTITIES, "auto"),

@@ -23,7 +23,7 @@ class CannotIsolate(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class BackendSettings:
     """How the backends work."""
 
     hook_path: pathlib.Path = pathlib.Path("/usr/local")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
 from device_plugin.isolation.assignment import Assignment
-from device_plugin.isolation.backend import Settings
+from device_plugin.isolation.backend import BackendSettings
 from gpu_sharing.core import error_codes, mig
 
 NAME = "none"
@@ -17,7 +17,7 @@ class TimeSlicing:
     unavailable_code: error_codes.Code | None = None
     conflict_code: error_codes.Code | None = None
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BackendSettings) -> None:
         self._settings = settings
 
     def problem(self) -> str:

@@ -48,7 +48,10 @@ class Monitor:
         self._pod_watch = pods.watch(client, settings.node_name, self._pods)
         self._driver = DriverThreads(connect, settings.nvml_timeout_seconds)
         self._metrics = collector.Metrics(lambda: self._view, compatible=settings.compatible)
-        self._sampler = Sampler(self._driver, settings.proc_dir, settings.hook_path, self._pods, self._metrics)
+        self._sampler = Sampler(
+            driver=self._driver, proc=settings.proc_dir, hook_path=settings.hook_path, pods=self._pods,
+            metrics=self._metrics,
+        )  # fmt: skip
         client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(settings.kubelet_dir, settings.resource_names.count)
         self._namespace_problem = pid_namespace.problem(settings.proc_dir)
@@ -163,16 +166,16 @@ class Monitor:
         if shown != self._shown:
             instances = {(device.uuid, one.start): one.uuid for device in sampler.devices for one in device.migs}
             fresh = {uuid: sample for uuid, sample in sampler.samples.items() if uuid not in stale}
-            joined = share_usage.usage_of_shares(
+            usage = share_usage.usage_of_shares(
                 self._pods.by_uid.values(),
                 self._settings.resource_names,
                 fresh,
                 instances,
-                lambda pod, container: sampler.regions.get((pod.uid, container), {}),
+                region_of=lambda pod, container: sampler.regions.get((pod.uid, container), {}),
                 sees_processes=not self._namespace_problem,
             )
             self._view = collector.MonitorView(
-                self._settings.node_name, sampler.devices, self._offered, sampler.samples, stale, joined,
+                self._settings.node_name, sampler.devices, self._offered, sampler.samples, stale, usage,
                 sampler.region_states, self._without_record, self._started_at,
             )  # fmt: skip
             self._text = self._metrics.exposition(accept)

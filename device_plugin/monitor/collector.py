@@ -66,6 +66,9 @@ COMPATIBLE = {
 """Those of HAMi v2.10."""
 
 
+Families = Mapping[str, prometheus_core.GaugeMetricFamily]
+
+
 @dataclass(frozen=True, slots=True)
 class MonitorView:
     """The values of one scrape."""
@@ -78,7 +81,7 @@ class MonitorView:
     """Latest sample of each GPU."""
     stale: frozenset[identifiers.GpuUuid] = frozenset()
     """GPUs whose latest sample is too old, or that never had one."""
-    joined: share_usage.NodeUsage = field(default_factory=lambda: share_usage.NodeUsage((), {}))
+    usage: share_usage.NodeUsage = field(default_factory=lambda: share_usage.NodeUsage((), {}))
     region_states: Mapping[str, int] = field(default_factory=dict)
     without_record: int | None = None
     """None while the kubelet does not answer."""
@@ -106,71 +109,58 @@ class Gauges(registry.Collector):
         for device in view.devices:
             self._gpu(families, view, device)
         by_device: dict[tuple[str, ...], list[share_usage.ShareUsage]] = {}
-        for one in view.joined.slices:
+        for one in view.usage.shares:
             by_device.setdefault((one.pod, one.namespace, one.gpu, one.container), []).append(one)
         for labels, parts in by_device.items():
-            self._slice(families, labels, parts)
+            self._share(families, labels, parts)
         for state, count in view.region_states.items():
             families["hami_monitor_shared_regions"].add_metric([state], count)
         if view.without_record is not None:
             families["hami_monitor_containers_without_record"].add_metric([view.node], view.without_record)
         return families.values()
 
-    def _gpu(
-        self, families: Mapping[str, prometheus_core.GaugeMetricFamily], view: MonitorView, device: gpu_source.Device
-    ) -> None:
+    def _gpu(self, families: Families, view: MonitorView, device: gpu_source.Device) -> None:
+        """Add the series of one GPU."""
         labels = (view.node, device.uuid)
-        mine = [one for one in view.joined.slices if one.gpu == device.uuid]
-        allocated = view.joined.allocated.get(device.uuid, allocations.NOTHING)
-        promised, cores, containers = allocated.memory_mib << 20, allocated.cores_percent, allocated.slots
-        offered = view.offered.get(device.uuid)
-        total = None if device.memory_mib is None else device.memory_mib << 20
-        promisable = offered.memory_mib << 20 if offered else total
-        sample = view.samples.get(device.uuid)
-        stale = device.uuid in view.stale
-        values: dict[str, float | None] = {
-            "hami_gpu_memory_total_bytes": total,
-            "hami_gpu_allocatable_memory_bytes": promisable,
-            "hami_gpu_allocated_memory_bytes": promised,
-            "hami_gpu_allocated_cores_percent": cores,
-            "hami_gpu_containers": containers,
-            "hami_monitor_gpu_stale": stale,
-            "hami_monitor_sample_age_seconds": self._clock() - (sample.taken_at if sample else view.started_at),
-        }
+        sample = None if device.uuid in view.stale else view.samples.get(device.uuid)
         measured: dict[str, float | None] = {}
-        if sample and not stale:
-            usage = sample.usage
+        if sample:
+            usage, unattributed = sample.usage, view.usage.unattributed_bytes.get(device.uuid)
             measured = {
                 "hami_gpu_memory_used_bytes": usage.memory_used_bytes,
                 "hami_gpu_utilization_percent": usage.utilization_percent,
                 "hami_gpu_temperature_celsius": usage.temperature_celsius,
                 "hami_gpu_power_watts": usage.power_watts,
+                "hami_monitor_unattributed_bytes": unattributed,
             }
-            values["hami_gpu_memory_total_bytes"] = usage.memory_total_bytes or total
-            values["hami_monitor_unattributed_bytes"] = view.joined.unattributed_bytes.get(device.uuid)
-            for quantity, missing in _unmeasured(usage, mine, values["hami_monitor_unattributed_bytes"]).items():
+            shares = [share for share in view.usage.shares if share.gpu == device.uuid]
+            for quantity, missing in _unmeasured(usage, shares, unattributed).items():
                 families["hami_monitor_unmeasured"].add_metric((*labels, quantity), missing)
-        for name, value in (values | measured).items():
-            if value is not None:
-                families[name].add_metric(labels, value)
+        known = self._known(view, device)
+        if sample and sample.usage.memory_total_bytes:
+            known["hami_gpu_memory_total_bytes"] = sample.usage.memory_total_bytes
+        _add(families, labels, known | measured)
         if self._compatible:
-            known = (view.node, device.uuid, str(device.index), device.name)
-            ratios: dict[str, float | None] = {
-                "hami_gpu_memory_limit_bytes": promisable,
-                "hami_gpu_shared_count": containers,
-                "hami_gpu_core_allocated_ratio": cores,
-                "hami_node_gpu_memory_allocated_ratio": promised / promisable if promisable else 0,
-                "hami_host_gpu_memory_used_bytes": measured.get("hami_gpu_memory_used_bytes"),
-                "hami_host_gpu_utilization_ratio": measured.get("hami_gpu_utilization_percent"),
-            }
-            families["hami_gpu_memory_allocated_bytes"].add_metric((*known, str(cores)), promised)
-            for name, value in ratios.items():
-                if value is not None:
-                    families[name].add_metric(known, value)
+            _add_compatible_gpu(families, view.node, device, known | measured)
 
-    def _slice(
+    def _known(self, view: MonitorView, device: gpu_source.Device) -> dict[str, float | None]:
+        """Return the values of a GPU that need no sample."""
+        total = None if device.memory_mib is None else device.memory_mib << 20
+        offered, sample = view.offered.get(device.uuid), view.samples.get(device.uuid)
+        allocated = view.usage.allocated.get(device.uuid, allocations.NOTHING)
+        return {
+            "hami_gpu_memory_total_bytes": total,
+            "hami_gpu_allocatable_memory_bytes": offered.memory_mib << 20 if offered else total,
+            "hami_gpu_allocated_memory_bytes": allocated.memory_mib << 20,
+            "hami_gpu_allocated_cores_percent": allocated.cores_percent,
+            "hami_gpu_containers": allocated.slots,
+            "hami_monitor_gpu_stale": device.uuid in view.stale,
+            "hami_monitor_sample_age_seconds": self._clock() - (sample.taken_at if sample else view.started_at),
+        }
+
+    def _share(
         self,
-        families: Mapping[str, prometheus_core.GaugeMetricFamily],
+        families: Families,
         labels: tuple[str, ...],
         parts: Sequence[share_usage.ShareUsage],
     ) -> None:
@@ -193,6 +183,35 @@ class Gauges(registry.Collector):
                 families["hami_vgpu_memory_used_bytes"].add_metric(known, one.used_bytes)
             if one.utilization_percent is not None:
                 families["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
+
+
+def _add(families: Families, labels: Sequence[str], values: Mapping[str, float | None]) -> None:
+    """Add the values that are known to series with these labels."""
+    for name, value in values.items():
+        if value is not None:
+            families[name].add_metric(labels, value)
+
+
+def _add_compatible_gpu(
+    families: Families, node: str, device: gpu_source.Device, values: Mapping[str, float | None]
+) -> None:
+    """Add the series of one GPU that HAMi's dashboard queries."""
+    labels = (node, device.uuid, str(device.index), device.name)
+    allocated, allocatable = values["hami_gpu_allocated_memory_bytes"] or 0, values["hami_gpu_allocatable_memory_bytes"]
+    cores = values["hami_gpu_allocated_cores_percent"]
+    families["hami_gpu_memory_allocated_bytes"].add_metric((*labels, str(cores)), allocated)
+    _add(
+        families,
+        labels,
+        {
+            "hami_gpu_memory_limit_bytes": allocatable,
+            "hami_gpu_shared_count": values["hami_gpu_containers"],
+            "hami_gpu_core_allocated_ratio": cores,
+            "hami_node_gpu_memory_allocated_ratio": allocated / allocatable if allocatable else 0,
+            "hami_host_gpu_memory_used_bytes": values.get("hami_gpu_memory_used_bytes"),
+            "hami_host_gpu_utilization_ratio": values.get("hami_gpu_utilization_percent"),
+        },
+    )
 
 
 class Metrics(metrics_registry.Series):

@@ -45,6 +45,7 @@ class Sampler:
 
     def __init__(
         self,
+        *,
         driver: DriverThreads,
         proc: pathlib.Path,
         hook_path: pathlib.Path,

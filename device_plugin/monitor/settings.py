@@ -78,7 +78,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         "GPU sharing's monitor: the use of the node's GPUs, in total and by container, for Prometheus.",
         HELP,
         arguments,
-        environment,
+        environment=environment,
     )
     settings = Settings(
         **given.service_settings(),

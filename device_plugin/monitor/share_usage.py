@@ -1,11 +1,11 @@
 """Joins the driver's list of processes with the records of their pods: what each share uses. Pure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from device_plugin.driver import gpu_source
 from device_plugin.monitor import cgroups, shared_region
-from device_plugin.node import api_objects
+from device_plugin.node.api_objects import Pod
 from gpu_sharing.core import allocations, errors, identifiers, records, requests
 
 _DRIVERS_OWN_BYTES, _DRIVERS_OWN_PERCENT = 1 << 30, 2
@@ -68,30 +68,30 @@ Region = Mapping[identifiers.GpuUuid, shared_region.Counted]
 class NodeUsage:
     """All shares of a node, and the memory that belongs to none."""
 
-    slices: tuple[ShareUsage, ...]
+    shares: tuple[ShareUsage, ...]
     unattributed_bytes: Mapping[identifiers.GpuUuid, int]
     """Memory of processes without a share: of the host, of pods without a record, or of containers not known yet.
     Without the GPUs whose processes are not known."""
     allocated: Mapping[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
-    """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
+    """What pods hold of each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
 
 
 def usage_of_shares(
-    pods: Iterable[api_objects.Pod],
+    pods: Iterable[Pod],
     names: requests.ResourceNames,
     samples: Mapping[identifiers.GpuUuid, Sample],
     instances: Mapping[tuple[identifiers.GpuUuid, int], str],
-    region_of: Callable[[api_objects.Pod, str], Region],
     *,
+    region_of: Callable[[Pod, str], Region],
     sees_processes: bool = True,
 ) -> NodeUsage:
     """Return the use of every share of the node.
 
     Args:
         pods: The pods of the node.
-        names: Under which names containers ask.
+        names: The resource names under which containers request GPUs.
         samples: The latest sample of each GPU that is not stale.
-        instances: The UUID of each MIG instance, by GPU and first memory slice.
+        instances: The UUID of each MIG instance, by GPU and first MIG slice.
         region_of: Counts of a container's library; empty where it has none. The tenant can write them, so the driver's
             values come first.
         sees_processes: Whether this process is in the host's PID namespace; otherwise the driver lists no processes.
@@ -99,38 +99,54 @@ def usage_of_shares(
     all_pods = list(pods)
     processes = _by_container(all_pods, samples) if sees_processes else {}
     attributed: set[tuple[identifiers.GpuUuid, int]] = set()
-    found = []
-    for pod in all_pods:
+    usages = []
+    for pod, container, place, share, mig in _recorded_shares(all_pods, names):
+        mine = processes.get((pod.uid, container, share.uuid), ())
+        attributed |= {(share.uuid, process.pid) for process in mine}
+        sample = samples.get(share.uuid)
+        used, busy = None, None
+        if sample is not None and mig is not None:
+            instance = mig.mig_uuid or instances.get((share.uuid, mig.start), "")
+            used = sample.usage.mig_used_bytes.get(instance)
+        elif sample is not None:
+            complete = sees_processes and sample.lists_all_processes
+            used, busy = _used(mine, region_of(pod, container).get(share.uuid), complete=complete)
+        usages.append(
+            ShareUsage(
+                pod.metadata.namespace, pod.metadata.name, container, place, share.uuid,
+                share.memory_mib << 20, share.cores_percent, used, busy,
+            )
+        )  # fmt: skip
+    unattributed = _unattributed(samples, attributed) if sees_processes else {}
+    return NodeUsage(tuple(usages), unattributed, _allocated(all_pods, names))
+
+
+def _recorded_shares(
+    pods: Iterable[Pod], names: requests.ResourceNames
+) -> Iterator[tuple[Pod, str, int, allocations.Share, records.MigShare | None]]:
+    """Yield each share of each container: its pod, the container's name, its position, and its MIG instance."""
+    for pod in pods:
         for position, container in enumerate(pod.all_containers):
+            migs = records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position)
             for place, share in enumerate(_shares(pod, names, position)):
-                mine = processes.get((pod.uid, container.name, share.uuid), ())
-                attributed |= {(share.uuid, one.pid) for one in mine}
-                sample = samples.get(share.uuid)
-                migs = records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position)
-                if sample is None:
-                    used, busy = None, None
-                elif place < len(migs):
-                    instance = migs[place].mig_uuid or instances.get((share.uuid, migs[place].start), "")
-                    used, busy = sample.usage.mig_used_bytes.get(instance), None
-                else:
-                    complete = sees_processes and sample.lists_all_processes
-                    used, busy = _used(mine, region_of(pod, container.name).get(share.uuid), complete=complete)
-                found.append(
-                    ShareUsage(
-                        pod.metadata.namespace, pod.metadata.name, container.name, place, share.uuid,
-                        share.memory_mib << 20, share.cores_percent, used, busy,
-                    )
-                )  # fmt: skip
-    strangers = {
-        uuid: sum(one.memory_bytes or 0 for one in sample.usage.processes if (uuid, one.pid) not in attributed)
+                yield pod, container.name, place, share, migs[place] if place < len(migs) else None
+
+
+def _unattributed(
+    samples: Mapping[identifiers.GpuUuid, Sample], attributed: Container[tuple[identifiers.GpuUuid, int]]
+) -> dict[identifiers.GpuUuid, int]:
+    """Return the memory of processes that belong to no share, by GPU."""
+    return {
+        uuid: sum(
+            process.memory_bytes or 0 for process in sample.usage.processes if (uuid, process.pid) not in attributed
+        )
         for uuid, sample in samples.items()
-        if sees_processes and sample.usage.lists_processes
+        if sample.usage.lists_processes
     }
-    return NodeUsage(tuple(found), strangers, _allocated(all_pods, names))
 
 
 def _allocated(
-    all_pods: Iterable[api_objects.Pod], names: requests.ResourceNames
+    all_pods: Iterable[Pod], names: requests.ResourceNames
 ) -> dict[identifiers.GpuUuid, allocations.Allocation]:
     together: dict[identifiers.GpuUuid, allocations.Allocation] = {}
     for pod in all_pods:
@@ -139,7 +155,7 @@ def _allocated(
     return together
 
 
-def _shares(pod: api_objects.Pod, names: requests.ResourceNames, position: int) -> Sequence[allocations.Share]:
+def _shares(pod: Pod, names: requests.ResourceNames, position: int) -> Sequence[allocations.Share]:
     try:
         shares = pod.shares(names)
     except errors.CorruptRecord:
@@ -148,7 +164,7 @@ def _shares(pod: api_objects.Pod, names: requests.ResourceNames, position: int) 
 
 
 def _by_container(
-    all_pods: Sequence[api_objects.Pod], samples: Mapping[identifiers.GpuUuid, Sample]
+    all_pods: Sequence[Pod], samples: Mapping[identifiers.GpuUuid, Sample]
 ) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
     """Return the processes of each container on each GPU."""
     names = {uid: dict(_container_names(pod)) for pod in all_pods for uid in (pod.uid,)}
@@ -162,7 +178,7 @@ def _by_container(
     return found
 
 
-def _container_names(pod: api_objects.Pod) -> Iterator[tuple[str, str]]:
+def _container_names(pod: Pod) -> Iterator[tuple[str, str]]:
     for status in pod.all_statuses:
         yield status.container_id.rpartition("/")[2], status.name
 

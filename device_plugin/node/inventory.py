@@ -43,6 +43,7 @@ def offered_gpus(
     states: Mapping[identifiers.GpuUuid, health.Health],
     modes: Mapping[identifiers.GpuUuid, str],
     sharing: settings.Sharing,
+    *,
     backends: Mapping[str, Backend],
 ) -> tuple[gpus.Gpu, ...]:
     """Return what the node offers: the GPUs that are not hidden, and whose memory is known."""
@@ -79,6 +80,7 @@ def annotations(
     states: Mapping[identifiers.GpuUuid, health.Health],
     links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]],
     agent: str,
+    *,
     problems: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the node's annotations.

@@ -6,7 +6,7 @@ import pytest
 
 from device_plugin import settings
 from device_plugin.isolation import table
-from device_plugin.isolation.backend import Backend, Settings
+from device_plugin.isolation.backend import Backend, BackendSettings
 from gpu_sharing.core import error_codes
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -20,7 +20,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def test_a_backend_has_all_that_the_plugin_calls(name: str, tmp_path: pathlib.Path) -> None:
     """A backend that lacks a method fails here, and not when the first container starts."""
-    backend = table.build(Settings(hook_path=tmp_path, mps_root=tmp_path))[name]
+    backend = table.build(BackendSettings(hook_path=tmp_path, mps_root=tmp_path))[name]
     members = {member for member in vars(Backend) if not member.startswith("_")}
 
     assert {member for member in members if not hasattr(backend, member)} == set()
@@ -33,7 +33,7 @@ def test_a_backend_has_all_that_the_plugin_calls(name: str, tmp_path: pathlib.Pa
 
 def test_a_backends_codes_say_what_to_do(name: str, tmp_path: pathlib.Path) -> None:
     """A node whose backend is not available shows a code, and `hamictl doctor` its remedy."""
-    backend = table.build(Settings(hook_path=tmp_path, mps_root=tmp_path))[name]
+    backend = table.build(BackendSettings(hook_path=tmp_path, mps_root=tmp_path))[name]
 
     if backend.problem():
         assert backend.unavailable_code is not None

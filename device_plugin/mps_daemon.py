@@ -111,7 +111,7 @@ class Driver(Protocol):
     """The calls of the driver that the daemon needs."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
-        """Return the GPUs."""
+        """Return the GPUs that the driver shows."""
 
     def compute_mode(self, uuid: str) -> int:
         """Return the compute mode of a GPU, as NVML numbers it."""

@@ -389,7 +389,7 @@ def _unbound(pod: objects.Pod) -> dict[str, Any]:
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """One row a pod."""
+    """Return one row a pod for a table."""
     return [
         {
             "POD": one.pod,

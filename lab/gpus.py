@@ -12,7 +12,7 @@ _NAMESPACE = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of GPU."""
+    """A GPU model that fake nodes have."""
 
     type: str
     """Product name in the form that inventories carry."""

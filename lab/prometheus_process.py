@@ -36,7 +36,7 @@ class Target:
 
 
 class Prometheus:
-    """A running one."""
+    """A running Prometheus, by its URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url

@@ -15,7 +15,7 @@ _EXTENDER = 'job="hami-scheduler", instance="e1"'
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One rule."""
+    """One alerting rule and its runbook."""
 
     name: str
     expression: str

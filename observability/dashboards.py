@@ -20,7 +20,7 @@ NAMESPACE = f'{CLUSTER}, namespace=~"$namespace"'
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel."""
+    """One panel of a dashboard."""
 
     title: str
     kind: str
@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """One dashboard."""
+    """One Grafana dashboard and its panels."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""Who views the pages, and which pods they may see.
+"""Users of the pages: how they are identified, and which pods they may see.
 
 With `kubernetes` the API server names the bearer of a token, who sees the pods of the namespaces in which they may list
 pods. Tokens stay in the memory of this process: the browser has a random number instead.
@@ -29,7 +29,7 @@ _IDLE_SECONDS = 8 * 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """An admitted user."""
+    """An admitted user and what they may see."""
 
     name: str = ""
     """Empty where users are not identified."""
@@ -136,7 +136,7 @@ class Sessions:
             return token
 
     def end(self, number: str) -> None:
-        """Sign out."""
+        """End a session: its token is forgotten."""
         with self._lock:
             self._tokens.pop(number, None)
 

@@ -170,7 +170,7 @@ class Source:
         threading.Thread(target=self._run, name="source", daemon=True).start()
 
     def refresh(self) -> None:
-        """Read once."""
+        """Read the cluster and its measurements once."""
         try:
             found = snapshots.Snapshot(self._extender.nodes(), self._extender.pods(), self._clock(), self._measured())
             view = views.view(found)  # Computed here, so that no request waits for it.

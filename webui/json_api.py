@@ -18,7 +18,7 @@ class JsonApi:
         self._seen = seen
 
     def blueprint(self) -> flask.Blueprint:
-        """Return the routes."""
+        """Return the routes under `/api/v1`."""
         routes = flask.Blueprint("api", __name__, url_prefix="/api/v1")
         routes.add_url_rule("/openapi.json", "openapi", self.openapi)
         routes.add_url_rule("/overview", view_func=self.overview)

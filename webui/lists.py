@@ -48,7 +48,7 @@ def _holds(node: models.Node, namespace: str) -> bool:
 
 
 def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
-    """The pods of a page."""
+    """Return the pods of one page of the list."""
     text = wanted.text.lower()
     chosen = [
         pod

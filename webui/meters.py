@@ -206,7 +206,7 @@ class Monitors:
                 time.sleep(max(_ROUND_SECONDS - (time.monotonic() - started), 0.0))
 
     def ask_all(self, pool: concurrent.futures.Executor) -> None:
-        """One round."""
+        """Read every monitor once, a few at a time."""
         try:
             self._urls = self._addresses()
         except NoAnswer as cause:

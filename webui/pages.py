@@ -1,4 +1,4 @@
-"""The HTML pages."""
+"""The HTML pages: overview, nodes, pods, search."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Pages:
         self._source = seen.source
 
     def blueprint(self) -> flask.Blueprint:
-        """Return the routes."""
+        """Return the routes of the pages."""
         routes = flask.Blueprint("pages", __name__)
         routes.add_url_rule("/", view_func=self.overview)
         routes.add_url_rule("/nodes", view_func=self.nodes)

@@ -16,7 +16,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the WebUI runs."""
+    """The settings of the WebUI's process."""
 
     bind: flags.Address = flags.Address("127.0.0.1", 8088)
     """Where the pages are served. They show the whole cluster, so only on loopback unless users are identified."""

@@ -21,7 +21,7 @@ class SignIn:
         self._seen = seen
 
     def blueprint(self) -> flask.Blueprint:
-        """Return the routes."""
+        """Return the routes of the two forms."""
         routes = flask.Blueprint("sign_in", __name__)
         routes.add_url_rule("/login", "login", self.login)
         routes.add_url_rule("/login", "signed_in", self.signed_in, methods=["POST"])
@@ -51,7 +51,7 @@ class SignIn:
         return flask.render_template("logout.html")
 
     def signed_out(self) -> Response:
-        """End the session."""
+        """End the session and show the sign-in form."""
         self._sessions.end(flask.session.get("number", ""))
         flask.session.clear()
         return flask.redirect(flask.url_for("sign_in.login"), 303)

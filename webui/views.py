@@ -173,7 +173,7 @@ def _request(container: read_api_types.ContainerRequest) -> models.Request:
 
 
 def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> models.Overview:
-    """The first page."""
+    """The totals of the overview."""
     gpus = [gpu for node in nodes for gpu in node.gpus]
     by_model: dict[str, list[models.Gpu]] = collections.defaultdict(list)
     for gpu in gpus:

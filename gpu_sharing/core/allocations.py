@@ -50,7 +50,7 @@ class Allocation(NamedTuple):
     """On a GPU in MIG mode: who holds which memory slice, as `mig.taken` writes it."""
 
     def plus(self, other: "Allocation") -> "Allocation":
-        """Both together."""
+        """Return the sum of two allocations on one GPU."""
         return Allocation(
             self.slots + other.slots,
             self.memory_mib + other.memory_mib,

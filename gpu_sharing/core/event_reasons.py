@@ -10,7 +10,7 @@ SCHEDULER, PLUGIN = "hami-scheduler", "hami-device-plugin"
 
 @dataclass(frozen=True, slots=True)
 class EventReason:
-    """One kind of event."""
+    """One kind of event, by its reason."""
 
     name: str
     warning: bool

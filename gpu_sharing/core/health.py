@@ -28,7 +28,7 @@ reset, system reboot. Source: nvml.h of driver 615."""
 
 
 class State(enum.Enum):
-    """How a GPU stands."""
+    """The states of a GPU's health."""
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"

@@ -26,7 +26,7 @@ class Amounts(NamedTuple):
     """A container without a limit of its cores counts as 0."""
 
     def plus(self, other: "Amounts") -> "Amounts":
-        """Both together."""
+        """Return the sum of two amounts."""
         return Amounts(
             self.gpus + other.gpus, self.memory_mib + other.memory_mib, self.cores_percent + other.cores_percent
         )

@@ -110,7 +110,7 @@ class ContainerSpec(Protocol):
 
     @property
     def limits(self) -> Mapping[str, quantities.Raw]:
-        """`resources.limits`."""
+        """The container's `resources.limits`."""
 
     @property
     def requests(self) -> Mapping[str, quantities.Raw]:

@@ -42,11 +42,11 @@ class OnlyScheduler:
     holder = ""
 
     def leads(self) -> bool:
-        """Always."""
+        """Return True: there is no other scheduler."""
         return True
 
     async def run(self) -> None:
-        """Nothing to watch."""
+        """Return at once: there is no Lease to watch."""
 
 
 class LeaseGuard:

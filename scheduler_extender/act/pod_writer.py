@@ -21,7 +21,7 @@ class Pod(Protocol):
 
     @property
     def uid(self) -> identifiers.PodUid:
-        """Its UID."""
+        """The pod's UID, a precondition of every write."""
 
     @property
     def key(self) -> identifiers.PodKey:

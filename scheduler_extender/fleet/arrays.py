@@ -153,7 +153,7 @@ class Arrays:
 
     @property
     def live(self) -> int:
-        """Nodes known."""
+        """How many columns belong to a node."""
         return len(self.column_of)
 
     def column(self, name: identifiers.NodeName) -> int:

@@ -285,7 +285,7 @@ class Ledger:
         return freed
 
     def pod(self, uid: identifiers.PodUid) -> facts.BoundPod | None:
-        """What a pod holds."""
+        """Return what a bound or assumed pod holds."""
         return self._pods.get(uid)
 
     def is_assumed(self, uid: identifiers.PodUid) -> bool:
@@ -354,7 +354,7 @@ class Ledger:
         }
 
     def hold_of(self, uid: identifiers.PodUid) -> facts.Reservation | None:
-        """The pod's own hold."""
+        """Return the hold of a pending pod, or None."""
         return self._holds.get(uid)
 
     def allocated_on(self, name: identifiers.NodeName) -> placement.NodeState:

@@ -61,7 +61,7 @@ class Reader(Protocol):
 
 
 class Gate(Protocol):
-    """Admits callers."""
+    """Decides which callers may read what."""
 
     async def admit(self, token: str) -> Reader:
         """Return the caller.
@@ -79,11 +79,11 @@ class OpenGate:
         return self
 
     async def visible(self, namespaces: Iterable[str]) -> frozenset[str] | None:
-        """Return all."""
+        """Return None: everything is visible."""
         return None
 
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
-        """Return all."""
+        """Return None: everything is visible."""
         return frozenset(namespaces)
 
 

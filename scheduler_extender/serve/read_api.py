@@ -82,7 +82,7 @@ class ReadApi:
         self._openapi = orjson.dumps(read_api_types.openapi())
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
-        """Answer one request."""
+        """Answer one GET request."""
         if scope["type"] != "http":
             return
         if scope["method"] != "GET":

@@ -175,7 +175,7 @@ class VerbServer:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one call of kube-scheduler."""
         if scope["type"] != "http":
             return
         verb = scope["path"].strip("/").rpartition("/")[2]

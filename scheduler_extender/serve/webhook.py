@@ -69,7 +69,7 @@ class Webhook:
         self._bodies = server.BodyBudget(_MOST_BODIES_BYTES)
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
-        """Answer one request."""
+        """Answer one review of the API server."""
         if scope["type"] != "http":
             return
         if scope["path"].rstrip("/") != PATH or scope["method"] != "POST":

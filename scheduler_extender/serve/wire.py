@@ -50,7 +50,7 @@ class _UidArgs(msgspec.Struct, gc=False):
 
 
 class BindArgs(msgspec.Struct, gc=False):
-    """Body of bind."""
+    """Body of a bind call."""
 
     pod_name: str = msgspec.field(default="", name="PodName")
     pod_namespace: str = msgspec.field(default="", name="PodNamespace")
@@ -66,7 +66,7 @@ class _LowerBindArgs(msgspec.Struct, gc=False):
 
 
 class MetaPod(msgspec.Struct, gc=False):
-    """A victim by UID."""
+    """A victim, named by its UID."""
 
     uid: str = msgspec.field(default="", name="UID")
 
@@ -86,7 +86,7 @@ class MetaVictims(msgspec.Struct, gc=False):
 
 
 class PreemptArgs(msgspec.Struct, gc=False, rename="pascal"):
-    """Body of preempt."""
+    """Body of a preempt call."""
 
     pod: objects.Pod | None = None
     node_name_to_victims: dict[str, VictimPods | None] | None = None

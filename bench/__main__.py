@@ -6,9 +6,10 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, loop, monitor, node, report, scale, scrapes, throughput, webui
+from bench import handlers, house, loop, monitor, node, report, scale, scrapes, throughput, webui
 
 QUESTIONS = {
+    "house": house.run,
     "handlers": handlers.run,
     "loop": loop.run,
     "throughput": throughput.run,

@@ -21,7 +21,8 @@ _POINTER = re.compile(r"See `[\w.]+`\.$")
 _MEGABYTES = re.compile(r"(?<![\w.])MB\b|\d\s?MB\b|\}MB\b")
 MEGABYTES_ALLOWED = frozenset({
     "checks/words.py", "device_plugin/node/node_events.py", "gpu_sharing/core/event_reasons.py",
-    "gpu_sharing/core/placement.py", "gpu_sharing/core/quotas.py", "gpu_sharing/core/requests.py",
+    "gpu_sharing/core/placement.py", "gpu_sharing/core/quotas.py", "gpu_sharing/core/rejections.py",
+    "gpu_sharing/core/requests.py",
     "hamictl/demo_scenario.py",
     "scheduler_extender/decide/explaining.py", "scheduler_extender/report/event_notes.py",
 })  # fmt: skip

@@ -47,9 +47,9 @@ def run(quick: bool) -> report.Report:
                 len(_arrows(package, modules)),
             ]
         )
-    passed = filter_modules()
         if widest[0] > MOST_COLLABORATORS:
             missed.append(f"{widest[1]}: a constructor needs {widest[0]} values, wanted at most {MOST_COLLABORATORS}")
+    passed = filter_modules()
     return report.Report(
         "structure of the source",
         [

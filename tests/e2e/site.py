@@ -86,7 +86,7 @@ class Site:
                 return False
             return True
 
-        wait_for(is_known, 20)
+        wait_for(is_known, 60)
 
     def create(self, *bodies: dict[str, Any]) -> None:
         self.api.many(("POST", f"/api/v1/namespaces/{self.namespace}/pods", body) for body in bodies)
@@ -116,7 +116,7 @@ class Site:
             and event.get("action") in ("GPUScheduling", "GPUBinding")
         ]
 
-    def wait_bound(self, *names: str, seconds: float = 30) -> dict[str, Any]:
+    def wait_bound(self, *names: str, seconds: float = 60) -> dict[str, Any]:
         """The pods once all are bound."""
         bound: dict[str, Any] = {}
 

@@ -144,7 +144,7 @@ def test_its_processes_run_with_its_flags_and_its_rights(programs: pathlib.Path,
             def known() -> bool:
                 return bool(site.get(hooks)["webhooks"][0]["clientConfig"].get("caBundle"))
 
-            sites.wait_for(known, 30, extender.log_file.read_text)
+            sites.wait_for(known, 60, extender.log_file.read_text)
             secret = site.get(f"/api/v1/namespaces/{NAMESPACE}/secrets/hami-scheduler-tls")["data"]
             (tmp_path / "ca.crt").write_bytes(base64.b64decode(secret["ca.crt"]))
             webui_account = account(plane, "hami-webui", tmp_path)
@@ -160,7 +160,7 @@ def test_its_processes_run_with_its_flags_and_its_rights(programs: pathlib.Path,
             )  # fmt: skip
             with webui_process.running(process):
                 sites.wait_for(lambda: '"data"' in process.log_file.read_text(), 30, process.log_file.read_text)
-                sites.wait_for(lambda: "there are no monitors" in process.log_file.read_text(), 30)
+                sites.wait_for(lambda: "there are no monitors" in process.log_file.read_text(), 60)
         assert "SCHED_CERTIFICATE_NOT_KEPT" not in extender.log_file.read_text()
         assert "forbidden" not in extender.log_file.read_text() + process.log_file.read_text()
 
@@ -231,7 +231,7 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
 
         note: Any = {"metadata": {"annotations": {"hami.io/agent": "x"}, "labels": {"accelerator": "nvidia"}}}
         pod = "/api/v1/namespaces/default/pods/on-"
-        sites.wait_for(lambda: "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/two", note), 20)
+        sites.wait_for(lambda: "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/two", note), 60)
         assert patched("/api/v1/nodes/one", note) == ""
         assert "PLUGIN_OTHER_NODE" in patched("/api/v1/nodes/one", {"spec": {"unschedulable": True}})
         phase = {"metadata": {"annotations": {records.BIND_PHASE: records.PHASE_SUCCESS}}}
@@ -244,7 +244,7 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
         status = "/api/v1/nodes/one/status"
         allow(plane, "hami-device-plugin", {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]})
         ours = {"capacity": {"nvidia.com/gpumem": "80Gi", "nvidia.com/gpucores": "100"}}
-        sites.wait_for(lambda: patched(status, {"status": ours}) == "", 20)
+        sites.wait_for(lambda: patched(status, {"status": ours}) == "", 60)
         assert plane.api("GET", "/api/v1/nodes/one")["status"]["capacity"]["nvidia.com/gpucores"] == "100"
         for field in STATUS_OF_OTHERS:
             assert "PLUGIN_OTHER_NODE" in patched(status, {"status": field}), field
@@ -253,7 +253,7 @@ def test_a_plugin_writes_about_its_own_node_alone_and_the_scheduler_no_image(
 
         # And the scheduler changes no image.
         other = {"spec": {"containers": [{"name": "c", "image": "evil"}]}}
-        sites.wait_for(lambda: "SCHED_OTHER_WRITE" in patched(f"{pod}one", other, account="hami-scheduler"), 20)
+        sites.wait_for(lambda: "SCHED_OTHER_WRITE" in patched(f"{pod}one", other, account="hami-scheduler"), 60)
         hold = {"metadata": {"annotations": {records.HOLD: "x", waking.RETRY: "1"}}}
         assert patched(f"{pod}one", hold, account="hami-scheduler") == ""
         gone = {"metadata": {"annotations": {records.HOLD: None}}}
@@ -371,7 +371,7 @@ def test_a_cluster_moves_from_hami_and_back(programs: pathlib.Path, tmp_path: pa
         assert mine[records.NODE] == "one"
         assert plane.api("GET", f"{pods}/theirs")["metadata"]["annotations"] == theirs
         forged = {"metadata": {"annotations": {records.BIND_PHASE: "success"}}}
-        sites.wait_for(lambda: _allowed(plane, f"{pods}/ours", forged), 20)
+        sites.wait_for(lambda: _allowed(plane, f"{pods}/ours", forged), 60)
 
 
 def _allowed(plane: control_plane.ControlPlane, path: str, body: Any) -> bool:

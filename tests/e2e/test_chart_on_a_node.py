@@ -50,7 +50,7 @@ def test_the_health_check_of_the_documentation_works(world: installed_chart.Worl
 def test_a_pod_gets_its_slice(world: installed_chart.World) -> None:
     """Through kube-scheduler, extender, kubelet, device plugin and containerd; the webhook has its certificate."""
     hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/hami-webhook"
-    sites.wait_for(lambda: world.plane.api("GET", hooks)["webhooks"][0]["clientConfig"].get("caBundle"), 30)
+    sites.wait_for(lambda: world.plane.api("GET", hooks)["webhooks"][0]["clientConfig"].get("caBundle"), 60)
     body = gpu_node.pod("mine", gpu_node.container("main", 4000, 30))
     world.plane.api("POST", gpu_node.PODS, body)
 
@@ -163,7 +163,7 @@ def test_without_the_library_everything_says_that_memory_is_not_limited(world: i
         ):
             return "the memory of containers is not limited" in answer.read().decode()
 
-    sites.wait_for(page_says, 30)
+    sites.wait_for(page_says, 60)
 
     world.start(CORE_POD, world.workload("daemonsets", "hami-core"))
     sites.wait_for(lambda: codes() == set(), 60, lambda: str(codes()))
@@ -183,7 +183,7 @@ def test_port_forward_leads_to_pages_and_metrics(world: installed_chart.World) -
                 with urllib.request.urlopen(f"{url}{path}", timeout=10) as answer:
                     return wanted in answer.read().decode()
 
-            sites.wait_for(shows, 30)
+            sites.wait_for(shows, 60)
 
 
 ELSEWHERE: dict[str, dict[tuple[str, str], str]] = {

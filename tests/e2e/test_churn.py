@@ -56,7 +56,7 @@ def test_a_day_of_churn_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]
             memory.append(resident_mib(node.plugin.pid))
             files.append(open_files(node.plugin.pid))
         containers = node.plugin.hook_path / "vgpu" / "containers"
-        node.wait("nothing is left", lambda: not [*node.cdi_dir.iterdir(), *containers.iterdir()], 30)
+        node.wait("nothing is left", lambda: not [*node.cdi_dir.iterdir(), *containers.iterdir()], 60)
 
         assert memory[-1] - memory[HOURS // 4] < MOST_GROWTH_MIB, memory
         # Connections to the API server come and go by the burst; a leak at each restart would be twice as much.

@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused_with_what_to_write(site: sites.Site, annotati
     name = f"bad-{next(NUMBERS)}"
     site.create(site.pod_body(name, {GPU: "1"}, annotations=annotations))
 
-    sites.wait_for(lambda: site.events(name, "FailedScheduling"), 20)
+    sites.wait_for(lambda: site.events(name, "FailedScheduling"), 60)
     assert text in site.events(name, "FailedScheduling")[0]
 
 
@@ -248,7 +248,7 @@ def test_numa_alignment_is_honest(site: sites.Site) -> None:
     """A wish that has no effect is granted with the note that it has none."""
     place(site, {GPU: "1", MEM: "1000"}, alignment="best-effort")
 
-    sites.wait_for(lambda: "hami.io/numa-alignment has no effect" in str(site.events("p", "Scheduled")), 20)
+    sites.wait_for(lambda: "hami.io/numa-alignment has no effect" in str(site.events("p", "Scheduled")), 60)
 
 
 def test_a_node_whose_gpus_dra_gives_out_is_left_alone(site: sites.Site) -> None:
@@ -261,6 +261,6 @@ def test_a_node_whose_gpus_dra_gives_out_is_left_alone(site: sites.Site) -> None
     name = f"dra-{next(NUMBERS)}"
     site.create(site.pod_body(name, {GPU: "1", MEM: "1000"}, nodeSelector={"kubernetes.io/hostname": "d"}))
 
-    sites.wait_for(lambda: "d: GPUs allocated by DRA" in str(site.events(name, "FailedScheduling")), 20)
+    sites.wait_for(lambda: "d: GPUs allocated by DRA" in str(site.events(name, "FailedScheduling")), 60)
     site.api("DELETE", f"{slices}/d-gpus")
     site.wait_bound(name)

@@ -36,7 +36,7 @@ def test_what_an_account_lacks_is_a_finding_and_what_is_there_is_looked_at(own_s
         """The extender may be new, and the scheduler's lease with it."""
         return [(one["code"], one["about"]) for one in doctor(own_site, "admin")[1]] == bare
 
-    sites.wait_for(seen, 30, lambda: str(doctor(own_site, "admin")))
+    sites.wait_for(seen, 60, lambda: str(doctor(own_site, "admin")))
     template = {
         "metadata": {"labels": {"app": "x"}},
         "spec": {

@@ -40,7 +40,7 @@ def test_eight_members_wait_for_the_eighth_gpu_and_then_start_at_once(own_site: 
     own_site.wait_bound("other")
     names = create_gang(own_site, "train", 8)
 
-    sites.wait_for(lambda: own_site.events("train-0", "FailedScheduling"), 20)
+    sites.wait_for(lambda: own_site.events("train-0", "FailedScheduling"), 60)
     time.sleep(3)
     assert bound(own_site, names) == []
     assert "waits for its gang (train: not enough free for all 8 members at once)" in str(
@@ -48,7 +48,7 @@ def test_eight_members_wait_for_the_eighth_gpu_and_then_start_at_once(own_site: 
     )
 
     own_site.delete_pod("other")
-    sites.wait_for(lambda: len(bound(own_site, names)) == 8, 5, lambda: f"{bound(own_site, names)}")
+    sites.wait_for(lambda: len(bound(own_site, names)) == 8, 60, lambda: f"{bound(own_site, names)}")
     assert accounting.violations(own_site.nodes(), own_site.pods()) == []
 
 
@@ -67,7 +67,7 @@ def test_pods_of_a_pod_group_start_as_soon_as_its_least_number_can(
         for name in names:
             site.create(site.pod_body(name, {"nvidia.com/gpu": "1"}, schedulingGates=GATES, schedulingGroup=group))
 
-        sites.wait_for(lambda: site.events("train-0", "FailedScheduling"), 20)
+        sites.wait_for(lambda: site.events("train-0", "FailedScheduling"), 60)
         time.sleep(2)
         assert bound(site, names) == []
         assert "not enough free for all 3 members at once" in str(
@@ -75,9 +75,9 @@ def test_pods_of_a_pod_group_start_as_soon_as_its_least_number_can(
         )
 
         site.delete_pod("other")
-        sites.wait_for(lambda: len(bound(site, names)) == 3, 10, lambda: f"{site.pods()}")
+        sites.wait_for(lambda: len(bound(site, names)) == 3, 60, lambda: f"{site.pods()}")
         site.delete_pod("another")
-        sites.wait_for(lambda: len(bound(site, names)) == 4, 10, lambda: f"{site.pods()}")
+        sites.wait_for(lambda: len(bound(site, names)) == 4, 60, lambda: f"{site.pods()}")
 
 
 def test_the_size_of_a_labelled_gang_is_that_of_its_pod_group(own_site: sites.Site) -> None:
@@ -98,7 +98,7 @@ def test_the_size_of_a_labelled_gang_is_that_of_its_pod_group(own_site: sites.Si
         lambda: "there is no PodGroup of that name" in str(own_site.events("train-0", "FailedScheduling")), 20
     )
     create_pod_group(own_site, "scheduling.x-k8s.io/v1alpha1", "train", {"minMember": 2})
-    sites.wait_for(lambda: len(bound(own_site, names)) == 2, 20, lambda: f"{own_site.pods()}")
+    sites.wait_for(lambda: len(bound(own_site, names)) == 2, 60, lambda: f"{own_site.pods()}")
 
 
 def create_pod_group(site: sites.Site, version: str, name: str, spec: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def create_kind(site: sites.Site) -> None:
     }  # fmt: skip
     site.api("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", kind)
     path = "/apis/scheduling.x-k8s.io/v1alpha1/podgroups"
-    sites.wait_for(lambda: is_served(site, path), 20)
+    sites.wait_for(lambda: is_served(site, path), 60)
 
 
 def is_served(site: sites.Site, path: str) -> bool:
@@ -142,7 +142,7 @@ def test_two_gangs_that_each_need_the_whole_run_one_after_the_other(own_site: si
         for name in gangs:
             create_member(own_site, f"{name}-{number}", name, 4)
 
-    sites.wait_for(lambda: any(len(bound(own_site, names)) == 4 for names in gangs.values()), 20)
+    sites.wait_for(lambda: any(len(bound(own_site, names)) == 4 for names in gangs.values()), 60)
     time.sleep(2)
     first = next(name for name, names in gangs.items() if len(bound(own_site, names)) == 4)
     second = "blue" if first == "red" else "red"
@@ -150,7 +150,7 @@ def test_two_gangs_that_each_need_the_whole_run_one_after_the_other(own_site: si
 
     for name in gangs[first]:
         own_site.delete_pod(name)
-    sites.wait_for(lambda: len(bound(own_site, gangs[second])) == 4, 5)
+    sites.wait_for(lambda: len(bound(own_site, gangs[second])) == 4, 60)
 
 
 def test_a_plan_outlives_its_scheduler_and_its_planner(own_site: sites.Site) -> None:
@@ -167,12 +167,12 @@ def test_a_plan_outlives_its_scheduler_and_its_planner(own_site: sites.Site) -> 
             pod["status"].get("nominatedNodeName") and not pod["spec"].get("schedulingGates") for pod in own_site.pods()
         )
 
-    sites.wait_for(admitted, 20, lambda: f"{own_site.pods()}")
+    sites.wait_for(admitted, 60, lambda: f"{own_site.pods()}")
     own_site.extender.kill()
     own_site.extender.start()
     own_site.extender.wait_ready()
     with own_site.plane.scheduler(f"http://{own_site.extender.verbs}"):
-        sites.wait_for(lambda: len(bound(own_site, names)) == 3, 20)
+        sites.wait_for(lambda: len(bound(own_site, names)) == 3, 60)
 
 
 def test_a_gang_that_an_intruder_tears_is_given_back_and_comes_again(
@@ -190,7 +190,7 @@ def test_a_gang_that_an_intruder_tears_is_given_back_and_comes_again(
         def torn() -> bool:
             return len({pod["metadata"]["name"] for pod in site.pods()} & set(names)) == 1 and not bound(site, names)
 
-        sites.wait_for(torn, 30, lambda: f"{bound(site, names)}")
+        sites.wait_for(torn, 60, lambda: f"{bound(site, names)}")
         (left,) = {pod["metadata"]["name"] for pod in site.pods()} & set(names)
         assert "SCHED_GANG_TORN" in str(site.events(left, "GangTorn"))
         (gone,) = set(names) - {left}
@@ -199,4 +199,4 @@ def test_a_gang_that_an_intruder_tears_is_given_back_and_comes_again(
         assert bound(site, names) == []
 
         site.delete_pod("intruder")
-        sites.wait_for(lambda: len(bound(site, names)) == 2, 30, lambda: f"{bound(site, names)}")
+        sites.wait_for(lambda: len(bound(site, names)) == 2, 60, lambda: f"{bound(site, names)}")

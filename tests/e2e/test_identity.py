@@ -63,7 +63,7 @@ def test_thirty_pods_at_once_get_each_its_own(
         node.delete_and_wait(*failed)
         node.create(*(bodies[name] for name in failed))
 
-    node.wait("all have told", lambda: not any("written nothing" in one for one in node.mismatches()), 20)
+    node.wait("all have told", lambda: not any("written nothing" in one for one in node.mismatches()), 60)
     assert node.mismatches() == []
     assert rejected == set() or disturb is not undisturbed
     contract.check_books(node.node.kubelet_dir, node.pod(next(iter(bodies))))

@@ -82,7 +82,7 @@ def test_every_kind_of_hami_pod_lands_with_its_record_and_event(site: sites.Site
     for name, pod in bound.items():
         check_record(name, pod)
     for name, pod in bound.items():
-        sites.wait_for(lambda name=name: site.events(name, "Scheduled"), 20)  # type: ignore[misc]
+        sites.wait_for(lambda name=name: site.events(name, "Scheduled"), 60)  # type: ignore[misc]
         check_scheduled_event(site.events(name, "Scheduled")[0], pod)
 
 
@@ -114,7 +114,7 @@ def test_describe_says_for_each_node_why_a_pod_waits(own_site: sites.Site) -> No
     own_site.wait_bound("first")
     annotations = {"nvidia.com/use-gputype": "A100"}
     own_site.create(own_site.pod_body("second", {**limits, "nvidia.com/gpumem": "8000"}, annotations=annotations))
-    sites.wait_for(lambda: own_site.events("second", "FailedScheduling"), 20)
+    sites.wait_for(lambda: own_site.events("second", "FailedScheduling"), 60)
 
     described = own_site.kubectl("describe", "pod", "second")
 
@@ -132,7 +132,7 @@ def test_a_pod_that_kube_scheduler_itself_stops_is_explained_too(own_site: sites
     own_site.add_nodes(gpus.gpu_node("small", A100, 1, cpus=1))
     own_site.create(own_site.pod_body("hungry", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000", "cpu": "64"}))
 
-    sites.wait_for(lambda: own_site.events("hungry", "FailedScheduling"), 20)
+    sites.wait_for(lambda: own_site.events("hungry", "FailedScheduling"), 60)
 
     assert own_site.events("hungry", "FailedScheduling") == [
         "0/1 nodes available: 1 ruled out by kube-scheduler\n    small: ruled out by kube-scheduler"
@@ -144,7 +144,7 @@ def test_a_request_that_cannot_be_read_is_refused_with_what_to_write(own_site: s
     own_site.add_nodes(gpus.gpu_node("n", A100, 1))
     own_site.create(own_site.pod_body("vague", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "8000000"}))
 
-    sites.wait_for(lambda: own_site.events("vague", "FailedScheduling"), 20)
+    sites.wait_for(lambda: own_site.events("vague", "FailedScheduling"), 60)
 
     (note,) = own_site.events("vague", "FailedScheduling")
     assert "SCHED_AMBIGUOUS_MEMORY" in note

@@ -26,7 +26,7 @@ def test_a_real_kubectl_runs_our_commands(own_site: sites.Site, tmp_path: pathli
 
     url = f"http://{own_site.extender.api}"
     assert "explain-code" in run("--help").stdout
-    sites.wait_for(lambda: run("explain", "large", "--extender", url).returncode == 0, 30)
+    sites.wait_for(lambda: run("explain", "large", "--extender", url).returncode == 0, 60)
     assert "GPU memory insufficient" in run("explain", "large", "--extender", url).stdout
     assert len(run("nodes", "--extender", url, "-o", "name").stdout.split()) == 2
     saved = tmp_path / "cluster.json"

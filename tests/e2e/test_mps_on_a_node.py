@@ -91,7 +91,7 @@ def test_clients_are_served_as_long_as_the_daemon_lives_whatever_happens_to_the_
     sites.wait_for(
         lambda: status(world, "client")["phase"] == "Running", 60, lambda: json.dumps(status(world, "client"))
     )
-    sites.wait_for(lambda: "==end" in world.node.log(pod(world, "client"), "c"), 20)
+    sites.wait_for(lambda: "==end" in world.node.log(pod(world, "client"), "c"), 60)
     shown = world.node.log(pod(world, "client"), "c")
     assert f"CUDA_MPS_PIPE_DIRECTORY={pipe}" in shown
     assert "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=4000M" in shown

@@ -42,7 +42,7 @@ def restarts(node: gpu_node.GpuNode, name: str) -> int:
 
 
 def told(node: gpu_node.GpuNode) -> None:
-    node.wait("all have told", lambda: not any("written nothing" in one for one in node.mismatches()), 20)
+    node.wait("all have told", lambda: not any("written nothing" in one for one in node.mismatches()), 60)
     assert node.mismatches() == []
 
 
@@ -86,7 +86,7 @@ def test_a_container_that_crashes_while_the_plugin_is_away_waits_for_it(node: gp
 
     node.plugin.kill()
     crash(node, node.pod("crasher"))
-    node.wait("the kubelet refuses", lambda: "has been stopped" in str(node.pod("crasher")["status"]), 30)
+    node.wait("the kubelet refuses", lambda: "has been stopped" in str(node.pod("crasher")["status"]), 60)
     node.plugin.start()
 
     node.wait("it was restarted", lambda: restarts(node, "crasher") > 0)
@@ -215,7 +215,7 @@ exec {runc} "$@"
 def test_a_runtime_that_ignores_cdi_is_found_out(deaf: gpu_node.GpuNode) -> None:
     deaf.create(gpu_node.pod("ignored", gpu_node.container("c", 700)))
 
-    deaf.wait("it is found out", lambda: _told_of(deaf, "ALLOC_CDI_IGNORED"), 30)
+    deaf.wait("it is found out", lambda: _told_of(deaf, "ALLOC_CDI_IGNORED"), 60)
     deaf.delete_all()
 
 
@@ -223,9 +223,9 @@ def test_specifications_and_caches_go_with_their_pods(deaf: gpu_node.GpuNode) ->
     deaf.create(gpu_node.pod("later", gpu_node.container("c", 701)))  # The kubelet forgets pods when it gives ids out.
     deaf.wait_running("later")
 
-    deaf.wait("one specification is left", lambda: len(list(deaf.node.cdi_dir.glob("hami-vgpu_*"))) == 1, 30)
+    deaf.wait("one specification is left", lambda: len(list(deaf.node.cdi_dir.glob("hami-vgpu_*"))) == 1, 60)
     containers = deaf.plugin.hook_path / "vgpu" / "containers"
-    deaf.wait("one cache is left", lambda: len(list(containers.iterdir())) == 1, 30)
+    deaf.wait("one cache is left", lambda: len(list(containers.iterdir())) == 1, 60)
     deaf.delete_all()
 
 
@@ -241,7 +241,7 @@ def test_without_cdi_no_container_starts_with_anothers_slice(
             if not _runs(node.pod(name)):
                 assert "ALLOC_WRONG_MATCH" in str(node.pod(name)["status"])
                 node.delete_and_wait(name)
-        node.wait("all have told", lambda: not any("nothing" in one for one in node.mismatches(folders=False)), 20)
+        node.wait("all have told", lambda: not any("nothing" in one for one in node.mismatches(folders=False)), 60)
         assert node.mismatches(folders=False) == []
 
 

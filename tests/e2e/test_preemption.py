@@ -66,7 +66,7 @@ def test_exactly_the_pods_of_one_gpu_go_although_slots_are_plenty(own_site: site
 
     with kubelet(own_site):
         urgent(own_site, 30_000)
-        own_site.wait_bound("urgent", seconds=30)
+        own_site.wait_bound("urgent")
 
     assert left(own_site) == set("cdefghi")
     assert accounting.violations(own_site.nodes(), own_site.pods()) == []
@@ -89,9 +89,9 @@ def test_a_disruption_budget_and_a_pod_that_never_preempts_are_honoured(own_site
         own_site.add_priority_class("polite", preemptionPolicy="Never")
         limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "30000"}
         own_site.create(own_site.pod_body("polite", limits, priorityClassName="polite"))
-        sites.wait_for(lambda: own_site.events("polite", "FailedScheduling"), 20)
+        sites.wait_for(lambda: own_site.events("polite", "FailedScheduling"), 60)
         urgent(own_site, 30_000)
-        own_site.wait_bound("urgent", seconds=30)
+        own_site.wait_bound("urgent")
 
     assert left(own_site) == {"a", "polite"}
 
@@ -109,9 +109,9 @@ def test_where_slots_are_exhausted_our_verb_makes_the_eviction_count(
         urgent(site, 35_000)
 
         if verb:
-            site.wait_bound("urgent", seconds=30)
+            site.wait_bound("urgent")
             assert left(site) in ({"a", "b"}, {"c", "d"})
         else:
-            sites.wait_for(lambda: len(left(site)) == 3, 30)
-            sites.wait_for(lambda: "GPU memory insufficient" in str(site.events("urgent", "FailedScheduling")), 30)
+            sites.wait_for(lambda: len(left(site)) == 3, 60)
+            sites.wait_for(lambda: "GPU memory insufficient" in str(site.events("urgent", "FailedScheduling")), 60)
             assert not site.pod("urgent")["spec"].get("nodeName")

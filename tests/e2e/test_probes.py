@@ -112,9 +112,9 @@ def test_a_process_is_counted_for_the_container_in_whose_cgroup_it_really_is(
         mine = [line for line in lines if line.startswith('hami_vgpu_memory_usage_bytes{container="')]
         return {line.split('"')[1]: float(line.rpartition(" ")[2]) for line in mine if 'pod="user"' in line}
 
-    node.wait("its use is seen", lambda: used() == {"one": 0, "two": GIB}, 20)
+    node.wait("its use is seen", lambda: used() == {"one": 0, "two": GIB}, 60)
     node.delete_and_wait("user")
-    node.wait("its series are gone", lambda: used() == {}, 20)
+    node.wait("its series are gone", lambda: used() == {}, 60)
 
 
 def _text(path: pathlib.Path) -> str:

@@ -32,7 +32,7 @@ def test_a_namespace_gets_what_its_quota_allows_and_the_rest_when_that_is_freed(
         def told() -> list[str]:
             return [note for name in names for note in own_site.events(name, "FailedScheduling")]
 
-        sites.wait_for(lambda: len(bound()) == 4 and len(told()) >= 2, 30, lambda: f"{bound()} {told()}")
+        sites.wait_for(lambda: len(bound()) == 4 and len(told()) >= 2, 60, lambda: f"{bound()} {told()}")
         assert _held_mib(own_site) == 32_000
         assert told()[0].splitlines() == [
             "0/1 nodes available: 1 quota exceeded",
@@ -40,11 +40,11 @@ def test_a_namespace_gets_what_its_quota_allows_and_the_rest_when_that_is_freed(
         ]
 
         own_site.delete_pod(bound()[0])
-        sites.wait_for(lambda: len(bound()) == 4, 10, lambda: f"{bound()}")
+        sites.wait_for(lambda: len(bound()) == 4, 60, lambda: f"{bound()}")
         assert _held_mib(own_site) == 32_000
 
         own_site.api("PATCH", f"{PATH}/ai-team", {"spec": {"hard": {"limits.nvidia.com/gpumem": "40Gi"}}}, MERGE)
-        sites.wait_for(lambda: len(bound()) == 5, 10, lambda: f"{bound()}")
+        sites.wait_for(lambda: len(bound()) == 5, 60, lambda: f"{bound()}")
         assert _held_mib(own_site) == 40_000
     finally:
         own_site.api("DELETE", f"{PATH}/ai-team")

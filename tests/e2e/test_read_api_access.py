@@ -79,7 +79,7 @@ def test_an_account_reads_what_its_roles_say_and_no_more(programs: pathlib.Path,
         bind(plane, "hami-reader", "mine/operator")
         bind(plane, VIEW, "mine/operator")
         with test_chart.extender_of(plane, tmp_path) as extender:
-            sites.wait_for(lambda: read(extender, "/api/v1/pods", operator)[0] == 200, 40, extender.log_file.read_text)
+            sites.wait_for(lambda: read(extender, "/api/v1/pods", operator)[0] == 200, 60, extender.log_file.read_text)
 
             for path in PATHS:
                 status, answer = read(extender, f"/api/v1/{path}", bare)

@@ -40,7 +40,7 @@ def guarded(own_site: sites.Site) -> sites.Site:
     own_site.api("POST", f"{GROUP}/validatingadmissionpolicybindings", binding)
     own_site.add_nodes(gpus.gpu_node("a100", A100, 2), gpus.gpu_node("other", A100, 2))
     probe = own_site.pod_body("probe", {"cpu": "1"}, annotations=FORGED)
-    sites.wait_for(lambda: DENIED in call(own_site, "POST", pods(own_site, "?dryRun=All"), probe), 20)
+    sites.wait_for(lambda: DENIED in call(own_site, "POST", pods(own_site, "?dryRun=All"), probe), 60)
     limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000"}
     own_site.create(own_site.pod_body("bound", limits), own_site.pod_body("unbound", limits, schedulerName="nobody"))
     own_site.wait_bound("bound")

@@ -56,7 +56,7 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
             configuration(extender.webhook, certificate),
         )
         # The API server learns of a configuration a moment after it is written.
-        sites.wait_for(lambda: _refusal(site, site.pod_body("probe", {GPU: "1", MEM: "8M"}, schedulerName=UNNAMED)), 10)
+        sites.wait_for(lambda: _refusal(site, site.pod_body("probe", {GPU: "1", MEM: "8M"}, schedulerName=UNNAMED)), 60)
 
         refused = _refusal(site, site.pod_body("bad", {GPU: "1", "nvidia.com/gpucores": "150"}, schedulerName=UNNAMED))
         pinned = _refusal(site, site.pod_body("pinned", {GPU: "1"}, nodeName="a100", schedulerName=UNNAMED))
@@ -89,7 +89,7 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
     assert "Warning: the pod cannot be placed: 99000 MiB are asked of one GPU" in applied.stderr
 
     site.create(site.pod_body("later", {GPU: "1", "nvidia.com/gpucores": "150"}))
-    sites.wait_for(lambda: site.events("later", "FailedScheduling"), 10)
+    sites.wait_for(lambda: site.events("later", "FailedScheduling"), 60)
     assert "nvidia.com/gpucores" in site.events("later", "FailedScheduling")[0]
 
 

@@ -64,8 +64,8 @@ def test_a_user_sees_the_namespaces_whose_pods_they_may_list(own_site: sites.Sit
         def story(name: str) -> str:
             return str(get(f"/pods/team-a/{name}", tokens["team-a"])[1])
 
-        sites.wait_for(lambda: "Successfully assigned" in story("train"), 30, lambda: story("train"))
-        sites.wait_for(lambda: "0/1 nodes available" in story("large"), 30, lambda: story("large"))
+        sites.wait_for(lambda: "Successfully assigned" in story("train"), 60, lambda: story("train"))
+        sites.wait_for(lambda: "0/1 nodes available" in story("large"), 60, lambda: story("large"))
         assert "Its events cannot be read" not in story("train")
         log = process.log_file.read_text()
         assert "there are no monitors" in log

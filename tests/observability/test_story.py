@@ -195,7 +195,7 @@ def test_the_webui_shows_what_monitors_and_prometheus_say(
             else:
                 assert used("node-2") == scraped("node-2")
                 assert told("overview")["used_mib"] == sum((scraped("node-1") | scraped("node-2")).values())
-                assert any(told("history?window=6h&node=node-1")["promised_mib"])
+                assert any(told("history?window=6h&node=node-1")["allocated_mib"])
 
 
 def _answers(url: str) -> bool:

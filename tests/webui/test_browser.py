@@ -284,9 +284,9 @@ def test_many_nodes_are_a_map_that_leads_to_them(browser: sync_api.Browser, tmp_
             for scheme, width in SCREENS:
                 viewer = Viewer(browser, webui.url, scheme, width)
                 viewer.go("/")
-                viewer.page.wait_for_selector("svg.wall")
+                viewer.page.wait_for_selector("svg.heatmap")
                 viewer.check("/")
-            viewer.page.click("svg.wall a[aria-label^='10 nodes with'] rect")
+            viewer.page.click("svg.heatmap a[aria-label^='10 nodes with'] rect")
             viewer.page.wait_for_url("**/nodes?model=*level=0")
             assert "10 found" in viewer.page.inner_text("main")
             assert viewer.said == []

@@ -180,9 +180,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         switches=SWITCHES,
     )
     default = Settings()
-    overrides, unknown_xids = xids.read_overrides(
-        given.environment.get("DP_DISABLE_HEALTHCHECKS", ""), given.environment.get("DP_ENABLE_HEALTHCHECKS", "")
-    )
+    overrides, unknown_xids = _xid_overrides(given.environment)
     return Settings(
         **given.service_settings(),
         cdi_dir=given.path("cdi-dir", default.cdi_dir),
@@ -205,6 +203,12 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         topology_score=given.switch("topology-score", variable="ENABLE_TOPOLOGY_SCORE"),
         health=health_endpoint.read(given.text, COMPONENTS, canary=True),
         unknown_xids=unknown_xids,
+    )
+
+
+def _xid_overrides(environment: Mapping[str, str]) -> tuple[xids.Overrides, tuple[str, ...]]:
+    return xids.read_overrides(
+        environment.get("DP_DISABLE_HEALTHCHECKS", ""), environment.get("DP_ENABLE_HEALTHCHECKS", "")
     )
 
 

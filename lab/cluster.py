@@ -80,7 +80,7 @@ def running(
         nodes: Its nodes.
         arguments: More flags for the extender.
         port: Port of the API server; 0 takes a free one.
-        folder: Where kubeconfig and logs lie; a temporary one by default.
+        folder: Holds the kubeconfig and logs; a temporary one by default.
         plugins: Whether a device plugin and a kubelet of its own serve each node, instead of one task for all.
         make_node: What makes such a node of a folder, the kubeconfig, the node and its GPUs.
 
@@ -93,19 +93,16 @@ def running(
         kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
         keep = server.app.store
         wanted = list(nodes)
-        server.call(
-            lambda: [keep.create(kinds.NODES, "", gpu_nodes.unserved(one) if plugins else one) for one in wanted]
-        )
+        objects = [gpu_nodes.unserved(node) if plugins else node for node in wanted]
+        server.call(lambda: [keep.create(kinds.NODES, "", node) for node in objects])
         extender = stack.enter_context(extender_process.running(kubeconfig, folder / "extender.log", *arguments))
         cluster = Cluster(server, extender, kubeconfig)
         for node in wanted if plugins else ():
-            inventory = records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]"))
-            if inventory:
-                served = make_node(folder / node["metadata"]["name"], kubeconfig, node, inventory)
-                stack.enter_context(_serving(cluster, served))
+            if inventory := records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]")):
+                files = folder / node["metadata"]["name"]
+                stack.enter_context(_serving(cluster, make_node(files, kubeconfig, node, inventory)))
         _wait_registered(cluster)
-        others = frozenset(cluster.gpu_nodes)
-        stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, others)))
+        stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, frozenset(cluster.gpu_nodes))))
         stack.enter_context(_task(server, cluster.scheduler.run))
         yield cluster
 

@@ -106,8 +106,10 @@ HELP = {
     "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
-    "node-scheduler-policy": "node policy of pods that name none: binpack or spread (default binpack)",
-    "gpu-scheduler-policy": "binpack, spread, numa, mutex or several with commas, over a node's GPUs (default binpack)",
+    "node-scheduler-policy": f"node policy of pods that name none: {' or '.join(policies.NODE_POLICIES)} "
+    "(default binpack)",
+    "gpu-scheduler-policy": f"GPU policy of pods that name none: {', '.join(policies.GPU_POLICY_NAMES)}, or several "
+    "with commas (default binpack)",
     "force-overwrite-default-scheduler": "true or false: the webhook takes default-scheduler's GPU pods (default true)",
     "runtime-class-name": "runtimeClassName that the webhook sets for pods with GPUs that have none (default: none)",
     "hide-gpus": "the webhook hides the GPUs from containers that request none (default false)",

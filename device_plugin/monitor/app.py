@@ -167,7 +167,7 @@ class Monitor:
             instances = {(device.uuid, one.start): one.uuid for device in sampler.devices for one in device.migs}
             fresh = {uuid: sample for uuid, sample in sampler.samples.items() if uuid not in stale}
             usage = share_usage.usage_of_shares(
-                self._pods.by_uid.values(),
+                list(self._pods.by_uid.values()),
                 self._settings.resource_names,
                 fresh,
                 instances,

@@ -77,7 +77,7 @@ class NodeUsage:
 
 
 def usage_of_shares(
-    pods: Iterable[Pod],
+    all_pods: Sequence[Pod],
     names: requests.ResourceNames,
     samples: Mapping[identifiers.GpuUuid, Sample],
     instances: Mapping[tuple[identifiers.GpuUuid, int], str],
@@ -88,15 +88,13 @@ def usage_of_shares(
     """Return the use of every share of the node.
 
     Args:
-        pods: The pods of the node.
+        all_pods: The pods of the node.
         names: The resource names under which containers request GPUs.
         samples: The latest sample of each GPU that is not stale.
         instances: The UUID of each MIG instance, by GPU and first MIG slice.
-        region_of: Counts of a container's library; empty where it has none. The tenant can write them, so the driver's
-            values come first.
-        sees_processes: Whether this process is in the host's PID namespace; otherwise the driver lists no processes.
+        region_of: Counts of a container's library. The tenant can write them, so the driver's values come first.
+        sees_processes: Whether this process is in the host's PID namespace, without which no processes are listed.
     """
-    all_pods = list(pods)
     processes = _by_container(all_pods, samples) if sees_processes else {}
     attributed: set[tuple[identifiers.GpuUuid, int]] = set()
     usages = []
@@ -104,17 +102,16 @@ def usage_of_shares(
         mine = processes.get((pod.uid, container, share.uuid), ())
         attributed |= {(share.uuid, process.pid) for process in mine}
         sample = samples.get(share.uuid)
-        used, busy = None, None
+        used = utilization = None
         if sample is not None and mig is not None:
-            instance = mig.mig_uuid or instances.get((share.uuid, mig.start), "")
-            used = sample.usage.mig_used_bytes.get(instance)
+            used = sample.usage.mig_used_bytes.get(mig.mig_uuid or instances.get((share.uuid, mig.start), ""))
         elif sample is not None:
             complete = sees_processes and sample.lists_all_processes
-            used, busy = _used(mine, region_of(pod, container).get(share.uuid), complete=complete)
+            used, utilization = _used(mine, region_of(pod, container).get(share.uuid), complete=complete)
         usages.append(
             ShareUsage(
                 pod.metadata.namespace, pod.metadata.name, container, place, share.uuid,
-                share.memory_mib << 20, share.cores_percent, used, busy,
+                share.memory_mib << 20, share.cores_percent, used, utilization,
             )
         )  # fmt: skip
     unattributed = _unattributed(samples, attributed) if sees_processes else {}
@@ -167,7 +164,7 @@ def _by_container(
     all_pods: Sequence[Pod], samples: Mapping[identifiers.GpuUuid, Sample]
 ) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
     """Return the processes of each container on each GPU."""
-    names = {uid: dict(_container_names(pod)) for pod in all_pods for uid in (pod.uid,)}
+    names = {pod.uid: dict(_container_names(pod)) for pod in all_pods}
     found: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
     for uuid, sample in samples.items():
         for process in sample.usage.processes:

@@ -91,6 +91,9 @@ MUTEX = "mutex"
 TOPOLOGY = "topology-aware"
 """The word for `by_links`."""
 
+GPU_POLICY_NAMES = (*ORDERS, MUTEX, TOPOLOGY)
+"""Every word that a GPU policy is written with."""
+
 
 def node_policy(name: str, where: str) -> NodePolicy:
     """Return the node policy of that name.
@@ -126,11 +129,11 @@ def gpu_policy(text: str, where: str) -> GpuPolicy:
     """
     names = tuple(dict.fromkeys(name.strip().lower() for name in text.split(",")))
     for name in names:
-        if name not in (*ORDERS, MUTEX, TOPOLOGY):
+        if name not in GPU_POLICY_NAMES:
             raise errors.BadQuantity(
                 error_codes.UNKNOWN_POLICY,
-                f"{where}: {name[:40]!r} is not a policy of this version; write {', '.join(ORDERS)}, {MUTEX} or "
-                f"{TOPOLOGY}",
+                f"{where}: {name[:40]!r} is not a policy of this version; write {', '.join(GPU_POLICY_NAMES[:-1])} or "
+                f"{GPU_POLICY_NAMES[-1]}",
             )
     if "binpack" in names and "spread" in names:
         raise errors.BadQuantity(

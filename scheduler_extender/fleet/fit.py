@@ -73,10 +73,7 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPo
         chosen[position] = _chosen(arrays, request, fitting, preference, ask.gpus, at_home)
         if policy.by_links and not is_init:
             columns = np.flatnonzero(enough)
-            picked = chosen[position]
-            _choose_by_links(
-                arrays, request, ask.gpus, picked, columns, fitting=fitting, preference=preference, at_home=at_home
-            )
+            _choose_by_links(arrays, request, ask.gpus, chosen[position], columns, fitting, preference, at_home)
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -128,15 +125,8 @@ def _single(
         preference = _preference(arrays, used, policy)
         picked = _chosen(arrays, request, fitting, preference, ask.gpus, None)
         if policy.by_links:  # It matters only where GPUs differ in size.
-            _choose_by_links(
-                arrays,
-                request,
-                ask.gpus,
-                picked,
-                np.flatnonzero(fits & arrays.mixed()),
-                fitting=fitting,
-                preference=preference,
-            )
+            columns = np.flatnonzero(fits & arrays.mixed())
+            _choose_by_links(arrays, request, ask.gpus, picked, columns, fitting, preference)
         memory = (picked * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
 
@@ -304,7 +294,6 @@ def _choose_by_links(
     gpus: int,
     chosen: Bools,
     columns: Ints,
-    *,
     fitting: Bools,
     preference: Floats,
     at_home: Bools | None = None,

@@ -57,17 +57,36 @@ def run(quick: bool) -> report.Report:
 def _view() -> collector.MonitorView:
     uuids = [identifiers.GpuUuid(f"GPU-{index:08d}-0000-0000-0000-000000000000") for index in range(GPUS)]
     devices = [
-        gpu_source.Device(uuid, index, "NVIDIA A100-SXM4-80GB", 80 * 1024, index) for index, uuid in enumerate(uuids)
+        gpu_source.Device(uuid=uuid, index=index, name="NVIDIA A100-SXM4-80GB", memory_mib=80 * 1024, minor=index)
+        for index, uuid in enumerate(uuids)
     ]
-    usage = gpu_source.Usage(80 * GIB, 40 * GIB, 50.0, 40.0, 300.0)
+    usage = gpu_source.Usage(
+        memory_total_bytes=80 * GIB,
+        memory_used_bytes=40 * GIB,
+        utilization_percent=50.0,
+        temperature_celsius=40.0,
+        power_watts=300.0,
+    )
     now = time.monotonic()
     parts = tuple(
-        share_usage.ShareUsage(f"team-{index % 7}", f"train-{index}-{place}", "main", 0, uuid, GIB, 1, GIB // 2, 3.0)
+        share_usage.ShareUsage(
+            namespace=f"team-{index % 7}",
+            pod=f"train-{index}-{place}",
+            container="main",
+            position=0,
+            gpu=uuid,
+            memory_bytes=GIB,
+            cores_percent=1,
+            used_bytes=GIB // 2,
+            utilization_percent=3.0,
+        )
         for index, uuid in enumerate(uuids)
         for place in range(CONTAINERS)
     )
     samples = {uuid: share_usage.Sample(usage, now) for uuid in uuids}
-    return collector.MonitorView("bench-node", devices, samples=samples, usage=share_usage.NodeUsage(parts, {}))
+    return collector.MonitorView(
+        node="bench-node", devices=devices, samples=samples, usage=share_usage.NodeUsage(parts, {})
+    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -111,12 +111,27 @@ def _plugin(
     (folder / "kubelet" / "device-plugins").mkdir(parents=True)
     host, _, port = plane.server.removeprefix("https://").partition(":")
     plugin = plugin_process.PluginProcess(
-        folder, driver,
-        ["--node-name", NODE, "--kubelet-dir", str(folder / "kubelet"), "--cdi-dir", str(folder / "cdi"),
-         "--host-cdi-dirs", str(folder / "none"), "--delivery", "envvar", "--identity", "cdi", "--health-hold", "0"],
+        folder,
+        driver,
+        [
+            "--node-name",
+            NODE,
+            "--kubelet-dir",
+            str(folder / "kubelet"),
+            "--cdi-dir",
+            str(folder / "cdi"),
+            "--host-cdi-dirs",
+            str(folder / "none"),
+            "--delivery",
+            "envvar",
+            "--identity",
+            "cdi",
+            "--health-hold",
+            "0",
+        ],
         {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": port, **_compiled(folder)},
         within=["unshare", "--mount", "sh", "-e", "-c", _WITH_ACCOUNT, "sh", str(account)],
-    )  # fmt: skip
+    )
     plugin.start()
     try:
         yield plugin

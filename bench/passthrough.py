@@ -62,9 +62,15 @@ async def serve(kubeconfig: pathlib.Path, port: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", port))
         config = uvicorn.Config(
-            PassThrough(client), loop="uvloop", http="httptools", lifespan="off", ws="none", log_config=None,
-            access_log=False, timeout_keep_alive=120,
-        )  # fmt: skip
+            PassThrough(client),
+            loop="uvloop",
+            http="httptools",
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_keep_alive=120,
+        )
         await uvicorn.Server(config).serve(sockets=[sock])
 
 

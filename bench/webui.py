@@ -82,9 +82,16 @@ def run(quick: bool) -> report.Report:
             ratio = statistics.median(ours.times) / statistics.median(floor.times)
             cpu_ratio = ours.cpu_seconds / max(floor.cpu_seconds, 1e-5)
             rows.append(
-                [what, *_quantiles(ours.times), _quantiles(floor.times)[0], ratio, 1000 * ours.cpu_seconds,
-                 1000 * floor.cpu_seconds, cpu_ratio]
-            )  # fmt: skip
+                [
+                    what,
+                    *_quantiles(ours.times),
+                    _quantiles(floor.times)[0],
+                    ratio,
+                    1000 * ours.cpu_seconds,
+                    1000 * floor.cpu_seconds,
+                    cpu_ratio,
+                ]
+            )
             missed += [
                 f"{what}: {name} is {found:.1f} times a static file's, and {TARGET_RATIO:g} were wanted"
                 for name, found in (("p50", ratio), ("CPU", cpu_ratio))
@@ -110,9 +117,21 @@ def _static_files(folder: pathlib.Path) -> Iterator[tuple[int, str]]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     server = subprocess.Popen(
-        [sys.executable, "-m", "gunicorn", "--worker-class", "gthread", "--threads", "32", "--bind", address,
-         "--log-level", "error", f"bench.static_files:create({str(folder)!r})"]
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "gunicorn",
+            "--worker-class",
+            "gthread",
+            "--threads",
+            "32",
+            "--bind",
+            address,
+            "--log-level",
+            "error",
+            f"bench.static_files:create({str(folder)!r})",
+        ]
+    )
     try:
         deadline = time.monotonic() + 30
         while True:

@@ -56,9 +56,12 @@ class KubeletSide:
         owners = Owners(checkpoint_file, self.resources, pods, lambda: watch.synced and not watch.trouble)
         container_edits = ContainerEdits(node, pods, assignments)
         matcher = Matcher(
-            pods=pods, owners=owners, assignments=assignments, container_edits=container_edits,
+            pods=pods,
+            owners=owners,
+            assignments=assignments,
+            container_edits=container_edits,
             forget_seconds=forget_seconds,
-        )  # fmt: skip
+        )
         preparation = Preparation(
             node=node, owners=owners, assignments=assignments, container_edits=container_edits, store=store
         )
@@ -69,9 +72,12 @@ class KubeletSide:
         self._cdi_check = _cdi_check(settings, node_side, self._allocator, metrics)
         self.held = HeldIds(owners, assignments)
         self.ids = IdListing(
-            node=node, health=node_side.health, held=self.held, checkpoint_file=checkpoint_file,
+            node=node,
+            health=node_side.health,
+            held=self.held,
+            checkpoint_file=checkpoint_file,
             pods_version=lambda: node_side.pods_version,
-        )  # fmt: skip
+        )
         starts = Starts(self._allocator, _reporter(settings, client, node_side, owners))
         servicer = Servicer(starts, self.ids.listing, metrics)
         self.registration = Registration(settings.kubelet_dir, names.count, servicer, self._prepare)
@@ -120,18 +126,27 @@ class KubeletSide:
 
 def _reporter(settings: Settings, client: kubernetes.Client, node_side: NodeSide, owners: Owners) -> StartReporter:
     class_check = RuntimeClassCheck(
-        delivery=node_side.delivery, problems=node_side.problems, events=node_side.events,
-        names=settings.resource_names, warns=settings.runtime_class_check == "warn",
-    )  # fmt: skip
+        delivery=node_side.delivery,
+        problems=node_side.problems,
+        events=node_side.events,
+        names=settings.resource_names,
+        warns=settings.runtime_class_check == "warn",
+    )
     return StartReporter(node_side.events, BindPhases(client), class_check, owners)
 
 
 def _cdi_check(settings: Settings, node_side: NodeSide, allocator: Allocator, metrics: Metrics) -> CdiCheck:
     fallback = CdiFallback(
-        node=node_side.node, events=node_side.events, problems=node_side.problems, count_refusal=metrics.failed,
+        node=node_side.node,
+        events=node_side.events,
+        problems=node_side.problems,
+        count_refusal=metrics.failed,
         is_auto=settings.identity == "auto",
-    )  # fmt: skip
+    )
     return CdiCheck(
-        proc=settings.proc_dir, pods=node_side.pods, is_by_cdi=allocator.is_by_cdi, unmarked=fallback.unmarked,
+        proc=settings.proc_dir,
+        pods=node_side.pods,
+        is_by_cdi=allocator.is_by_cdi,
+        unmarked=fallback.unmarked,
         unseen=fallback.unseen,
-    )  # fmt: skip
+    )

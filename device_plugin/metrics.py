@@ -25,9 +25,10 @@ class Metrics(metrics_registry.Series):
         )
         self.xids = counter("hami_device_plugin_xids_total", "XIDs that the driver reported.", ("device", "xid"))
         self.xids_received = gauge(
-            "hami_device_plugin_xids_received", "1 while the driver reports XIDs of the GPU to the plugin, else 0.",
+            "hami_device_plugin_xids_received",
+            "1 while the driver reports XIDs of the GPU to the plugin, else 0.",
             ("node", "device"),
-        )  # fmt: skip
+        )
         self.registered = gauge(
             "hami_device_plugin_registered", "1 while the plugin is registered with the kubelet, else 0."
         )
@@ -35,9 +36,10 @@ class Metrics(metrics_registry.Series):
             "hami_device_plugin_registrations", "Registrations with the kubelet since the process started."
         )
         self.isolation = gauge(
-            "hami_device_plugin_gpu_isolation", "1; the isolation of containers that share the GPU.",
+            "hami_device_plugin_gpu_isolation",
+            "1; the isolation of containers that share the GPU.",
             ("node", "device", "isolation"),
-        )  # fmt: skip
+        )
         self.problems = gauge(
             "hami_device_plugin_problem", "1 for each problem of the node's setup.", ("node", "error_code", "device")
         )

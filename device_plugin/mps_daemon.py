@@ -48,7 +48,7 @@ _MOUNT_FLAGS = 0x2 | 0x4 | 0x8
 log = structlog.get_logger("mps")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of the daemon."""
 
@@ -92,9 +92,13 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         SettingsError: A value that the process cannot start with.
     """
     given = node_flags.read(
-        "python -m device_plugin.mps_daemon", "Runs NVIDIA's MPS control daemon for the GPUs of one node.", HELP,
-        arguments, environment=environment, switches=("mount",),
-    )  # fmt: skip
+        "python -m device_plugin.mps_daemon",
+        "Runs NVIDIA's MPS control daemon for the GPUs of one node.",
+        HELP,
+        arguments,
+        environment=environment,
+        switches=("mount",),
+    )
     default = Settings(node_name="")
     return Settings(
         **given.log_settings(),
@@ -263,9 +267,15 @@ class Daemon:
     def _command(self, command: str) -> str:
         try:
             done = subprocess.run(  # noqa: S603  # the program that the operator names
-                [self._settings.program], env=self._environment(), input=f"{command}\n", text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_COMMAND_SECONDS, errors="replace",
-            )  # fmt: skip
+                [self._settings.program],
+                env=self._environment(),
+                input=f"{command}\n",
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=_COMMAND_SECONDS,
+                errors="replace",
+            )
         except OSError as cause:
             raise CannotIsolate(f"{self._settings.program}: {cause.strerror or cause}") from cause
         except subprocess.TimeoutExpired as cause:

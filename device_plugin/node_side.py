@@ -73,21 +73,22 @@ class NodeSide:
         capacity = functools.partial(inventory.capacity, names)
         self.publisher = NodePublisher(client, node_name, self._annotations, capacity)
         self.problems = Problems(self.publisher.change)
-        self.health = HealthWatch(
-            driver=driver, rules=settings.health_rules, boot_id=self._boot_id, metrics=metrics,
-            changed=self._health_changed,
-        )  # fmt: skip
+        rules, changed = settings.health_rules, self._health_changed
+        self.health = HealthWatch(driver=driver, rules=rules, boot_id=self._boot_id, metrics=metrics, changed=changed)
         self._migs = MigInstances(
-            driver=driver, health=self.health, write=self.publisher.write_now, changed=self.refresh,
+            driver=driver,
+            health=self.health,
+            write=self.publisher.write_now,
+            changed=self.refresh,
             destroys_all=settings.mig_destroy == "all",
-        )  # fmt: skip
+        )
         self.delivery = DeliveryCheck(self.node, self.problems)
         self._isolation = IsolationCheck(self.node, self.problems, self.assignments.on_gpu)
         self._releases = Releases(driver, self.problems, self.refresh)
+        checks = Checks(self.delivery, self._isolation, self._releases)
         self._offer = GpuOffer(
-            node=self.node, health=self.health, checks=Checks(self.delivery, self._isolation, self._releases),
-            report=self._report, changed=self._offer_changed,
-        )  # fmt: skip
+            node=self.node, health=self.health, checks=checks, report=self._report, changed=self._offer_changed
+        )
         self.node_watch = NodeWatch(client, node_name, self._node_changed)
         self._node_file = NodeFile(settings.config_file, settings.sharing, node_name, self._check_slots)
         self._host_specs = host_cdi.Reader((*settings.host_cdi_dirs, settings.cdi_dir))
@@ -205,9 +206,12 @@ class NodeSide:
         """Return what the host offers for delivery now. Reads files."""
         proc = self._settings.proc_dir
         return methods.Host(
-            self._host_specs.read(), host_cdi.driver_version(proc), host_cdi.capabilities(proc),
-            self._settings.host_root, self.node.host.has_runtime_class,
-        )  # fmt: skip
+            self._host_specs.read(),
+            host_cdi.driver_version(proc),
+            host_cdi.capabilities(proc),
+            self._settings.host_root,
+            self.node.host.has_runtime_class,
+        )
 
     async def _node_changed(self, node: Node) -> None:
         wanted = release.released_gpus(node.metadata.annotations)
@@ -257,7 +261,7 @@ def _recorder(client: kubernetes.Client, node_name: str) -> events.EventRecorder
 def local_node_of(settings: Settings) -> LocalNode:
     """Return what the settings say of the node."""
     node = LocalNode(
-        settings.node_name,
+        name=settings.node_name,
         sharing=settings.sharing,
         delivery_setting=settings.delivery,
         refuses_without_class=settings.runtime_class_check == "refuse",

@@ -21,7 +21,7 @@ MIG_DESTROYS = ("own", "all")
 RUNTIME_CLASS_CHECKS = ("warn", "refuse", "off")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sharing:
     """What of a GPU is offered, and how it is shared: a node file can change it while the plugin runs."""
 
@@ -53,7 +53,7 @@ class Sharing:
         return max(fitting)[1] if fitting else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of the device plugin."""
 

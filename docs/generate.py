@@ -59,7 +59,7 @@ def _settings(title: str, module: types.ModuleType) -> str:
 
 def processes() -> dict[str, metrics_registry.Series]:
     """Every process and its series, but those that only the leading extender has."""
-    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.MonitorView("")
+    recorder, nothing = types.SimpleNamespace(written=0, dropped=0), monitor_collector.MonitorView(node="")
     extender, plugin = Metrics(), plugin_metrics.Metrics()
     extender.count_events("hami_scheduler", recorder)
     plugin.count_events("hami_device_plugin", recorder)
@@ -145,9 +145,10 @@ def annotations_page() -> str:
         "[bookkeeping](../explanation/bookkeeping.md), and which are HAMi's in [compatibility](compatibility.md).", "",
     ]  # fmt: skip
     for title, table in (
-        ("What a pod asks", keys.ASKED), ("What is written about a pod", keys.WRITTEN),
+        ("What a pod asks", keys.ASKED),
+        ("What is written about a pod", keys.WRITTEN),
         ("What stands on a node", keys.OF_NODES),
-    ):  # fmt: skip
+    ):
         rows = [f"| `{one.name}` | {one.kind} | {one.writer} | {one.meaning} |" for one in table]
         lines += [f"## {title}", "", "| key | what | written by | meaning |", "| --- | --- | --- | --- |", *rows, ""]
     lines += ["## Examples", "", "A pod with 8,000 MiB and 40 % of one GPU, and its node:", ""]

@@ -81,9 +81,14 @@ OF_NODES = (
 def examples() -> dict[str, str]:
     """What a pod with a slice of one GPU and its node carry, as the code writes it."""
     gpu = gpus.Gpu(
-        identifiers.GpuUuid("GPU-6c4f1aee-3ad5-542c-9d6f-5e4ddee6115b"), 0, 23_028, 100, 10, "NVIDIA A10",
+        uuid=identifiers.GpuUuid("GPU-6c4f1aee-3ad5-542c-9d6f-5e4ddee6115b"),
+        index=0,
+        memory_mib=23_028,
+        cores_percent=100,
+        slots=10,
+        type="NVIDIA A10",
         mode="hami-core",
-    )  # fmt: skip
+    )
     shares = ((allocations.Share(gpu.uuid, 8000, 40),),)
     node, decision = identifiers.NodeName("node-01"), identifiers.DecisionId("4e89f4b82e97303b")
     return {

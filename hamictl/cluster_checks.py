@@ -94,7 +94,7 @@ class DaemonSet(msgspec.Struct, gc=False):
     spec: DaemonSetSpec = msgspec.field(default_factory=DaemonSetSpec)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
     """What was read; None where the account may not."""
 

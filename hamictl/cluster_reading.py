@@ -83,15 +83,15 @@ async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.W
         daemon_sets = await _list(client, cluster_checks.DAEMON_SETS, cluster_checks.DaemonSet, missing)
         classes = await _list(client, cluster_checks.DEVICE_CLASSES, objects.DeviceClass, missing)
     return cluster_checks.Surroundings(
-        missing,
-        ping,
-        None if hooks is None else [one for hook in hooks for one in _webhooks(hook)],
-        None if policies is None else any("hami.io/vgpu" in json.dumps(one.spec or {}) for one in policies),
-        leases,
-        daemon_sets,
-        classes,
-        reader.components(where),
-        time.time(),
+        missing=missing,
+        ping=ping,
+        webhooks=None if hooks is None else [one for hook in hooks for one in _webhooks(hook)],
+        guarded=None if policies is None else any("hami.io/vgpu" in json.dumps(one.spec or {}) for one in policies),
+        leases=leases,
+        daemon_sets=daemon_sets,
+        device_classes=classes,
+        components=reader.components(where),
+        now=time.time(),
     )
 
 

@@ -34,9 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=_positive, metavar="N", help="instead of the story: N nodes with 8 GPUs each")
     parser.add_argument("--pods", type=_positive, metavar="M", help="instead of the story: M pods of several kinds")
     parser.add_argument(
-        "--trace", type=pathlib.Path, nargs="?", const=traces.SMALL, metavar="FILE",
+        "--trace",
+        type=pathlib.Path,
+        nargs="?",
+        const=traces.SMALL,
+        metavar="FILE",
         help="replay a trace (an openb pod list with its node list beside it; without FILE a small one)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--empty", action="store_true", help="instead of the story: one node with one GPU and no pods, to try things on"
     )

@@ -18,9 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own flags."""
     parser.add_argument("what", nargs="?", choices=("cluster", "node"), default="cluster", help="default cluster")
     parser.add_argument(
-        "--kubelet-dir", type=pathlib.Path, default=pathlib.Path("/var/lib/kubelet"), metavar="DIR",
+        "--kubelet-dir",
+        type=pathlib.Path,
+        default=pathlib.Path("/var/lib/kubelet"),
+        metavar="DIR",
         help="of a node: the kubelet's (default /var/lib/kubelet)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--root", type=pathlib.Path, default=pathlib.Path("/"), metavar="DIR", help="of a node: the host's root"
     )
@@ -28,9 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--least-free", type=int, default=1024, metavar="MIB", help="of a node: less space is too little (default 1024)"
     )
     parser.add_argument(
-        "--health", default="", metavar="URL",
+        "--health",
+        default="",
+        metavar="URL",
         help="the extender's health endpoint (default: by kubectl port-forward, unless --extender is given)",
-    )  # fmt: skip
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,10 +60,15 @@ def run(options: argparse.Namespace) -> int:
         "findings": [one.to_facts() for one in found],
     }
     rows = [
-        {"SEVERITY": one.severity, "ABOUT": one.about, "CODE": one.code, "DETAIL": one.detail,
-         "WHAT TO DO": error_codes.REGISTRY[one.code].remedy}
+        {
+            "SEVERITY": one.severity,
+            "ABOUT": one.about,
+            "CODE": one.code,
+            "DETAIL": one.detail,
+            "WHAT TO DO": error_codes.REGISTRY[one.code].remedy,
+        }
         for one in found
-    ]  # fmt: skip
+    ]
     if look.is_table and not found:
         print("nothing is wrong")
     else:

@@ -60,9 +60,13 @@ def add_reaching(parser: argparse.ArgumentParser) -> None:
 def where(options: argparse.Namespace) -> reader.Where:
     """How the extender is to be reached."""
     return reader.Where(
-        options.extender or os.environ.get(EXTENDER_VARIABLE, ""), options.token_file, options.ca_file,
-        options.kubeconfig, options.context, options.system_namespace,
-    )  # fmt: skip
+        url=options.extender or os.environ.get(EXTENDER_VARIABLE, ""),
+        token_file=options.token_file,
+        ca_file=options.ca_file,
+        kubeconfig=options.kubeconfig,
+        context=options.context,
+        system_namespace=options.system_namespace,
+    )
 
 
 def kubeconfig(options: argparse.Namespace) -> pathlib.Path | None:

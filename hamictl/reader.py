@@ -27,7 +27,7 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError)
 """What an answer may be that is none, or none of ours."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
     """How the extender is to be reached."""
 

@@ -28,13 +28,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--snapshot", type=pathlib.Path, metavar="FILE", help="in place of the live cluster")
     origin.add_argument(
-        "--trace", type=pathlib.Path, metavar="DIR",
+        "--trace",
+        type=pathlib.Path,
+        metavar="DIR",
         help="likewise: an openb trace, after its pods have come (or FILE: a pod list, with the node list beside it)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--until-percent", type=_percent, default=100.0, metavar="N",
+        "--until-percent",
+        type=_percent,
+        default=100.0,
+        metavar="N",
         help="of the trace only the first pods, that request N percent of its GPUs together (default 100)",
-    )  # fmt: skip
+    )
     parser.add_argument("--add-nodes", default=[], action="append", metavar="COUNT:MODEL:GPUS", help="such as 2:a100:8")
     parser.add_argument("--drain", default=[], action="append", metavar="NODE", help="without that node; its pods move")
     parser.add_argument(
@@ -82,9 +87,12 @@ def run(options: argparse.Namespace) -> int:
     look = flags.look(options)
     if outcomes or options.drain or not look.is_table:
         output.print_rows(
-            value, simulation.rows(outcomes), look, "the node has no pods with GPUs",
+            value,
+            simulation.rows(outcomes),
+            look,
+            "the node has no pods with GPUs",
             names=[f"pod/{one.pod}" for one in outcomes if one.node],
-        )  # fmt: skip
+        )
     if look.is_table:
         if outcomes or options.drain:
             print()

@@ -52,13 +52,34 @@ def fetch_wheels(folder: pathlib.Path) -> None:
     platforms = [part for one in PLATFORMS for part in ("--platform", one)]
     for name in ("image", "node-image"):
         run(
-            *pip, "download", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--python-version",
-            "3.11", *platforms, "--dest", str(folder), "-r", f"requirements/{name}.txt",
-        )  # fmt: skip
+            *pip,
+            "download",
+            "--quiet",
+            "--require-hashes",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+            "--python-version",
+            "3.11",
+            *platforms,
+            "--dest",
+            str(folder),
+            "-r",
+            f"requirements/{name}.txt",
+        )
     for old in folder.glob("hami_py-*.whl"):
         old.unlink()
-    run(*pip, "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), ".",
-        SOURCE_DATE_EPOCH="315532800")  # fmt: skip
+    run(
+        *pip,
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+        ".",
+        SOURCE_DATE_EPOCH="315532800",
+    )
 
 
 def make_base(name: str, packages: Sequence[str], folder: pathlib.Path) -> str:
@@ -131,9 +152,23 @@ def main() -> None:
     for target in TARGETS:
         image = f"localhost/{target}"
         buildah(
-            "bud", "--quiet", "--layers", "--timestamp", EPOCH, "--target", target, "--build-arg", f"BASE={base}",
-            "--build-arg", f"BUILD_BASE={build_base}", "--tag", image, "-f", "images/Dockerfile", ".",
-        )  # fmt: skip
+            "bud",
+            "--quiet",
+            "--layers",
+            "--timestamp",
+            EPOCH,
+            "--target",
+            target,
+            "--build-arg",
+            f"BASE={base}",
+            "--build-arg",
+            f"BUILD_BASE={build_base}",
+            "--tag",
+            image,
+            "-f",
+            "images/Dockerfile",
+            ".",
+        )
         archive = out / f"{target}.tar"
         archive.unlink(missing_ok=True)
         buildah("push", "--quiet", image, f"oci-archive:{archive}")

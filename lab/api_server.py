@@ -183,9 +183,11 @@ class ApiServer:
             return orjson.dumps(tables.table(resource, shown, str(version), token))
         head = orjson.dumps({"resourceVersion": str(version), **({"continue": token} if token else {})})
         kind = f'"kind":"{resource.kind}List","apiVersion":"{resource.api_version}"'.encode()
-        return b"{%b,\"metadata\":%b,\"items\":[%b]}" % (
-            kind, head, b",".join(self._encoded(resource, item) for item in items)
-        )  # fmt: skip
+        return b'{%b,"metadata":%b,"items":[%b]}' % (
+            kind,
+            head,
+            b",".join(self._encoded(resource, item) for item in items),
+        )
 
     def _continue(self, token: str) -> tuple[int, store.Key | None]:
         if not token:
@@ -435,9 +437,10 @@ async def _until_gone(receive: Receive) -> None:
 
 async def _answer(send: Send, status: int, body: bytes, now: float) -> None:
     headers = [
-        (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
         (b"date", email.utils.formatdate(now, usegmt=True).encode()),
-    ]  # fmt: skip
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -482,10 +485,17 @@ class Running:
         self.loop: asyncio.AbstractEventLoop = asyncio.new_event_loop()
         self._server = uvicorn.Server(
             uvicorn.Config(
-                self.app, http="httptools", lifespan="off", ws="none", log_config=None, access_log=False,
-                date_header=False, timeout_keep_alive=120, timeout_graceful_shutdown=1,
+                self.app,
+                http="httptools",
+                lifespan="off",
+                ws="none",
+                log_config=None,
+                access_log=False,
+                date_header=False,
+                timeout_keep_alive=120,
+                timeout_graceful_shutdown=1,
             )
-        )  # fmt: skip
+        )
         self._thread = threading.Thread(target=self._run, name="lab-api-server", daemon=True)
 
     def start(self) -> None:

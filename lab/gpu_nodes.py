@@ -42,7 +42,16 @@ class FakeGpus:
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """See `GpuSource`."""
         total = next((one.memory_mib or 0 for one in self.listed if one.uuid == uuid), 0) << 20
-        return self.usages.get(uuid, gpu_source.Usage(total, 0, 0.0, 35.0, 60.0))
+        return self.usages.get(
+            uuid,
+            gpu_source.Usage(
+                memory_total_bytes=total,
+                memory_used_bytes=0,
+                utilization_percent=0.0,
+                temperature_celsius=35.0,
+                power_watts=60.0,
+            ),
+        )
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
@@ -81,7 +90,14 @@ class FakeGpus:
 def devices_of(inventory: Sequence[gpus.Gpu]) -> list[gpu_source.Device]:
     """The GPUs of a fake node as a driver would describe them."""
     return [
-        gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, compute_capability=(8, 0))
+        gpu_source.Device(
+            uuid=gpu.uuid,
+            index=gpu.index,
+            name=gpu.type,
+            memory_mib=gpu.memory_mib,
+            minor=gpu.index,
+            compute_capability=(8, 0),
+        )
         for gpu in inventory
     ]
 

@@ -47,7 +47,15 @@ def gpu_uuid(node: str, index: int) -> identifiers.GpuUuid:
 def inventory(node: str, model: Model, count: int, slots: int = SLOTS) -> tuple[gpus.Gpu, ...]:
     """The GPUs of a fake node."""
     return tuple(
-        gpus.Gpu(gpu_uuid(node, index), index, model.memory_mib, 100, slots, model.type, mode="hami-core")
+        gpus.Gpu(
+            uuid=gpu_uuid(node, index),
+            index=index,
+            memory_mib=model.memory_mib,
+            cores_percent=100,
+            slots=slots,
+            type=model.type,
+            mode="hami-core",
+        )
         for index in range(count)
     )
 

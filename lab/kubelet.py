@@ -50,7 +50,7 @@ class NotStarted(Exception):
     """A container is not started now: `CreateContainerConfigError`, tried again."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Given:
     """What one container was given."""
 
@@ -215,9 +215,14 @@ class Kubelet:
                 metadata = pod["metadata"]
                 key = (metadata["uid"], container["name"])
                 self.given[key] = Given(
-                    metadata["uid"], metadata["namespace"], metadata["name"], container["name"], init and not sidecar,
-                    tokens, answer,
-                )  # fmt: skip
+                    pod_uid=metadata["uid"],
+                    namespace=metadata["namespace"],
+                    pod=metadata["name"],
+                    container=container["name"],
+                    init=init and not sidecar,
+                    tokens=tokens,
+                    answer=answer,
+                )
                 if init and not sidecar:
                     reusable |= tokens
                 else:

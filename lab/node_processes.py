@@ -32,13 +32,7 @@ class NodeProcesses:
         (self._proc / "self" / "status").write_text("NSpid:\t4711\n")  # As in the host's PID namespace.
         self._started = threading.Event()
         first = inventory[0]
-        self.driver = fake_driver.FakeDriver(
-            folder / "gpus.txt",
-            [
-                fake_driver.Gpu(gpu.uuid, gpu.type, gpu.memory_mib, f"00000000:{0x10 + gpu.index:02X}:00.0", gpu.index)
-                for gpu in inventory
-            ],
-        )
+        self.driver = fake_driver.FakeDriver(path=folder / "gpus.txt", gpus=[_fake_gpu(gpu) for gpu in inventory])
         self.driver.write()
         kubelet_dir = folder / "k"  # A unix socket's path has at most 107 characters.
         self.kubelet = kubelet.Kubelet(kubelet_dir, folder / "cdi")
@@ -88,3 +82,13 @@ class NodeProcesses:
                 await agent
             for process in (self.monitor, self.plugin):
                 process.kill()
+
+
+def _fake_gpu(gpu: gpus.Gpu) -> fake_driver.Gpu:
+    return fake_driver.Gpu(
+        uuid=gpu.uuid,
+        name=gpu.type,
+        memory_mib=gpu.memory_mib,
+        bus_id=f"00000000:{0x10 + gpu.index:02X}:00.0",
+        minor=gpu.index,
+    )

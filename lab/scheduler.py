@@ -63,9 +63,9 @@ class Extender:
         """
         encoded = orjson.dumps(body)
         for attempt in (1, 2):
-            connection = self._idle.pop() if self._idle else http.client.HTTPConnection(
-                self._address, timeout=_TIMEOUT_SECONDS
-            )  # fmt: skip
+            connection = (
+                self._idle.pop() if self._idle else http.client.HTTPConnection(self._address, timeout=_TIMEOUT_SECONDS)
+            )
             try:
                 connection.request("POST", f"/{verb}", encoded, {"Content-Type": "application/json"})
                 answer = connection.getresponse()

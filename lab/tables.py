@@ -66,11 +66,13 @@ def table(resource: kinds.Resource, items: Sequence[store.Object], version: str,
         {
             "cells": [*([item["metadata"]["name"]] if resource.plural != "events" else []), *row(item)],
             "object": {
-                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item["metadata"],
+                "kind": "PartialObjectMetadata",
+                "apiVersion": "meta.k8s.io/v1",
+                "metadata": item["metadata"],
             },
         }
         for item in items
-    ]  # fmt: skip
+    ]
     return {
         "kind": "Table", "apiVersion": "meta.k8s.io/v1",
         "metadata": {"resourceVersion": version, **({"continue": token} if token else {})},

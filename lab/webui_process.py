@@ -22,9 +22,11 @@ class WebUIProcess(service_process.ServiceProcess):
             arguments: More flags.
         """
         super().__init__(
-            "webui", {"health": "--health-bind"}, ["--extender", extender, "--bind", "127.0.0.1:0", *arguments],
+            "webui",
+            {"health": "--health-bind"},
+            ["--extender", extender, "--bind", "127.0.0.1:0", *arguments],
             folder / "webui.log",
-        )  # fmt: skip
+        )
 
     @property
     def url(self) -> str:

@@ -47,9 +47,12 @@ class Dashboard:
 def _latency(phase: str) -> Panel:
     query = f"sum by (le) (rate(hami_scheduler_{phase}_duration_seconds_bucket{{{CLUSTER}}}[$__rate_interval]))"
     return Panel(
-        f"{phase.capitalize()}: how long calls take", "heatmap", "s", [(query, "{{le}}")],
+        f"{phase.capitalize()}: how long calls take",
+        "heatmap",
+        "s",
+        [(query, "{{le}}")],
         f"Distribution of the time to answer a {phase} call.",
-    )  # fmt: skip
+    )
 
 
 def _quantiles(phase: str) -> tuple[str, str]:

@@ -31,9 +31,10 @@ class Metrics(metrics_registry.Series):
             ("outcome",),
         )
         self.refusals = counter(
-            "hami_scheduler_filter_refusals_total", "Filter calls that no offered node could serve, by main reason.",
+            "hami_scheduler_filter_refusals_total",
+            "Filter calls that no offered node could serve, by main reason.",
             ("error_code",),
-        )  # fmt: skip
+        )
         self.drift = counter(
             "hami_scheduler_drift_total", "Pods in which a new list differed from what the watch had shown."
         )

@@ -12,7 +12,7 @@ from gpu_sharing.core import errors, policies, requests
 _Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """How the extender runs."""
 

@@ -21,7 +21,7 @@ def sum_known(amounts: Iterable[int | None]) -> int | None:
     return sum(one for one in known if one is not None) if known and None not in known else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
     """What one pod holds of a GPU."""
 
@@ -44,7 +44,7 @@ class Slice:
         return self.used_mib is not None and self.used_mib > self.memory_mib
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU and the slices that pods hold of it."""
 
@@ -85,7 +85,7 @@ class Gpu:
         return self.state == "ok" and self.slots_allocated == 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One node and its GPUs."""
 
@@ -141,7 +141,7 @@ class Request:
         return f"{self.gpus} × {memory}{cores}"  # noqa: RUF001  # a multiplication sign it is
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     """One pod with GPUs, or a pending one."""
 
@@ -182,7 +182,7 @@ class Pod:
         return 0 if self.used_mib is None else max(self.allocated_mib - self.used_mib, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """All GPUs of one model."""
 
@@ -213,7 +213,7 @@ class Change:
     code: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
     """The totals that the first page shows."""
 
@@ -257,7 +257,7 @@ class Page(Generic[T]):
     pages: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
     """What a list is narrowed to."""
 
@@ -281,7 +281,7 @@ PARAMETERS = {
 """The filters by their names in the URL."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class View:
     """A snapshot, worked out once for all viewers."""
 

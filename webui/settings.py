@@ -14,7 +14,7 @@ AUTHS = ("none", "proxy", "kubernetes")
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The settings of the WebUI's process."""
 

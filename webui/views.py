@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpu_sharing.adapters import read_api_types
@@ -98,44 +98,67 @@ def _node(
     available = node.standing == "none"
     gpus = tuple(_gpu(one, shares.get(one.uuid, ()), used, available=available) for one in node.gpus)
     return models.Node(
-        node.name, node.standing, gpus, tuple(sorted({gpu.model for gpu in gpus})), node.labels,
-        sum(gpu.total_mib for gpu in gpus), sum(gpu.allocated_mib for gpu in gpus),
-        max((gpu.free_mib for gpu in gpus), default=0), node.problems,
-    )  # fmt: skip
+        name=node.name,
+        standing=node.standing,
+        gpus=gpus,
+        models=tuple(sorted({gpu.model for gpu in gpus})),
+        labels=node.labels,
+        total_mib=sum(gpu.total_mib for gpu in gpus),
+        allocated_mib=sum(gpu.allocated_mib for gpu in gpus),
+        largest_free_mib=max((gpu.free_mib for gpu in gpus), default=0),
+        problems=node.problems,
+    )
 
 
 def _gpu(
     gpu: read_api_types.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used, *, available: bool
 ) -> models.Gpu:
     total, uuid = gpu.memory_mib.total, gpu.uuid
-    slices, x = [], 0.0
+    return models.Gpu(
+        uuid=uuid,
+        index=gpu.index,
+        model=gpu.type,
+        state=_gpu_state(gpu, available=available),
+        unhealthy_reason=gpu.unhealthy_reason,
+        total_mib=total,
+        allocated_mib=gpu.memory_mib.allocated,
+        cores_percent=gpu.cores_percent.allocated,
+        slots=gpu.slots.total,
+        slots_allocated=gpu.slots.allocated,
+        slices=tuple(_slices(gpu, shares, used)),
+        isolation=gpu.mode,
+        used_mib=snapshots.mib(used.gpus.get(uuid)),
+        utilization_percent=_whole(used.busy.get(uuid)),
+    )
+
+
+def _gpu_state(gpu: read_api_types.Gpu, *, available: bool) -> str:
+    if not gpu.healthy:
+        return "unhealthy"
+    if gpu.allocation_unknown:
+        return "unknown"
+    if gpu.cordoned:
+        return "cordoned"
+    return "ok" if available else "unavailable"
+
+
+def _slices(
+    gpu: read_api_types.Gpu, shares: Iterable[tuple[str, int, int]], used: snapshots.Used
+) -> Iterator[models.Slice]:
+    x = 0.0
     for pod, memory, cores in shares:
-        width = min(models.WHOLE * memory / max(total, 1), max(models.WHOLE - x, 0.0))
-        slices.append(
-            models.Slice(
-                pod,
-                memory,
-                cores,
-                round(x, 2),
-                round(width, 2),
-                hue(namespace_of(pod)),
-                _digest(pod) % _SHADES,
-                snapshots.mib(used.shares.get((pod, uuid))),
-            )
+        width = min(models.WHOLE * memory / max(gpu.memory_mib.total, 1), max(models.WHOLE - x, 0.0))
+        yield models.Slice(
+            pod=pod,
+            memory_mib=memory,
+            cores_percent=cores,
+            x=round(x, 2),
+            width=round(width, 2),
+            hue=hue(namespace_of(pod)),
+            shade=_digest(pod) % _SHADES,
+            used_mib=snapshots.mib(used.shares.get((pod, gpu.uuid))),
         )
         x += width
-    state = (
-        "unhealthy" if not gpu.healthy
-        else "unknown" if gpu.allocation_unknown
-        else "cordoned" if gpu.cordoned
-        else "ok" if available
-        else "unavailable"
-    )  # fmt: skip
-    return models.Gpu(
-        uuid, gpu.index, gpu.type, state, gpu.unhealthy_reason, total, gpu.memory_mib.allocated,
-        gpu.cores_percent.allocated, gpu.slots.total, gpu.slots.allocated, tuple(slices),
-        gpu.mode, snapshots.mib(used.gpus.get(uuid)), _whole(used.busy.get(uuid)),
-    )  # fmt: skip
 
 
 def _whole(percent: float | None) -> int | None:
@@ -151,21 +174,34 @@ def _digest(text: str) -> int:
     return hashlib.sha256(text.encode(errors="replace")).digest()[0]
 
 
+def _pod_state(pod: read_api_types.Pod) -> str:
+    if pod.phase == "pending":
+        return "pending"
+    if pod.corrupt:
+        return "unreadable"
+    if pod.foreign_slots:
+        return "foreign"
+    if pod.not_running:
+        return "failing"
+    return "starting" if pod.starting else "running"
+
+
 def _pod(pod: read_api_types.Pod, used: snapshots.Used) -> models.Pod:
-    state = (
-        "pending" if pod.phase == "pending"
-        else "unreadable" if pod.corrupt
-        else "foreign" if pod.foreign_slots
-        else "failing" if pod.not_running
-        else "starting" if pod.starting
-        else "running"
-    )  # fmt: skip
     return models.Pod(
-        pod.namespace, pod.name, state, pod.node or "", len(pod.gpus),
-        sum(one.memory_mib for one in pod.gpus), sum(one.cores_percent for one in pod.gpus),
-        pod.error_code, pod.created_at, pod.bound_at, tuple(_request(one) for one in pod.requests), pod.not_running,
-        snapshots.mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
-    )  # fmt: skip
+        namespace=pod.namespace,
+        name=pod.name,
+        state=_pod_state(pod),
+        node=pod.node or "",
+        gpus=len(pod.gpus),
+        allocated_mib=sum(one.memory_mib for one in pod.gpus),
+        cores_percent=sum(one.cores_percent for one in pod.gpus),
+        code=pod.error_code,
+        created_at=pod.created_at,
+        bound_at=pod.bound_at,
+        requests=tuple(_request(one) for one in pod.requests),
+        not_running=pod.not_running,
+        used_mib=snapshots.mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
+    )
 
 
 def _request(container: read_api_types.ContainerRequest) -> models.Request:
@@ -213,10 +249,15 @@ def _of_pods(pods: Sequence[models.Pod]) -> dict[str, Any]:
 
 def _model(name: str, gpus: Sequence[models.Gpu]) -> models.Model:
     return models.Model(
-        name, len(gpus), sum(gpu.total_mib for gpu in gpus), sum(gpu.allocated_mib for gpu in gpus),
-        models.sum_known(gpu.used_mib for gpu in gpus), max(gpu.free_mib for gpu in gpus),
-        sum(gpu.is_whole for gpu in gpus), sum(gpu.state == "unhealthy" for gpu in gpus),
-    )  # fmt: skip
+        name=name,
+        gpus=len(gpus),
+        total_mib=sum(gpu.total_mib for gpu in gpus),
+        allocated_mib=sum(gpu.allocated_mib for gpu in gpus),
+        used_mib=models.sum_known(gpu.used_mib for gpu in gpus),
+        largest_free_mib=max(gpu.free_mib for gpu in gpus),
+        whole_gpus=sum(gpu.is_whole for gpu in gpus),
+        unhealthy=sum(gpu.state == "unhealthy" for gpu in gpus),
+    )
 
 
 def namespace_of(pod: str) -> str:

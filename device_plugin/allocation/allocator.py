@@ -184,9 +184,12 @@ class Allocator:
                 restored += 1
             except StartRefused as refused:
                 log.warning(
-                    "specification not restored", error_code=refused.code, pod=pod.key, container=entry.container,
+                    "specification not restored",
+                    error_code=refused.code,
+                    pod=pod.key,
+                    container=entry.container,
                     cause=str(refused),
-                )  # fmt: skip
+                )
         return restored
 
     def keep(self, entries: Sequence[Entry]) -> None:

@@ -37,7 +37,7 @@ class GpuFailed(GpuSourceError):
         self.lasting = lasting
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MigInstance:
     """One MIG instance of a GPU."""
 
@@ -65,7 +65,7 @@ class BareInstance:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """A physical GPU as the driver describes it."""
 
@@ -113,7 +113,7 @@ class Process:
     """Mean since the last sample; None where the driver does not measure processes."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Use of one GPU. None stands for what the driver cannot measure, and 0 for no use."""
 

@@ -125,9 +125,13 @@ class HealthWatch:
             return
         self._metrics.xids.labels(device=device.uuid, xid=str(fault.xid)).inc()
         log.warning(
-            "XID", error_code=error_codes.HEALTH_XID, device=device.uuid, xid=fault.xid, name=line.name,
+            "XID",
+            error_code=error_codes.HEALTH_XID,
+            device=device.uuid,
+            xid=fault.xid,
+            name=line.name,
             verdict=line.verdict.value,
-        )  # fmt: skip
+        )
         now = time.monotonic()
         state = self.states.get(device.uuid, health.Health())
         state = health.after_xid(state, fault.xid, now, self._boot_id, self._rules)

@@ -194,7 +194,9 @@ class Nvml:
         uuid = identifiers.GpuUuid(_text(_call(pynvml.nvmlDeviceGetUUID, handle)))
         known = self._known.get(uuid)
         if known is None:
-            known = gpu_source.Device(uuid, index, _text(_call(pynvml.nvmlDeviceGetName, handle)), None, None)
+            known = gpu_source.Device(
+                uuid=uuid, index=index, name=_text(_call(pynvml.nvmlDeviceGetName, handle)), memory_mib=None, minor=None
+            )
         if not known.bus_id:  # A SoC's GPU is on no bus.
             place = _optional(pynvml.nvmlDeviceGetPciInfo, handle)
             bus_id = _text(place.busId) if place else ""
@@ -322,13 +324,13 @@ class Nvml:
         temperature = _optional(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
         running = _running([handle, *instances])
         return gpu_source.Usage(
-            total,
-            used,
-            None if rates is None else _plausible(float(rates.gpu), 100),
-            _plausible(temperature, _MOST_CELSIUS),
-            None if milliwatts is None else _plausible(milliwatts / 1000, _MOST_WATTS),
-            tuple(self._processes(uuid, handle, running or {}, total)),
-            {name: value for name, value in migs.items() if value is not None},
+            memory_total_bytes=total,
+            memory_used_bytes=used,
+            utilization_percent=None if rates is None else _plausible(float(rates.gpu), 100),
+            temperature_celsius=_plausible(temperature, _MOST_CELSIUS),
+            power_watts=None if milliwatts is None else _plausible(milliwatts / 1000, _MOST_WATTS),
+            processes=tuple(self._processes(uuid, handle, running or {}, total)),
+            mig_used_bytes={name: value for name, value in migs.items() if value is not None},
             lists_processes=running is not None,
         )
 
@@ -609,13 +611,15 @@ def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
         number = _call(pynvml.nvmlDeviceGetGpuInstanceId, made)
         instance = _call(pynvml.nvmlDeviceGetGpuInstanceById, handle, number)
         name = _text(_call(pynvml.nvmlDeviceGetName, made))
+        start, size = _place(_call(pynvml.nvmlGpuInstanceGetInfo, instance).placement)
         yield gpu_source.MigInstance(
-            _text(_call(pynvml.nvmlDeviceGetUUID, made)),
-            name.rpartition("MIG ")[2],
-            _call(pynvml.nvmlDeviceGetMemoryInfo, made).total >> 20,
-            *_place(_call(pynvml.nvmlGpuInstanceGetInfo, instance).placement),
-            number,
-            _call(pynvml.nvmlDeviceGetComputeInstanceId, made),
+            uuid=_text(_call(pynvml.nvmlDeviceGetUUID, made)),
+            profile=name.rpartition("MIG ")[2],
+            memory_mib=_call(pynvml.nvmlDeviceGetMemoryInfo, made).total >> 20,
+            start=start,
+            size=size,
+            instance_id=number,
+            compute_id=_call(pynvml.nvmlDeviceGetComputeInstanceId, made),
         )
 
 

@@ -130,9 +130,11 @@ class Registration:
     async def _register(self) -> None:
         async with grpc.aio.insecure_channel(f"unix://{self._folder / KUBELET_SOCKET}") as channel:
             request = api_pb2.RegisterRequest(
-                version=VERSION, endpoint=self._endpoint, resource_name=self._resource,
+                version=VERSION,
+                endpoint=self._endpoint,
+                resource_name=self._resource,
                 options=api_pb2.DevicePluginOptions(pre_start_required=True),
-            )  # fmt: skip
+            )
             stub = api_pb2_grpc.RegistrationStub(channel)
             await stub.Register(request, timeout=_REGISTER_SECONDS)
         self.registered, self.problem = True, ""

@@ -49,9 +49,12 @@ class Monitor:
         self._driver = DriverThreads(connect, settings.nvml_timeout_seconds)
         self._metrics = collector.Metrics(lambda: self._view, compatible=settings.compatible)
         self._sampler = Sampler(
-            driver=self._driver, proc=settings.proc_dir, hook_path=settings.hook_path, pods=self._pods,
+            driver=self._driver,
+            proc=settings.proc_dir,
+            hook_path=settings.hook_path,
+            pods=self._pods,
             metrics=self._metrics,
-        )  # fmt: skip
+        )
         client.observe = self._metrics.api_call
         self._resources = podresources.PodResources(settings.kubelet_dir, settings.resource_names.count)
         self._namespace_problem = pid_namespace.problem(settings.proc_dir)
@@ -61,7 +64,7 @@ class Monitor:
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
         self._kubelet_problem = "not called yet"
-        self._view = collector.MonitorView(settings.node_name, started_at=self._started_at)
+        self._view = collector.MonitorView(node=settings.node_name, started_at=self._started_at)
         self._shown: tuple[object, ...] = ()
         self._text: tuple[bytes, str] = (b"", "")
         self._endpoint = health_endpoint.HealthEndpoint(
@@ -76,9 +79,10 @@ class Monitor:
         """
         if self._namespace_problem:
             log.error(
-                "the use of containers cannot be measured", error_code=error_codes.MONITOR_PID_NAMESPACE,
+                "the use of containers cannot be measured",
+                error_code=error_codes.MONITOR_PID_NAMESPACE,
                 cause=self._namespace_problem,
-            )  # fmt: skip
+            )
         try:
             async with (
                 stdlib_http.serving("health", self._settings.bind, self._endpoint.answer),
@@ -175,9 +179,16 @@ class Monitor:
                 sees_processes=not self._namespace_problem,
             )
             self._view = collector.MonitorView(
-                self._settings.node_name, sampler.devices, self._offered, sampler.samples, stale, usage,
-                sampler.region_states, self._without_record, self._started_at,
-            )  # fmt: skip
+                node=self._settings.node_name,
+                devices=sampler.devices,
+                offered=self._offered,
+                samples=sampler.samples,
+                stale=stale,
+                usage=usage,
+                region_states=sampler.region_states,
+                without_record=self._without_record,
+                started_at=self._started_at,
+            )
             self._text = self._metrics.exposition(accept)
             self._shown = shown
         return self._text

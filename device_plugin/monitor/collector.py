@@ -69,7 +69,7 @@ COMPATIBLE = {
 Families = Mapping[str, prometheus_core.GaugeMetricFamily]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorView:
     """The values of one scrape."""
 

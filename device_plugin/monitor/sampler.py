@@ -151,9 +151,12 @@ class Sampler:
                     states[kind] += 1
                     if self._logged.get(mine) != kind:
                         log.warning(
-                            "usage file not accepted", error_code=error_codes.MONITOR_SHARED_REGION,
-                            container=mine, state=kind, cause=str(refused),
-                        )  # fmt: skip
+                            "usage file not accepted",
+                            error_code=error_codes.MONITOR_SHARED_REGION,
+                            container=mine,
+                            state=kind,
+                            cause=str(refused),
+                        )
                     self._logged[mine] = kind
                 else:
                     states["ok"] += 1

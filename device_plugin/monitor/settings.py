@@ -9,7 +9,7 @@ from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, requests
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Settings of the monitor."""
 

@@ -40,7 +40,7 @@ class Sample:
         return usage.memory_used_bytes - sum(one or 0 for one in amounts) <= own
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShareUsage:
     """One share of a container, of a GPU or a MIG instance: what is allocated and what is used."""
 
@@ -108,14 +108,25 @@ def usage_of_shares(
         elif sample is not None:
             complete = sees_processes and sample.lists_all_processes
             used, utilization = _used(mine, region_of(pod, container).get(share.uuid), complete=complete)
-        usages.append(
-            ShareUsage(
-                pod.metadata.namespace, pod.metadata.name, container, place, share.uuid,
-                share.memory_mib << 20, share.cores_percent, used, utilization,
-            )
-        )  # fmt: skip
+        usages.append(_share_usage(pod, container, place, share, used, utilization))
     unattributed = _unattributed(samples, attributed) if sees_processes else {}
     return NodeUsage(tuple(usages), unattributed, _allocated(all_pods, names))
+
+
+def _share_usage(
+    pod: Pod, container: str, place: int, share: allocations.Share, used: int | None, utilization: float | None
+) -> ShareUsage:
+    return ShareUsage(
+        namespace=pod.metadata.namespace,
+        pod=pod.metadata.name,
+        container=container,
+        position=place,
+        gpu=share.uuid,
+        memory_bytes=share.memory_mib << 20,
+        cores_percent=share.cores_percent,
+        used_bytes=used,
+        utilization_percent=utilization,
+    )
 
 
 def _recorded_shares(

@@ -100,7 +100,7 @@ def health_with_withdrawn(
     for uuid, reason in {**withdrawn, **released}.items():
         state = states.get(uuid, health.Health())
         if state.available:
-            states[uuid] = health.Health(health.State.UNHEALTHY, reason)
+            states[uuid] = health.Health(state=health.State.UNHEALTHY, cause=reason)
         elif uuid in released:
             states[uuid] = dataclasses.replace(state, cause=f"{reason}; {state.cause}")
     return states

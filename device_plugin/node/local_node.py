@@ -11,7 +11,7 @@ from device_plugin.settings import Sharing
 from gpu_sharing.core import gpus, health, identifiers
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class LocalNode:
     """The node of this process."""
 

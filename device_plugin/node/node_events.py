@@ -43,18 +43,27 @@ class NodeEvents:
         """Report that a container may start with its shares, for the first time."""
         if logs.shows(logs.DECISIONS):
             log.info(
-                "allocated", pod=pod.key, container=assignment.container, node=self._node, mode=isolation,
-                gpus=[share.uuid for share in assignment.shares], decision_id=pod.annotations.get(records.DECISION),
-            )  # fmt: skip
+                "allocated",
+                pod=pod.key,
+                container=assignment.container,
+                node=self._node,
+                mode=isolation,
+                gpus=[share.uuid for share in assignment.shares],
+                decision_id=pod.annotations.get(records.DECISION),
+            )
         note = allocated_note(self._node, assignment, isolation)
         self._record_for_pod(pod, event_reasons.DEVICE_ALLOCATED, note, _ALLOCATION)
 
     def refused(self, pod: Pod | None, code: error_codes.Code, cause: str) -> None:
         """Report that a container must not start, or should not have started."""
         log.error(
-            "refused", error_code=code, pod=pod.key if pod else None, node=self._node, cause=cause,
+            "refused",
+            error_code=code,
+            pod=pod.key if pod else None,
+            node=self._node,
+            cause=cause,
             decision_id=pod.annotations.get(records.DECISION) if pod else None,
-        )  # fmt: skip
+        )
         if pod is not None:
             note = f"{code}: {cause}\n    {error_codes.REGISTRY[code].remedy}"
             self._record_for_pod(pod, event_reasons.ALLOCATION_FAILED, note, _ALLOCATION)
@@ -68,9 +77,13 @@ class NodeEvents:
     def unhealthy(self, device: gpu_source.Device, state: health.Health, holders: Iterable[Pod]) -> None:
         """Report that a GPU must not be used any more."""
         log.error(
-            "GPU unhealthy", error_code=error_codes.HEALTH_GPU_UNHEALTHY, device=device.uuid, state=state.state.value,
-            cause=state.cause, need=state.need.name.lower(),
-        )  # fmt: skip
+            "GPU unhealthy",
+            error_code=error_codes.HEALTH_GPU_UNHEALTHY,
+            device=device.uuid,
+            state=state.state.value,
+            cause=state.cause,
+            need=state.need.name.lower(),
+        )
         self._record_for_node(event_reasons.DEVICE_UNHEALTHY, unhealthy_note(device, state), holders)
 
     def recovered(self, device: gpu_source.Device, before: health.Health, holders: Iterable[Pod]) -> None:

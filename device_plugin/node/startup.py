@@ -22,7 +22,7 @@ _CONTAINERD_WITH_CDI = 2
 log = structlog.get_logger("node")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeAtStart:
     """The node at the start of the plugin, by its annotations and status."""
 
@@ -68,14 +68,14 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
     with contextlib.suppress(errors.CorruptRecord):
         earlier = records.decode_inventory(annotations.get(records.INVENTORY, "[]"))
     return NodeAtStart(
-        inventory.unhealthy_in_boot(annotations.get(records.HEALTH, ""), boot_id, time.monotonic()),
-        tuple(_device(gpu) for gpu in earlier),
-        node.status.node_info.container_runtime_version,
-        has_runtime_class,
-        release.released_gpus(annotations),
-        records.decode_made(annotations.get(records.MIG_MADE, "")),
-        records.decode_problems(annotations.get(records.PROBLEMS, "")),
-        _limited(earlier, annotations.get(records.PROBLEMS, "")),
+        unhealthy=inventory.unhealthy_in_boot(annotations.get(records.HEALTH, ""), boot_id, time.monotonic()),
+        devices=tuple(_device(gpu) for gpu in earlier),
+        runtime=node.status.node_info.container_runtime_version,
+        has_runtime_class=has_runtime_class,
+        released=release.released_gpus(annotations),
+        own_instances=records.decode_made(annotations.get(records.MIG_MADE, "")),
+        problems=records.decode_problems(annotations.get(records.PROBLEMS, "")),
+        limited=_limited(earlier, annotations.get(records.PROBLEMS, "")),
     )
 
 
@@ -114,4 +114,6 @@ def _limited(earlier: tuple[gpus.Gpu, ...], problems: str) -> frozenset[identifi
 
 def _device(gpu: gpus.Gpu) -> gpu_source.Device:
     """Return a GPU as an earlier process published it."""
-    return gpu_source.Device(gpu.uuid, gpu.index, gpu.type, gpu.memory_mib, gpu.index, gpu.numa)
+    return gpu_source.Device(
+        uuid=gpu.uuid, index=gpu.index, name=gpu.type, memory_mib=gpu.memory_mib, minor=gpu.index, numa=gpu.numa
+    )

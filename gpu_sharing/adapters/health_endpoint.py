@@ -40,7 +40,7 @@ class Component:
     """Whether the process is not ready without it, unless the settings say otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """How probes are answered."""
 
@@ -93,13 +93,17 @@ def read(value: Callable[[str], str | None], known: frozenset[str], *, canary: b
             f"--health-required {','.join(sorted(required - known))}: there are {', '.join(sorted(known))}"
         )
     return Options(
-        _path("--livez-path", value("livez-path"), default.live_path),
-        _path("--readyz-path", value("readyz-path"), default.ready_path),
-        _path("--healthz-path", value("healthz-path"), default.health_path),
-        flags.one_of("--health-initial", value("health-initial"), (READY, UNREADY), UNREADY),
-        required,
-        flags.number("--canary-interval", value("canary-interval") if canary else None, 10.0, 0.05, 3600),
-        flags.number("--canary-timeout", value("canary-timeout") if canary else None, 2.0, 0.01, 600),
+        live_path=_path("--livez-path", value("livez-path"), default.live_path),
+        ready_path=_path("--readyz-path", value("readyz-path"), default.ready_path),
+        health_path=_path("--healthz-path", value("healthz-path"), default.health_path),
+        initial=flags.one_of("--health-initial", value("health-initial"), (READY, UNREADY), UNREADY),
+        required=required,
+        canary_interval_seconds=flags.number(
+            "--canary-interval", value("canary-interval") if canary else None, 10.0, 0.05, 3600
+        ),
+        canary_timeout_seconds=flags.number(
+            "--canary-timeout", value("canary-timeout") if canary else None, 2.0, 0.01, 600
+        ),
     )
 
 

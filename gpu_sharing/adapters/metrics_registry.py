@@ -58,9 +58,10 @@ class Series:
         build = self.gauge("hami_build_info", "1; which version of which component runs.", ("component", "version"))
         build.labels(component=component, version=version.VERSION).set(1)
         self._api_seconds = self.seconds(
-            "hami_api_call_duration_seconds", "Time of a call to the API server; status 0 is no answer.",
+            "hami_api_call_duration_seconds",
+            "Time of a call to the API server; status 0 is no answer.",
             ("method", "status"),
-        )  # fmt: skip
+        )
 
     def seconds(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Histogram:
         """A histogram of durations."""

@@ -171,9 +171,12 @@ class Reflector(Generic[T]):
                 remaining = page.metadata.remaining_item_count
                 pace = len(items) / max(time.monotonic() - started, 1e-9)
                 log.info(
-                    "listing", path=self._path, objects=len(items), remaining=remaining,
+                    "listing",
+                    path=self._path,
+                    objects=len(items),
+                    remaining=remaining,
                     seconds_left=None if remaining is None else round(remaining / pace, 1),
-                )  # fmt: skip
+                )
             await asyncio.sleep(0)  # Between pages others get their turn.
         count = len(items)
         await pauses.spread(self._sink.replaced(items, started))

@@ -32,57 +32,107 @@ def _register(name: str, component: str, regarding: str, meaning: str, example: 
 
 
 SCHEDULED = _register(
-    "Scheduled", SCHEDULER, "Pod", "The pod was bound to a node and its GPUs were chosen.",
-    "Successfully assigned pod to node-01\nGPU: 1/3, Memory: 4000MB\nScore: 85, Policy: binpack", warning=False,
-)  # fmt: skip
+    "Scheduled",
+    SCHEDULER,
+    "Pod",
+    "The pod was bound to a node and its GPUs were chosen.",
+    "Successfully assigned pod to node-01\nGPU: 1/3, Memory: 4000MB\nScore: 85, Policy: binpack",
+    warning=False,
+)
 FAILED_SCHEDULING = _register(
-    "FailedScheduling", SCHEDULER, "Pod",
+    "FailedScheduling",
+    SCHEDULER,
+    "Pod",
     "No node takes the pod: the counts by reason, then one line a node; more than ten nodes are grouped by reason.",
     "0/3 nodes available: 2 GPU memory insufficient, 1 quota exceeded\n"
-    "    node-01: GPU memory insufficient (requested 8000MB, available 4000MB)", warning=True,
-)  # fmt: skip
+    "    node-01: GPU memory insufficient (requested 8000MB, available 4000MB)",
+    warning=True,
+)
 PREEMPTING = _register(
-    "Preempting", SCHEDULER, "Pod", "Pods of lower priority are evicted so that this one gets their GPUs.",
-    "Evicting 1 of lower priority on node-01 for its GPUs\nai-team/batch-7 (priority 0)", warning=False,
-)  # fmt: skip
+    "Preempting",
+    SCHEDULER,
+    "Pod",
+    "Pods of lower priority are evicted so that this one gets their GPUs.",
+    "Evicting 1 of lower priority on node-01 for its GPUs\nai-team/batch-7 (priority 0)",
+    warning=False,
+)
 PREEMPTED = _register(
-    "Preempted", SCHEDULER, "Pod", "The pod is evicted for one of higher priority.",
-    "Preempted by ai-team/urgent (priority 1000), which needs its GPU memory or cores on node-01", warning=True,
-)  # fmt: skip
+    "Preempted",
+    SCHEDULER,
+    "Pod",
+    "The pod is evicted for one of higher priority.",
+    "Preempted by ai-team/urgent (priority 1000), which needs its GPU memory or cores on node-01",
+    warning=True,
+)
 GANG_TORN = _register(
-    "GangTorn", SCHEDULER, "Pod", "Not all members of the pod's gang were bound in time.",
-    "SCHED_GANG_TORN: of gang train 1 were not bound in time, 7 were", warning=True,
-)  # fmt: skip
+    "GangTorn",
+    SCHEDULER,
+    "Pod",
+    "Not all members of the pod's gang were bound in time.",
+    "SCHED_GANG_TORN: of gang train 1 were not bound in time, 7 were",
+    warning=True,
+)
 FOREIGN_POD = _register(
-    "ForeignGPUPod", SCHEDULER, "Pod", "The pod has GPUs in its request and was bound by another program.",
-    "SCHED_FOREIGN_POD: …", warning=True,
-)  # fmt: skip
+    "ForeignGPUPod",
+    SCHEDULER,
+    "Pod",
+    "The pod has GPUs in its request and was bound by another program.",
+    "SCHED_FOREIGN_POD: …",
+    warning=True,
+)
 CORRUPT_RECORD = _register(
-    "CorruptGPURecord", SCHEDULER, "Pod", "The pod's record of its GPUs cannot be read.",
-    "SCHED_CORRUPT_POD_RECORD: …", warning=True,
-)  # fmt: skip
+    "CorruptGPURecord",
+    SCHEDULER,
+    "Pod",
+    "The pod's record of its GPUs cannot be read.",
+    "SCHED_CORRUPT_POD_RECORD: …",
+    warning=True,
+)
 BAD_LINKS = _register(
-    "BadGPULinks", SCHEDULER, "Node", "The node's record of the links between its GPUs cannot be read.",
-    "SCHED_BAD_LINKS: …", warning=True,
-)  # fmt: skip
+    "BadGPULinks",
+    SCHEDULER,
+    "Node",
+    "The node's record of the links between its GPUs cannot be read.",
+    "SCHED_BAD_LINKS: …",
+    warning=True,
+)
 DEVICE_ALLOCATED = _register(
-    "DeviceAllocated", PLUGIN, "Pod", "A container starts with its slice.",
+    "DeviceAllocated",
+    PLUGIN,
+    "Pod",
+    "A container starts with its slice.",
     "Allocated GPU-0 on node-01\n    GPU-6c4f1aee-…: 4000MB, cores 30%\n    container main, isolation hami-core",
     warning=False,
-)  # fmt: skip
+)
 ALLOCATION_FAILED = _register(
-    "AllocationFailed", PLUGIN, "Pod", "A container is not started; the code, the cause and what to do.",
-    "ALLOC_NO_RECORD: ai-team/train has no record of GPUs\n    …", warning=True,
-)  # fmt: skip
+    "AllocationFailed",
+    PLUGIN,
+    "Pod",
+    "A container is not started; the code, the cause and what to do.",
+    "ALLOC_NO_RECORD: ai-team/train has no record of GPUs\n    …",
+    warning=True,
+)
 DELIVERY_UNCERTAIN = _register(
-    "DeliveryUncertain", PLUGIN, "Pod", "A container is started, and whether it sees its GPU depends on the runtime.",
-    "PLUGIN_RUNTIME_CLASS: ai-team/train has no runtimeClassName\n    …", warning=True,
-)  # fmt: skip
+    "DeliveryUncertain",
+    PLUGIN,
+    "Pod",
+    "A container is started, and whether it sees its GPU depends on the runtime.",
+    "PLUGIN_RUNTIME_CLASS: ai-team/train has no runtimeClassName\n    …",
+    warning=True,
+)
 DEVICE_UNHEALTHY = _register(
-    "DeviceUnhealthy", PLUGIN, "Node, and each Pod on the GPU", "A GPU must not be used: the cause, and what it needs.",
-    "GPU-1 GPU-103c5a7a-… is unhealthy: XID 79: GPU has fallen off the bus\n    …", warning=True,
-)  # fmt: skip
+    "DeviceUnhealthy",
+    PLUGIN,
+    "Node, and each Pod on the GPU",
+    "A GPU must not be used: the cause, and what it needs.",
+    "GPU-1 GPU-103c5a7a-… is unhealthy: XID 79: GPU has fallen off the bus\n    …",
+    warning=True,
+)
 DEVICE_RECOVERED = _register(
-    "DeviceRecovered", PLUGIN, "Node, and each Pod on the GPU", "A GPU may be used again.",
-    "GPU-1 GPU-103c5a7a-… is healthy again, after: XID 95: uncontained ECC error", warning=False,
-)  # fmt: skip
+    "DeviceRecovered",
+    PLUGIN,
+    "Node, and each Pod on the GPU",
+    "A GPU may be used again.",
+    "GPU-1 GPU-103c5a7a-… is healthy again, after: XID 95: uncontained ECC error",
+    warning=False,
+)

@@ -20,7 +20,7 @@ MOST_SLOTS = 10_000
 """Containers that share one GPU; likewise."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """A GPU as its node advertises it."""
 

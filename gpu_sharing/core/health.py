@@ -36,7 +36,7 @@ class State(enum.Enum):
     RECOVERING = "recovering"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """What a check of a GPU found. None is "the driver cannot say", which is no fault."""
 
@@ -63,7 +63,7 @@ class Reading:
     """Whether the external power brake is on."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """How a GPU stands, and why."""
 
@@ -209,4 +209,4 @@ def from_facts(facts: Mapping[str, object], now: float) -> Health:
     names = {member.name.lower(): member for member in Need}
     if not isinstance(need, str) or need not in names or not isinstance(cause, str) or not isinstance(boot, str):
         return Health()
-    return Health(_down(names[need]), cause, names[need], now, boot, failures=(now,))
+    return Health(state=_down(names[need]), cause=cause, need=names[need], since=now, boot=boot, failures=(now,))

@@ -130,9 +130,10 @@ def _fit_instances(
             free = {
                 row: found
                 for row in rows
-                if _has_slot(states[row]) and (not idle or _is_open(node.states[row], idle=True))
+                if _has_slot(states[row])
+                and (not idle or _is_open(node.states[row], idle=True))
                 and (found := _instance(ask, states[row]))
-            }  # fmt: skip
+            }
             if not free:
                 one = dataclasses.replace(ask, gpus=1)
                 return _why_not(one, request.selectors, states, room, Reason.MIG_INSTANCE)
@@ -156,11 +157,14 @@ def _instance(ask: requests.GpuRequest, state: gpus.GpuState) -> tuple[mig.Profi
 def _eligible(request: requests.PodRequest, node: NodeState) -> list[bool]:
     """Which GPUs the pod may use at all, whatever is free on them."""
     return [
-        state.gpu.healthy and not state.cordoned and not state.allocation_unknown
-        and request.selectors.accept_mode(state.gpu.mode) and request.selectors.accept_uuid(state.gpu.uuid)
+        state.gpu.healthy
+        and not state.cordoned
+        and not state.allocation_unknown
+        and request.selectors.accept_mode(state.gpu.mode)
+        and request.selectors.accept_uuid(state.gpu.uuid)
         and request.selectors.accept_type(state.gpu.type)
         for state in node.states
-    ]  # fmt: skip
+    ]
 
 
 def _too_few_slots(request: requests.PodRequest, node: NodeState) -> rejections.Rejection | None:

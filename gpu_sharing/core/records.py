@@ -151,11 +151,17 @@ def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
     if not isinstance(health, bool):
         raise errors.CorruptRecord(f"{INVENTORY}: health is {str(health)[:40]!r}, not true or false")
     return gpus.Gpu(
-        uuid=identifiers.GpuUuid(uuid), index=number("index", 4096), memory_mib=number("devmem"),
-        cores_percent=number("devcore", _MOST_CORES_PERCENT), slots=number("count", gpus.MOST_SLOTS), type=word("type"),
-        numa=_numa(item.get("numa", 0)), mode=word("mode"), healthy=health,
+        uuid=identifiers.GpuUuid(uuid),
+        index=number("index", 4096),
+        memory_mib=number("devmem"),
+        cores_percent=number("devcore", _MOST_CORES_PERCENT),
+        slots=number("count", gpus.MOST_SLOTS),
+        type=word("type"),
+        numa=_numa(item.get("numa", 0)),
+        mode=word("mode"),
+        healthy=health,
         mig_profiles=_profiles(item.get("migProfiles") or []),
-    )  # fmt: skip
+    )
 
 
 def _profiles(items: Any) -> tuple[mig.Profile, ...]:

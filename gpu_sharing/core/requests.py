@@ -66,7 +66,7 @@ _MOST_GPU_CONTAINERS = 16
 _MOST_DEVICE_IDS = gpus.MOST_GPUS * gpus.MOST_SLOTS
 """Device ids that a node can offer."""
 
-_Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy)
+_Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy, policies.Weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Selectors:
         return gpu_mode == self.mode or (gpu_mode != gpus.MIG_MODE and (not self.mode or not gpu_mode))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PodRequest:
     """What a pod asks of GPUs. Hashable: pods of one shape are the same question."""
 
@@ -262,18 +262,19 @@ def read(
     count = names.defaults.gpus if counts_follow else None
     try:
         _refuse_too_many(every, names)
-        asks = tuple(_container(spec, names, count, warnings) for spec in every)
-        selectors = _selectors(annotations)
-        node_policy = _policy(annotations, NODE_POLICY, policies.node_policy)
-        gpu_policy = _policy(annotations, GPU_POLICY, policies.gpu_policy)
-        text = annotations.get(SCORING_WEIGHTS, "").strip()
-        weights = policies.weights(text, SCORING_WEIGHTS) if text else None
-        numa_bind = _numa_bind(annotations)
         _align_numa(annotations, warnings)
+        return PodRequest(
+            kinds=kinds_of(init_containers, containers),
+            containers=tuple(_container(spec, names, count, warnings) for spec in every),
+            selectors=_selectors(annotations),
+            node_policy=_policy(annotations, NODE_POLICY, policies.node_policy),
+            gpu_policy=_policy(annotations, GPU_POLICY, policies.gpu_policy),
+            weights=_policy(annotations, SCORING_WEIGHTS, policies.weights),
+            numa_bind=_numa_bind(annotations),
+            warnings=tuple(warnings),
+        )
     except errors.BadQuantity as refused:
         return InvalidRequest(refused.code, refused.sentence)
-    kinds = kinds_of(init_containers, containers)
-    return PodRequest(kinds, asks, selectors, node_policy, gpu_policy, weights, numa_bind, tuple(warnings))
 
 
 def device_ids(

@@ -24,7 +24,7 @@ NOT_SUPPORTED = -1
 """As a value of a field: the driver cannot say."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Gpu:
     """One GPU of the fake driver; change it and `write` the driver."""
 
@@ -62,7 +62,7 @@ class InUse(Exception):
     """A client holds the GPU, so that it can be neither reset nor switched to another MIG mode."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class FakeDriver:
     """The state of a fake driver in a file.
 
@@ -156,9 +156,15 @@ def _asks_for_reset(rule: str, gpu: int) -> bool:
 def make(folder: pathlib.Path, node: str, count: int, model: gpus.Model = gpus.A100) -> FakeDriver:
     """A driver with GPUs of one model, written."""
     driver = FakeDriver(
-        folder / "gpus.txt",
-        [
-            Gpu(gpus.gpu_uuid(node, index), model.type, model.memory_mib, f"00000000:{0x10 + index:02X}:00.0", index)
+        path=folder / "gpus.txt",
+        gpus=[
+            Gpu(
+                uuid=gpus.gpu_uuid(node, index),
+                name=model.type,
+                memory_mib=model.memory_mib,
+                bus_id=f"00000000:{0x10 + index:02X}:00.0",
+                minor=index,
+            )
             for index in range(count)
         ],
     )

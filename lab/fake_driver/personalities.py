@@ -79,8 +79,8 @@ class Personality:
             for index in range(self.gpus)
         ]
         driver = fake_driver.FakeDriver(
-            folder / "gpus.txt",
-            made,
+            path=folder / "gpus.txt",
+            gpus=made,
             rules=[refusal.rule() for refusal in self.refusals],
             processes=list(self.lines["processes"]),
             links=list(self.lines["links"]),

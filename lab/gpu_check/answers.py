@@ -198,9 +198,10 @@ def ask() -> Iterator[Answer]:
     for index in range(int(counted.value or 0)):
         handles: list[Any] = []
         yield _ask(
-            "nvmlDeviceGetHandleByIndex", index,
+            "nvmlDeviceGetHandleByIndex",
+            index,
             lambda index=index, handles=handles: handles.append(pynvml.nvmlDeviceGetHandleByIndex(index)),  # type: ignore[misc]
-        )  # fmt: skip
+        )
         for call, probe in probes(sets[0] if sets else None).items() if handles else ():
             yield _ask(call, index, lambda probe=probe, handles=handles: probe(handles[0]))  # type: ignore[misc]
     for event_set in sets:

@@ -45,9 +45,12 @@ def adapter(driver: gpu_source.GpuSource) -> Iterator[str]:
 def _load(mib: int, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
     """A CUDA program that runs: its process id and the first line that it printed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "lab.gpu_check.load", str(mib)], env={**os.environ, **environment},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "lab.gpu_check.load", str(mib)],
+        env={**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -100,9 +103,10 @@ def mps(device: gpu_source.Device | None) -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory() as folder:
         environment = {
-            "CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe", "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log",
+            "CUDA_MPS_PIPE_DIRECTORY": f"{folder}/pipe",
+            "CUDA_MPS_LOG_DIRECTORY": f"{folder}/log",
             "CUDA_VISIBLE_DEVICES": device.uuid,
-        }  # fmt: skip
+        }
         pathlib.Path(folder, "pipe").mkdir()
         pathlib.Path(folder, "log").mkdir()
         every = {**os.environ, **environment}

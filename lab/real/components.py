@@ -47,9 +47,13 @@ class Components:
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [*within, str(self.binaries / name), *map(str, arguments)],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                preexec_fn=die_with_parent, env=environment,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+                env=environment,
+            )
         self._wrapped = self._wrapped | {name} if within else self._wrapped - {name}
 
     def pid(self, name: str) -> int:

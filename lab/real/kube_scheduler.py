@@ -50,10 +50,20 @@ class KubeScheduler:
         path = self._parts.folder / "kube-scheduler.yaml"
         path.write_text(yaml.safe_dump(config))
         self._parts.start(
-            "kube-scheduler", "--config", path, "--secure-port", str(self._port), "--bind-address", "127.0.0.1",
-            "--cert-dir", self._parts.folder / "certs-scheduler", "--authorization-always-allow-paths",
-            "/healthz,/readyz,/metrics", "--feature-gates", feature_gates,
-        )  # fmt: skip
+            "kube-scheduler",
+            "--config",
+            path,
+            "--secure-port",
+            str(self._port),
+            "--bind-address",
+            "127.0.0.1",
+            "--cert-dir",
+            self._parts.folder / "certs-scheduler",
+            "--authorization-always-allow-paths",
+            "/healthz,/readyz,/metrics",
+            "--feature-gates",
+            feature_gates,
+        )
         self._parts.wait("kube-scheduler", lambda: self._api("GET", "/readyz") == "ok")
 
     def stop(self) -> None:

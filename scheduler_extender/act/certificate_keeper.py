@@ -95,9 +95,12 @@ def of(client: kubernetes.Client, settings: Settings) -> "CertificateKeeper":
     assert settings.tls_cert is not None
     assert settings.tls_key is not None
     place = Place(
-        f"/api/v1/namespaces/{namespace}/secrets/{name}", settings.tls_names, settings.tls_cert, settings.tls_key,
+        f"/api/v1/namespaces/{namespace}/secrets/{name}",
+        settings.tls_names,
+        settings.tls_cert,
+        settings.tls_key,
         settings.webhook_configuration,
-    )  # fmt: skip
+    )
     return CertificateKeeper(client, place)
 
 

@@ -183,9 +183,13 @@ class GangPlanner:
         ]
         evicts = self._core.settings.gang_evicts
         log.error(
-            "gang aborted", error_code=error_codes.GANG_TORN, gang="/".join(key), unbound=[one.key for one in held],
-            bound=[one.key for one in bound], evicting=evicts,
-        )  # fmt: skip
+            "gang aborted",
+            error_code=error_codes.GANG_TORN,
+            gang="/".join(key),
+            unbound=[one.key for one in held],
+            bound=[one.key for one in bound],
+            evicting=evicts,
+        )
         self._core.metrics.gangs_aborted.inc()
         self._decision_events.gang_aborted(key[1], held, bound, evicting=evicts)
         await self._release(held)

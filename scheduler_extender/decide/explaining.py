@@ -25,7 +25,7 @@ _EXAMINED_SECONDS = 1.0
 _Chosen = tuple[preemption.Victim, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeExplanation:
     """Why one node does not take a pod."""
 
@@ -86,7 +86,7 @@ class Explainer:
         names = sorted(self._ledger.node_names())
         rejection = rejecting.pod_rejection(self._ledger, self._placer, pod, names)
         if isinstance(pod, pending.UnreadablePod):
-            nodes = [NodeExplanation(name, pod.invalid.sentence, pod.invalid.code) for name in names]
+            nodes = [NodeExplanation(node=name, message=pod.invalid.sentence, code=pod.invalid.code) for name in names]
         else:
             nodes = await self._explain_nodes(pod, names)
         return Explanation(rejection, tuple(str(gate.get("name", "")) for gate in pod.gates), tuple(nodes))
@@ -99,13 +99,15 @@ class Explainer:
             await pause()
             answer = self._placer.unavailable(name) or self._placer.place_on(pod, name, nominations=False)
             if isinstance(answer, placement.Placement):
-                nodes[name] = NodeExplanation(name, "its GPUs fit")
+                nodes[name] = NodeExplanation(node=name, message="its GPUs fit")
                 continue
             may_help = answer.info.curable
             if may_help:
                 curable.append((-_most_free_mib(self._ledger.allocated_on(name)), name))
             advice = _advice(pod.request, answer)
-            nodes[name] = NodeExplanation(name, str(answer), answer.code, may_help, advice, examined=not may_help)
+            nodes[name] = NodeExplanation(
+                node=name, message=str(answer), code=answer.code, curable=may_help, advice=advice, examined=not may_help
+            )
         for name, (waits_for, evictable) in (await self._examine(pod, [name for _, name in sorted(curable)])).items():
             nodes[name] = dataclasses.replace(
                 nodes[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), examined=True

@@ -157,10 +157,13 @@ def _accepted(arrays: Arrays, selectors: requests.Selectors) -> Bools | None:
 def _now(arrays: Arrays) -> _Used:
     count = arrays.columns
     return _Used(
-        arrays.memory_free[:, :count], arrays.cores_free[:, :count], arrays.shareable[:, :count],
-        arrays.empty[:, :count], arrays.fullness[:, :count],
+        arrays.memory_free[:, :count],
+        arrays.cores_free[:, :count],
+        arrays.shareable[:, :count],
+        arrays.empty[:, :count],
+        arrays.fullness[:, :count],
         arrays.slots_used[:, :count],
-    )  # fmt: skip
+    )
 
 
 class _Sums:
@@ -199,9 +202,13 @@ class _Sums:
             + self._slots / np.maximum(total[2], 1)
         )
         return _Used(
-            total[0] - self._memory, total[1] - self._cores, open_slot & (self._exclusive == 0),
-            open_slot & (self._slots == 0), fullness, self._slots.copy(),
-        )  # fmt: skip
+            total[0] - self._memory,
+            total[1] - self._cores,
+            open_slot & (self._exclusive == 0),
+            open_slot & (self._slots == 0),
+            fullness,
+            self._slots.copy(),
+        )
 
     def _add(self, position: int) -> None:
         ask, picked = self._request.containers[position], self._chosen[position]

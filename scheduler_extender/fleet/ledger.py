@@ -44,7 +44,7 @@ from scheduler_extender.fleet import arrays, facts, gang_members, namespace_quot
 _LONGEST_JOURNAL = 20_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Node:
     known: facts.Node
     pods: dict[identifiers.PodUid, facts.BoundPod] = field(default_factory=dict)
@@ -98,7 +98,7 @@ class Ledger:
         """Learn of a node, or that it changed."""
         node = self._nodes.get(seen.name)
         if node is None:
-            node = self._nodes[seen.name] = _Node(seen)
+            node = self._nodes[seen.name] = _Node(known=seen)
         elif node.known == seen:
             return
         same = node.known.inventory == seen.inventory and node.known.links == seen.links
@@ -397,7 +397,7 @@ class Ledger:
         self._pods[pod.uid] = pod
         node = self._nodes.get(pod.node)
         if node is None:
-            node = self._nodes[pod.node] = _Node(facts.Node(pod.node, standing=Reason.NODE_UNKNOWN))
+            node = self._nodes[pod.node] = _Node(known=facts.Node(pod.node, standing=Reason.NODE_UNKNOWN))
         node.pods[pod.uid] = pod
         _add(node.allocated, pod.allocated)
         node.foreign_slots += pod.foreign_slots
@@ -425,7 +425,9 @@ class Ledger:
     def _reserve(self, reservation: facts.Reservation) -> None:
         node = self._nodes.get(reservation.node)
         if node is None:
-            node = self._nodes[reservation.node] = _Node(facts.Node(reservation.node, standing=Reason.NODE_UNKNOWN))
+            node = self._nodes[reservation.node] = _Node(
+                known=facts.Node(reservation.node, standing=Reason.NODE_UNKNOWN)
+            )
         node.reservations[reservation.key] = reservation
         self._touch(reservation.node)
 

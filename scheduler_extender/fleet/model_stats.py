@@ -23,7 +23,7 @@ class ShareSize(NamedTuple):
     cores_percent: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCount:
     """The GPUs of one model."""
 
@@ -61,25 +61,43 @@ def by_model(fleet: arrays.Arrays, lately: Mapping[ShareSize, int]) -> list[Mode
             continue
         there = mine & available  # What is on a node that is not ready or cordoned can be allocated to no pod.
         open_memory = free[mine & usable].clip(min=0)
-        open_cores = cores_free[mine & usable]
         takes = shareable[mine & usable]
-        all_free = int(open_memory.sum())
-        wasted = sum(
-            times
-            * int(open_memory[~(takes & (open_memory >= shape.memory_mib) & (open_cores >= shape.cores_percent))].sum())
-            for shape, times in lately.items()
-        )
-        asked = sum(lately.values())
         found.append(
             ModelCount(
-                model, int(mine.sum()), len(open_memory),
-                int(fleet.memory_total[:, used][there].sum()), int(fleet.memory_used[:, used][there].sum()),
-                int(fleet.slots_total[:, used][there].sum()), int(fleet.slots_used[:, used][there].sum()),
-                int(open_memory[takes].max(initial=0)),
-                wasted / (asked * all_free) if asked and all_free else None,
+                model=model,
+                gpus=int(mine.sum()),
+                usable=len(open_memory),
+                memory_mib=int(fleet.memory_total[:, used][there].sum()),
+                memory_allocated_mib=int(fleet.memory_used[:, used][there].sum()),
+                slots=int(fleet.slots_total[:, used][there].sum()),
+                slots_allocated=int(fleet.slots_used[:, used][there].sum()),
+                largest_free_mib=int(open_memory[takes].max(initial=0)),
+                fragmentation=_fragmentation(open_memory, cores_free[mine & usable], takes, lately),
             )
-        )  # fmt: skip
+        )
     return found
+
+
+def _fragmentation(
+    memory_mib: arrays.Ints, cores_percent: arrays.Ints, takes: arrays.Bools, lately: Mapping[ShareSize, int]
+) -> float | None:
+    """Return the part of the free memory that the requested shares cannot use, 0 to 1; None where there is none.
+
+    Args:
+        memory_mib: Free memory of each GPU.
+        cores_percent: Free cores of each GPU.
+        takes: Whether each GPU takes one more share.
+        lately: The requested shares, and how often each was requested.
+    """
+    free, requested = int(memory_mib.sum()), sum(lately.values())
+    if not free or not requested:
+        return None
+    wasted = sum(
+        times
+        * int(memory_mib[~(takes & (memory_mib >= share.memory_mib) & (cores_percent >= share.cores_percent))].sum())
+        for share, times in lately.items()
+    )
+    return wasted / (requested * free)
 
 
 def never_fits(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[str, ...]:

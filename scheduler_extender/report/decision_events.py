@@ -82,9 +82,14 @@ class DecisionEvents:
         if logs.shows(logs.DECISIONS):
             gpus = [share.uuid for shares in placed.shares for share in shares]
             log.info(
-                "bound", pod=pod.key, node=node, gpus=gpus, score=round(score * 100), policy=policy,
+                "bound",
+                pod=pod.key,
+                node=node,
+                gpus=gpus,
+                score=round(score * 100),
+                policy=policy,
                 decision_id=decision,
-            )  # fmt: skip
+            )
         note = event_notes.scheduled(node, gpus_on_node, pod.request, placed, score, policy)
         self._pod_event(pod.key, pod.uid, event_reasons.SCHEDULED, note, _BINDING)
 

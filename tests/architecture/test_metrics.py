@@ -73,8 +73,10 @@ def test_watches_and_events_are_counted_where_they_are_kept() -> None:
     text = metrics.exposition()[0].decode()
 
     for line in (
-        'hami_watch_lists_total{watch="pods"} 2.0', 'hami_watch_failures_total{watch="pods"} 3.0',
-        "hami_device_plugin_events_written_total 4.0", "hami_device_plugin_events_dropped_total 5.0",
+        'hami_watch_lists_total{watch="pods"} 2.0',
+        'hami_watch_failures_total{watch="pods"} 3.0',
+        "hami_device_plugin_events_written_total 4.0",
+        "hami_device_plugin_events_dropped_total 5.0",
         'hami_api_call_duration_seconds_count{method="GET",status="200"} 1.0',
-    ):  # fmt: skip
+    ):
         assert line in text.splitlines()

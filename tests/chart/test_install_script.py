@@ -19,8 +19,10 @@ def run(shell: str, source: pathlib.Path, target: pathlib.Path) -> "subprocess.C
     script = (rendering.CHART / "files" / "install-hami-core.sh").read_text()
     return subprocess.run(
         [*command, "-c", script, "install-hami-core", str(source), str(target), "once"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.fixture
@@ -43,8 +45,9 @@ def test_libraries_are_copied_and_nothing_else(shell: str, folders: tuple[pathli
 
     assert (done.returncode, done.stdout) == (0, "copied libvgpu.so.v2.10.0\n"), done.stderr
     assert {one.name: one.read_bytes() for one in target.iterdir()} == {
-        "libvgpu.so.v2.9.0": b"older library", "libvgpu.so.v2.10.0": b"new library",
-    }  # fmt: skip
+        "libvgpu.so.v2.9.0": b"older library",
+        "libvgpu.so.v2.10.0": b"new library",
+    }
     again = run(shell, source, target)
     assert (again.returncode, again.stdout) == (0, "")
 

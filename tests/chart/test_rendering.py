@@ -21,21 +21,27 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "default": ((), ()),
     "everything": (
         (
-            "--set", ("scheduler.replicas=2,scheduler.certManager.enabled=true,webui.auth=kubernetes,"
-            "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mps,"
-            "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia,"
-            "devicePlugin.gpuOperatorToolkitReady.enabled=true"),
+            "--set",
+            (
+                "scheduler.replicas=2,scheduler.certManager.enabled=true,webui.auth=kubernetes,"
+                "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mps,"
+                "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia,"
+                "devicePlugin.gpuOperatorToolkitReady.enabled=true"
+            ),
         ),
         EVERYTHING,
     ),
     "least": (
         (
-            "--set", ("monitor.enabled=false,webui.enabled=false,networkPolicy.enabled=false,"
-            "scheduler.admissionWebhook.enabled=false,scheduler.recordGuard=false"),
+            "--set",
+            (
+                "monitor.enabled=false,webui.enabled=false,networkPolicy.enabled=false,"
+                "scheduler.admissionWebhook.enabled=false,scheduler.recordGuard=false"
+            ),
         ),
         (),
     ),
-}  # fmt: skip
+}
 """Values and the APIs of the cluster."""
 VERSIONS = ("1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "Certificate", "Issuer"}
@@ -147,11 +153,11 @@ def test_no_container_has_more_than_it_needs() -> None:
     """Extender and WebUI meet the pod security standard `restricted`; the node's agents have what the driver needs."""
     found = rendering.objects(4, "--set", "devicePlugin.driver=runtimeClass")
     for kind, name, restricted, added in (
-        ("Deployment", "hami-scheduler", True, {}), ("Deployment", "hami-webui", True, {}),
+        ("Deployment", "hami-scheduler", True, {}),
+        ("Deployment", "hami-webui", True, {}),
         ("DaemonSet", "hami-core", False, {}),
-        ("DaemonSet", "hami-device-plugin", False,
-         {"nvidia": ["DAC_OVERRIDE", "SYS_ADMIN"], "monitor": ["SYS_ADMIN"]}),
-    ):  # fmt: skip
+        ("DaemonSet", "hami-device-plugin", False, {"nvidia": ["DAC_OVERRIDE", "SYS_ADMIN"], "monitor": ["SYS_ADMIN"]}),
+    ):
         pod = rendering.one(found, kind, name)["spec"]["template"]["spec"]
         assert not any(pod.get(key) for key in ("hostNetwork", "hostIPC"))
         # The monitor sees no process of another PID namespace.

@@ -55,9 +55,11 @@ def test_good_values_render(values: str) -> None:
 def test_the_flags_are_those_of_the_processes() -> None:
     """Each process parses what the chart starts it with."""
     found = rendering.objects(
-        4, "--set", "webui.auth=kubernetes,scheduler.prometheusUrl=http://p,scheduler.usageWeight=1,"
+        4,
+        "--set",
+        "webui.auth=kubernetes,scheduler.prometheusUrl=http://p,scheduler.usageWeight=1,"
         "devicePlugin.isolation=mps,devicePlugin.driver=none",
-    )  # fmt: skip
+    )
     workloads = [one for one in found if one["kind"] in ("Deployment", "DaemonSet")]
     pods = [one["spec"]["template"]["spec"] for one in workloads]
     containers = [one for pod in pods for one in (*pod.get("initContainers", ()), *pod["containers"])]

@@ -62,9 +62,10 @@ def test_what_go_reads_leniently_is_read_leniently(extender: Extender, server: a
     chosen = {"a": None, "b": {"Pods": None}, "c": {"Pods": [None, {"UID": "u"}], "NumPDBViolations": 1}}
     by_uid = calls.call(extender, "preempt", {"Pod": plain, "NodeNameToMetaVictims": chosen})
     assert by_uid["NodeNameToMetaVictims"] == {
-        "a": {"Pods": [], "NumPDBViolations": 0}, "b": {"Pods": [], "NumPDBViolations": 0},
+        "a": {"Pods": [], "NumPDBViolations": 0},
+        "b": {"Pods": [], "NumPDBViolations": 0},
         "c": {"Pods": [{"UID": "u"}], "NumPDBViolations": 1},
-    }  # fmt: skip
+    }
     whole = {"a": None, "b": {"Pods": [None, {"metadata": {"uid": "u"}}]}}
     by_pod = calls.call(extender, "preempt", {"Pod": plain, "NodeNameToVictims": whole})["NodeNameToMetaVictims"]
     assert (by_pod["a"]["Pods"], by_pod["b"]["Pods"]) == ([], [{"UID": "u"}])
@@ -157,16 +158,19 @@ def test_a_bind_repeated_is_done_once(extender: Extender, server: api_server.Run
 @pytest.mark.parametrize(
     "annotations",
     [
-        {"hami.io/vgpu-devices-allocated": "garbage"}, {"hami.io/vgpu-devices-allocated": "GPU-x,NVIDIA,1,1:;" * 9},
+        {"hami.io/vgpu-devices-allocated": "garbage"},
+        {"hami.io/vgpu-devices-allocated": "GPU-x,NVIDIA,1,1:;" * 9},
         {"hami.io/vgpu-devices-allocated": "GPU-x,NVIDIA,999999999999999999999,1:;"},
     ],
-)  # fmt: skip
+)
 def test_a_forged_record_closes_its_node_and_no_other(
     extender: Extender, server: api_server.Running, annotations: dict[str, str]
 ) -> None:
     """What cannot be read may hold anything, but only where the pod is."""
-    body = {"metadata": {"name": "forged", "annotations": annotations}, "spec": {"nodeName": "a", "containers": [
-        {"name": "c", "resources": {"limits": calls.LIMITS}}]}}  # fmt: skip
+    body = {
+        "metadata": {"name": "forged", "annotations": annotations},
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "resources": {"limits": calls.LIMITS}}]},
+    }
     server.request("POST", calls.PODS, body)
     calls.eventually(lambda: any(one["corrupt"] for one in calls.read(extender, "pods")["pods"]))
 
@@ -192,8 +196,10 @@ def test_a_forged_inventory_closes_its_node(extender: Extender, server: api_serv
 
 def test_the_same_garbage_on_a_pod_without_gpu_blocks_nothing(extender: Extender, server: api_server.Running) -> None:
     """Records are read only from pods that request a managed resource."""
-    body = {"metadata": {"name": "cpu", "annotations": {"hami.io/vgpu-devices-allocated": "garbage"}},
-            "spec": {"nodeName": "a", "containers": [{"name": "c"}]}}  # fmt: skip
+    body = {
+        "metadata": {"name": "cpu", "annotations": {"hami.io/vgpu-devices-allocated": "garbage"}},
+        "spec": {"nodeName": "a", "containers": [{"name": "c"}]},
+    }
     server.request("POST", calls.PODS, body)
     pod = calls.create(server, "p")
     calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 1)

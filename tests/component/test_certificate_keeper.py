@@ -127,10 +127,20 @@ def test_openssl_accepts_what_is_made(tmp_path: pathlib.Path) -> None:
 
 def keeper_of(client: kubernetes.Client, folder: pathlib.Path) -> certificate_keeper.CertificateKeeper:
     options = settings.parse(
-        ["--tls-secret", "default/tls", "--tls-names", ",".join(NAMES), "--tls-cert", str(folder / "crt"),
-         "--tls-key", str(folder / "key"), "--webhook-configuration", "hami"],
+        [
+            "--tls-secret",
+            "default/tls",
+            "--tls-names",
+            ",".join(NAMES),
+            "--tls-cert",
+            str(folder / "crt"),
+            "--tls-key",
+            str(folder / "key"),
+            "--webhook-configuration",
+            "hami",
+        ],
         {},
-    )  # fmt: skip
+    )
     return certificate_keeper.of(client, options)
 
 

@@ -170,9 +170,13 @@ def _starts(node: gpu_node.GpuNode, pod: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize(
     ("record", "code"),
-    [("GPU-elsewhere,NVIDIA,1,1:;", "ALLOC_WRONG_NODE"), ("garbage", "ALLOC_CORRUPT_RECORD"),
-     ("GPU-a,NVIDIA,1,1:GPU-b,NVIDIA,1,1:;", "ALLOC_CORRUPT_RECORD"), ("hami.io/v9;;;", "ALLOC_CORRUPT_RECORD")],
-)  # fmt: skip
+    [
+        ("GPU-elsewhere,NVIDIA,1,1:;", "ALLOC_WRONG_NODE"),
+        ("garbage", "ALLOC_CORRUPT_RECORD"),
+        ("GPU-a,NVIDIA,1,1:GPU-b,NVIDIA,1,1:;", "ALLOC_CORRUPT_RECORD"),
+        ("hami.io/v9;;;", "ALLOC_CORRUPT_RECORD"),
+    ],
+)
 def test_a_record_that_is_forged_or_of_another_version_starts_nothing(
     node: gpu_node.GpuNode, record: str, code: str
 ) -> None:
@@ -201,9 +205,14 @@ def test_a_container_that_hamis_plugin_allocated_goes_on_if_its_limits_are_right
     }  # fmt: skip
     for one, token in ((pod, "slot-0001"), (other, "slot-0002")):
         node.kubelet.given[(one["metadata"]["uid"], "c0")] = kubelet.Given(
-            one["metadata"]["uid"], "default", one["metadata"]["name"], "c0", init=False, tokens=frozenset([token]),
+            pod_uid=one["metadata"]["uid"],
+            namespace="default",
+            pod=one["metadata"]["name"],
+            container="c0",
+            init=False,
+            tokens=frozenset([token]),
             answer=api_pb2.ContainerAllocateResponse(envs=hamis),
-        )  # fmt: skip
+        )
     node.server.call(node.kubelet.write_checkpoint)
 
     assert node.start(pod).environment == hamis
@@ -220,8 +229,9 @@ def test_two_pods_of_one_name_are_two(node: gpu_node.GpuNode) -> None:
     after = node.run(second)
 
     assert (before.environment["CUDA_DEVICE_MEMORY_LIMIT_0"], after.environment["CUDA_DEVICE_MEMORY_LIMIT_0"]) == (
-        "500m", "600m",
-    )  # fmt: skip
+        "500m",
+        "600m",
+    )
 
 
 def test_the_newest_of_records_that_promise_too_much_is_not_started(node: gpu_node.GpuNode) -> None:
@@ -361,7 +371,15 @@ def test_podresources_of_another_owner_starts_nothing(node: gpu_node.GpuNode) ->
     pod, other = node.create("mine", "0:100:0"), node.create("theirs", "1:100:0")
     node.admit(pod)
     (given,) = node.kubelet.given.values()
-    stolen = kubelet.Given("x", "default", "theirs", "c9", init=False, tokens=given.tokens, answer=given.answer)
+    stolen = kubelet.Given(
+        pod_uid="x",
+        namespace="default",
+        pod="theirs",
+        container="c9",
+        init=False,
+        tokens=given.tokens,
+        answer=given.answer,
+    )
 
     node.kubelet.given[("x", "c9")] = stolen
 

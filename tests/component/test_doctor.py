@@ -52,9 +52,14 @@ def share(node: str, index: int, memory_mib: int) -> allocations.Share:
 
 
 def create(
-    server: api_server.Running, name: str, shares: list[allocations.Share], node: str = "a", bound_at: int = 0,
-    phase: str = records.PHASE_SUCCESS, record: str = "",
-) -> None:  # fmt: skip
+    server: api_server.Running,
+    name: str,
+    shares: list[allocations.Share],
+    node: str = "a",
+    bound_at: int = 0,
+    phase: str = records.PHASE_SUCCESS,
+    record: str = "",
+) -> None:
     """A pod that is bound with a record, or with none."""
     annotations: dict[str, str] = {}
     if shares:
@@ -69,10 +74,11 @@ def create(
     body = {
         "metadata": {"name": name, "namespace": "default", "annotations": annotations},
         "spec": {
-            "nodeName": node, "schedulerName": "hami-scheduler",
+            "nodeName": node,
+            "schedulerName": "hami-scheduler",
             "containers": [{"name": "c", "image": "x", "resources": {"limits": limits}}],
         },
-    }  # fmt: skip
+    }
     server.request("POST", calls.PODS, body)
 
 
@@ -102,9 +108,11 @@ def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: exte
 
 
 def test_each_of_a_dozen_planted_faults_is_found(
-    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running,
+    healthy: pathlib.Path,
+    extender: extender_process.ExtenderProcess,
+    server: api_server.Running,
     tmp_path: pathlib.Path,
-) -> None:  # fmt: skip
+) -> None:
     """And nothing else."""
     bare = gpus.gpu_node("bare", SMALL, 0, labels={"gpu": "on"})
     garbled = gpus.gpu_node("garbled", SMALL, 1, annotations={records.INVENTORY: "{{"})
@@ -236,9 +244,10 @@ def test_an_api_server_that_is_slow_is_told_from_one_that_was_slow_once(
 def lease(server: api_server.Running, namespace: str, name: str, holder: str, renewed_in_seconds: float) -> None:
     moment = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=renewed_in_seconds)
     spec = {
-        "holderIdentity": holder, "leaseDurationSeconds": 15,
+        "holderIdentity": holder,
+        "leaseDurationSeconds": 15,
         "renewTime": moment.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-    }  # fmt: skip
+    }
     with contextlib.suppress(urllib.error.HTTPError):
         server.request("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
     path = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
@@ -276,9 +285,17 @@ def test_another_installation_on_the_same_cluster_is_found(
     lease(server, "hami-system", "hami-scheduler", "one_1", 0)
     lease(server, "left-behind", "hami-scheduler", "gone_1", -900)
     plugin = {"image": "nvcr.io/nvidia/k8s-device-plugin:v0.17.0", "name": "c"}
-    elsewhere = {"metadata": {"name": "elsewhere"}, "spec": {"template": {"spec": {
-        "containers": [plugin], "nodeSelector": {"nvidia": "yes"},
-    }}}}  # fmt: skip
+    elsewhere = {
+        "metadata": {"name": "elsewhere"},
+        "spec": {
+            "template": {
+                "spec": {
+                    "containers": [plugin],
+                    "nodeSelector": {"nvidia": "yes"},
+                }
+            }
+        },
+    }
     daemon_sets = "/apis/apps/v1/namespaces/default/daemonsets"
     server.request("POST", daemon_sets, elsewhere)
     assert told(doctor(*reach(extender, healthy))[1]) == []
@@ -313,8 +330,9 @@ def test_a_part_of_the_extender_that_is_not_well_is_told_with_its_reason(
     with liar.telling({"/healthz": {"components": parts}}, status=503) as url:
         _, found = doctor(*api, "--health", url)
     assert [(one["severity"], one["about"], one["detail"]) for one in found["findings"]] == [
-        ("warning", "extender/events", "12 were dropped"), ("error", "extender/nodes", "the watch is 90 s old"),
-    ]  # fmt: skip
+        ("warning", "extender/events", "12 were dropped"),
+        ("error", "extender/nodes", "the watch is 90 s old"),
+    ]
     assert {one["code"] for one in found["findings"]} == {"DOCTOR_EXTENDER_COMPONENT"}
 
     away = hamictl("doctor", *api, "--health", "http://127.0.0.1:1")
@@ -328,9 +346,12 @@ def node(tmp_path: pathlib.Path) -> pathlib.Path:
     for name in ("dev/shm", "etc/cdi", "kubelet/device-plugins", "run/containerd", "sys/fs/cgroup", "run/cdi"):
         (tmp_path / name).mkdir(parents=True)
     for name in (
-        "dev/nvidiactl", "kubelet/device-plugins/kubelet.sock", "kubelet/device-plugins/hami-x.sock",
-        "run/containerd/containerd.sock", "sys/fs/cgroup/cgroup.controllers",
-    ):  # fmt: skip
+        "dev/nvidiactl",
+        "kubelet/device-plugins/kubelet.sock",
+        "kubelet/device-plugins/hami-x.sock",
+        "run/containerd/containerd.sock",
+        "sys/fs/cgroup/cgroup.controllers",
+    ):
         (tmp_path / name).touch()
     (tmp_path / "etc/cdi/nvidia.yaml").write_text("kind: nvidia.com/gpu\n")
     return tmp_path
@@ -389,9 +410,12 @@ def test_a_runtime_that_is_told_to_ignore_cdi_is_found(node: pathlib.Path, versi
     (node / "etc/containerd").mkdir()
     config = node / "etc/containerd/config.toml"
     for text, codes in (
-        (f"[{version}]\nenable_cdi = false\n", ["DOCTOR_NODE_CDI_OFF"]), (f"[{version}]\nenable_cdi = true\n", []),
-        (f"[{version}]\n", []), ("plugins = 7", []), ("{", []),
-    ):  # fmt: skip
+        (f"[{version}]\nenable_cdi = false\n", ["DOCTOR_NODE_CDI_OFF"]),
+        (f"[{version}]\nenable_cdi = true\n", []),
+        (f"[{version}]\n", []),
+        ("plugins = 7", []),
+        ("{", []),
+    ):
         config.write_text(text)
         assert examined(node) == ["DOCTOR_NODE_DRIVER", *codes]
 

@@ -177,8 +177,9 @@ def test_a_reset_brings_a_gpu_back_without_a_reboot_and_its_xids_are_heard_again
         driver.write()
         node.wait("it is unhealthy", lambda: node.offered() == {0: True, 1: False})
         assert (node.cause(1)["need"], node.cause(1)["cause"]) == (
-            "reset", "the driver refuses calls until the GPU is reset",
-        )  # fmt: skip
+            "reset",
+            "the driver refuses calls until the GPU is reset",
+        )
 
         driver.reset(1, despite_clients=True)
 
@@ -227,12 +228,14 @@ def test_problems_of_gpus_end_with_what_caused_them() -> None:
     """A code that stays after its cause is gone makes people look for nothing."""
     uuid = identifiers.GpuUuid("GPU-a")
     node = problems.Problems(lambda: None)
-    silent = gpu_source.Device(uuid, 0, "T", None, 0)
+    silent = gpu_source.Device(uuid=uuid, index=0, name="T", memory_mib=None, minor=0)
     gaps = gpu_source.Gaps({3: "no"}, {uuid: "no"}, mig={uuid: "no"})
 
     gpu_problems.report(node, [silent], gaps)
     assert set(node.current) == {(MEMORY, uuid), (IDENTITY, "GPU 3"), (XIDS, uuid), (MIG, uuid)}
-    gpu_problems.report(node, [gpu_source.Device(uuid, 0, "T", 1, 0)], gpu_source.Gaps())
+    gpu_problems.report(
+        node, [gpu_source.Device(uuid=uuid, index=0, name="T", memory_mib=1, minor=0)], gpu_source.Gaps()
+    )
     assert not node.current
 
 

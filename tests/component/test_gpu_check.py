@@ -57,9 +57,16 @@ def test_every_call_that_our_code_makes_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("model", "name"),
-    [("NVIDIA H200", "h200"), ("NVIDIA H100 PCIe", "h100"), ("NVIDIA A100-PCIE-40GB", "a100"), ("Tesla T4", "t4"),
-     ("NVIDIA GeForce RTX 3080", "geforce"), ("NVIDIA GB10", "gb10"), ("NVIDIA B300 SXM6", None)],
-)  # fmt: skip
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 PCIe", "h100"),
+        ("NVIDIA A100-PCIE-40GB", "a100"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 3080", "geforce"),
+        ("NVIDIA GB10", "gb10"),
+        ("NVIDIA B300 SXM6", None),
+    ],
+)
 def test_a_machine_is_compared_with_the_personality_of_its_model(model: str, name: str | None) -> None:
     chosen = differences.personality_of(model)
 
@@ -108,8 +115,12 @@ def test_a_machine_without_a_driver_gets_a_report_that_says_so(tmp_path: pathlib
 
     done = subprocess.run(
         [sys.executable, "-m", "lab.gpu_check", "--out", str(tmp_path / "report.md")],
-        env=environment, capture_output=True, text=True, timeout=120, cwd=ROOT,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=ROOT,
+    )
 
     assert done.returncode == 1, done.stderr
     assert "there is no driver: NVML Shared Library Not Found" in (tmp_path / "report.md").read_text()

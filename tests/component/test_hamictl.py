@@ -37,9 +37,13 @@ def hamictl(
     *arguments: str, given: str = "", environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "hamictl", *arguments], capture_output=True, text=True, timeout=60, input=given,
+        [sys.executable, "-m", "hamictl", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        input=given,
         env={**os.environ, "KUBECONFIG": "/nowhere", **(environment or {})},
-    )  # fmt: skip
+    )
 
 
 def said(*arguments: str, **more: Any) -> str:
@@ -53,9 +57,12 @@ def on_a_terminal(*arguments: str, environment: dict[str, str] | None = None) ->
     ours, theirs = pty.openpty()
     known = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     done = subprocess.run(
-        [sys.executable, "-m", "hamictl", *arguments], stdout=theirs, stderr=theirs, timeout=60,
+        [sys.executable, "-m", "hamictl", *arguments],
+        stdout=theirs,
+        stderr=theirs,
+        timeout=60,
         env={**known, "KUBECONFIG": "/nowhere", "TERM": "xterm", **(environment or {})},
-    )  # fmt: skip
+    )
     shown = os.read(ours, 100_000).decode()
     os.close(theirs)
     os.close(ours)
@@ -354,8 +361,10 @@ def test_completion_knows_every_command(shell: str) -> None:
     if shell == "bash":
         done = subprocess.run(
             ["bash", "-c", script + "COMP_WORDS=(hamictl sim); COMP_CWORD=1; _hamictl; echo ${COMPREPLY[@]}"],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert done.stdout.strip() == "simulate"
 
 

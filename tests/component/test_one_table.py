@@ -197,9 +197,12 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     assert requests.mode(seen.annotations) in ("", "hami-core")
 
     # The monitor: what is allocated of each GPU.
-    devices = [gpu_source.Device(uuid, index, A10.type, TOTAL, index) for index, uuid in enumerate(UUIDS)]
+    devices = [
+        gpu_source.Device(uuid=uuid, index=index, name=A10.type, memory_mib=TOTAL, minor=index)
+        for index, uuid in enumerate(UUIDS)
+    ]
     joined = share_usage.usage_of_shares([seen], NAMES, {}, {}, region_of=lambda *_: {})
-    gauges = allocated(collector.MonitorView(NODE, devices, inventory, usage=joined))
+    gauges = allocated(collector.MonitorView(node=NODE, devices=devices, offered=inventory, usage=joined))
     assert gauges == {uuid: (one.slots, one.memory_mib << 20, one.cores_percent) for uuid, one in by_gpu.items()}
 
     # hamictl: who holds what, what is free, whether anything is wrong, and what would happen.
@@ -240,8 +243,10 @@ def test_every_part_refuses_a_pod_with_the_same_code_and_sentence(kind: Kind) ->
 def summed(by_gpu: Mapping[identifiers.GpuUuid, allocations.Allocation]) -> tuple[int, int, int]:
     every = by_gpu.values()
     return (
-        sum(one.slots for one in every), sum(one.memory_mib for one in every), sum(one.cores_percent for one in every)
-    )  # fmt: skip
+        sum(one.slots for one in every),
+        sum(one.memory_mib for one in every),
+        sum(one.cores_percent for one in every),
+    )
 
 
 def allocated(view: collector.MonitorView) -> dict[str, tuple[int, int, int]]:

@@ -287,9 +287,12 @@ def test_a_waiting_pod_is_explained_and_one_that_holds_shows_its_gpus(site: Site
     """Node by node, with what would change it."""
     text = site.page("/pods/ai/waits")
     for part in (
-        "0/3 nodes available: 2 GPU memory insufficient", "Ask for less.", "ask for at most 16000MB",
-        "It fits once these have ended: ai/holds", "kubectl -n ai describe pod waits",
-    ):  # fmt: skip
+        "0/3 nodes available: 2 GPU memory insufficient",
+        "Ask for less.",
+        "ask for at most 16000MB",
+        "It fits once these have ended: ai/holds",
+        "kubectl -n ai describe pod waits",
+    ):
         assert part in text
     assert "GPU-a-0" in site.page("/pods/ai/holds")
     asked = site.extender.asked
@@ -588,9 +591,10 @@ def test_a_pods_page_tells_its_story(site: Site) -> None:
     """In the order in which it happened, by whom, how often; and says where it cannot be read."""
     note = "Successfully assigned pod to a\n    GPU: 1/2, Memory: 4000MB\n    Score: 85, Policy: binpack"
     site.extender.events["ai", "holds"] = [
-        event("Scheduled", note), event("Allocated", "GPU-a-0", reporter="hami-device-plugin"),
+        event("Scheduled", note),
+        event("Allocated", "GPU-a-0", reporter="hami-device-plugin"),
         event("Unhealthy", "It broke", type="Warning", count=7),
-    ]  # fmt: skip
+    ]
     text = site.page("/pods/ai/holds")
     told = text[text.index('class="story"') :]
     places = [
@@ -805,10 +809,11 @@ def signed() -> SignedSite:
     found = SignedSite(
         [node("a", gpu("a", 0, 6000))],
         [
-            pod("mine", "a", ("GPU-a-0", 4000)), pod("waits", error_code="SCHED_X"),
+            pod("mine", "a", ("GPU-a-0", 4000)),
+            pod("waits", error_code="SCHED_X"),
             pod("theirs", "a", ("GPU-a-0", 2000), namespace="secret"),
         ],
-    )  # fmt: skip
+    )
     found.extender.explanations["ai", "waits"] = {
         "pod": "ai/waits", "phase": "pending", "node": None, "summary": "0/1", "remedy": "Wait.",
         "nearest": "a", "gates": [], "nodes": [
@@ -933,9 +938,11 @@ def test_monitors_are_found_by_their_service(tmp_path: pathlib.Path) -> None:
     with api_server.running() as server:
         path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
         for name, service, port, addresses in (
-            ("one", "hami-monitor", 41991, ["10.0.0.1"]), ("six", "hami-monitor", 41991, ["fd00::1"]),
-            ("health", "hami-monitor", 8081, ["10.0.0.1"]), ("other", "other", 41991, ["10.0.0.9"]),
-        ):  # fmt: skip
+            ("one", "hami-monitor", 41991, ["10.0.0.1"]),
+            ("six", "hami-monitor", 41991, ["fd00::1"]),
+            ("health", "hami-monitor", 8081, ["10.0.0.1"]),
+            ("other", "other", 41991, ["10.0.0.9"]),
+        ):
             server.request("POST", path, {
                 "metadata": {"name": name, "labels": {"kubernetes.io/service-name": service}}, "addressType": "IPv4",
                 "endpoints": [{"addresses": addresses, "nodeName": f"node-{name}"}, {"addresses": ["10.9.9.9"]}],
@@ -971,6 +978,6 @@ def test_the_json_api_is_what_its_description_says(site: Site) -> None:
     for path, names in (
         ("/api/v1/nodes/{name}", {"name": "a"}),
         ("/api/v1/pods/{namespace}/{name}", {"namespace": "ai", "name": "waits"}),
-    ):  # fmt: skip
+    ):
         answer = schema[path]["GET"].Case(path_parameters=names).call_and_validate(checks=checks)
         assert answer.status_code == 200

@@ -80,9 +80,14 @@ def shell(tmp_path: pathlib.Path) -> Iterator[Shell]:
         path = os.pathsep.join([*folders, os.environ["PATH"]])
         environment = {**os.environ, **variables, "PATH": path, "HOME": str(tmp_path), "NO_COLOR": "1"}
         with subprocess.Popen(
-            ["bash", "--noprofile", "--norc"], cwd=tmp_path, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        ) as process:  # fmt: skip
+            ["bash", "--noprofile", "--norc"],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
             yield Shell(process)
             assert process.stdin is not None
             process.stdin.close()

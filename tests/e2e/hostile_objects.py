@@ -76,8 +76,11 @@ def _amounts() -> Iterator[Throw]:
     )
     yield Throw("memory beyond what a quantity holds", pod("a6", _limits(gpumem="1e30")))
     yield Throw("huge cores", pod("a7", _limits(gpucores=LARGEST)))
-    yield Throw("huge cores and percentage elsewhere",
-                pod("a8", _limits(gpucores=LARGEST, gpumem_percentage=LARGEST), **away), status=201)  # fmt: skip
+    yield Throw(
+        "huge cores and percentage elsewhere",
+        pod("a8", _limits(gpucores=LARGEST, gpumem_percentage=LARGEST), **away),
+        status=201,
+    )
     yield Throw("a huge task priority", pod("a9", _limits(priority=LARGEST)))
     yield Throw("more GPUs than any node has", pod("a10", _limits("65"), _limits("64", gpumem="1")))
     yield Throw("memory without a count", pod("a11", {"nvidia.com/gpumem": "1000"}))
@@ -180,10 +183,11 @@ def _shapes() -> Iterator[Throw]:
 def _note(name: str, **notes: Any) -> Throw:
     """A write of the plugin's about its node; values that are no text are JSON."""
     written = {
-        {"inventory": records.INVENTORY, "health": records.HEALTH, "score": records.SCORE, "agent": records.AGENT}[key]:
-        value if isinstance(value, str) else json.dumps(value)
+        {"inventory": records.INVENTORY, "health": records.HEALTH, "score": records.SCORE, "agent": records.AGENT}[
+            key
+        ]: value if isinstance(value, str) else json.dumps(value)
         for key, value in notes.items()
-    }  # fmt: skip
+    }
     body = {"metadata": {"annotations": written}}
     return Throw(name, body, "PATCH", f"/api/v1/nodes/{EVIL}", "plugin", 200)
 
@@ -211,16 +215,26 @@ def _nodes() -> Iterator[Throw]:
     yield _note("digits of another script", inventory="GPU-x,١٠,16000,100,T,0,true,0,hami-core:")
     yield _note("null bytes", inventory="\0" * 100_000, agent="\0")
     types = [
-        {"metadata": {"annotations": {records.INVENTORY: json.dumps(
-            [_gpu(number, type=f"T{turn}-{number}") for number in range(64)]
-        )}}}
+        {
+            "metadata": {
+                "annotations": {
+                    records.INVENTORY: json.dumps([_gpu(number, type=f"T{turn}-{number}") for number in range(64)])
+                }
+            }
+        }
         for turn in range(12)
-    ]  # fmt: skip
+    ]
     first, *rest = types
     path = f"/api/v1/nodes/{EVIL}"
     yield Throw("768 type names", first, "PATCH", path, "plugin", 200, tuple(rest))
-    yield Throw("type names of 200 KiB", {"metadata": {"annotations": {records.INVENTORY: json.dumps(
-        [_gpu(0, type="T" * 200_000)])}}}, "PATCH", path, "plugin", 200)  # fmt: skip
+    yield Throw(
+        "type names of 200 KiB",
+        {"metadata": {"annotations": {records.INVENTORY: json.dumps([_gpu(0, type="T" * 200_000)])}}},
+        "PATCH",
+        path,
+        "plugin",
+        200,
+    )
     profile = {"name": "1g.10gb", "memoryMB": 10_000, "core": 14, "placements": [{"start": 1e300, "size": 2**40}] * 100}
     mig = json.dumps(
         [_gpu(0, mode="mig", migProfiles=[profile] * 20), _gpu(1, mode="mig", migProfiles=[profile])]

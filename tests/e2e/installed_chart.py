@@ -143,9 +143,10 @@ class World:
         template = json.loads(json.dumps(workload["spec"]["template"]))
         spec = template["spec"]
         spec |= {
-            "nodeName": control_plane.NODE_NAME, "tolerations": [{"operator": "Exists"}],
+            "nodeName": control_plane.NODE_NAME,
+            "tolerations": [{"operator": "Exists"}],
             "hostAliases": [{"ip": ip, "hostnames": names} for ip, names in self.aliases.items()],
-        }  # fmt: skip
+        }
         token = [
             {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
             {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
@@ -209,9 +210,11 @@ def installed(
         driver_runtime(folder, plane, tools or {}) as (driver, node),
     ):
         plugin_process.host_cdi(folder / "host-cdi", driver)
-        node.import_image(images.of_library(
-            folder / "hami.tar", HAMI_IMAGE, "k8s-vgpu/lib/nvidia/libvgpu.so.v2.10.0", preloaded_library(folder)
-        ))  # fmt: skip
+        node.import_image(
+            images.of_library(
+                folder / "hami.tar", HAMI_IMAGE, "k8s-vgpu/lib/nvidia/libvgpu.so.v2.10.0", preloaded_library(folder)
+            )
+        )
         for name in ("hami", "hami-node"):
             node.import_image(ARCHIVES / f"{name}.tar", f"ghcr.io/hami-py/{name}:0.1.0")
         scheduler = images.of_program(

@@ -120,8 +120,12 @@ def test_it_is_not_installed_beside_an_active_scheduler(programs: pathlib.Path, 
         assert "another GPU scheduler is active: the Lease hami-scheduler in namespace kube-system" in refused.stderr
         assert "--replicas 0" in refused.stderr
         assert not site.exists("/apis/rbac.authorization.k8s.io/v1/clusterroles/hami-scheduler-extender")
-        plane.api("PATCH", f"{leases}/hami-scheduler", {"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}},
-                  "application/merge-patch+json")  # fmt: skip
+        plane.api(
+            "PATCH",
+            f"{leases}/hami-scheduler",
+            {"spec": {"renewTime": "2020-01-01T00:00:00.000000Z"}},
+            "application/merge-patch+json",
+        )
         space = {"metadata": {"name": "strict", "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
         plane.api("POST", "/api/v1/namespaces", space)
         strict = site.install(namespace="strict")
@@ -154,10 +158,16 @@ def test_its_processes_run_with_its_flags_and_its_rights(programs: pathlib.Path,
             arguments = rendering.container(webui, "webui")["args"]
             more = [one for one in arguments[1:] if not BINDS.match(one) and "--extender" not in one]
             process = webui_process.WebUIProcess(
-                tmp_path, f"https://localhost:{extender.api.rpartition(':')[2]}", "--extender-ca",
-                str(tmp_path / "ca.crt"), "--extender-token-file", str(tmp_path / "token"), "--kubeconfig",
-                str(webui_account), *more,
-            )  # fmt: skip
+                tmp_path,
+                f"https://localhost:{extender.api.rpartition(':')[2]}",
+                "--extender-ca",
+                str(tmp_path / "ca.crt"),
+                "--extender-token-file",
+                str(tmp_path / "token"),
+                "--kubeconfig",
+                str(webui_account),
+                *more,
+            )
             with webui_process.running(process):
                 sites.wait_for(lambda: '"data"' in process.log_file.read_text(), 30, process.log_file.read_text)
                 sites.wait_for(lambda: "there are no monitors" in process.log_file.read_text(), 60)

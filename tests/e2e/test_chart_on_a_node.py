@@ -90,8 +90,10 @@ _MARK = "import os; print(open('/tmp/mark').read() if os.path.exists('/tmp/mark'
 def run_limited(world: installed_chart.World, name: str, program: str = _MARK) -> tuple[str, str]:
     """Run a dynamically linked program with a slice, as no root. Returns what it wrote, and the event."""
     container = gpu_node.container("main", 4000, 30) | {
-        "image": "ghcr.io/hami-py/hami-node:0.1.0", "imagePullPolicy": "Never", "command": ["python3", "-c", program],
-    }  # fmt: skip
+        "image": "ghcr.io/hami-py/hami-node:0.1.0",
+        "imagePullPolicy": "Never",
+        "command": ["python3", "-c", program],
+    }
     body = gpu_node.pod(name, container)
     body["spec"] |= {"restartPolicy": "Never", "securityContext": {"runAsUser": 1000}}
     world.plane.api("POST", gpu_node.PODS, body)
@@ -224,8 +226,9 @@ def test_no_call_was_denied_and_no_right_is_for_nothing(world: installed_chart.W
     assert denied == set()
     for account, kind, role in (
         ("hami-scheduler", "ClusterRole", "hami-scheduler-extender"),
-        ("hami-device-plugin", "ClusterRole", "hami-device-plugin"), ("hami-webui", "Role", "hami-webui"),
-    ):  # fmt: skip
+        ("hami-device-plugin", "ClusterRole", "hami-device-plugin"),
+        ("hami-webui", "Role", "hami-webui"),
+    ):
         rules = rendering.one(rendering.objects(4), kind, role)["rules"]
         granted = {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
         used = {(resource, verb) for who, resource, verb in done if who == account}

@@ -38,8 +38,9 @@ def cluster(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) ->
             for one in there
         ]
         a["metadata"]["annotations"] |= {
-            records.INVENTORY: records.encode_inventory(there), records.SCORE: json.dumps(links),
-        }  # fmt: skip
+            records.INVENTORY: records.encode_inventory(there),
+            records.SCORE: json.dumps(links),
+        }
         (divided,) = gpus.inventory("m", A100, 1)
         divided = dataclasses.replace(divided, mode="mig", mig_profiles=mig_models.PROFILES["a100"])
         m["metadata"]["annotations"][records.INVENTORY] = records.encode_inventory([divided])
@@ -131,8 +132,11 @@ def test_types_are_parts_of_names_in_any_case(site: sites.Site) -> None:
     """Wanted and not wanted, one or several."""
     limits = {GPU: "1", MEM: "1000"}
     for name, annotations in (
-        ("one", {USE: "t4"}), ("two", {USE: "H100,tesla"}), ("three", {NOT: "a100"}), ("four", {NOT: "a100,H100"}),
-    ):  # fmt: skip
+        ("one", {USE: "t4"}),
+        ("two", {USE: "H100,tesla"}),
+        ("three", {NOT: "a100"}),
+        ("four", {NOT: "a100,H100"}),
+    ):
         site.create(site.pod_body(name, limits, annotations=annotations))
 
     for pod in site.wait_bound("one", "two", "three", "four").values():

@@ -34,10 +34,14 @@ def plane(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> A
         sites.wait_for(
             lambda: "SCHED_RECORD_GUARDED" in call(plane, "POST", "/api/v1/namespaces/default/pods", forged)[0], 30
         )
-        plane.api("POST", PODS, {
-            "metadata": {"name": "large", "annotations": MANY, "labels": dict(list(MANY.items())[:15_000])},
-            "spec": {**spec(), "nodeName": "one"},
-        })  # fmt: skip
+        plane.api(
+            "POST",
+            PODS,
+            {
+                "metadata": {"name": "large", "annotations": MANY, "labels": dict(list(MANY.items())[:15_000])},
+                "spec": {**spec(), "nodeName": "one"},
+            },
+        )
         yield plane
 
 

@@ -66,8 +66,10 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
         manifest.write_bytes(orjson.dumps({"apiVersion": "v1", "kind": "Pod", **large}))
         applied = subprocess.run(
             [*site.kubectl_command, "apply", "--namespace", site.namespace, "--filename", str(manifest)],
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         bound = site.wait_bound("plain")["plain"]
         gang = {"hami.io/gang": "train", "hami.io/gang-size": "2"}
         members = [site.pod_body(f"m{n}", {MEM: "4000"}, annotations=gang, schedulerName=UNNAMED) for n in range(3)]

@@ -34,9 +34,15 @@ def test_a_user_sees_the_namespaces_whose_pods_they_may_list(own_site: sites.Sit
     api("POST", f"{rbac}/rolebindings", {"metadata": {"name": "look"}, "subjects": [subject], "roleRef": reference})
 
     process = webui_process.WebUIProcess(
-        tmp_path, f"http://{own_site.extender.api}", "--auth", "kubernetes", "--monitor-service", "default/m:41991",
-        "--kubeconfig", str(own_site.plane.kubeconfig("webui")),
-    )  # fmt: skip
+        tmp_path,
+        f"http://{own_site.extender.api}",
+        "--auth",
+        "kubernetes",
+        "--monitor-service",
+        "default/m:41991",
+        "--kubeconfig",
+        str(own_site.plane.kubeconfig("webui")),
+    )
     with webui_process.running(process) as webui:
 
         def get(path: str, token: str) -> tuple[int, Any]:

@@ -200,14 +200,17 @@ class Walk:
             return None
         self.count += 1
         name = f"p{self.count}"
-        self.api.put({
-            "metadata": {"name": name, "namespace": "default", "uid": f"uid-{self.count}", "annotations": {}},
-            "spec": {
-                "schedulerName": "hami-scheduler", "priority": self.choose.choice((0, 0, 5)),
-                "containers": [{"name": "c", "resources": {"limits": dict(self.choose.choice(LIMITS))}}],
-            },
-            "status": {"phase": "Pending"},
-        })  # fmt: skip
+        self.api.put(
+            {
+                "metadata": {"name": name, "namespace": "default", "uid": f"uid-{self.count}", "annotations": {}},
+                "spec": {
+                    "schedulerName": "hami-scheduler",
+                    "priority": self.choose.choice((0, 0, 5)),
+                    "containers": [{"name": "c", "resources": {"limits": dict(self.choose.choice(LIMITS))}}],
+                },
+                "status": {"phase": "Pending"},
+            }
+        )
         return name
 
     def delete(self) -> str | None:
@@ -373,9 +376,10 @@ class Walk:
 
     def _some_pod(self, *, bound: bool | None = None) -> dict[str, Any] | None:
         pods = [
-            pod for _, pod in sorted(self.api.pods.items())
+            pod
+            for _, pod in sorted(self.api.pods.items())
             if pod["status"]["phase"] == "Pending" and (bound is None or bool(pod["spec"].get("nodeName")) is bound)
-        ]  # fmt: skip
+        ]
         return self.choose.choice(pods) if pods else None
 
     def _bind(self, pod: dict[str, Any], node: str) -> None:

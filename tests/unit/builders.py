@@ -25,7 +25,7 @@ def gpu(node: str, index: int, **changes: object) -> gpus.Gpu:
 
 def pod_request(*asks: requests.GpuRequest | None, **more: object) -> requests.PodRequest:
     """A pod of app containers."""
-    return requests.PodRequest((KIND.APP,) * len(asks), asks, **more)  # type: ignore[arg-type]
+    return requests.PodRequest(kinds=(KIND.APP,) * len(asks), containers=asks, **more)  # type: ignore[arg-type]
 
 
 def share_of(memory_mib: int, cores_percent: int = 0, gpus: int = 1) -> requests.GpuRequest:
@@ -114,9 +114,9 @@ def pod_requests(draw: st.DrawFn) -> requests.PodRequest:
     if not any(asks):
         asks[-1] = draw(gpu_requests())
     return requests.PodRequest(
-        kinds,
-        tuple(asks),
-        draw(st.one_of(st.just(requests.Selectors()), selectors)),
+        kinds=kinds,
+        containers=tuple(asks),
+        selectors=draw(st.one_of(st.just(requests.Selectors()), selectors)),
         numa_bind=draw(st.sampled_from([False, False, True])),
     )
 

@@ -60,8 +60,9 @@ def test_warnings_go_first_and_carry_what_the_api_wants() -> None:
 
     assert [one["note"] for one in server.written] == ["no", "yes"]
     assert [(one["type"], one["reason"]) for one in server.written] == [
-        ("Warning", "FailedScheduling"), ("Normal", "Scheduled"),
-    ]  # fmt: skip
+        ("Warning", "FailedScheduling"),
+        ("Normal", "Scheduled"),
+    ]
     assert server.written[0]["regarding"]["uid"] == "uid-p"
     assert (recorder.written, recorder.dropped) == (2, 0)
 

@@ -1,4 +1,4 @@
-"""A flag that `--help` lists is read, and a policy that the core knows can be written in each place that names policies."""
+"""Each flag that `--help` lists is read, and each policy of the core can be written wherever policies are named."""
 
 import json
 import pathlib

@@ -24,10 +24,12 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def serving(
-    story: Callable[[Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]], listeners.Listener],
-                    Awaitable[None]],
+    story: Callable[
+        [Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]], listeners.Listener],
+        Awaitable[None],
+    ],
     most: int = 8,
-) -> None:  # fmt: skip
+) -> None:
     """Tell a story of a listener and a way to connect to it."""
 
     async def run() -> None:

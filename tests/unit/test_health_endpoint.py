@@ -50,12 +50,13 @@ def test_health_says_of_each_component_how_it_is_why_and_since_when() -> None:
 
     assert (status, kind) == (503, b"application/json")
     assert json.loads(body) == {
-        "status": "degraded", "leading": False,
+        "status": "degraded",
+        "leading": False,
         "components": {
             "pods": {"healthy": False, "required": True, "reason": "not listed yet", "ageSeconds": 3.0},
             "events": {"healthy": False, "required": False, "reason": "2 waiting", "ageSeconds": 0.0},
         },
-    }  # fmt: skip
+    }
 
 
 def test_what_readiness_needs_how_it_begins_and_where_it_is_are_settings() -> None:
@@ -115,5 +116,7 @@ def test_a_canary_tells_a_deaf_listener_from_one_that_answers() -> None:
         return [(one.healthy, one.reason) for one in found]
 
     assert asyncio.run(story()) == [
-        (False, "not called yet"), (False, "no answer within 0.05 s"), (True, "answers"),
-    ]  # fmt: skip
+        (False, "not called yet"),
+        (False, "no answer within 0.05 s"),
+        (True, "answers"),
+    ]

@@ -16,7 +16,17 @@ from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 NAMES = requests.ResourceNames()
-SEEN = cluster_checks.Surroundings((), kubernetes.Ping(0.01, 0.0), [], True, [], [], [], {}, 0.0)
+SEEN = cluster_checks.Surroundings(
+    missing=(),
+    ping=kubernetes.Ping(0.01, 0.0),
+    webhooks=[],
+    guarded=True,
+    leases=[],
+    daemon_sets=[],
+    device_classes=[],
+    components={},
+    now=0.0,
+)
 
 
 def cluster(*nodes: dict[str, Any]) -> snapshot.State:

@@ -67,7 +67,12 @@ def running(folder: pathlib.Path, *arguments: str) -> Iterator[Site]:
         names = [node["metadata"]["name"] for node in nodes()]
         monitors = stack.enter_context(stub_monitors.serving(lab, names))
         process = webui_process.WebUIProcess(
-            folder, f"http://{lab.extender.api}", "--monitor-service", monitors, "--kubeconfig", str(lab.kubeconfig),
+            folder,
+            f"http://{lab.extender.api}",
+            "--monitor-service",
+            monitors,
+            "--kubeconfig",
+            str(lab.kubeconfig),
             *arguments,
-        )  # fmt: skip
+        )
         yield Site(lab, stack.enter_context(webui_process.running(process)), monitors)

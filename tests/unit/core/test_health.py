@@ -23,8 +23,10 @@ def test_a_gpu_off_the_bus_comes_back_only_after_a_restart_of_the_node() -> None
     sick = health.after_xid(Health(), 79, 100.0, "b1", RULES)
 
     assert (sick.state, sick.need, sick.cause) == (
-        State.UNHEALTHY, Need.REBOOT, "XID 79: GPU has fallen off the bus",
-    )  # fmt: skip
+        State.UNHEALTHY,
+        Need.REBOOT,
+        "XID 79: GPU has fallen off the bus",
+    )
     assert after(sick, (200.0, GOOD), (9999.0, GOOD)).state is State.UNHEALTHY
     assert after(sick, (200.0, GOOD), (261.0, GOOD), boot="b2").available
 

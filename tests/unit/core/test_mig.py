@@ -33,9 +33,11 @@ def test_instances_never_overlap_and_none_is_refused_while_a_place_is_free(
         occupied = set().union(*held)
         possible = [
             (profile, place)
-            for profile in profiles if profile.memory_mib >= wanted
-            for place in profile.places if not occupied & set(range(place.start, place.start + place.size))
-        ]  # fmt: skip
+            for profile in profiles
+            if profile.memory_mib >= wanted
+            for place in profile.places
+            if not occupied & set(range(place.start, place.start + place.size))
+        ]
         assert (found is not None) == bool(possible)
         if found is not None:
             assert found in possible
@@ -95,8 +97,10 @@ def place(request: requests.PodRequest, where: placement.NodeState, policy: str 
         return [str(answer)]
     return [
         f"{share.uuid[-1]} {share.instance.profile}@{share.instance.start}"
-        for container in answer.shares for share in container if share.instance
-    ]  # fmt: skip
+        for container in answer.shares
+        for share in container
+        if share.instance
+    ]
 
 
 def test_a_pod_that_asks_for_several_gets_instances_of_one_gpu_or_of_several() -> None:
@@ -162,7 +166,9 @@ def test_why_there_is_no_instance_is_said_with_what_could_be_had() -> None:
 def test_containers_of_a_pod_share_no_instance() -> None:
     """Not even an init container and an app container, as an instance is made for one and not handed on."""
     kinds = (allocations.Kind.INIT, allocations.Kind.APP)
-    request = requests.PodRequest(kinds, (builders.share_of(4_000), builders.share_of(4_000)), MIG)
+    request = requests.PodRequest(
+        kinds=kinds, containers=(builders.share_of(4_000), builders.share_of(4_000)), selectors=MIG
+    )
 
     assert sorted(place(request, node(0))) == ["0 1g.5gb@5", "0 1g.5gb@6"]
 

@@ -97,7 +97,8 @@ def test_a_gpu_without_a_known_type_is_called_unknown() -> None:
 def test_an_init_container_uses_the_gpus_that_its_pod_holds_anyway() -> None:
     """Then it costs nothing."""
     request = requests.PodRequest(
-        (Kind.INIT, Kind.SIDECAR, Kind.APP), (GpuRequest(1, 5000), GpuRequest(1, 1000), GpuRequest(1, 3000))
+        kinds=(Kind.INIT, Kind.SIDECAR, Kind.APP),
+        containers=(GpuRequest(1, 5000), GpuRequest(1, 1000), GpuRequest(1, 3000)),
     )
     where = node(state(0), state(1, Allocation(1, 9000)))
 
@@ -182,7 +183,9 @@ def test_numa_bind_is_refused_where_the_gpus_lie_apart_though_each_has_room() ->
 
 
 INIT_LARGE = requests.PodRequest(
-    (Kind.INIT, Kind.APP), (builders.share_of(12_000, 10), builders.share_of(1_000, 10)), selectors=requests.Selectors()
+    kinds=(Kind.INIT, Kind.APP),
+    containers=(builders.share_of(12_000, 10), builders.share_of(1_000, 10)),
+    selectors=requests.Selectors(),
 )
 
 

@@ -15,22 +15,36 @@ numbers = st.integers(0, 2**31 - 1)
 profile_names = st.sampled_from(["1g.10gb", "2g.20gb", "7g.80gb"])
 shares = st.builds(Share, uuids, numbers, st.integers(0, 400), st.none())
 divided_shares = st.builds(
-    Share, uuids, numbers, st.integers(0, 400),
+    Share,
+    uuids,
+    numbers,
+    st.integers(0, 400),
     st.one_of(st.none(), st.builds(mig.Instance, profile_names, st.integers(0, 15), st.integers(1, 16))),
-)  # fmt: skip
+)
 profiles = st.builds(
-    mig.Profile, profile_names, numbers, st.integers(0, 100),
+    mig.Profile,
+    profile_names,
+    numbers,
+    st.integers(0, 100),
     st.lists(st.builds(mig.Slices, st.integers(0, 15), st.integers(1, 16)), max_size=8).map(tuple),
-)  # fmt: skip
+)
 gpu_lists = st.lists(
     st.builds(
-        gpus.Gpu, uuids, st.integers(0, 4096), numbers, st.integers(0, 1000), st.integers(0, 100), st.text(max_size=30),
-        st.integers(-1, 8), st.sampled_from(["", "hami-core", "mig"]), st.booleans(),
-        st.lists(profiles, max_size=3).map(tuple),
+        gpus.Gpu,
+        uuid=uuids,
+        index=st.integers(0, 4096),
+        memory_mib=numbers,
+        cores_percent=st.integers(0, 1000),
+        slots=st.integers(0, 100),
+        type=st.text(max_size=30),
+        numa=st.integers(-1, 8),
+        mode=st.sampled_from(["", "hami-core", "mig"]),
+        healthy=st.booleans(),
+        mig_profiles=st.lists(profiles, max_size=3).map(tuple),
     ),
     max_size=8,
     unique_by=lambda gpu: gpu.uuid,
-)  # fmt: skip
+)
 
 
 def test_the_mig_instances_that_a_plugin_made_are_read_back() -> None:
@@ -53,7 +67,17 @@ def test_the_mig_instances_that_a_plugin_made_are_read_back() -> None:
 
 def test_an_inventory_is_written_without_zero_values() -> None:
     """HAMi's readers treat an absent field as zero or false; ours do too."""
-    gpu = gpus.Gpu(A, 0, 16_384, 100, 10, "NVIDIA-Tesla T4", 0, "hami-core", healthy=True)
+    gpu = gpus.Gpu(
+        uuid=A,
+        index=0,
+        memory_mib=16_384,
+        cores_percent=100,
+        slots=10,
+        type="NVIDIA-Tesla T4",
+        numa=0,
+        mode="hami-core",
+        healthy=True,
+    )
 
     text = records.encode_inventory([gpu])
 
@@ -70,8 +94,28 @@ def test_the_older_form_of_an_inventory_is_read() -> None:
     text = "GPU-a,10,16384,100,NVIDIA-Tesla T4,0,true:GPU-b,10,16384,100,NVIDIA-Tesla T4,1,false,7,mig:"
 
     assert records.decode_inventory(text) == (
-        gpus.Gpu(A, 0, 16_384, 100, 10, "NVIDIA-Tesla T4", 0, "", healthy=True),
-        gpus.Gpu(identifiers.GpuUuid("GPU-b"), 7, 16_384, 100, 10, "NVIDIA-Tesla T4", 1, "mig", healthy=False),
+        gpus.Gpu(
+            uuid=A,
+            index=0,
+            memory_mib=16_384,
+            cores_percent=100,
+            slots=10,
+            type="NVIDIA-Tesla T4",
+            numa=0,
+            mode="",
+            healthy=True,
+        ),
+        gpus.Gpu(
+            uuid=identifiers.GpuUuid("GPU-b"),
+            index=7,
+            memory_mib=16_384,
+            cores_percent=100,
+            slots=10,
+            type="NVIDIA-Tesla T4",
+            numa=1,
+            mode="mig",
+            healthy=False,
+        ),
     )
 
 

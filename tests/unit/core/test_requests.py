@@ -225,9 +225,16 @@ def test_annotations_select_gpus_and_policies() -> None:
 
 @pytest.mark.parametrize(
     ("mode", "gpu_mode", "accepted"),
-    [("", "", True), ("", "hami-core", True), ("", "mig", False), ("hami-core", "hami-core", True),
-     ("hami-core", "mps", False), ("hami-core", "", True), ("mps", "mig", False)],
-)  # fmt: skip
+    [
+        ("", "", True),
+        ("", "hami-core", True),
+        ("", "mig", False),
+        ("hami-core", "hami-core", True),
+        ("hami-core", "mps", False),
+        ("hami-core", "", True),
+        ("mps", "mig", False),
+    ],
+)
 def test_a_pod_never_lands_on_a_mig_gpu_that_it_did_not_ask_for(mode: str, gpu_mode: str, accepted: bool) -> None:
     """A MIG GPU takes whole instances only."""
     assert requests.Selectors(mode=mode).accept_mode(gpu_mode) is accepted
@@ -256,7 +263,8 @@ def test_a_pod_counts_the_slots_it_holds_at_the_most_at_one_time() -> None:
     """As the kubelet and kube-scheduler count device ids: sidecars run beside later init containers."""
     kind, one = allocations.Kind, GpuRequest(1, 100)
     pod = requests.PodRequest(
-        (kind.INIT, kind.SIDECAR, kind.INIT, kind.APP), (GpuRequest(3, 1), one, GpuRequest(4, 1), GpuRequest(2, 1))
+        kinds=(kind.INIT, kind.SIDECAR, kind.INIT, kind.APP),
+        containers=(GpuRequest(3, 1), one, GpuRequest(4, 1), GpuRequest(2, 1)),
     )
 
     assert (pod.slots, pod.gpus, pod.wants_gpu) == (5, 4, True)

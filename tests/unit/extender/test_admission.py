@@ -40,17 +40,19 @@ def test_a_gpu_pod_becomes_ours_and_what_it_left_unsaid_is_written_down() -> Non
     """Memory alone means one GPU, a count alone the whole of it: as `kubectl get -o yaml` then shows."""
     assert mended(pod({MEM: "4000"})) == {
         "/spec/containers/0/resources": {
-            "limits": {MEM: "4000", GPU: "1"}, "requests": {MEM: "4000", GPU: "1"},
+            "limits": {MEM: "4000", GPU: "1"},
+            "requests": {MEM: "4000", GPU: "1"},
         },
         "/spec/schedulerName": "hami-scheduler",
-    }  # fmt: skip
+    }
     assert mended(pod({GPU: "1"}))["/spec/containers/0/resources"]["limits"] == {GPU: "1", CORES: "100"}
     bare = pod({})
     bare["spec"]["initContainers"] = [{"name": "first", "resources": {"requests": {GPU: "1"}}}]
     bare["spec"]["containers"][0]["resources"] = None
     assert mended(bare)["/spec/initContainers/0/resources"] == {
-        "limits": {CORES: "100"}, "requests": {GPU: "1", CORES: "100"},
-    }  # fmt: skip
+        "limits": {CORES: "100"},
+        "requests": {GPU: "1", CORES: "100"},
+    }
     complete = pod({GPU: "1", MEM: "4000"}, {"schedulerName": "hami-scheduler"})
     assert mended(complete) == {}
 
@@ -173,8 +175,9 @@ def test_members_of_a_gang_are_given_the_gate_that_keeps_them_together() -> None
 
     assert mended(pod({GPU: "1"}, **member))["/spec/schedulingGates"] == [{"name": "hami.io/gang"}]
     assert mended(pod({GPU: "1"}, theirs, **member))["/spec/schedulingGates"] == [
-        {"name": "quota"}, {"name": "hami.io/gang"},
-    ]  # fmt: skip
+        {"name": "quota"},
+        {"name": "hami.io/gang"},
+    ]
     assert "/spec/schedulingGates" not in mended(pod({GPU: "1"}, theirs))
     assert "/spec/schedulingGates" not in mended(pod({"cpu": "1"}, **member))
     refused = admission.review(pod({GPU: "1"}, annotations={"hami.io/gang": "train"}), DEFAULTS).refused
@@ -210,11 +213,15 @@ def test_the_settings_of_silence_are_written_into_the_pod() -> None:
     settings = Settings(resource_names=names)
 
     assert mended(pod({GPU: "1"}), settings)["/spec/containers/0/resources"]["limits"] == {
-        GPU: "1", MEM: "3000", CORES: "25",
-    }  # fmt: skip
+        GPU: "1",
+        MEM: "3000",
+        CORES: "25",
+    }
     assert mended(pod({CORES: "10"}), settings)["/spec/containers/0/resources"]["limits"] == {
-        CORES: "10", GPU: "2", MEM: "3000",
-    }  # fmt: skip
+        CORES: "10",
+        GPU: "2",
+        MEM: "3000",
+    }
 
 
 def test_a_request_that_is_an_annotation_is_warned_of() -> None:
@@ -225,8 +232,9 @@ def test_a_request_that_is_an_annotation_is_warned_of() -> None:
     for one in (body, without):
         warnings = admission.review(one, DEFAULTS).warnings
         assert [warning.split(" has no effect")[0] for warning in warnings] == [
-            "annotation nvidia.com/gpumem", "annotation nvidia.com/gpucores",
-        ]  # fmt: skip
+            "annotation nvidia.com/gpumem",
+            "annotation nvidia.com/gpucores",
+        ]
 
 
 def test_what_the_advice_for_a_node_name_says_admits_that_node() -> None:
@@ -257,8 +265,9 @@ def test_a_variable_of_the_device_plugin_is_warned_of_or_refused_as_set(name: st
     refused = admission.review(body, strict).refused
 
     assert (warned.refused, warned.warnings) == (
-        "", (f"container main sets {name}, which the device plugin sets; remove it from env",)
-    )  # fmt: skip
+        "",
+        (f"container main sets {name}, which the device plugin sets; remove it from env",),
+    )
     assert refused == f"SCHED_OWN_VARIABLES: {warned.warnings[0]}"
     body["spec"]["containers"][0]["resources"] = {}
     assert not admission.review(body, strict).refused

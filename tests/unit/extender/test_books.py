@@ -81,11 +81,16 @@ class Books(RuleBasedStateMachine):
     @rule(limits=st.sampled_from(LIMITS))
     def create(self, limits: dict[str, str]) -> None:
         self.count += 1
-        self.api.put({
-            "metadata": {"name": f"p{self.count}", "namespace": "default", "uid": f"uid-{self.count}"},
-            "spec": {"schedulerName": "hami-scheduler", "containers": [{"name": "c", "resources": {"limits": limits}}]},
-            "status": {"phase": "Pending"},
-        })  # fmt: skip
+        self.api.put(
+            {
+                "metadata": {"name": f"p{self.count}", "namespace": "default", "uid": f"uid-{self.count}"},
+                "spec": {
+                    "schedulerName": "hami-scheduler",
+                    "containers": [{"name": "c", "resources": {"limits": limits}}],
+                },
+                "status": {"phase": "Pending"},
+            }
+        )
 
     @precondition(lambda self: self.api.pods)
     @rule(data=st.data(), lost=st.sampled_from(["", "", "", "answer", "request"]), ask_scores=st.booleans())

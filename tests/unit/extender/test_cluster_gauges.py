@@ -62,8 +62,9 @@ def test_waiting_pods_are_counted_by_why_they_wait() -> None:
     world.see(pod("new"))
 
     assert counted(world)["hami_scheduler_pods_pending"] == {
-        (error_codes.INSUFFICIENT_GPU_MEMORY,): 1, (cluster_gauges.UNDECIDED,): 1,
-    }  # fmt: skip
+        (error_codes.INSUFFICIENT_GPU_MEMORY,): 1,
+        (cluster_gauges.UNDECIDED,): 1,
+    }
 
 
 def test_a_quota_shows_what_is_held_of_what_is_allowed() -> None:

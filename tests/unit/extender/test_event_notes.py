@@ -43,8 +43,9 @@ def test_scheduled_tells_containers_apart_and_passes_warnings_on() -> None:
 def test_a_rejection_counts_by_reason_and_lists_every_node() -> None:
     """First the summary on one line, because `kubectl get events` cuts there."""
     memory, other_type = (
-        rejections.Rejection(Reason.MEMORY, "8000MB", "4000MB"), rejections.Rejection(Reason.TYPE, "A100", "T4"),
-    )  # fmt: skip
+        rejections.Rejection(Reason.MEMORY, "8000MB", "4000MB"),
+        rejections.Rejection(Reason.TYPE, "A100", "T4"),
+    )
     rejection = pending.PodRejection(
         2,
         Reason.MEMORY,

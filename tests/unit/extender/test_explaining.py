@@ -19,9 +19,12 @@ def full_node(**changes: Any) -> World:
     """Two GPUs of 16,000 MiB: one has two pods of which one is important, the other one small pod too many."""
     world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", A100, 1), **changes)
     for name, node, index, mib, priority in (
-        ("important", "a", 0, 9_000, 50), ("small", "a", 0, 4_000, 0), ("one", "a", 1, 6_000, 0),
-        ("two", "a", 1, 6_000, 0), ("alone", "b", 0, 14_000, 50),
-    ):  # fmt: skip
+        ("important", "a", 0, 9_000, 50),
+        ("small", "a", 0, 4_000, 0),
+        ("one", "a", 1, 6_000, 0),
+        ("two", "a", 1, 6_000, 0),
+        ("alone", "b", 0, 14_000, 50),
+    ):
         body = held(name, node, index, mib)
         body["spec"]["priority"] = priority
         world.see(body)

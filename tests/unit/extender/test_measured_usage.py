@@ -75,10 +75,15 @@ def chosen(made: World, name: str = "p") -> str:
 def test_a_busy_node_loses_to_an_idle_one_by_the_weight_that_is_set() -> None:
     """With no weight the policy decides alone; a node that nobody measures keeps its own score."""
     for weight, busy, expected in (
-        (0.0, {"full": 100, "spare": 0}, "full"), (0.5, {"full": 100, "spare": 0}, "spare"),
-        (0.5, {"full": 0, "spare": 100}, "full"), (0.1, {"full": 20, "spare": 0}, "full"), (0.5, {}, "full"),
-        (1.0, {"full": 60}, "full"), (1.0, {"full": 99}, "spare"), (1.0, {"full": 1e9, "spare": 0}, "spare"),
-    ):  # fmt: skip
+        (0.0, {"full": 100, "spare": 0}, "full"),
+        (0.5, {"full": 100, "spare": 0}, "spare"),
+        (0.5, {"full": 0, "spare": 100}, "full"),
+        (0.1, {"full": 20, "spare": 0}, "full"),
+        (0.5, {}, "full"),
+        (1.0, {"full": 60}, "full"),
+        (1.0, {"full": 99}, "spare"),
+        (1.0, {"full": 1e9, "spare": 0}, "spare"),
+    ):
         made = world(weight)
         made.core.usage.learn(busy)
         assert chosen(made) == expected, (weight, busy)
@@ -108,9 +113,16 @@ def test_prometheus_is_asked_for_fresh_figures_of_each_node(server: FakePromethe
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"status":"error"}', b'{"status":"success","data":{"result":[{"metric":{}}]}}',
-             b'{"status":"success","data":{"result":[{"metric":{},"value":[1,"many"]}]}}'],
-)  # fmt: skip
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"status":"error"}',
+        b'{"status":"success","data":{"result":[{"metric":{}}]}}',
+        b'{"status":"success","data":{"result":[{"metric":{},"value":[1,"many"]}]}}',
+    ],
+)
 def test_no_answer_changes_nothing_and_is_said_once(
     server: FakePrometheus, body: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,9 +88,10 @@ def test_the_pods_of_one_gpu_go_and_the_place_is_kept_until_there_is_room() -> N
 
     told = {event.reason: event for event in scene.world.recorder.told}
     assert told["Preempting"].note.splitlines() == [
-        "Evicting 2 of lower priority on a for its GPUs", "    default/half-0 (priority 0)",
+        "Evicting 2 of lower priority on a for its GPUs",
+        "    default/half-0 (priority 0)",
         "    default/half-1 (priority 0)",
-    ]  # fmt: skip
+    ]
     assert told["Preempted"].note.startswith("Preempted by default/urgent (priority 100)")
 
 

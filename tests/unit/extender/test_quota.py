@@ -30,8 +30,9 @@ def test_a_pod_over_its_quota_is_refused_and_told_so() -> None:
     (event,) = world.recorder.told
     line = "quota exceeded (namespace default): GPU memory requested 4000MB, left 3000MB of 18000MB by team"
     assert event.note.splitlines()[:2] == [
-        "0/3 nodes available: 2 quota exceeded, 1 GPU memory insufficient", f"    a: {line}",
-    ]  # fmt: skip
+        "0/3 nodes available: 2 quota exceeded, 1 GPU memory insufficient",
+        f"    a: {line}",
+    ]
 
 
 def test_other_namespaces_and_pods_within_the_quota_are_not_touched() -> None:

@@ -26,10 +26,11 @@ def test_all_nodes_that_fit_are_returned_and_the_others_have_reasons() -> None:
     assert answer == {
         "NodeNames": ["b", "a"],
         "FailedAndUnresolvableNodes": {
-            "full": "GPU memory insufficient", "stranger": "node unknown to the GPU scheduler",
+            "full": "GPU memory insufficient",
+            "stranger": "node unknown to the GPU scheduler",
         },
         "Error": "",
-    }  # fmt: skip
+    }
 
 
 def test_the_best_node_gets_ten_and_all_others_nothing() -> None:
@@ -177,8 +178,9 @@ def test_a_node_that_offers_gpus_without_a_record_is_somebody_elses() -> None:
     answer = World(theirs, empty, allow_hami_nodes=True).filter(pod("p"), "theirs", "empty")
 
     assert answer["FailedAndUnresolvableNodes"] == {
-        "theirs": "GPUs served by another device plugin", "empty": "no GPUs registered",
-    }  # fmt: skip
+        "theirs": "GPUs served by another device plugin",
+        "empty": "no GPUs registered",
+    }
 
 
 def test_a_node_whose_gpus_dra_gives_out_is_left_alone_until_it_stops() -> None:
@@ -307,14 +309,23 @@ def test_preempt_gives_a_pod_without_gpus_its_victims_back_by_uid() -> None:
     ]
 
 
-@given(st.one_of(st.binary(max_size=200), st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.text(max_size=20)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(st.sampled_from(["Pod", "NodeNames", "Nodes", "metadata", "spec", "uid", "name", "x"]), inner),
-    ),
-    max_leaves=20,
-).map(orjson.dumps)))  # fmt: skip
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.recursive(
+            st.one_of(
+                st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.text(max_size=20)
+            ),
+            lambda inner: st.one_of(
+                st.lists(inner, max_size=4),
+                st.dictionaries(
+                    st.sampled_from(["Pod", "NodeNames", "Nodes", "metadata", "spec", "uid", "name", "x"]), inner
+                ),
+            ),
+            max_leaves=20,
+        ).map(orjson.dumps),
+    )
+)
 def test_any_body_is_answered_or_refused(body: bytes) -> None:
     """Nothing that arrives on the wire is a crash."""
     world = World(gpus.gpu_node("a", A100, 1))

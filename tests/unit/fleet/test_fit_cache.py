@@ -82,7 +82,9 @@ def test_a_released_column_is_refused_until_its_new_node_is_known() -> None:
 
     ledger.remove_node(NAMES[0])
     ledger.settle()
-    big = gpus.Gpu(identifiers.GpuUuid("GPU-b-0"), 0, 80_000, 100, 10, "A100")
+    big = gpus.Gpu(
+        uuid=identifiers.GpuUuid("GPU-b-0"), index=0, memory_mib=80_000, cores_percent=100, slots=10, type="A100"
+    )
     ledger.set_node(facts.Node(NAMES[1], inventory=(big,)))
     answer = remembered.fit(request, policies.BINPACK)
 

@@ -94,7 +94,7 @@ def test_records_that_are_missing_forged_or_of_another_place_start_nothing(
 
 
 def test_a_gpu_that_is_not_here_starts_nothing() -> None:
-    device = gpu_source.Device(identifiers.GpuUuid("GPU-b"), 0, "T", 1, 0)
+    device = gpu_source.Device(uuid=identifiers.GpuUuid("GPU-b"), index=0, name="T", memory_mib=1, minor=0)
 
     with doubt(error_codes.ALLOC_WRONG_NODE):
         checks.recorded_devices(pod(), checks.recorded_shares(pod(), "c", 1, "n", names=NAMES), {device.uuid: device})
@@ -103,10 +103,10 @@ def test_a_gpu_that_is_not_here_starts_nothing() -> None:
 @pytest.mark.parametrize(
     ("gpu", "refuses"),
     [
-        (gpus.Gpu(A, 0, 200, 100, 10, "T"), False),
-        (gpus.Gpu(A, 0, 199, 100, 10, "T"), True),
-        (gpus.Gpu(A, 0, 200, 59, 10, "T"), True),
-        (gpus.Gpu(A, 0, 200, 100, 1, "T"), True),
+        (gpus.Gpu(uuid=A, index=0, memory_mib=200, cores_percent=100, slots=10, type="T"), False),
+        (gpus.Gpu(uuid=A, index=0, memory_mib=199, cores_percent=100, slots=10, type="T"), True),
+        (gpus.Gpu(uuid=A, index=0, memory_mib=200, cores_percent=59, slots=10, type="T"), True),
+        (gpus.Gpu(uuid=A, index=0, memory_mib=200, cores_percent=100, slots=1, type="T"), True),
     ],
 )
 def test_of_two_records_that_promise_too_much_the_newest_is_refused(gpu: gpus.Gpu, refuses: bool) -> None:
@@ -157,7 +157,7 @@ def assert_starts(*everybody: api_objects.Pod, starts: list[api_objects.Pod], me
     """Of pods on one GPU just those may start."""
     here = pods.Pods(NAMES, lambda: None)
     list(here.replaced(list(everybody), 0.0))
-    inventory = {A: gpus.Gpu(A, 0, memory_mib, 100, 10, "T")}
+    inventory = {A: gpus.Gpu(uuid=A, index=0, memory_mib=memory_mib, cores_percent=100, slots=10, type="T")}
     for one in everybody:
         shares = checks.recorded_shares(one, "c", 1, "n", names=NAMES)
         if one in starts:
@@ -183,9 +183,11 @@ def candidates(
 
 def test_without_cdi_the_first_container_of_each_pod_that_has_nothing_may_be_asking() -> None:
     two = pod(
-        "q", "v", record="GPU-a,NVIDIA,1,1:;GPU-a,NVIDIA,2,2:;",
+        "q",
+        "v",
+        record="GPU-a,NVIDIA,1,1:;GPU-a,NVIDIA,2,2:;",
         initContainers=[{"name": "i", "resources": {"limits": LIMITS}}],
-    )  # fmt: skip
+    )
     none = pod("r", "w", record=None)
 
     found = candidates([pod(), two, none], [entry("u", "c")])

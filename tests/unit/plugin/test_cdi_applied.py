@@ -74,9 +74,12 @@ def test_that_nothing_can_be_judged_is_said_once(
     here.changed(msgspec.convert(body, api_objects.Pod))
     said: list[str] = []
     starts = cdi_applied.CdiCheck(
-        proc=tmp_path, pods=here, is_by_cdi=lambda uid, name: (uid, name) == (identifiers.PodUid("u"), "c"),
-        unmarked=lambda pod, name: said.append("unmarked"), unseen=lambda cause: said.append(cause or "seen"),
-    )  # fmt: skip
+        proc=tmp_path,
+        pods=here,
+        is_by_cdi=lambda uid, name: (uid, name) == (identifiers.PodUid("u"), "c"),
+        unmarked=lambda pod, name: said.append("unmarked"),
+        unseen=lambda cause: said.append(cause or "seen"),
+    )
 
     async def story() -> None:
         for _ in range(40):

@@ -48,9 +48,19 @@ def test_a_fresh_checkpoint_is_empty() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"{", b"[]", b"{}", b'{"Data":7}', written(entry(DeviceIDs={"-1": [7]})), written(entry(DeviceIDs="x")),
-     written(entry(AllocResp="%%%")), written(entry(AllocResp=base64.b64encode(b"\xff\xff").decode())), b"\xff"],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"Data":7}',
+        written(entry(DeviceIDs={"-1": [7]})),
+        written(entry(DeviceIDs="x")),
+        written(entry(AllocResp="%%%")),
+        written(entry(AllocResp=base64.b64encode(b"\xff\xff").decode())),
+        b"\xff",
+    ],
+)
 def test_what_cannot_be_read_is_never_taken_for_nobody(text: bytes) -> None:
     with pytest.raises(errors.CorruptRecord):
         checkpoint.read(text, GPU)

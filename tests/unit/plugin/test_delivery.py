@@ -20,7 +20,7 @@ COMMON: dict[str, Any] = {
 
 
 def device(**changes: Any) -> gpu_source.Device:
-    return gpu_source.Device(GPU, 0, "T", 1, 3, **changes)
+    return gpu_source.Device(uuid=GPU, index=0, name="T", memory_mib=1, minor=3, **changes)
 
 
 def host(*names: str, folder: int = 0, own: dict[str, Any] | None = None, **fields: Any) -> methods.Host:
@@ -89,8 +89,9 @@ def test_without_cdi_the_answer_carries_device_nodes_and_libraries_itself() -> N
 
     assert found.environment == {"NVIDIA_VISIBLE_DEVICES": "void", "OTHER": "a=b", "HAMI_GPUS": GPU}
     assert found.device_nodes == (
-        edits.DeviceNode("/driver/dev/nvidiactl", "/dev/nvidiactl"), edits.device_node("/dev/nvidia3"),
-    )  # fmt: skip
+        edits.DeviceNode("/driver/dev/nvidiactl", "/dev/nvidiactl"),
+        edits.device_node("/dev/nvidia3"),
+    )
     short = "/usr/lib/x86_64-linux-gnu/libcuda.so.1"
     assert found.mounts == (edits.Mount(LIBRARY, LIBRARY), edits.Mount(LIBRARY, short))
     assert found.copied == ()
@@ -99,12 +100,10 @@ def test_without_cdi_the_answer_carries_device_nodes_and_libraries_itself() -> N
 @pytest.mark.parametrize("by_cdi", [True, False])
 def test_a_mig_instance_gets_its_capabilities_although_no_specification_has_it(by_cdi: bool) -> None:
     """Instances that were made after the specification are in none, and two device nodes give access to each."""
-    instance = gpu_source.MigInstance("MIG-1", "1g.10gb", 1, instance_id=7, compute_id=0)
+    instance = gpu_source.MigInstance(uuid="MIG-1", profile="1g.10gb", memory_mib=1, instance_id=7, compute_id=0)
     numbers = {"gpu3/gi7/access": 66, "gpu3/gi7/ci0/access": 67}
 
-    found = deliver(
-        host("0:0", capabilities=numbers), by_cdi=by_cdi, name="MIG-1", mig_enabled=True, migs=(instance,)
-    )  # fmt: skip
+    found = deliver(host("0:0", capabilities=numbers), by_cdi=by_cdi, name="MIG-1", mig_enabled=True, migs=(instance,))
 
     nodes = edits.container_edits(found)["deviceNodes"]
     assert [(one["hostPath"], one["path"]) for one in nodes] == [
@@ -119,7 +118,7 @@ def test_a_mig_instance_gets_its_capabilities_although_no_specification_has_it(b
 
 def test_gpus_of_one_container_may_come_in_different_ways() -> None:
     """One that the specification does not describe does not take the described one's way from it."""
-    other = gpu_source.Device(identifiers.GpuUuid("GPU-b"), 1, "T", 1, 4)
+    other = gpu_source.Device(uuid=identifiers.GpuUuid("GPU-b"), index=1, name="T", memory_mib=1, minor=4)
     offered = host(GPU, has_runtime_class=True)
     ways = [(one, one.uuid, methods.choose("auto", one, offered, by_cdi=True)) for one in (device(), other)]
 

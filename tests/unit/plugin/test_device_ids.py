@@ -7,7 +7,7 @@ from gpu_sharing.core import errors, gpus, identifiers
 
 
 def gpu(name: str, slots: int) -> gpus.Gpu:
-    return gpus.Gpu(identifiers.GpuUuid(name), 0, 1000, 100, slots, "T")
+    return gpus.Gpu(uuid=identifiers.GpuUuid(name), index=0, memory_mib=1000, cores_percent=100, slots=slots, type="T")
 
 
 def healthy(listed: tuple[device_ids.DeviceId, ...]) -> set[str]:

@@ -29,9 +29,13 @@ def test_the_library_of_the_host_is_used_though_the_loader_does_not_search_there
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "root")], capture_output=True, text=True, timeout=60,
-        env={"FAKE_NVML_STATE": str(driver.path)}, cwd=pathlib.Path(__file__).parents[3],
-    )  # fmt: skip
+        [sys.executable, "-c", script, str(tmp_path / "root")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"FAKE_NVML_STATE": str(driver.path)},
+        cwd=pathlib.Path(__file__).parents[3],
+    )
 
     assert done.stdout.strip() == "3", done.stderr
 

@@ -22,8 +22,10 @@ class Client:
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-c", "import pynvml, sys\nfor line in sys.stdin:\n exec(line)\n print('done')"],
             env={"PATH": "/usr/bin:/bin", **driver.environment()},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def do(self, line: str) -> str:
         """Run one line; what it printed."""

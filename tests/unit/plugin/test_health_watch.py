@@ -27,14 +27,17 @@ def watch(driver: Driver) -> tuple[health_watch.HealthWatch, list[tuple[str, str
     told: list[tuple[str, str]] = []
     rules = health.Rules(hold_seconds=0.0)
     found = health_watch.HealthWatch(
-        driver=driver_threads.DriverThreads(lambda: driver, 1.0), rules=rules, boot_id="b1", metrics=metrics.Metrics(),
+        driver=driver_threads.DriverThreads(lambda: driver, 1.0),
+        rules=rules,
+        boot_id="b1",
+        metrics=metrics.Metrics(),
         changed=lambda device, before, after: told.append((device.uuid, after.cause)),
-    )  # fmt: skip
+    )
     return found, told
 
 
 def device(uuid: identifiers.GpuUuid, index: int) -> gpu_source.Device:
-    return gpu_source.Device(uuid, index, "T", 1000, index)
+    return gpu_source.Device(uuid=uuid, index=index, name="T", memory_mib=1000, minor=index)
 
 
 def test_a_gpu_that_the_driver_hides_is_lost_and_stays_listed() -> None:

@@ -221,8 +221,11 @@ def test_paths_that_are_not_on_the_host_are_found_as_the_host_would_find_them(tm
     }
 
     assert host_cdi.mismatch((there,), 0, "", tmp_path) == ""
-    for gone in ({"hooks": [{"path": "/usr/bin/nvidia-ctk"}]}, nodes("/dev/nvidiactl"),
-                 {"mounts": [{"hostPath": "/loop/libx", "containerPath": "/x"}]}):  # fmt: skip
+    for gone in (
+        {"hooks": [{"path": "/usr/bin/nvidia-ctk"}]},
+        nodes("/dev/nvidiactl"),
+        {"mounts": [{"hostPath": "/loop/libx", "containerPath": "/x"}]},
+    ):
         assert "which is not on the host" in host_cdi.mismatch((there, gone), 0, "", tmp_path)
 
 

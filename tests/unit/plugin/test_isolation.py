@@ -20,7 +20,7 @@ from gpu_sharing.core.allocations import Share
 from lab import hami_core
 
 A, B = identifiers.GpuUuid("GPU-a"), identifiers.GpuUuid("GPU-b")
-INSTANCE = gpu_source.MigInstance("MIG-1", "1g.10gb", 10_000)
+INSTANCE = gpu_source.MigInstance(uuid="MIG-1", profile="1g.10gb", memory_mib=10_000)
 
 
 def device(uuid: identifiers.GpuUuid = A, index: int = 0, **changes: object) -> gpu_source.Device:
@@ -290,7 +290,7 @@ def test_mig_instances_are_made_only_where_they_are_ours_and_missing() -> None:
 
 
 def test_mig_instances_that_no_record_names_are_not_needed() -> None:
-    second = gpu_source.MigInstance("MIG-2", "1g.10gb", 10_000, start=1)
+    second = gpu_source.MigInstance(uuid="MIG-2", profile="1g.10gb", memory_mib=10_000, start=1)
 
     assert mig.unneeded(divided(INSTANCE, second), [share(profile="1g.10gb", start=1)]) == ("MIG-1",)
     assert mig.unneeded(divided(INSTANCE, second), [share("MIG-1"), share("MIG-2")]) == ()
@@ -298,7 +298,7 @@ def test_mig_instances_that_no_record_names_are_not_needed() -> None:
 
 def test_what_the_plugin_did_not_make_it_does_not_destroy() -> None:
     """An administrator's instances stay, whole ones and bare ones, unless all are handed over."""
-    second = gpu_source.MigInstance("MIG-2", "1g.10gb", 10_000, start=1)
+    second = gpu_source.MigInstance(uuid="MIG-2", profile="1g.10gb", memory_mib=10_000, start=1)
     left = (gpu_source.BareInstance(3, "1g.10gb", 2, 1), gpu_source.BareInstance(4, "2g.20gb", 4, 2))
     gpu = device(mig_enabled=True, migs=(INSTANCE, second), bare_instances=left)
     made = {records.MadeInstance(A, "1g.10gb", start, 1) for start in (1, 2, 3)} | {

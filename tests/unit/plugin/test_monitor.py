@@ -101,9 +101,12 @@ def test_what_is_no_region_neither_hangs_nor_leads_elsewhere(tmp_path: pathlib.P
     (tmp_path / "folder").mkdir()
 
     for name, expected in {
-        "pipe": shared_region.InvalidRegion, "link": OSError, "short": shared_region.InvalidRegion,
-        "large": shared_region.InvalidRegion, "folder": shared_region.InvalidRegion,
-    }.items():  # fmt: skip
+        "pipe": shared_region.InvalidRegion,
+        "link": OSError,
+        "short": shared_region.InvalidRegion,
+        "large": shared_region.InvalidRegion,
+        "folder": shared_region.InvalidRegion,
+    }.items():
         with pytest.raises(expected):
             shared_region.read(tmp_path / name, {GPU: 8 * GIB})
 
@@ -151,7 +154,14 @@ def sample(
     """A look at a GPU whose processes are all of the one container, or of none; what is used is theirs unless given."""
     listed = sum(one.memory_bytes or 0 for one in processes)
     usage = gpu_source.Usage(
-        80 * GIB, listed if used is None else used, 50.0, 40, 100.0, processes, migs or {}, lists_processes=lists
+        memory_total_bytes=80 * GIB,
+        memory_used_bytes=listed if used is None else used,
+        utilization_percent=50.0,
+        temperature_celsius=40,
+        power_watts=100.0,
+        processes=processes,
+        mig_used_bytes=migs or {},
+        lists_processes=lists,
     )
     owner = cgroups.ContainerOfProcess(identifiers.PodUid(UID), ID)
     return share_usage.Sample(usage, 100.0, {one.pid: owner for one in processes if owned})
@@ -166,10 +176,13 @@ def joined(
 ) -> tuple[share_usage.NodeUsage, share_usage.ShareUsage]:
     """What comes of one pod and one GPU."""
     result = share_usage.usage_of_shares(
-        [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"},
+        [pod],
+        NAMES,
+        {GPU: found} if found else {},
+        {(GPU, 4): "MIG-4"},
         region_of=lambda *_: {GPU: counted} if counted else {},
         sees_processes=sees_processes,
-    )  # fmt: skip
+    )
     return result, result.shares[0]
 
 
@@ -281,12 +294,20 @@ def rendered(view: collector.MonitorView, *, compatible: bool = True) -> dict[st
 
 def a_view(pod: api_objects.Pod, stale: bool = False) -> collector.MonitorView:
     """A node with one GPU that is scaled by two."""
-    device = gpu_source.Device(GPU, 0, "NVIDIA A100", 80 * 1024, 0)
+    device = gpu_source.Device(uuid=GPU, index=0, name="NVIDIA A100", memory_mib=80 * 1024, minor=0)
     found = sample(gpu_source.Process(1, GIB, 20.0), used=10 * GIB)
     result = share_usage.usage_of_shares([pod], NAMES, {} if stale else {GPU: found}, {}, region_of=lambda *_: {})
-    offered = {GPU: gpus.Gpu(GPU, 0, 160 * 1024, 100, 10, "NVIDIA A100")}
+    offered = {GPU: gpus.Gpu(uuid=GPU, index=0, memory_mib=160 * 1024, cores_percent=100, slots=10, type="NVIDIA A100")}
     return collector.MonitorView(
-        "n", [device], offered, {GPU: found}, frozenset([GPU] if stale else []), result, {"ok": 1}, 2, 0.0
+        node="n",
+        devices=[device],
+        offered=offered,
+        samples={GPU: found},
+        stale=frozenset([GPU] if stale else []),
+        usage=result,
+        region_states={"ok": 1},
+        without_record=2,
+        started_at=0.0,
     )
 
 
@@ -315,9 +336,10 @@ def test_the_series_of_a_gpu_and_a_slice() -> None:
     }  # fmt: skip
     assert found["hami_gpu_memory_allocated_bytes"] == {(*theirs, "30"): 4 * GIB}
     assert {name: values[their_slice] for name, values in found.items() if their_slice in values} == {
-        "hami_vgpu_memory_used_bytes": GIB, "hami_vgpu_memory_limit_bytes": 4 * GIB,
+        "hami_vgpu_memory_used_bytes": GIB,
+        "hami_vgpu_memory_limit_bytes": 4 * GIB,
         "hami_container_device_utilization_ratio": 20.0,
-    }  # fmt: skip
+    }
     assert set(rendered(a_view(a_pod()), compatible=False)) == set(found) - set(collector.COMPATIBLE)
 
 

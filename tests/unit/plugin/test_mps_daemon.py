@@ -168,8 +168,12 @@ def test_the_compute_mode_is_the_drivers(tmp_path: pathlib.Path) -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=driver.environment(),
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=driver.environment(),
         cwd=pathlib.Path(__file__).parents[3],
-    )  # fmt: skip
+    )
 
     assert done.stdout.strip() == "[0, 3]", done.stderr

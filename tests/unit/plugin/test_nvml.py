@@ -35,9 +35,13 @@ def driver() -> Iterator[fake_driver.FakeDriver]:
 
 def run(driver: fake_driver.FakeDriver, text: str) -> list[Any]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + text], env={"PATH": "/usr/bin:/bin", **driver.environment()},
-        capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[3],
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM + text],
+        env={"PATH": "/usr/bin:/bin", **driver.environment()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=pathlib.Path(__file__).parents[3],
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith(("[", "{", '"', "n", "t"))]
 
@@ -350,9 +354,13 @@ def test_a_machine_without_a_driver_says_so(tmp_path: pathlib.Path) -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", program], env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, cwd=pathlib.Path(__file__).parents[3],
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        env={"PATH": "/usr/bin:/bin", "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=pathlib.Path(__file__).parents[3],
+    )
 
     assert done.stdout == "NVML Shared Library Not Found\n", done.stderr
 
@@ -379,7 +387,13 @@ class Hanging:
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         self.reading(uuid)
-        return gpu_source.Usage(1 << 30, 0, None, None, None)
+        return gpu_source.Usage(
+            memory_total_bytes=1 << 30,
+            memory_used_bytes=0,
+            utilization_percent=None,
+            temperature_celsius=None,
+            power_watts=None,
+        )
 
     def next_faults(self, timeout_seconds: float) -> list[gpu_source.Fault]:
         raise gpu_source.GpuFailed("no events")

@@ -122,9 +122,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
     driver = fake_driver.make(folder, "n", 2)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder), json.dumps(NAMES), json.dumps(CODES)],
-        env={"PATH": "/usr/bin:/bin", **driver.environment()}, capture_output=True, text=True, timeout=300,
+        env={"PATH": "/usr/bin:/bin", **driver.environment()},
+        capture_output=True,
+        text=True,
+        timeout=300,
         cwd=pathlib.Path(__file__).parents[3],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*NAMES, LACKS)}
     for line in done.stdout.splitlines():

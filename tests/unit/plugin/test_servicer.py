@@ -82,9 +82,10 @@ def test_the_list_is_told_at_once_and_again_only_when_it_changes() -> None:
 
 def test_any_device_id_is_as_good_as_another() -> None:
     asked = api_pb2.ContainerPreferredAllocationRequest(
-        available_deviceIDs=["slot-0001", "slot-0002", "slot-0003"], must_include_deviceIDs=["slot-0003"],
+        available_deviceIDs=["slot-0001", "slot-0002", "slot-0003"],
+        must_include_deviceIDs=["slot-0003"],
         allocation_size=2,
-    )  # fmt: skip
+    )
     service, _, _ = make()
 
     answer = asyncio.run(

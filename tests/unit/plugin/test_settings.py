@@ -57,7 +57,11 @@ def test_a_nodes_own_entry_wins() -> None:
     found = settings.for_node(settings.Sharing(), text, "n")
 
     assert found == settings.Sharing(
-        3, 1.8, isolation="none", hidden_uuids=frozenset(["GPU-a"]), hidden_indices=frozenset([1])
+        split_count=3,
+        memory_scaling=1.8,
+        isolation="none",
+        hidden_uuids=frozenset(["GPU-a"]),
+        hidden_indices=frozenset([1]),
     )
     assert settings.for_node(settings.Sharing(), text, "other") == settings.Sharing()
     assert settings.for_node(settings.Sharing(), "{}", "n") == settings.Sharing()
@@ -79,7 +83,9 @@ def test_a_file_that_cannot_be_read_is_an_error(text: str) -> None:
 
 def test_what_a_node_offers() -> None:
     """Headroom comes off before scaling; hidden GPUs are not offered; MPS and MIG know their own most."""
-    sharing = settings.Sharing(20, 2.0, 1.5, memory_headroom_mib=100, hidden_indices=frozenset([1]))
+    sharing = settings.Sharing(
+        split_count=20, memory_scaling=2.0, cores_scaling=1.5, memory_headroom_mib=100, hidden_indices=frozenset([1])
+    )
     devices = [device(), device(B, 1), device(identifiers.GpuUuid("GPU-c"), 2, mig_enabled=True, migs=(INSTANCE,))]
     sick = health.after_xid(health.Health(), 79, 0.0, "b", health.Rules())
 
@@ -124,14 +130,14 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
         mig.Profile("1g.10gb", 9728, 14, tuple(mig.Slices(start, 1) for start in range(7))),
         mig.Profile("3g.40gb", 40448, 42, (mig.Slices(0, 4), mig.Slices(4, 4))),
     )
-    there = (gpu_source.MigInstance("MIG-1", "3g.40gb", 40448, 4, 4),)
+    there = (gpu_source.MigInstance(uuid="MIG-1", profile="3g.40gb", memory_mib=40448, start=4, size=4),)
     divided = device(mig_enabled=True, migs=there, most_migs=7, mig_profiles=profiles)
 
     async def create(share: records.MigShare) -> None:
         raise AssertionError("nothing is made")
 
     def offered(isolation: str) -> gpus.Gpu:
-        sharing = settings.Sharing(20, isolation=isolation)
+        sharing = settings.Sharing(split_count=20, isolation=isolation)
         backends = BACKENDS if isolation == "auto" else table.build(BackendSettings(create_instance=create))
         (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, backends=backends)
         return gpu

@@ -58,12 +58,13 @@ fix: .venv/dev.stamp ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: .venv/dev.stamp ## format, lint, types, imports, dependencies
+check: .venv/dev.stamp ## format, lint, types, imports, dependencies, words
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+	$(BIN)/python -m checks.words
 
 protos: .venv/dev.stamp ## generate the code of the kubelet's wire formats
 	$(BIN)/python -m grpc_tools.protoc -I . --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy \

@@ -6,9 +6,10 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, loop, monitor, node, report, scale, scrapes, throughput, webui
+from bench import handlers, house, loop, monitor, node, report, scale, scrapes, throughput, webui
 
 QUESTIONS = {
+    "house": house.run,
     "handlers": handlers.run,
     "loop": loop.run,
     "throughput": throughput.run,
@@ -21,7 +22,7 @@ QUESTIONS = {
 
 
 def main() -> int:
-    """Run what was asked for. Returns the exit status: 1 if a target is missed."""
+    """Run what was requested. Returns the exit status: 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("questions", nargs="*", help=f"which: {', '.join(QUESTIONS)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; targets do not count")

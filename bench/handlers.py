@@ -54,12 +54,12 @@ def run(quick: bool) -> report.Report:
 
 def _measure(nodes: int, filled_percent: int, calls: int) -> list[float]:
     names = [f"node-{index:05d}" for index in range(nodes)]
-    core, verbs = _cluster(names, filled_percent)
+    core, verbs = cluster(names, filled_percent)
     shuffler = random.Random(1)
     filters, priorities, floors = [], [], []
     for call in range(calls):
         shuffler.shuffle(names)
-        pod = _pod(call)
+        pod = pending_body(call)
         body = orjson.dumps({"Pod": pod, "Nodes": None, "NodeNames": names})
         started = time.perf_counter()
         answer, _ = verbs.filter(body)
@@ -95,7 +95,8 @@ def _floor(body: bytes, answer: bytes, second: bytes, scores: bytes) -> float:
     return time.perf_counter() - started
 
 
-def _cluster(names: list[str], filled_percent: int) -> tuple[DecisionCore, server.VerbServer]:
+def cluster(names: list[str], filled_percent: int) -> tuple[DecisionCore, server.VerbServer]:
+    """Return an extender without a cluster: nodes of 8 GPUs, and pods on that share of them."""
     core = DecisionCore(Settings(), Metrics())
     for name in names:
         core.mirror.see_node(msgspec.convert(gpus.gpu_node(name, gpus.A100, 8), objects.Node))
@@ -111,7 +112,7 @@ def _cluster(names: list[str], filled_percent: int) -> tuple[DecisionCore, serve
 def _hold(mirror: Mirror, index: int, node: str, gpu: int) -> None:
     shares = ((allocations.Share(gpus.gpu_uuid(node, gpu), 20_000, 20),),)
     annotations = records.pod_annotations(shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d"))
-    pod = _pod(1_000_000 + index)
+    pod = pending_body(1_000_000 + index)
     pod["metadata"]["annotations"] = annotations
     pod["spec"]["nodeName"] = node
     mirror.see_pod(msgspec.convert(pod, objects.Pod))
@@ -122,7 +123,7 @@ def _bind(core: DecisionCore, uid: str, node: str) -> None:
     entry = core.pending.entry(identifiers.PodUid(uid))
     assert entry is not None
     assert entry.decision is not None
-    pod = _pod(int(uid.split("-")[1]))
+    pod = pending_body(int(uid.split("-")[1]))
     shares = ((allocations.Share(gpus.gpu_uuid(node, 0), 4000, 30),),)
     pod["metadata"]["annotations"] = records.pod_annotations(
         shares, identifiers.NodeName(node), 0, identifiers.DecisionId("d")
@@ -131,7 +132,8 @@ def _bind(core: DecisionCore, uid: str, node: str) -> None:
     core.mirror.see_pod(msgspec.convert(pod, objects.Pod))
 
 
-def _pod(index: int) -> dict[str, Any]:
+def pending_body(index: int) -> dict[str, Any]:
+    """Return a pending pod with one share."""
     limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4k", "nvidia.com/gpucores": "30"}
     return {
         "metadata": {"name": f"pod-{index}", "namespace": "default", "uid": f"uid-{index}", "labels": {"app": "train"}},

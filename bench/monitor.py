@@ -67,7 +67,7 @@ def _view() -> collector.MonitorView:
         for place in range(CONTAINERS)
     )
     samples = {uuid: share_usage.Sample(usage, now) for uuid in uuids}
-    return collector.MonitorView("bench-node", devices, samples=samples, joined=share_usage.NodeUsage(parts, {}))
+    return collector.MonitorView("bench-node", devices, samples=samples, usage=share_usage.NodeUsage(parts, {}))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -40,7 +40,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(report: Report) -> None:
-    """Print a report."""
+    """Print a report as a table with its conditions."""
     console = rich.console.Console(width=140)
     table = rich.table.Table(*report.columns, title=report.question, title_justify="left")
     for row in report.rows:

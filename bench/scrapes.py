@@ -1,6 +1,6 @@
 """What scrapes cost decisions: filter calls to a real extender that knows 5,000 nodes, with and without a scraper.
 
-Quiet and scraped rounds alternate. The scraper is a process of its own that asks for the metrics ten times a second,
+Quiet and scraped rounds alternate. The scraper is a process of its own that requests the metrics ten times a second,
 150 times as often as Prometheus does.
 """
 

@@ -58,7 +58,7 @@ def run(quick: bool) -> report.Report:
 
 
 def _rate(plane: control_plane.ControlPlane, variant: str, pods: int) -> float:
-    # Nothing takes gpumem off a bare kube-scheduler's hands, so its pods ask for GPUs only.
+    # Nothing takes gpumem off a bare kube-scheduler's hands, so its pods request GPUs only.
     limits = {"nvidia.com/gpu": "1"} if variant == "bare" else _LIMITS
     container = {"name": "main", "image": "train:1", "resources": {"limits": limits}}
     spec = {"schedulerName": "hami-scheduler", "containers": [container]}

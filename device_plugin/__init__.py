@@ -1,1 +1,1 @@
-"""The node's side: gives each container exactly its slice of a GPU, and says how the GPUs are."""
+"""The services of a GPU node: the device plugin, which allocates shares of GPUs to containers, and the monitor."""

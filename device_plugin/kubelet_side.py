@@ -59,9 +59,10 @@ class KubeletSide:
             pods=pods, owners=owners, assignments=assignments, container_edits=container_edits,
             forget_seconds=forget_seconds,
         )  # fmt: skip
-        self._allocator = Allocator(
-            node, owners, Preparation(node, owners, assignments, container_edits, store), matcher
+        preparation = Preparation(
+            node=node, owners=owners, assignments=assignments, container_edits=container_edits, store=store
         )
+        self._allocator = Allocator(node, owners, preparation, matcher)
         self._leftovers = Leftovers(
             node=node, owners=owners, allocator=self._allocator, store=store, forget_seconds=forget_seconds
         )

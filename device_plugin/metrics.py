@@ -1,4 +1,4 @@
-"""What the plugin counts. Names that dashboards know are fixed by the contract; the rest are in base units."""
+"""Series of the plugin. Names that dashboards know are fixed by the contract; the others are in base units."""
 
 from gpu_sharing.adapters import metrics_registry
 from gpu_sharing.core import error_codes
@@ -28,18 +28,19 @@ class Metrics(metrics_registry.Series):
             "hami_device_plugin_xids_received", "1 while the driver reports XIDs of the GPU to the plugin, else 0.",
             ("node", "device"),
         )  # fmt: skip
-        self.registered = gauge("hami_device_plugin_registered", "1 while the kubelet knows the plugin, else 0.")
+        self.registered = gauge(
+            "hami_device_plugin_registered", "1 while the plugin is registered with the kubelet, else 0."
+        )
         self.registrations = gauge(
             "hami_device_plugin_registrations", "Registrations with the kubelet since the process started."
         )
         self.isolation = gauge(
-            "hami_device_plugin_gpu_isolation", "1; how containers that share the GPU are kept apart.",
+            "hami_device_plugin_gpu_isolation", "1; the isolation of containers that share the GPU.",
             ("node", "device", "isolation"),
         )  # fmt: skip
         self.problems = gauge(
-            "hami_device_plugin_problem", "1 for each thing that is wrong with how the node is set up.",
-            ("node", "error_code", "device"),
-        )  # fmt: skip
+            "hami_device_plugin_problem", "1 for each problem of the node's setup.", ("node", "error_code", "device")
+        )
         self.device_ids = gauge(
             "hami_device_plugin_device_ids", "Device ids listed for the kubelet, by health.", ("health",)
         )

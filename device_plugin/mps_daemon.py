@@ -1,12 +1,11 @@
 """NVIDIA's MPS control daemon on one node: `python -m device_plugin.mps_daemon --help`.
 
-In a pod of its own, so that nothing that happens to the device plugin ends the server and with it every client. While
-it runs, the GPUs are in the compute mode EXCLUSIVE_PROCESS: else a client that removes its variables would use the GPU
-beside the server, without any limit. The mode that was there before comes back at the end; it is kept in a file, so
-that it also comes back after a crash and a new start.
+It runs in its own pod, so that no restart of the device plugin ends the server and with it every client. While it runs,
+the GPUs are in the compute mode EXCLUSIVE_PROCESS: otherwise a client that removes its variables would use the GPU
+beside the server, without any limit. The earlier mode is set again at the end; a file keeps it over a crash.
 
-The daemon's default limit cannot be narrower than the widest slice, because a client's own limit can only narrow it
-further and the default of a running server does not change. It is the GPU's memory.
+The daemon's default limit is the GPU's memory. It cannot be lower than the largest share, because a client's own limit
+can only lower it, and the default of a running server does not change.
 
 Source: docs.nvidia.com/deploy/mps (the control daemon's commands); NVIDIA/k8s-device-plugin cmd/mps-control-daemon for
 limits by index, the compute mode, and the tmpfs that daemon and clients share.
@@ -29,12 +28,13 @@ from typing import Protocol
 
 import structlog
 
-from device_plugin import settings
+from device_plugin import node_flags
+from device_plugin import settings as plugin_settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import mps, table
 from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.adapters import flags, logs
-from gpu_sharing.core import error_codes, errors
+from gpu_sharing.core import error_codes, errors, nvidia
 
 _COMMAND_SECONDS = 10.0
 _READY_SECONDS = 30.0
@@ -50,28 +50,30 @@ log = structlog.get_logger("mps")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the daemon runs."""
+    """Settings of the daemon."""
 
     node_name: str
-    """The node; its entry of the node file counts."""
-    root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    """Name of this node; its entry of the node file counts."""
+    root: pathlib.Path = pathlib.Path(nvidia.MPS_ROOT)
     """Folder of pipes, logs and shared memory, on the host and in containers under the same path."""
     shared_memory_mib: int = 1024
-    """Size of the tmpfs that daemon and clients have as /dev/shm: more of the host's memory no client fills there."""
-    program: str = "nvidia-cuda-mps-control"
+    """Size in MiB of the tmpfs that daemon and clients have as /dev/shm, which bounds the host's memory they fill
+    there.
+    """
+    program: str = nvidia.MPS_PROGRAM
     """NVIDIA's control daemon."""
     config_file: pathlib.Path | None = None
     """JSON with `nodeconfig` per node, as the device plugin's."""
-    sharing: settings.Sharing = field(default_factory=settings.Sharing)
-    """What isolates GPUs where the node file does not say otherwise."""
+    sharing: plugin_settings.Sharing = field(default_factory=plugin_settings.Sharing)
+    """Isolation of GPUs where the node file has no entry for the node."""
     mount: bool = False
-    """Mount the tmpfs and end, instead of running the daemon."""
+    """Whether to mount the tmpfs and end, instead of running the daemon."""
     verbosity: int = 3
     log_format: str = "json"
 
 
 HELP = {
-    "node-name": "the node's name (default: $NODE_NAME)",
+    **node_flags.NODE_HELP,
     "mps-root": "DIR of pipes, logs and shared memory (default /run/nvidia/mps)",
     "shared-memory": "MiB of the tmpfs that daemon and clients share (default 1024)",
     "program": "PROGRAM of the control daemon (default nvidia-cuda-mps-control)",
@@ -89,72 +91,62 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     Raises:
         SettingsError: A value that the process cannot start with.
     """
-    environment = os.environ if environment is None else environment
-    value = flags.read(
+    given = node_flags.read(
         "python -m device_plugin.mps_daemon", "Runs NVIDIA's MPS control daemon for the GPUs of one node.", HELP,
-        arguments, environment, ("mount",),
+        arguments, environment=environment, switches=("mount",),
     )  # fmt: skip
-    node_name = value("node-name") or environment.get("NODE_NAME", "")
-    if not node_name:
-        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
-    sharing = settings.Sharing(isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO))
+    default = Settings(node_name="")
     return Settings(
-        node_name=node_name,
-        root=flags.path(value("mps-root")) or pathlib.Path("/run/nvidia/mps"),
-        shared_memory_mib=int(flags.number("--shared-memory", value("shared-memory"), 1024, 16, 1_000_000)),
-        program=value("program") or "nvidia-cuda-mps-control",
-        config_file=flags.path(value("config-file")),
-        sharing=sharing,
-        mount=flags.truth("--mount", value("mount")),
-        verbosity=flags.verbosity(value("v")),
-        log_format=flags.log_format(value("log-format")),
+        **given.log_settings(),
+        root=given.path("mps-root", default.root),
+        shared_memory_mib=given.count("shared-memory", default.shared_memory_mib, 16, 1_000_000),
+        program=given.text("program") or default.program,
+        config_file=given.optional_path("config-file"),
+        sharing=plugin_settings.Sharing(isolation=given.one_of("isolation", table.CHOICES, table.AUTO)),
+        mount=given.switch("mount"),
     )
 
 
 class Driver(Protocol):
-    """What the daemon asks of the driver."""
+    """The calls of the driver that the daemon needs."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
-        """The GPUs."""
+        """Return the GPUs that the driver shows."""
 
     def compute_mode(self, uuid: str) -> int:
-        """The compute mode of a GPU, as NVML numbers it."""
+        """Return the compute mode of a GPU, as NVML numbers it."""
 
     def set_compute_mode(self, uuid: str, mode: int) -> None:
-        """Set it."""
+        """Set the compute mode of a GPU."""
 
 
-EXCLUSIVE_PROCESS = 3
-"""`NVML_COMPUTEMODE_EXCLUSIVE_PROCESS`."""
-
-
-def served(options: Settings, devices: Sequence[gpu_source.Device]) -> list[gpu_source.Device]:
+def served(settings: Settings, devices: Sequence[gpu_source.Device]) -> list[gpu_source.Device]:
     """Return the GPUs whose isolation is MPS.
 
     Raises:
         SettingsError: The node file cannot be read.
     """
-    sharing = options.sharing
-    if options.config_file is not None:
+    sharing = settings.sharing
+    if settings.config_file is not None:
         try:
-            sharing = settings.for_node(sharing, options.config_file.read_text(), options.node_name)
+            sharing = plugin_settings.for_node(sharing, settings.config_file.read_text(), settings.node_name)
         except OSError as cause:
-            raise errors.SettingsError(f"{options.config_file}: {cause.strerror or cause}") from cause
+            raise errors.SettingsError(f"{settings.config_file}: {cause.strerror or cause}") from cause
     return [one for one in devices if sharing.isolation == table.MPS and not one.mig_enabled]
 
 
-def mount_shared_memory(options: Settings) -> None:
-    """Mount the tmpfs, where it is not mounted yet: clients that run keep theirs.
+def mount_shared_memory(settings: Settings) -> None:
+    """Mount the tmpfs, unless it is mounted: running clients keep theirs.
 
     Raises:
         OSError: It needs CAP_SYS_ADMIN, and a mount that is propagated to the host.
     """
-    folder = options.root / mps.SHARED_MEMORY
+    folder = settings.root / mps.SHARED_MEMORY
     folder.mkdir(parents=True, exist_ok=True)
     if folder.is_mount():
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    data = f"size={options.shared_memory_mib}m,mode=1777".encode()
+    data = f"size={settings.shared_memory_mib}m,mode=1777".encode()
     if libc.mount(_TMPFS, str(folder).encode(), _TMPFS, _MOUNT_FLAGS, data):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(folder))
@@ -164,21 +156,21 @@ class Daemon:
     """One control daemon.
 
     Args:
-        options: How it runs.
-        driver: Whose GPUs it serves.
+        settings: How it runs.
+        driver: Sets the compute modes.
     """
 
-    def __init__(self, options: Settings, driver: Driver) -> None:
-        self._options = options
+    def __init__(self, settings: Settings, driver: Driver) -> None:
+        self._settings = settings
         self._driver = driver
-        self._root = options.root
+        self._root = settings.root
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the lock that says that a daemon runs.
+        """Hold the lock by which others know that a daemon runs.
 
         Raises:
-            CannotIsolate: Another one holds it.
+            CannotIsolate: Another daemon holds it.
         """
         for folder, mode in ((self._root, 0o755), (self._root / mps.PIPE, 0o755), (self._root / mps.LOG, 0o755)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -192,16 +184,16 @@ class Daemon:
             yield
 
     def run(self, devices: Sequence[gpu_source.Device], stop: threading.Event) -> int:
-        """Serve GPUs until told to stop. Returns the exit status; 1 if the daemon ended by itself.
+        """Serve GPUs until stopped. Returns the exit status; 1 if the daemon ended by itself.
 
         Raises:
-            CannotIsolate: It does not start, or does not take its limits.
+            CannotIsolate: It does not start, or refuses its limits.
         """
         with self._exclusive(devices), self._process() as process:
             self._wait_ready(process)
             for device in devices:
-                self._tell(f"set_default_device_pinned_mem_limit {device.index} {device.memory_mib}M")
-            self._tell("set_default_active_thread_percentage 100")
+                self._command(f"set_default_device_pinned_mem_limit {device.index} {device.memory_mib}M")
+            self._command("set_default_active_thread_percentage 100")
             (self._root / mps.READY).touch()
             log.info("serving", gpus=[device.uuid for device in devices], root=str(self._root))
             while not stop.wait(_POLL_SECONDS):
@@ -210,7 +202,7 @@ class Daemon:
                     return 1
             (self._root / mps.READY).unlink(missing_ok=True)
             with contextlib.suppress(CannotIsolate):
-                self._tell("quit")
+                self._command("quit")
         return 0
 
     @contextlib.contextmanager
@@ -219,14 +211,14 @@ class Daemon:
         kept = _modes(file)
         for device in devices:
             mode = self._driver.compute_mode(device.uuid)
-            # What is exclusive already was made so by us, before a crash, or by a person who wants it.
+            # A GPU that is exclusive already was set so by an earlier daemon that crashed, or by an administrator.
             kept.setdefault(device.uuid, mode)
         part = file.with_suffix(".part")
         part.write_text(json.dumps(kept))
         part.rename(file)
         try:
             for device in devices:
-                self._driver.set_compute_mode(device.uuid, EXCLUSIVE_PROCESS)
+                self._driver.set_compute_mode(device.uuid, nvidia.EXCLUSIVE_PROCESS)
             yield
         finally:
             for uuid, mode in kept.items():
@@ -234,17 +226,20 @@ class Daemon:
                     self._driver.set_compute_mode(uuid, mode)
                 except gpu_source.GpuSourceError as refused:
                     cause = f"{uuid}: {refused}"
-                    log.error("a compute mode stays", error_code=error_codes.PLUGIN_MPS, cause=cause)
+                    log.error("compute mode not set back", error_code=error_codes.PLUGIN_MPS, cause=cause)
             file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _process(self) -> Iterator["subprocess.Popen[bytes]"]:
         try:
             process = subprocess.Popen(  # noqa: S603  # the program that the operator names
-                [self._options.program, "-f"], env=self._environment(), stdin=subprocess.DEVNULL, start_new_session=True
+                [self._settings.program, "-f"],
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         except OSError as cause:
-            raise CannotIsolate(f"{self._options.program}: {cause.strerror or cause}") from cause
+            raise CannotIsolate(f"{self._settings.program}: {cause.strerror or cause}") from cause
         try:
             yield process
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -258,27 +253,27 @@ class Daemon:
         deadline = time.monotonic() + _READY_SECONDS
         while time.monotonic() < deadline:
             if process.poll() is not None:
-                raise CannotIsolate(f"{self._options.program} ended with status {process.returncode}")
+                raise CannotIsolate(f"{self._settings.program} ended with status {process.returncode}")
             with contextlib.suppress(CannotIsolate, ValueError):
-                float(self._tell("get_default_active_thread_percentage"))
+                float(self._command("get_default_active_thread_percentage"))
                 return
             time.sleep(_POLL_SECONDS)
         raise CannotIsolate(f"the MPS control daemon does not answer within {_READY_SECONDS:g} s")
 
-    def _tell(self, command: str) -> str:
+    def _command(self, command: str) -> str:
         try:
             done = subprocess.run(  # noqa: S603  # the program that the operator names
-                [self._options.program], env=self._environment(), input=f"{command}\n", text=True,
+                [self._settings.program], env=self._environment(), input=f"{command}\n", text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=_COMMAND_SECONDS, errors="replace",
             )  # fmt: skip
         except OSError as cause:
-            raise CannotIsolate(f"{self._options.program}: {cause.strerror or cause}") from cause
+            raise CannotIsolate(f"{self._settings.program}: {cause.strerror or cause}") from cause
         except subprocess.TimeoutExpired as cause:
             raise CannotIsolate(
-                f"{self._options.program} {command}: no answer within {_COMMAND_SECONDS:g} s"
+                f"{self._settings.program} {command}: no answer within {_COMMAND_SECONDS:g} s"
             ) from cause
         if done.returncode:
-            raise CannotIsolate(f"{self._options.program} {command}: {done.stdout.strip()[:200]}")
+            raise CannotIsolate(f"{self._settings.program} {command}: {done.stdout.strip()[:200]}")
         return done.stdout.strip()
 
     def _environment(self) -> dict[str, str]:
@@ -300,26 +295,26 @@ def _modes(file: pathlib.Path) -> dict[str, int]:
 def main(connect: Callable[[], Driver]) -> int:
     """Run until stopped. Returns the exit status: 2 for a setting that it cannot start with."""
     try:
-        options = parse(sys.argv[1:])
+        settings = parse(sys.argv[1:])
     except errors.SettingsError as refused:
         sys.stderr.write(f"device_plugin.mps_daemon: {error_codes.INVALID_SETTING}: {refused}\n")
         return 2
-    logs.configure(options.verbosity, options.log_format)
+    logs.configure(settings.verbosity, settings.log_format)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        if options.mount:
-            mount_shared_memory(options)
+        if settings.mount:
+            mount_shared_memory(settings)
             return 0
         driver = connect()
-        daemon = Daemon(options, driver)
+        daemon = Daemon(settings, driver)
         with daemon.alone():
-            waiting = False
-            while not (devices := served(options, driver.devices())):
-                if not waiting:
-                    log.info("no GPU of this node is shared by MPS; waiting for the node file", node=options.node_name)
-                waiting = True
+            is_waiting = False
+            while not (devices := served(settings, driver.devices())):
+                if not is_waiting:
+                    log.info("no GPU of this node is set to MPS; waiting for the node file", node=settings.node_name)
+                is_waiting = True
                 if stop.wait(_READY_SECONDS):
                     return 0
             return daemon.run(devices, stop)

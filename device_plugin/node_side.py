@@ -64,9 +64,7 @@ class NodeSide:
         self.offer_changed: Callable[[], None] = lambda: None
         self._boot_id = startup.boot_id(settings.boot_id_file)
         self.node = local_node_of(settings)
-        self.recorder = events.EventRecorder(
-            client, _COMPONENT, node_name, _EVENTS_PER_SECOND, queue_length=_EVENTS_QUEUED
-        )
+        self.recorder = _recorder(client, node_name)
         self.events = NodeEvents(self.recorder, node_name)
         self.pods_version = 0
         self.pods = pods.Pods(names, self._pods_changed)
@@ -176,7 +174,7 @@ class NodeSide:
     def _set_backends(self) -> None:
         settings = self._settings
         self.node.backends = table.build(
-            backend.Settings(
+            backend.BackendSettings(
                 hook_path=settings.hook_path,
                 disable_core_limit=settings.disable_core_limit,
                 mps_root=settings.mps_root,
@@ -249,7 +247,11 @@ class NodeSide:
             # A node on which no GPU was ever found has no record of GPUs, only the reason.
             return inventory.problem_annotations(records.OUR_AGENT, sentences)
         offered = tuple(self.node.inventory.values())
-        return inventory.annotations(offered, self.node.states, self._links, records.OUR_AGENT, sentences)
+        return inventory.annotations(offered, self.node.states, self._links, records.OUR_AGENT, problems=sentences)
+
+
+def _recorder(client: kubernetes.Client, node_name: str) -> events.EventRecorder:
+    return events.EventRecorder(client, _COMPONENT, node_name, _EVENTS_PER_SECOND, queue_length=_EVENTS_QUEUED)
 
 
 def local_node_of(settings: Settings) -> LocalNode:

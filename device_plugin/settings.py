@@ -1,16 +1,20 @@
-"""Every setting of the device plugin: one frozen class, filled from flags, environment variables and a node file."""
+"""Every setting of the device plugin: one frozen class, read from flags, environment variables and a node file.
+
+A new setting is a field of `Settings` with a docstring, a line in `HELP`, and a line in `parse`.
+"""
 
 import json
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from device_plugin import node_flags
 from device_plugin.delivery import methods
 from device_plugin.isolation import table
+from device_plugin.node_flags import NodeFlags
 from gpu_sharing.adapters import flags, health_endpoint
-from gpu_sharing.core import errors, health, requests, xids
+from gpu_sharing.core import errors, health, nvidia, requests, xids
 
 IDENTITIES = ("auto", "cdi", "match")
 MIG_DESTROYS = ("own", "all")
@@ -19,84 +23,85 @@ RUNTIME_CLASS_CHECKS = ("warn", "refuse", "off")
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """What of a GPU is offered, and how it is shared: the part that a node file may change while the plugin runs."""
+    """What of a GPU is offered, and how it is shared: a node file can change it while the plugin runs."""
 
     split_count: int = 10
     """How many containers may share one GPU."""
     memory_scaling: float = 1.0
-    """How much memory is promised, as a multiple of what there is. Nothing swaps: beyond the card programs fail."""
+    """Memory that may be allocated, as a multiple of the GPU's. Nothing swaps: programs that use more fail."""
     cores_scaling: float = 1.0
-    """How much compute is promised, as a multiple of what there is."""
+    """Compute that may be allocated, as a multiple of the GPU's."""
     memory_headroom_mib: int = 0
-    """MiB of each GPU that are not promised, for the driver and contexts."""
+    """MiB of each GPU that are not allocated, for the driver and contexts."""
     isolation: str = table.AUTO
-    """How containers on one GPU are kept apart."""
+    """Isolation of containers on one GPU."""
     configured_memory_mib: tuple[tuple[str, int], ...] = ()
-    """MiB of GPUs whose driver does not say how much memory they have: a part of the model's name, empty for every
-    model, and the amount. The longest name that fits counts."""
+    """Memory of GPUs whose driver reports none: a part of the model's name (empty for every model), and MiB. The
+    longest name that matches counts."""
     hidden_uuids: frozenset[str] = frozenset()
     """GPUs that are not offered."""
     hidden_indices: frozenset[int] = frozenset()
-    """Likewise, by position."""
+    """Positions of GPUs that are not offered, in the driver's order."""
 
     def hides(self, uuid: str, index: int) -> bool:
-        """Whether a GPU is not offered, by its UUID or its position."""
+        """Return whether a GPU is not offered, by its UUID or its position."""
         return uuid in self.hidden_uuids or index in self.hidden_indices
 
     def configured_memory(self, model: str) -> int | None:
-        """MiB that are configured for a model; None where there is no such setting."""
+        """Return the MiB that are configured for a model; None where none are."""
         fitting = [(len(part), mib) for part, mib in self.configured_memory_mib if part.lower() in model.lower()]
         return max(fitting)[1] if fitting else None
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the device plugin runs."""
+    """Settings of the device plugin."""
 
     node_name: str = ""
-    """The node it serves."""
+    """Name of this node."""
     kubeconfig: pathlib.Path | None = None
-    """How to reach the API server; None is the in-cluster service account."""
+    """Kubeconfig file; None is the in-cluster service account."""
     kubelet_dir: pathlib.Path = pathlib.Path("/var/lib/kubelet")
     """The kubelet's directory: its sockets and its device checkpoint."""
     cdi_dir: pathlib.Path = pathlib.Path("/var/run/cdi")
-    """Where specifications for the container runtime are written."""
+    """Directory for the plugin's CDI specifications, which the container runtime reads."""
     host_cdi_dirs: tuple[pathlib.Path, ...] = (pathlib.Path("/etc/cdi"),)
-    """Where, beside `cdi_dir`, the host's own specifications lie."""
+    """Directories with the host's own CDI specifications, beside `cdi_dir`."""
     hook_path: pathlib.Path = pathlib.Path("/usr/local")
     """Folder of the HAMi-core library, `<hook_path>/vgpu/libvgpu.so`."""
     sharing: Sharing = field(default_factory=Sharing)
-    """What is offered, where the node file does not say otherwise."""
+    """What is offered where the node file has no entry for the node."""
     config_file: pathlib.Path | None = None
     """JSON with `nodeconfig` per node, as HAMi's; read again when it changes."""
     identity: str = "auto"
-    """How an Allocate finds its container: `cdi` binds late, `match` guesses carefully and verifies."""
+    """How the container of an Allocate is found: `cdi` answers a name and binds it later, `match` answers the likeliest
+    container's record and verifies it before the start."""
     delivery: str = "auto"
     """How device nodes and driver libraries reach a container."""
     runtime_class_check: str = "warn"
-    """What becomes of pods without `runtimeClassName` where NVIDIA's runtime has to bring the GPU: `off` where that
-    runtime is the node's default one."""
+    """Pods without `runtimeClassName` where NVIDIA's runtime has to bring the GPU: `warn` or `refuse`; `off` where that
+    runtime is the node's default."""
     host_root: pathlib.Path | None = None
-    """Where the host's root is mounted, to look for the paths in its CDI specifications; None: nowhere."""
+    """Where the host's root is mounted, to check the paths in its CDI specifications; None: they are not checked."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
-    """Under which names containers ask."""
+    """Resource names under which containers request GPUs."""
     driver_root: pathlib.Path | None = None
-    """Where the host's driver is mounted, where no container runtime brings its library."""
+    """Where the host's driver is mounted; None where the container runtime brings its library."""
     health_bind: flags.Address = flags.Address("", 8081)  # probes and Prometheus are outside the pod
-    """Health, readiness and metrics."""
+    """Address of health, readiness and metrics."""
     health_rules: health.Rules = field(default_factory=health.Rules)
-    """When a GPU is unhealthy, and when it may come back."""
+    """When a GPU becomes unhealthy, and when it recovers."""
     health_interval_seconds: float = 5.0
-    """How often each GPU is looked at."""
+    """Seconds between two readings of each GPU."""
     nvml_timeout_seconds: float = 5.0
-    """How long the driver may take for one call."""
+    """Deadline of one call to the driver, in seconds."""
     forget_seconds: float = 120.0
-    """How long what was made for a container outlives the kubelet's memory of it."""
+    """Seconds after which specifications and folders are deleted whose allocation the kubelet deleted."""
     proc_dir: pathlib.Path = pathlib.Path("/proc")
-    """The host's /proc, where running containers are looked at."""
+    """The host's /proc, to check running containers."""
     boot_id_file: pathlib.Path = pathlib.Path("/proc/sys/kernel/random/boot_id")
-    """Where the kernel says which boot this is."""
-    mps_root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    """File with the kernel's id of this boot."""
+    mps_root: pathlib.Path = pathlib.Path(nvidia.MPS_ROOT)
     """Folder of the MPS daemon's pipes and logs."""
     mps_multi_user: bool = False
     """Whether the driver lets clients of several users share one MPS server."""
@@ -105,52 +110,52 @@ class Settings:
     mig_destroy: str = "own"
     """Which MIG instances that no record names are destroyed: `own`, those that the plugin made, or `all`."""
     topology_score: bool = False
-    """Whether the links between GPUs are published for topology-aware placement."""
+    """Whether scores of the links between GPUs are published, for topology-aware placement."""
     health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
-    """How probes are answered."""
+    """Settings of probes."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
     unknown_xids: tuple[str, ...] = ()
-    """What stands in DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS and means nothing."""
+    """Words in DP_DISABLE_HEALTHCHECKS or DP_ENABLE_HEALTHCHECKS that are no XIDs."""
 
 
 COMPONENTS = frozenset({"gpus", "delivery", "kubelet", "pods", "inventory", "socket"})
-"""What `/healthz` shows the state of."""
+"""Parts whose state `/healthz` shows."""
 
 HELP = {
-    "node-name": "the node's name (default: $NODE_NAME)",
+    **node_flags.NODE_HELP,
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
     "cdi-dir": "DIR of the container runtime's device specifications (default /var/run/cdi)",
     "host-cdi-dirs": "DIRs, separated by commas, with the host's own specifications (default /etc/cdi)",
     "hook-path": "DIR that holds vgpu/libvgpu.so (default /usr/local)",
     "device-split-count": "containers that may share one GPU (default 10)",
-    "device-memory-scaling": "memory promised, as a multiple of what there is (default 1)",
-    "device-cores-scaling": "compute promised, as a multiple of what there is (default 1)",
-    "memory-headroom": "MiB of each GPU that are not promised (default 0)",
-    "preconfigured-device-memory": "MiB, or MODEL=MiB,…: memory of GPUs that do not say how much they have (default 0)",
+    "device-memory-scaling": "memory that may be allocated, as a multiple of the GPU's (default 1)",
+    "device-cores-scaling": "compute that may be allocated, as a multiple of the GPU's (default 1)",
+    "memory-headroom": "MiB of each GPU that are not allocated (default 0)",
+    "preconfigured-device-memory": "MiB, or MODEL=MiB,…: memory of GPUs whose driver reports none (default 0)",
     "config-file": "FILE: JSON with nodeconfig per node, read again when it changes (default: none)",
-    "isolation": "auto, none, mps, hami-core or mig (default auto: mig, else hami-core if there, else none)",
+    "isolation": f"{', '.join(table.CHOICES)} (default auto: mig for a GPU in that mode, else hami-core, else none)",
     "identity": "auto, cdi or match (default auto: cdi where the container runtime has it switched on)",
     "delivery": "auto, cdi, envvar, volume-mounts or device-nodes (default auto: cdi, else envvar)",
     "runtime-class-check": "warn, refuse or off: pods without runtimeClassName whose GPU NVIDIA's runtime brings",
-    "host-root": "DIR where the host's root is mounted, to look for what its CDI specifications name (default: none)",
+    "host-root": "DIR where the host's root is mounted, to check the paths in its CDI specifications (default: none)",
     **flags.RESOURCE_HELP,
     "driver-root": "DIR with the host's driver, where no container runtime brings its library (default: none)",
     "health-bind": "HOST:PORT of health, readiness and metrics (default :8081)",
-    "health-interval": "seconds between two looks at a GPU (default 5)",
-    "health-hold": "seconds that a mended GPU is watched before it is used again (default 60)",
-    "nvml-timeout": "seconds that the driver may take for one call (default 5)",
-    "forget-after": "seconds after which what ended containers left is deleted (default 120)",
+    "health-interval": "seconds between two readings of a GPU (default 5)",
+    "health-hold": "seconds that a GPU must stay healthy before it is used again (default 60)",
+    "nvml-timeout": "deadline of one call to the driver, in seconds (default 5)",
+    "forget-after": "seconds after which files of ended containers are deleted (default 120)",
     "proc-dir": "DIR of the host's processes (default /proc)",
-    "boot-id-file": "FILE that says which boot this is (default /proc/sys/kernel/random/boot_id)",
+    "boot-id-file": "FILE with the kernel's id of this boot (default /proc/sys/kernel/random/boot_id)",
     "mps-root": "DIR of the MPS daemon's pipes and logs (default /run/nvidia/mps)",
     "mps-multi-user": "the driver lets several users share one MPS server (default false)",
     "disable-core-limit": "do not limit compute with HAMi-core (default false)",
     "mig-destroy": "own or all: which MIG instances that no record names are destroyed (default own: those it made)",
-    "topology-score": "publish how well GPUs are linked (default false; also ENABLE_TOPOLOGY_SCORE)",
+    "topology-score": "publish scores of the links between GPUs (default false; also ENABLE_TOPOLOGY_SCORE)",
     **health_endpoint.HELP,
     **health_endpoint.CANARY_HELP,
     **flags.LOG_HELP,
@@ -164,88 +169,68 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     """Read the settings.
 
     Raises:
-        SettingsError: A value that the process cannot start with.
+        SettingsError: The process cannot start with a value.
     """
-    environment = os.environ if environment is None else environment
-    value = flags.read(
+    given = node_flags.read(
         "python -m device_plugin",
-        "GPU sharing's device plugin: gives each container its slice of a GPU, and says how the GPUs are.",
+        "GPU sharing's device plugin: allocates shares of GPUs to containers, and reports the health of GPUs.",
         HELP,
         arguments,
-        environment,
-        SWITCHES,
+        environment=environment,
+        switches=SWITCHES,
     )
-    return _settings(value, environment)
-
-
-def _settings(value: Callable[[str], str | None], environment: Mapping[str, str]) -> Settings:
     default = Settings()
-    node_name = value("node-name") or environment.get("NODE_NAME", "")
-    if not node_name:
-        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
     overrides, unknown_xids = xids.read_overrides(
-        environment.get("DP_DISABLE_HEALTHCHECKS", ""), environment.get("DP_ENABLE_HEALTHCHECKS", "")
+        given.environment.get("DP_DISABLE_HEALTHCHECKS", ""), given.environment.get("DP_ENABLE_HEALTHCHECKS", "")
     )
-    sharing = Sharing(
-        split_count=int(flags.number("--device-split-count", value("device-split-count"), 10, 1, 60_000)),
-        memory_scaling=flags.number("--device-memory-scaling", value("device-memory-scaling"), 1.0, 0.01, 100),
-        cores_scaling=flags.number("--device-cores-scaling", value("device-cores-scaling"), 1.0, 0.01, 100),
-        memory_headroom_mib=int(flags.number("--memory-headroom", value("memory-headroom"), 0, 0, 1_000_000)),
-        isolation=flags.one_of("--isolation", value("isolation"), table.CHOICES, table.AUTO),
-        configured_memory_mib=_configured_memory(
-            "--preconfigured-device-memory", value("preconfigured-device-memory") or ""
-        ),
-    )
-    host_dirs = value("host-cdi-dirs")
     return Settings(
-        node_name=node_name,
-        kubeconfig=flags.path(value("kubeconfig")),
-        kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
-        cdi_dir=flags.path(value("cdi-dir")) or default.cdi_dir,
-        host_cdi_dirs=tuple(map(pathlib.Path, host_dirs.split(","))) if host_dirs else default.host_cdi_dirs,
-        hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
-        sharing=sharing,
-        config_file=flags.path(value("config-file")),
-        identity=flags.one_of("--identity", value("identity"), IDENTITIES, "auto"),
-        delivery=flags.one_of("--delivery", value("delivery"), methods.SETTINGS, "auto"),
-        runtime_class_check=flags.one_of(
-            "--runtime-class-check", value("runtime-class-check"), RUNTIME_CLASS_CHECKS, "warn"
-        ),
-        host_root=flags.path(value("host-root")),
-        resource_names=flags.resource_names(value),
-        driver_root=flags.path(value("driver-root")),
-        health_bind=flags.address("--health-bind", value("health-bind"), default.health_bind),
-        health_rules=health.Rules(flags.number("--health-hold", value("health-hold"), 60, 0, 86_400), overrides),
-        health_interval_seconds=flags.number("--health-interval", value("health-interval"), 5, 0.1, 3600),
-        nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
-        forget_seconds=flags.number("--forget-after", value("forget-after"), 120, 1, 86_400),
-        proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
-        boot_id_file=flags.path(value("boot-id-file")) or default.boot_id_file,
-        mps_root=flags.path(value("mps-root")) or default.mps_root,
-        mps_multi_user=flags.truth("--mps-multi-user", value("mps-multi-user")),
-        disable_core_limit=flags.truth("--disable-core-limit", value("disable-core-limit")),
-        mig_destroy=flags.one_of("--mig-destroy", value("mig-destroy"), MIG_DESTROYS, "own"),
-        topology_score=flags.truth(
-            "--topology-score", value("topology-score") or environment.get("ENABLE_TOPOLOGY_SCORE")
-        ),
-        health=health_endpoint.read(value, COMPONENTS, canary=True),
-        verbosity=flags.verbosity(value("v")),
-        log_format=flags.log_format(value("log-format")),
+        **given.service_settings(),
+        cdi_dir=given.path("cdi-dir", default.cdi_dir),
+        host_cdi_dirs=given.paths("host-cdi-dirs", default.host_cdi_dirs),
+        sharing=_sharing(given),
+        config_file=given.optional_path("config-file"),
+        identity=given.one_of("identity", IDENTITIES, "auto"),
+        delivery=given.one_of("delivery", methods.SETTINGS, "auto"),
+        runtime_class_check=given.one_of("runtime-class-check", RUNTIME_CLASS_CHECKS, "warn"),
+        host_root=given.optional_path("host-root"),
+        health_bind=given.address("health-bind", default.health_bind),
+        health_rules=health.Rules(given.number("health-hold", 60, 0, 86_400), overrides),
+        health_interval_seconds=given.number("health-interval", 5, 0.1, 3600),
+        forget_seconds=given.number("forget-after", 120, 1, 86_400),
+        boot_id_file=given.path("boot-id-file", default.boot_id_file),
+        mps_root=given.path("mps-root", default.mps_root),
+        mps_multi_user=given.switch("mps-multi-user"),
+        disable_core_limit=given.switch("disable-core-limit"),
+        mig_destroy=given.one_of("mig-destroy", MIG_DESTROYS, "own"),
+        topology_score=given.switch("topology-score", variable="ENABLE_TOPOLOGY_SCORE"),
+        health=health_endpoint.read(given.text, COMPONENTS, canary=True),
         unknown_xids=unknown_xids,
     )
 
 
+def _sharing(given: NodeFlags) -> Sharing:
+    memory = "preconfigured-device-memory"
+    return Sharing(
+        split_count=given.count("device-split-count", 10, 1, 60_000),
+        memory_scaling=given.number("device-memory-scaling", 1.0, 0.01, 100),
+        cores_scaling=given.number("device-cores-scaling", 1.0, 0.01, 100),
+        memory_headroom_mib=given.count("memory-headroom", 0, 0, 1_000_000),
+        isolation=given.one_of("isolation", table.CHOICES, table.AUTO),
+        configured_memory_mib=_configured_memory(f"--{memory}", given.text(memory) or ""),
+    )
+
+
 def for_node(sharing: Sharing, text: str, node_name: str) -> Sharing:
-    """The sharing of a node by the file of all nodes.
+    """Return the sharing of a node by the file of all nodes.
 
     Args:
         sharing: By the flags.
         text: JSON as HAMi's: `{"nodeconfig": [{"name": …, "devicesplitcount": …, "devicememoryscaling": …,
             "operatingmode": …, "preconfigureddevicememory": …, "filterdevices": {"uuid": […], "index": […]}}]}`.
-        node_name: Whose entry counts.
+        node_name: Its entry counts.
 
     Raises:
-        SettingsError: It is not that; names the entry.
+        SettingsError: The file does not have that form; the text names the entry.
     """
     try:
         entries = json.loads(text).get("nodeconfig") or []
@@ -286,7 +271,7 @@ def _changed(sharing: Sharing, entry: Mapping[str, Any]) -> Sharing:
 
 
 def _entry_memory(name: object, value: object, sharing: Sharing) -> tuple[tuple[str, int], ...]:
-    """What a node's entry configures: MiB as in HAMi's file, 0 for nothing, or an object of models and MiB."""
+    """Return the memory of a node's entry: MiB as in HAMi's file, 0 for none, or an object of models and MiB."""
     where = f"nodeconfig of {name}: preconfigureddevicememory"
     match value:
         case None | 0:
@@ -298,10 +283,10 @@ def _entry_memory(name: object, value: object, sharing: Sharing) -> tuple[tuple[
 
 
 def _configured_memory(where: str, text: str) -> tuple[tuple[str, int], ...]:
-    """The amounts of a list `MODEL=MiB,…`, in which an amount alone is that of every model.
+    """Return the amounts of a list `MODEL=MiB,…`; an amount without a model is for every model.
 
     Raises:
-        SettingsError: One is no such amount.
+        SettingsError: An amount is no number of MiB.
     """
     amounts = []
     for word in filter(None, (word.strip() for word in text.split(","))):

@@ -1,6 +1,6 @@
-"""Wait until a file is there: `python -m device_plugin.toolkit_ready FILE`, an init container beside the GPU operator.
+"""Wait until a file exists: `python -m device_plugin.toolkit_ready FILE`, an init container beside the GPU operator.
 
-The operator's file says that its container toolkit is installed; before, a pod with its RuntimeClass cannot start.
+The operator writes the file once its container toolkit is installed; before that, no pod with its RuntimeClass starts.
 """
 
 import pathlib
@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-_USAGE = "usage: python -m device_plugin.toolkit_ready FILE: wait until the file is there"
+_USAGE = "usage: python -m device_plugin.toolkit_ready FILE: wait until the file exists"
 _POLL_SECONDS = 5.0
 _TURNS_BETWEEN_LINES = 12
 
 
 def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> int:
-    """Wait for as long as it takes, and say so each minute. Returns the exit status."""
+    """Wait until the file exists, with one line a minute. Returns the exit status."""
     if list(arguments) in (["--help"], ["-h"]):
-        _say(_USAGE)
+        _print(_USAGE)
         return 0
     if len(arguments) != 1:
         sys.stderr.write(f"{_USAGE}\n")
@@ -25,14 +25,14 @@ def main(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) 
     turn = 0
     while not path.exists():
         if turn % _TURNS_BETWEEN_LINES == 0:
-            _say(f"waiting for {path}, which the GPU operator writes once its toolkit is ready")
+            _print(f"waiting for {path}, which the GPU operator writes once its toolkit is ready")
         turn += 1
         sleep(_POLL_SECONDS)
-    _say(f"{path} is there")
+    _print(f"{path} exists")
     return 0
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

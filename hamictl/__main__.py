@@ -104,11 +104,11 @@ def make_parser() -> argparse.ArgumentParser:
         "top", "every GPU, the fullest first, with what is really used", _top, _TOLD,
         "hamictl top --prometheus http://localhost:9090",
     )  # fmt: skip
-    top.add_argument("--prometheus", default="", metavar="URL", help="asked for what is used (default: nobody is)")
+    top.add_argument("--prometheus", default="", metavar="URL", help="Prometheus that has what is used (default: none)")
     top.add_argument("-w", "--watch", action="store_true", help="stay, and show it anew every two seconds")
     explain = command(
         "explain", "why a pod waits, node by node", _explain,
-        "0 the pod is known, 1 no such pod asks for GPUs, 2 no answer",
+        "0 the pod is known, 1 no such pod requests GPUs, 2 no answer",
         "hamictl explain train-7", "hamictl explain ai/train-7",
     )  # fmt: skip
     explain.add_argument("pod", metavar="[NAMESPACE/]POD")
@@ -182,7 +182,7 @@ def _pods(options: argparse.Namespace) -> int:
                 continue
             before = pods
             output.print_rows(
-                pods, views.pod_rows(pods), flags.look(options), f"no pod in {wanted or 'any namespace'} asks for GPUs",
+                pods, views.pod_rows(pods), flags.look(options), f"no pod in {wanted or 'any namespace'} requests GPUs",
                 wide_only=views.PODS_WIDE_ONLY, names=[f"pod/{one.name}" for one in pods],
             )  # fmt: skip
     return 0

@@ -88,7 +88,7 @@ class DaemonSetSpec(msgspec.Struct, gc=False):
 
 
 class DaemonSet(msgspec.Struct, gc=False):
-    """A DaemonSet."""
+    """The part of a DaemonSet that is checked."""
 
     metadata: objects.Metadata = msgspec.field(default_factory=objects.Metadata)
     spec: DaemonSetSpec = msgspec.field(default_factory=DaemonSetSpec)

@@ -60,7 +60,7 @@ def look(
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
-    """What the extender believes before and after a look at the cluster: looked again until nothing moved meanwhile."""
+    """What the extender knows before and after a read of the cluster, repeated until nothing changed meanwhile."""
     for _ in range(_TRIES):
         before = api.pods()
         found = cluster()

@@ -143,7 +143,7 @@ def chapters() -> list[Chapter]:
             ],
         ),
         Chapter(
-            "A pod that asks for a GPU and says no more has it to itself",
+            "A pod that requests a GPU and nothing else has it to itself",
             [pod("whole", _one(), annotations={TYPE: "A100"})],
             [
                 _bound("whole"),

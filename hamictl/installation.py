@@ -1,4 +1,4 @@
-"""What the installation in a cluster says of itself: the names under which its pods ask for GPUs."""
+"""What the installation in a cluster says of itself: the names under which its pods request GPUs."""
 
 import contextlib
 import io

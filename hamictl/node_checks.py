@@ -31,7 +31,7 @@ _WRITTEN = ("run/cdi", "usr/local/vgpu")
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where to look."""
+    """The paths that are checked on a node."""
 
     root: pathlib.Path = pathlib.Path("/")
     """The host's root."""

@@ -30,7 +30,7 @@ def allocated(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
 
 
 def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> rich.text.Text:
-    """One pod: what it asked for, what came of it, and if wanted what its containers were started with."""
+    """One pod: what it requested, what came of it, and if wanted what its containers were started with."""
     one = world.pods[name]
     line = rich.text.Text(f"  {name}", style="bold")
     line.append(f"  asked {_asked(one)}\n", style="default")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--until-percent", type=_percent, default=100.0, metavar="N",
-        help="of the trace only the first pods, that ask for N percent of its GPUs together (default 100)",
+        help="of the trace only the first pods, that request N percent of its GPUs together (default 100)",
     )  # fmt: skip
     parser.add_argument("--add-nodes", default=[], action="append", metavar="COUNT:MODEL:GPUS", help="such as 2:a100:8")
     parser.add_argument("--drain", default=[], action="append", metavar="NODE", help="without that node; its pods move")

@@ -125,7 +125,7 @@ class Simulation:
         key = f"{pod.metadata.namespace}/{pod.metadata.name}"
         if not from_objects.is_ours(pod, self._settings.resource_names):
             resource = self._settings.resource_names.count
-            return Outcome(key, "", (), "", f"it asks for no {resource}: kube-scheduler places it alone")
+            return Outcome(key, "", (), "", f"it requests no {resource}: kube-scheduler places it alone")
         self._mirror.see_pod(pod)
         wished = node_selection.requirements_of(pod)
         names = [
@@ -208,7 +208,7 @@ def filled(
 
     Args:
         trace: Nodes and pods.
-        until_percent: The pods that come ask for so much of the GPUs, together.
+        until_percent: The pods that come request so much of the GPUs, together.
         settings: Of the extender that places them.
         tell: Called now and then with how many pods have come, and how many will.
     """
@@ -389,7 +389,7 @@ def _unbound(pod: objects.Pod) -> dict[str, Any]:
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """One row a pod."""
+    """Return one row a pod for a table."""
     return [
         {
             "POD": one.pod,

@@ -13,7 +13,7 @@ Pods = Sequence[read_api_types.Pod]
 
 
 def node_rows(nodes: Nodes) -> list[Row]:
-    """One row a node."""
+    """Return one row a node for a table."""
     rows = []
     for node in nodes:
         gpus = node.gpus
@@ -44,7 +44,7 @@ NODES_WIDE_ONLY = ("CORES", "LARGEST FREE", "PROBLEMS")
 
 
 def pod_rows(pods: Pods) -> list[Row]:
-    """One row a pod."""
+    """Return one row a pod for a table."""
     return [
         {
             "NAMESPACE": pod.namespace,
@@ -114,7 +114,7 @@ GPUS_WIDE_ONLY = ("ISOLATION",)
 
 
 def _isolation(gpu: read_api_types.Gpu) -> str:
-    """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not say."""
+    """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not report."""
     return gpu.mode or "unknown"
 
 

@@ -94,7 +94,7 @@ class ApiServer:
         self.calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request of a client."""
         if scope["type"] != "http":
             return
         self.calls += 1
@@ -489,7 +489,7 @@ class Running:
         self._thread = threading.Thread(target=self._run, name="lab-api-server", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Send the status and headers of an answer."""
         self._thread.start()
 
     def stop(self) -> None:

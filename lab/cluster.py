@@ -102,13 +102,20 @@ def running(
             inventory = records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]"))
             if inventory:
                 served = make_node(folder / node["metadata"]["name"], kubeconfig, node, inventory)
-                cluster.gpu_nodes[served.name] = served
-                stack.enter_context(_task(server, lambda served=served: served.run(keep)))  # type: ignore[misc]
+                stack.enter_context(_serving(cluster, served))
         _wait_registered(cluster)
         others = frozenset(cluster.gpu_nodes)
         stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, others)))
         stack.enter_context(_task(server, cluster.scheduler.run))
         yield cluster
+
+
+@contextlib.contextmanager
+def _serving(cluster: Cluster, node: ServedNode) -> Iterator[None]:
+    """The device plugin and the kubelet of a node, for as long as the context lasts."""
+    cluster.gpu_nodes[node.name] = node
+    with _task(cluster.server, lambda: node.run(cluster.server.app.store)):
+        yield
 
 
 def _wait_registered(cluster: Cluster) -> None:

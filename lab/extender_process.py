@@ -12,7 +12,7 @@ _LISTENERS = {"verbs": "--http-bind", "api": "--api-bind", "health": "--health-b
 
 
 class ExtenderProcess(service_process.ServiceProcess):
-    """One extender."""
+    """An extender as a process of its own."""
 
     def __init__(
         self, kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str, within: Sequence[str] = ()

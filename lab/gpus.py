@@ -12,7 +12,7 @@ _NAMESPACE = uuid.UUID("6ba7b810-9dad-11d1-80b4-00c04fd430c8")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model of GPU."""
+    """A GPU model that fake nodes have."""
 
     type: str
     """Product name in the form that inventories carry."""
@@ -52,6 +52,12 @@ def inventory(node: str, model: Model, count: int, slots: int = SLOTS) -> tuple[
     )
 
 
+_STATUS = {
+    "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "lab"}],
+    "nodeInfo": {"kubeletVersion": "lab", "operatingSystem": "linux", "architecture": "amd64"},
+}
+
+
 def gpu_node(
     name: str,
     model: Model,
@@ -79,22 +85,12 @@ def gpu_node(
     own: dict[str, str] = {}
     if count:
         capacity["nvidia.com/gpu"] = str(count * slots)
-        own = {
-            records.INVENTORY: records.encode_inventory(inventory(name, model, count, slots)),
-            records.AGENT: records.OUR_AGENT,
-        }
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "labels": {"kubernetes.io/hostname": name, **({"gpu": "on"} if count else {}), **(labels or {})},
-            "annotations": {**own, **(annotations or {})},
-        },
-        "status": {
-            "capacity": capacity,
-            "allocatable": capacity,
-            "conditions": [{"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "lab"}],
-            "nodeInfo": {"kubeletVersion": "lab", "operatingSystem": "linux", "architecture": "amd64"},
-        },
+        record = records.encode_inventory(inventory(name, model, count, slots))
+        own = {records.INVENTORY: record, records.AGENT: records.OUR_AGENT}
+    metadata = {
+        "name": name,
+        "labels": {"kubernetes.io/hostname": name, **({"gpu": "on"} if count else {}), **(labels or {})},
+        "annotations": {**own, **(annotations or {})},
     }
+    status = {"capacity": capacity, "allocatable": capacity, **_STATUS}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": status}

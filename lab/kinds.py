@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind of object."""
+    """One kind of object that the server keeps."""
 
     group: str
     version: str

@@ -1,6 +1,6 @@
 """A stand-in for one node's kubelet, as far as a device plugin can tell: sockets, admission, checkpoint, start.
 
-It registers plugins and follows their lists, gives out device ids at random, calls Allocate and PreStartContainer in
+It registers plugins and follows their lists, allocates device ids at random, calls Allocate and PreStartContainer in
 the kubelet's order and with its rules about init containers, writes its checkpoint and serves podresources, and
 resolves CDI names as a container runtime does. What a container is started with can be read back.
 

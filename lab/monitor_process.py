@@ -8,7 +8,7 @@ from lab import fake_driver, service_process
 
 
 class MonitorProcess(service_process.ServiceProcess):
-    """One monitor."""
+    """A monitor as a process of its own."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from lab import fake_driver, hami_core, service_process
 
 
 class PluginProcess(service_process.ServiceProcess):
-    """One device plugin."""
+    """A device plugin as a process of its own."""
 
     def __init__(
         self,

@@ -120,7 +120,7 @@ def event_in(resource: kinds.Resource, event: store.Object) -> store.Object:
 
 
 def event_out(resource: kinds.Resource, event: store.Object) -> store.Object:
-    """An event in the field names of the API it is asked for under."""
+    """An event in the field names of the API under which it is read."""
     if resource.group:
         return {**event, "apiVersion": resource.api_version}
     old = {_NEW_TO_OLD.get(key, key): value for key, value in event.items()}

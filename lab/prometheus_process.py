@@ -36,7 +36,7 @@ class Target:
 
 
 class Prometheus:
-    """A running one."""
+    """A running Prometheus, by its URL."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -75,26 +75,7 @@ def running(
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))
-    config = {
-        "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {
-                "job_name": f"{target.job}-{number}", "honor_labels": True,
-                "static_configs": [
-                    {
-                        "targets": [target.address],
-                        "labels": {
-                            "job": target.job, "namespace": "hami-system", "pod": target.pod,
-                            "container": target.container, "service": target.job, "endpoint": target.endpoint,
-                        },
-                    }
-                ],
-            }
-            for number, target in enumerate(targets)
-        ],
-    }  # fmt: skip
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(targets, interval), sort_keys=False))
     shutil.rmtree(folder / "data", ignore_errors=True)
     for port in range(29_090, 29_190):
         with (folder / "log").open("wb") as log:
@@ -116,6 +97,28 @@ def running(
         if "address already in use" not in text:
             raise PrometheusFailed(text[-3000:])
     raise PrometheusFailed("no port is free")
+
+
+def _configuration(targets: Sequence[Target], interval: str) -> dict[str, Any]:
+    return {
+        "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {
+                "job_name": f"{target.job}-{number}", "honor_labels": True,
+                "static_configs": [
+                    {
+                        "targets": [target.address],
+                        "labels": {
+                            "job": target.job, "namespace": "hami-system", "pod": target.pod,
+                            "container": target.container, "service": target.job, "endpoint": target.endpoint,
+                        },
+                    }
+                ],
+            }
+            for number, target in enumerate(targets)
+        ],
+    }  # fmt: skip
 
 
 def _is_ready(process: "subprocess.Popen[bytes]", url: str) -> bool:

@@ -30,7 +30,7 @@ _CHECKED = ("nvidia.com/gpu", "cpu")
 
 @dataclass(slots=True)
 class _Queued:
-    """A pod that waits for its turn."""
+    """A pending pod for its turn."""
 
     key: store.Key
     attempts: int = 0

@@ -59,12 +59,12 @@ class ServiceProcess:
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """The id of the running process."""
         assert self._process is not None
         return self._process.pid
 
     def command(self) -> list[str]:
-        """The command line."""
+        """The command line of the process."""
         binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
         # Without what only the developers' environment has, as in the images: structlog loads rich where it is.
         start = (

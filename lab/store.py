@@ -163,7 +163,7 @@ class Store:
         return watcher
 
     def unwatch(self, watcher: Watcher) -> None:
-        """Stop following."""
+        """End the watch; its queue gets no more changes."""
         self._watchers.discard(watcher)
 
     def end_watches(self) -> None:

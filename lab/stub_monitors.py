@@ -61,7 +61,7 @@ def serving(lab: cluster.Cluster, nodes: Sequence[str]) -> Iterator[str]:
                 self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Suppress the log line of each request."""
 
         return Handler
 

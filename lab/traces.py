@@ -28,11 +28,11 @@ class BadTrace(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A pod, and how much it asks for."""
+    """A pod, and how much it requests."""
 
     pod: dict[str, Any]
     gpu_milli: int
-    """Thousandths of a GPU, of all its GPUs together; 0 asks for none."""
+    """Thousandths of a GPU, of all its GPUs together; 0 requests none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Trace:
         return [one.pod for one in self.arrivals]
 
     def until(self, percent: float) -> list[dict[str, Any]]:
-        """The first pods with GPUs, as long as they do not ask for more than so much of the cluster's GPUs together."""
+        """The first pods with GPUs, as long as they do not request more than so much of the cluster's GPUs together."""
         wanting = [one for one in self.arrivals if one.gpu_milli]
         asked = itertools.accumulate(one.gpu_milli for one in wanting)
         return [one.pod for one, sum_milli in zip(wanting, asked, strict=True) if sum_milli <= 10 * percent * self.gpus]

@@ -11,7 +11,7 @@ _SECONDS = 30.0
 
 
 class WebUIProcess(service_process.ServiceProcess):
-    """One WebUI."""
+    """A WebUI as a process of its own."""
 
     def __init__(self, folder: pathlib.Path, extender: str, *arguments: str) -> None:
         """Say what is to run.

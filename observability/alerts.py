@@ -15,7 +15,7 @@ _EXTENDER = 'job="hami-scheduler", instance="e1"'
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """One rule."""
+    """One alerting rule and its runbook."""
 
     name: str
     expression: str
@@ -45,8 +45,8 @@ def _memory(used_gib: int, total_gib: int = 80) -> dict[str, str]:
     }
 
 
-_PROMISED = "sum by (model) (hami_scheduler_gpu_memory_allocated_bytes)"
-_PROMISABLE = "sum by (model) (hami_scheduler_gpu_memory_bytes)"
+_ALLOCATED = "sum by (model) (hami_scheduler_gpu_memory_allocated_bytes)"
+_ALLOCATABLE = "sum by (model) (hami_scheduler_gpu_memory_bytes)"
 _ON = "{{ $labels.device }} on {{ $labels.node }}"
 
 ALERTS = (
@@ -65,10 +65,10 @@ ALERTS = (
         "(hami_gpu_memory_total_bytes - hami_gpu_memory_used_bytes) < 1073741824",
         "5m", "critical",
         f"{_ON} has less than 1 GiB of memory left.",
-        "Whatever allocates next on the GPU gets an out-of-memory error. Where one container was promised the whole "
+        "Whatever allocates next on the GPU gets an out-of-memory error. Where one container holds the whole "
         "GPU that is normal (inference servers fill what they get): `GPUFullyAllocated` then silences this alert.",
         "Who uses it: `topk(5, hami_vgpu_memory_usage_bytes)`, and `hami_monitor_unattributed_bytes` for strangers.",
-        "Stop or move what uses more than it was promised.",
+        "Stop or move what uses more than is allocated to it.",
         _memory(80), _memory(78),
     ),
     Alert(
@@ -76,7 +76,7 @@ ALERTS = (
         "hami_gpu_containers == 1 and hami_gpu_allocated_memory_bytes >= hami_gpu_memory_total_bytes",
         "0m", "none",
         f"{_ON} belongs to one container.",
-        "One container was promised the whole GPU. This is no trouble; it only silences alerts about a full GPU.",
+        "One container holds the whole GPU. This is no problem; it only silences alerts about a full GPU.",
         "`hami_vgpu_allocated_memory_bytes` names the container.",
         "Nothing.",
         {
@@ -120,17 +120,17 @@ ALERTS = (
         f"{_ON} has {{{{ $value }}}} °C.",
         "The GPU is hot; near its limit it slows down, above it shuts down.",
         "Compare with its neighbours: one hot GPU is a fan or a heat sink, all of a node are the air.",
-        "Look at airflow and fans; drain the node if it goes on rising.",
+        "Check airflow and fans; drain the node if it goes on rising.",
         {f"hami_gpu_temperature_celsius{GPU}": "85x60"}, {f"hami_gpu_temperature_celsius{GPU}": "80x60"},
     ),
     Alert(
         "GPUCapacityLow",
-        f"{_PROMISED} / {_PROMISABLE} > 0.9",
+        f"{_ALLOCATED} / {_ALLOCATABLE} > 0.9",
         "15m", "warning",
-        "{{ $value | humanizePercentage }} of the memory of all {{ $labels.model }} is promised.",
+        "{{ $value | humanizePercentage }} of the memory of all {{ $labels.model }} is allocated.",
         "Little is left to promise; pods will soon wait.",
         "`hami_scheduler_largest_free_bytes` says what would still fit, `hami_scheduler_pods_pending` how many wait.",
-        "Add GPUs, lower what pods ask for (compare promised with used memory), or set quotas and priorities.",
+        "Add GPUs, lower what pods request (compare allocated with used memory), or set quotas and priorities.",
         {
             'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "95x60",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
@@ -143,11 +143,11 @@ ALERTS = (
     Alert(
         "GPUCapacityExhaustedSoon",
         "sum by (model) (predict_linear(hami_scheduler_gpu_memory_allocated_bytes[6h], 86400)) > "
-        f"{_PROMISABLE} and {_PROMISED} / {_PROMISABLE} > 0.7",
+        f"{_ALLOCATABLE} and {_ALLOCATED} / {_ALLOCATABLE} > 0.7",
         "1h", "warning",
-        "All memory of {{ $labels.model }} will be promised within a day, as the last six hours went on.",
-        "What is promised grows such that nothing is left within a day.",
-        "Look at the trend on the dashboard GPU cluster overview.",
+        "All memory of {{ $labels.model }} will be allocated within a day, as the last six hours went on.",
+        "What is allocated grows such that nothing is left within a day.",
+        "Check the trend on the dashboard GPU cluster overview.",
         "As for GPUCapacityLow, with time to spare.",
         {
             'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "600+1x400",
@@ -161,12 +161,12 @@ ALERTS = (
     ),
     Alert(
         "GPUFragmentationHigh",
-        f"hami_scheduler_fragmentation_ratio > 0.5 and on (model) {_PROMISED} / {_PROMISABLE} < 0.8",
+        f"hami_scheduler_fragmentation_ratio > 0.5 and on (model) {_ALLOCATED} / {_ALLOCATABLE} < 0.8",
         "30m", "warning",
         "{{ $value | humanizePercentage }} of the free memory of {{ $labels.model }} is of no use to the usual pods.",
         "Much memory is free, in pieces too small for pods like those of late.",
         "`hami_scheduler_largest_free_bytes` is the largest share that still fits.",
-        "Use the policy binpack for nodes and GPUs, ask for sizes that divide a GPU evenly, or move some small pods.",
+        "Use the policy binpack for nodes and GPUs, request sizes that divide a GPU evenly, or move some small pods.",
         {
             'hami_scheduler_fragmentation_ratio{model="A100"}': "0.6x60",
             'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "50x60",

@@ -20,7 +20,7 @@ NAMESPACE = f'{CLUSTER}, namespace=~"$namespace"'
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One panel."""
+    """One panel of a dashboard."""
 
     title: str
     kind: str
@@ -35,7 +35,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Dashboard:
-    """One dashboard."""
+    """One Grafana dashboard and its panels."""
 
     name: str
     title: str
@@ -57,8 +57,8 @@ def _quantiles(phase: str) -> tuple[str, str]:
     return f"histogram_quantile(0.99, sum by (le) ({buckets}))", f"{phase} p99"
 
 
-_PROMISED = f"hami_scheduler_gpu_memory_allocated_bytes{{{CLUSTER}}}"
-_PROMISABLE = f"hami_scheduler_gpu_memory_bytes{{{CLUSTER}}}"
+_ALLOCATED = f"hami_scheduler_gpu_memory_allocated_bytes{{{CLUSTER}}}"
+_ALLOCATABLE = f"hami_scheduler_gpu_memory_bytes{{{CLUSTER}}}"
 
 DASHBOARDS = (
     Dashboard(
@@ -66,14 +66,14 @@ DASHBOARDS = (
         ("node",),
         (
             Panel("GPUs", "stat", "short", [(f"sum(hami_scheduler_gpus{{{CLUSTER}}})", "GPUs"), (f"sum(hami_scheduler_gpus_usable{{{CLUSTER}}})", "usable")], "All GPUs, and those that new pods may be placed on.", 4),
-            Panel("Memory promised", "gauge", "percentunit", [(f"sum({_PROMISED}) / sum({_PROMISABLE})", "promised")], "Promised over promisable memory.", 4),
+            Panel("Memory allocated", "gauge", "percentunit", [(f"sum({_ALLOCATED}) / sum({_ALLOCATABLE})", "allocated")], "Allocated over allocatable memory.", 4),
             Panel("Slots taken", "gauge", "percentunit", [(f"sum(hami_scheduler_gpu_slots_allocated{{{CLUSTER}}}) / sum(hami_scheduler_gpu_slots{{{CLUSTER}}})", "taken")], "Containers that share GPUs, over how many may.", 4),
-            Panel("Pods with GPUs", "stat", "short", [(f"sum(hami_scheduler_pods_bound{{{CLUSTER}}})", "hold"), (f"sum(hami_scheduler_pods_pending{{{CLUSTER}}})", "wait")], "Pods that hold GPUs, and pods that wait for some.", 4),
+            Panel("Pods with GPUs", "stat", "short", [(f"sum(hami_scheduler_pods_bound{{{CLUSTER}}})", "hold"), (f"sum(hami_scheduler_pods_pending{{{CLUSTER}}})", "wait")], "Pods that hold GPUs, and pending pod for some.", 4),
             Panel("Largest share that still fits", "bargauge", "bytes", [(f"max by (model) (hami_scheduler_largest_free_bytes{{{CLUSTER}}})", "{{model}}")], "Of one GPU, by model.", 8),
-            Panel("Memory by model", "timeseries", "bytes", [(f"sum by (model) ({_PROMISED})", "{{model}} promised"), (f"sum by (model) ({_PROMISABLE})", "{{model}} promisable")], "How what is promised grows towards what there is."),
+            Panel("Memory by model", "timeseries", "bytes", [(f"sum by (model) ({_ALLOCATED})", "{{model}} allocated"), (f"sum by (model) ({_ALLOCATABLE})", "{{model}} allocatable")], "How what is allocated grows towards what there is."),
             Panel("Fragmentation", "timeseries", "percentunit", [(f"max by (model) (hami_scheduler_fragmentation_ratio{{{CLUSTER}}})", "{{model}}")], "Free memory that is of no use to pods like those bound last."),
             Panel("Why pods wait", "timeseries", "short", [(f"sum by (error_code) (hami_scheduler_pods_pending{{{CLUSTER}}})", "{{error_code}}")], "Waiting pods by the code of their last refusal."),
-            Panel("Memory used by node", "timeseries", "percentunit", [(f"sum by (node) (hami_gpu_memory_used_bytes{{{NODE}}}) / sum by (node) (hami_gpu_memory_total_bytes{{{NODE}}})", "{{node}}")], "Really used, not promised."),
+            Panel("Memory used by node", "timeseries", "percentunit", [(f"sum by (node) (hami_gpu_memory_used_bytes{{{NODE}}}) / sum by (node) (hami_gpu_memory_total_bytes{{{NODE}}})", "{{node}}")], "Really used, not allocated."),
             Panel("Utilisation by node", "timeseries", "percent", [(f"avg by (node) (hami_gpu_utilization_percent{{{NODE}}})", "{{node}}")], "Mean over the node's GPUs."),
             Panel("Quota", "bargauge", "percentunit", [(f"hami_scheduler_quota_used{{{CLUSTER}}} / hami_scheduler_quota_limit{{{CLUSTER}}}", "{{namespace}} {{resource}}")], "What namespaces hold of what they may."),
         ),
@@ -82,12 +82,12 @@ DASHBOARDS = (
         "pods-and-slices", "GPU pods and slices", "Who holds which part of which GPU, and who uses what they hold?",
         ("namespace",),
         (
-            Panel("Memory promised", "table", "bytes", [(f"hami_vgpu_allocated_memory_bytes{{{NAMESPACE}}}", "")], "Every container and its GPUs.", 12),
-            Panel("Promised and not used", "table", "bytes", [(f"sort_desc(hami_vgpu_allocated_memory_bytes{{{NAMESPACE}}} - hami_vgpu_memory_usage_bytes)", "")], "Where memory lies idle.", 12),
+            Panel("Memory allocated", "table", "bytes", [(f"hami_vgpu_allocated_memory_bytes{{{NAMESPACE}}}", "")], "Every container and its GPUs.", 12),
+            Panel("Allocated and not used", "table", "bytes", [(f"sort_desc(hami_vgpu_allocated_memory_bytes{{{NAMESPACE}}} - hami_vgpu_memory_usage_bytes)", "")], "Where memory lies idle.", 12),
             Panel("Memory used", "timeseries", "bytes", [(f"hami_vgpu_memory_usage_bytes{{{NAMESPACE}}}", "{{namespace}}/{{pod}} {{container}}")], "By container.", 12),
-            Panel("Used of what was promised", "timeseries", "percentunit", [(f"hami_vgpu_memory_usage_bytes{{{NAMESPACE}}} / hami_vgpu_allocated_memory_bytes", "{{namespace}}/{{pod}} {{container}}")], "Above 100 % a container takes from its neighbours.", 12),
+            Panel("Used of what was allocated", "timeseries", "percentunit", [(f"hami_vgpu_memory_usage_bytes{{{NAMESPACE}}} / hami_vgpu_allocated_memory_bytes", "{{namespace}}/{{pod}} {{container}}")], "Above 100 % a container takes from its neighbours.", 12),
             Panel("Utilisation", "timeseries", "percent", [(f"hami_vgpu_utilization_percent{{{NAMESPACE}}}", "{{namespace}}/{{pod}} {{container}}")], "How busy each container keeps its GPU.", 12),
-            Panel("Promised by namespace", "timeseries", "bytes", [(f"sum by (namespace) (hami_vgpu_allocated_memory_bytes{{{NAMESPACE}}})", "{{namespace}}")], "Who holds how much.", 12),
+            Panel("Allocated by namespace", "timeseries", "bytes", [(f"sum by (namespace) (hami_vgpu_allocated_memory_bytes{{{NAMESPACE}}})", "{{namespace}}")], "Who holds how much.", 12),
         ),
     ),
     Dashboard(
@@ -117,7 +117,7 @@ DASHBOARDS = (
             Panel("Power", "timeseries", "watt", [(f"hami_gpu_power_watts{{{NODE}}}", "{{node}} {{device}}")], "What each GPU draws."),
             Panel("Memory used", "timeseries", "percentunit", [(f"hami_gpu_memory_used_bytes{{{NODE}}} / hami_gpu_memory_total_bytes{{{NODE}}}", "{{node}} {{device}}")], "By whomever."),
             Panel("Age of the last look", "timeseries", "s", [(f"hami_monitor_sample_age_seconds{{{NODE}}}", "{{node}} {{device}}")], "A GPU whose line climbs does not answer."),
-            Panel("Memory of strangers", "timeseries", "bytes", [(f"hami_monitor_unattributed_bytes{{{NODE}}}", "{{node}} {{device}}")], "Used by processes of no container that was promised the GPU."),
+            Panel("Memory of strangers", "timeseries", "bytes", [(f"hami_monitor_unattributed_bytes{{{NODE}}}", "{{node}} {{device}}")], "Used by processes of no container that was allocated the GPU."),
             Panel("Containers refused", "timeseries", "short", [(f"sum by (error_code) (increase(hami_device_plugin_allocation_failures_total{{{CLUSTER}}}[$__rate_interval]))", "{{error_code}}")], "Not started, by code."),
         ),
     ),

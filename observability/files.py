@@ -14,7 +14,7 @@ _HEAD = "# Generated from observability/alerts.py by `make docs`; do not edit.\n
 
 
 def made() -> dict[str, str]:
-    """Path to content."""
+    """Return every generated file: path to content."""
     return dict(_made())
 
 

@@ -17,7 +17,7 @@ IMAGES = ("hami", "hami-node")
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was found."""
+    """The result of one check."""
 
     question: str
     """As a sentence that is true where all is well."""

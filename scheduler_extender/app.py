@@ -1,4 +1,4 @@
-"""Joins everything: the only place that makes adapters and hands them to the verbs.
+"""The composition root: the only place that makes adapters and joins them to what decides.
 
 Starting: listen (so that probes get answers), wait the start delay, list the cluster, be ready. Stopping: SIGTERM
 lets calls that are under way finish, then the last events, then ends.
@@ -184,7 +184,7 @@ class Extender:
         return all(watch.synced for watch in self._watches.values())
 
     def _ready(self) -> bool:
-        """Whether every list has been taken in, and every node counted."""
+        """Whether every list was read, and every node counted."""
         return self._settled and self._synced()
 
     def _leads(self) -> bool:
@@ -268,7 +268,7 @@ def _version(
 
 
 async def run(settings: Settings, process_started_at: float) -> None:
-    """Run one extender until it is told to stop.
+    """Run one extender until SIGTERM or SIGINT.
 
     Raises:
         SettingsError: It cannot reach a cluster by its settings.

@@ -26,14 +26,16 @@ class Metrics(metrics_registry.Series):
             ("verb", "outcome"),
         )
         self.admissions = counter(
-            "hami_scheduler_admissions_total", "Pods that the webhook let through, mended or denied.", ("outcome",)
+            "hami_scheduler_admissions_total",
+            "Pods that the webhook allowed, completed with defaults, or denied.",
+            ("outcome",),
         )
         self.refusals = counter(
             "hami_scheduler_filter_refusals_total", "Filter calls that no offered node could serve, by main reason.",
             ("error_code",),
         )  # fmt: skip
         self.drift = counter(
-            "hami_scheduler_drift_total", "Pods of which a new list said something else than the watch had."
+            "hami_scheduler_drift_total", "Pods in which a new list differed from what the watch had shown."
         )
         self.bad_requests = counter(
             "hami_scheduler_bad_requests_total", "Calls that could not be served, by code.", ("error_code",)
@@ -45,14 +47,14 @@ class Metrics(metrics_registry.Series):
             "hami_scheduler_undecodable_objects_total", "Objects of the API server that are not of their kind."
         )
         self.set_aside = counter(
-            "hami_scheduler_objects_set_aside_total", "Objects that could not be taken in, each by itself."
+            "hami_scheduler_objects_set_aside_total", "Objects that could not be handled, each by itself."
         )
-        self.retries = counter("hami_scheduler_pod_retries_total", "Refused pods woken because room was made for them.")
+        self.retries = counter("hami_scheduler_pod_retries_total", "Refused pods woken because they fit now.")
         self.preemptions = counter(
-            "hami_scheduler_preemptions_total", "Pods for which others of lower priority had to go."
+            "hami_scheduler_preemptions_total", "Pods for which others of lower priority were evicted."
         )
         self.evictions = counter("hami_scheduler_evictions_total", "Pods evicted for others of higher priority.")
-        self.gangs_planned = counter("hami_scheduler_gangs_planned_total", "Gangs for which a place for all was found.")
+        self.gangs_planned = counter("hami_scheduler_gangs_planned_total", "Gangs whose members all got a reservation.")
         self.gangs_aborted = counter("hami_scheduler_gangs_aborted_total", "Gangs of which not all were bound in time.")
         self.in_flight = gauge("hami_scheduler_in_flight_calls", "Calls being answered now.")
         self.leading = gauge("hami_scheduler_leading", "1 while this replica may bind, else 0.")

@@ -12,7 +12,7 @@ log = structlog.get_logger("set aside")
 
 
 def report(kind: str, name: str, defect: Exception, metrics: Metrics) -> None:
-    """Count and log an object that could not be taken in, planned or woken."""
+    """Count and log an object that could not be handled, planned or woken."""
     metrics.set_aside.inc()
     log.error("object set aside", error_code=error_codes.SET_ASIDE, kind=kind, name=name, exc_info=defect)
 

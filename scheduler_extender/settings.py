@@ -34,11 +34,11 @@ class Settings:
     tls_key: pathlib.Path | None = None
     """Key of that certificate, PEM."""
     tls_secret: str = ""
-    """`namespace/name` of the Secret in which that certificate is kept and renewed; empty: somebody else makes it."""
+    """`namespace/name` of the Secret where that certificate is kept and renewed; empty where cert-manager makes it."""
     tls_names: tuple[str, ...] = ()
     """The DNS names of the kept certificate."""
     webhook_configuration: str = ""
-    """The MutatingWebhookConfiguration that is told the kept certificate's authority; empty: none is."""
+    """The MutatingWebhookConfiguration into which the kept certificate's authority is written; empty for none."""
     leader_lease: str = ""
     """`namespace/name` of kube-scheduler's Lease; empty: this is the only scheduler."""
     identity: str = ""
@@ -46,40 +46,40 @@ class Settings:
     scheduler_name: str = "hami-scheduler"
     """`schedulerName` of the pods that are ours to explain and to wake."""
     node_policy: policies.NodePolicy = policies.FULLEST_NODE
-    """Which of several nodes that fit is best, where a pod does not say."""
+    """The node policy of pods that name none."""
     gpu_policy: policies.GpuPolicy = policies.BINPACK
-    """Which of several GPUs that fit is best, where a pod does not say."""
+    """The GPU policy of pods that name none."""
     force_overwrite: bool = True
     """Whether the webhook makes pods with GPUs ours that name no scheduler."""
     runtime_class_name: str = ""
-    """`runtimeClassName` that the webhook gives pods with GPUs that have none; empty: none."""
+    """`runtimeClassName` that the webhook sets for pods with GPUs that have none; empty for none."""
     hide_gpus: bool = False
-    """Whether the webhook hides the GPUs from containers that ask for none, whatever their image says."""
+    """Whether the webhook hides the GPUs from containers that request none, whatever their image sets."""
     refuse_own_variables: bool = False
     """Whether the webhook refuses a pod whose containers set the device plugin's variables; else it warns."""
     allow_privileged: bool = False
-    """Whether a privileged container, which sees all GPUs of its node, may ask for one."""
+    """Whether a privileged container, which sees all GPUs of its node, may request one."""
     preempts: bool = True
     """Whether pods of lower priority are evicted for one whose GPUs fit nowhere."""
     prometheus_url: str = ""
-    """Where measured use of GPUs is asked for; empty: nowhere."""
+    """The Prometheus that is queried for measured utilization; empty for none."""
     usage_weight: float = 0.0
     """How much measured use counts when nodes are compared, from 0 to 1; the policy over nodes has the rest."""
     gang_deadline_seconds: float = 60.0
-    """How long all members of a gang may take to be bound once there is room for all."""
+    """How long all members of a gang may take to be bound once GPUs are reserved for all."""
     gang_evicts: bool = True
     """Whether members that are bound by then are evicted if others are not; else they stay and hold their GPUs."""
     allow_hami_nodes: bool = False
     """Whether nodes of HAMi's own device plugin may be chosen, one starting pod at a time."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
-    """Under which names containers ask."""
+    """The resource names by which containers request GPUs."""
     start_delay_seconds: float = 2.0
     """How long after its start the process lists the cluster first: a Binding that a killed predecessor had sent
     (timeout 2 s) is done by then, so the list cannot miss it."""
     nomination_seconds: float = 5.0
     """How long a place is kept for a pod between prioritize and bind."""
     event_rate: float = 200.0
-    """Events written per second at most while kube-scheduler asks nothing; while it does they trickle."""
+    """Events written per second at most while kube-scheduler makes no calls; fewer while it does."""
     health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
     """How probes are answered."""
     verbosity: int = 3
@@ -102,26 +102,26 @@ HELP = {
     "tls-key": "FILE: its key, PEM",
     "tls-secret": "NAMESPACE/NAME of a Secret: keep the certificate there, renewed (default: none)",
     "tls-names": "DNS names of the kept certificate, with commas",
-    "webhook-configuration": "MutatingWebhookConfiguration that is told who signed the certificate (default: none)",
+    "webhook-configuration": "MutatingWebhookConfiguration that gets the certificate's authority (default: none)",
     "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
-    "node-scheduler-policy": "binpack or spread over nodes, where a pod does not say (default binpack)",
+    "node-scheduler-policy": "node policy of pods that name none: binpack or spread (default binpack)",
     "gpu-scheduler-policy": "binpack, spread, numa, mutex or several with commas, over a node's GPUs (default binpack)",
     "force-overwrite-default-scheduler": "true or false: the webhook takes default-scheduler's GPU pods (default true)",
-    "runtime-class-name": "runtimeClassName that the webhook gives pods with GPUs that have none (default: none)",
-    "hide-gpus": "the webhook hides the GPUs from containers that ask for none (default false)",
+    "runtime-class-name": "runtimeClassName that the webhook sets for pods with GPUs that have none (default: none)",
+    "hide-gpus": "the webhook hides the GPUs from containers that request none (default false)",
     "own-variables": "warn or refuse: pods that set the device plugin's variables in their env (default warn)",
-    "allow-privileged": "let privileged containers ask for GPUs (default false)",
+    "allow-privileged": "let privileged containers request GPUs (default false)",
     "preempt": "true or false: evict pods of lower priority for a pod whose GPUs fit nowhere (default true)",
     "prometheus-url": "URL of a Prometheus that scrapes the monitors, for --usage-weight (default: none)",
     "usage-weight": "0 to 1: how much measured use of GPUs counts when nodes are compared (default 0, not at all)",
-    "gang-deadline-seconds": "seconds in which all members of a gang must be bound once there is room (default 60)",
+    "gang-deadline-seconds": "seconds in which all members of a gang must be bound once reserved (default 60)",
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
     **flags.RESOURCE_HELP,
-    "default-gpu-num": "GPUs that the webhook writes where only memory or cores are asked for (default 1)",
-    "default-memory": "MiB of a GPU where a container asks for none (default 0, all of it)",
-    "default-cores": "percent of a GPU's cores where a container asks for none (default 0, no limit)",
+    "default-gpu-num": "GPUs that the webhook writes where only memory or cores are requested (default 1)",
+    "default-memory": "MiB of a GPU where a container requests no memory (default 0, all of it)",
+    "default-cores": "percent of a GPU's cores where a container requests none (default 0, no limit)",
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
@@ -138,7 +138,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
 
     Args:
         arguments: Without the program's name.
-        environment: Looked up for what no flag says, as `HAMI_` and the flag's name in capitals.
+        environment: Read for what no flag sets, as `HAMI_` and the flag's name in capitals.
 
     Raises:
         SettingsError: A value that the process cannot start with.

@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 _MOST_QUEUED = 16
 _SWITCH_SECONDS = 0.001
-"""How long the thread may keep the interpreter while the loop wants it; Python's default is five times that."""
+"""How long the thread may hold the interpreter while the loop needs it; Python's default is five times that."""
 
 
 class Busy(Exception):
-    """So many computations are queued that one more would only wait."""
+    """The queue of computations is full."""
 
 
 class Worker:

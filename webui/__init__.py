@@ -1,1 +1,1 @@
-"""The pages: how full is the cluster, who holds which GPU, why does a pod wait, which GPU is unhealthy."""
+"""The pages: how full the cluster is, which pod holds which GPU, why a pod is pending, which GPU is unhealthy."""

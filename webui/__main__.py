@@ -89,7 +89,7 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
         # Old data is better than no page, so that an extender that is away does not take the pages along.
         return {
             "extender": health_endpoint.Component(
-                not self._source.trouble, self._source.trouble or "answers", age, required=False
+                not self._source.problem, self._source.problem or "answers", age, required=False
             )
         }
 

@@ -1,7 +1,7 @@
-"""Who looks, and whose pods they may see.
+"""Users of the pages: how they are identified, and which pods they may see.
 
-With `kubernetes` it is who the API server says that the token's bearer is, and the pods of those namespaces where they
-may list them. Tokens are kept in this process alone: the browser has a number that means nothing elsewhere.
+With `kubernetes` the API server names the bearer of a token, who sees the pods of the namespaces in which they may list
+pods. Tokens stay in the memory of this process: the browser has a random number instead.
 """
 
 import collections
@@ -22,26 +22,26 @@ from webui import cluster, settings
 
 _REVIEWED_FOR_SECONDS = 60.0
 _KEPT_WITHOUT_ANSWER_SECONDS = 600.0
-"""How long somebody may go on looking while the API server does not answer."""
+"""How long an earlier review counts while the API server does not answer."""
 _MOST_KNOWN = 10_000
 _IDLE_SECONDS = 8 * 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """Somebody who may look."""
+    """An admitted user and what they may see."""
 
     name: str = ""
-    """Empty where nobody asks."""
+    """Empty where users are not identified."""
     namespaces: frozenset[str] | None = None
     """Those whose pods they may see; None: all."""
 
 
-class Refused(errors.GpuSharingError):
-    """They may not look.
+class ViewRefused(errors.GpuSharingError):
+    """The user is not admitted.
 
     Attributes:
-        status: As HTTP says it; 401: they have to say who they are.
+        status: The HTTP status; 401 where the user is not identified.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -50,55 +50,55 @@ class Refused(errors.GpuSharingError):
 
 
 class Request(Protocol):
-    """What is looked at of an HTTP request."""
+    """The parts of an HTTP request that identify a user."""
 
     remote_addr: str | None
     headers: Any
 
 
 class Gate(Protocol):
-    """Who may look."""
+    """Decides who may view the pages."""
 
     def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
-        """Who looks.
+        """Return the user of a request.
 
         Args:
             request: The HTTP request.
             session: The number that the browser has; empty where it has none.
-            namespaces: Those that there is something to see of.
+            namespaces: The namespaces that have pods to show.
 
         Raises:
-            Refused: They may not.
+            ViewRefused: The user is not admitted.
         """
 
 
 class Open:
-    """Whoever reaches the address may look."""
+    """Admits every request."""
 
     def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
-        """Anybody."""
+        """Return a user without a name, who sees all pods."""
         return Viewer()
 
 
 class Proxied:
-    """A proxy of some networks says who looks, and lets nobody through who may not."""
+    """Trusts the user name that a proxy of certain networks sends; the proxy admits users."""
 
     def __init__(self, networks: Iterable[settings.Network], header: str) -> None:
         self._networks = tuple(networks)
         self._header = header
 
     def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
-        """Whom the proxy names."""
+        """Return the user that the proxy names. See `Gate`."""
         if not _comes_from(request.remote_addr, self._networks):
-            raise Refused(403, "Come by the proxy that says who you are.")
+            raise ViewRefused(403, "Use the proxy that identifies users.")
         user = request.headers.get(self._header, "")
         if not user:
-            raise Refused(401, f"The proxy did not say who you are in {self._header}.")
+            raise ViewRefused(401, f"The proxy sent no user name in {self._header}.")
         return Viewer(user)
 
 
 def _comes_from(address: str | None, networks: Iterable[settings.Network]) -> bool:
-    """Whether a connection comes from one of some networks; an IPv4 address may come as one of IPv6."""
+    """Whether an address is in one of the networks; an IPv4 address may be mapped into IPv6."""
     try:
         found = ipaddress.ip_address(address or "")
     except ValueError:
@@ -108,7 +108,7 @@ def _comes_from(address: str | None, networks: Iterable[settings.Network]) -> bo
 
 
 class Sessions:
-    """The tokens of those who signed in. In memory only: who restarts this process signs everybody out."""
+    """The tokens of users who signed in. In memory only: a restart of this process ends all sessions."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -136,14 +136,14 @@ class Sessions:
             return token
 
     def end(self, number: str) -> None:
-        """Sign out."""
+        """End a session: its token is forgotten."""
         with self._lock:
             self._tokens.pop(number, None)
 
 
 @dataclass(slots=True)
 class _Known:
-    """What the API server said of a token."""
+    """The API server's review of a token."""
 
     at: float
     user: access_reviews.User | None
@@ -152,7 +152,7 @@ class _Known:
 
 
 class Reviewed:
-    """Asks the API server whose a token is and where they may list pods; remembers it for a minute."""
+    """Has the API server review tokens and the namespaces in which their bearers may list pods; caches for a minute."""
 
     def __init__(
         self, reached: cluster.Cluster, sessions: Sessions, clock: Callable[[], float] = time.monotonic
@@ -168,25 +168,25 @@ class Reviewed:
         said = request.headers.get("Authorization", "")
         token = said[7:].strip() if said[:7].lower() == "bearer " else self._sessions.token(session)
         if not token:
-            raise Refused(401, "Sign in with a token of the cluster.")
+            raise ViewRefused(401, "Sign in with a token of the cluster.")
         return self.bearer(token, namespaces)
 
     def bearer(self, token: str, namespaces: Iterable[str]) -> Viewer:
-        """Whose token it is.
+        """Return the bearer of a token.
 
         Raises:
-            Refused: Nobody's, or of somebody who may list no pods, or the API server does not say.
+            ViewRefused: The token is not valid, its bearer may list no pods, or the API server does not answer.
         """
         if not access_reviews.is_token(token):
-            raise Refused(401, "This is not a token of a cluster; get one with kubectl create token.")
+            raise ViewRefused(401, "This is not a token of a cluster; get one with kubectl create token.")
         known = self._review(token, set(namespaces))
         if known.user is None:
-            raise Refused(401, "The cluster does not know that token; it may have ended.")
+            raise ViewRefused(401, "The cluster does not know that token; it may have ended.")
         if known.sees_all:
             return Viewer(known.user.username)
         visible = frozenset(name for name, sees in known.sees.items() if sees)
         if not visible:
-            raise Refused(
+            raise ViewRefused(
                 403,
                 f"{known.user.username} may list the pods of no namespace that has pods with GPUs: a role with list on "
                 "pods is needed there.",
@@ -207,7 +207,7 @@ class Reviewed:
         except (errors.KubernetesError, msgspec.MsgspecError) as cause:
             if known and known.user and now - known.at < _KEPT_WITHOUT_ANSWER_SECONDS:
                 return known
-            raise Refused(503, f"The cluster does not say who you are: {cause}") from cause
+            raise ViewRefused(503, f"The cluster does not answer who you are: {cause}") from cause
         with self._lock:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
@@ -218,7 +218,7 @@ class Reviewed:
 async def _reviewed(
     client: kubernetes.Client, token: str, namespaces: set[str], known: _Known | None, now: float
 ) -> _Known:
-    """What the API server says, of a token or of namespaces that were not asked about before."""
+    """The API server's review of a token, extended by namespaces that were not reviewed before."""
     if known is None:
         user = await access_reviews.user_of(client, token)
         known = _Known(now, user)

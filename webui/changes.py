@@ -1,6 +1,6 @@
-"""What happened between two looks at the cluster. Pure.
+"""What changed between two snapshots of the cluster. Pure.
 
-It is told from what the API server keeps, so whoever scheduled, and whichever process restarted, makes no difference.
+It compares what the API server keeps, so it does not matter which scheduler acted or which process restarted.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _HOUR_SECONDS = 3_600.0
 
 
 def between(before: models.View, after: models.View) -> list[models.Change]:
-    """What is different, oldest first; before the first look: what was placed within the last hour."""
+    """Return the differences, oldest first; without an earlier snapshot, the pods placed within the last hour."""
     if not before.taken_at:
         return sorted(_earlier(after), key=lambda change: change.at)
     return [*_of_pods(before, after), *_of_nodes(before, after)]
@@ -53,7 +53,7 @@ def _of_nodes(before: models.View, after: models.View) -> Iterator[models.Change
             was = states.get(gpu.uuid, gpu.state)
             if gpu.state == "unhealthy" and was != "unhealthy":
                 yield models.Change(
-                    at, "unhealthy", "", name, f"GPU {gpu.index}: {gpu.unhealthy_reason or 'no cause is given'}"
+                    at, "unhealthy", "", name, f"GPU {gpu.index}: {gpu.unhealthy_reason or 'no reason is known'}"
                 )
             elif was == "unhealthy" and gpu.state != "unhealthy":
                 yield models.Change(at, "healthy", "", name, f"GPU {gpu.index}")

@@ -1,4 +1,4 @@
-"""The API server, for threads: the pages wait for an answer, the client lives on an event loop of its own."""
+"""The API server for threads: the client runs on an event loop of its own."""
 
 import asyncio
 import pathlib
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Cluster:
-    """Asks on behalf of threads.
+    """Calls the API server for threads.
 
     Args:
-        kubeconfig: How to reach it; None: as a pod of it.
+        kubeconfig: How to reach it; None for the pod's service account.
 
     Raises:
         SettingsError: It cannot be reached that way.

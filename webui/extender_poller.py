@@ -1,6 +1,6 @@
-"""What the extender says, fetched in the background and kept, so that a page never waits for it.
+"""Polls the extender in the background, so that a page never waits for it.
 
-While the extender does not answer the last that it said stays, marked with since when it is old.
+While the extender does not answer its last answer stays, marked with its age.
 """
 
 import collections
@@ -23,12 +23,12 @@ from webui import changes, history, meters, models, snapshots, views
 
 _SECONDS_BETWEEN = 2.0
 _LOAD = 5.0
-"""The extender is left alone for so many times as long as it took to answer."""
+"""Pause between two polls, as a multiple of the time that the answer took."""
 _TIMEOUT_SECONDS = 20.0
 _PAGE_SECONDS = 4.0
-"""Somebody waits for these answers, and others for the thread."""
+"""For answers that a page waits for, which blocks its thread."""
 _SHARED_SECONDS = 3.0
-"""Who asks the same within this time gets the same answer: the extender has pods to place."""
+"""Requests for the same within this time share one answer, to spare the extender."""
 _MOST_SHARED = 1_000
 _LONGEST_PROBLEM = 4_096
 _MOST_CHANGES = 200
@@ -41,7 +41,7 @@ log = structlog.get_logger("source")
 
 
 class NoAnswer(errors.GpuSharingError):
-    """The extender does not answer, or not with what was asked for."""
+    """The extender does not answer, or its answer is not of the expected kind."""
 
 
 class Extender:
@@ -78,12 +78,12 @@ class Extender:
         return self._items("pods", read_api_types.Pod)
 
     def _items(self, what: str, kind: type[T]) -> list[T]:
-        """One by one, because who waits for a page cannot be served while a call decodes it all."""
+        """Decoded one by one, because decoding all in one call would delay other threads."""
         decoder = msgspec.json.Decoder(kind)
         try:
             return [decoder.decode(one) for one in _LISTS.decode(self._read(what))[what]]
         except (msgspec.MsgspecError, KeyError) as broken:
-            raise NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
+            raise NoAnswer(f"an answer of the extender about {what} cannot be read: {broken}") from broken
 
     def _tls(self) -> ssl.SSLContext | None:
         if not self._url.startswith("https"):
@@ -102,7 +102,7 @@ class Extender:
 
 
 def _told(refused: urllib.error.HTTPError) -> str:
-    """What the extender says of a refusal, for example which permission is missing."""
+    """The extender's reason for a refusal, for example the missing permission."""
     try:
         return f": {orjson.loads(refused.read(_LONGEST_PROBLEM))['message']}"
     except (OSError, ValueError, KeyError, TypeError):
@@ -110,16 +110,16 @@ def _told(refused: urllib.error.HTTPError) -> str:
 
 
 class Source:
-    """Keeps what the pages show of the last snapshot.
+    """Keeps the view of the last snapshot.
 
     Args:
-        extender: Whom to ask for what is allocated.
-        prometheus: Whom to ask for what is used; None: nobody.
-        monitors: Whom to ask for it otherwise; they are asked too when somebody looks at a node.
+        extender: Answers what is allocated.
+        prometheus: Answers what is used; None where there is none.
+        monitors: Answer what is used without a Prometheus, and for the page of a node.
         clock: Unix seconds.
 
     Attributes:
-        trouble: Why there is no newer one; empty while all is well.
+        problem: Why there is no newer snapshot; empty while there is.
         history: The last hour.
     """
 
@@ -134,12 +134,12 @@ class Source:
         self._prometheus = prometheus
         self._monitors = monitors
         self._clock = clock
-        self._prometheus_trouble = ""
+        self._prometheus_problem = ""
         self._view = models.View()
         self._answers: dict[tuple[str, ...], tuple[float, Any]] = {}
         self._changes: collections.deque[models.Change] = collections.deque(maxlen=_MOST_CHANGES)
         self.history = history.Ring()
-        self.trouble = "nothing has been read yet"
+        self.problem = "nothing has been read yet"
 
     @property
     def view(self) -> models.View:
@@ -157,11 +157,11 @@ class Source:
         return self._prometheus is not None
 
     @property
-    def meter_trouble(self) -> str:
+    def meter_problem(self) -> str:
         """Why what is used is not known, or not everywhere; empty where it is."""
         if self._prometheus:
-            return self._prometheus_trouble
-        return self._monitors.trouble if self._monitors else _NOT_MEASURED
+            return self._prometheus_problem
+        return self._monitors.problem if self._monitors else _NOT_MEASURED
 
     def start(self) -> None:
         """Read again and again, in threads of their own."""
@@ -170,44 +170,44 @@ class Source:
         threading.Thread(target=self._run, name="source", daemon=True).start()
 
     def refresh(self) -> None:
-        """Read once."""
+        """Read the cluster and its measurements once."""
         try:
             found = snapshots.Snapshot(self._extender.nodes(), self._extender.pods(), self._clock(), self._measured())
-            view = views.view(found)  # Here, so that no viewer waits for it.
+            view = views.view(found)  # Computed here, so that no request waits for it.
             changed = changes.between(self._view, view)
-        except NoAnswer as trouble:
-            told = str(trouble)
-            if told != self.trouble:
+        except NoAnswer as problem:
+            told = str(problem)
+            if told != self.problem:
                 log.error("no newer data", error_code=error_codes.WEBUI_SOURCE, cause=told)
-            self.trouble = told
+            self.problem = told
         else:
-            if self.trouble:
+            if self.problem:
                 log.info("data", nodes=len(found.nodes), pods=len(found.pods))
             self._changes.extend(changed)
             self.history.put(view)
-            self._view, self.trouble = view, ""
+            self._view, self.problem = view, ""
 
     def _measured(self) -> snapshots.Used | None:
-        """What is used, if anybody says; the promises are shown without."""
+        """What is used, where it is measured."""
         meter = self._prometheus or self._monitors
         if meter is None:
             return None
-        found, trouble = None, ""
+        found, problem = None, ""
         try:
             found = meter.read()
         except meters.NoAnswer as cause:
-            trouble = str(cause)
+            problem = str(cause)
         if self._prometheus:
-            if trouble and not self._prometheus_trouble:
-                log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=trouble)
-            self._prometheus_trouble = trouble
+            if problem and not self._prometheus_problem:
+                log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=problem)
+            self._prometheus_problem = problem
         return found
 
     def node(self, name: str) -> tuple[models.Node | None, str]:
-        """A node, with what its monitor says at this moment where there is one; and why it does not."""
+        """Return a node with the present measurement of its monitor, and why that is missing."""
         found = self._view.nodes_by_name.get(name)
         if found is None or self._monitors is None:
-            return found, self.meter_trouble
+            return found, self.meter_problem
         try:
             return views.measured(found, self._monitors.measure(name)), ""
         except meters.NoAnswer as cause:
@@ -222,7 +222,7 @@ class Source:
         if not pod and seconds <= history.STEP_SECONDS * history.LENGTH:
             return self.history.series(node)
         if self._prometheus is None:
-            raise meters.NoAnswer("pods, and more than an hour, are known to a Prometheus only: give --prometheus URL")
+            raise meters.NoAnswer("the history of pods, or of more than an hour, needs --prometheus URL")
         return self._prometheus.series(node, pod, seconds)
 
     def explain(self, namespace: str, name: str) -> read_api_types.Explanation:
@@ -239,8 +239,8 @@ class Source:
 
     def _asked(self, kind: type[T], *parts: str) -> T:
         """An answer of the extender's, not older than a moment; none is waited for while it is known to be away."""
-        if self.trouble:
-            raise NoAnswer(self.trouble)
+        if self.problem:
+            raise NoAnswer(self.problem)
         now = self._clock()
         at, answer = self._answers.get(parts, (float("-inf"), None))
         if now - at < _SHARED_SECONDS:

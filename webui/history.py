@@ -10,7 +10,7 @@ from webui import models
 STEP_SECONDS = 30.0
 LENGTH = 120
 WINDOWS = {"1h": 3_600.0, "6h": 6 * 3_600.0, "1d": 86_400.0, "7d": 7 * 86_400.0}
-"""How far back one may look, in seconds; beyond the ring a Prometheus has to know."""
+"""Windows of a history, in seconds; those longer than the ring need a Prometheus."""
 _UNKNOWN = -1
 
 

@@ -1,4 +1,4 @@
-"""Lists narrowed, ordered and cut into pages, as the URL asks. Pure."""
+"""Lists: filtered, ordered and cut into pages. Pure."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -48,7 +48,7 @@ def _holds(node: models.Node, namespace: str) -> bool:
 
 
 def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
-    """The pods of a page."""
+    """Return the pods of one page of the list."""
     text = wanted.text.lower()
     chosen = [
         pod
@@ -64,7 +64,7 @@ def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
 
 
 def search(found: models.View, text: str) -> tuple[models.Page[models.Node], models.Page[models.Pod]]:
-    """Nodes and pods with that in their names; of each as many as one can look through."""
+    """Return the nodes and pods whose names contain a text; only the first ones of each."""
     low = text.lower()
     named_nodes = [node for node in found.nodes if low in node.name.lower()]
     named_pods = [pod for pod in found.pods if low in pod.key.lower()]

@@ -1,4 +1,4 @@
-"""What is really used: asked of a Prometheus, or of the monitors themselves, a few at a time."""
+"""Measurements: queried from a Prometheus, or read from the monitors, a few at a time."""
 
 import collections
 import concurrent.futures
@@ -37,7 +37,7 @@ log = structlog.get_logger("meters")
 
 
 class NoAnswer(errors.GpuSharingError):
-    """Whoever measures does not say."""
+    """The Prometheus or the monitor does not answer."""
 
 
 def _used(gpus: Iterable[Sample], busy: Iterable[Sample], shares: Iterable[Sample], asked_at: float) -> snapshots.Used:
@@ -61,7 +61,7 @@ def _finite(samples: Iterable[Sample]) -> Iterator[Sample]:
 
 
 class Prometheus:
-    """Asks a Prometheus that scrapes the monitors."""
+    """Queries a Prometheus that scrapes the monitors."""
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
         self._url = url
@@ -150,10 +150,10 @@ class AddressBook:
         self._service = service
 
     def read(self) -> dict[str, str]:
-        """The URL of each node's monitor.
+        """Return the URL of each node's monitor.
 
         Raises:
-            NoAnswer: The API server does not say.
+            NoAnswer: The API server does not answer.
         """
         service = self._service
         query = parse.urlencode({"labelSelector": f"kubernetes.io/service-name={service.name}"})
@@ -165,7 +165,7 @@ class AddressBook:
         try:
             found = self._cluster.ask(slices)
         except (errors.KubernetesError, msgspec.MsgspecError) as cause:
-            raise NoAnswer(f"the API server does not say where the monitors are: {cause}") from cause
+            raise NoAnswer(f"the addresses of the monitors cannot be read from the API server: {cause}") from cause
         return {
             endpoint.node_name: _url(endpoint.addresses[0], service.port)
             for one in found.items or ()
@@ -180,10 +180,10 @@ def _url(address: str, port: int) -> str:
 
 
 class Monitors:
-    """Asks the monitors one after another, slowly, and the one of a node at once when somebody looks at that node.
+    """Reads the monitors one after another, slowly, and that of a node at once for the page of the node.
 
     Attributes:
-        trouble: Why some are not known; empty while all are.
+        problem: Why some measurements are missing; empty while none is.
     """
 
     def __init__(self, addresses: Callable[[], Mapping[str, str]], clock: Callable[[], float] = time.time) -> None:
@@ -192,10 +192,10 @@ class Monitors:
         self._lock = threading.Lock()
         self._urls: Mapping[str, str] = {}
         self._known: dict[str, snapshots.Used] = {}
-        self.trouble = "the monitors have not been asked yet"
+        self.problem = "the monitors have not been read yet"
 
     def start(self) -> None:
-        """Ask again and again, in threads of their own."""
+        """Read the monitors periodically, in threads of their own."""
         threading.Thread(target=self._run, name="monitors", daemon=True).start()
 
     def _run(self) -> None:
@@ -206,7 +206,7 @@ class Monitors:
                 time.sleep(max(_ROUND_SECONDS - (time.monotonic() - started), 0.0))
 
     def ask_all(self, pool: concurrent.futures.Executor) -> None:
-        """One round."""
+        """Read every monitor once, a few at a time."""
         try:
             self._urls = self._addresses()
         except NoAnswer as cause:
@@ -216,21 +216,21 @@ class Monitors:
             self._say("there are no monitors")
         asked = []
         for node in list(self._urls):
-            asked.append(pool.submit(self._trouble_with, node))
+            asked.append(pool.submit(self._problem_with, node))
             time.sleep(1 / _PER_SECOND)
-        troubles = [trouble for one in asked if (trouble := one.result())]
+        problems = [problem for one in asked if (problem := one.result())]
         with self._lock:
             horizon = self._clock() - _FORGOTTEN_SECONDS
             self._known = {name: used for name, used in self._known.items() if (used.oldest_at or 0) > horizon}
         if asked:
-            self._say(f"{len(troubles)} of {len(asked)} monitors do not answer: {troubles[0]}" if troubles else "")
+            self._say(f"{len(problems)} of {len(asked)} monitors do not answer: {problems[0]}" if problems else "")
 
-    def _say(self, trouble: str) -> None:
-        if trouble and trouble != self.trouble:
-            log.warning("use is not known everywhere", error_code=error_codes.WEBUI_METER, cause=trouble)
-        self.trouble = trouble
+    def _say(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.warning("use is not known everywhere", error_code=error_codes.WEBUI_METER, cause=problem)
+        self.problem = problem
 
-    def _trouble_with(self, node: str) -> str:
+    def _problem_with(self, node: str) -> str:
         try:
             self.measure(node)
         except NoAnswer as cause:
@@ -268,7 +268,7 @@ class Monitors:
         with self._lock:
             known = list(self._known.values())
         if not known:
-            raise NoAnswer(self.trouble or "no monitor has answered")
+            raise NoAnswer(self.problem or "no monitor has answered")
         together: Any = {name: {} for name in ("gpus", "pods", "shares", "busy")}
         for one in known:
             for name, amounts in together.items():
@@ -277,10 +277,10 @@ class Monitors:
 
 
 def read_exposition(text: str, asked_at: float) -> snapshots.Used:
-    """What a monitor's exposition says of memory and of time.
+    """Return the memory and utilization in a monitor's exposition.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not an exposition.
     """
     wanted = (_GPU_USED, _GPU_BUSY, _SHARE_USED)
     # Of thousands of lines three families matter, and the parser is slow.

@@ -1,4 +1,4 @@
-"""What is on each page, as plain values: for templates and for the JSON API, which shows them as they are. Pure."""
+"""What each page shows, as plain values: for templates, and for the JSON API, which answers them as they are. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as a bar."""
+    """One GPU and the slices that pods hold of it."""
 
     uuid: str
     index: int
@@ -87,7 +87,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node."""
+    """One node and its GPUs."""
 
     name: str
     standing: str
@@ -112,7 +112,7 @@ class Node:
 
     @property
     def level(self) -> str:
-        """One of `LEVELS`."""
+        """How full the node is: one of `LEVELS`."""
         percent = 100 * self.allocated_mib // self.total_mib if self.total_mib else 0
         quarter = LEVELS[1 + min(percent, 99) // 25]
         return LEVELS[0] if not self.allocated_mib else LEVELS[-1] if percent >= 100 else quarter
@@ -143,7 +143,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One pod with GPUs."""
+    """One pod with GPUs, or a pending one."""
 
     namespace: str
     name: str
@@ -215,7 +215,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """The first page."""
+    """The totals that the first page shows."""
 
     nodes: int
     gpus: int
@@ -249,7 +249,7 @@ class Overview:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """A part of a list."""
+    """One page of a longer list."""
 
     items: Sequence[T]
     total: int

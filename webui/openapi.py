@@ -1,4 +1,4 @@
-"""The JSON API described: made of the page models themselves, so that it cannot say anything else."""
+"""The description of the JSON API, made of the page models themselves, so that both always agree."""
 
 import dataclasses
 from typing import Any
@@ -8,7 +8,7 @@ import msgspec
 from webui import history, models
 
 _LISTS: dict[str, tuple[str, Any]] = {
-    "/api/v1/overview": ("How full the cluster is, and who waits.", models.Overview),
+    "/api/v1/overview": ("How full the cluster is, and which pods are pending.", models.Overview),
     "/api/v1/nodes": ("Nodes, narrowed and ordered.", models.Page[models.Node]),
     "/api/v1/nodes/{name}": ("One node.", models.Node),
     "/api/v1/pods": ("Pods with GPUs, narrowed and ordered.", models.Page[models.Pod]),

@@ -1,7 +1,7 @@
 """A gunicorn worker whose threads get whole requests only: an unfinished one costs a descriptor, and no thread.
 
-gunicorn's own hands a connection to a thread before anything was said on it, so that as many unfinished requests as
-there are threads stop all pages. Here the loop of the worker collects a request, with limits on its size and its time.
+gunicorn's own worker hands a connection to a thread before a byte was received, so that as many unfinished requests as
+there are threads stop all pages. Here the worker's loop collects a request, with limits on its size and its time.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ log = structlog.get_logger("pages")
 
 
 class TooLarge(Exception):
-    """A request that is not taken.
+    """A request that is refused.
 
     Attributes:
         status: The HTTP status line's code and phrase.
@@ -51,7 +51,7 @@ def is_whole(received: bytes) -> bool:
     """Return whether a request is complete.
 
     Raises:
-        TooLarge: Its head or its body is, or the length of its body is not said.
+        TooLarge: Its head or its body is too large, or the body's length is not given.
     """
     end = received.find(b"\r\n\r\n")
     if end < 0:
@@ -72,12 +72,12 @@ def is_whole(received: bytes) -> bool:
 
 class _Connection(gthread.TConn):  # type: ignore[misc]  # it has no types
     def init(self) -> None:
-        """Prepare for a thread, which waits for its caller for some seconds only."""
+        """Prepare for a thread, which waits for its caller only for some seconds."""
         super().init()
         self.sock.settimeout(_ANSWER_SECONDS)
 
     def close(self, graceful: bool = False) -> None:
-        """Close after what has come is read, so that the answer arrives; the loop waits for nothing more."""
+        """Read what was received, so that the answer arrives, and close."""
         with contextlib.suppress(OSError):
             if graceful:
                 self.sock.shutdown(socket.SHUT_WR)
@@ -87,14 +87,14 @@ class _Connection(gthread.TConn):  # type: ignore[misc]  # it has no types
 
 
 class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no types
-    """Collects requests in its loop, and gives whole ones to its threads."""
+    """Collects requests in its loop, and passes whole ones to its threads."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self._unfinished: dict[Any, bytes] = {}
 
     def accept(self, listener: Any) -> None:
-        """Take a connection, and wait for its request."""
+        """Accept a connection, and wait for its request."""
         try:
             taken, client = listener.accept()
         except OSError as cause:
@@ -171,7 +171,7 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no ty
         self.enqueue_req(conn)
 
     def _give_way(self) -> None:
-        """Make room for another connection: the oldest unfinished one goes, or one that was kept where none is old.
+        """Close a connection for a new one: the oldest unfinished one, or an idle one where none is old.
 
         A caller that has just connected is about to send its request.
         """
@@ -188,7 +188,7 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]  # it has no ty
 
     def _drop(self, conn: Any, why: str = "") -> None:
         if why:
-            log.warning("connection given up", error_code=error_codes.LISTENER_LIMIT, cause=why, address=conn.client[0])
+            log.warning("connection closed", error_code=error_codes.LISTENER_LIMIT, cause=why, address=conn.client[0])
         del self._unfinished[conn]
         with contextlib.suppress(OSError, KeyError, ValueError):
             self.poller.unregister(conn.sock)

@@ -16,10 +16,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the WebUI runs."""
+    """The settings of the WebUI's process."""
 
     bind: flags.Address = flags.Address("127.0.0.1", 8088)
-    """Where the pages are. They show the whole cluster, so loopback only unless a proxy says who looks."""
+    """Where the pages are served. They show the whole cluster, so only on loopback unless users are identified."""
     health_bind: flags.Address = flags.Address("", 8081)  # probes come from outside the pod
     """Liveness and readiness."""
     extender: str = "http://127.0.0.1:9446"
@@ -29,20 +29,20 @@ class Settings:
     extender_token_file: pathlib.Path | None = None
     """A bearer token for it, read anew for each call."""
     prometheus: str = ""
-    """Asked for what is really used, and for what was; empty: the monitors are, if they are known."""
+    """Prometheus that has what is and was used; empty: the monitors are read, if they are known."""
     monitor_service: meters.Service | None = None
-    """The Service in front of the monitors, which are asked for what is really used."""
+    """The Service of the monitors, which measure what is used."""
     kubeconfig: pathlib.Path | None = None
-    """How to reach the API server, where it has to be asked; None: as a pod of the cluster."""
+    """How to reach the API server, where that is needed; None for the pod's service account."""
     auth: str = "none"
-    """Who may look: with `none` whoever reaches the address, with `proxy` whom a trusted proxy names, with `kubernetes`
-    who has a token of the cluster, and then the pods that they may list."""
+    """Who may view the pages: with `none` every request, with `proxy` users that a proxy names, with `kubernetes`
+    bearers of a token of the cluster, who see the pods that they may list."""
     trusted_proxies: tuple[Network, ...] = ()
-    """From where a proxy may say who looks; nobody else is answered then."""
+    """Networks of the trusted proxy; requests from elsewhere are refused then."""
     user_header: str = "X-Forwarded-User"
-    """In which header it says so."""
+    """The header in which the proxy sends the user name."""
     hosts: frozenset[str] = frozenset({"localhost", "127.0.0.1", "[::1]"})
-    """By which names the pages may be asked for: a page elsewhere could name this address with a host of its own."""
+    """Host names of the pages: another site could resolve a name of its own to this address."""
     threads: int = 32
     """Pages made at one time."""
     verbosity: int = 3
@@ -58,15 +58,15 @@ HELP = {
     "extender-ca": "FILE: who signed its certificate, PEM (default: the system's authorities)",
     "extender-token-file": "FILE: a bearer token for it (default: none)",
     "prometheus": "URL of a Prometheus that scrapes the monitors, for what is and was really used (default: none)",
-    "monitor-service": "NAMESPACE/NAME:PORT of the monitors, asked for what is really used (default: none)",
+    "monitor-service": "NAMESPACE/NAME:PORT of the monitors, which measure what is used (default: none)",
     "kubeconfig": "FILE: how to reach the API server, for --auth kubernetes and --monitor-service (default: as a pod)",
     "auth": (
-        "none: whoever reaches the address may look; kubernetes: who has a token of the cluster; "
-        "proxy: whom a trusted proxy names (default none)"
+        "none: every request may view; kubernetes: bearers of a token of the cluster; "
+        "proxy: users that a trusted proxy names (default none)"
     ),
-    "trusted-proxy": "CIDRs, with commas, from which --auth proxy believes who looks",
-    "user-header": "header in which the proxy says who looks (default X-Forwarded-User)",
-    "hosts": "names, with commas, by which browsers may ask, beside localhost (default: none)",
+    "trusted-proxy": "CIDRs, with commas, whose user names --auth proxy trusts",
+    "user-header": "header in which the proxy sends the user name (default X-Forwarded-User)",
+    "hosts": "host names, with commas, beside localhost (default: none)",
     "threads": "pages made at one time (default 32)",
     **flags.LOG_HELP,
 }
@@ -100,11 +100,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     )
     if settings.auth == "none" and not settings.bind.is_loopback:
         raise errors.SettingsError(
-            f"--bind {settings.bind} is not loopback, and --auth none lets everybody look: bind 127.0.0.1 and use "
+            f"--bind {settings.bind} is not loopback, and --auth none admits every request: bind 127.0.0.1 and use "
             "kubectl port-forward, or --auth kubernetes or proxy"
         )
     if settings.auth == "proxy" and not settings.trusted_proxies:
-        raise errors.SettingsError("--auth proxy needs --trusted-proxy: without it anybody could say who they are")
+        raise errors.SettingsError("--auth proxy needs --trusted-proxy: else every client could claim any user name")
     return settings
 
 
@@ -119,7 +119,8 @@ def _service(text: str) -> meters.Service | None:
         return None
     match = re.fullmatch(r"([a-z0-9-]{1,63})/([a-z0-9-]{1,63}):(\d{1,5})", text)
     if match is None:
-        raise errors.SettingsError(f"--monitor-service {text!r} is none: give it as hami-system/hami-monitor:41991")
+        example = "hami-system/hami-monitor:41991"
+        raise errors.SettingsError(f"--monitor-service {text!r} is not NAMESPACE/NAME:PORT, for example {example}")
     return meters.Service(match[1], match[2], int(match[3]))
 
 

@@ -1,4 +1,4 @@
-"""What is read for the pages: the cluster as the extender has it, and what is really used of it."""
+"""What the pages are made of: the cluster as the extender knows it, and measurements."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from gpu_sharing.adapters import read_api_types
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What is really used, in bytes. What is missing is not known."""
+    """Measured use, in bytes. What is missing is not known."""
 
     gpus: Mapping[str, float] = field(default_factory=dict)
     """By the GPU's UUID."""
@@ -20,7 +20,7 @@ class Used:
     busy: Mapping[str, float] = field(default_factory=dict)
     """By the GPU's UUID, the share of time in which it was busy, in percent."""
     oldest_at: float | None = None
-    """When the oldest of these numbers was asked for, in Unix seconds; None where there are none."""
+    """When the oldest of these numbers was measured, in Unix seconds; None where there are none."""
 
 
 def mib(amount_bytes: float | None) -> int | None:
@@ -37,4 +37,4 @@ class Snapshot:
     taken_at: float
     """Unix seconds."""
     used: Used | None = None
-    """What is really used; None where nobody measures it."""
+    """What is used; None where it is not measured."""

@@ -1,4 +1,4 @@
-"""From what was read to what the pages show, and what of it a viewer may see. Pure."""
+"""From a snapshot to what the pages show, and the part that a viewer may see. Pure."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ _HUES, _SHADES = 7, 3
 
 
 def view(snapshot: snapshots.Snapshot) -> models.View:
-    """Everything on the pages of a snapshot."""
+    """Return everything that the pages show of a snapshot."""
     shares: dict[str, list[tuple[str, int, int]]] = collections.defaultdict(list)
     for pod in snapshot.pods:
         key = f"{pod.namespace}/{pod.name}"
@@ -40,9 +40,9 @@ def view(snapshot: snapshots.Snapshot) -> models.View:
 
 
 def seen_by(found: models.View, namespaces: frozenset[str] | None) -> models.View:
-    """What somebody sees who may see the pods of some namespaces only: all GPUs, and whose a slice is where they may.
+    """Return what a viewer sees who may see the pods of some namespaces only: all GPUs, and the names of those pods.
 
-    Nodes are hidden in part when they are shown (`shown`), because most never are.
+    Names in nodes are hidden when a node is shown (`shown`), because most nodes never are.
     """
     if namespaces is None or found.overview is None:
         return found
@@ -75,7 +75,7 @@ def _hidden(part: models.Slice, visible: frozenset[str]) -> models.Slice:
 
 
 def measured(node: models.Node, used: snapshots.Used) -> models.Node:
-    """A node with what its monitor has just said."""
+    """Return a node with a new measurement."""
 
     def slice_now(gpu: models.Gpu, part: models.Slice) -> models.Slice:
         return dataclasses.replace(part, used_mib=snapshots.mib(used.shares.get((part.pod, gpu.uuid))))
@@ -173,7 +173,7 @@ def _request(container: read_api_types.ContainerRequest) -> models.Request:
 
 
 def _overview(nodes: Sequence[models.Node], pods: Sequence[models.Pod]) -> models.Overview:
-    """The first page."""
+    """The totals of the overview."""
     gpus = [gpu for node in nodes for gpu in node.gpus]
     by_model: dict[str, list[models.Gpu]] = collections.defaultdict(list)
     for gpu in gpus:

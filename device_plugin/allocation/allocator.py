@@ -50,7 +50,7 @@ ContainerKey = tuple[identifiers.PodUid, str]
 
 @dataclass(frozen=True, slots=True)
 class Confirmed:
-    """What may start now."""
+    """Containers of a pod that may start now."""
 
     pod: Pod
     new: tuple[Prepared, ...] = ()

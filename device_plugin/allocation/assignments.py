@@ -32,7 +32,7 @@ class Assignments:
         Raises:
             StartRefused: See `checks.recorded_shares`.
         """
-        return checks.recorded_shares(pod, container, device_id_count, self._node.name, self.names)
+        return checks.recorded_shares(pod, container, device_id_count, self._node.name, names=self.names)
 
     def resolve(
         self, pod: Pod, container: str, *, device_id_count: int, allocation: str = "", by_cdi: bool = True

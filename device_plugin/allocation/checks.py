@@ -60,7 +60,7 @@ def compare_with_podresources(
 
 
 def recorded_shares(
-    pod: api_objects.Pod, container: str, count: int, node: str, names: requests.ResourceNames
+    pod: api_objects.Pod, container: str, count: int, node: str, *, names: requests.ResourceNames
 ) -> tuple[allocations.Share, ...]:
     """Return the shares that the record gives a container with this number of device ids.
 

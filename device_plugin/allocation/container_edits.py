@@ -13,7 +13,7 @@ from device_plugin.kubelet.refusals import StartRefused
 from device_plugin.node.api_objects import Pod
 from device_plugin.node.local_node import LocalNode
 from device_plugin.node.pods import Pods
-from gpu_sharing.core import error_codes, health, requests, variables
+from gpu_sharing.core import error_codes, health, nvidia, requests, variables
 
 _LIMIT = re.compile(rf"{methods.GPUS}|CUDA_DEVICE_MEMORY_LIMIT_\d+|CUDA_DEVICE_SM_LIMIT")
 """Variables that an answer of HAMi's plugin has too, and that have to be right in it."""
@@ -101,7 +101,7 @@ def verify_answer(assignment: Assignment, answered: Mapping[str, str], wanted: e
         )
     is_ours = marks.NAME_VARIABLE in answered
     if not is_ours:
-        answered = {**answered, methods.GPUS: answered.get(methods.VISIBLE, "")}
+        answered = {**answered, methods.GPUS: answered.get(nvidia.VISIBLE_DEVICES, "")}
     for name, value in wanted.environment.items():
         if (is_ours or _LIMIT.fullmatch(name)) and answered.get(name) != value:
             raise StartRefused(

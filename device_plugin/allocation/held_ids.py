@@ -1,4 +1,4 @@
-"""Which device ids containers hold, and of which GPUs by their records."""
+"""The device ids that containers hold, and the GPU of each by the records."""
 
 import contextlib
 
@@ -16,7 +16,7 @@ class HeldIds:
         self._assignments = assignments
 
     def ids(self) -> set[str]:
-        """Return all of them."""
+        """Return the ids that containers hold."""
         return {device_id for entry in self._owners.entries_or_none() for device_id in entry.device_ids}
 
     def gpus(self) -> dict[str, identifiers.GpuUuid | None]:

@@ -12,12 +12,12 @@ from device_plugin.allocation import checks, marks
 from device_plugin.allocation.assignments import Assignments
 from device_plugin.allocation.container_edits import ContainerEdits
 from device_plugin.allocation.owners import Owners
-from device_plugin.delivery import edits, methods
+from device_plugin.delivery import edits
 from device_plugin.kubelet.checkpoint import Entry
 from device_plugin.kubelet.refusals import StartRefused
 from device_plugin.node.api_objects import Container, Pod
 from device_plugin.node.pods import Pods
-from gpu_sharing.core import allocations, identifiers, requests
+from gpu_sharing.core import allocations, identifiers, nvidia, requests
 
 _WAIT_SECONDS = 2.0
 _POLL_SECONDS = 0.02
@@ -81,7 +81,7 @@ class Matcher:
                 wanted = self._edits.edits_for(pod, assignment)
                 self._answered[allocation] = _Answered((pod.uid, container), now)
                 return wanted
-        return edits.Edits({methods.VISIBLE: methods.VOID, marks.NAME_VARIABLE: allocation})
+        return edits.Edits({nvidia.VISIBLE_DEVICES: nvidia.NO_DEVICES, marks.NAME_VARIABLE: allocation})
 
     async def _candidates(self, device_id_count: int, now: float) -> list[Candidate]:
         """Return the containers that may be asking, after a wait for the watch of pods if there is none."""

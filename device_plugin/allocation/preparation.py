@@ -38,6 +38,7 @@ class Preparation:
 
     def __init__(
         self,
+        *,
         node: LocalNode,
         owners: Owners,
         assignments: Assignments,

@@ -1,11 +1,11 @@
-"""CDI specifications that we write, one for each allocation. Those of the host are read in `host_cdi`.
+"""CDI specifications that the plugin writes, one for each allocation. Those of the host are read in `host_cdi`.
 
-A name is never used twice: a runtime's cache may still hold what an old one meant. So each allocation has a name of
-its own, whose file also carries the UID of its pod, and a file is deleted only when the kubelet has forgotten the
+A name is never used twice, because a runtime's cache may still have the old specification. So each allocation has its
+own name, whose file name also has the UID of its pod, and a file is deleted only after the kubelet deleted the
 allocation.
 
-Source: CDI specification 0.5.0; that containerd follows the directory by inotify and does not look again on a miss,
-and renames are seen, was measured on containerd 2.
+Source: CDI specification 0.5.0. Measured on containerd 2: it follows the directory by inotify, notices renames, and
+does not read the directory again for an unknown name.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ def own_device(names: Iterable[str]) -> str | None:
 
 
 class NotWritten(Exception):
-    """The directory of specifications does not take one; the text says why."""
+    """A specification cannot be written; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenSpec:
-    """A specification of ours on disk."""
+    """A specification of the plugin on disk."""
 
     device: str
     pod_uid: identifiers.PodUid
@@ -45,21 +45,21 @@ class WrittenSpec:
 
     @property
     def name(self) -> str:
-        """The fully qualified CDI name."""
+        """Fully qualified CDI name of the device."""
         return f"{KIND}={self.device}"
 
 
 class CdiStore:
-    """Our specifications in the runtime's directory."""
+    """The plugin's specifications in the runtime's directory."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._folder = folder
 
     def write(self, device: str, pod_uid: identifiers.PodUid, wanted: edits.Edits, version: str = _VERSION) -> bool:
-        """Write a specification, if it is not there as it should be.
+        """Write a specification, unless the same one exists.
 
         Returns:
-            Whether something was written just now, so that runtimes need a moment to see it.
+            Whether it was written now, so that runtimes need a moment to notice it.
 
         Raises:
             NotWritten: The directory is read-only, full or missing.
@@ -71,7 +71,7 @@ class CdiStore:
         }
         content = json.dumps(spec, indent=1, sort_keys=True).encode()
         path = self._path(device, pod_uid)
-        # The runtime reads what ends in .json or .yaml, so the half-written file must not.
+        # The runtime reads files that end in .json or .yaml; the name of the half-written file must not.
         part = path.with_suffix(".part")
         try:
             with contextlib.suppress(FileNotFoundError):
@@ -87,18 +87,18 @@ class CdiStore:
         return True
 
     def exists(self, device: str, pod_uid: identifiers.PodUid) -> bool:
-        """Whether there is a specification of that name for that pod."""
+        """Return whether a specification of this name exists for this pod."""
         return self._path(device, pod_uid).exists()
 
     def age_seconds(self, device: str, pod_uid: identifiers.PodUid) -> float:
-        """How long ago it was written."""
+        """Return how long ago a specification was written; 0 where it does not exist."""
         try:
             return time.time() - self._path(device, pod_uid).stat().st_mtime
         except OSError:
             return 0.0
 
     def all(self) -> Iterator[WrittenSpec]:
-        """Every specification of ours."""
+        """Yield every specification that the plugin wrote."""
         with contextlib.suppress(OSError):
             for path in sorted(self._folder.iterdir()):
                 match = host_cdi.OURS.fullmatch(path.name)
@@ -106,7 +106,7 @@ class CdiStore:
                     yield WrittenSpec(match["device"], identifiers.PodUid(match["uid"]), path)
 
     def delete(self, written: WrittenSpec) -> None:
-        """Delete one whose allocation the kubelet has forgotten."""
+        """Delete the specification of an allocation that the kubelet deleted."""
         with contextlib.suppress(OSError):
             written.path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""What a container gets: environment, mounts and device nodes, and how they are written down. Pure.
+"""Changes to a container (environment, mounts, device nodes), and their form in CDI. Pure.
 
 Source: CDI specification 0.5.0 (github.com/cncf-tags/container-device-interface); kubelet's ContainerAllocateResponse.
 """
@@ -37,10 +37,10 @@ class Edits:
     mounts: tuple[Mount, ...] = ()
     device_nodes: tuple[DeviceNode, ...] = ()
     copied: tuple[Mapping[str, Any], ...] = ()
-    """`containerEdits` of the host's own CDI specifications, as they are; our environment wins over theirs."""
+    """`containerEdits` of the host's own CDI specifications, unchanged; the plugin's environment wins over theirs."""
 
     def plus(self, other: "Edits") -> "Edits":
-        """Both; the other's environment wins."""
+        """Return both together; the other's environment wins."""
         return Edits(
             {**self.environment, **other.environment},
             self.mounts + other.mounts,
@@ -58,7 +58,7 @@ def device_node(path: str) -> DeviceNode:
 
 
 def merged(parts: Iterable[Edits]) -> Edits:
-    """All of them, the later ones' environment winning."""
+    """Return all edits together; the environment of later ones wins."""
     result = NOTHING
     for part in parts:
         result = result.plus(part)
@@ -66,7 +66,7 @@ def merged(parts: Iterable[Edits]) -> Edits:
 
 
 def container_edits(wanted: Edits) -> dict[str, Any]:
-    """The `containerEdits` of a CDI device."""
+    """Return the edits as `containerEdits` of a CDI device."""
     merged: dict[str, Any] = {}
     for source in wanted.copied:
         for key, value in source.items():
@@ -95,11 +95,11 @@ def container_edits(wanted: Edits) -> dict[str, Any]:
 
 
 def without_cdi(copied: Sequence[Mapping[str, Any]]) -> Edits:
-    """Return the edits of CDI specifications as far as the kubelet's own answer can say them.
+    """Return the edits of CDI specifications as far as the kubelet's own answer can carry them.
 
-    It has no hooks, and those of nvidia-ctk make the names by which programs open libraries (`libcuda.so.1`) and renew
-    the loader's cache. So each library of the driver is mounted under that name, too. What remains: an image whose
-    loader does not look in the folder of the specification by itself does not find them.
+    The answer has no hooks. The hooks of nvidia-ctk make the names by which programs open libraries (`libcuda.so.1`)
+    and renew the loader's cache; so each library of the driver is mounted under that name, too. An image whose loader
+    does not search the folder of the specification still does not find them.
     """
     environment: dict[str, str] = {}
     mounts: dict[str, Mount] = {}
@@ -122,5 +122,5 @@ def without_cdi(copied: Sequence[Mapping[str, Any]]) -> Edits:
 
 
 def has_hooks(copied: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether specifications have hooks, which `without_cdi` leaves out."""
+    """Return whether specifications have hooks, which `without_cdi` leaves out."""
     return any(source.get("hooks") for source in copied)

@@ -4,8 +4,8 @@ A specification's common edits belong to its own devices, and the device of a la
 name in an earlier folder; two in one folder are a conflict, and neither counts. Specifications are never merged: after
 an update of the driver an old one names libraries that are gone.
 
-Any program of the host may write there, so what does not look like a specification is left out and logged once. A file
-is read again only when it changes.
+Any program of the host may write there, so a file that is no valid specification is left out and logged once. A file is
+read again only when it changes.
 
 Source: container-device-interface, pkg/cdi (cache.go for priority and conflicts, spec-dirs.go for which files count).
 """
@@ -21,7 +21,8 @@ from typing import Any
 
 import structlog
 
-KIND = "nvidia.com/gpu"
+from gpu_sharing.core import nvidia
+
 OLDEST_VERSION = "0.5.0"
 OURS = re.compile(r"hami-vgpu_(?P<device>[a-z0-9-]+)_(?P<uid>[A-Za-z0-9-]+)\.json")
 """Files that this plugin writes itself, in the same folder."""
@@ -29,9 +30,6 @@ _MOST_BYTES = 4 * 1024 * 1024
 _MOST_FILES = 256
 _MOST_EVENTS = 100_000
 """Of a YAML file: keys, values, and beginnings and ends of collections. Eight divided GPUs have some thousands."""
-_NODE = re.compile(r"(?:/.*)?/dev/nvidia(\d+)")
-_LIBRARY = re.compile(r".*/lib(?:cuda|nvidia-ml)\.so\.(\d+\.\d+(?:\.\d+)?)")
-_MODULE = re.compile(r"Kernel Module(?: for \S+)?\s+(\d+\.\d+(?:\.\d+)?)")
 _MOST_LINKS = 40
 
 log = structlog.get_logger("cdi")
@@ -41,7 +39,7 @@ Edits = Mapping[str, Any]
 
 
 class Unusable(Exception):
-    """A file is no specification; the text says why."""
+    """A file is no specification; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +51,18 @@ class Spec:
     """Its folder's priority: a larger number wins."""
     version: str
     common: Edits
-    """What each of its devices gets, and no device of another specification."""
+    """Edits of each of its devices, and of no device of another specification."""
     devices: Mapping[str, Edits]
     """By name: a UUID or an index, of a MIG instance `0:1` or its UUID."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """What the specifications say of one GPU."""
+    """The entry of one GPU in the specifications."""
 
     spec: Spec | None = None
     name: str = ""
-    """Under which name it defines the GPU; empty where it defines only instances of it."""
+    """Name of the GPU in the specification; empty where it defines only instances of it."""
     replaced: tuple[pathlib.Path, ...] = ()
     """Other specifications that define the GPU too."""
     conflict: tuple[pathlib.Path, ...] = ()
@@ -72,7 +70,7 @@ class Lookup:
 
     @property
     def copied(self) -> tuple[Edits, ...]:
-        """The edits of the GPU, its specification's common ones first."""
+        """Edits of the GPU, those that its specification has for all devices first."""
         if self.spec is None:
             return ()
         return (self.spec.common, *([self.spec.devices[self.name]] if self.name else []))
@@ -86,12 +84,12 @@ class HostSpecs:
 
     @property
     def version(self) -> str:
-        """The newest version of their format."""
+        """Newest version of their format."""
         versions = [spec.version.removeprefix("v") for spec in self.specs]
         return max((OLDEST_VERSION, *versions), key=lambda text: [int(part) for part in text.split(".")])
 
     def gpu(self, uuid: str, index: int) -> Lookup:
-        """Return what there is about a whole GPU, by UUID or index."""
+        """Return the entry of a whole GPU, by UUID or index."""
         names = (uuid, str(index))
         found = [(spec, name) for spec in self.specs for name in names if name in spec.devices]
         return self._winner(found)
@@ -99,8 +97,8 @@ class HostSpecs:
     def divided(self, index: int, instances: Iterable[str]) -> Lookup:
         """Return the specification for instances of a GPU in MIG mode, which is in none itself.
 
-        The one that names an instance of the GPU counts, else the only one of the folder that wins: instances that were
-        made later than the specification are in none.
+        A specification that names an instance of the GPU counts, and otherwise the only one of the folder with the
+        highest priority: instances that were made after a specification are missing in it.
         """
         uuids = set(instances)
         prefixes = (f"{index}:", f"mig{index}:")
@@ -137,15 +135,17 @@ def mismatch(copied: Sequence[Edits], minor: int | None, driver_version: str, ro
         copied: The common edits and those of the GPU.
         minor: The number of its device node by the driver; None where it has none.
         driver_version: Of the kernel module; empty where it is not known.
-        root: Where the host's root is mounted, to look for the paths; None where it is not.
+        root: Where the host's root is mounted, to check that the paths exist; None where it is not.
     """
     nodes = [node for one in copied for node in one.get("deviceNodes", ())]
     paths = [str(node[key]) for node in nodes for key in ("path", "hostPath") if node.get(key)]
-    minors = sorted({int(match[1]) for path in paths if (match := _NODE.fullmatch(path))})
+    minors = sorted({int(match[1]) for path in paths if (match := nvidia.DEVICE_NODE.fullmatch(path))})
     if minor is not None and any(number != minor for number in minors):
-        return f"it gives /dev/nvidia{', /dev/nvidia'.join(map(str, minors))}, and the GPU is /dev/nvidia{minor}"
+        return f"it has {', '.join(map(nvidia.device_node, minors))}, and the GPU is {nvidia.device_node(minor)}"
     mounts = [str(mount["hostPath"]) for one in copied for mount in one.get("mounts", ())]
-    versions = sorted({match[1] for path in mounts if (match := _LIBRARY.fullmatch(path))} - {driver_version})
+    versions = sorted(
+        {match[1] for path in mounts if (match := nvidia.DRIVER_LIBRARY.fullmatch(path))} - {driver_version}
+    )
     if driver_version and versions:
         return f"it mounts libraries of driver {', '.join(versions)}, and {driver_version} is loaded"
     if root is not None:
@@ -158,7 +158,7 @@ def mismatch(copied: Sequence[Edits], minor: int | None, driver_version: str, ro
 
 
 def _exists(root: pathlib.Path, path: str) -> bool:
-    """Whether a path of the host exists, links followed as the host would follow them."""
+    """Return whether a path of the host exists, with links followed as on the host."""
     parts, here, links = [part for part in path.split("/") if part], pathlib.Path(), 0
     while parts:
         part = parts.pop(0)
@@ -180,7 +180,7 @@ def _exists(root: pathlib.Path, path: str) -> bool:
 def driver_version(proc: pathlib.Path) -> str:
     """Return the version of the loaded kernel module, by the host's `/proc`; empty where it does not say."""
     try:
-        found = _MODULE.search((proc / "driver" / "nvidia" / "version").read_text(errors="replace"))
+        found = nvidia.MODULE_VERSION.search((proc / nvidia.PROC_VERSION).read_text(errors="replace"))
     except OSError:
         return ""
     return found[1] if found else ""
@@ -189,7 +189,7 @@ def driver_version(proc: pathlib.Path) -> str:
 def capabilities(proc: pathlib.Path) -> dict[str, int]:
     """Return the numbers of `/dev/nvidia-caps/nvidia-cap<N>` by what they give access to, such as `gpu0/gi1/access`."""
     try:
-        lines = (proc / "driver" / "nvidia-caps" / "mig-minors").read_text(errors="replace").splitlines()
+        lines = (proc / nvidia.PROC_CAPABILITIES).read_text(errors="replace").splitlines()
     except OSError:
         return {}
     words = [line.split() for line in lines]
@@ -229,7 +229,7 @@ class Reader:
         except FileNotFoundError:
             return []
         except OSError as cause:
-            self._tell(folder, str(cause.strerror or cause))
+            self._log_once(folder, str(cause.strerror or cause))
             return []
         self._told.pop(folder, None)
         return [folder / name for name in names if name.endswith((".json", ".yaml"))][:_MOST_FILES]
@@ -237,15 +237,15 @@ class Reader:
     def _spec(self, path: pathlib.Path, priority: int) -> Spec | None:
         try:
             found = _parsed(path)
-            return None if found.get("kind") != KIND else _checked(found, path, priority)
+            return None if found.get("kind") != nvidia.CDI_KIND else _checked(found, path, priority)
         except Unusable as cause:
-            self._tell(path, str(cause))
+            self._log_once(path, str(cause))
             return None
-        except Exception as cause:  # Whatever another program left there.
-            self._tell(path, f"{type(cause).__name__}: {cause}"[:300])
+        except Exception as cause:  # A file of another program.
+            self._log_once(path, f"{type(cause).__name__}: {cause}"[:300])
             return None
 
-    def _tell(self, path: pathlib.Path, cause: str) -> None:
+    def _log_once(self, path: pathlib.Path, cause: str) -> None:
         if self._told.get(path) != cause:
             log.warning("a CDI specification of the host is left out", path=str(path), cause=cause)
         self._told[path] = cause
@@ -260,7 +260,7 @@ def _signature(path: pathlib.Path) -> tuple[int, ...]:
 
 
 def _parsed(path: pathlib.Path) -> Mapping[str, Any]:
-    # Without waiting: a pipe of that name would hold the plugin.
+    # Without waiting: a pipe of that name would block the plugin.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)

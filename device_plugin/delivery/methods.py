@@ -1,11 +1,11 @@
-"""How device nodes and driver libraries reach a container, decided for each GPU. Pure but for common device nodes.
+"""How device nodes and driver libraries reach a container, chosen for each GPU. Pure but for common device nodes.
 
 With CDI the edits of the host's own specification are copied into ours. Without CDI (`match`) no specification can be
 named in the answer, so the same edits are translated into it: `copied`. A runtime that reads `NVIDIA_VISIBLE_DEVICES`
 (`envvar`, `volume-mounts`) does so for pods of its RuntimeClass alone, unless it is the node's default.
 
-`NVIDIA_VISIBLE_DEVICES` is `void` wherever devices come by CDI edits, so that NVIDIA's runtime does not inject a second
-time. Which GPUs a container was given stands in a variable of our own.
+`NVIDIA_VISIBLE_DEVICES` is `void` wherever devices come by CDI edits, so that NVIDIA's runtime does not inject them
+again. A variable of our own names the GPUs of a container.
 
 Source: NVIDIA's container toolkit (NVIDIA_VISIBLE_DEVICES, volume mounts), CDI, and NVIDIA's k8s-device-plugin for the
 device nodes of a MIG instance.
@@ -17,11 +17,8 @@ from dataclasses import dataclass, field
 
 from device_plugin.delivery import edits, host_cdi
 from device_plugin.driver import gpu_source
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, nvidia
 
-VISIBLE = "NVIDIA_VISIBLE_DEVICES"
-VOID = "void"
-"""For NVIDIA's runtime: no GPU. Also what a container gets whose runtime ignores CDI."""
 GPUS = "HAMI_GPUS"
 """Our own variable: the UUIDs of a container's GPUs or MIG instances, with commas between."""
 AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
@@ -29,10 +26,7 @@ AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
 )  # fmt: skip
 SETTINGS = (AUTO, CDI, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES)
 BY_RUNTIME = frozenset({ENVVAR, VOLUME_MOUNTS})
-"""Ways that need NVIDIA's runtime to start the container."""
-_MOUNT_FOLDER = "/var/run/nvidia-container-devices"
-_CONTROL = "/dev/nvidiactl"
-_COMMON_NODES = (_CONTROL, "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset")
+"""Methods by which NVIDIA's container runtime brings the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +46,17 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How one GPU is delivered, or why it cannot be."""
+    """How one GPU is delivered, or why it cannot be delivered."""
 
     name: str
-    """Empty where there is none."""
+    """Name of the method; empty where the GPU cannot be delivered."""
     code: error_codes.Code = error_codes.PLUGIN_DELIVERY
     refusal: str = ""
     lookup: host_cdi.Lookup = field(default_factory=host_cdi.Lookup)
 
 
 class Undeliverable(Exception):
-    """A GPU cannot be brought into the container; the text says why."""
+    """A GPU cannot be brought into the container; the text has the reason."""
 
 
 def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool, has_class: bool = False) -> Method:
@@ -73,7 +67,7 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool,
         device: The GPU.
         host: What the host offers.
         by_cdi: Whether the container names its allocation by CDI; else the answer to Allocate carries all.
-        has_class: Whether the pod has a RuntimeClass, whose runtime then does better than an answer without hooks.
+        has_class: Whether the pod has a RuntimeClass: its runtime applies hooks, which an answer cannot carry.
     """
     if setting == DEVICE_NODES and device.minor is None:
         return Method("", refusal="the driver gives it no minor number, and so no device node")
@@ -100,62 +94,66 @@ def choose(setting: str, device: gpu_source.Device, host: Host, *, by_cdi: bool,
 
 
 def _nothing(setting: str, host: Host) -> str:
-    there = f"{len(host.specs.specs)} CDI specifications of {host_cdi.KIND} are there and none defines it"
-    return there if setting == CDI else f"{there}, and the cluster has no RuntimeClass nvidia"
+    there = f"{len(host.specs.specs)} CDI specifications of {nvidia.CDI_KIND} are there and none defines it"
+    return there if setting == CDI else f"{there}, and the cluster has no RuntimeClass {nvidia.RUNTIME_CLASS}"
 
 
 def edits_for(delivered: Sequence[tuple[gpu_source.Device, str, Method]], host: Host) -> edits.Edits:
     """Return what a container needs to use GPUs.
 
     Args:
-        delivered: Each GPU, the name by which the driver shows it (its UUID, or that of a MIG instance), and its way.
+        delivered: Each GPU, the name by which the driver shows it (its UUID, or that of a MIG instance), and its
+            method.
         host: What the host offers.
 
     Raises:
         Undeliverable: The device nodes of a MIG instance are not known.
     """
-    parts = [_one(device, name, way, host) for device, name, way in delivered]
-    by_runtime = [(name, way.name) for _, name, way in delivered if way.name not in (CDI, COPIED)]
-    visible = ",".join(name for name, _ in by_runtime) or VOID
-    if any(way == VOLUME_MOUNTS for _, way in by_runtime):
-        visible = _MOUNT_FOLDER
-    own = edits.Edits({VISIBLE: visible, GPUS: ",".join(name for _, name, _ in delivered)})
+    parts = [_one(device, name, method, host) for device, name, method in delivered]
+    by_runtime = [(name, method.name) for _, name, method in delivered if method.name not in (CDI, COPIED)]
+    visible = ",".join(name for name, _ in by_runtime) or nvidia.NO_DEVICES
+    if any(method == VOLUME_MOUNTS for _, method in by_runtime):
+        visible = nvidia.VOLUME_MOUNTS
+    own = edits.Edits({nvidia.VISIBLE_DEVICES: visible, GPUS: ",".join(name for _, name, _ in delivered)})
     return edits.merged([*parts, own])
 
 
-def _one(device: gpu_source.Device, name: str, way: Method, host: Host) -> edits.Edits:
-    match way.name:
+def _one(device: gpu_source.Device, name: str, method: Method, host: Host) -> edits.Edits:
+    match method.name:
         case "cdi":
-            return edits.Edits(copied=_copied(device, name, way, host))
+            return edits.Edits(copied=_copied(device, name, method, host))
         case "copied":
-            return edits.without_cdi(_copied(device, name, way, host))
+            return edits.without_cdi(_copied(device, name, method, host))
         case "volume-mounts":
-            return edits.Edits(mounts=(edits.Mount("/dev/null", f"{_MOUNT_FOLDER}/{name}"),))
+            return edits.Edits(mounts=(edits.Mount("/dev/null", f"{nvidia.VOLUME_MOUNTS}/{name}"),))
         case "device-nodes":
-            common = [node for node in _COMMON_NODES if pathlib.Path(node).exists()]
-            paths = [f"/dev/nvidia{device.minor}", *common, *_capability_nodes(device, name, host)]
+            common = [node for node in nvidia.COMMON_NODES if pathlib.Path(node).exists()]
+            paths = [nvidia.device_node(device.minor), *common, *_capability_nodes(device, name, host)]
             return edits.Edits(device_nodes=tuple(map(edits.device_node, paths)))
         case _:
             return edits.NOTHING
 
 
-def _copied(device: gpu_source.Device, name: str, way: Method, host: Host) -> tuple[host_cdi.Edits, ...]:
-    """The host's edits for a GPU; for a MIG instance the common ones, and its device nodes as the driver numbers them.
+def _copied(device: gpu_source.Device, name: str, method: Method, host: Host) -> tuple[host_cdi.Edits, ...]:
+    """Return the host's edits for a GPU; for a MIG instance the common ones and its device nodes by the driver's
+    numbers.
 
     An instance's own entry is not copied: instances come and go, and their names and numbers come again.
     """
-    if not device.mig_enabled or way.lookup.spec is None:
-        return way.lookup.copied
-    common = way.lookup.spec.common
+    if not device.mig_enabled or method.lookup.spec is None:
+        return method.lookup.copied
+    common = method.lookup.spec.common
     # Where the driver's device nodes lie on the host: below the GPU operator's driver root, or at /.
-    beside = (str(node.get("hostPath", "")) for node in common.get("deviceNodes", ()) if node["path"] == _CONTROL)
-    root = next((path.removesuffix(_CONTROL) for path in beside if path.endswith(_CONTROL)), "")
-    paths = [f"/dev/nvidia{device.minor}", *_capability_nodes(device, name, host)]
+    beside = (
+        str(node.get("hostPath", "")) for node in common.get("deviceNodes", ()) if node["path"] == nvidia.CONTROL_NODE
+    )
+    root = next((path.removesuffix(nvidia.CONTROL_NODE) for path in beside if path.endswith(nvidia.CONTROL_NODE)), "")
+    paths = [nvidia.device_node(device.minor), *_capability_nodes(device, name, host)]
     return (common, {"deviceNodes": [{"path": path, "hostPath": f"{root}{path}"} for path in paths]})
 
 
 def _capability_nodes(device: gpu_source.Device, name: str, host: Host) -> list[str]:
-    """The two device nodes that give access to a MIG instance and to its compute instance; none for a whole GPU."""
+    """Return the device nodes of a MIG instance and of its compute instance; none for a whole GPU."""
     instance = next((one for one in device.migs if one.uuid == name), None)
     if instance is None:
         return []
@@ -163,5 +161,5 @@ def _capability_nodes(device: gpu_source.Device, name: str, host: Host) -> list[
     paths = (f"{above}/access", f"{above}/ci{instance.compute_id}/access")
     missing = next((path for path in paths if path not in host.capabilities), None)
     if missing is not None:
-        raise Undeliverable(f"/proc/driver/nvidia-caps/mig-minors has no {missing}, for MIG instance {name}")
-    return [f"/dev/nvidia-caps/nvidia-cap{host.capabilities[path]}" for path in paths]
+        raise Undeliverable(f"/proc/{nvidia.PROC_CAPABILITIES} has no {missing}, for MIG instance {name}")
+    return [nvidia.capability_node(host.capabilities[path]) for path in paths]

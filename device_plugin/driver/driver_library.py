@@ -1,7 +1,7 @@
-"""Finds NVIDIA's library below a folder of the host, where no runtime has put it among our own.
+"""Finds NVIDIA's library below a folder of the host, where no container runtime has mounted it.
 
-Only that one file is loaded from there, by its path. The host's folders must not come into the search path of the
-loader: they hold a C library of another version, under which this process would not run.
+Only that file is loaded from there, by its path. The host's folders must not be in the search path of the loader: they
+have a C library of another version, with which this process would not run.
 
 Source: folders of NVIDIA/nvidia-container-toolkit's search for the driver; those of Google's Container-Optimized OS and
 of WSL 2 by their own documentation.
@@ -12,33 +12,27 @@ import pathlib
 import platform
 
 from device_plugin.driver import gpu_source
-
-LIBRARY = "libnvidia-ml.so.1"
-_FOLDERS = (
-    "usr/lib/{machine}-linux-gnu", "usr/lib64", "usr/lib", "lib64", "lib/{machine}-linux-gnu",
-    "usr/lib/{machine}-linux-gnu/nvidia/current", "home/kubernetes/bin/nvidia/lib64", "opt/nvidia/lib64",
-    "usr/local/nvidia/lib64", "usr/lib/wsl/lib",
-)  # fmt: skip
+from gpu_sharing.core import nvidia
 
 
 def find(root: pathlib.Path) -> pathlib.Path | None:
-    """Return the library's file below the root of a driver installation, or None."""
-    for folder in _FOLDERS:
-        path = root / folder.format(machine=platform.machine()) / LIBRARY
+    """Return the library's file below the root of a driver installation; None where there is none."""
+    for folder in nvidia.LIBRARY_FOLDERS:
+        path = root / folder.format(machine=platform.machine()) / nvidia.NVML_LIBRARY
         if path.exists():
             return path
     return None
 
 
 def load(root: pathlib.Path) -> None:
-    """Load NVIDIA's library; a later look-up by its name finds it, because it is loaded already.
+    """Load NVIDIA's library, so that a later search by its name finds it loaded.
 
     Raises:
         DriverMissing: It is not there, or cannot be loaded.
     """
     path = find(root)
     if path is None:
-        raise gpu_source.DriverMissing(f"there is no {LIBRARY} below --driver-root {root}")
+        raise gpu_source.DriverMissing(f"there is no {nvidia.NVML_LIBRARY} below --driver-root {root}")
     try:
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as cause:

@@ -1,8 +1,7 @@
 """Calls into a driver that may never return, each with a deadline.
 
-A hung call holds its thread for ever, so each GPU has a thread of its own: the others go on, and no more threads
-pile up behind the hung one, because it is not asked again before it has answered. Calls that come while another is
-under way in good time wait for their turn.
+A hung call blocks its thread, so each GPU has its own thread and the others go on. A GPU is not called again before the
+hung call has returned, so that no more threads are blocked. Calls wait while an earlier one is within its deadline.
 """
 
 import asyncio
@@ -19,23 +18,23 @@ from gpu_sharing.core import health, identifiers
 T = TypeVar("T")
 
 _LONGEST_WAIT_SECONDS = 5.0
-"""How long the driver is asked to wait for events at most."""
+"""Longest wait for events in the driver."""
 _IDLE_POLL_SECONDS = 0.02
 
 
 class StillBusy(Exception):
-    """The thread has not come back from an earlier call, whose time is over."""
+    """An earlier call has passed its deadline and has not returned."""
 
 
 class _Thread:
-    """One thread that does one call after another. A daemon, so that a hung driver cannot keep the process alive."""
+    """One thread that runs one call after another: a daemon, so that a hung driver does not keep the process alive."""
 
     def __init__(self, name: str) -> None:
         self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._current: asyncio.Future[Any] | None = None
-        """What the call under way is to answer."""
+        """Result of the running call."""
         self.pending = 0
-        """Calls that have not come back; counted on the loop."""
+        """Calls that have not returned; counted on the event loop."""
         threading.Thread(target=self._run, name=f"nvml {name}", daemon=True).start()
 
     async def call(self, function: Callable[[], T], timeout_seconds: float) -> T:
@@ -50,14 +49,14 @@ class _Thread:
         return await asyncio.wait_for(answer, timeout_seconds)
 
     def close(self) -> None:
-        """End the thread, once it has nothing to do."""
+        """End the thread after the calls that wait."""
         self._work.put(None)
 
     def _run(self) -> None:
         while (job := self._work.get()) is not None:
             loop, function, answer = job
             result, error = None, None
-            if not answer.cancelled():  # Else its time was over before its turn came, and nothing waits for it.
+            if not answer.cancelled():  # Otherwise its deadline passed before its turn.
                 self._current = answer
                 try:
                     result = function()
@@ -82,25 +81,25 @@ def _settle(answer: "asyncio.Future[Any]", result: Any, error: Exception | None)
 
 
 class DriverThreads:
-    """A driver whose every call has a deadline; while there is none, it is looked for again at each enumeration."""
+    """A driver whose every call has a deadline; without one, each call of `devices` tries to connect again."""
 
     def __init__(self, connect: Callable[..., gpu_source.GpuSource], timeout_seconds: float) -> None:
-        """Keep what is needed; nothing is called yet.
+        """Set what is called; nothing is called yet.
 
         Args:
-            connect: Finds the driver; with `attach=False` it holds no GPU that is not asked for.
+            connect: Connects to the driver; with `attach=False` it opens a GPU only at the first call to it.
             timeout_seconds: How long one call may take.
         """
         self._connect = connect
         self._released: Mapping[identifiers.GpuUuid, int] = {}
         self._open = asyncio.Event()
-        """Cleared while no call may begin."""
+        """Cleared while no call may begin: the driver releases GPUs."""
         self._open.set()
         self._source: gpu_source.GpuSource = gpu_source.NoGpus()
         self._timeout_seconds = timeout_seconds
         self._lanes: dict[str, _Thread] = {}
         self._events_hang = ""
-        """Why the wait for XIDs hangs; empty while it does not."""
+        """Why the wait for XIDs hangs; empty while it does not hang."""
 
     def _lane(self, name: str) -> _Thread:
         if name not in self._lanes:
@@ -108,12 +107,12 @@ class DriverThreads:
         return self._lanes[name]
 
     async def devices(self) -> Sequence[gpu_source.Device]:
-        """The GPUs.
+        """Return the GPUs.
 
         Raises:
-            DriverMissing: There is none.
+            DriverMissing: There is no driver.
             DriverChanged: It was replaced.
-            GpuFailed: The driver does not answer; what was known before still holds.
+            GpuFailed: The driver does not answer; the GPUs known before are still there.
         """
         return await self._answer("all", self._devices)
 
@@ -125,33 +124,33 @@ class DriverThreads:
         try:
             return self._source.devices()
         except gpu_source.DriverMissing:
-            # It was unloaded; one that is loaded again wants to be greeted anew.
+            # It was unloaded; one that is loaded again has to be initialized again.
             self._source.close()
             self._source = gpu_source.NoGpus()
             raise
 
     async def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
-        """Scores of the links between GPUs. Errors as `devices`."""
+        """Return scores of the links between GPUs. Raises errors as `devices` does."""
         return await self._answer("all", lambda: self._source.links())
 
     async def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
-        """A look at one GPU; no answer in time is a reading, too."""
+        """Return the health reading of one GPU; a call that passes its deadline is a reading, too."""
         try:
             return await self._call(uuid, lambda: self._source.reading(uuid), self._timeout_seconds)
         except StillBusy:
-            return health.Reading(answered=False, timed_out=True, trouble="an earlier call has not come back")
+            return health.Reading(answered=False, timed_out=True, trouble="an earlier call has not returned")
         except TimeoutError:
-            trouble = f"nothing within {self._timeout_seconds:g} s"
+            trouble = f"no answer within {self._timeout_seconds:g} s"
             return health.Reading(answered=False, timed_out=True, trouble=trouble)
         except gpu_source.GpuSourceError as refused:
             return health.Reading(answered=False, trouble=str(refused))
 
     async def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
-        """What is used of one GPU. Errors as `GpuSource.usage`; no answer in time is `GpuFailed`."""
+        """Return what is used of one GPU. Raises errors as `GpuSource.usage`, and `GpuFailed` after the deadline."""
         return await self._answer(uuid, lambda: self._source.usage(uuid))
 
     async def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
-        """XIDs, as they come. Errors as `devices`."""
+        """Return the next XIDs. Raises errors as `devices` does."""
         try:
             faults = await self._call(
                 "events", lambda: self._source.next_faults(timeout_seconds), timeout_seconds + self._timeout_seconds
@@ -164,29 +163,29 @@ class DriverThreads:
 
     @property
     def gaps(self) -> gpu_source.Gaps:
-        """What the driver refused in the last calls."""
+        """Return what the driver refused in the last calls."""
         found = self._source.gaps()
         return replace(found, events=self._events_hang) if self._events_hang else found
 
     async def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
-        """Make a MIG instance. Errors as `GpuSource.create_mig` and `devices`."""
+        """Make a MIG instance. Raises errors as `GpuSource.create_mig` and `devices` do."""
         await self._answer("all", lambda: self._source.create_mig(uuid, profile, start, size))
 
     async def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
-        """Take a MIG instance away. Errors as `GpuSource.destroy_mig` and `devices`."""
+        """Destroy a MIG instance. Raises errors as `GpuSource.destroy_mig` and `devices` do."""
         await self._answer("all", lambda: self._source.destroy_mig(uuid, mig_uuid))
 
     @property
     def released(self) -> Collection[identifiers.GpuUuid]:
-        """GPUs that must not be asked."""
+        """GPUs that must not be called."""
         return self._released.keys()
 
     async def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
-        """Let go of GPUs, as `GpuSource.release`, once no call is under way. They are not asked meanwhile.
+        """Release GPUs, as `GpuSource.release` does, once no call is running. They are not called meanwhile.
 
         Raises:
-            GpuFailed: A call does not come back, so that the driver cannot be let go of.
-            DriverMissing: There is no driver any more; the next one will not be asked about them either.
+            GpuFailed: A call does not return, so that the driver cannot release them.
+            DriverMissing: There is no driver any more; the next one will not open them either.
         """
         self._released = dict(released)
         self._open.clear()
@@ -194,7 +193,7 @@ class DriverThreads:
             deadline = time.monotonic() + _LONGEST_WAIT_SECONDS + self._timeout_seconds
             while any(lane.pending for lane in self._lanes.values()):
                 if time.monotonic() > deadline:
-                    raise gpu_source.GpuFailed("a call to the driver does not come back")
+                    raise gpu_source.GpuFailed("a call to the driver does not return")
                 await asyncio.sleep(_IDLE_POLL_SECONDS)
             await self._lane("all").call(lambda: self._release(released), self._timeout_seconds)
         except (StillBusy, TimeoutError) as cause:
@@ -206,7 +205,7 @@ class DriverThreads:
         try:
             self._source.release(released)
         except gpu_source.GpuSourceError:
-            self._source = gpu_source.NoGpus()  # Greeted anew at the next enumeration.
+            self._source = gpu_source.NoGpus()  # The next call of `devices` connects again.
             raise
 
     async def _call(self, lane: str, function: Callable[[], T], seconds: float) -> T:
@@ -214,7 +213,7 @@ class DriverThreads:
         return await self._lane(lane).call(function, seconds)
 
     async def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
-        """Destroy a GPU instance without compute instance. Errors as `GpuSource.destroy_bare` and `devices`."""
+        """Destroy a bare GPU instance. Raises errors as `GpuSource.destroy_bare` and `devices` do."""
         await self._answer("all", lambda: self._source.destroy_bare(uuid, instance_id))
 
     async def _answer(self, lane: str, function: Callable[[], T]) -> T:
@@ -224,7 +223,7 @@ class DriverThreads:
             raise gpu_source.GpuFailed(f"the driver does not answer within {self._timeout_seconds:g} s") from cause
 
     def close(self) -> None:
-        """End the threads that can be ended."""
+        """End the threads whose calls return."""
         for lane in self._lanes.values():
             lane.close()
         self._source.close()

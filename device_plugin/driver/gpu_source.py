@@ -1,4 +1,4 @@
-"""Where GPUs come from: the few questions the plugin asks of a driver, and the answer where there is none."""
+"""The interface of a driver, and its values; `NoGpus` stands in where there is no driver."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from gpu_sharing.core import errors, health, identifiers, mig
 
 
 class GpuSourceError(errors.GpuSharingError):
-    """The driver did not do what it was asked for."""
+    """A call to the driver failed."""
 
 
 class DriverMissing(GpuSourceError):
@@ -16,16 +16,16 @@ class DriverMissing(GpuSourceError):
 
 
 class DriverChanged(GpuSourceError):
-    """The driver's kernel module and its library have different versions: the process has to start anew."""
+    """The driver's kernel module and its library have different versions: the process has to start again."""
 
 
 class GpuFailed(GpuSourceError):
-    """One GPU did not answer; the text is the call and the driver's error.
+    """A call to one GPU failed; the text is the call and the driver's error.
 
     Attributes:
-        lost: Whether the driver says that it has fallen off the bus.
-        reset_required: Whether the driver says that it must be reset.
-        lasting: Whether this driver, or this caller's rights, will never give the answer.
+        lost: Whether the driver reports that the GPU has fallen off the bus.
+        reset_required: Whether the driver reports that the GPU must be reset.
+        lasting: Whether this driver, or the rights of this process, will never allow the call.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class MigInstance:
     """Such as `1g.10gb`."""
     memory_mib: int
     start: int = 0
-    """Its first slot of the GPU's memory slices."""
+    """Its first MIG slice."""
     size: int = 1
-    """Its memory slices."""
+    """Number of its MIG slices."""
     instance_id: int = 0
-    """Of the GPU instance, as the driver numbers it."""
+    """The driver's number of the GPU instance."""
     compute_id: int = 0
-    """Of its compute instance."""
+    """The driver's number of the compute instance."""
 
 
 @dataclass(frozen=True, slots=True)
 class BareInstance:
-    """A GPU instance without a compute instance: it holds memory slices, and nothing can use it."""
+    """A GPU instance without a compute instance: it holds MIG slices, and nothing can use it."""
 
     instance_id: int
     profile: str
@@ -75,21 +75,21 @@ class Device:
     name: str
     """Product name."""
     memory_mib: int | None
-    """None where the driver does not say, as with memory that CPU and GPU share."""
+    """None where the driver reports none, as with memory that CPU and GPU share."""
     minor: int | None
     """The number in `/dev/nvidia<minor>`; None where there is no such file, as in WSL2."""
     numa: int = 0
     bus_id: str = ""
     compute_capability: tuple[int, int] = (0, 0)
-    """(0, 0) where the driver does not say."""
+    """(0, 0) where the driver reports none."""
     mig_enabled: bool = False
     migs: tuple[MigInstance, ...] = ()
     bare_instances: tuple[BareInstance, ...] = ()
-    """What is left of MIG instances that were made or taken away by halves; no device handle shows them."""
+    """Left from half-made or half-destroyed MIG instances; no device handle shows them."""
     most_migs: int = 0
-    """How many instances it can be divided into."""
+    """Number of MIG instances it can be divided into."""
     mig_profiles: tuple[mig.Profile, ...] = ()
-    """The kinds of instances that it can be divided into, wherever there are some now."""
+    """Kinds of MIG instances it can be divided into, whether or not their places are free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +97,25 @@ class Fault:
     """An XID that the driver reported."""
 
     uuid: identifiers.GpuUuid | None
-    """None where it cannot be told which GPU."""
+    """None where the GPU cannot be identified."""
     xid: int
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """What one process does on a GPU."""
+    """Use of a GPU by one process."""
 
     pid: int
-    """As the host counts."""
+    """In the PID namespace of the host."""
     memory_bytes: int | None
-    """None where the driver does not say."""
+    """None where the driver reports none."""
     utilization_percent: float | None
-    """The mean over the time since the last look; None where the driver does not measure processes."""
+    """Mean since the last sample; None where the driver does not measure processes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What is used of one GPU. None stands for what the driver cannot measure, never for nothing."""
+    """Use of one GPU. None stands for what the driver cannot measure, and 0 for no use."""
 
     memory_total_bytes: int | None
     memory_used_bytes: int | None
@@ -124,17 +124,17 @@ class Usage:
     power_watts: float | None
     processes: tuple[Process, ...] = ()
     mig_used_bytes: Mapping[str, int] = field(default_factory=dict)
-    """Memory used of each MIG instance, by its UUID; without those that the driver does not measure."""
+    """Used memory of each MIG instance by UUID; without those that the driver does not measure."""
     lists_processes: bool = True
-    """Whether the driver answered which processes run; without, an empty `processes` says nothing."""
+    """Whether the driver lists processes; otherwise an empty `processes` does not mean that none runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gaps:
-    """What the driver refuses although it goes on, each with the call and its error."""
+    """Calls that the driver refuses although it goes on, each with its error."""
 
     identity: Mapping[int, str] = field(default_factory=dict)
-    """By position: GPUs that never said what they are, so that nothing can be offered of them."""
+    """By position: GPUs that were never identified, so that they cannot be offered."""
     xids: Mapping[identifiers.GpuUuid, str] = field(default_factory=dict)
     """GPUs whose XIDs are not received, beside those of `events`."""
     events: str = ""
@@ -149,34 +149,34 @@ class Gaps:
 
 
 class GpuSource(Protocol):
-    """A driver. Its calls may block for as long as the driver hangs: call them on threads, with deadlines."""
+    """A driver. Its calls block for as long as the driver hangs: call them on threads, with deadlines."""
 
     def devices(self) -> Sequence[Device]:
-        """The GPUs that the driver enumerates. One that answered before is there while it refuses, as it was known.
+        """Return the GPUs that the driver lists. One that was identified before stays as it was while it refuses calls.
 
         Raises:
             DriverMissing: There is no driver.
-            DriverChanged: It was replaced while we run.
+            DriverChanged: It was replaced while this process runs.
         """
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
-        """A look at one GPU; what goes wrong is in the reading."""
+        """Return the health reading of one GPU; errors are part of the reading."""
 
     def usage(self, uuid: identifiers.GpuUuid) -> Usage:
-        """What is used of a GPU, and by which processes.
+        """Return what is used of a GPU, and by which processes.
 
         Raises:
             GpuFailed: It does not answer.
         """
 
     def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
-        """Wait for XIDs. Empty after the timeout."""
+        """Wait for XIDs; return none after the timeout."""
 
     def gaps(self) -> Gaps:
-        """What was refused in the last calls; asks the driver nothing, so that it never blocks."""
+        """Return what was refused in the last calls. Does not call the driver, so that it never blocks."""
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
-        """How well each GPU reaches each other: HAMi's score of link kinds, larger is nearer."""
+        """Return HAMi's score of the link between each two GPUs; a larger score is a faster link."""
 
     def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
         """Make a MIG instance with one compute instance of its whole size.
@@ -188,11 +188,11 @@ class GpuSource(Protocol):
             size: How many memory slices it has.
 
         Raises:
-            GpuFailed: There is no such profile, or no room there.
+            GpuFailed: There is no such profile, or its place is not free.
         """
 
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
-        """Take a MIG instance away.
+        """Destroy a MIG instance.
 
         Raises:
             GpuFailed: It is in use.
@@ -206,12 +206,12 @@ class GpuSource(Protocol):
         """
 
     def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
-        """Let go of GPUs so that they can be reset, and touch them no more; those that are not named are used again.
+        """Close GPUs so that they can be reset, and do not open them again; GPUs that are not named are used again.
 
-        No other call may be under way.
+        No other call may be running.
 
         Args:
-            released: All GPUs to keep off, with the position at which the driver counts each.
+            released: All GPUs to keep closed, with the position of each in the driver's order.
 
         Raises:
             DriverMissing: There is no driver any more.
@@ -219,50 +219,50 @@ class GpuSource(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the driver."""
+        """Close the connection to the driver."""
 
 
 class NoGpus:
-    """What stands in where there is no driver: the process stays up and looks again."""
+    """No driver: the process goes on without GPUs, and later tries to connect again."""
 
     def devices(self) -> Sequence[Device]:
-        """None."""
+        """Return that there are no GPUs."""
         return ()
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
-        """Nobody asks, as there is no GPU."""
-        return health.Reading(answered=False, trouble=f"there is no driver to ask about {uuid}")
+        """Return that nothing answers."""
+        return health.Reading(answered=False, trouble=f"there is no driver for {uuid}")
 
     def usage(self, uuid: identifiers.GpuUuid) -> Usage:
-        """Nobody asks, as there is no GPU."""
-        raise DriverMissing(f"there is no driver to ask about {uuid}")
+        """Raise that there is no driver."""
+        raise DriverMissing(f"there is no driver for {uuid}")
 
     def next_faults(self, timeout_seconds: float) -> Sequence[Fault]:
-        """None, at once."""
+        """Return no XIDs, without a wait."""
         return ()
 
     def gaps(self) -> Gaps:
-        """None: nothing was asked."""
+        """Return no gaps: nothing was called."""
         return Gaps()
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
-        """None."""
+        """Return that there are no links."""
         return {}
 
     def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
-        """Nobody asks, as there is no GPU."""
+        """Raise that there is no driver."""
         raise DriverMissing(f"there is no driver to divide {uuid}")
 
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
-        """Nobody asks, as there is no GPU."""
+        """Raise that there is no driver."""
         raise DriverMissing(f"there is no driver to undo {mig_uuid}")
 
     def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
-        """Nobody asks, as there is no GPU."""
+        """Raise that there is no driver."""
         raise DriverMissing(f"there is no driver to undo GPU instance {instance_id} of {uuid}")
 
     def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
-        """Nothing is held."""
+        """Do nothing: no GPU is open."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is no connection."""

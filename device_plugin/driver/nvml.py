@@ -1,8 +1,8 @@
-"""GPUs through NVML. The only module that imports NVIDIA's bindings, and late, because most tests have no driver.
+"""GPUs through NVML. Only this module imports NVIDIA's bindings, and it is imported late: most tests have no driver.
 
-What the driver refuses about one GPU becomes a reading of that GPU or is left out; its neighbours go on. What a GPU is,
-it says once, and that is remembered: drivers refuse such calls while a GPU is being reset. Nothing here has a deadline
-of its own, since a hung driver does not return: `driver_threads` calls it.
+A refused call about one GPU becomes its reading or is left out; the other GPUs go on. The identity of a GPU is read
+once and remembered: drivers refuse such calls while a GPU is being reset. The calls have no deadlines here, since a
+hung driver does not return: `driver_threads` makes them.
 
 Source: NVIDIA's NVML API reference; scores of links as HAMi v2.10 has them.
 """
@@ -19,7 +19,7 @@ import pynvml
 import structlog
 
 from device_plugin.driver import gpu_source
-from gpu_sharing.core import health, identifiers, mig
+from gpu_sharing.core import health, identifiers, mig, nvidia
 
 T = TypeVar("T")
 
@@ -27,17 +27,13 @@ _SYSFS = pathlib.Path("/sys/bus/pci/devices")
 _LINK_SCORES = {0: 60, 10: 50, 20: 40, 30: 30, 40: 20, 50: 10}
 """`nvmlGpuTopologyLevel_t` from the same board to across CPUs."""
 _NVLINK_SCORE = 100
-_POWER_BRAKE = 0x80
-_COMPUTE_PROFILES = {1: 0, 2: 1, 3: 2, 4: 3, 7: 4, 8: 5, 6: 6}
-"""`NVML_COMPUTE_INSTANCE_PROFILE_*` by number of slices."""
-_RECOVERY_ACTION = 230
 _DEAF_SECONDS = 30.0
-"""How long a GPU whose events cannot be waited for is left out of the set before it is tried again."""
+"""How long a GPU for whose events the driver cannot wait is left out of the set before it is tried again."""
 
 _MOST_INSTANCES = 8
 """Of one profile, on one GPU."""
 
-# Beyond these a value is one that the driver made up, such as 4294967291 °C. Per value, not per GPU.
+# Larger values are errors of the driver, such as 4294967291 °C. They count for one value, not for the GPU.
 _MOST_CELSIUS = 150
 _MOST_WATTS = 5000
 _MOST_ECC_ERRORS = 1 << 48
@@ -57,13 +53,13 @@ _LASTING = frozenset(
         pynvml.NVML_ERROR_DEPRECATED,
     }
 )
-"""What a driver answers that is too old, a GPU that cannot, or to a caller who may not."""
+"""Errors of a driver that is too old, of a GPU that lacks the feature, or of missing rights."""
 
 log = structlog.get_logger("nvml")
 
 
-class _Refused(gpu_source.GpuFailed):
-    """A call that was refused, with NVML's number of the error."""
+class _NvmlError(gpu_source.GpuFailed):
+    """A refused call, with NVML's number of the error."""
 
     def __init__(self, call: str, cause: Exception) -> None:
         # The bindings have an error of their own where the library lacks the function.
@@ -87,7 +83,7 @@ def _call(function: Callable[..., T], *arguments: Any) -> T:
     try:
         return function(*arguments)
     except (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError) as cause:
-        refused = _Refused(function.__name__, cause)
+        refused = _NvmlError(function.__name__, cause)
         if refused.code == _DRIVER_CHANGED:
             raise gpu_source.DriverChanged(f"the driver was replaced under this process: {cause}") from cause
         if refused.code in _DRIVER_MISSING:
@@ -110,7 +106,7 @@ def _optional(function: Callable[..., T], *arguments: Any) -> T | None:
 
 
 def _or_none(function: Callable[..., T], *arguments: Any) -> T | None:
-    """Return what NVML answers, or None where it refuses, whatever it says."""
+    """Return what NVML answers, or None where it refuses, for any reason."""
     try:
         return _call(function, *arguments)
     except gpu_source.GpuFailed:
@@ -118,7 +114,7 @@ def _or_none(function: Callable[..., T], *arguments: Any) -> T | None:
 
 
 def _plausible(value: float | None, most: float, least: float = 0) -> Any:
-    """Return a value that can be true; None otherwise."""
+    """Return a value within its bounds; None otherwise."""
     return value if value is not None and least <= value <= most else None
 
 
@@ -126,7 +122,7 @@ def connect(*, attach: bool = True) -> "Nvml":
     """Load the library and initialise it.
 
     Args:
-        attach: Whether to take hold of every GPU at once; else of each when it is first asked.
+        attach: Whether to open every GPU now; otherwise each at the first call to it.
 
     Raises:
         DriverMissing: There is none.
@@ -148,7 +144,7 @@ class Nvml:
         self._count = 0
         """How many GPUs the driver counted then."""
         self._refusals: Mapping[identifiers.GpuUuid, gpu_source.GpuFailed] = {}
-        """Those of them that did not say in the last enumeration what they are."""
+        """GPUs of the last enumeration that could not be identified in it."""
         self._unidentified: Mapping[int, str] = {}
         self._mig_refusals: dict[identifiers.GpuUuid, str] = {}
         self._event_set: Any = None
@@ -156,18 +152,18 @@ class Nvml:
         self._unheard: dict[identifiers.GpuUuid, str] = {}
         self._events_refused = ""
         self._deaf_until: dict[identifiers.GpuUuid, float] = {}
-        """GPUs that make every wait for events fail, and when they are tried again (monotonic seconds)."""
+        """GPUs that make each wait for events fail, and when they are tried again (monotonic seconds)."""
         self._released: Mapping[identifiers.GpuUuid, int] = {}
-        """GPUs that must not be touched, with the position of each as the caller knows it."""
+        """GPUs that must stay closed, with the position of each as the caller knows it."""
         self._sampled_until: dict[identifiers.GpuUuid, int] = {}
-        """Until when, in the driver's microseconds, the use by processes was read."""
+        """Time of the last read of use by processes, in the driver's microseconds."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
-        """See `GpuSource`."""
-        self._refusals = {}  # What an earlier enumeration was refused says nothing if this one fails.
+        """Implement `GpuSource.devices`."""
+        self._refusals = {}  # Refusals of an earlier enumeration do not count if this one fails.
         count = _call(pynvml.nvmlDeviceGetCount)
         if self._released and self._count not in (0, count):
-            # Positions have moved: to ask at one may touch the GPU that is being reset.
+            # Positions have moved: a call by position may open the GPU that is being reset.
             raise gpu_source.GpuFailed(f"the driver counts {count} GPUs instead of {self._count} while one is released")
         found = {uuid: self._known[uuid] for uuid in self._released if uuid in self._known}
         kept_off = {found[uuid].index if uuid in found else index for uuid, index in self._released.items()}
@@ -189,11 +185,11 @@ class Nvml:
         return sorted(found.values(), key=lambda device: device.index)
 
     def _same_position(self, count: int) -> Sequence[gpu_source.Device]:
-        """The GPUs that are where they were: positions move only when the number of GPUs does."""
+        """Return the GPUs that keep their positions: they move only when the number of GPUs changes."""
         return [self._known[uuid] for uuid in self._listed] if count == self._count else ()
 
     def _identified(self, index: int) -> gpu_source.Device:
-        """The GPU at a position, as far as it says what it is now, else as it was known."""
+        """Return the GPU at a position, with values that were known before in place of those that it refuses now."""
         handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
         uuid = identifiers.GpuUuid(_text(_call(pynvml.nvmlDeviceGetUUID, handle)))
         known = self._known.get(uuid)
@@ -221,7 +217,7 @@ class Nvml:
         )
 
     def _divided(self, handle: Any, device: gpu_source.Device) -> gpu_source.Device:
-        """The GPU with its MIG instances; with those that were known where the driver refuses to list them."""
+        """Return the GPU with its MIG instances; with those known before where the driver refuses to list them."""
         try:
             if not _call(pynvml.nvmlDeviceGetMigMode, handle)[0]:
                 self._mig_refusals.pop(device.uuid, None)
@@ -245,7 +241,7 @@ class Nvml:
         return device
 
     def gaps(self) -> gpu_source.Gaps:
-        """See `GpuSource`."""
+        """Implement `GpuSource.gaps`."""
         listed = self._listed
         return gpu_source.Gaps(
             self._unidentified,
@@ -255,7 +251,7 @@ class Nvml:
         )
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
-        """See `GpuSource`."""
+        """Implement `GpuSource.reading`."""
         try:
             found = self._reading(uuid, self._handle(uuid))
         except gpu_source.GpuFailed as refused:
@@ -265,8 +261,8 @@ class Nvml:
         return found if refusal is None else self._unanswered(uuid, refusal)
 
     def _unanswered(self, uuid: identifiers.GpuUuid, refused: gpu_source.GpuFailed) -> health.Reading:
-        # A driver that enumerates it no more and does not find it either: it is not on the bus.
-        code = refused.code if isinstance(refused, _Refused) else None
+        # The driver neither lists nor finds it: it is not on the bus.
+        code = refused.code if isinstance(refused, _NvmlError) else None
         gone = code == pynvml.NVML_ERROR_NOT_FOUND and uuid not in self._listed
         return health.Reading(
             answered=False,
@@ -293,11 +289,11 @@ class Nvml:
             uncorrected_errors=_plausible(errors, _MOST_ECC_ERRORS),
             temperature_celsius=_plausible(temperature, _MOST_CELSIUS),
             limit_celsius=_plausible(limit, _MOST_CELSIUS, 1),
-            power_brake=bool((reasons or 0) & _POWER_BRAKE),
+            power_brake=bool((reasons or 0) & nvidia.POWER_BRAKE),
         )
 
     def _round_trip(self, uuid: identifiers.GpuUuid, handle: Any) -> Any:
-        """Ask what a GPU must answer: its memory, unless it never did; then the answer is None."""
+        """Return the answer to a call that each GPU must answer, its memory; None if it never reported any."""
         try:
             return _call(pynvml.nvmlDeviceGetMemoryInfo, handle)
         except gpu_source.GpuFailed as refused:
@@ -307,7 +303,7 @@ class Nvml:
             return None
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
-        """See `GpuSource`."""
+        """Implement `GpuSource.usage`."""
         try:
             return self._usage(uuid, self._handle(uuid))
         except gpu_source.GpuFailed:
@@ -345,13 +341,13 @@ class Nvml:
             yield gpu_source.Process(pid, credible, None if busy is None else busy.get(pid, 0.0))
 
     def _busy(self, uuid: identifiers.GpuUuid, handle: Any) -> dict[int, float] | None:
-        """The mean utilisation of each process since the last call; None where the driver does not measure it."""
+        """Return the mean utilization of each process since the last call; None where it is not measured."""
         # The driver counts by the wall clock: after a jump back it would find nothing for as long.
         since = min(self._sampled_until.get(uuid, 0), time.time_ns() // 1000)
         self._sampled_until[uuid] = since
         try:
             samples = _call(pynvml.nvmlDeviceGetProcessUtilization, handle, since)
-        except _Refused as refused:
+        except _NvmlError as refused:
             # So it says that nothing has run since; the bindings raise "success" where there is no sample.
             return {} if refused.code in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS) else None
         by_pid: dict[int, list[int]] = {}
@@ -362,7 +358,7 @@ class Nvml:
         return {pid: sum(values) / len(values) for pid, values in by_pid.items()}
 
     def _handle(self, uuid: identifiers.GpuUuid) -> Any:
-        """The handle of a GPU, looked up by its bus: a look-up by UUID touches the GPUs through which it searches."""
+        """Return the handle of a GPU by its bus id: a search by UUID would open the GPUs that it passes."""
         if uuid in self._released:
             raise gpu_source.GpuFailed("it is released for a reset")
         if uuid not in self._handles:
@@ -374,12 +370,12 @@ class Nvml:
         return self._handles[uuid]
 
     def _forget_handle(self, uuid: identifiers.GpuUuid) -> None:
-        """After a reset it is another one, and events have to be registered again."""
+        """Forget the handle, which is another one after a reset; events then have to be registered again."""
         self._handles.pop(uuid, None)
         self._registered.discard(uuid)
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
-        """See `GpuSource`."""
+        """Implement `GpuSource.next_faults`."""
         try:
             faults = self._wait(timeout_seconds)
         except gpu_source.GpuFailed as refused:
@@ -393,7 +389,7 @@ class Nvml:
         faults: Sequence[gpu_source.Fault] = ()
         try:
             faults = self._faults(_call(pynvml.nvmlEventSetWait_v2, self._event_set, int(timeout_seconds * 1000)))
-        except _Refused as refused:
+        except _NvmlError as refused:
             if refused.code != pynvml.NVML_ERROR_TIMEOUT:
                 self._drop_event_set()
                 if refused.lost:
@@ -410,7 +406,7 @@ class Nvml:
         return (gpu_source.Fault(self._uuid_of(event.device), int(event.eventData)),)
 
     def _register(self) -> None:
-        """Subscribe to the XIDs of each GPU that is new, was reset, or refused before."""
+        """Register for the XIDs of each GPU that is new, was reset, or refused before."""
         if self._event_set is None:
             self._event_set = _call(pynvml.nvmlEventSetCreate)
         now = time.monotonic()
@@ -430,7 +426,7 @@ class Nvml:
         self._registered.clear()
 
     def _leave_out_lost(self, cause: gpu_source.GpuFailed) -> Sequence[gpu_source.Fault]:
-        """Find the GPUs for which a wait fails, each with a set of its own, and leave them out of the next set.
+        """Find the GPUs for which a wait fails, each with its own set, and leave them out of the next set.
 
         Returns:
             The XIDs that came meanwhile.
@@ -445,7 +441,7 @@ class Nvml:
             try:
                 _subscribe(self._handle(uuid), trial)
                 found += self._faults(_call(pynvml.nvmlEventSetWait_v2, trial, 0))
-            except _Refused as refused:
+            except _NvmlError as refused:
                 if refused.lost:
                     self._unheard[uuid] = str(refused)
                     self._deaf_until[uuid] = time.monotonic() + _DEAF_SECONDS
@@ -460,12 +456,12 @@ class Nvml:
         uuid = _or_none(pynvml.nvmlDeviceGetUUID, handle)
         if uuid is not None:
             return identifiers.GpuUuid(_text(uuid))
-        # It does not answer any more, but its handle is one that we know.
+        # It does not answer any more, but its handle is known.
         same = [known for known, kept in list(self._handles.items()) if _address(kept) == _address(handle)]
         return same[0] if len(same) == 1 else None
 
     def links(self) -> dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]]:
-        """See `GpuSource`."""
+        """Implement `GpuSource.links`."""
         handles = dict(self._handles)
         bus_ids = {uuid: device.bus_id for uuid, device in self._known.items()}
         scores: dict[identifiers.GpuUuid, dict[identifiers.GpuUuid, int]] = {}
@@ -481,7 +477,7 @@ class Nvml:
         return scores
 
     def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
-        """See `GpuSource`."""
+        """Implement `GpuSource.create_mig`."""
         handle = self._handle(uuid)
         found = _profile(handle, profile)
         if found is None:
@@ -492,7 +488,7 @@ class Nvml:
             whole = _call(
                 pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
                 instance,
-                _COMPUTE_PROFILES[found.sliceCount],
+                nvidia.COMPUTE_PROFILES[found.sliceCount],
                 pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
             )
             _call(pynvml.nvmlGpuInstanceCreateComputeInstance, instance, whole.id)
@@ -501,7 +497,7 @@ class Nvml:
             raise
 
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
-        """See `GpuSource`."""
+        """Implement `GpuSource.destroy_mig`."""
         handle = self._handle(uuid)
         for made in _mig_handles(handle):
             if _text(_call(pynvml.nvmlDeviceGetUUID, made)) == mig_uuid:
@@ -524,19 +520,19 @@ class Nvml:
         _call(pynvml.nvmlDeviceSetComputeMode, self._handle(identifiers.GpuUuid(uuid)), mode)
 
     def destroy_bare(self, uuid: identifiers.GpuUuid, instance_id: int) -> None:
-        """See `GpuSource`."""
+        """Implement `GpuSource.destroy_bare`."""
         _call(
             pynvml.nvmlGpuInstanceDestroy,
             _call(pynvml.nvmlDeviceGetGpuInstanceById, self._handle(uuid), instance_id),
         )
 
     def release(self, released: Mapping[identifiers.GpuUuid, int]) -> None:
-        """See `GpuSource`."""
+        """Implement `GpuSource.release`."""
         newly = released.keys() - self._released.keys()
         self._released = dict(released)
         if not newly:
-            return  # The others are attached again when they are asked.
-        # NVML lets go of one GPU only by letting go of all.
+            return  # The others are opened again at the next call to them.
+        # NVML closes one GPU only by closing all.
         if self._event_set is not None:
             self._drop_event_set()
         self._handles.clear()
@@ -544,8 +540,8 @@ class Nvml:
         _call(pynvml.nvmlInitWithFlags, pynvml.NVML_INIT_FLAG_NO_ATTACH)
 
     def close(self) -> None:
-        """See `GpuSource`."""
-        # The set of events is left alone: a thread may be waiting in it.
+        """Implement `GpuSource.close`."""
+        # The set of events stays: a thread may be waiting in it.
         with contextlib.suppress(gpu_source.GpuSourceError):
             _call(pynvml.nvmlShutdown)
 
@@ -566,7 +562,7 @@ def _clock_reasons(handle: Any) -> int | None:
 
 
 def _recovery_action(handle: Any) -> int | None:
-    fields = _optional(pynvml.nvmlDeviceGetFieldValues, handle, [_RECOVERY_ACTION])
+    fields = _optional(pynvml.nvmlDeviceGetFieldValues, handle, [nvidia.RECOVERY_ACTION])
     if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS:
         return None
     action: int | None = _plausible(int(fields[0].value.uiVal), _MOST_RECOVERY_ACTION)
@@ -574,14 +570,14 @@ def _recovery_action(handle: Any) -> int | None:
 
 
 def _bytes(memory: Any) -> tuple[int | None, int | None]:
-    """All bytes of memory and the used ones; None where the driver does not say or cannot mean it."""
+    """Return total and used bytes of memory; None where the driver reports none, or a wrong value."""
     if memory is None or not memory.total:
         return None, None
     return memory.total, _plausible(memory.used, memory.total)
 
 
 def _running(handles: Sequence[Any]) -> dict[int, int | None] | None:
-    """Bytes by process on a GPU and its MIG instances, those of MPS clients too; None where the driver lists none."""
+    """Return bytes by process on a GPU and its MIG instances, with MPS clients; None where the driver has no list."""
     lists = [_compute_processes(handle) for handle in handles]
     if all(one is None for one in lists):
         return None
@@ -593,7 +589,7 @@ def _compute_processes(handle: Any) -> Sequence[Any] | None:
     try:
         found: Sequence[Any] = _call(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
         return found
-    except _Refused as refused:
+    except _NvmlError as refused:
         if refused.lost or refused.reset_required:
             raise
         if refused.code != pynvml.NVML_ERROR_FUNCTION_NOT_FOUND:
@@ -624,12 +620,12 @@ def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
 
 
 def _bare(handle: Any, shown: Collection[int]) -> Iterator[gpu_source.BareInstance]:
-    """The GPU instances that no device handle shows, because they have no compute instance."""
+    """Yield the GPU instances that no device handle shows, because they have no compute instance."""
     for profile in _profile_infos(handle):
         count = ctypes.c_uint(_MOST_INSTANCES)
         found = (pynvml.c_nvmlGpuInstance_t * _MOST_INSTANCES)()
         if _optional(_gpu_instances, handle, profile.id, found, count) is None:
-            continue  # Only privileged callers are told.
+            continue  # The driver lists them for privileged callers only.
         for instance in found[: count.value]:
             info = _optional(pynvml.nvmlGpuInstanceGetInfo, instance)
             if info is not None and info.id not in shown:
@@ -643,7 +639,7 @@ def _gpu_instances(handle: Any, profile_id: int, found: Any, count: Any) -> bool
 
 
 def _profiles(handle: Any) -> Iterator[mig.Profile]:
-    """The kinds of instances that a GPU can be divided into, without those that have extra engines."""
+    """Yield the kinds of instances that a GPU can be divided into, without those that have extra engines."""
     known = [info for info in _profile_infos(handle) if "+" not in _text(info.name)]
     whole = max((info.sliceCount for info in known), default=1)
     for info in known:
@@ -674,12 +670,12 @@ def _profile_infos(handle: Any) -> Iterator[Any]:
 
 
 def _profile(handle: Any, name: str) -> Any:
-    """What the GPU says of a profile; None where it has none of that name."""
+    """Return the driver's description of a profile; None where the GPU has no profile of that name."""
     return next((info for info in _profile_infos(handle) if _text(info.name).removeprefix("MIG ") == name), None)
 
 
 def _nvlink_peers(handle: Any) -> Iterator[str]:
-    """The bus id at the other end of each active NVLink."""
+    """Yield the bus id at the other end of each active NVLink."""
     for link in range(pynvml.NVML_NVLINK_MAX_LINKS):
         if _or_none(pynvml.nvmlDeviceGetNvLinkState, handle, link):
             peer = _or_none(pynvml.nvmlDeviceGetNvLinkRemotePciInfo, handle, link)
@@ -695,7 +691,7 @@ def _address(handle: Any) -> int | None:
 
 
 def _numa(bus_id: str) -> int:
-    """The NUMA node of a PCI device; the kernel says -1 where there is only one."""
+    """Return the NUMA node of a PCI device; 0 where the kernel has -1, as with a single node."""
     domain, _, rest = bus_id.partition(":")
     try:
         return max(int((_SYSFS / f"{domain[-4:]}:{rest}".lower() / "numa_node").read_text()), 0)

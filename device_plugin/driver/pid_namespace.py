@@ -1,10 +1,11 @@
-"""Whether this process is in the PID namespace of the host, which decides whether the driver lists any process to it.
+"""Whether this process is in the PID namespace of the host, without which the driver lists no processes to it.
 
 Since 535.113.01 NVIDIA's kernel module translates process ids into the namespace of its caller and leaves out every
-process that has none there. A pod without `hostPID` therefore reads an empty list, as if every container used nothing.
+process that has no id there. So a pod without `hostPID` reads an empty list, as if no container used a GPU.
 
-Comparing `/proc/self/ns/pid` with `/proc/1/ns/pid` would need the right to trace process 1. The line `NSpid` of our own
-status needs none: read through the host's `/proc` it lists our id once for each namespace from the host's inwards.
+To compare `/proc/self/ns/pid` with `/proc/1/ns/pid` needs the right to trace process 1. The line `NSpid` of this
+process's own status needs no right: read through the host's `/proc` it has one id for each namespace, from the host's
+inwards.
 
 Source: proc_pid_status(5); `os_find_ns_pid` in NVIDIA's open-gpu-kernel-modules.
 """
@@ -16,7 +17,7 @@ def problem(proc: pathlib.Path) -> str:
     """Return why the driver shows this process no processes of containers, or an empty string where it does.
 
     Args:
-        proc: The host's `/proc`, where it is mounted. A process's own `/proc` always says that all is well.
+        proc: The host's `/proc`, where it is mounted. In a process's own `/proc` the line always has one id.
     """
     try:
         lines = (proc / "self" / "status").read_text(errors="replace").splitlines()

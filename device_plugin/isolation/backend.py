@@ -12,7 +12,7 @@ from typing import Protocol
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
 from device_plugin.isolation.assignment import Assignment
-from gpu_sharing.core import error_codes, mig, records
+from gpu_sharing.core import error_codes, mig, nvidia, records
 
 CreateInstance = Callable[[records.MigShare], Awaitable[None]]
 """Makes one MIG instance. Raises `GpuSourceError`."""
@@ -23,7 +23,7 @@ class CannotIsolate(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class BackendSettings:
     """How the backends work."""
 
     hook_path: pathlib.Path = pathlib.Path("/usr/local")
@@ -32,7 +32,7 @@ class Settings:
     """Whether HAMi-core leaves compute unlimited."""
     library_log_level: str = "1"
     """`LIBCUDA_LOG_LEVEL` of HAMi-core in containers."""
-    mps_root: pathlib.Path = pathlib.Path("/run/nvidia/mps")
+    mps_root: pathlib.Path = pathlib.Path(nvidia.MPS_ROOT)
     """Folder of the MPS daemon's pipes, logs and shared memory, on the host and here under the same path."""
     mps_multi_user: bool = False
     """Whether the driver lets clients of several users share one MPS server."""

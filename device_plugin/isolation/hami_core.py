@@ -26,7 +26,7 @@ import structlog
 from device_plugin.delivery import edits
 from device_plugin.isolation import none
 from device_plugin.isolation.assignment import Assignment
-from device_plugin.isolation.backend import CannotIsolate, Settings
+from device_plugin.isolation.backend import BackendSettings, CannotIsolate
 from gpu_sharing.core import error_codes
 
 NAME = "hami-core"
@@ -134,7 +134,7 @@ class HamiCore(none.TimeSlicing):
 
     unavailable_code = error_codes.PLUGIN_HAMI_CORE
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BackendSettings) -> None:
         super().__init__(settings)
         self._hook_path = settings.hook_path
         self._containers = settings.hook_path / "vgpu" / "containers"

@@ -21,7 +21,7 @@ Made = Collection[records.MadeInstance]
 
 
 class Mig(none.TimeSlicing):
-    """The MIG backend."""
+    """The backend of MIG instances."""
 
     def most_containers(self, device: gpu_source.Device) -> int | None:
         """Return the number of instances: all that fit where they are made as needed, else those that exist."""
@@ -51,7 +51,7 @@ class Mig(none.TimeSlicing):
                 raise CannotIsolate(f"MIG instance {where}: {cause}") from cause
 
     def isolation_in_effect(self, assignment: Assignment) -> str:
-        """Return `mig`."""
+        """Return `mig`: the hardware isolates."""
         return NAME
 
     def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:

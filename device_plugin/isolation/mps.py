@@ -17,13 +17,11 @@ from device_plugin.driver import gpu_source
 from device_plugin.isolation import none
 from device_plugin.isolation.assignment import Assignment
 from device_plugin.isolation.backend import CannotIsolate
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, nvidia
 
 NAME = "mps"
 PIPE, LOG, SHARED_MEMORY = "pipe", "log", "shm"
 LOCK, READY = "daemon.lock", "ready"
-_MOST_CLIENTS = ((7, 0, 48), (3, 5, 16))
-"""Lowest compute capability (major, minor), and the clients of one GPU from there on."""
 
 
 def is_ready(root: pathlib.Path) -> bool:
@@ -45,7 +43,7 @@ def is_ready(root: pathlib.Path) -> bool:
 
 
 class Mps(none.TimeSlicing):
-    """The MPS backend."""
+    """The backend of CUDA MPS."""
 
     unavailable_code = error_codes.PLUGIN_MPS
     conflict_code = error_codes.PLUGIN_MPS_USERS
@@ -62,13 +60,13 @@ class Mps(none.TimeSlicing):
 
     def most_containers(self, device: gpu_source.Device) -> int | None:
         """Return what the compute capability allows."""
-        for major, minor, clients in _MOST_CLIENTS:
+        for major, minor, clients in nvidia.MPS_MOST_CLIENTS:
             if device.compute_capability >= (major, minor):
                 return clients
         return 1
 
     def isolation_in_effect(self, assignment: Assignment) -> str:
-        """Return `mps`."""
+        """Return `mps`: the server isolates."""
         return NAME
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
 from device_plugin.isolation.assignment import Assignment
-from device_plugin.isolation.backend import Settings
+from device_plugin.isolation.backend import BackendSettings
 from gpu_sharing.core import error_codes, mig
 
 NAME = "none"
@@ -17,7 +17,7 @@ class TimeSlicing:
     unavailable_code: error_codes.Code | None = None
     conflict_code: error_codes.Code | None = None
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BackendSettings) -> None:
         self._settings = settings
 
     def problem(self) -> str:
@@ -37,10 +37,10 @@ class TimeSlicing:
         return ()
 
     async def prepare(self, assignment: Assignment) -> None:
-        """Make nothing."""
+        """Do nothing: nothing is needed."""
 
     def isolation_in_effect(self, assignment: Assignment) -> str:
-        """Return `none`."""
+        """Return that nothing isolates it."""
         return NAME
 
     def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:

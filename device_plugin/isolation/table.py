@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping
 
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core, mig, mps, none
-from device_plugin.isolation.backend import Backend, Settings
+from device_plugin.isolation.backend import Backend, BackendSettings
 
 AUTO, NONE, MPS, HAMI_CORE, MIG = "auto", none.NAME, mps.NAME, hami_core.NAME, mig.NAME
 
-BACKENDS: Mapping[str, Callable[[Settings], Backend]] = {
+BACKENDS: Mapping[str, Callable[[BackendSettings], Backend]] = {
     NONE: none.TimeSlicing,
     MPS: mps.Mps,
     HAMI_CORE: hami_core.HamiCore,
@@ -23,7 +23,7 @@ AUTO_CHOICE = HAMI_CORE
 """The backend that `auto` chooses for a GPU that is not in MIG mode; `none` where it is not available. Never MPS."""
 
 
-def build(settings: Settings) -> Mapping[str, Backend]:
+def build(settings: BackendSettings) -> Mapping[str, Backend]:
     """Return all backends by name."""
     return {name: make(settings) for name, make in BACKENDS.items()}
 

@@ -1,4 +1,4 @@
-"""Why the kubelet is told not to start a container."""
+"""The error by which the kubelet does not start a container."""
 
 from gpu_sharing.core import error_codes
 
@@ -18,5 +18,5 @@ class StartRefused(Exception):
 
     @property
     def text(self) -> str:
-        """The text that `kubectl describe pod` shows."""
+        """Message that `kubectl describe pod` shows."""
         return f"{self.code}: {self}. {error_codes.REGISTRY[self.code].remedy}"

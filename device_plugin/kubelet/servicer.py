@@ -14,11 +14,11 @@ import grpc
 import grpc.aio
 import structlog
 
-from device_plugin.delivery import edits, methods
+from device_plugin.delivery import edits
 from device_plugin.kubelet.device_ids import DeviceId
 from device_plugin.kubelet.refusals import StartRefused
 from device_plugin.metrics import Metrics
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, nvidia
 from protos.deviceplugin.v1beta1 import api_pb2, api_pb2_grpc
 
 HEALTHY, UNHEALTHY = "Healthy", "Unhealthy"
@@ -162,7 +162,7 @@ def _answer(given: edits.Edits | str) -> api_pb2.ContainerAllocateResponse:
     if isinstance(given, str):
         # A runtime that ignores CDI starts the container with this: no GPU at all. The specification replaces it.
         return api_pb2.ContainerAllocateResponse(
-            envs={methods.VISIBLE: methods.VOID}, cdi_devices=[api_pb2.CDIDevice(name=given)]
+            envs={nvidia.VISIBLE_DEVICES: nvidia.NO_DEVICES}, cdi_devices=[api_pb2.CDIDevice(name=given)]
         )
     return api_pb2.ContainerAllocateResponse(
         envs=dict(given.environment),

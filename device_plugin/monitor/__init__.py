@@ -1,1 +1,1 @@
-"""The monitor: what the node's GPUs do and what each container uses of its slice, for Prometheus."""
+"""The monitor: use of the node's GPUs, in total and by container, for Prometheus. It only reads."""

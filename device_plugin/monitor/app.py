@@ -1,6 +1,6 @@
-"""Joins the monitor's parts: it looks at GPUs, follows the pods of its node, and answers Prometheus and probes.
+"""Joins the monitor's parts: it samples GPUs, follows the pods of its node, and answers Prometheus and probes.
 
-It only reads. It shares no state with the device plugin, so that either may be restarted alone.
+It only reads, and shares no state with the device plugin, so that either may be restarted alone.
 """
 
 import asyncio
@@ -10,17 +10,20 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from device_plugin.driver import driver_threads, gpu_source, pid_namespace
+from device_plugin.driver import gpu_source, pid_namespace
+from device_plugin.driver.driver_threads import DriverThreads
 from device_plugin.kubelet import podresources
-from device_plugin.monitor import collector, sampler, settings, share_usage
+from device_plugin.monitor import collector, share_usage
+from device_plugin.monitor.sampler import Sampler
+from device_plugin.monitor.settings import Settings
 from device_plugin.node import api_objects, node_watch, pods, release
 from gpu_sharing.adapters import health_endpoint, kubernetes, stdlib_http
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, records
 
-_AGAIN_SECONDS = 30.0
-"""After so long a release that the driver did not carry out is tried again."""
+_RELEASE_RETRY_SECONDS = 30.0
+"""How long after a failed release of GPUs it is tried again."""
 _FIRST_NODE_SECONDS = 10.0
-"""How long the first look at the GPUs waits for the node, which says what GPUs must not be touched."""
+"""How long the first sample waits for the node, whose annotation lists GPUs that must stay closed."""
 
 log = structlog.get_logger("monitor")
 
@@ -29,55 +32,56 @@ class Monitor:
     """One running monitor."""
 
     def __init__(
-        self, options: settings.Settings, client: kubernetes.Client, connect: Callable[[], gpu_source.GpuSource]
+        self, settings: Settings, client: kubernetes.Client, connect: Callable[[], gpu_source.GpuSource]
     ) -> None:
         """Join the parts.
 
         Args:
-            options: How it runs.
+            settings: How it runs.
             client: The API server.
-            connect: Finds the driver; raises `DriverMissing` while there is none.
+            connect: Connects to the driver; raises `DriverMissing` while there is none.
         """
-        self._options = options
-        self._client = client
+        self._settings = settings
         self._started_at = time.monotonic()
-        self._pods = pods.Pods(options.resource_names, self._pods_changed)
+        self._pods = pods.Pods(settings.resource_names, self._pods_changed)
         self._pods_version = 0
-        self._pod_watch = pods.watch(client, options.node_name, self._pods)
-        self._driver = driver_threads.DriverThreads(connect, options.nvml_timeout_seconds)
-        self._metrics = collector.Metrics(lambda: self._view, compatible=options.compatible)
-        self._sampler = sampler.Sampler(
-            self._driver, options.proc_dir, options.hook_path, self._pods,
-            self._metrics.look_seconds.observe, self._metrics.failures.inc,
+        self._pod_watch = pods.watch(client, settings.node_name, self._pods)
+        self._driver = DriverThreads(connect, settings.nvml_timeout_seconds)
+        self._metrics = collector.Metrics(lambda: self._view, compatible=settings.compatible)
+        self._sampler = Sampler(
+            driver=self._driver, proc=settings.proc_dir, hook_path=settings.hook_path, pods=self._pods,
+            metrics=self._metrics,
         )  # fmt: skip
         client.observe = self._metrics.api_call
-        self._resources = podresources.PodResources(options.kubelet_dir, options.resource_names.count)
-        self._namespace_trouble = pid_namespace.problem(options.proc_dir)
-        self._node_watch = node_watch.NodeWatch(client, options.node_name, self._node_changed)
+        self._resources = podresources.PodResources(settings.kubelet_dir, settings.resource_names.count)
+        self._namespace_problem = pid_namespace.problem(settings.proc_dir)
+        self._node_watch = node_watch.NodeWatch(client, settings.node_name, self._node_changed)
         self._metrics.follow({"pods": self._pod_watch, "node": self._node_watch.reflector})
         self._holds_released = False
         self._offered: dict[identifiers.GpuUuid, gpus.Gpu] = {}
         self._without_record: int | None = None
-        self._kubelet_trouble = "not asked yet"
-        self._view = collector.MonitorView(options.node_name, started_at=self._started_at)
+        self._kubelet_problem = "not called yet"
+        self._view = collector.MonitorView(settings.node_name, started_at=self._started_at)
         self._shown: tuple[object, ...] = ()
         self._text: tuple[bytes, str] = (b"", "")
-        self._endpoint = health_endpoint.HealthEndpoint(options.health, self._components, self._exposition, self._facts)
+        self._endpoint = health_endpoint.HealthEndpoint(
+            settings.health, self._components, self._exposition, self._facts
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until told to stop.
+        """Serve until stopped.
 
         Raises:
-            DriverChanged: The driver was replaced; the process has to start anew.
+            DriverChanged: The driver was replaced; the process has to start again.
         """
-        if self._namespace_trouble:
+        if self._namespace_problem:
             log.error(
-                "what containers use is not known", error_code=error_codes.MONITOR_PID_NAMESPACE,
-                cause=self._namespace_trouble,
+                "the use of containers cannot be measured", error_code=error_codes.MONITOR_PID_NAMESPACE,
+                cause=self._namespace_problem,
             )  # fmt: skip
         try:
             async with (
-                stdlib_http.serving("health", self._options.bind, self._endpoint.answer),
+                stdlib_http.serving("health", self._settings.bind, self._endpoint.answer),
                 asyncio.TaskGroup() as tasks,
             ):
                 work = [
@@ -86,7 +90,7 @@ class Monitor:
                         self._pod_watch.run(),
                         self._sample(),
                         self._ask_kubelet(),
-                        self._node_watch.run(_AGAIN_SECONDS),
+                        self._node_watch.run(_RELEASE_RETRY_SECONDS),
                     )
                 ]
                 await stop.wait()
@@ -104,11 +108,11 @@ class Monitor:
 
     async def _sample(self) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._node_watch.handed_on.wait(), _FIRST_NODE_SECONDS)
-        await self._sampler.run(self._options.interval_seconds)
+            await asyncio.wait_for(self._node_watch.passed_on.wait(), _FIRST_NODE_SECONDS)
+        await self._sampler.run(self._settings.interval_seconds)
 
     async def _node_changed(self, node: api_objects.Node) -> None:
-        """What of each GPU may be promised, and which must not be touched, as the node's annotations say."""
+        """Set which GPUs are offered and which must stay closed, by the node's annotations."""
         annotations = node.metadata.annotations or {}
         with contextlib.suppress(errors.CorruptRecord):
             self._offered = {
@@ -129,24 +133,24 @@ class Monitor:
         log.info("GPUs are released", devices=sorted(released))
 
     async def _ask_kubelet(self) -> None:
-        """Whether the kubelet gave GPUs to containers that no record knows."""
+        """Count the containers that hold GPUs by the kubelet and have no record, until cancelled."""
         while True:
             try:
                 listed = await self._resources.listed()
             except podresources.Unanswered as trouble:
-                self._without_record, self._kubelet_trouble = None, str(trouble)
+                self._without_record, self._kubelet_problem = None, str(trouble)
             else:
-                self._kubelet_trouble = ""
+                self._kubelet_problem = ""
                 recorded = {pod.key for pod in self._pods.by_uid.values() if pod.annotations.get(records.ALLOCATED)}
                 self._without_record = sum(f"{one.namespace}/{one.pod}" not in recorded for one in listed)
             self._pods_changed()
-            await asyncio.sleep(self._options.interval_seconds)
+            await asyncio.sleep(self._settings.interval_seconds)
 
     def _pods_changed(self) -> None:
         self._pods_version += 1
 
     def _stale(self, now: float) -> frozenset[identifiers.GpuUuid]:
-        oldest = now - self._options.stale_seconds
+        oldest = now - self._settings.stale_seconds
         samples = self._sampler.samples
         return frozenset(
             device.uuid
@@ -155,24 +159,24 @@ class Monitor:
         )
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:
-        """The series; printed once for as long as nothing has changed, however many scrape."""
-        looks = self._sampler
+        """Return the series, encoded again only after a change, however many scrape."""
+        sampler = self._sampler
         stale = self._stale(time.monotonic())
-        shown = (looks.version, self._pods_version, stale, accept)
+        shown = (sampler.version, self._pods_version, stale, accept)
         if shown != self._shown:
-            instances = {(device.uuid, one.start): one.uuid for device in looks.devices for one in device.migs}
-            fresh = {uuid: sample for uuid, sample in looks.samples.items() if uuid not in stale}
-            joined = share_usage.usage_of_shares(
+            instances = {(device.uuid, one.start): one.uuid for device in sampler.devices for one in device.migs}
+            fresh = {uuid: sample for uuid, sample in sampler.samples.items() if uuid not in stale}
+            usage = share_usage.usage_of_shares(
                 self._pods.by_uid.values(),
-                self._options.resource_names,
+                self._settings.resource_names,
                 fresh,
                 instances,
-                lambda pod, container: looks.regions.get((pod.uid, container), {}),
-                sees_processes=not self._namespace_trouble,
+                region_of=lambda pod, container: sampler.regions.get((pod.uid, container), {}),
+                sees_processes=not self._namespace_problem,
             )
             self._view = collector.MonitorView(
-                self._options.node_name, looks.devices, self._offered, looks.samples, stale, joined,
-                looks.region_states, self._without_record, self._started_at,
+                self._settings.node_name, sampler.devices, self._offered, sampler.samples, stale, usage,
+                sampler.region_states, self._without_record, self._started_at,
             )  # fmt: skip
             self._text = self._metrics.exposition(accept)
             self._shown = shown
@@ -180,14 +184,14 @@ class Monitor:
 
     def _components(self) -> Mapping[str, health_endpoint.Component]:
         now = time.monotonic()
-        looks, watch = self._sampler, self._pod_watch
+        sampler, watch = self._sampler, self._pod_watch
         stale = self._stale(now)
         return {
             "gpus": health_endpoint.Component(
-                bool(looks.devices) and not stale,
-                f"{len(stale)} of {len(looks.devices)} stale" if looks.devices else "no driver, or no GPU",
-                now - (looks.looked_at or self._started_at),
-                required=not looks.looked_at,  # Not ready before the first look; without a GPU thereafter.
+                bool(sampler.devices) and not stale,
+                f"{len(stale)} of {len(sampler.devices)} stale" if sampler.devices else "no driver, or no GPU",
+                now - (sampler.sampled_at or self._started_at),
+                required=not sampler.sampled_at,  # Not ready before the first sample; without a GPU thereafter.
             ),
             "pods": health_endpoint.Component(
                 watch.synced,
@@ -195,12 +199,12 @@ class Monitor:
                 now - (watch.last_heard or self._started_at),
             ),
             "processes": health_endpoint.Component(
-                not self._namespace_trouble, self._namespace_trouble or "in the host's PID namespace", required=False
+                not self._namespace_problem, self._namespace_problem or "in the host's PID namespace", required=False
             ),
             "kubelet": health_endpoint.Component(
-                not self._kubelet_trouble, self._kubelet_trouble or "answers", required=False
+                not self._kubelet_problem, self._kubelet_problem or "answers", required=False
             ),
         }
 
     def _facts(self) -> Mapping[str, object]:
-        return {"node": self._options.node_name, "looks": self._sampler.version}
+        return {"node": self._settings.node_name, "samples": self._sampler.version}

@@ -1,8 +1,8 @@
-"""Which container a process belongs to, by its cgroup.
+"""The container of a process, by its cgroup.
 
-The host's `/proc` is read, which counts processes as the driver names them to a pod with `hostPID`. The path holds the
-pod's UID and the container's id with every runtime and cgroup driver; the first such pair counts, because a container
-may make groups below its own and call them what it likes.
+Read from the host's `/proc`, whose process ids are those that the driver reports to a pod with `hostPID`. The cgroup's
+path has the pod's UID and the container's id with every runtime and cgroup driver; the first such pair counts, because
+a container may make cgroups with any name below its own.
 
 Source: proc(5); the kubelet's cgroup names (cgroupfs `pod<uid>/<id>`, systemd
 `…-pod<uid with _>.slice/<runtime>-<id>.scope`).
@@ -24,11 +24,11 @@ class ContainerOfProcess(NamedTuple):
 
     pod: identifiers.PodUid
     container_id: str
-    """Without the runtime's name before it."""
+    """Without the prefix that names the runtime."""
 
 
 def container_of(proc: pathlib.Path, pid: int) -> ContainerOfProcess | None:
-    """The container that a process runs in; None for one of the host, or one that has ended."""
+    """Return the container of a process; None for a process of the host, or one that has ended."""
     try:
         return parse((proc / str(pid) / "cgroup").read_text(errors="replace"))
     except OSError:
@@ -36,6 +36,6 @@ def container_of(proc: pathlib.Path, pid: int) -> ContainerOfProcess | None:
 
 
 def parse(text: str) -> ContainerOfProcess | None:
-    """The container that a process with this `/proc/<pid>/cgroup` runs in."""
+    """Return the container that a `/proc/<pid>/cgroup` names; None where it names none."""
     found = _OWNER.search(text)
     return ContainerOfProcess(identifiers.PodUid(found[1].replace("_", "-")), found[2]) if found else None

@@ -1,7 +1,7 @@
-"""Looks at every GPU again and again, each with a deadline, and keeps the last look of each.
+"""Samples every GPU periodically, each with a deadline, and keeps the latest sample of each.
 
-A scrape only reads what is kept, so that a driver that hangs never hangs a scrape: the look grows old, and once it is
-too old its numbers are left out and the GPU is marked stale.
+A scrape reads the samples only, so that a hung driver never hangs a scrape: a sample that is too old is left out, and
+its GPU is marked stale.
 """
 
 import asyncio
@@ -10,80 +10,82 @@ import os
 import pathlib
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import structlog
 
-from device_plugin.driver import driver_threads, gpu_source
+from device_plugin.driver import gpu_source
+from device_plugin.driver.driver_threads import DriverThreads
 from device_plugin.monitor import cgroups, share_usage, shared_region
-from device_plugin.node import api_objects, pods
+from device_plugin.monitor.collector import Metrics
+from device_plugin.node.api_objects import Pod
+from device_plugin.node.pods import Pods
 from gpu_sharing.core import error_codes, identifiers
 
 _MOST_FILES = 16
-"""Of a directory that the tenant can write, as many entries are looked at."""
+"""Entries that are read of a directory that the tenant can write."""
 
 _MOST_MIB = 1 << 30
-"""What a library may count on a GPU whose driver does not say how much memory there is."""
+"""Upper bound for a library's count on a GPU whose driver reports no memory."""
 
 log = structlog.get_logger("monitor")
 
 
 class Sampler:
-    """The looks.
+    """Samples the node's GPUs.
 
     Attributes:
-        devices: The GPUs, as they were enumerated last.
-        samples: The last look at each that answered.
-        regions: What the HAMi-core library of each container counts, by pod and container.
+        devices: The GPUs, as the driver listed them last.
+        samples: The latest sample of each.
+        regions: Counts of the HAMi-core library of each container, by pod and container.
         region_states: How many files of that library are `ok`, of another `version`, `corrupt` or `unreadable`.
-        version: Grows with each look.
+        version: Grows with each round of samples.
+        sampled_at: When the last round ended, monotonic seconds; 0 before that.
     """
 
     def __init__(
         self,
-        driver: driver_threads.DriverThreads,
+        *,
+        driver: DriverThreads,
         proc: pathlib.Path,
         hook_path: pathlib.Path,
-        here: pods.Pods,
-        took: Callable[[float], None],
-        failed: Callable[[], None],
+        pods: Pods,
+        metrics: Metrics,
     ) -> None:
-        """Join what it needs.
+        """Set what it reads and calls.
 
         Args:
-            driver: Asked with deadlines.
+            driver: Its calls have deadlines.
             proc: The host's `/proc`.
             hook_path: Holds `vgpu/containers`.
-            here: The pods of this node.
-            took: Told how many seconds a look at all GPUs took.
-            failed: Told of each GPU that did not answer.
+            pods: The pods of this node.
+            metrics: Count rounds and failures.
         """
         self._driver = driver
         self._proc = proc
         self._containers = hook_path / "vgpu" / "containers"
-        self._pods = here
-        self._took = took
-        self._tell_failure = failed
-        self._told: dict[str, str] = {}
+        self._pods = pods
+        self._metrics = metrics
+        self._logged: dict[str, str] = {}
         self.devices: tuple[gpu_source.Device, ...] = ()
         self.samples: dict[identifiers.GpuUuid, share_usage.Sample] = {}
         self.regions: Mapping[tuple[identifiers.PodUid, str], share_usage.Region] = {}
         self.region_states: Mapping[str, int] = {}
         self.version = 0
-        self.looked_at = 0.0
+        self.sampled_at = 0.0
 
     async def run(self, interval_seconds: float) -> None:
-        """Look for ever; ends only by cancellation.
+        """Sample until cancelled.
 
         Raises:
-            DriverChanged: The driver was replaced; the process has to start anew.
+            DriverChanged: The driver was replaced; the process has to start again.
         """
         while True:
-            await self.look()
+            await self.sample_all()
             await asyncio.sleep(interval_seconds)
 
-    async def look(self) -> None:
-        """Look at every GPU once, at all of them at the same time."""
+    async def sample_all(self) -> None:
+        """Sample every GPU once, all at the same time."""
         started = time.monotonic()
         try:
             self.devices = tuple(await self._driver.devices())
@@ -94,20 +96,20 @@ class Sampler:
                 self.devices = ()
             self._failed("all", str(refused))
         else:
-            self._told.pop("all", None)
+            self._logged.pop("all", None)
         asked = [device.uuid for device in self.devices if device.uuid not in self._driver.released]
-        await asyncio.gather(*(self._look_at(uuid) for uuid in asked))
+        await asyncio.gather(*(self._sample(uuid) for uuid in asked))
         known = {device.uuid for device in self.devices}
         self.samples = {uuid: sample for uuid, sample in self.samples.items() if uuid in known}
         totals = {one.uuid: (one.memory_mib or _MOST_MIB) << 20 for one in self.devices}
         self.regions, self.region_states = await asyncio.to_thread(
             self._read_regions, list(self._pods.by_uid.values()), totals
         )
-        self.looked_at = time.monotonic()
+        self.sampled_at = time.monotonic()
         self.version += 1
-        self._took(self.looked_at - started)
+        self._metrics.sample_seconds.observe(self.sampled_at - started)
 
-    async def _look_at(self, uuid: identifiers.GpuUuid) -> None:
+    async def _sample(self, uuid: identifiers.GpuUuid) -> None:
         try:
             usage = await self._driver.usage(uuid)
         except gpu_source.DriverChanged:
@@ -115,52 +117,52 @@ class Sampler:
         except gpu_source.GpuSourceError as refused:
             self._failed(uuid, str(refused))
             return
-        self._told.pop(uuid, None)
+        self._logged.pop(uuid, None)
         taken_at = time.monotonic()
-        owners = await asyncio.to_thread(self._owners, usage)
-        self.samples[uuid] = share_usage.Sample(usage, taken_at, owners)
+        containers = await asyncio.to_thread(self._containers_of, usage)
+        self.samples[uuid] = share_usage.Sample(usage, taken_at, containers)
 
-    def _owners(self, usage: gpu_source.Usage) -> Mapping[int, cgroups.ContainerOfProcess]:
-        # Read anew each time: a number is soon another process's.
-        found = ((one.pid, cgroups.container_of(self._proc, one.pid)) for one in usage.processes)
-        return {pid: owner for pid, owner in found if owner is not None}
+    def _containers_of(self, usage: gpu_source.Usage) -> Mapping[int, cgroups.ContainerOfProcess]:
+        # Read each time: a process id is reused soon.
+        containers = ((process.pid, cgroups.container_of(self._proc, process.pid)) for process in usage.processes)
+        return {pid: container for pid, container in containers if container is not None}
 
-    def _failed(self, what: str, why: str) -> None:
-        self._tell_failure()
-        if self._told.get(what) != why:
-            log.error("a GPU is not measured", error_code=error_codes.MONITOR_NOT_MEASURED, device=what, cause=why)
-        self._told[what] = why
+    def _failed(self, subject: str, cause: str) -> None:
+        self._metrics.failures.inc()
+        if self._logged.get(subject) != cause:
+            log.error("GPU not sampled", error_code=error_codes.MONITOR_NOT_MEASURED, device=subject, cause=cause)
+        self._logged[subject] = cause
 
     def _read_regions(
-        self, here: list[api_objects.Pod], totals: Mapping[identifiers.GpuUuid, int]
+        self, pods: list[Pod], totals: Mapping[identifiers.GpuUuid, int]
     ) -> tuple[Mapping[tuple[identifiers.PodUid, str], share_usage.Region], Mapping[str, int]]:
-        found = {}
+        counts = {}
         states: collections.Counter[str] = collections.Counter(ok=0, version=0, corrupt=0, unreadable=0)
-        for pod in here:
+        for pod in pods:
             for container in pod.all_containers:
                 path = self._region_file(self._containers / f"{pod.uid}_{container.name}")
                 if path is None:
                     continue
                 mine = f"{pod.key}/{container.name}"
                 try:
-                    found[pod.uid, container.name] = shared_region.read(path, totals)
-                except (shared_region.Unbelievable, OSError) as refused:
-                    kind = refused.kind if isinstance(refused, shared_region.Unbelievable) else "unreadable"
+                    counts[pod.uid, container.name] = shared_region.read(path, totals)
+                except (shared_region.InvalidRegion, OSError) as refused:
+                    kind = refused.kind if isinstance(refused, shared_region.InvalidRegion) else "unreadable"
                     states[kind] += 1
-                    if self._told.get(mine) != kind:
+                    if self._logged.get(mine) != kind:
                         log.warning(
-                            "a shared region is not believed", error_code=error_codes.MONITOR_SHARED_REGION,
+                            "usage file not accepted", error_code=error_codes.MONITOR_SHARED_REGION,
                             container=mine, state=kind, cause=str(refused),
                         )  # fmt: skip
-                    self._told[mine] = kind
+                    self._logged[mine] = kind
                 else:
                     states["ok"] += 1
-                    self._told.pop(mine, None)
-        return found, states
+                    self._logged.pop(mine, None)
+        return counts, states
 
     @staticmethod
     def _region_file(folder: pathlib.Path) -> pathlib.Path | None:
-        """The newest of a container's regions: a container that starts again may leave an older one."""
+        """Return the newest of a container's files: a container that starts again may leave an older one."""
         newest, written_at = None, 0
         try:
             with os.scandir(folder) as entries:

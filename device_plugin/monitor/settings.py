@@ -1,44 +1,44 @@
 """Every setting of the monitor: one frozen class, filled from flags and environment variables."""
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from device_plugin import node_flags
 from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors, requests
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How the monitor runs."""
+    """Settings of the monitor."""
 
     node_name: str = ""
-    """The node it looks at."""
+    """Name of this node."""
     kubeconfig: pathlib.Path | None = None
-    """How to reach the API server; None is the in-cluster service account."""
+    """Kubeconfig file; None is the in-cluster service account."""
     kubelet_dir: pathlib.Path = pathlib.Path("/var/lib/kubelet")
-    """The kubelet's directory: its podresources socket says which containers hold GPUs, with or without a record."""
+    """The kubelet's directory: its podresources socket lists the containers with GPUs, with or without a record."""
     hook_path: pathlib.Path = pathlib.Path("/usr/local")
-    """Folder of the HAMi-core library; `<hook_path>/vgpu/containers` holds what it counts."""
+    """Folder of the HAMi-core library; its usage files are in `<hook_path>/vgpu/containers`."""
     proc_dir: pathlib.Path = pathlib.Path("/proc")
-    """The host's /proc, which says which container a process belongs to, and whether the driver lists any to us."""
+    """The host's /proc, to find the container of each process."""
     driver_root: pathlib.Path | None = None
-    """Where the host's driver is mounted, where no container runtime brings its library."""
+    """Where the host's driver is mounted; None where the container runtime brings its library."""
     bind: flags.Address = flags.Address("", 41991)  # Prometheus and probes are outside the pod
-    """Metrics, health and readiness."""
+    """Address of metrics, health and readiness."""
     interval_seconds: float = 5.0
-    """How often the GPUs are looked at; a scrape shows the last look."""
+    """Seconds between two samples of the GPUs; a scrape shows the latest sample."""
     nvml_timeout_seconds: float = 5.0
-    """How long the driver may take for one call."""
+    """Deadline of one call to the driver, in seconds."""
     stale_seconds: float = 30.0
-    """How old a look at a GPU may be before its numbers are left out and it is marked stale."""
+    """Age of a sample in seconds from which on its values are left out and the GPU is marked stale."""
     compatible: bool = True
     """Whether the series that HAMi's published dashboard queries are exported too."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
-    """Under which names containers ask."""
+    """Resource names under which containers request GPUs."""
     health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
-    """How probes are answered."""
+    """Settings of probes."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
@@ -46,19 +46,19 @@ class Settings:
 
 
 COMPONENTS = frozenset({"gpus", "pods", "kubelet", "processes"})
-"""What `/healthz` shows the state of."""
+"""Parts whose state `/healthz` shows."""
 
 HELP = {
-    "node-name": "the node's name (default: $NODE_NAME)",
+    **node_flags.NODE_HELP,
     "kubeconfig": "FILE: how to reach the API server (default: the in-cluster service account)",
     "kubelet-dir": "DIR of the kubelet (default /var/lib/kubelet)",
     "hook-path": "DIR that holds vgpu/containers (default /usr/local)",
     "proc-dir": "DIR of the host's processes (default /proc)",
     "driver-root": "DIR with the host's driver, where no container runtime brings its library (default: none)",
     "bind": "HOST:PORT of metrics, health and readiness (default :41991)",
-    "interval": "seconds between two looks at the GPUs (default 5)",
-    "nvml-timeout": "seconds that the driver may take for one call (default 5)",
-    "stale-after": "seconds after which the numbers of a GPU that does not answer are left out (default 30)",
+    "interval": "seconds between two samples of the GPUs (default 5)",
+    "nvml-timeout": "deadline of one call to the driver, in seconds (default 5)",
+    "stale-after": "age in seconds from which on values of a GPU that does not answer are left out (default 30)",
     "compatibility-metrics": "true or false: also the series of HAMi's published dashboard (default true)",
     **flags.RESOURCE_HELP,
     **health_endpoint.HELP,
@@ -71,40 +71,26 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
     """Read the settings.
 
     Raises:
-        SettingsError: A value that the process cannot start with.
+        SettingsError: The process cannot start with a value.
     """
-    environment = os.environ if environment is None else environment
-    default = Settings()
-    value = flags.read(
+    given = node_flags.read(
         "python -m device_plugin.monitor",
-        "GPU sharing's monitor: what the node's GPUs do and what each container uses, for Prometheus.",
+        "GPU sharing's monitor: the use of the node's GPUs, in total and by container, for Prometheus.",
         HELP,
         arguments,
-        environment,
+        environment=environment,
     )
-    node_name = value("node-name") or environment.get("NODE_NAME", "")
-    if not node_name:
-        raise errors.SettingsError("--node-name (or NODE_NAME) must say which node this is")
     settings = Settings(
-        node_name=node_name,
-        kubeconfig=flags.path(value("kubeconfig")),
-        kubelet_dir=flags.path(value("kubelet-dir")) or default.kubelet_dir,
-        hook_path=flags.path(value("hook-path") or environment.get("HOOK_PATH")) or default.hook_path,
-        proc_dir=flags.path(value("proc-dir")) or default.proc_dir,
-        driver_root=flags.path(value("driver-root")),
-        bind=flags.address("--bind", value("bind"), default.bind),
-        interval_seconds=flags.number("--interval", value("interval"), 5, 0.1, 3600),
-        nvml_timeout_seconds=flags.number("--nvml-timeout", value("nvml-timeout"), 5, 0.1, 600),
-        stale_seconds=flags.number("--stale-after", value("stale-after"), 30, 0.2, 86_400),
-        compatible=flags.truth("--compatibility-metrics", value("compatibility-metrics") or "true"),
-        resource_names=flags.resource_names(value),
-        health=health_endpoint.read(value, COMPONENTS, canary=False),
-        verbosity=flags.verbosity(value("v")),
-        log_format=flags.log_format(value("log-format")),
+        **given.service_settings(),
+        bind=given.address("bind", Settings().bind),
+        interval_seconds=given.number("interval", 5, 0.1, 3600),
+        stale_seconds=given.number("stale-after", 30, 0.2, 86_400),
+        compatible=flags.truth("--compatibility-metrics", given.text("compatibility-metrics") or "true"),
+        health=health_endpoint.read(given.text, COMPONENTS, canary=False),
     )
     if settings.stale_seconds < settings.interval_seconds:
         raise errors.SettingsError(
-            f"--stale-after {settings.stale_seconds:g} is less than --interval {settings.interval_seconds:g}: "
-            "every look would be too old before the next one"
+            f"--stale-after {settings.stale_seconds:g} s is shorter than --interval {settings.interval_seconds:g} s: "
+            "every sample would be too old before the next one; raise --stale-after"
         )
     return settings

@@ -1,20 +1,20 @@
-"""Joins what the driver says of processes with the records of their pods. Pure: facts in, slices out."""
+"""Joins the driver's list of processes with the records of their pods: what each share uses. Pure."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from device_plugin.driver import gpu_source
 from device_plugin.monitor import cgroups, shared_region
-from device_plugin.node import api_objects
+from device_plugin.node.api_objects import Pod
 from gpu_sharing.core import allocations, errors, identifiers, records, requests
 
 _DRIVERS_OWN_BYTES, _DRIVERS_OWN_PERCENT = 1 << 30, 2
-"""How much of a GPU's memory may be used by no process."""
+"""Memory of a GPU that may be used although no listed process uses it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen of one GPU at one look."""
+    """One sample of one GPU."""
 
     usage: gpu_source.Usage
     taken_at: float
@@ -24,36 +24,36 @@ class Sample:
 
     @property
     def lists_all_processes(self) -> bool:
-        """Whether a container without a process in the list uses nothing.
+        """Whether the driver lists every process, so that a container without a process in the list uses nothing.
 
-        It does not where the driver gives no list, nor where the GPU's memory is used far beyond what the listed
-        processes use: then some are hidden. What the driver keeps for itself (page tables, firmware, reserved memory)
-        belongs to no process either; it is some hundred MiB, and on large GPUs more, but under 2 % of the memory.
+        False where the driver has no list, and where far more memory is used than the listed processes use: then some
+        are hidden. Memory of the driver itself (page tables, firmware, reserved memory) belongs to no process either:
+        some hundred MiB, more on large GPUs, but under 2 % of the memory.
         """
         usage = self.usage
         if not usage.lists_processes:
             return False
         amounts = [one.memory_bytes for one in usage.processes]
         if None in amounts or usage.memory_total_bytes is None or usage.memory_used_bytes is None:
-            return True  # The difference is that of processes of unknown size, or nothing says how much is used.
+            return True  # The difference may be processes of unknown size, or the used memory is not known.
         own = max(_DRIVERS_OWN_BYTES, usage.memory_total_bytes * _DRIVERS_OWN_PERCENT // 100)
         return usage.memory_used_bytes - sum(one or 0 for one in amounts) <= own
 
 
 @dataclass(frozen=True, slots=True)
 class ShareUsage:
-    """One GPU, or MIG instance, of one container: what it was promised and what it uses."""
+    """One share of a container, of a GPU or a MIG instance: what is allocated and what is used."""
 
     namespace: str
     pod: str
     container: str
     position: int
-    """Of the GPU among those of the container."""
+    """Position among the shares of the container."""
     gpu: identifiers.GpuUuid
     memory_bytes: int
-    """Promised."""
+    """Allocated memory, in bytes."""
     cores_percent: int
-    """Promised; 0 is no limit."""
+    """Allocated compute; 0 is no limit."""
     used_bytes: int | None
     """None where it is not known."""
     utilization_percent: float | None
@@ -61,85 +61,101 @@ class ShareUsage:
 
 
 Region = Mapping[identifiers.GpuUuid, shared_region.Counted]
-"""What the HAMi-core library of a container counts, by GPU."""
+"""Counts of a container's HAMi-core library, by GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeUsage:
-    """All slices of a node, and what belongs to none."""
+    """All shares of a node, and the memory that belongs to none."""
 
-    slices: tuple[ShareUsage, ...]
+    shares: tuple[ShareUsage, ...]
     unattributed_bytes: Mapping[identifiers.GpuUuid, int]
-    """Memory of processes of no slice: of the host, of pods without a record, or of containers not known yet. Without
-    the GPUs whose processes are not known."""
+    """Memory of processes without a share: of the host, of pods without a record, or of containers not known yet.
+    Without the GPUs whose processes are not known."""
     allocated: Mapping[identifiers.GpuUuid, allocations.Allocation] = field(default_factory=dict)
-    """What pods book on each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
+    """What pods hold of each GPU, as the scheduler and the device plugin count it: init containers and apps once."""
 
 
 def usage_of_shares(
-    here: Iterable[api_objects.Pod],
+    pods: Iterable[Pod],
     names: requests.ResourceNames,
     samples: Mapping[identifiers.GpuUuid, Sample],
     instances: Mapping[tuple[identifiers.GpuUuid, int], str],
-    region_of: Callable[[api_objects.Pod, str], Region],
     *,
+    region_of: Callable[[Pod, str], Region],
     sees_processes: bool = True,
 ) -> NodeUsage:
-    """Every slice of the node.
+    """Return the use of every share of the node.
 
     Args:
-        here: The pods of the node.
-        names: Under which names containers ask.
-        samples: What was seen of each GPU, fresh ones only.
-        instances: The UUID of each MIG instance, by GPU and first memory slice.
-        region_of: What a container's library counts; empty where it has none. The tenant can write it, so the
-            driver's word goes before.
-        sees_processes: Whether this process is in the host's PID namespace; without, the driver's lists say nothing.
+        pods: The pods of the node.
+        names: The resource names under which containers request GPUs.
+        samples: The latest sample of each GPU that is not stale.
+        instances: The UUID of each MIG instance, by GPU and first MIG slice.
+        region_of: Counts of a container's library; empty where it has none. The tenant can write them, so the driver's
+            values come first.
+        sees_processes: Whether this process is in the host's PID namespace; otherwise the driver lists no processes.
     """
-    everybody = list(here)
-    processes = _by_container(everybody, samples) if sees_processes else {}
+    all_pods = list(pods)
+    processes = _by_container(all_pods, samples) if sees_processes else {}
     attributed: set[tuple[identifiers.GpuUuid, int]] = set()
-    found = []
-    for pod in everybody:
+    usages = []
+    for pod, container, place, share, mig in _recorded_shares(all_pods, names):
+        mine = processes.get((pod.uid, container, share.uuid), ())
+        attributed |= {(share.uuid, process.pid) for process in mine}
+        sample = samples.get(share.uuid)
+        used, busy = None, None
+        if sample is not None and mig is not None:
+            instance = mig.mig_uuid or instances.get((share.uuid, mig.start), "")
+            used = sample.usage.mig_used_bytes.get(instance)
+        elif sample is not None:
+            complete = sees_processes and sample.lists_all_processes
+            used, busy = _used(mine, region_of(pod, container).get(share.uuid), complete=complete)
+        usages.append(
+            ShareUsage(
+                pod.metadata.namespace, pod.metadata.name, container, place, share.uuid,
+                share.memory_mib << 20, share.cores_percent, used, busy,
+            )
+        )  # fmt: skip
+    unattributed = _unattributed(samples, attributed) if sees_processes else {}
+    return NodeUsage(tuple(usages), unattributed, _allocated(all_pods, names))
+
+
+def _recorded_shares(
+    pods: Iterable[Pod], names: requests.ResourceNames
+) -> Iterator[tuple[Pod, str, int, allocations.Share, records.MigShare | None]]:
+    """Yield each share of each container: its pod, the container's name, its position, and its MIG instance."""
+    for pod in pods:
         for position, container in enumerate(pod.all_containers):
+            migs = records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position)
             for place, share in enumerate(_shares(pod, names, position)):
-                mine = processes.get((pod.uid, container.name, share.uuid), ())
-                attributed |= {(share.uuid, one.pid) for one in mine}
-                sample = samples.get(share.uuid)
-                migs = records.mig_shares(pod.annotations.get(records.MIG_ALLOCATIONS, ""), position)
-                if sample is None:
-                    used, busy = None, None
-                elif place < len(migs):
-                    instance = migs[place].mig_uuid or instances.get((share.uuid, migs[place].start), "")
-                    used, busy = sample.usage.mig_used_bytes.get(instance), None
-                else:
-                    complete = sees_processes and sample.lists_all_processes
-                    used, busy = _used(mine, region_of(pod, container.name).get(share.uuid), complete=complete)
-                found.append(
-                    ShareUsage(
-                        pod.metadata.namespace, pod.metadata.name, container.name, place, share.uuid,
-                        share.memory_mib << 20, share.cores_percent, used, busy,
-                    )
-                )  # fmt: skip
-    strangers = {
-        uuid: sum(one.memory_bytes or 0 for one in sample.usage.processes if (uuid, one.pid) not in attributed)
+                yield pod, container.name, place, share, migs[place] if place < len(migs) else None
+
+
+def _unattributed(
+    samples: Mapping[identifiers.GpuUuid, Sample], attributed: Container[tuple[identifiers.GpuUuid, int]]
+) -> dict[identifiers.GpuUuid, int]:
+    """Return the memory of processes that belong to no share, by GPU."""
+    return {
+        uuid: sum(
+            process.memory_bytes or 0 for process in sample.usage.processes if (uuid, process.pid) not in attributed
+        )
         for uuid, sample in samples.items()
-        if sees_processes and sample.usage.lists_processes
+        if sample.usage.lists_processes
     }
-    return NodeUsage(tuple(found), strangers, _allocated(everybody, names))
 
 
 def _allocated(
-    everybody: Iterable[api_objects.Pod], names: requests.ResourceNames
+    all_pods: Iterable[Pod], names: requests.ResourceNames
 ) -> dict[identifiers.GpuUuid, allocations.Allocation]:
     together: dict[identifiers.GpuUuid, allocations.Allocation] = {}
-    for pod in everybody:
+    for pod in all_pods:
         for uuid, allocation in pod.allocated(names).items():
             together[uuid] = together.get(uuid, allocations.NOTHING).plus(allocation)
     return together
 
 
-def _shares(pod: api_objects.Pod, names: requests.ResourceNames, position: int) -> Sequence[allocations.Share]:
+def _shares(pod: Pod, names: requests.ResourceNames, position: int) -> Sequence[allocations.Share]:
     try:
         shares = pod.shares(names)
     except errors.CorruptRecord:
@@ -148,10 +164,10 @@ def _shares(pod: api_objects.Pod, names: requests.ResourceNames, position: int) 
 
 
 def _by_container(
-    everybody: Sequence[api_objects.Pod], samples: Mapping[identifiers.GpuUuid, Sample]
+    all_pods: Sequence[Pod], samples: Mapping[identifiers.GpuUuid, Sample]
 ) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
-    """The processes of each container on each GPU."""
-    names = {uid: dict(_container_names(pod)) for pod in everybody for uid in (pod.uid,)}
+    """Return the processes of each container on each GPU."""
+    names = {uid: dict(_container_names(pod)) for pod in all_pods for uid in (pod.uid,)}
     found: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
     for uuid, sample in samples.items():
         for process in sample.usage.processes:
@@ -162,7 +178,7 @@ def _by_container(
     return found
 
 
-def _container_names(pod: api_objects.Pod) -> Iterator[tuple[str, str]]:
+def _container_names(pod: Pod) -> Iterator[tuple[str, str]]:
     for status in pod.all_statuses:
         yield status.container_id.rpartition("/")[2], status.name
 
@@ -170,12 +186,12 @@ def _container_names(pod: api_objects.Pod) -> Iterator[tuple[str, str]]:
 def _used(
     mine: Sequence[gpu_source.Process], counted: shared_region.Counted | None, *, complete: bool
 ) -> tuple[int | None, float | None]:
-    """Memory and utilisation of a container on one GPU: by the driver, else by its library, else unknown.
+    """Return memory and utilization of a container on one GPU: by the driver, else by its library, else None.
 
     Args:
         mine: The container's processes.
-        counted: What its library counts.
-        complete: Whether the driver lists every process, so that none is none.
+        counted: Counts of its library.
+        complete: Whether the driver lists every process.
     """
     memory = [one.memory_bytes for one in mine if one.memory_bytes is not None]
     busy = [one.utilization_percent for one in mine if one.utilization_percent is not None]

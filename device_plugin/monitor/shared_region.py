@@ -1,9 +1,8 @@
-"""The file in which the HAMi-core library of one container counts what its processes use.
+"""The usage file of a container's HAMi-core library, in which it counts what the container's processes use.
 
-It lies in a directory that the tenant can write, so nothing in it is believed that is not checked: it is opened
-without following links and without waiting, must be a regular file of a size that this layout has, and is read
-and never mapped (a truncation under a mapping would kill this process). Numbers that cannot be true make the whole
-file a lie, which is reported and not exported.
+The tenant can write the file's directory, so every value is checked: the file is opened without following links and
+without waiting, must be a regular file of a size of this layout, and is read, never mapped (a truncation under a
+mapping would kill this process). A file with an impossible number is reported and not exported.
 
 Source: HAMi-core `src/multiprocess/multiprocess_memory_limit.h`, region versions 1.1 and 1.2, 64-bit Linux.
 """
@@ -19,20 +18,20 @@ from gpu_sharing.core import identifiers
 
 _MAGIC = 19920718
 _VERSIONS = ((1, 1), (1, 2))
-"""1.1 is of the libraries of HAMi v2.5 to v2.8.0 and has the same offsets."""
+"""Version 1.1 is of the libraries of HAMi v2.5 to v2.8.0 and has the same offsets."""
 _DEVICES, _SLOTS = 16, 1024
 _HEAD = struct.Struct(f"<iIIiQ32xQ{'96s' * _DEVICES}{_DEVICES}Q{_DEVICES}Q")
 _SLOT = struct.Struct(f"<ii{8 * _DEVICES}Q{_DEVICES}Q{6 * _DEVICES}Qi4x3Q")
 _TAIL = struct.Struct("<iiiiQ")
 _SEMAPHORE_BYTES = 32
-"""Behind the tail, in version 1.2."""
+"""After the tail, in version 1.2."""
 SIZE_BYTES = _HEAD.size + _SLOTS * _SLOT.size + _TAIL.size + _SEMAPHORE_BYTES
 _USED_FIELDS, _USED_TOTAL = 8, 4
 _UTIL_FIELDS, _UTIL_SM = 6, 2
 
 
-class Unbelievable(Exception):
-    """The file is not what the library writes.
+class InvalidRegion(Exception):
+    """The file is not one that the library writes.
 
     Attributes:
         kind: `version` for another layout, else `corrupt`.
@@ -45,14 +44,14 @@ class Unbelievable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """What the library counts on one GPU, over the container's processes."""
+    """Counts of the library on one GPU, in total of the container's processes."""
 
     memory_bytes: int
     utilization_percent: float
 
 
 def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) -> dict[identifiers.GpuUuid, Counted]:
-    """What a container uses of each GPU by its own count.
+    """Return what a container uses of each GPU by its library's count.
 
     Args:
         path: The file.
@@ -62,29 +61,29 @@ def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) ->
         By UUID; empty while the library has not made the region.
 
     Raises:
-        Unbelievable: It is no such file, or what it says cannot be true.
+        InvalidRegion: It is no such file, or a number in it is impossible.
         OSError: It cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise Unbelievable("corrupt", "it is no regular file")
+            raise InvalidRegion("corrupt", "it is no regular file")
         # The library makes it by writing one byte behind the region.
         if status.st_size not in {SIZE_BYTES - behind + extra for behind in (0, _SEMAPHORE_BYTES) for extra in (0, 1)}:
-            raise Unbelievable("version", f"it has {status.st_size} bytes, and version 1.2 has {SIZE_BYTES}")
+            raise InvalidRegion("version", f"it has {status.st_size} bytes, and version 1.2 has {SIZE_BYTES}")
         head = _HEAD.unpack(_exactly(descriptor, _HEAD.size, 0))
         tail = _TAIL.unpack(_exactly(descriptor, _TAIL.size, _HEAD.size + _SLOTS * _SLOT.size))
         magic, major, minor = head[:3]
         if magic == 0:
             return {}
         if magic != _MAGIC:
-            raise Unbelievable("corrupt", f"it starts with {magic}")
+            raise InvalidRegion("corrupt", f"it starts with {magic}")
         if (major, minor) not in _VERSIONS:
-            raise Unbelievable("version", f"it has version {major}.{minor}, and 1.1 and 1.2 are known")
+            raise InvalidRegion("version", f"it has version {major}.{minor}, and 1.1 and 1.2 are known")
         count = tail[0]
         if not 0 <= count <= _SLOTS:
-            raise Unbelievable("corrupt", f"it counts {count} processes")
+            raise InvalidRegion("corrupt", f"it counts {count} processes")
         slots = _exactly(descriptor, count * _SLOT.size, _HEAD.size)
         return _counted(_uuids(head), slots, memory_bytes)
     finally:
@@ -94,7 +93,7 @@ def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) ->
 def _exactly(descriptor: int, size: int, offset: int) -> bytes:
     data = os.pread(descriptor, size, offset)
     if len(data) != size:
-        raise Unbelievable("corrupt", "it was cut while it was read")
+        raise InvalidRegion("corrupt", "it was cut while it was read")
     return data
 
 
@@ -102,10 +101,10 @@ def _uuids(head: Sequence[object]) -> list[identifiers.GpuUuid]:
     count = head[5]
     assert isinstance(count, int)
     if count > _DEVICES:
-        raise Unbelievable("corrupt", f"it counts {count} GPUs")
+        raise InvalidRegion("corrupt", f"it counts {count} GPUs")
     names = [bytes(one).partition(b"\0")[0].decode(errors="replace") for one in head[6 : 6 + count]]  # type: ignore[call-overload]
     if len(set(names)) != len(names):
-        raise Unbelievable("corrupt", "it names a GPU twice")
+        raise InvalidRegion("corrupt", "it names a GPU twice")
     return [identifiers.GpuUuid(name) for name in names]
 
 
@@ -123,9 +122,9 @@ def _counted(
     for index, uuid in enumerate(uuids):
         if uuid not in memory_bytes:
             if memory[index] or busy[index]:
-                raise Unbelievable("corrupt", f"it counts use of {uuid}, which is not the container's")
+                raise InvalidRegion("corrupt", f"it counts use of {uuid}, which is not the container's")
             continue
         if memory[index] > memory_bytes[uuid]:
-            raise Unbelievable("corrupt", f"it counts {memory[index]} bytes on {uuid}, which has {memory_bytes[uuid]}")
+            raise InvalidRegion("corrupt", f"it counts {memory[index]} bytes on {uuid}, which has {memory_bytes[uuid]}")
         found[uuid] = Counted(memory[index], float(min(busy[index], 100)))
     return found

@@ -19,20 +19,20 @@ class Variable(msgspec.Struct, gc=False):
 
 
 class SecurityContext(msgspec.Struct, gc=False, rename="camel"):
-    """Who a container runs as."""
+    """The user of a container."""
 
     run_as_user: int | None = None
 
 
 class Container(objects.Container, gc=False, rename="camel"):
-    """A container with what isolation wants to know of it."""
+    """A container, with the fields that isolation reads."""
 
     env: list[Variable] | None = None
     security_context: SecurityContext | None = None
 
 
 class Spec(objects.PodSpec, gc=False, rename="camel"):
-    """`spec` of a pod."""
+    """Fields of `spec` of a pod."""
 
     containers: list[Container] | None = None  # type: ignore[assignment]
     init_containers: list[Container] | None = None  # type: ignore[assignment]
@@ -41,19 +41,19 @@ class Spec(objects.PodSpec, gc=False, rename="camel"):
 
 
 class ContainerState(objects.ContainerState, gc=False):
-    """What a container does now; empty objects count."""
+    """State of a container; an empty object counts as that state."""
 
     running: dict[str, str] | None = None
 
 
 class LinuxUser(msgspec.Struct, gc=False):
-    """Who the first process of a container runs as."""
+    """User of the first process of a container."""
 
     uid: int = 0
 
 
 class ContainerUser(msgspec.Struct, gc=False):
-    """The same, by operating system."""
+    """Users of a container by operating system."""
 
     linux: LinuxUser | None = None
 
@@ -67,21 +67,21 @@ class ContainerStatus(objects.ContainerStatus, gc=False, rename={"container_id":
 
 
 class Status(objects.PodStatus, gc=False, rename="camel"):
-    """`status` of a pod."""
+    """Fields of `status` of a pod."""
 
     container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
     init_container_statuses: list[ContainerStatus] | None = None  # type: ignore[assignment]
 
 
 class Pod(objects.Pod, gc=False):
-    """A pod of this node."""
+    """A pod that runs on this node."""
 
     spec: Spec = msgspec.field(default_factory=Spec)
     status: Status | None = None
 
     @property
     def all_statuses(self) -> list[ContainerStatus]:
-        """Its containers that have been started, init containers too."""
+        """Statuses of the containers that were started, with init containers."""
         if self.status is None:
             return []
         every = (*(self.status.init_container_statuses or ()), *(self.status.container_statuses or ()))
@@ -89,32 +89,32 @@ class Pod(objects.Pod, gc=False):
 
     @property
     def running_containers(self) -> list[ContainerStatus]:
-        """Its app containers that run now."""
+        """Statuses of the app containers that run now."""
         statuses = (self.status.container_statuses or ()) if self.status else ()
         return [one for one in statuses if one.state and one.state.running is not None and one.container_id]
 
     @property
     def uid(self) -> identifiers.PodUid:
-        """Its UID."""
+        """UID of the pod, typed."""
         return identifiers.PodUid(self.metadata.uid)
 
     @property
     def all_containers(self) -> list[Container]:
-        """Init containers first, as records count them."""
+        """All containers, init containers first, as records count them."""
         return [*(self.spec.init_containers or ()), *(self.spec.containers or ())]
 
     def container(self, name: str) -> tuple[int, Container] | None:
-        """A container and its position."""
+        """Return a container and its position; None where the pod has none of that name."""
         for position, one in enumerate(self.all_containers):
             if one.name == name:
                 return position, one
         return None
 
     def user_of(self, container: Container) -> int | None:
-        """Return the user that a container runs as, by the kubelet once it has run, else by its specification.
+        """Return the user that a container runs as: by the kubelet once it has run, before that by its specification.
 
         Returns:
-            None where only its image says, which is not known before it runs; Kubernetes before 1.33 never says.
+            None where only the image sets it: it is known once the container runs, from Kubernetes 1.33 on.
         """
         for status in self.all_statuses:
             if status.name == container.name and status.user is not None and status.user.linux is not None:
@@ -125,7 +125,7 @@ class Pod(objects.Pod, gc=False):
         return None
 
     def shares(self, names: requests.ResourceNames) -> allocations.Shares | None:
-        """What its record promises each container; None where it has no record.
+        """Return the shares of each container by its record; None where it has no record.
 
         Raises:
             CorruptRecord: It does not decode, or does not match the containers.
@@ -138,13 +138,15 @@ class Pod(objects.Pod, gc=False):
         return records.decode_instances(self.annotations.get(records.MIG_ALLOCATIONS, ""), shares)
 
     def mig_shares(self) -> tuple[records.MigShare, ...]:
-        """The MIG instances that its record names, of all its containers."""
+        """Return the MIG instances of its record, of all its containers."""
         text = self.annotations.get(records.MIG_ALLOCATIONS, "")
         every = range(len(self.all_containers)) if text else ()
         return tuple(share for position in every for share in records.mig_shares(text, position))
 
     def allocated(self, names: requests.ResourceNames) -> Mapping[identifiers.GpuUuid, allocations.Allocation]:
-        """What it holds of each GPU by its record; of a record that does not decode, what can be read of it."""
+        """Return what the pod holds of each GPU by its record; of a record that does not decode, what can be read of
+        it.
+        """
         try:
             shares = self.shares(names)
         except errors.CorruptRecord:
@@ -155,13 +157,13 @@ class Pod(objects.Pod, gc=False):
 
 
 class NodeInfo(msgspec.Struct, gc=False, rename="camel"):
-    """What the kubelet says of its machine."""
+    """What the kubelet reports about its machine."""
 
     container_runtime_version: str = ""
 
 
 class NodeStatus(objects.NodeStatus, gc=False, rename="camel"):
-    """`status` of a node."""
+    """Fields of `status` of a node."""
 
     node_info: NodeInfo = msgspec.field(default_factory=NodeInfo)
 

@@ -65,7 +65,7 @@ class GpuOffer:
         node.withdrawn = {**undeliverable, **not_isolated, **released}
         self._set_states()
         modes = self._checks.isolation.modes
-        offered = inventory.offered_gpus(devices, node.states, modes, node.sharing, node.backends)
+        offered = inventory.offered_gpus(devices, node.states, modes, node.sharing, backends=node.backends)
         node.inventory = {gpu.uuid: gpu for gpu in offered}
         node.devices = {device.uuid: device for device in devices if device.uuid in node.inventory}
         self._report(devices)

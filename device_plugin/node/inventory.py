@@ -20,7 +20,7 @@ import structlog
 from device_plugin import settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation.backend import Backend
-from gpu_sharing.core import gpus, health, identifiers, records, requests
+from gpu_sharing.core import gpus, health, identifiers, nvidia, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
 _MOST_MEMORY, _MOST = "8191Pi", "8E"
@@ -43,6 +43,7 @@ def offered_gpus(
     states: Mapping[identifiers.GpuUuid, health.Health],
     modes: Mapping[identifiers.GpuUuid, str],
     sharing: settings.Sharing,
+    *,
     backends: Mapping[str, Backend],
 ) -> tuple[gpus.Gpu, ...]:
     """Return what the node offers: the GPUs that are not hidden, and whose memory is known."""
@@ -59,7 +60,7 @@ def offered_gpus(
                 memory_mib=int(max(device.memory_mib - sharing.memory_headroom_mib, 0) * sharing.memory_scaling),
                 cores_percent=int(100 * sharing.cores_scaling),
                 slots=sharing.split_count if most is None else min(sharing.split_count, most),
-                type=device.name if device.name.startswith("NVIDIA") else f"NVIDIA-{device.name}",
+                type=_type(device.name),
                 numa=device.numa,
                 mode=mode,
                 mig_profiles=backends[mode].mig_profiles(device),
@@ -69,11 +70,17 @@ def offered_gpus(
     return tuple(offered)
 
 
+def _type(product_name: str) -> str:
+    """Return the type of a GPU in records; product names of older drivers lack the vendor."""
+    return product_name if product_name.startswith(nvidia.TYPE_PREFIX) else f"{nvidia.TYPE_PREFIX}-{product_name}"
+
+
 def annotations(
     offered: Sequence[gpus.Gpu],
     states: Mapping[identifiers.GpuUuid, health.Health],
     links: Mapping[identifiers.GpuUuid, Mapping[identifiers.GpuUuid, int]],
     agent: str,
+    *,
     problems: Mapping[str, str],
 ) -> dict[str, str]:
     """Return the node's annotations.

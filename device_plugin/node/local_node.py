@@ -13,7 +13,7 @@ from gpu_sharing.core import gpus, health, identifiers
 
 @dataclass(slots=True)
 class LocalNode:
-    """This node."""
+    """The node of this process."""
 
     name: str
     sharing: Sharing = field(default_factory=Sharing)

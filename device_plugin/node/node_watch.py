@@ -13,13 +13,13 @@ log = structlog.get_logger("node")
 
 
 class NodeWatch:
-    """Follows the node, and hands each state of it on, one at a time.
+    """Follows the node, and passes on each state, one at a time.
 
     Args:
         client: The API server.
         node_name: The node.
-        changed: Called with the latest state after each change, and again from time to time, so that what it could not
-            do is tried again.
+        changed: Called with the latest state after each change, and again periodically, so that it can retry what
+            failed.
     """
 
     def __init__(self, client: kubernetes.Client, node_name: str, changed: Callable[[Node], Awaitable[None]]) -> None:
@@ -28,20 +28,20 @@ class NodeWatch:
         self._changed = changed
         self._latest: Node | None = None
         self._news = asyncio.Event()
-        self.handed_on = asyncio.Event()
-        """Set once a state was handed on."""
+        self.passed_on = asyncio.Event()
+        """Set once a state was passed on."""
 
-    async def run(self, again_seconds: float) -> None:
-        """Follow for ever; ends only by cancellation."""
+    async def run(self, retry_seconds: float) -> None:
+        """Follow the node until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.reflector.run())
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), again_seconds)
+                    await asyncio.wait_for(self._news.wait(), retry_seconds)
                 self._news.clear()
                 if self._latest is not None:
                     await self._changed(self._latest)
-                    self.handed_on.set()
+                    self.passed_on.set()
 
     def replaced(self, items: list[Node], listed_at: float) -> Iterator[None]:
         """See `watching.Sink`."""
@@ -55,8 +55,8 @@ class NodeWatch:
         self._news.set()
 
     def deleted(self, item: Node) -> None:
-        """See `watching.Sink`. A node that is made anew comes as another change."""
+        """See `watching.Sink`. A node that is created again comes as a change."""
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """See `watching.Sink`."""
-        log.error("the node is not what a node should be", cause=str(error), start=raw[:120].decode(errors="replace"))
+        log.error("node not decoded", cause=str(error), start=raw[:120].decode(errors="replace"))

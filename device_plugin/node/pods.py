@@ -12,13 +12,13 @@ log = structlog.get_logger("pods")
 
 
 def watch(client: kubernetes.Client, node_name: str, sink: "Pods") -> watching.Reflector[Pod]:
-    """What follows the pods of a node."""
+    """Return a watch of the pods of a node."""
     path = f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node_name}"
     return watching.Reflector(client, path, Pod, sink, lambda pod: pod.metadata.resource_version)
 
 
 class Pods:
-    """The watch's sink.
+    """The pods of this node, as the sink of their watch.
 
     Attributes:
         by_uid: The pods of this node that have not ended.
@@ -32,22 +32,22 @@ class Pods:
         self._holders: dict[identifiers.GpuUuid, dict[identifiers.PodUid, allocations.Allocation]] = {}
 
     def holders(self, uuid: identifiers.GpuUuid) -> list[tuple[Pod, allocations.Allocation]]:
-        """The pods that hold a GPU by their records, and what of it."""
+        """Return the pods that hold a GPU by their records, each with its allocation."""
         return [(self.by_uid[uid], booking) for uid, booking in self._holders.get(uuid, {}).items()]
 
     def replaced(self, items: list[Pod], listed_at: float) -> Iterator[None]:
-        """See `watching.Sink`. In one step: the pods of one node are few, and none may be missing in between."""
+        """See `watching.Sink`. In one step: the pods of one node are few, and none may be missing meanwhile."""
         for uid in list(self.by_uid):
             self._drop(uid)
         for pod in items:
-            self._take(pod)
+            self._add(pod)
         self._changed()
         yield
 
     def changed(self, item: Pod) -> None:
         """See `watching.Sink`."""
         self._drop(item.uid)
-        self._take(item)
+        self._add(item)
         self._changed()
 
     def deleted(self, item: Pod) -> None:
@@ -57,9 +57,9 @@ class Pods:
 
     def undecodable(self, raw: bytes, error: Exception) -> None:
         """See `watching.Sink`."""
-        log.error("a pod is not what a pod should be", cause=str(error), start=raw[:120].decode(errors="replace"))
+        log.error("pod not decoded", cause=str(error), start=raw[:120].decode(errors="replace"))
 
-    def _take(self, pod: Pod) -> None:
+    def _add(self, pod: Pod) -> None:
         if pod.has_ended:
             return
         self.by_uid[pod.uid] = pod

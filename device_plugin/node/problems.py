@@ -1,7 +1,7 @@
-"""What is wrong with how a node is set up, by error code: logged, counted, published for `hamictl doctor` and pages.
+"""Problems of a node's setup, by error code: logged, counted, and published for `hamictl doctor` and the pages.
 
-A problem is not the fault of one GPU (that is its health) nor of one container (that is a refusal): it stays until the
-node is set up differently, and the plugin goes on beside it.
+A fault of one GPU is its health, and a container that must not start is a refusal. A problem stays until the node is
+set up differently, and the plugin goes on.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,24 +25,24 @@ class Problems:
         self._changed = changed
         self._current: dict[tuple[error_codes.Code, str], str] = {}
 
-    def report(self, code: error_codes.Code, sentence: str, about: str = "") -> None:
+    def report(self, code: error_codes.Code, sentence: str, subject: str = "") -> None:
         """Set a problem, or replace its sentence.
 
         Args:
             code: What is wrong.
-            sentence: With the values of this node: what was found where.
-            about: The GPU's UUID where one GPU has it; empty for the node.
+            sentence: What was found where, with the values of this node.
+            subject: The GPU's UUID where one GPU has the problem; empty for the node.
         """
-        if self._current.get((code, about)) == sentence:
+        if self._current.get((code, subject)) == sentence:
             return
-        self._current[code, about] = sentence
-        log.error("a problem of the node", error_code=code, device=about or None, cause=sentence)
+        self._current[code, subject] = sentence
+        log.error("problem of the node", error_code=code, device=subject or None, cause=sentence)
         self._changed()
 
-    def clear(self, code: error_codes.Code, about: str = "") -> None:
-        """Remove a problem that is over."""
-        if self._current.pop((code, about), None) is not None:
-            log.info("a problem of the node is over", error_code=code, device=about or None)
+    def clear(self, code: error_codes.Code, subject: str = "") -> None:
+        """Remove a problem that has ended."""
+        if self._current.pop((code, subject), None) is not None:
+            log.info("problem of the node ended", error_code=code, device=subject or None)
             self._changed()
 
     def report_or_clear(self, code: error_codes.Code, sentence: str) -> None:
@@ -53,17 +53,17 @@ class Problems:
             self.clear(code)
 
     def replace(self, code: error_codes.Code, sentences: Mapping[Any, str]) -> None:
-        """Set the problems of a code to these sentences by subject; the others of the code are over."""
+        """Set the problems of a code to these sentences by subject, and remove the others of the code."""
         self.keep(code, sentences)
-        for about, sentence in sentences.items():
-            self.report(code, sentence, about)
+        for subject, sentence in sentences.items():
+            self.report(code, sentence, subject)
 
     def keep(self, code: error_codes.Code, subjects: Iterable[str]) -> None:
         """Remove the problems of a code whose subject is not among these, such as GPUs that are gone."""
         kept = set(subjects)
-        for found, about in list(self._current):
-            if found == code and about not in kept:
-                self.clear(code, about)
+        for known, subject in list(self._current):
+            if known == code and subject not in kept:
+                self.clear(code, subject)
 
     @property
     def current(self) -> Mapping[tuple[error_codes.Code, str], str]:
@@ -71,9 +71,9 @@ class Problems:
         return self._current
 
     def sentences(self) -> dict[str, str]:
-        """One sentence for each code, as `records.encode_problems` takes them."""
-        found: dict[str, str] = {}
-        for (code, about), sentence in sorted(self._current.items()):
-            text = f"{about}: {sentence}" if about else sentence
-            found[code] = f"{found[code]}; {text}" if code in found else text
-        return found
+        """Return one text for each code, as `records.encode_problems` needs them."""
+        texts: dict[str, str] = {}
+        for (code, subject), sentence in sorted(self._current.items()):
+            text = f"{subject}: {sentence}" if subject else sentence
+            texts[code] = f"{texts[code]}; {text}" if code in texts else text
+        return texts

@@ -1,4 +1,4 @@
-"""Which GPUs an administrator wants to reset: an annotation of the node that plugin and monitor follow.
+"""Releases GPUs that an administrator is about to reset: an annotation of the node, which plugin and monitor follow.
 
 A reset, and a switch of the MIG mode, are refused while any process has the GPU open. Only a call to the GPU would show
 whether the reset was done, so a GPU is used again once the annotation no longer names it.
@@ -67,7 +67,7 @@ class Releases:
         self.reasons: Mapping[identifiers.GpuUuid, str] = {}
 
     async def follow(self, wanted: Iterable[identifiers.GpuUuid], indices: Mapping[identifiers.GpuUuid, int]) -> None:
-        """Release the GPUs that an administrator wants to reset, and use all others again.
+        """Release the GPUs that the administrator named, and use all others again.
 
         Args:
             wanted: By the node's annotation.

@@ -13,7 +13,7 @@ from device_plugin.driver import gpu_source
 from device_plugin.isolation import table
 from device_plugin.node import api_objects, inventory, release
 from gpu_sharing.adapters import kubernetes
-from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, records
+from gpu_sharing.core import error_codes, errors, gpus, health, identifiers, nvidia, records
 
 _RETRY_SECONDS = 1.0
 _CONTAINERD_WITH_CDI = 2
@@ -86,11 +86,11 @@ async def _has_runtime_class(client: kubernetes.Client) -> bool:
         KubernetesError: The API server did not answer.
     """
     try:
-        await client.get("/apis/node.k8s.io/v1/runtimeclasses/nvidia", api_objects.Node)
+        await client.get(f"/apis/node.k8s.io/v1/runtimeclasses/{nvidia.RUNTIME_CLASS}", api_objects.Node)
     except errors.NotFound:
         return False
     except errors.Forbidden as refused:
-        log.warning("RuntimeClass nvidia cannot be read", cause=str(refused))
+        log.warning("RuntimeClass cannot be read", name=nvidia.RUNTIME_CLASS, cause=str(refused))
         return False
     return True
 

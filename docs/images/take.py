@@ -37,7 +37,7 @@ def take(
 
 
 def main() -> None:
-    """Take them."""
+    """Take the pictures that the documents show."""
     with (
         tempfile.TemporaryDirectory() as folder,
         site.running(pathlib.Path(folder)) as running,

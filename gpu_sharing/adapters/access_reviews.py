@@ -26,7 +26,7 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{8,}=*")
 
 
 class User(msgspec.Struct, frozen=True):
-    """Somebody, as the API server names them."""
+    """A user, as the API server names them."""
 
     username: str = ""
     uid: str = ""

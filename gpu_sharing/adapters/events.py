@@ -44,7 +44,7 @@ class Regarding:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing to tell."""
+    """One event to write about one object."""
 
     regarding: Regarding
     reason: str

@@ -117,7 +117,7 @@ def resource_names(value: Callable[[str], str | None]) -> requests.ResourceNames
 
 
 def path(text: str | None) -> pathlib.Path | None:
-    """A file or folder."""
+    """Return a path, or None for an empty text."""
     return pathlib.Path(text) if text else None
 
 

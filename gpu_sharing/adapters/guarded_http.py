@@ -184,7 +184,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         self._write_deadline = self.loop.call_later(_WRITE_SECONDS, self._give_up, "the answer is not read")
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Continue to read from the connection."""
         if self._write_deadline is not None:
             self._write_deadline.cancel()
             self._write_deadline = None

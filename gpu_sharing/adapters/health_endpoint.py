@@ -145,7 +145,7 @@ class HealthEndpoint:
         receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
         send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
     ) -> None:
-        """Answer one request."""
+        """Answer one request for a probe or for metrics."""
         if scope["type"] != "http":
             return
         path = scope["path"]

@@ -120,7 +120,7 @@ def configure(verbosity: int, log_format: str) -> None:
 
 
 def as_text(logger: Any, method: str, line: Mapping[str, Any]) -> str:
-    """A line as klog writes it: `E1128 16:50:05.123456 refused error_code=… pod=default/train requested=8000MB`.
+    """A line as klog writes it: `E1128 16:50:05.123456 refused error_code=… pod=default/train gpus=2`.
 
     Values with spaces, quotes or newlines are quoted as in JSON, so that a line is a line.
     """

@@ -68,12 +68,12 @@ class Series:
         return prometheus_client.Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Counter:
-        """A counter."""
+        """Return a new counter of the registry."""
         self.labels[name] = labels
         return prometheus_client.Counter(name, text, labels, registry=self.registry)
 
     def gauge(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Gauge:
-        """A gauge."""
+        """Return a new gauge of the registry."""
         self.labels[name] = labels
         return prometheus_client.Gauge(name, text, labels, registry=self.registry)
 

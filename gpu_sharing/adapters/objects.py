@@ -23,7 +23,7 @@ def unix_seconds(timestamp: str | None) -> float:
 
 
 class OwnerReference(msgspec.Struct, gc=False):
-    """Whose object it is."""
+    """The owner of an object, such as its controller."""
 
     uid: str = ""
     controller: bool | None = None
@@ -136,7 +136,7 @@ class NodeAffinity(AffinityKind, gc=False, rename="camel"):
 
 
 class Affinity(msgspec.Struct, gc=False, rename="camel"):
-    """`spec.affinity`."""
+    """The part of `spec.affinity` that is read."""
 
     node_affinity: NodeAffinity | None = None
     pod_affinity: AffinityKind | None = None
@@ -156,7 +156,7 @@ class SchedulingGroup(msgspec.Struct, gc=False, rename="camel"):
 
 
 class PodSpec(msgspec.Struct, gc=False, rename="camel"):
-    """`spec` of a pod."""
+    """The part of a pod's `spec` that is read."""
 
     node_name: str = ""
     scheduler_name: str = ""
@@ -205,7 +205,7 @@ class ContainerStatus(msgspec.Struct, gc=False):
 
 
 class PodStatus(msgspec.Struct, gc=False, rename="camel"):
-    """`status` of a pod."""
+    """The part of a pod's `status` that is read."""
 
     phase: str = ""
     nominated_node_name: str = ""
@@ -215,7 +215,7 @@ class PodStatus(msgspec.Struct, gc=False, rename="camel"):
 
 
 class Pod(msgspec.Struct, gc=False):
-    """A pod."""
+    """The part of a Pod that is read."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: PodSpec = msgspec.field(default_factory=PodSpec)
@@ -238,7 +238,7 @@ class Pod(msgspec.Struct, gc=False):
 
     @property
     def containers(self) -> list[Container]:
-        """Its app containers."""
+        """The app containers; none where the list is null."""
         return self.spec.containers or []
 
     @property
@@ -258,14 +258,14 @@ class Pod(msgspec.Struct, gc=False):
 
 
 class NodeSpec(msgspec.Struct, gc=False):
-    """`spec` of a node."""
+    """The part of a node's `spec` that is read."""
 
     taints: list[Taint] | None = None
     unschedulable: bool | None = None
 
 
 class NodeStatus(msgspec.Struct, gc=False):
-    """`status` of a node."""
+    """The part of a node's `status` that is read."""
 
     conditions: list[Condition] | None = None
     capacity: dict[str, quantities.Raw] | None = None
@@ -273,7 +273,7 @@ class NodeStatus(msgspec.Struct, gc=False):
 
 
 class Node(msgspec.Struct, gc=False):
-    """A node."""
+    """The part of a Node that is read."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
@@ -287,7 +287,7 @@ class ResourceQuotaSpec(msgspec.Struct, gc=False):
 
 
 class ResourceQuota(msgspec.Struct, gc=False):
-    """A ResourceQuota."""
+    """The part of a ResourceQuota that is read."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: ResourceQuotaSpec = msgspec.field(default_factory=ResourceQuotaSpec)
@@ -385,7 +385,7 @@ class APIResourceList(msgspec.Struct, gc=False):
 
 
 class LeaseSpec(msgspec.Struct, gc=False, rename="camel"):
-    """`spec` of a Lease."""
+    """The part of a Lease's `spec` that is read."""
 
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
@@ -395,7 +395,7 @@ class LeaseSpec(msgspec.Struct, gc=False, rename="camel"):
 
 
 class Lease(msgspec.Struct, gc=False):
-    """A lease."""
+    """The part of a Lease that is read."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: LeaseSpec = msgspec.field(default_factory=LeaseSpec)

@@ -19,7 +19,7 @@ class Amount(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gpu(msgspec.Struct, frozen=True, gc=False):
-    """One GPU of a node."""
+    """One GPU of a node and its allocation."""
 
     uuid: str
     index: Count
@@ -66,7 +66,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
 
 
 class Nodes(msgspec.Struct, frozen=True):
-    """Answer of `nodes`."""
+    """Answer of the path `nodes`."""
 
     nodes: list[Node]
 
@@ -134,7 +134,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pods(msgspec.Struct, frozen=True):
-    """Answer of `pods`."""
+    """Answer of the path `pods`."""
 
     pods: list[Pod]
 
@@ -191,7 +191,7 @@ class Event(msgspec.Struct, frozen=True):
 
 
 class Events(msgspec.Struct, frozen=True):
-    """Answer of `events`."""
+    """Answer of the path `events`."""
 
     pod: Annotated[str, msgspec.Meta(description="As namespace/name.")]
     events: Annotated[list[Event], msgspec.Meta(description="Oldest first.")]

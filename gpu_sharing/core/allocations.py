@@ -39,7 +39,7 @@ class Share(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """What is promised of one GPU."""
+    """What is allocated of one GPU."""
 
     slots: int = 0
     memory_mib: int = 0
@@ -50,7 +50,7 @@ class Allocation(NamedTuple):
     """On a GPU in MIG mode: who holds which memory slice, as `mig.taken` writes it."""
 
     def plus(self, other: "Allocation") -> "Allocation":
-        """Both together."""
+        """Return the sum of two allocations on one GPU."""
         return Allocation(
             self.slots + other.slots,
             self.memory_mib + other.memory_mib,

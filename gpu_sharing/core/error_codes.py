@@ -58,30 +58,30 @@ NODE_CORDONED = _register(
 )
 POD_IN_DOUBT = _register(
     "SCHED_POD_IN_DOUBT",
-    "A list of pods lacks a pod that was read or bound while the list was made, and the API server does not say what "
-    "became of it; what it holds stays held until then.",
-    "Nothing, if it passes; else look why the API server does not answer.",
+    "A list of pods lacks a pod that was read or bound while the list was made, and the API server has not shown yet "
+    "whether it is deleted; what it holds stays allocated until then.",
+    "Nothing, if it passes; else find out why the API server does not answer.",
 )
 SET_ASIDE = _register(
     "SCHED_OBJECT_SET_ASIDE",
-    "An object of the cluster could not be taken in, because of a defect of this program; what it may hold is kept out "
+    "An object of the cluster could not be handled, because of a defect of this program; what it may hold is kept out "
     "of use, and everything else goes on.",
     "Report the log line with the object's YAML; the object counts again once it is written in another way.",
 )
 REQUEST_TOO_LARGE = _register(
     "SCHED_REQUEST_TOO_LARGE",
-    "A pod asks for more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 16 "
+    "A pod requests more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 16 "
     "containers.",
     "Write what one node can serve, and use several pods for more.",
 )
 CONTRADICTORY_REQUEST = _register(
     "SCHED_CONTRADICTORY_REQUEST",
-    "A pod asks for two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",
+    "A pod requests two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",
     "Remove one of the two: nvidia.com/gpu: 0 or the memory and cores beside it, use-… or nouse-….",
 )
 NO_GPU_COUNT = _register(
     "SCHED_NO_GPU_COUNT",
-    "A container asks for memory or cores of a GPU and for no GPU, and the webhook, which adds it, was not asked.",
+    "A container requests memory or cores of a GPU and no GPU, and the webhook, which adds it, was not asked.",
     "Write nvidia.com/gpu: 1 beside it; without it the kubelet hands no GPU to the container.",
 )
 UNKNOWN_POLICY = _register(
@@ -91,28 +91,28 @@ UNKNOWN_POLICY = _register(
 )
 BAD_SCORING_WEIGHTS = _register(
     "SCHED_BAD_SCORING_WEIGHTS",
-    "hami.io/device-scoring-weights does not say how much slots, cores and memory count.",
+    "hami.io/device-scoring-weights does not give a weight for slots, cores and memory.",
     "Write all three as whole numbers, not all of them 0: slot=1,core=1,memory=3.",
 )
 NODE_NAME_SET = _register(
     "SCHED_NODE_NAME_SET",
-    "A pod that asks for GPUs names its node itself, so that no scheduler chooses GPUs for it.",
+    "A pod that requests GPUs names its node itself, so that no scheduler chooses GPUs for it.",
     "Remove spec.nodeName and write a required nodeAffinity whose matchFields name metadata.name; the label "
     "kubernetes.io/hostname differs from the name on some clusters.",
 )
 OWN_VARIABLES = _register(
     "SCHED_OWN_VARIABLES",
-    "A container that asks for a GPU sets a variable by which the device plugin gives it GPUs and limits.",
-    "Remove it from the container's env: without CDI it would win over what the pod is promised.",
+    "A container that requests a GPU sets a variable by which the device plugin gives it GPUs and limits.",
+    "Remove it from the container's env: without CDI it would override what is allocated to the pod.",
 )
 TOO_MANY_CONTAINERS = _register(
     "SCHED_TOO_MANY_CONTAINERS",
-    "A pod that asks for GPUs is larger than the webhook reads: over 256 containers, or over 50,000 fields and items.",
+    "A pod that requests GPUs is larger than the webhook reads: over 256 containers, or over 50,000 fields and items.",
     "Use several pods: at most 256 containers, init containers included, in a pod with GPUs.",
 )
 PRIVILEGED = _register(
     "SCHED_PRIVILEGED",
-    "A privileged container asks for a GPU, and would see all GPUs of its node.",
+    "A privileged container requests a GPU, and would see all GPUs of its node.",
     "Remove securityContext.privileged or the GPU request; --allow-privileged permits it.",
 )
 OTHER_NODE = _register(
@@ -129,22 +129,22 @@ OTHER_WRITE = _register(
 )
 RECORD_GUARDED = _register(
     "SCHED_RECORD_GUARDED",
-    "Somebody writes, changes or removes a record of promised GPUs who is neither the extender nor the node's plugin.",
+    "A record of allocated GPUs is written, changed or removed by neither the extender nor the node's plugin.",
     "Leave out hami.io/vgpu-*, hami.io/bind-* and hami.io/decision-id, such as when copying a pod's YAML.",
 )
 
 BAD_GANG = _register(
     "SCHED_BAD_GANG",
-    "What the pod says of its gang cannot be: no name, no size, two names, a size that others contradict, or too many.",
+    "The pod's gang is invalid: no name, no size, two names, a size that other members contradict, or too many.",
     "Write hami.io/gang and hami.io/gang-size on every member, the same on all, and the size as many as there are; or "
-    "name a PodGroup, which says how many there must be.",
+    "name a PodGroup, which gives the least number of members.",
 )
 
 # A node cannot take the pod.
 NODE_UNKNOWN = _register(
     "SCHED_NODE_UNKNOWN",
     "kube-scheduler offers a node that the extender has not seen.",
-    "Wait a moment; if it stays, check the extender's watch of nodes on /healthz.",
+    "Wait; if it stays, check the extender's watch of nodes on /healthz.",
 )
 NODE_NOT_REGISTERED = _register(
     "SCHED_NODE_NOT_REGISTERED",
@@ -175,7 +175,7 @@ DEVICE_CLASS = _register(
 )
 DRA_NODE = _register(
     "SCHED_DRA_NODE",
-    "A DRA driver gives out the node's GPUs (there are ResourceSlices of gpu.nvidia.com), and a GPU has one master.",
+    "A DRA driver allocates the node's GPUs (there are ResourceSlices of gpu.nvidia.com), and only one may.",
     "Use another node, or remove NVIDIA's DRA driver from this one before installing the device plugin there.",
 )
 HAMI_NODE_BUSY = _register(
@@ -185,8 +185,8 @@ HAMI_NODE_BUSY = _register(
 )
 TOO_FEW_GPUS = _register(
     "SCHED_TOO_FEW_GPUS",
-    "The node has fewer GPUs than one container of the pod asks for.",
-    "Ask for fewer GPUs per container, or add a larger node.",
+    "The node has fewer GPUs than one container of the pod requests.",
+    "Request fewer GPUs per container, or add a larger node.",
 )
 MODE_MISMATCH = _register(
     "SCHED_MODE_MISMATCH",
@@ -195,7 +195,7 @@ MODE_MISMATCH = _register(
 )
 UUID_MISMATCH = _register(
     "SCHED_UUID_MISMATCH",
-    "The pod wants, or shuns, particular GPUs by UUID.",
+    "The pod requires or excludes particular GPUs by UUID.",
     "Check the annotations nvidia.com/use-gpuuuid and nvidia.com/nouse-gpuuuid.",
 )
 TYPE_MISMATCH = _register(
@@ -226,48 +226,48 @@ SLOTS_EXHAUSTED = _register(
 )
 GPU_HELD_EXCLUSIVELY = _register(
     "SCHED_GPU_HELD_EXCLUSIVELY",
-    "The pod asks for a share of a GPU, and those that are left are held for themselves (nvidia.com/gpucores: 100).",
+    "The pod requests a share of a GPU, and the remaining ones are in exclusive use (nvidia.com/gpucores: 100).",
     "Wait until such a pod ends, or write nvidia.com/gpucores under 100 in it if it may share its GPU.",
 )
 GPU_NOT_EXCLUSIVE = _register(
     "SCHED_GPU_NOT_EXCLUSIVE",
-    "The pod asks for GPUs for its own use, and too few of them are empty.",
-    "Ask for a share (nvidia.com/gpumem, nvidia.com/gpucores under 100), or wait for an empty GPU.",
+    "The pod requests GPUs for its own use, and too few of them are empty.",
+    "Request a share (nvidia.com/gpumem, nvidia.com/gpucores under 100), or wait for an empty GPU.",
 )
 INSUFFICIENT_GPU_MEMORY = _register(
     "SCHED_INSUFFICIENT_GPU_MEMORY",
     "No GPU of the node has that much memory left.",
-    "Ask for less nvidia.com/gpumem, or wait for a pod to end.",
+    "Request less nvidia.com/gpumem, or wait for a pod to end.",
 )
 INSUFFICIENT_GPU_CORES = _register(
     "SCHED_INSUFFICIENT_GPU_CORES",
     "No GPU of the node has that share of its cores left.",
-    "Ask for less nvidia.com/gpucores, or wait for a pod to end.",
+    "Request less nvidia.com/gpucores, or wait for a pod to end.",
 )
 NUMA_MISMATCH = _register(
     "SCHED_NUMA_MISMATCH",
-    "The node has enough fitting GPUs, but not on one NUMA node, as nvidia.com/numa-bind wants.",
-    "Ask for fewer GPUs, wait, or remove nvidia.com/numa-bind.",
+    "The node has enough fitting GPUs, but not on one NUMA node, as nvidia.com/numa-bind requires.",
+    "Request fewer GPUs, wait, or remove nvidia.com/numa-bind.",
 )
 GANG_WAITS = _register(
     "SCHED_GANG_WAITS",
-    "The pod's GPUs would fit, but its gang is not complete, or there is no room for all of its members at once.",
-    "Wait, create the missing members, or see the event for what is short; all members start together.",
+    "The pod's GPUs would fit, but its gang is not complete, or not enough is free for all of its members at once.",
+    "Wait, create the missing members, or see the event for the shortage; all members start together.",
 )
 GANG_TORN = _register(
     "SCHED_GANG_TORN",
     "Some members of a gang were not bound in time, so that nothing is kept for the gang any more.",
-    "Look at the members' events for what kept them; it is planned anew by itself, on other nodes first.",
+    "Check the members' events for what kept them; it is planned again by itself, on other nodes first.",
 )
 NO_MIG_INSTANCE = _register(
     "SCHED_NO_MIG_INSTANCE",
     "No GPU in MIG mode has an instance of that size left, or free slices where one may begin.",
-    "Ask for less nvidia.com/gpumem or gpucores, or wait for a pod to end.",
+    "Request less nvidia.com/gpumem or gpucores, or wait for a pod to end.",
 )
 QUOTA_EXCEEDED = _register(
     "SCHED_QUOTA_EXCEEDED",
     "With this pod its namespace would hold more GPUs, GPU memory or GPU cores than its ResourceQuota allows.",
-    "Wait for a pod of the namespace to end, ask for less, or raise the limits.nvidia.com/… keys of the ResourceQuota.",
+    "Wait for a pod of the namespace to end, request less, or raise the limits.nvidia.com/… keys of the ResourceQuota.",
 )
 QUOTA_UNREADABLE = _register(
     "SCHED_QUOTA_UNREADABLE",
@@ -282,8 +282,8 @@ NOT_OFFERED = _register(
 
 PREEMPTION_FAILED = _register(
     "SCHED_PREEMPTION_FAILED",
-    "Pods of lower priority were to make room for a pod, and that did not help or took too long.",
-    "Nothing: it is tried again; see the pod's events for who was evicted, and look for pods that do not end.",
+    "Pods of lower priority were evicted for a pod, and that did not help or took too long.",
+    "Nothing: it is tried again; see the pod's events for the evicted pods, and check for pods that do not terminate.",
 )
 
 # Binding.
@@ -294,12 +294,12 @@ POD_GONE = _register(
 )
 ALREADY_BOUND_ELSEWHERE = _register(
     "SCHED_ALREADY_BOUND",
-    "The pod is bound already, to another node or by somebody else.",
+    "The pod is bound already, to another node or by another program.",
     "Nothing; if it has no GPU record, recreate it with schedulerName hami-scheduler.",
 )
 NO_LONGER_FITS = _register(
     "SCHED_NO_LONGER_FITS",
-    "Between filter and bind another pod took the place.",
+    "Between filter and bind the GPUs were allocated to another pod.",
     "Nothing: kube-scheduler tries again.",
 )
 BIND_FAILED = _register(
@@ -332,7 +332,7 @@ CORRUPT_POD_RECORD = _register(
 )
 FOREIGN_POD = _register(
     "SCHED_FOREIGN_POD",
-    "A pod that asks for GPUs was bound by something else than this project, so it has no GPU of its own.",
+    "A pod that requests GPUs was bound by something else than this project, so it has no GPU of its own.",
     "Set schedulerName: hami-scheduler and no nodeName, and recreate it.",
 )
 
@@ -354,13 +354,13 @@ UNKNOWN_ROUTE = _register(
 )
 BUSY = _register(
     "SCHED_BUSY",
-    "More calls wait than can be answered before kube-scheduler gives them up.",
-    "Nothing: kube-scheduler tries again; if it stays, look at the extender's CPU limit.",
+    "More calls are queued than can be answered before kube-scheduler's timeout.",
+    "Nothing: kube-scheduler tries again; if it stays, check the extender's CPU limit.",
 )
 NOT_READY = _register(
     "SCHED_NOT_READY",
     "The extender has not read the cluster yet.",
-    "Wait; /healthz on port 8080 says what is missing.",
+    "Wait; /healthz on port 8080 shows what is missing.",
 )
 INTERNAL = _register(
     "SCHED_INTERNAL",
@@ -369,7 +369,7 @@ INTERNAL = _register(
 )
 EVENTS_UNREAD = _register(
     "SCHED_EVENTS_UNREAD",
-    "The API server does not tell the extender a pod's events.",
+    "The extender cannot read a pod's events from the API server.",
     "Check that the extender's account may list events of events.k8s.io; kubectl describe pod shows the same events.",
 )
 UNAUTHORIZED = _register(
@@ -384,7 +384,7 @@ READ_FORBIDDEN = _register(
 )
 REVIEW_FAILED = _register(
     "SCHED_REVIEW_FAILED",
-    "The API server did not say who called the read API, or what the caller may read, so that nothing was answered.",
+    "The API server did not answer who called the read API, or what the caller may read, so the call was refused.",
     "Try again; if it stays, check that the extender may create tokenreviews and subjectaccessreviews.",
 )
 EVENTS_DROPPED = _register(
@@ -394,12 +394,12 @@ EVENTS_DROPPED = _register(
 )
 USAGE_UNKNOWN = _register(
     "SCHED_USAGE_UNKNOWN",
-    "Prometheus does not say how busy GPUs are, so that only what is promised counts when nodes are compared.",
-    "Check --prometheus-url and that the monitors are scraped; it is asked again every 15 s.",
+    "Prometheus does not report how busy GPUs are, so that only what is allocated counts when nodes are compared.",
+    "Check --prometheus-url and that the monitors are scraped; the extender retries every 15 s.",
 )
 LISTENER_LIMIT = _register(
     "LISTENER_LIMIT",
-    "A connection was given up: too many are open, its request is too large or not finished in time, or its answer is "
+    "A connection was closed: too many are open, its request is too large or not finished in time, or its answer is "
     "not read.",
     "Nothing if it is rare; else the log line names the address that opens them: keep it away by a network policy.",
 )
@@ -411,7 +411,7 @@ WATCH_FAILED = _register(
 CERTIFICATE = _register(
     "SCHED_CERTIFICATE",
     "The certificate of the read API and webhook changed and cannot be read; the one before stays in use.",
-    "Check that --tls-cert and --tls-key are a PEM certificate and its own key; they are looked at again every 2 s.",
+    "Check that --tls-cert and --tls-key are a PEM certificate and its own key; they are read again every 2 s.",
 )
 CERTIFICATE_NOT_KEPT = _register(
     "SCHED_CERTIFICATE_NOT_KEPT",
@@ -428,12 +428,12 @@ INVALID_SETTING = _register(
 # Giving a container its slice.
 ALLOC_BAD_IDS = _register(
     "ALLOC_BAD_IDS",
-    "The kubelet asks for no device ids, or for some that the plugin never listed.",
+    "The kubelet asks for no device ids, or for ids that the plugin never listed.",
     "Restart the kubelet of the node if it stays; its device checkpoint may be of another plugin.",
 )
 ALLOC_OWNER_UNKNOWN = _register(
     "ALLOC_OWNER_UNKNOWN",
-    "It cannot be told yet which container the device ids were given to, so it is not started.",
+    "It is not known yet for which container the device ids are, so it is not started.",
     "Nothing: the kubelet tries again in some seconds; if it stays, check that the plugin can read --kubelet-dir.",
 )
 ALLOC_OWNER_CONFLICT = _register(
@@ -458,8 +458,8 @@ ALLOC_WRONG_NODE = _register(
 )
 ALLOC_GPU_UNHEALTHY = _register(
     "ALLOC_GPU_UNHEALTHY",
-    "The GPU that the pod was promised is unhealthy, so the container is not started.",
-    "Delete the pod, so that it is placed elsewhere, or mend the GPU: see the node's DeviceUnhealthy event.",
+    "The GPU allocated to the pod is unhealthy, so the container is not started.",
+    "Delete the pod, so that it is placed elsewhere, or repair the GPU: see the node's DeviceUnhealthy event.",
 )
 ALLOC_OVERSUBSCRIBED = _register(
     "ALLOC_OVERSUBSCRIBED",
@@ -468,7 +468,7 @@ ALLOC_OVERSUBSCRIBED = _register(
 )
 ALLOC_OWN_VARIABLES = _register(
     "ALLOC_OWN_VARIABLES",
-    "Without CDI the container's own env would replace the GPUs or limits that it was given, so it is not started.",
+    "Without CDI the container's own env would replace its GPUs or limits, so it is not started.",
     "Remove the variable from the container's env, or use a container runtime with CDI and --identity cdi.",
 )
 ALLOC_SPEC_NOT_WRITTEN = _register(
@@ -483,7 +483,7 @@ ALLOC_WRONG_MATCH = _register(
 )
 ALLOC_ISOLATION = _register(
     "ALLOC_ISOLATION",
-    "The node cannot isolate the container in the way that is set or asked for.",
+    "The node cannot isolate the container in the way that is set or requested.",
     "See the message: a library or daemon is missing, or the pod's users do not mix.",
 )
 ALLOC_CDI_IGNORED = _register(
@@ -512,12 +512,12 @@ ALLOC_INTERNAL = _register(
 HEALTH_GPU_UNHEALTHY = _register(
     "HEALTH_GPU_UNHEALTHY",
     "A GPU must not be used: the driver reported a fault, or it does not answer.",
-    "The message says what the GPU needs: patience, a reset, a reboot of the node, or new hardware.",
+    "The message says what the GPU needs: time, a reset, a reboot of the node, or new hardware.",
 )
 HEALTH_XID = _register(
     "HEALTH_XID",
-    "The driver reported an XID that asks for a restart of the application only.",
-    "Look at the program that ran on the GPU; if the same comes with different programs, run diagnostics.",
+    "The driver reported an XID that requires a restart of the application only.",
+    "Check the program that ran on the GPU; if the same comes with different programs, run diagnostics.",
 )
 
 # The device plugin's surroundings.
@@ -531,7 +531,7 @@ PLUGIN_NO_DRIVER = _register(
 PLUGIN_MEMORY_NOT_LIMITED = _register(
     "PLUGIN_MEMORY_NOT_LIMITED",
     "Nothing limits what containers use of this node's GPUs: the isolation is auto, and HAMi-core cannot be preloaded.",
-    "Look at the pod hami-core of the node, which brings the library (devicePlugin.hamiCore), or choose another "
+    "Check the pod hami-core of the node, which brings the library (devicePlugin.hamiCore), or choose another "
     "isolation; none, if programs keep to their memory by themselves.",
 )
 PLUGIN_ISOLATION_LOST = _register(
@@ -542,12 +542,12 @@ PLUGIN_ISOLATION_LOST = _register(
 PLUGIN_HAMI_CORE = _register(
     "PLUGIN_HAMI_CORE",
     "The isolation is set to hami-core, and the library cannot be preloaded here; no container is started on the GPUs.",
-    "Look at the pod hami-core of the node, which brings the library (devicePlugin.hamiCore).",
+    "Check the pod hami-core of the node, which brings the library (devicePlugin.hamiCore).",
 )
 PLUGIN_MPS = _register(
     "PLUGIN_MPS",
     "The MPS control daemon does not run, or does not do what it has to; no container is started on its GPUs.",
-    "Look at the pod hami-mps of the node and its log; nvidia-cuda-mps-control comes with NVIDIA's runtime.",
+    "Check the pod hami-mps of the node and its log; nvidia-cuda-mps-control comes with NVIDIA's runtime.",
 )
 PLUGIN_MPS_USERS = _register(
     "PLUGIN_MPS_USERS",
@@ -587,7 +587,7 @@ PLUGIN_INVENTORY_NOT_WRITTEN = _register(
 PLUGIN_CAPACITY_NOT_WRITTEN = _register(
     "PLUGIN_CAPACITY_NOT_WRITTEN",
     "The node's capacity of GPU memory and cores could not be written; where a DeviceClass names the GPU "
-    "resource, kube-scheduler keeps pods that ask for them off this node.",
+    "resource, kube-scheduler keeps pods that request them off this node.",
     "Grant the plugin's account patch on nodes/status, as the chart does; the plugin tries again by itself.",
 )
 PLUGIN_DELIVERY = _register(
@@ -598,7 +598,7 @@ PLUGIN_DELIVERY = _register(
 PLUGIN_DELIVERY_WITHOUT_HOOKS = _register(
     "PLUGIN_DELIVERY_WITHOUT_HOOKS",
     "The container runtime does not read CDI, so containers get the device nodes and libraries of the host's CDI "
-    "specification without its hooks: images whose loader does not look where they lie do not find the driver.",
+    "specification without its hooks: images whose loader does not search that folder do not find the driver.",
     "Switch CDI on in the container runtime, or use the RuntimeClass nvidia.",
 )
 PLUGIN_CDI_TWICE = _register(
@@ -623,7 +623,7 @@ PLUGIN_CDI_IGNORED = _register(
 )
 PLUGIN_STARTS_UNSEEN = _register(
     "PLUGIN_STARTS_UNSEEN",
-    "Running containers cannot be looked into, so a container runtime that ignores CDI names would not be noticed.",
+    "Running containers cannot be inspected, so a container runtime that ignores CDI names would not be noticed.",
     "Mount the host's /proc as --proc-dir, without hidepid.",
 )
 PLUGIN_GPU_NOT_RELEASED = _register(
@@ -633,7 +633,7 @@ PLUGIN_GPU_NOT_RELEASED = _register(
 )
 PLUGIN_MIG_INSTANCE_BARE = _register(
     "PLUGIN_MIG_INSTANCE_BARE",
-    "A GPU instance without its compute instance holds memory slices of a GPU, and the plugin did not make it.",
+    "A GPU instance without its compute instance occupies MIG slices of a GPU, and the plugin did not make it.",
     "Destroy it (nvidia-smi mig -dgi -i GPU -gi ID), or hand all MIG instances to the plugin: --mig-destroy all.",
 )
 PLUGIN_NODE_UNREAD = _register(
@@ -650,25 +650,25 @@ PLUGIN_RUNTIME_CLASS = _register(
 )
 PLUGIN_GPU_NOT_IDENTIFIED = _register(
     "PLUGIN_GPU_NOT_IDENTIFIED",
-    "The driver counts a GPU but has refused, since the plugin started, to say which one it is; it is not offered.",
-    "Read the call and the error: no permission asks for the device nodes in the plugin's container, a reset that is "
-    "required asks for nvidia-smi --gpu-reset. The plugin asks again by itself.",
+    "The driver counts a GPU but has refused, since the plugin started, to report its identity; it is not offered.",
+    "Read the call and the error: for no permission add the device nodes to the plugin's container; for a required "
+    "reset run nvidia-smi --gpu-reset. The plugin retries by itself.",
 )
 PLUGIN_GPU_MEMORY_UNKNOWN = _register(
     "PLUGIN_GPU_MEMORY_UNKNOWN",
-    "The driver does not say how much memory a GPU has, as with memory that CPU and GPU share; it is not offered.",
+    "The driver does not report how much memory a GPU has, as with memory that CPU and GPU share; it is not offered.",
     "Set the MiB to offer: --preconfigured-device-memory (value devicePlugin.preConfiguredDeviceMemory), or "
     "preconfigureddevicememory of the node's entry in the node file.",
 )
 PLUGIN_XIDS_NOT_HEARD = _register(
     "PLUGIN_XIDS_NOT_HEARD",
     "The driver does not report XIDs of a GPU to the plugin, so faults show only in what the GPU answers.",
-    "Nothing in a vGPU guest, where the host receives them. Elsewhere look at the call and the error; the plugin "
+    "Nothing in a vGPU guest, where the host receives them. Elsewhere check the call and the error; the plugin "
     "registers again by itself.",
 )
 PLUGIN_MIG_NOT_READ = _register(
     "PLUGIN_MIG_NOT_READ",
-    "A GPU is in MIG mode, and the driver refuses to say how it is divided; what was known of it holds.",
+    "A GPU is in MIG mode, and the driver refuses to report its instances; the last known ones stay in use.",
     "Give the plugin the rights that MIG needs: CAP_SYS_ADMIN, and with NVIDIA's runtime NVIDIA_MIG_MONITOR_DEVICES "
     "and NVIDIA_MIG_CONFIG_DEVICES.",
 )
@@ -682,7 +682,7 @@ PLUGIN_NODE_SETTINGS = _register(
 MONITOR_NOT_MEASURED = _register(
     "MONITOR_NOT_MEASURED",
     "The driver does not answer about a GPU, so its numbers grow old and are then left out.",
-    "Look at the GPU's health (hami_device_plugin_healthy_status) and at nvidia-smi; the monitor asks again by itself.",
+    "Check the GPU's health (hami_device_plugin_healthy_status) and nvidia-smi; the monitor retries by itself.",
 )
 MONITOR_PID_NAMESPACE = _register(
     "MONITOR_PID_NAMESPACE",
@@ -692,20 +692,20 @@ MONITOR_PID_NAMESPACE = _register(
 )
 MONITOR_SHARED_REGION = _register(
     "MONITOR_SHARED_REGION",
-    "The file in which a container's HAMi-core library counts is of another version, or says what cannot be true.",
+    "The file in which a container's HAMi-core library counts is of another version, or holds impossible values.",
     "Use a library whose shared region has version 1.2; if the file is corrupt, restart the container.",
 )
 
 # The WebUI.
 WEBUI_SOURCE = _register(
     "WEBUI_SOURCE",
-    "The scheduler extender does not answer the WebUI, which shows the last that it said.",
+    "The scheduler extender does not answer the WebUI, which shows its last answer.",
     "Check that the extender runs, and --extender, --extender-ca and --extender-token-file of the WebUI.",
 )
 
 WEBUI_METER = _register(
     "WEBUI_METER",
-    "Prometheus or monitors do not answer the WebUI, which shows what is promised and, there, not what is used.",
+    "Prometheus or monitors do not answer the WebUI, which shows what is allocated and, there, not what is used.",
     "Check --prometheus or --monitor-service of the WebUI, and that it reaches them.",
 )
 
@@ -717,13 +717,13 @@ DOCTOR_EXTENDER_AWAY = _register(
 )
 DOCTOR_DRIFT = _register(
     "DOCTOR_DRIFT",
-    "The extender believes something else about a pod than the API server says.",
+    "What the extender knows of a pod differs from the API server.",
     "If it lasts longer than a few seconds, restart the extender and report it with a snapshot.",
 )
 DOCTOR_NODE_WITHOUT_PLUGIN = _register(
     "DOCTOR_NODE_WITHOUT_PLUGIN",
     "A node is meant to have our device plugin (gpu=on), and has published no GPUs.",
-    "Look at the DaemonSet's pod on that node; run hamictl doctor node there.",
+    "Check the DaemonSet's pod on that node; run hamictl doctor node there.",
 )
 DOCTOR_FOREIGN_PLUGIN = _register(
     "DOCTOR_FOREIGN_PLUGIN",
@@ -767,7 +767,7 @@ DOCTOR_POD_WITHOUT_RECORD = _register(
 )
 DOCTOR_OVERSUBSCRIBED = _register(
     "DOCTOR_OVERSUBSCRIBED",
-    "More of a GPU is promised by records than it has.",
+    "More of a GPU is allocated by records than it has.",
     "Delete the newest pod on it; if nobody has edited records by hand, report it with a snapshot.",
 )
 DOCTOR_STUCK = _register(
@@ -778,11 +778,11 @@ DOCTOR_STUCK = _register(
 DOCTOR_GPU_TWICE = _register(
     "DOCTOR_GPU_TWICE",
     "Two nodes have a record of the same GPU, as after a machine came back under another name.",
-    "Delete the node object that is no more; if both machines run, find out why their drivers give one UUID.",
+    "Delete the node object that is no more; if both machines run, find out why their drivers report one UUID.",
 )
 DOCTOR_DEVICE_CLASS = _register(
     "DOCTOR_DEVICE_CLASS",
-    "A DeviceClass offers the resource that counts GPUs, and the node's allocatable lacks others that pods ask for: "
+    "A DeviceClass offers the resource that counts GPUs, and the node's allocatable lacks others that pods request: "
     "kube-scheduler keeps such pods off the node.",
     "Let the device plugin write its capacity (patch on nodes/status, as the chart grants), remove "
     "extendedResourceName from the class, or start kube-scheduler with --feature-gates=DRAExtendedResource=false.",
@@ -814,13 +814,13 @@ DOCTOR_NO_GUARD = _register(
 )
 DOCTOR_RIGHTS = _register(
     "DOCTOR_RIGHTS",
-    "Your account lacks a right that hamictl needs, so a part of the cluster is not looked at.",
-    "Ask for the right that is named, or use --kubeconfig or --context with an account that has it.",
+    "Your account lacks a right that hamictl needs, so a part of the cluster is not checked.",
+    "Request the right that is named, or use --kubeconfig or --context with an account that has it.",
 )
 DOCTOR_API_SLOW = _register(
     "DOCTOR_API_SLOW",
-    "The API server takes more than a second for a small question; binding waits for it.",
-    "Look at the load of the API server and of etcd, and at the network on the way there.",
+    "The API server takes more than a second to answer a small request; binding waits for it.",
+    "Check the load of the API server and of etcd, and the network in between.",
 )
 DOCTOR_CLOCK = _register(
     "DOCTOR_CLOCK",
@@ -829,7 +829,7 @@ DOCTOR_CLOCK = _register(
 )
 DOCTOR_SECOND_SCHEDULER = _register(
     "DOCTOR_SECOND_SCHEDULER",
-    "More than one GPU-sharing scheduler is active: each promises the same GPUs without knowing of the other.",
+    "More than one GPU-sharing scheduler is active: each allocates the same GPUs without knowing of the other.",
     "Remove one of the installations; kubectl get leases -A | grep hami-scheduler shows both.",
 )
 DOCTOR_SECOND_WEBHOOK = _register(
@@ -845,7 +845,7 @@ DOCTOR_NVIDIA_PLUGIN = _register(
 DOCTOR_EXTENDER_COMPONENT = _register(
     "DOCTOR_EXTENDER_COMPONENT",
     "A part of the extender is not healthy.",
-    "The detail says why; the extender's log says more.",
+    "The detail gives the reason; the extender's log has more.",
 )
 DOCTOR_NODE_DRIVER = _register(
     "DOCTOR_NODE_DRIVER",
@@ -870,7 +870,7 @@ DOCTOR_NODE_KUBELET = _register(
 DOCTOR_NODE_PLUGIN = _register(
     "DOCTOR_NODE_PLUGIN",
     "Our device plugin's socket is not there: it does not run, or has not registered.",
-    "Look at the log of the DaemonSet's pod on this node.",
+    "Check the log of the DaemonSet's pod on this node.",
 )
 DOCTOR_NODE_SHARED_MEMORY = _register(
     "DOCTOR_NODE_SHARED_MEMORY",
@@ -894,18 +894,18 @@ DOCTOR_NODE_RUNTIME = _register(
 )
 DOCTOR_NODE_CDI_OFF = _register(
     "DOCTOR_NODE_CDI_OFF",
-    "CDI is switched off in containerd's configuration, so it ignores which GPUs a container is given by that way.",
+    "CDI is switched off in containerd's configuration, so it ignores the GPUs that a container gets by CDI.",
     "Set enable_cdi = true and restart containerd, or run the plugin with --identity match and --delivery envvar.",
 )
 DOCTOR_NODE_CGROUP = _register(
     "DOCTOR_NODE_CGROUP",
-    "The node has cgroup v1, which Kubernetes gives up: from 1.35 on the kubelet does not start with it by itself.",
+    "The node has cgroup v1, which is deprecated: from Kubernetes 1.35 on the kubelet does not start on it.",
     "Boot the node with cgroup v2 (systemd.unified_cgroup_hierarchy=1).",
 )
 DOCTOR_NODE_MPS = _register(
     "DOCTOR_NODE_MPS",
     "The folder of the MPS control daemon is there, and no daemon listens in it.",
-    "If the node shares by MPS, look at the device plugin's log; else delete the folder.",
+    "If the node shares by MPS, check the device plugin's log; else delete the folder.",
 )
 DOCTOR_NODE_FOLDER = _register(
     "DOCTOR_NODE_FOLDER",
@@ -915,5 +915,5 @@ DOCTOR_NODE_FOLDER = _register(
 DOCTOR_NODE_SPACE = _register(
     "DOCTOR_NODE_SPACE",
     "Little space is left where the device plugin writes, or in the shared memory of MPS and frameworks.",
-    "Make space, or mount a larger file system; --least-free says how much is little.",
+    "Make space, or mount a larger file system; --least-free sets the limit.",
 )

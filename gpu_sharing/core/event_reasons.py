@@ -10,7 +10,7 @@ SCHEDULER, PLUGIN = "hami-scheduler", "hami-device-plugin"
 
 @dataclass(frozen=True, slots=True)
 class EventReason:
-    """One kind of event."""
+    """One kind of event, by its reason."""
 
     name: str
     warning: bool
@@ -54,7 +54,7 @@ GANG_TORN = _register(
     "SCHED_GANG_TORN: of gang train 1 were not bound in time, 7 were", warning=True,
 )  # fmt: skip
 FOREIGN_POD = _register(
-    "ForeignGPUPod", SCHEDULER, "Pod", "The pod has GPUs in its request and was bound by somebody else.",
+    "ForeignGPUPod", SCHEDULER, "Pod", "The pod has GPUs in its request and was bound by another program.",
     "SCHED_FOREIGN_POD: …", warning=True,
 )  # fmt: skip
 CORRUPT_RECORD = _register(

@@ -27,7 +27,7 @@ class Gang(NamedTuple):
 
     name: str
     size: int
-    """How many pods that ask for GPUs it has, at least 1; 0 where its pod group says how many it has at least."""
+    """How many pods that request GPUs it has, at least 1; 0 where its pod group says how many it has at least."""
     owner: str = ""
     """UID of the pod's controller, such as its Job; another run has another."""
     group: str = ""
@@ -37,7 +37,7 @@ class Gang(NamedTuple):
 def read(
     annotations: Mapping[str, str], labels: Mapping[str, str], owner: str = "", pod_group: str = ""
 ) -> Gang | None:
-    """The gang of a pod, or None.
+    """Return the gang of a pod, or None.
 
     Args:
         annotations: The pod's.
@@ -46,21 +46,11 @@ def read(
         pod_group: `spec.schedulingGroup.podGroupName`.
 
     Raises:
-        BadQuantity: It names a gang and nothing that says its size, a size and no gang, or two gangs, or the size is no
-            such number.
+        BadQuantity: It names a gang without a size, a size without a gang, or two gangs, or the size is invalid.
     """
     if not pod_group and NAME not in annotations and SIZE not in annotations and LABEL not in labels:
         return None
-    names = {
-        f"the annotation {NAME}": annotations.get(NAME, "").strip(),
-        f"the label {LABEL}": labels.get(LABEL, ""),
-        "spec.schedulingGroup": pod_group,
-    }
-    said = {where: name for where, name in names.items() if name}
-    name, size = next(iter(said.values()), ""), annotations.get(SIZE, "").strip()
-    if any(other != name for other in said.values()):
-        contradiction = " and ".join(f"{where} says {other[:60]!r}" for where, other in said.items())
-        raise errors.BadQuantity(error_codes.BAD_GANG, f"{contradiction}; leave one")
+    name, size = _name(annotations, labels, pod_group), annotations.get(SIZE, "").strip()
     if not name and not size:
         return None
     if not name:
@@ -76,3 +66,21 @@ def read(
     if not 1 <= count <= MOST_MEMBERS:
         raise errors.BadQuantity(error_codes.BAD_GANG, f"{SIZE}: {count} is outside 1 to {MOST_MEMBERS}")
     return Gang(name[:253], count, owner)
+
+
+def _name(annotations: Mapping[str, str], labels: Mapping[str, str], pod_group: str) -> str:
+    """The name of a pod's gang, or an empty string.
+
+    Raises:
+        BadQuantity: It names two.
+    """
+    names = {
+        f"the annotation {NAME}": annotations.get(NAME, "").strip(),
+        f"the label {LABEL}": labels.get(LABEL, ""),
+        "spec.schedulingGroup": pod_group,
+    }
+    given = {where: name for where, name in names.items() if name}
+    if len(set(given.values())) > 1:
+        contradiction = " and ".join(f"{where} says {name[:60]!r}" for where, name in given.items())
+        raise errors.BadQuantity(error_codes.BAD_GANG, f"{contradiction}; leave one")
+    return next(iter(given.values()), "")

@@ -1,4 +1,4 @@
-"""One physical GPU: what it has, and what of it is promised.
+"""One physical GPU: what it has, and what of it is allocated.
 
 The inventory (`Gpu`) is what the node's device plugin publishes; the state (`GpuState`) adds what pods hold.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpu_sharing.core import allocations, identifiers, mig
 
 EXCLUSIVE_CORES_PERCENT = 100
-"""A container that asks for this many cores, or more, wants the GPU for itself."""
+"""A container that requests this many cores, or more, wants the GPU for itself."""
 
 MIG_MODE = "mig"
 
@@ -28,9 +28,9 @@ class Gpu:
     index: int
     """Position in NVML's order on the node, from 0."""
     memory_mib: int
-    """Memory that may be promised, in MiB: the physical memory times the declared scaling."""
+    """Memory that may be allocated, in MiB: the physical memory times the declared scaling."""
     cores_percent: int
-    """Compute that may be promised, in percent of one GPU: 100 times the declared scaling."""
+    """Compute that may be allocated, in percent of one GPU: 100 times the declared scaling."""
     slots: int
     """How many containers may share the GPU at one time."""
     type: str

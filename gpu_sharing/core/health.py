@@ -28,7 +28,7 @@ reset, system reboot. Source: nvml.h of driver 615."""
 
 
 class State(enum.Enum):
-    """How a GPU stands."""
+    """The states of a GPU's health."""
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"
@@ -38,7 +38,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a look at a GPU found. None is "the driver cannot say", which is no fault."""
+    """What a check of a GPU found. None is "the driver cannot say", which is no fault."""
 
     answered: bool = True
     """Whether it answered within its deadline."""
@@ -51,7 +51,7 @@ class Reading:
     trouble: str = ""
     """Where it did not answer: the call and the driver's error, such as `nvmlDeviceGetUUID: Unknown Error`."""
     recovery_action: int | None = None
-    """What the driver asks for; see `RECOVERY_ACTIONS`."""
+    """What the driver requests; see `RECOVERY_ACTIONS`."""
     rows_failed: bool = False
     """Whether a memory row could not be remapped."""
     uncorrected_errors: int | None = None
@@ -117,7 +117,7 @@ def after_xid(health: Health, number: int, now: float, boot: str, rules: Rules) 
 
 
 def after_reading(health: Health, reading: Reading, now: float, boot: str, rules: Rules) -> Health:
-    """The health after a look at the GPU."""
+    """The health after a check of the GPU."""
     before, health = health.uncorrected_errors, replace(health, uncorrected_errors=reading.uncorrected_errors)
     fault = _fault(health, reading, before, now)
     if fault is not None:
@@ -147,7 +147,7 @@ def _fault(health: Health, reading: Reading, errors_before: int | None, now: flo
         return f"did not answer: {reading.trouble}", Need.RESET if waited and reading.timed_out else Need.NOTHING
     if reading.recovery_action:
         need = RECOVERY_ACTIONS.get(reading.recovery_action, Need.REPLACEMENT)
-        return f"the driver asks for recovery action {reading.recovery_action}", need
+        return f"the driver requests recovery action {reading.recovery_action}", need
     if reading.rows_failed:
         return "a memory row could not be remapped", Need.REPLACEMENT
     hot, limit = reading.temperature_celsius, reading.limit_celsius

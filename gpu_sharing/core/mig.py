@@ -37,7 +37,7 @@ class Profile(NamedTuple):
 
 
 class Instance(NamedTuple):
-    """An instance that is promised to a container."""
+    """An instance that is allocated to a container."""
 
     profile: str
     start: int
@@ -70,9 +70,9 @@ def choose(
     Args:
         profiles: What the GPU can be divided into.
         slices: Who holds which slice.
-        memory_mib: The memory asked for; 0 where `memory_percent` says it.
+        memory_mib: The memory requested; 0 where `memory_percent` says it.
         memory_percent: In percent of the largest profile, because no instance has all the memory of its GPU.
-        cores_percent: The compute asked for; more than the largest profile has means that one.
+        cores_percent: The compute requested; more than the largest profile has means that one.
     """
     most_memory, most_cores = largest(profiles)
     memory = memory_mib or most_memory * memory_percent // 100

@@ -1,6 +1,5 @@
 """Finds the known word that a user most likely meant by a word that has no effect."""
 
-import difflib
 import functools
 
 _CLOSE = 0.75
@@ -13,6 +12,8 @@ def closest(key: str, known: frozenset[str]) -> str:
     """Return the known key that a key with a prefix is nearest to, by what stands behind the prefix; empty for none."""
     if len(key) > _LONGEST:
         return ""
+    import difflib  # Here, because the processes of a GPU node never need it, and have little memory.
+
     by_word = {one.rpartition("/")[2]: one for one in sorted(known)}
     found = difflib.get_close_matches(key.rpartition("/")[2].lower(), by_word, 1, _CLOSE)
     return by_word[found[0]] if found else ""

@@ -66,15 +66,15 @@ class Placement:
 
 
 def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy) -> Placement | rejections.Rejection:
-    """Choose GPUs for every container of a pod, or say why there are none.
+    """Choose GPUs for every container of a pod, or return why that is impossible.
 
-    Containers are placed one after another, each on the GPUs that the policy likes best given those that run beside
+    Containers are placed one after another, each on the GPUs that the policy prefers given those that run beside
     it: sidecars and apps first, then the plain init containers, or in the pod's own order where an init container asks
     for more than all that stay (`steps`). What comes second prefers GPUs that the pod holds anyway for its other phase:
-    there it costs nothing, because a pod books the most of its phases for its life.
+    there it costs nothing, because a pod holds the most of its phases for its life.
 
     Args:
-        request: What the pod asks for.
+        request: What the pod requests.
         node: The node, with everything counted that this pod must not take.
         policy: Which of several fitting GPUs to prefer.
     """
@@ -90,15 +90,14 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolic
         beside = _running_beside(request.kinds, position)
         states = _with_shares(node.states, request, chosen, beside)
         idle = ask.exclusive or policy.only_idle
-        rows = [row for row, state in enumerate(states) if eligible[row] and _has_room(ask, state, idle=idle)]
+        rows = [row for row, state in enumerate(states) if eligible[row] and _fits(ask, state, idle=idle)]
         at_home = {row for other in other_phases(request, position) for row in chosen[other]}
-        is_init = request.kinds[position] is allocations.Kind.INIT
         rows.sort(key=lambda row: (row not in at_home, policy.key(states[row]), row))
         if request.numa_bind:
             rows = _on_one_numa_node(rows, states, ask.gpus)
         if len(rows) < ask.gpus:
             return _why_not(ask, request.selectors, states, _stages(ask, idle=idle), Reason.NUMA)
-        by_links = policy.by_links and not is_init
+        by_links = policy.by_links and request.kinds[position] is not allocations.Kind.INIT
         chosen[position] = topology.best_set(rows, node.links, ask.gpus) if by_links else tuple(rows[: ask.gpus])
     return _too_few_slots(request, node) or Placement(
         tuple(
@@ -111,7 +110,7 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolic
 def _fit_instances(
     request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy
 ) -> Placement | rejections.Rejection:
-    """The same on GPUs in MIG mode: an instance for each GPU asked for, of which one GPU may give several.
+    """The same on GPUs in MIG mode: an instance for each GPU requested, of which one GPU may give several.
 
     All containers count as running together, because an instance is made for one container and not handed on. A GPU
     that has an instance of just the size comes before one that would have to give a larger one.
@@ -201,7 +200,7 @@ def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:
 
 
 def steps(request: requests.PodRequest) -> list[int]:
-    """The containers that ask for GPUs, by position, in the order in which they are placed: the larger phase first."""
+    """The containers that request GPUs, by position, in the order in which they are placed: the larger phase first."""
     return _order(request)
 
 
@@ -229,7 +228,7 @@ def _order(request: requests.PodRequest) -> list[int]:
 
 
 def _asks_more(ask: requests.GpuRequest, others: Sequence[requests.GpuRequest]) -> bool:
-    """Whether a container asks for at least as much as others together, whatever the size of the GPU.
+    """Whether a container requests at least as much as others together, whatever the size of the GPU.
 
     MiB and percent do not compare, except that 100 percent is all there is.
     """
@@ -286,11 +285,11 @@ def _has_memory(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
 
 
 def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
-    """A container without a cores limit needs some compute too, so a GPU whose cores are all promised is full."""
+    """A container without a cores limit needs some compute too, so a GPU whose cores are all allocated is full."""
     return state.allocated.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
 
 
-def _has_room(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool:
+def _fits(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool:
     return _has_slot(state) and _is_open(state, idle=idle) and _has_memory(ask, state) and _has_cores(ask, state)
 
 
@@ -324,10 +323,10 @@ def _why_not(
     room: _Stages,
     last: Reason,
 ) -> rejections.Rejection:
-    """The first stage that leaves fewer GPUs than asked for, with what the GPUs left could give at best.
+    """The first stage that leaves fewer GPUs than requested, with what the GPUs left could give at best.
 
     Args:
-        ask: What a container asks for.
+        ask: What a container requests.
         selectors: Which GPUs it accepts.
         states: The node's GPUs.
         room: The stages after those that have nothing to do with what is free.

@@ -1,4 +1,4 @@
-"""Which pods of lower priority to evict so that a waiting pod's GPUs fit on a node.
+"""Which pods of lower priority to evict so that a pending pod's GPUs fit on a node.
 
 kube-scheduler counts device ids only, so its own choice may free a little on many GPUs and nothing that helps. Here the
 rules that place a pod say whether an eviction helps. The best set has the lowest priority at its top, then the fewest
@@ -66,10 +66,10 @@ def choose(
     """The best set of pods to evict, nobody if the pod fits as it is, None if no set helps.
 
     Args:
-        request: What the waiting pod asks for.
-        node: The node, with everything counted that the waiting pod must not take, `victims` included.
+        request: What the pending pod requests.
+        node: The node, with everything counted that the pending pod must not take, `victims` included.
         victims: The pods on it that may be evicted.
-        policy: Which GPUs the waiting pod prefers.
+        policy: Which GPUs the pending pod prefers.
     """
     tries = 0
 

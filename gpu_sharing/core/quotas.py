@@ -26,7 +26,7 @@ class Amounts(NamedTuple):
     """A container without a limit of its cores counts as 0."""
 
     def plus(self, other: "Amounts") -> "Amounts":
-        """Both together."""
+        """Return the sum of two amounts."""
         return Amounts(
             self.gpus + other.gpus, self.memory_mib + other.memory_mib, self.cores_percent + other.cores_percent
         )
@@ -59,7 +59,7 @@ def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.Resource
     Args:
         name: The quota's own name, for messages.
         hard: The limits, as quantities.
-        names: Under which names containers ask.
+        names: The resource names by which containers request GPUs.
     """
     keys = [f"limits.{resource}" for resource in (names.count, names.memory, names.cores)]
     readers = (quantities.count, quantities.memory_mib, quantities.count)
@@ -78,7 +78,7 @@ def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.Resource
 def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames) -> list[tuple[str, str]]:
     """Return the limits that look like ours and that nothing counts, each with the key that was likely meant.
 
-    `limits.` is counted here, `requests.` by the API server where pods ask for that very resource.
+    `limits.` is counted here, `requests.` by the API server where pods request that very resource.
     """
     counted = frozenset((names.count, names.memory, names.cores))
     found = []

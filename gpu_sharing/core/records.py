@@ -161,7 +161,7 @@ def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
 def _profiles(items: Any) -> tuple[mig.Profile, ...]:
     """The kinds of instances that a GPU can be divided into.
 
-    Those with extra engines (`1g.10gb+me`) are left out: a GPU has just one of them, and nobody can ask for it.
+    Those with extra engines (`1g.10gb+me`) are left out: a GPU has just one of them, and it cannot be requested.
     """
     try:
         if len(items) > _MOST_PROFILES:
@@ -338,11 +338,11 @@ def decode_shares(text: str, asking: Sequence[bool]) -> allocations.Shares:
     """What each container holds.
 
     HAMi leaves out the empty entry of some containers without GPU; then the entries are given, in order, to the
-    containers that ask for one.
+    containers that request one.
 
     Args:
         text: The annotation's value.
-        asking: One per container, init containers first: whether it asks for a GPU.
+        asking: One per container, init containers first: whether it requests a GPU.
 
     Raises:
         CorruptRecord: It does not parse, or does not match the containers.
@@ -358,7 +358,7 @@ def decode_shares(text: str, asking: Sequence[bool]) -> allocations.Shares:
     filled = [shares for shares in decoded if shares]
     if len(filled) != sum(asking):
         raise errors.CorruptRecord(
-            f"{ALLOCATED} has {len(filled)} containers with GPUs, the pod has {sum(asking)} that ask for one"
+            f"{ALLOCATED} has {len(filled)} containers with GPUs, the pod has {sum(asking)} that request one"
         )
     rest = iter(filled)
     return tuple(next(rest) if asks else () for asks in asking)
@@ -475,7 +475,7 @@ LONGEST_HOLD_SECONDS = 600
 
 
 class Hold(NamedTuple):
-    """GPUs that are kept for a pod that waits, while others leave them."""
+    """GPUs that are kept for a pending pod, while others leave them."""
 
     node: identifiers.NodeName
     gpus: frozenset[identifiers.GpuUuid]

@@ -37,7 +37,7 @@ class Reason(enum.IntEnum):
     MIG_INSTANCE = 20
     GANG = 21
     DRA = 22
-    """The GPUs are given out by dynamic resource allocation."""
+    """The GPUs are allocated by dynamic resource allocation."""
     NOT_OFFERED = 23
     """The GPUs fit, but kube-scheduler did not offer the node."""
     NODE_NOT_READY = 24
@@ -65,7 +65,7 @@ REASONS: dict[Reason, ReasonInfo] = {
     Reason.NODE_NOT_REGISTERED: ReasonInfo(error_codes.NODE_NOT_REGISTERED, "no GPUs registered"),
     Reason.CORRUPT_NODE_RECORD: ReasonInfo(error_codes.CORRUPT_NODE_RECORD, "GPU record of the node unreadable"),
     Reason.FOREIGN_AGENT: ReasonInfo(error_codes.FOREIGN_AGENT, "GPUs served by another device plugin"),
-    Reason.DRA: ReasonInfo(error_codes.DRA_NODE, "GPUs given out by DRA"),
+    Reason.DRA: ReasonInfo(error_codes.DRA_NODE, "GPUs allocated by DRA"),
     Reason.HAMI_NODE_BUSY: ReasonInfo(error_codes.HAMI_NODE_BUSY, "node still starting another GPU pod"),
     Reason.TOO_FEW_GPUS: ReasonInfo(error_codes.TOO_FEW_GPUS, "too few GPUs"),
     Reason.MODE: ReasonInfo(error_codes.MODE_MISMATCH, "GPU mode mismatch"),
@@ -99,7 +99,7 @@ class Rejection:
 
     reason: Reason
     requested: str = ""
-    """What was asked for, with its unit, such as `8000MB`; empty where the reason has no numbers."""
+    """What was requested, with its unit, such as `8000MB`; empty where the reason has no numbers."""
     available: str = ""
     """The most that the node could give, in the same unit."""
     namespace: str = ""

@@ -62,7 +62,7 @@ _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
 _LONGEST_LIST = 64
 """Items in a list annotation; more than any cluster has GPU models."""
 _MOST_GPU_CONTAINERS = 16
-"""Containers of a pod that ask for GPUs: each costs a pass over all nodes before kube-scheduler is answered."""
+"""Containers of a pod that request GPUs: each costs a pass over all nodes before kube-scheduler is answered."""
 _MOST_DEVICE_IDS = gpus.MOST_GPUS * gpus.MOST_SLOTS
 """Device ids that a node can offer."""
 
@@ -71,14 +71,14 @@ _Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy)
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What a container asks for by being silent; settings, with HAMi's names and meaning."""
+    """The defaults of a container's request; settings, with HAMi's names and meaning."""
 
     gpus: int = 1
-    """The count that the webhook writes where only memory or cores are asked for."""
+    """The count that the webhook writes where only memory or cores are requested."""
     memory_mib: int = 0
-    """Memory where neither MiB nor a percentage is asked for; 0 is all of it."""
+    """Memory where neither MiB nor a percentage is requested; 0 is all of it."""
     cores_percent: int = 0
-    """Cores where none are asked for; 0 is no limit, or all of them where all memory is asked for."""
+    """Cores where none are requested; 0 is no limit, or all of them where all memory is requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class ContainerSpec(Protocol):
 
     @property
     def limits(self) -> Mapping[str, quantities.Raw]:
-        """`resources.limits`."""
+        """The container's `resources.limits`."""
 
     @property
     def requests(self) -> Mapping[str, quantities.Raw]:
@@ -123,7 +123,7 @@ class ContainerSpec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """What one container asks for, of each of `gpus` distinct GPUs."""
+    """What one container requests, of each of `gpus` distinct GPUs."""
 
     gpus: int
     """How many GPUs, at least 1."""
@@ -145,7 +145,7 @@ class GpuRequest:
 
     @property
     def memory_words(self) -> str:
-        """The memory asked for as events print it."""
+        """The memory requested as events print it."""
         return f"{self.memory_mib}MB" if self.memory_mib else f"{self.memory_percent}%"
 
 
@@ -172,7 +172,7 @@ class Selectors:
         return (not self.use_uuids or uuid in self.use_uuids) and uuid not in self.nouse_uuids
 
     def accept_mode(self, gpu_mode: str) -> bool:
-        """Whether a GPU that runs in that mode may be used; MIG only ever when asked for."""
+        """Whether a GPU that runs in that mode may be used; MIG only ever when requested."""
         return gpu_mode == self.mode or (gpu_mode != gpus.MIG_MODE and (not self.mode or not gpu_mode))
 
 
@@ -197,7 +197,7 @@ class PodRequest:
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether any container asks for a GPU."""
+        """Whether any container requests a GPU."""
         return any(self.containers)
 
     def gpu_policy_or(self, default: policies.GpuPolicy) -> policies.GpuPolicy:
@@ -215,7 +215,7 @@ class PodRequest:
 
     @property
     def gpus(self) -> int:
-        """The largest number of GPUs that one container asks for."""
+        """The largest number of GPUs that one container requests."""
         return max((ask.gpus for ask in self.containers if ask), default=0)
 
 
@@ -245,13 +245,13 @@ def read(
     *,
     counts_follow: bool = False,
 ) -> PodRequest | InvalidRequest:
-    """Read what a pod asks for.
+    """Read what a pod requests.
 
     Args:
         init_containers: In the order they run.
         containers: The app containers.
         annotations: The pod's own.
-        names: Under which names containers ask.
+        names: The resource names by which containers request GPUs.
         counts_follow: Whether the caller writes the default count where a container has none, as the webhook does.
             Else such a container is refused: the kubelet would ask no plugin for it, and start it without a GPU.
     """
@@ -282,7 +282,7 @@ def device_ids(
     """Return how many device ids the kubelet gives a pod, by its counts alone, however it was bound.
 
     A count that cannot be read, or that no node has, is no reason to count nothing: it is at least one and at most what
-    a node can offer. A pod that asks for more memory or cores than any node has counts as all that a node can offer:
+    a node can offer. A pod that requests more memory or cores than any node has counts as all that a node can offer:
     the kubelet adds such amounts up, and would fail pods that are placed beside it.
     """
 
@@ -334,7 +334,7 @@ def _known(names: ResourceNames) -> frozenset[str]:
 
 
 def mode(annotations: Mapping[str, str]) -> str:
-    """Return the sharing mode that a pod asks for, as `Selectors.mode` spells it; empty where it asks for none."""
+    """Return the sharing mode that a pod requests, as `Selectors.mode` spells it; empty where it requests none."""
     return annotations.get(MODE, "").strip().lower()
 
 
@@ -362,21 +362,17 @@ def _container(
     raw_percent, raw_cores = asked(names.memory_percent), asked(names.cores)
     if raw_count is None and raw_memory is None and raw_percent is None and raw_cores is None:
         return None
-    count = (
-        quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
-        if raw_count is not None
-        else default_count or 1
-    )
-    memory_mib = (
-        0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory, most=gpus.MOST_MEMORY_MIB)
-    )
+    count, most_mib = default_count or 1, gpus.MOST_MEMORY_MIB
+    if raw_count is not None:
+        count = quantities.count(label(names.count), raw_count, most=gpus.MOST_GPUS)
+    memory_mib = 0 if raw_memory is None else quantities.memory_mib(label(names.memory), raw_memory, most=most_mib)
     percent = 0 if raw_percent is None else quantities.percent(label(names.memory_percent), raw_percent, lowest=1)
     cores = 0 if raw_cores is None else quantities.percent(label(names.cores), raw_cores, lowest=0)
     if count == 0:
         if memory_mib or percent or cores:
             raise errors.BadQuantity(
                 error_codes.CONTRADICTORY_REQUEST,
-                f"{label(names.count)} is 0, but memory or cores are asked for; write {names.count}: 1 or remove them",
+                f"{label(names.count)} is 0, but memory or cores are requested; write {names.count}: 1 or remove them",
             )
         return None
     if raw_count is None and not (memory_mib or percent or cores):
@@ -384,16 +380,21 @@ def _container(
     if raw_count is None and default_count is None:
         raise errors.BadQuantity(
             error_codes.NO_GPU_COUNT,
-            f"container {spec.name} asks for memory or cores of a GPU and for no GPU; write {names.count}: 1",
+            f"container {spec.name} requests memory or cores of a GPU and no GPU; write {names.count}: 1",
         )
     if memory_mib and percent:
         warnings.append(f"{label(names.memory_percent)} is ignored, because {names.memory} is set")
         percent = 0
+    return _with_defaults(count, memory_mib, percent, cores, names.defaults)
+
+
+def _with_defaults(count: int, memory_mib: int, percent: int, cores: int, defaults: Defaults) -> GpuRequest:
+    """The request with the defaults for what is 0."""
     if not memory_mib and not percent:
-        memory_mib = names.defaults.memory_mib
-    cores = cores or names.defaults.cores_percent
+        memory_mib = defaults.memory_mib
+    cores = cores or defaults.cores_percent
     if not cores and not memory_mib and percent in (0, 100):
-        cores = 100  # A whole GPU's memory without a word about cores has always meant the GPU to itself.
+        cores = 100  # All memory of a GPU without a cores request has always meant exclusive use.
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
 
 
@@ -404,12 +405,12 @@ def _refuse_too_many(every: Sequence[ContainerSpec], names: ResourceNames) -> No
     if asking > _MOST_GPU_CONTAINERS:
         raise errors.BadQuantity(
             error_codes.REQUEST_TOO_LARGE,
-            f"{asking} containers ask for GPUs; write at most {_MOST_GPU_CONTAINERS} in one pod",
+            f"{asking} containers request GPUs; write at most {_MOST_GPU_CONTAINERS} in one pod",
         )
 
 
 def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> list[str]:
-    """What a LimitRange of the namespace made containers ask for: with one, every container becomes a GPU container.
+    """What a LimitRange of the namespace made containers request: with one, every container becomes a GPU container.
 
     Source: Kubernetes' admission plugin LimitRanger, which notes what it set in an annotation.
     """
@@ -422,7 +423,7 @@ def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> 
             if name in listed and name not in found.setdefault(container.strip(), []):
                 found[container.strip()].append(name)
     return [
-        f"{container} asks for {', '.join(set_)} by a LimitRange of the namespace, not by itself"
+        f"{container} requests {', '.join(set_)} by a LimitRange of the namespace, not by itself"
         for container, set_ in found.items()
         if set_
     ]
@@ -450,7 +451,7 @@ def _selectors(annotations: Mapping[str, str]) -> Selectors:
         raise errors.BadQuantity(
             error_codes.CONTRADICTORY_REQUEST,
             f"{NOUSE_TYPE}: {no[:60]!r} is a part of {use[:60]!r} in {USE_TYPE}, so that it excludes every GPU that is "
-            f"asked for; write more of the name, or remove it",
+            f"requested; write more of the name, or remove it",
         )
     return wishes
 
@@ -487,13 +488,13 @@ def _policy(annotations: Mapping[str, str], key: str, parse: Callable[[str, str]
 
 
 def _align_numa(annotations: Mapping[str, str], warnings: list[str]) -> None:
-    """Near the container's CPUs no GPU can be promised: the kubelet chooses CPUs after the GPU is, and does not say."""
+    """Refuse the alignment of GPUs and CPUs: the kubelet chooses CPUs after the GPU, and does not publish them."""
     text = annotations.get(NUMA_ALIGNMENT, "").strip().lower()
     if text == "best-effort":
         warnings.append(f"{NUMA_ALIGNMENT} has no effect: GPUs are chosen before the kubelet chooses CPUs")
     elif text:
         raise errors.BadQuantity(
             error_codes.UNKNOWN_POLICY,
-            f"{NUMA_ALIGNMENT}: {text[:40]!r} cannot be promised, because GPUs are chosen before the kubelet chooses "
+            f"{NUMA_ALIGNMENT}: {text[:40]!r} cannot be guaranteed, because GPUs are chosen before the kubelet chooses "
             "CPUs; write best-effort or remove it",
         )

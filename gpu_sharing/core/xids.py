@@ -1,4 +1,4 @@
-"""What each XID, the number with which NVIDIA's driver reports a fault, asks for.
+"""What each XID, the number with which NVIDIA's driver reports a fault, requires.
 
 Source: NVIDIA's XID catalogue (docs.nvidia.com/deploy/xid-errors) and its machine-readable form in NVSentinel, both of
 2026. Codes that it does not list are treated as a fault of the GPU, which `Overrides` can change.
@@ -21,7 +21,7 @@ class Need(enum.IntEnum):
     REBOOT = 2
     """The node has to be restarted."""
     REPLACEMENT = 3
-    """Somebody has to look at the hardware."""
+    """A person has to check the hardware."""
 
 
 WORDS = {

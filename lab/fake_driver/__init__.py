@@ -107,7 +107,7 @@ class FakeDriver:
         self.write()
 
     def reset(self, gpu: int, *, despite_clients: bool = False) -> None:
-        """Reset a GPU as `nvidia-smi --gpu-reset` does: what asked for it is over, and so is every registration.
+        """Reset a GPU as `nvidia-smi --gpu-reset` does: what required it is over, and so is every registration.
 
         Raises:
             InUse: A process holds the GPU, unless `despite_clients`, as a reset by the hypervisor does.

@@ -92,7 +92,7 @@ class Personality:
 
 
 def names() -> tuple[str, ...]:
-    """Every personality."""
+    """Return every personality by its name."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 

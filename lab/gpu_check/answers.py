@@ -188,7 +188,7 @@ GLOBAL = (
 
 
 def ask() -> Iterator[Answer]:
-    """Make every call."""
+    """Return the driver's answer to every call."""
     yield _ask("nvmlInit", None, pynvml.nvmlInit)
     yield _ask("nvmlSystemGetDriverVersion", None, pynvml.nvmlSystemGetDriverVersion)
     counted = _ask("nvmlDeviceGetCount", None, pynvml.nvmlDeviceGetCount)

@@ -161,7 +161,7 @@ class ControlPlane:
         return path
 
     def stop(self) -> None:
-        """Stop everything."""
+        """Stop every component of the control plane."""
         self.api.close()
         for name in ("kube-apiserver", "etcd"):
             self.parts.end(name)

@@ -57,7 +57,7 @@ class KubeScheduler:
         self._parts.wait("kube-scheduler", lambda: self._api("GET", "/readyz") == "ok")
 
     def stop(self) -> None:
-        """End it."""
+        """Stop the process and wait for its end."""
         self._api.close()
         self._parts.end("kube-scheduler")
 

@@ -92,7 +92,7 @@ class Node:
 
         Args:
             archive: It, as `docker save` or an OCI layout writes it.
-            name: What pods call it, where the archive does not say.
+            name: What pods call it, where the archive does not name it.
 
         Raises:
             NotReady: containerd does not take it.

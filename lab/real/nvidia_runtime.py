@@ -1,6 +1,6 @@
-"""A stand-in for NVIDIA's container runtime: brings the fake driver into containers that ask for it, then runs runc.
+"""A stand-in for NVIDIA's container runtime: brings the fake driver into containers that request it, then runs runc.
 
-As unkind as the real one: a container that does not ask by `NVIDIA_VISIBLE_DEVICES` gets nothing, and one that asks for
+As unkind as the real one: a container that does not ask by `NVIDIA_VISIBLE_DEVICES` gets nothing, and one that requests
 MIG's control files without CAP_SYS_ADMIN does not start.
 
 Source: NVIDIA/nvidia-container-toolkit, internal/config/image and cmd/nvidia-container-runtime-hook.
@@ -32,7 +32,7 @@ def write(
         path: Where.
         runc: The real one.
         environment: Variables of the fake driver, whose folders are mounted with them.
-        tools: The driver's programs by their paths in containers, for those that ask for the capability `compute`.
+        tools: The driver's programs by their paths in containers, for those that request the capability `compute`.
     """
     project = str(pathlib.Path(__file__).parents[2])
     files = {inside: str(outside) for inside, outside in tools.items()}
@@ -54,7 +54,7 @@ def main(runc: str, environment: Mapping[str, str], tools: Mapping[str, str]) ->
 
 
 def with_driver(spec: dict[str, object], environment: Mapping[str, str], tools: Mapping[str, str]) -> bool:
-    """Add the driver to a container's OCI specification, in place. Returns whether it asks for it.
+    """Add the driver to a container's OCI specification, in place. Returns whether it requests it.
 
     Raises:
         SystemExit: It asks for what it may not have.

@@ -1,8 +1,8 @@
 """bind: the one write. The record and the node reach the pod in a single Binding, or neither does.
 
-The GPUs are chosen against what is held now and counted (*assumed*) before the Binding is posted, so that two binds
-can never take one place. What became of a Binding that was not answered is found out before the pod's place is given
-away or its next bind is begun.
+The GPUs are chosen by what is allocated now, and counted (*assumed*) before the Binding is posted, so that two binds
+never allocate the same memory. The outcome of a Binding that was not answered is read from the API server before the
+GPUs are released or the pod's next bind begins.
 
 Source: k8s.io/kubernetes pkg/registry/core/pod/storage/storage.go, assignPod: annotations and labels of a Binding are
 merged into the pod in the same write, `metadata.uid` is a precondition, and the metadata is not validated.
@@ -42,7 +42,7 @@ log = structlog.get_logger("binding")
 
 @dataclass(frozen=True, slots=True)
 class BindCall:
-    """What kube-scheduler asks for."""
+    """One call of kube-scheduler: bind this pod to this node."""
 
     uid: identifiers.PodUid
     key: str
@@ -92,7 +92,7 @@ class Binder:
     """Binds pods of one cluster.
 
     Attributes:
-        reader: Reads the pods about which there is doubt.
+        reader: Reads the pods that are in doubt.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class Binder:
         if pod is None:
             raise BindRefused(error_codes.POD_GONE, "the pod was deleted, or has ended")
         if not from_objects.is_ours(pod, self._core.settings.resource_names):
-            raise BindRefused(error_codes.BAD_REQUEST, "the pod asks for no GPU; managedResources sends it here")
+            raise BindRefused(error_codes.BAD_REQUEST, "the pod requests no GPU; managedResources sends it here")
         held = self._ledger.pod(uid)
         if held is not None:
             self._already_bound(held, node)
@@ -257,7 +257,7 @@ class Binder:
             log.warning("bind interrupted", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key)
             raise
         except Exception as cause:
-            # No answer, or none that says what was done: an assumption in doubt is looked up, and ends.
+            # No answer, or an answer that does not show what was done: read the pod until that is known.
             log.warning(
                 "binding not answered", error_code=error_codes.BIND_UNKNOWN, pod=order.pod.key, cause=str(cause)
             )
@@ -273,13 +273,13 @@ class Binder:
     async def _find_out(
         self, uid: identifiers.PodUid, key: str, node: identifiers.NodeName, refused: errors.Conflict | None = None
     ) -> None:
-        """Read the pod until it is known whether its Binding was done; its place is kept that long.
+        """Read the pod until it is known whether its Binding was done; its GPUs stay allocated that long.
 
         Args:
             uid: The pod.
             key: Its namespace and name.
             node: Where it was to be bound.
-            refused: The API server's refusal, if it gave one: then nothing is under way, and one look is enough.
+            refused: The API server's refusal, if there was one: then no Binding is under way, and one read is enough.
 
         Raises:
             BindRefused: It was not done.
@@ -287,7 +287,7 @@ class Binder:
         if refused is None:
             await asyncio.sleep(leadership.BINDING_TIMEOUT_SECONDS)  # Until then it may still be done.
         backoff = _FIND_OUT_BACKOFF_SECONDS
-        while self._ledger.is_assumed(uid):  # The watch may say it first.
+        while self._ledger.is_assumed(uid):  # The watch may show it first.
             try:
                 await self.reader.read(uid, key)
                 break

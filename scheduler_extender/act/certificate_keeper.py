@@ -1,8 +1,8 @@
-"""The certificate of webhook and read API where nobody else makes one: kept in a Secret, renewed, and made known.
+"""The certificate of webhook and read API, for clusters without cert-manager: kept in a Secret, renewed, published.
 
-Every replica keeps it: who comes first writes, the others read. The Secret holds an authority (`ca.crt`, `ca.key`) and
-what it signed (`tls.crt`, `tls.key`). `ca.crt` may hold two authorities: before an old one ends, a new one is trusted
-beside it, so that no call fails between the moment when the Secret changes and the moment when everybody has heard.
+Every replica runs this: the first one writes, the others read. The Secret holds an authority (`ca.crt`, `ca.key`) and
+the certificate that it signed (`tls.crt`, `tls.key`). `ca.crt` may hold two authorities: before an old one expires, a
+new one is trusted beside it, so that no call fails between the change of the Secret and its arrival everywhere.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Place:
     certificate: pathlib.Path
     key: pathlib.Path
     webhook_configuration: str = ""
-    """Whose `caBundle` is kept; empty: nobody's."""
+    """The webhook configuration whose `caBundle` is kept up to date; empty for none."""
 
 
 class _Secret(msgspec.Struct):
@@ -60,7 +60,7 @@ class _Configuration(msgspec.Struct):
 
 
 def renewed(data: Data, names: Sequence[str], now: float) -> Data | None:
-    """What the Secret should hold instead; None where it holds what is good for a while. Makes new keys."""
+    """Return what the Secret should hold instead, with new keys; None while its content is valid for long enough."""
     moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
     bundle = data.get("ca.crt", "")
     # The newest comes first: it signs; the one after it is trusted until it ends.
@@ -90,7 +90,7 @@ def _left_seconds(certificate: str, now: float) -> float:
 
 
 def of(client: kubernetes.Client, settings: Settings) -> "CertificateKeeper":
-    """The keeper that the settings ask for."""
+    """Return the keeper by the settings."""
     namespace, _, name = settings.tls_secret.partition("/")
     assert settings.tls_cert is not None
     assert settings.tls_key is not None
@@ -109,7 +109,7 @@ class CertificateKeeper:
         self._place = place
 
     def begin(self) -> None:
-        """Write a certificate that nobody trusts, so that there is one to listen with until the Secret was read."""
+        """Write a self-signed certificate to listen with until the Secret was read; no caller trusts it."""
         if self._place.certificate.exists() and self._place.key.exists():
             return
         made = renewed({}, self._place.names, time.time())
@@ -117,7 +117,7 @@ class CertificateKeeper:
         self._write(made)
 
     async def run(self) -> None:
-        """Look again and again; ends only by cancellation."""
+        """Check the Secret periodically; ends only by cancellation."""
         while True:
             try:
                 await self.look()
@@ -129,10 +129,10 @@ class CertificateKeeper:
                 await asyncio.sleep(_RETRY_SECONDS)
 
     async def look(self) -> None:
-        """Renew what has to be, use it, and make its authority known.
+        """Renew what expires soon, use it, and publish its authority.
 
         Raises:
-            KubernetesError: The API server does not let us; Conflict where somebody else was first.
+            KubernetesError: The API server refuses; Conflict where another replica was first.
             MsgspecError, ValueError: What it holds cannot be read.
         """
         found = await self._client.get(self._place.secret, _Secret)
@@ -160,7 +160,7 @@ class CertificateKeeper:
         log.info("authority made known", configuration=self._place.webhook_configuration)
 
     def _write(self, data: Data) -> None:
-        """The key first: a listener that reads the two in between finds that they do not match, and looks again."""
+        """Write the key first: a listener that reads both in between finds that they do not match, and reads again."""
         for path, text in ((self._place.key, data["tls.key"]), (self._place.certificate, data["tls.crt"])):
             if path.exists() and path.read_text() == text:
                 continue

@@ -116,7 +116,7 @@ class GangPlanner:
         held: Sequence[pending.AnyPod],
         missing: Sequence[pending.AnyPod],
     ) -> None:
-        """Find a place for the members that have none, enough of them to make the gang whole, and keep it."""
+        """Plan and reserve GPUs for the members that have none, for enough of them to make the gang whole."""
         question = (self._ledger.generation, gang.size, frozenset(member.uid for member in missing))
         if self._in_vain.get(key) == question:
             return
@@ -131,27 +131,18 @@ class GangPlanner:
                 self._report(key, missing)
             return
         for reservation in plan.values():
-            self._ledger.nominate(
-                reservation
-            )  # Until the holds come back by the watch, the next gang must see them too.
+            # Until the holds come back by the watch, the next gang must see them too.
+            self._ledger.nominate(reservation)
         ends = [member.hold.until for member in held if member.hold]
         until = min(ends, default=int(self._now() + self._core.settings.gang_deadline_seconds))
         self._written[key] = (frozenset(plan), self._clock() + _SEEN_WITHIN_SECONDS)
         self._reported.pop(key, None)
-        log.info(
-            "gang planned",
-            gang="/".join(key),
-            size=gang.size,
-            nodes=sorted({reservation.node for reservation in plan.values()}),
-        )
+        nodes = sorted({reservation.node for reservation in plan.values()})
+        log.info("gang planned", gang="/".join(key), size=gang.size, nodes=nodes)
         self._core.metrics.gangs_planned.inc()
-        await asyncio.gather(
-            *(
-                self._writer.hold(member, records.Hold(plan[member.uid].node, frozenset(), until))
-                for member in missing
-                if member.uid in plan
-            )
-        )
+        planned = [member for member in missing if member.uid in plan]
+        holds = [records.Hold(plan[member.uid].node, frozenset(), until) for member in planned]
+        await asyncio.gather(*map(self._writer.hold, planned, holds))
 
     def _is_on_its_way(self, key: gang_members.Key, missing: Sequence[pending.AnyPod]) -> bool:
         """Whether what was written on these members just has not come back by the watch yet."""

@@ -1,9 +1,9 @@
-"""Whether this replica may bind: it stands beside the kube-scheduler that leads, and for a while yet.
+"""Whether this replica may bind: its kube-scheduler holds the lease, and the time of the previous holder has passed.
 
 kube-scheduler elects its leader by a Lease; the extender beside it reads the holder. All times are on our monotonic
 clock, counted from when *we* saw the Lease renewed, because clocks of two machines differ. After a change of holder
-the new side waits the old lease out and the 2 s that a Binding may be under way, then lists consistently, before its
-first bind.
+the new side waits until the old lease has expired, and the 2 s that a Binding may be under way, then lists
+consistently, before its first bind.
 
 Source: k8s.io/client-go/tools/leaderelection: the holder identity is the hostname, an underscore and a UUID.
 """
@@ -42,11 +42,11 @@ class OnlyScheduler:
     holder = ""
 
     def leads(self) -> bool:
-        """Always."""
+        """Return True: there is no other scheduler."""
         return True
 
     async def run(self) -> None:
-        """Nothing to watch."""
+        """Return at once: there is no Lease to watch."""
 
 
 class LeaseGuard:
@@ -82,13 +82,13 @@ class LeaseGuard:
         return self._is_ours(self.holder) and self._usable_from <= now <= self._expires_at() - LEAST_REMAINING_SECONDS
 
     def see(self, lease: objects.Lease) -> bool:
-        """Take in the Lease. Returns whether leadership just came to us, so that the cluster must be listed anew."""
+        """Evaluate the Lease. Returns whether this replica has just become the leader, and so must list the cluster."""
         now = self._clock()
         holder = lease.spec.holder_identity or ""
         first_look = not self._version
         if lease.metadata.resource_version != self._version:
             self._version = lease.metadata.resource_version
-            # The very first look cannot tell when it was renewed, so it proves nothing yet.
+            # The first read does not show when the Lease was renewed, so it proves nothing yet.
             self._renewed_at = float("-inf") if first_look else now
         before, self.holder = self.holder, holder
         waited = self._duration

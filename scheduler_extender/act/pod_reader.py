@@ -1,8 +1,8 @@
 """Reads single pods from the API server, and resolves doubts about them.
 
 A pod is in doubt when a list lacks it although something newer than the list knew it: it may be younger than the list,
-or deleted since. The list cannot say which, and the watch that follows it may have no event left about the pod. One
-read of the pod says it.
+or deleted since. The list does not show which, and the watch that follows it may have no event left about the pod. One
+read of the pod shows it.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class PodReader:
         if not self._mirror.see_read_pod(pod):
             return None
         if self._mirror.lists != lists_before:
-            # The list may be newer than this read and lack the pod, and then no event will say that it is gone.
+            # The list may be newer than this read and lack the pod; then no event will report that it is gone.
             self._mirror.in_doubt[uid] = identifiers.PodKey(key)
         return pod
 

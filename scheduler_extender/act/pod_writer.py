@@ -17,11 +17,11 @@ log = structlog.get_logger("pods")
 
 
 class Pod(Protocol):
-    """A pod that something is written about, waiting or bound."""
+    """A pod to write about, pending or bound."""
 
     @property
     def uid(self) -> identifiers.PodUid:
-        """Its UID."""
+        """The pod's UID, a precondition of every write."""
 
     @property
     def key(self) -> identifiers.PodKey:
@@ -29,17 +29,17 @@ class Pod(Protocol):
 
 
 class PodWriter:
-    """Writes about pods of one cluster. A refused write is logged, and the caller told."""
+    """Writes about pods of one cluster. A refused write is logged and returned as False."""
 
     def __init__(self, client: kubernetes.Client) -> None:
         self._client = client
 
     async def annotate(self, pod: Pod, annotation: str, value: str | None) -> bool:
-        """Set an annotation, or with None take it away. Returns whether that was done."""
+        """Set an annotation, or with None remove it. Returns whether that was done."""
         return await self._patch(pod, "", {"metadata": {"annotations": {annotation: value}}})
 
     async def hold(self, pod: Pod, hold: records.Hold | None) -> bool:
-        """Keep GPUs for a waiting pod, or with None no more. Returns whether that was done."""
+        """Write a pod's hold, or with None remove it. Returns whether that was done."""
         return await self.annotate(pod, records.HOLD, records.encode_hold(hold) if hold else None)
 
     async def nominate(self, pod: Pod, node: identifiers.NodeName | None) -> bool:
@@ -54,7 +54,7 @@ class PodWriter:
         """Evict a pod as disruption budgets and its grace period allow.
 
         Returns:
-            Whether it goes, or with `dry_run` would go; one that is gone already counts as that.
+            Whether it is evicted, or with `dry_run` would be; a pod that is gone counts as evicted.
         """
         namespace, _, name = pod.key.partition("/")
         body = {
@@ -99,7 +99,7 @@ class Nominator:
         return True
 
     def keep(self, waiting: Container[identifiers.PodUid]) -> None:
-        """Forget the pods that do not wait any more."""
+        """Forget the pods that are not pending any more."""
         for uid in [uid for uid in self._counts if uid not in waiting]:
             del self._counts[uid]
 

@@ -1,9 +1,9 @@
-"""Makes room for a pod whose GPUs fit nowhere, by evicting pods of lower priority.
+"""Evicts pods of lower priority for a pod whose GPUs fit nowhere.
 
-kube-scheduler never asks for this: what is short is GPU memory or cores, which it does not count. The leader picks the
-best set of victims on one of the nodes that kube-scheduler offered, writes on the waiting pod which GPUs are kept for
-it (`hami.io/vgpu-hold`), and evicts through the eviction API, which honours disruption budgets and grace periods. Once
-there is room it nominates the node. Everything it has to remember is that annotation, so a successor goes on where it
+kube-scheduler never calls for this: what is short is GPU memory or cores, which it does not count. The leader picks the
+best set of victims on one of the nodes that kube-scheduler offered, writes on the pending pod which GPUs are reserved
+for it (`hami.io/vgpu-hold`), and evicts through the eviction API, which honours disruption budgets and grace periods.
+Once the GPUs are free it nominates the node. That annotation is its only state, so a successor goes on where it
 stopped.
 """
 
@@ -28,7 +28,7 @@ _EVERY_SECONDS = 0.5
 _REFUSED_FOR_SECONDS = 1.0
 """A pod must have been refused for so long: what frees by itself comes first."""
 _SPARED_SECONDS = 30.0
-"""How long a pod that a disruption budget protects is not tried again."""
+"""How long the eviction of a pod that a disruption budget protects is not tried again."""
 _BACKOFF_SECONDS = 10.0
 _MOST_HELPING_NODES = 100
 _NODES_AT_A_TIME = 16
@@ -37,7 +37,7 @@ log = structlog.get_logger("preemption")
 
 
 class Preemptor:
-    """Makes room, one pod at a time."""
+    """Preempts for one pod at a time."""
 
     def __init__(self, writer: pod_writer.PodWriter, core: DecisionCore, decision_events: DecisionEvents) -> None:
         self._writer = writer
@@ -50,7 +50,7 @@ class Preemptor:
         self._nominator = pod_writer.Nominator(writer)
 
     async def run(self, leads: Callable[[], bool]) -> None:
-        """Make room for ever; ends only by cancellation."""
+        """Preempt for ever while leading; ends only by cancellation."""
         await leadership.while_leading(leads, _EVERY_SECONDS, self.step)
 
     async def step(self) -> None:
@@ -80,17 +80,17 @@ class Preemptor:
         )
 
     async def _begin(self, pod: PendingPod, offered: tuple[str, ...]) -> bool:
-        """Find victims for a pod and evict them. Returns whether anybody is evicted."""
+        """Find victims for a pod and evict them. Returns whether any pod is evicted."""
         plan = await self._plan(pod, offered)
         if plan is None:
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
             return False
         name, chosen = plan
         if not chosen:
-            return False  # Room comes by itself; whoever frees it wakes the pod.
+            return False  # Pods that end anyway are enough; their end wakes the pod.
         held = [one for victim in chosen if (one := self._ledger.pod(victim.uid)) is not None]
         if not await self._all_may_go(held):
-            return False  # Whom a budget protects is spared next time.
+            return False  # A pod that a budget protects is spared next time.
         gpus = self._core.victims.gpus_for(pod, name, chosen)
         hold = records.Hold(name, gpus, int(time.time()) + records.LONGEST_HOLD_SECONDS)
         if not gpus or not await self._writer.hold(pod, hold):
@@ -104,7 +104,7 @@ class Preemptor:
     async def _plan(
         self, pod: PendingPod, offered: tuple[str, ...]
     ) -> tuple[identifiers.NodeName, tuple[preemption.Victim, ...]] | None:
-        """The node where eviction costs least, and who goes there."""
+        """The node where eviction costs least, and the victims there."""
         best: tuple[tuple[int, int, int], identifiers.NodeName, tuple[preemption.Victim, ...]] | None = None
         helping = 0
         over_quota = {name for name, why in self._core.placer.over_quota(pod, offered).items() if why.namespace}
@@ -144,18 +144,18 @@ class Preemptor:
             return
         (chosen,) = await self._choose(pod, [hold.node])
         if chosen is None or self._clock() > self._core.mirror.hold_ends_at(pod):
-            log.warning("preemption given up", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
+            log.warning("preemption aborted", error_code=error_codes.PREEMPTION_FAILED, pod=pod.key, node=hold.node)
             self._rests_until[pod.uid] = self._clock() + _BACKOFF_SECONDS
             await self._writer.hold(pod, None)
             return
-        # Whoever wrote the hold may have been stopped before the evictions.
+        # The process that wrote the hold may have been stopped before the evictions.
         for victim in chosen:
             held = self._ledger.pod(victim.uid)
             if held is not None:
                 await self._evict(held, pod)
 
     async def _all_may_go(self, held: list[facts.BoundPod]) -> bool:
-        """Ask the API server whether it would let every one of them be evicted."""
+        """Return whether the API server would let all of them be evicted."""
         return all([await self._ask(one, dry_run=True) for one in held])
 
     async def _evict(self, held: facts.BoundPod, pod: PendingPod) -> None:
@@ -165,7 +165,7 @@ class Preemptor:
             log.info("evicted", pod=held.key, node=held.node, preemptor=pod.key)
 
     async def _ask(self, held: facts.BoundPod, *, dry_run: bool) -> bool:
-        """Evict, or ask whether that would be let through; whoever may not go is spared for a while."""
+        """Evict, or try that with a dry run; a pod that may not be evicted is spared for a while."""
         goes = await self._writer.evict(held, dry_run=dry_run)
         if not goes:
             self._spared_until[held.uid] = self._clock() + _SPARED_SECONDS

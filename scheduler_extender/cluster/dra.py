@@ -17,7 +17,7 @@ class GpuNodes:
         self._nodes: dict[str, identifiers.NodeName] = {}
 
     def replace(self, slices: list[objects.ResourceSlice], listed_at: float) -> Iterator[None]:
-        """Learn all slices."""
+        """Learn all slices; those not listed are gone."""
         del listed_at
         self._nodes.clear()
         for item in slices:
@@ -49,7 +49,7 @@ class OfferingClasses:
         self._offering: set[str] = set()
 
     def replace(self, classes: list[objects.DeviceClass], listed_at: float) -> Iterator[None]:
-        """Learn all classes."""
+        """Learn all classes; those not listed are gone."""
         del listed_at
         self._offering.clear()
         for item in classes:

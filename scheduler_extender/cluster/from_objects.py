@@ -1,4 +1,4 @@
-"""From API objects to facts of the ledger: what a node has, what a pod holds or asks for. Pure."""
+"""From API objects to values: what a node offers, what a pod holds or requests. Pure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,19 +10,19 @@ from scheduler_extender.cluster import node_selection, pending
 from scheduler_extender.fleet import facts
 
 REFUSED = "Refused"
-"""The trouble of a pod to which the device plugin gave no GPU."""
+"""Why a pod does not run whose containers the device plugin refused to start."""
 _JUST_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
 def is_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
-    """Whether the pod asks for GPUs at all; only then is any annotation of it read."""
+    """Return whether the pod requests GPUs; only then are its annotations read."""
     return requests.asks_for_gpu((*pod.init_containers, *pod.containers), names)
 
 
 def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_nodes: bool) -> facts.Node:
-    """What a node says of its GPUs.
+    """Return what a node's annotations say of its GPUs.
 
-    One that offers them to the kubelet without a record is served by another plugin, such as NVIDIA's own.
+    A node that offers GPUs to the kubelet without a record is served by another plugin, such as NVIDIA's own.
     """
     name = identifiers.NodeName(node.metadata.name)
     annotations = node.metadata.annotations or {}
@@ -58,9 +58,9 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
 
 
 def lacking(node: objects.Node, names: requests.ResourceNames) -> tuple[str, ...]:
-    """Resources that pods may ask for beside the count, and that are no key of the node's allocatable.
+    """Return the resources that pods may request beside the count and that the node's allocatable lacks.
 
-    A pod that asks for priority names `names.priority` too; the others are what a share of a GPU is asked for by.
+    They are those by which a share of a GPU is requested; a pod with a task priority names `names.priority` too.
     """
     there = node.status.allocatable or {}
     return tuple(name for name in (names.memory, names.memory_percent, names.cores) if name not in there)
@@ -88,7 +88,7 @@ def _not_running(pod: objects.Pod) -> str:
 
 
 def pending_pod(pod: objects.Pod, names: requests.ResourceNames) -> pending.AnyPod:
-    """Return what an unbound pod asks for; one whose request or gang is invalid is told apart here."""
+    """Return what an unbound pod requests; a pod whose request or gang is invalid becomes an `UnreadablePod` here."""
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names)
     try:
         read_gang(pod)
@@ -122,15 +122,15 @@ def _unbound(pod: objects.Pod) -> dict[str, Any]:
 
 
 def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod:
-    """What a bound pod holds, by its record.
+    """Return what a bound pod holds by its record.
 
-    Without a record it is a pod of somebody else, which holds device ids of its node and no GPU. A record that does
-    not decode keeps the node's other GPUs out of use.
+    A pod without a record was bound by another scheduler: it holds device ids of its node and no known GPU. A record
+    that does not decode keeps the node's other GPUs out of use.
     """
     uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
     node = identifiers.NodeName(pod.spec.node_name)
     traits = _traits(pod)
-    kinds = requests.kinds_of(pod.init_containers, pod.containers)
+    kinds: Sequence[allocations.Kind] = requests.kinds_of(pod.init_containers, pod.containers)
     text = pod.annotations.get(records.ALLOCATED, "")
     if not text.strip(";: "):
         slots = requests.device_ids(pod.init_containers, pod.containers, names)
@@ -139,19 +139,9 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
     try:
         shares = records.decode_shares(text, asking)
         shares = records.decode_instances(pod.annotations.get(records.MIG_ALLOCATIONS, ""), shares)
+        corrupt = False
     except errors.CorruptRecord:
-        legible = records.legible_shares(text)
-        alone = (allocations.Kind.APP,)
-        return facts.BoundPod(
-            uid,
-            key,
-            node,
-            allocated=allocations.by_gpu(alone, (legible,)),
-            shares=(legible,),
-            amounts=quotas.amounts(alone, (legible,)),
-            corrupt=True,
-            traits=traits,
-        )
+        kinds, shares, corrupt = [allocations.Kind.APP], (records.legible_shares(text),), True
     return facts.BoundPod(
         uid,
         key,
@@ -159,17 +149,18 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
         allocated=allocations.by_gpu(kinds, shares),
         shares=shares,
         amounts=quotas.amounts(kinds, shares),
-        starting=pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
-        not_running=_not_running(pod),
+        corrupt=corrupt,
+        starting=not corrupt and pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
+        not_running="" if corrupt else _not_running(pod),
         traits=traits,
     )
 
 
 def read_gang(pod: objects.Pod) -> gangs.Gang | None:
-    """The gang of a pod, or None.
+    """Return the gang of a pod, or None.
 
     Raises:
-        BadQuantity: What it says of its gang cannot be.
+        BadQuantity: What it says of its gang is invalid.
     """
     group = pod.spec.scheduling_group
     named = group.pod_group_name if group else ""
@@ -177,7 +168,7 @@ def read_gang(pod: objects.Pod) -> gangs.Gang | None:
 
 
 def gang_of(pod: objects.Pod) -> gangs.Gang | None:
-    """The gang of a pod that is past being refused for what it says of it."""
+    """Return the gang of a pod; None where what it says of its gang is invalid."""
     try:
         return read_gang(pod)
     except errors.BadQuantity:

@@ -1,7 +1,7 @@
-"""How busy nodes really are, as the monitors measure it, for placing pods where something is idle.
+"""GPU utilization of nodes as the monitors measure it, for placing pods on nodes with idle GPUs.
 
-Off by default: what is promised decides. Where it is on, the measured use of a node's GPUs has a weight beside the
-policy over nodes. What is not known, or is old, has none; so does everything while Prometheus is away.
+Off by default: what is allocated decides. Where it is on, measured utilization has a weight beside the node policy. A
+node without a recent measurement keeps its own score; so do all nodes while Prometheus does not answer.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _OLD_AFTER_SECONDS = 90.0
 _ANSWER_WITHIN_SECONDS = 5.0
 SERIES = "hami_gpu_utilization_percent"
 QUERY = f"avg by (node) ({SERIES} and (time() - timestamp({SERIES}) < {_OLD_AFTER_SECONDS:g}))"
-"""Series that a monitor no longer writes are still answered for minutes, so their age is asked for too."""
+"""Prometheus answers a series for minutes after its monitor stopped, so the query checks the age of the sample."""
 
 log = structlog.get_logger("usage")
 
@@ -44,13 +44,13 @@ class MeasuredUsage:
         return bool(self._url) and self._weight > 0
 
     async def run(self) -> None:
-        """Ask for ever; ends only by cancellation."""
+        """Query periodically; ends only by cancellation."""
         while True:
             await self.ask()
             await asyncio.sleep(_EVERY_SECONDS)
 
     async def ask(self) -> None:
-        """Ask once."""
+        """Query Prometheus once; without an answer the last one counts until it is old."""
         try:
             answer = await prometheus.query(self._url, QUERY, _ANSWER_WITHIN_SECONDS)
         except prometheus.NoAnswer as cause:

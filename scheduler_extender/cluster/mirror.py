@@ -1,12 +1,12 @@
 """Feeds what the API server says into the ledger and the pending pods.
 
-Every source has its place in time, so that an old word never undoes a newer one:
+Every source has its place in time, so that old information never replaces newer:
 
 - A bind of ours is newer than any watch event that shows the pod unbound.
 - The answer of a single read or of a bind is newer than any list that began before that answer. A pod that such a list
   lacks is not gone: it is *in doubt*, and `pod_reader` reads it by itself.
 - A pod that was deleted or has ended stays so. A read that was answered later does not bring it back.
-- A read counts only if its `resourceVersion` is not smaller than what the watch said while it was under way. Between
+- A read counts only if its `resourceVersion` is not smaller than what the watch showed while it was under way. Between
   lists and watches versions are not compared: an etcd that was restored from a backup counts from an earlier one.
 
 Each object is handled by itself. One that cannot be handled is set aside: counted, logged, and what it may hold is
@@ -78,7 +78,7 @@ class Mirror:
 
     Attributes:
         ledger: What every pod holds and what is reserved.
-        pending: The pods that ask for GPUs and have no node.
+        pending: The pods that request GPUs and have no node.
         in_doubt: Pods that a list may lack although something newer than the list knew them, with their keys.
         lists: How many lists of pods have arrived.
     """
@@ -106,40 +106,42 @@ class Mirror:
         self._reads: collections.Counter[identifiers.PodUid] = collections.Counter()
         """Pods that are being read by themselves, each with the number of reads."""
         self._versions: dict[identifiers.PodUid, int] = {}
-        """Of those, the resource version of what was taken in since the read began."""
+        """Of those, the resource version of what was seen since the read began."""
         self.lists = 0
-        ledger = self.ledger
+        self._make_sinks()
+
+    def _make_sinks(self) -> None:
+        """What reflectors feed, one for each kind of object."""
+        ledger, unreadable = self.ledger, self._unreadable
         self.nodes = Sink(
             self.replace_nodes,
             self.see_node,
             lambda node: ledger.remove_node(identifiers.NodeName(node.metadata.name)),
-            self._unreadable("Node", error_codes.CORRUPT_NODE_RECORD),
+            unreadable("Node", error_codes.CORRUPT_NODE_RECORD),
         )
         self.pods = Sink(
             self.replace_pods,
             self.see_pod,
             lambda pod: self.forget_pod(identifiers.PodUid(pod.metadata.uid)),
-            self._unreadable("Pod", error_codes.CORRUPT_POD_RECORD),
+            unreadable("Pod", error_codes.CORRUPT_POD_RECORD),
         )
         self.quotas = Sink(
             self._replace_quotas,
             self.see_quota,
             lambda quota: ledger.set_quota(quota.metadata.namespace, quota.metadata.name, None),
-            self._unreadable("ResourceQuota", error_codes.QUOTA_UNREADABLE),
+            unreadable("ResourceQuota", error_codes.QUOTA_UNREADABLE),
         )
         slices = dra.GpuNodes(ledger.set_dra_nodes)
-        self.slices = Sink(
-            slices.replace, slices.see, slices.remove, self._unreadable("ResourceSlice", error_codes.DRA_NODE)
-        )
-        classes = dra.OfferingClasses(settings.resource_names.count, ledger.set_device_class)
+        self.slices = Sink(slices.replace, slices.see, slices.remove, unreadable("ResourceSlice", error_codes.DRA_NODE))
+        classes = dra.OfferingClasses(self._names.count, ledger.set_device_class)
         self.classes = Sink(
-            classes.replace, classes.see, classes.remove, self._unreadable("DeviceClass", error_codes.DEVICE_CLASS)
+            classes.replace, classes.see, classes.remove, unreadable("DeviceClass", error_codes.DEVICE_CLASS)
         )
         self.groups = {api_group: self._group_sink(api_group) for api_group in (gangs.KUBERNETES, gangs.COSCHEDULING)}
 
     @property
     def resource_names(self) -> requests.ResourceNames:
-        """Under which names containers ask."""
+        """The resource names by which containers request GPUs."""
         return self._names
 
     def hold_ends_at(self, pod: pending.AnyPod) -> float:
@@ -158,7 +160,7 @@ class Mirror:
         return entry.hold_end[1]
 
     def pod_to_decide(self, pod: objects.Pod) -> pending.AnyPod | None:
-        """Return a pod that kube-scheduler asks about as a value; None if it asks for no GPU.
+        """Return a pod that kube-scheduler asks about as a value; None if it requests no GPU.
 
         What was read from the watch at the same version is not read again.
         """
@@ -170,7 +172,7 @@ class Mirror:
         return from_objects.pending_pod(pod, self._names)
 
     def confirm(self, uid: identifiers.PodUid) -> None:
-        """A bind of ours was answered: no list that began earlier can say otherwise."""
+        """Note that a bind of ours was answered: no list that began earlier can contradict it."""
         if self.ledger.pod(uid) is not None:
             self._answered_at[uid] = self._clock()
         self.ledger.confirm(uid)
@@ -201,7 +203,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def reading(self, uid: identifiers.PodUid) -> Iterator[None]:
-        """Keep the versions of a pod while it is read, so that `see_read_pod` can tell an old answer from news."""
+        """Record the versions of a pod while it is read, so that `see_read_pod` recognizes an old answer."""
         self._reads[uid] += 1
         try:
             yield
@@ -247,7 +249,7 @@ class Mirror:
             self._see_pending(from_objects.pending_pod(pod, self._names))
 
     def _keep_out(self, pod: objects.Pod) -> None:
-        """Count a bound pod that could not be taken in as one whose record does not decode, and forget any other."""
+        """Count a bound pod that could not be handled as one whose record does not decode, and forget any other."""
         uid, key = identifiers.PodUid(pod.metadata.uid), identifiers.PodKey(pod.key)
         if pod.has_ended:
             self.forget_pod(uid)
@@ -310,7 +312,7 @@ class Mirror:
             yield
 
     def _compare(self, uid: identifiers.PodUid, bound: bool | None, listed_at: float) -> None:
-        """Hold what is known of a pod against a list in which it is bound, is not, or (None) does not occur."""
+        """Compare what is known of a pod with a list in which it is bound, is not, or (None) does not occur."""
         held = self.ledger.pod(uid)
         if self.ledger.is_assumed(uid) or self._answered_at.get(uid, float("-inf")) > listed_at:
             if bound is None:

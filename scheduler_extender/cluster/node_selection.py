@@ -1,7 +1,7 @@
-"""Which nodes a pod may be placed on by its own words: node selector, required node affinity, taints.
+"""Which nodes a pod may be placed on by its own specification: node selector, required node affinity, tolerations.
 
-kube-scheduler decides that by itself; but gangs are planned before it is asked, and a plan which it would refuse is of
-no use. What cannot be judged here (CPU, volumes, pods' affinity) shows when it is asked.
+kube-scheduler decides that by itself; but gangs are planned before it schedules them, and a plan that it would reject
+is useless. CPU, volumes and pod affinity are not checked here; kube-scheduler rejects the node for them later.
 
 Source: k8s.io/component-helpers/scheduling/corev1, node selector terms and toleration of taints.
 """
@@ -17,11 +17,11 @@ _REPELLING = ("NoSchedule", "NoExecute")
 
 @dataclass(frozen=True, slots=True)
 class NodeRequirements:
-    """What a pod says about nodes."""
+    """The nodes that a pod accepts."""
 
     selector: tuple[tuple[str, str], ...] = ()
     terms: tuple[objects.NodeSelectorTerm, ...] = ()
-    """One of them must hold; empty for no wish."""
+    """At least one must match; empty for no requirement."""
     tolerations: tuple[objects.Toleration, ...] = ()
 
 
@@ -29,7 +29,7 @@ NONE = NodeRequirements()
 
 
 def requirements_of(pod: objects.Pod) -> NodeRequirements:
-    """What a pod says about nodes."""
+    """Return the nodes that a pod accepts."""
     affinity = pod.spec.affinity.node_affinity if pod.spec.affinity else None
     required = affinity.required_during_scheduling_ignored_during_execution if affinity else None
     return NodeRequirements(

@@ -1,8 +1,8 @@
-"""Pods that ask for GPUs and have no node: what each asks for, and what was last decided about it.
+"""Pods that request GPUs and have no node: what each requests, and what was last decided about it.
 
 One entry a pod, by UID, from its first sight until it is bound or gone. Verbs, the loop that wakes pods, gauges, the
-read API and explanations all ask here. kube-scheduler's watch may be ahead of ours, so it may ask about a pod that is
-not *listed* yet: such a pod has an entry too, and only the youngest of those entries are kept.
+read API and explanations all read it here. kube-scheduler's watch may be ahead of ours, so it may ask about a pod that
+is not *listed* yet: that pod has an entry too, and only the youngest of those entries are kept.
 """
 
 import collections
@@ -55,7 +55,7 @@ class _UnboundPod:
 
     @property
     def gang(self) -> gangs.Gang | None:
-        """The gang that it names; None too where what it says of its gang is invalid."""
+        """The gang that it names; also None where what it says of its gang is invalid."""
         return self.traits.gang
 
     @property
@@ -66,7 +66,7 @@ class _UnboundPod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingPod(_UnboundPod):
-    """A pod that asks for GPUs and has no node."""
+    """A pod that requests GPUs and has no node."""
 
     request: requests.PodRequest
 
@@ -212,7 +212,7 @@ class Pending:
         return self._listed.get(uid) or self._unlisted.get(uid)
 
     def entry_of(self, pod: AnyPod) -> Entry:
-        """Return the entry of a pod; one that is not listed gets an entry for as long as there is room."""
+        """Return the entry of a pod; for a pod that is not listed it is made, and the oldest one may be dropped."""
         entry = self.entry(pod.uid)
         if entry is None:
             entry = self._unlisted[pod.uid] = Entry(pod)
@@ -221,7 +221,7 @@ class Pending:
         return entry
 
     def see(self, pod: AnyPod) -> None:
-        """List a pod, or replace what it said of itself."""
+        """List a pod, or replace its value."""
         entry = self._listed.get(pod.uid) or self._unlisted.pop(pod.uid, None)
         if entry is None:
             self._listed[pod.uid] = Entry(pod)
@@ -241,7 +241,7 @@ class Pending:
         return known.id if known else identifiers.DecisionId(secrets.token_hex(8))
 
     def accept(self, pod: AnyPod) -> None:
-        """Note that filter found nodes for a pod: it is rejected no more and waits for no wake-up."""
+        """Note that filter found nodes for a pod: it has no rejection any more and needs no wake-up."""
         entry = self.entry_of(pod)
         entry.rejection = entry.refusal = None
 

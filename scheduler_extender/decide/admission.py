@@ -1,7 +1,7 @@
-"""What the admission webhook says of a pod that is being created: refused with a sentence, or mended. Pure.
+"""The review of a pod that is being created: refused with a reason, or completed with defaults. Pure.
 
-A mistake shows in `kubectl apply` then, and not minutes later in an event. Nothing here is needed for a right
-placement: filter and bind read requests by the same rules, so that a pod that came past the webhook fares the same.
+A mistake shows in `kubectl apply` then, and not minutes later in an event. Placement does not depend on it: filter and
+bind read requests by the same rules, so that a pod that was created without the webhook is treated alike.
 
 Source: HAMi v2.10, `pkg/scheduler/webhook.go`, for what is set and what is denied.
 """
@@ -38,19 +38,19 @@ class AdmissionResult:
     warnings: tuple[str, ...] = ()
     """What the user should know, as `kubectl` prints it."""
     request: requests.PodRequest | None = None
-    """What it asks for, where the pod is ours."""
+    """What the pod requests, where it is scheduled by us."""
     gang: gangs.Gang | None = None
 
 
 def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
-    """Judge a pod.
+    """Return the review of a pod.
 
     Args:
         body: The pod as the API server sends it.
         settings: Names, and what else is to be set.
 
     Raises:
-        msgspec.ValidationError: It is no pod.
+        msgspec.ValidationError: It is not a pod.
     """
     pod = msgspec.convert(body, objects.Pod)
     if (pod.metadata.labels or {}).get(IGNORE_LABEL) == IGNORE or _MIRROR in pod.annotations:
@@ -58,41 +58,51 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
     names = settings.resource_names
     if not from_objects.is_ours(pod, names):
         unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
-        return AdmissionResult(patch=_patch(body, _mended(body, None, settings)), warnings=tuple(unknown))
+        return AdmissionResult(patch=_patch(body, _completed(body, None, settings)), warnings=tuple(unknown))
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names, counts_follow=True)
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == settings.scheduler_name or (scheduler == DEFAULT_SCHEDULER and settings.force_overwrite)
     if not ours:
-        text = f"the pod asks for GPUs, but its schedulerName {scheduler} is not {settings.scheduler_name}"
+        text = f"the pod requests GPUs, but its schedulerName {scheduler} is not {settings.scheduler_name}"
         return AdmissionResult(warnings=(f"{text}: it will get none that are shared",))
     if isinstance(request, requests.InvalidRequest):
         return AdmissionResult(f"{request.code}: {request.sentence}")
+    own_variables = _own_variables(body, request)
+    denial = _denial(pod, body, request, settings, own_variables)
+    if denial:
+        return AdmissionResult(denial)
+    try:
+        gang = from_objects.read_gang(pod) if request.wants_gpu else None
+        completed = _completed(body, request, settings)
+    except errors.BadQuantity as bad:
+        return AdmissionResult(f"{bad.code}: {bad.sentence}")
+    if gang:
+        gates = completed["spec"].get("schedulingGates") or []
+        if {"name": gangs.GATE} not in gates:
+            completed["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
+    warnings = (*request.warnings, *([own_variables] if own_variables else ()))
+    return AdmissionResult(patch=_patch(body, completed), warnings=warnings, request=request, gang=gang)
+
+
+def _denial(
+    pod: objects.Pod, body: Mapping[str, Any], request: requests.PodRequest, settings: Settings, own_variables: str
+) -> str:
+    """Why a pod with a valid request is refused, or an empty string."""
     if pod.spec.node_name and request.wants_gpu:
-        return AdmissionResult(
+        return (
             f"{error_codes.NODE_NAME_SET}: spec.nodeName is set, so that no scheduler chooses GPUs for the pod; remove "
             "it and write under requiredDuringSchedulingIgnoredDuringExecution of a nodeAffinity the matchFields "
             f"{{key: metadata.name, operator: In, values: [{pod.spec.node_name}]}}"
         )
     privileged = _privileged(body, request)
     if privileged and not settings.allow_privileged:
-        return AdmissionResult(
+        return (
             f"{error_codes.PRIVILEGED}: container {privileged} is privileged, so that it sees all GPUs of its node; "
             "remove securityContext.privileged or its GPU request"
         )
-    own = _own_variables(body, request)
-    if own and settings.refuse_own_variables:
-        return AdmissionResult(f"{error_codes.OWN_VARIABLES}: {own}")
-    try:
-        gang = from_objects.read_gang(pod) if request.wants_gpu else None
-        mended = _mended(body, request, settings)
-        if gang:
-            gates = mended["spec"].get("schedulingGates") or []
-            if {"name": gangs.GATE} not in gates:
-                mended["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
-    except errors.BadQuantity as bad:
-        return AdmissionResult(f"{bad.code}: {bad.sentence}")
-    warnings = (*request.warnings, *([own] if own else ()))
-    return AdmissionResult(patch=_patch(body, mended), warnings=warnings, request=request, gang=gang)
+    if own_variables and settings.refuse_own_variables:
+        return f"{error_codes.OWN_VARIABLES}: {own_variables}"
+    return ""
 
 
 def patched(body: Mapping[str, Any], verdict: AdmissionResult) -> dict[str, Any]:
@@ -107,25 +117,25 @@ def patched(body: Mapping[str, Any], verdict: AdmissionResult) -> dict[str, Any]
     return after
 
 
-def _mended(body: Mapping[str, Any], request: requests.PodRequest | None, settings: Settings) -> dict[str, Any]:
+def _completed(body: Mapping[str, Any], request: requests.PodRequest | None, settings: Settings) -> dict[str, Any]:
     """The pod as it should be."""
-    mended: dict[str, Any] = copy.deepcopy(dict(body))
+    completed: dict[str, Any] = copy.deepcopy(dict(body))
     wants_gpu = request is not None and request.wants_gpu
-    for position, container in enumerate(_containers(mended)):
+    for position, container in enumerate(_containers(completed)):
         ask = request.containers[position] if request else None
         if ask is not None:
             _spell_out(container, ask, settings.resource_names)
         elif settings.hide_gpus:
             _set_variable(container, VISIBLE_VARIABLE, VOID)
     if wants_gpu:
-        mended["spec"]["schedulerName"] = settings.scheduler_name
-        if settings.runtime_class_name and not mended["spec"].get("runtimeClassName"):
-            mended["spec"]["runtimeClassName"] = settings.runtime_class_name
-    return mended
+        completed["spec"]["schedulerName"] = settings.scheduler_name
+        if settings.runtime_class_name and not completed["spec"].get("runtimeClassName"):
+            completed["spec"]["runtimeClassName"] = settings.runtime_class_name
+    return completed
 
 
 def _spell_out(container: dict[str, Any], ask: requests.GpuRequest, names: requests.ResourceNames) -> None:
-    """Write into a container what it asks for by being silent."""
+    """Write into a container the defaults of what it does not set."""
     resources = container["resources"] = dict(container.get("resources") or {})
     asked = {**(resources.get("requests") or {}), **(resources.get("limits") or {})}
     implied = {names.count: str(ask.gpus), **({names.cores: str(ask.cores_percent)} if ask.cores_percent else {})}
@@ -152,7 +162,7 @@ def _containers(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _privileged(body: Mapping[str, Any], request: requests.PodRequest) -> str:
-    """The first container that asks for a GPU and is privileged."""
+    """The first container that requests a GPU and is privileged."""
     for container, ask in zip(_containers(body), request.containers, strict=True):
         if ask and (container.get("securityContext") or {}).get("privileged"):
             return str(container.get("name", ""))
@@ -160,7 +170,7 @@ def _privileged(body: Mapping[str, Any], request: requests.PodRequest) -> str:
 
 
 def _own_variables(body: Mapping[str, Any], request: requests.PodRequest) -> str:
-    """Say which variables of the device plugin a container with GPUs sets itself; empty where none does."""
+    """Return which variables of the device plugin a container with GPUs sets itself, as a sentence; empty for none."""
     for container, ask in zip(_containers(body), request.containers, strict=True):
         names = variables.given(str(one.get("name", "")) for one in container.get("env") or ()) if ask else []
         if names:

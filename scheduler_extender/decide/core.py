@@ -30,7 +30,7 @@ class DecisionCore:
         pending: The pods without a node; the mirror's.
         placer: Places one pod.
         usage: Measured utilization of nodes.
-        victims: Whom to evict for a pod.
+        victims: Which pods to evict for a pod.
         worker: Computes on immutable values beside the event loop.
     """
 

@@ -2,7 +2,7 @@
 
 The sentences and codes are those of the pod's events. What is added here takes longer and is computed only on request:
 whose end the pod waits for, which pods preemption could evict, and what to write instead. That is done beside the event
-loop and within a budget; a node that the budget did not reach says so.
+loop and within a budget; a node that the budget did not reach is marked.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from scheduler_extender.decide.core import DecisionCore
 
 _MOST_NODES_EXAMINED = 50
 _EXAMINED_SECONDS = 1.0
-"""After that no further node is examined: the caller waits for the answer."""
+"""Then no further node is examined, because the caller waits for the answer."""
 
 _Chosen = tuple[preemption.Victim, ...] | None
 
@@ -34,7 +34,7 @@ class NodeExplanation:
     code: error_codes.Code | None = None
     """None where the GPUs fit."""
     curable: bool = False
-    """Whether the departure of other pods could make room."""
+    """Whether the departure of other pods could make it fit."""
     advice: str = ""
     """What its owner, or an administrator, could change."""
     waits_for: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Explanation:
     """Why a pod is pending."""
 
     rejection: pending.PodRejection
-    """What its event says."""
+    """The value from which its event is written, too."""
     gates: tuple[str, ...]
     """The scheduling gates that keep kube-scheduler from it."""
     nodes: tuple[NodeExplanation, ...]
@@ -78,7 +78,7 @@ class Explainer:
         self._clock = clock
 
     async def explain(self, pod: pending.AnyPod) -> Explanation:
-        """Return everything there is to say.
+        """Return why a pod is pending.
 
         Raises:
             Busy: Too many explanations are being computed.
@@ -145,14 +145,14 @@ def _most_free_mib(node: placement.NodeState) -> int:
 
 
 def _advice(request: requests.PodRequest, refused: rejections.Rejection) -> str:
-    """What would have to be written for this node, where that can be said; else what the code's remedy says."""
+    """What would have to be written for this node, where that is known; else the remedy of the code."""
     match refused.reason:
         case Reason.MEMORY if refused.available not in ("0MB", "0%"):
-            return f"ask for at most {refused.available} of each GPU's memory"
+            return f"request at most {refused.available} of each GPU's memory"
         case Reason.CORES if refused.available != "0%":
-            return f"ask for at most {refused.available} of each GPU's cores"
+            return f"request at most {refused.available} of each GPU's cores"
         case Reason.TOO_FEW_GPUS:
-            return f"ask for at most {refused.available} GPUs in one container"
+            return f"request at most {refused.available} GPUs in one container"
         case Reason.TYPE:
             excluded = requests.USE_TYPE if request.selectors.use_types else requests.NOUSE_TYPE
             return f"the annotation {excluded} excludes it"

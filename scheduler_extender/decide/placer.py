@@ -1,4 +1,4 @@
-"""Places one pod: the policies and the quota that hold for it, on top of `core.placement`.
+"""Places one pod: its policies, quota and gang, on top of `core.placement`.
 
 Filter, bind, wake-ups and explanations all ask here whether a pod fits, so that they cannot disagree.
 """

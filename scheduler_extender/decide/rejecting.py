@@ -53,7 +53,7 @@ def _nearest_of_each_reason(
     arrays = ledger.settle()
     fitting = placer.everywhere(pod.request).fitting
     live = np.array([bool(name) for name in arrays.names])
-    # The GPU that would have to be taken last says how near a node came.
+    # The least free of the GPUs that would be needed shows how near a node came.
     depth = min(max(pod.request.gpus, 1), arrays.exists.shape[0])
     nearness = np.sort(np.where(arrays.usable, arrays.memory_free, -1)[:, : arrays.columns], axis=0)[-depth]
     reasons, away = fitting.reasons, arrays.unavailable[: arrays.columns]

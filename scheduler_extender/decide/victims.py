@@ -1,7 +1,7 @@
 """Which pods to evict from a node so that a pod fits: `core.preemption` applied to the ledger.
 
-Also what `/preempt` answers. kube-scheduler asks there when its own plugins need victims (device ids, CPU, memory,
-pods), and evicts the pods of the answer without checking them again.
+Also used for `/preempt`, which kube-scheduler calls when its own plugins need victims (device ids, CPU, memory, pods);
+it evicts the pods of the answer without checking them again.
 
 What is read from the ledger becomes a question, an immutable value. Its answer may take long, so it is computed beside
 the event loop (`worker`).

@@ -2,7 +2,7 @@
 
 kube-scheduler wakes all refused pods when a bound pod changes, but its watch may be ahead of ours: it asks, we still
 see the old state and refuse once more, and then nothing happens for minutes. So each refused pod that fits now, and was
-not asked about since, is woken by itself. Pods that fit only one after another are woken one after another.
+not asked about since, is woken alone. Pods that fit only one after another are woken one after another.
 """
 
 import itertools
@@ -49,7 +49,7 @@ def pods_to_wake(core: DecisionCore) -> Iterator[pending.PendingPod | None]:
         if place is not None:
             more = more.plus(quotas.amounts(pod.request.kinds, place[1].shares))
         if place is None or ledger.quotas.excess(pod.namespace, more):
-            if not pod.gang:  # A member may be held back by its gang, which says nothing of others.
+            if not pod.gang:  # A member may be rejected for its gang alone, which does not concern other pods.
                 hopeless.add((limited, pod.request))
             continue
         planned[limited] = more

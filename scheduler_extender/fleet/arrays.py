@@ -1,10 +1,9 @@
 """The cluster's GPUs as arrays: one column a node, one row a GPU.
 
 Shapes are `[rows, columns]` unless said otherwise; rows beyond a node's GPUs do not `exist`. Memory is MiB, cores are
-percent of one GPU. Columns are written by `ledger` alone, whole and from the node's own facts, so that nothing drifts.
+percent of one GPU. Only `ledger` writes columns, each as a whole and from the node's facts, so that nothing drifts.
 
-Rows come first because every question is asked of all nodes at once: each operation then runs over one contiguous
-line per GPU.
+Rows come first because every operation covers all nodes at once: it then runs over one contiguous line per GPU.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +28,7 @@ _FIRST_ROWS = 8
 
 
 class Interned:
-    """Small numbers for words, such as the type names of GPUs; a number is used again once its word is given back.
+    """Small numbers for words, such as the type names of GPUs; a number is reused once its word is released.
 
     Attributes:
         words: Word of each number; an empty string for a number that is free.
@@ -81,7 +80,7 @@ def _bools(values: Iterable[bool]) -> Bools:
 
 
 class Arrays:
-    """What every node has, and what of it is taken: by bound and assumed pods, and by reservations of others."""
+    """What every node has, and what of it is allocated to bound and assumed pods or reserved for pending ones."""
 
     def __init__(self) -> None:
         self.names: list[identifiers.NodeName] = []
@@ -97,7 +96,7 @@ class Arrays:
         self._places: dict[str, set[tuple[int, int]]] = {}
         self._uuids: dict[int, tuple[str, ...]] = {}
         self.links: dict[int, topology.Links] = {}
-        """How well the GPUs of a column reach each other, for those columns that say so."""
+        """Link scores between the GPUs of a column, for columns that publish them."""
         self._allocate(_FIRST_ROWS, _FIRST_COLUMNS)
 
     def _allocate(self, rows: int, columns: int) -> None:
@@ -131,9 +130,9 @@ class Arrays:
         self.memory_free: Ints = grown("memory_free", np.int64, whole)
         self.cores_free: Ints = grown("cores_free", np.int64, whole)
         self.shareable: Bools = grown("shareable", np.bool_, whole)
-        """Usable, with a free slot, and nobody has it exclusively."""
+        """Usable, with a free slot, and not allocated exclusively."""
         self.empty: Bools = grown("empty", np.bool_, whole)
-        """Usable, with a free slot, and nobody is on it."""
+        """Usable, with a free slot, and without any allocation."""
         self.fullness: Floats = grown("fullness", np.float64, whole)
         """`policies.fullness` of each GPU, everything counted alike."""
         self.standing: Codes = grown("standing", np.int8, line)
@@ -141,9 +140,9 @@ class Arrays:
         self.unavailable: Codes = grown("unavailable", np.int8, line)
         """`[columns]`: `Ledger.unavailable`. It refuses no pod: kube-scheduler does."""
         self.free_tokens: Ints = grown("free_tokens", np.int64, line)
-        """`[columns]`: device ids of the node that nobody holds."""
+        """`[columns]`: device ids of the node that are not allocated."""
         self.sums_used: Ints = grown("sums_used", np.int64, (3, columns))
-        """`[3, columns]`: slots, cores and memory taken on the whole node."""
+        """`[3, columns]`: slots, cores and memory allocated on the whole node."""
         self.sums_total: Ints = grown("sums_total", np.int64, (3, columns))
         """`[3, columns]`: slots, cores and memory of the whole node."""
 
@@ -154,7 +153,7 @@ class Arrays:
 
     @property
     def live(self) -> int:
-        """Nodes known."""
+        """How many columns belong to a node."""
         return len(self.column_of)
 
     def column(self, name: identifiers.NodeName) -> int:

@@ -1,4 +1,4 @@
-"""Values of the ledger: what a node offers, what a pod holds, what is kept for a pod that holds nothing yet."""
+"""Values of the ledger: what a node offers, what a bound pod holds, what is reserved for a pending pod."""
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -20,7 +20,7 @@ class Taint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What the API server says of a node."""
+    """A node by its API object."""
 
     name: identifiers.NodeName
     _: KW_ONLY
@@ -53,14 +53,14 @@ class Traits(NamedTuple):
     ending: bool = False
     """It is being deleted."""
     cpu_thousandths: int = 0
-    """What kube-scheduler counts for it: the most of its phases, or what the pod says as a whole, and its overhead."""
+    """What kube-scheduler counts for it: the most of its phases, or its pod-level request, and its overhead."""
     memory_thousandths: int = 0
     """In thousandths of a byte."""
     gang: gangs.Gang | None = None
     bound_at: int = 0
     """Unix seconds of its Binding, by its record; 0 for a pending pod."""
     created_at: int = 0
-    """Unix seconds; 0 where the API server does not say."""
+    """Unix seconds; 0 where it is not known."""
 
 
 _NOTHING_KNOWN = Traits()
@@ -76,7 +76,7 @@ class BoundPod:
     _: KW_ONLY
     allocated: Allocations = field(default_factory=dict)
     shares: allocations.Shares = ()
-    """Per container, for people to look at; `allocated` is what counts."""
+    """Per container, for display; `allocated` is what counts."""
     amounts: quotas.Amounts = quotas.NOTHING
     """What it counts against its namespace's quota."""
     foreign_slots: int = 0
@@ -97,7 +97,7 @@ class BoundPod:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A pod that is expected on a node and holds nothing yet."""
+    """What is reserved on a node for a pending pod: a nomination or a hold."""
 
     uid: identifiers.PodUid
     node: identifiers.NodeName
@@ -118,5 +118,5 @@ class Reservation:
 
     @property
     def key(self) -> tuple[identifiers.PodUid, bool]:
-        """A pod has at most one of each kind."""
+        """UID and kind: a pod has at most one reservation of each kind."""
         return self.uid, self.is_hold

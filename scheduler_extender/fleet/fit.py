@@ -27,7 +27,7 @@ class Fitting:
 
 @dataclass(slots=True)
 class _Used:
-    """What is taken while a container is placed; replaced, not changed, where a pod has several containers."""
+    """What is free while one container is placed; replaced, not changed, where a pod has several containers."""
 
     memory_free: Ints
     cores_free: Ints
@@ -35,15 +35,15 @@ class _Used:
     empty: Bools
     fullness: Floats
     """With slots, cores and memory counted alike."""
-    slots_used: Ints
+    slots_allocated: Ints
 
 
 def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPolicy) -> Fitting:
-    """Whether the pod fits on each node, and if not, the first stage that leaves too few GPUs.
+    """Return whether the pod fits on each node, and if not, the first stage that leaves too few GPUs.
 
     Args:
         arrays: The cluster.
-        request: What the pod asks for.
+        request: What the pod requests.
         policy: Which of several fitting GPUs to prefer.
     """
     count = arrays.columns
@@ -61,22 +61,22 @@ def fit_all(arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPo
         assert ask is not None
         used = sums.used_beside(placement.running_beside(request, position))
         idle = ask.exclusive or policy.only_idle
-        room = _room(arrays, ask, used, accepted, idle=idle)
-        if request.numa_bind:
-            room = _with_enough_beside(arrays, room, ask.gpus)
-        enough = _count(room) >= ask.gpus
+        fitting = _fitting_gpus(arrays, ask, used, accepted, idle=idle, numa_bind=request.numa_bind)
+        enough = _count(fitting) >= ask.gpus
         failing = fits & ~enough
         if failing.any():
             reasons[failing] = _reasons(arrays, ask, request.selectors, used, idle=idle)[failing]
         fits &= enough
         is_init = request.kinds[position] is allocations.Kind.INIT
-        homes = [chosen[other] for other in placement.other_phases(request, position) if other in chosen]
-        at_home = np.logical_or.reduce(homes) if homes else None
-        liking = _liking(arrays, used, policy)
-        chosen[position] = _chosen(arrays, request, room, liking, ask.gpus, at_home)
+        at_home = _any_of([chosen[other] for other in placement.other_phases(request, position) if other in chosen])
+        preference = _preference(arrays, used, policy)
+        chosen[position] = _chosen(arrays, request, fitting, preference, ask.gpus, at_home)
         if policy.by_links and not is_init:
             columns = np.flatnonzero(enough)
-            _choose_by_links(arrays, request, room, liking, ask.gpus, chosen[position], columns, at_home)
+            picked = chosen[position]
+            _choose_by_links(
+                arrays, request, ask.gpus, picked, columns, fitting=fitting, preference=preference, at_home=at_home
+            )
         if not is_init:
             memory += (chosen[position] * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
@@ -107,17 +107,15 @@ def best(arrays: Arrays, values: Floats, columns: Ints) -> int:
 def _single(
     arrays: Arrays, request: requests.PodRequest, policy: policies.GpuPolicy, accepted: Bools | None
 ) -> Fitting:
-    """One container asks, as in most pods: no state has to be carried from container to container."""
+    """`fit_all` for a pod with one container, as most have: no state passes from container to container."""
     (position,) = placement.steps(request)
     ask = request.containers[position]
     assert ask is not None
     count = arrays.columns
     used = _now(arrays)
     idle = ask.exclusive or policy.only_idle
-    room = _room(arrays, ask, used, accepted, idle=idle)
-    if request.numa_bind:
-        room = _with_enough_beside(arrays, room, ask.gpus)
-    fits: Bools = np.logical_or.reduce(room, axis=0) if ask.gpus == 1 else _count(room) >= ask.gpus
+    fitting = _fitting_gpus(arrays, ask, used, accepted, idle=idle, numa_bind=request.numa_bind)
+    fits: Bools = np.logical_or.reduce(fitting, axis=0) if ask.gpus == 1 else _count(fitting) >= ask.gpus
     reasons = np.zeros(count, np.int8)
     if not fits.all():
         failing = ~fits
@@ -127,10 +125,18 @@ def _single(
     if request.kinds[position] is allocations.Kind.INIT:
         memory = 0
     elif not ask.memory_mib:
-        liking = _liking(arrays, used, policy)
-        picked = _chosen(arrays, request, room, liking, ask.gpus, None)
+        preference = _preference(arrays, used, policy)
+        picked = _chosen(arrays, request, fitting, preference, ask.gpus, None)
         if policy.by_links:  # It matters only where GPUs differ in size.
-            _choose_by_links(arrays, request, room, liking, ask.gpus, picked, np.flatnonzero(fits & arrays.mixed()))
+            _choose_by_links(
+                arrays,
+                request,
+                ask.gpus,
+                picked,
+                np.flatnonzero(fits & arrays.mixed()),
+                fitting=fitting,
+                preference=preference,
+            )
         memory = (picked * _memory(arrays, ask)).sum(0)
     return _finish(arrays, request, fits, reasons, memory)
 
@@ -168,7 +174,7 @@ def _now(arrays: Arrays) -> _Used:
 
 
 class _Sums:
-    """What is taken when some containers of the pod run already; the sums of one set serve the next, larger one."""
+    """Allocations with some containers of the pod on top; the sums of one set are reused for the next, larger one."""
 
     def __init__(self, arrays: Arrays, request: requests.PodRequest, chosen: Mapping[int, Bools]) -> None:
         self._arrays = arrays
@@ -185,7 +191,7 @@ class _Sums:
         self._exclusive = arrays.exclusive_used[:, :count].copy()
 
     def used_beside(self, beside: tuple[int, ...]) -> _Used:
-        """What is taken when the containers `beside` run already."""
+        """Return what is free when the containers `beside` run already."""
         arrays = self._arrays
         if not beside:
             return _now(arrays)
@@ -221,27 +227,29 @@ def _memory(arrays: Arrays, ask: requests.GpuRequest) -> Ints | int:
     return ask.memory_mib or arrays.memory_of_percent(ask.memory_percent)[:, : arrays.columns]
 
 
-def _room(arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None, *, idle: bool) -> Bools:
-    room = used.memory_free >= _memory(arrays, ask)
-    room &= used.cores_free >= max(ask.cores_percent, 1)
-    room &= used.empty if idle else used.shareable
+def _fitting_gpus(
+    arrays: Arrays, ask: requests.GpuRequest, used: _Used, accepted: Bools | None, *, idle: bool, numa_bind: bool
+) -> Bools:
+    fitting = used.memory_free >= _memory(arrays, ask)
+    fitting &= used.cores_free >= max(ask.cores_percent, 1)
+    fitting &= used.empty if idle else used.shareable
     if accepted is not None:
-        room &= accepted
-    return room
+        fitting &= accepted
+    return _numa_nodes_with_enough(arrays, fitting, ask.gpus) if numa_bind else fitting
 
 
-def _with_enough_beside(arrays: Arrays, room: Bools, gpus: int) -> Bools:
-    """Of the GPUs with room, those that have as many as asked for on their NUMA node, themselves included."""
+def _numa_nodes_with_enough(arrays: Arrays, fitting: Bools, gpus: int) -> Bools:
+    """The fitting GPUs on NUMA nodes that have as many fitting GPUs as requested."""
     numa = arrays.numa[:, : arrays.columns]
-    found = np.zeros_like(room)
+    found = np.zeros_like(fitting)
     for one in np.unique(numa):
-        there = room & (numa == one)
+        there = fitting & (numa == one)
         found |= there & (_count(there) >= gpus)
     return found
 
 
-def _liking(arrays: Arrays, used: _Used, policy: policies.GpuPolicy) -> Floats:
-    """`[rows, columns]`: how much the policy likes each GPU, in any unit; between equals the first row is better."""
+def _preference(arrays: Arrays, used: _Used, policy: policies.GpuPolicy) -> Floats:
+    """`[rows, columns]`: how much the policy prefers each GPU, in any unit; between equals the first row is better."""
     values = [ORDERS[name](arrays, used, policy.weights) for name in policy.orders]
     if len(values) == 1:
         return -values[0]
@@ -258,7 +266,7 @@ def _fullness(arrays: Arrays, used: _Used, weights: policies.Weights) -> Floats:
     fullness: Floats = (
         weights.memory * ((memory - used.memory_free) / np.maximum(memory, 1))
         + weights.core * ((cores - used.cores_free) / np.maximum(cores, 1))
-        + weights.slot * (used.slots_used / np.maximum(arrays.slots_total[:, :count], 1))
+        + weights.slot * (used.slots_allocated / np.maximum(arrays.slots_total[:, :count], 1))
     )
     return fullness
 
@@ -276,24 +284,29 @@ ORDERS: dict[str, Callable[[Arrays, _Used, policies.Weights], Floats]] = {
 
 
 def _chosen(
-    arrays: Arrays, request: requests.PodRequest, room: Bools, liking: Floats, gpus: int, at_home: Bools | None
+    arrays: Arrays, request: requests.PodRequest, fitting: Bools, preference: Floats, gpus: int, at_home: Bools | None
 ) -> Bools:
     """The GPUs that a container gets in each column."""
     if request.numa_bind:
         numa = arrays.numa[:, : arrays.columns]
-        first = _best(room, liking, 1, at_home)
-        room = room & (numa == (numa * first).sum(0))
-    return _best(room, liking, gpus, at_home)
+        first = _best(fitting, preference, 1, at_home)
+        fitting = fitting & (numa == (numa * first).sum(0))
+    return _best(fitting, preference, gpus, at_home)
+
+
+def _any_of(masks: list[Bools]) -> Bools | None:
+    return np.logical_or.reduce(masks) if masks else None
 
 
 def _choose_by_links(
     arrays: Arrays,
     request: requests.PodRequest,
-    room: Bools,
-    liking: Floats,
     gpus: int,
     chosen: Bools,
     columns: Ints,
+    *,
+    fitting: Bools,
+    preference: Floats,
     at_home: Bools | None = None,
 ) -> None:
     """Choose anew in those of the columns whose GPUs have links, one by one: such nodes and requests are few."""
@@ -301,8 +314,8 @@ def _choose_by_links(
         matrix = arrays.links.get(column)
         if not matrix:
             continue
-        abroad = np.zeros(len(room)) if at_home is None else ~at_home[:, column]
-        rows = [row for row in np.lexsort((-liking[:, column], abroad)).tolist() if room[row, column]]
+        elsewhere = np.zeros(len(fitting)) if at_home is None else ~at_home[:, column]
+        rows = [row for row in np.lexsort((-preference[:, column], elsewhere)).tolist() if fitting[row, column]]
         if request.numa_bind:
             numa = arrays.numa[chosen[:, column].argmax(), column]
             rows = [row for row in rows if arrays.numa[row, column] == numa]
@@ -315,26 +328,26 @@ def _count(mask: Bools) -> Ints:
     return counts
 
 
-def _best(room: Bools, liking: Floats, gpus: int, at_home: Bools | None) -> Bools:
-    """The `gpus` best-liked GPUs of each column that have room, those `at_home` before all others."""
-    keyed = np.where(room, liking, -np.inf)
+def _best(fitting: Bools, preference: Floats, gpus: int, at_home: Bools | None) -> Bools:
+    """The `gpus` most preferred fitting GPUs of each column, those `at_home` before all others."""
+    keyed = np.where(fitting, preference, -np.inf)
     if gpus == 1 and at_home is None:
-        picked = np.zeros_like(room)
+        picked = np.zeros_like(fitting)
         np.put_along_axis(picked, keyed.argmax(0)[None, :], True, axis=0)
-        return picked & room
+        return picked & fitting
     order = np.argsort(-keyed, axis=0, kind="stable")
     if at_home is not None:
-        abroad = np.take_along_axis(~(at_home & room), order, axis=0)
-        order = np.take_along_axis(order, np.argsort(abroad, axis=0, kind="stable"), axis=0)
-    picked = np.zeros_like(room)
+        elsewhere = np.take_along_axis(~(at_home & fitting), order, axis=0)
+        order = np.take_along_axis(order, np.argsort(elsewhere, axis=0, kind="stable"), axis=0)
+    picked = np.zeros_like(fitting)
     np.put_along_axis(picked, order[:gpus], True, axis=0)
-    return picked & room
+    return picked & fitting
 
 
 def _reasons(
     arrays: Arrays, ask: requests.GpuRequest, selectors: requests.Selectors, used: _Used, *, idle: bool
 ) -> Codes:
-    """`[columns]`: the first stage that leaves fewer GPUs than asked for; meaningless where the container fits."""
+    """`[columns]`: the first stage that leaves fewer GPUs than requested; meaningless where the container fits."""
     count = arrays.columns
     left = arrays.exists[:, :count].copy()
     found = np.where(_count(left) < ask.gpus, np.int8(Reason.TOO_FEW_GPUS), np.int8(0))
@@ -348,7 +361,7 @@ def _reasons(
         (Reason.UNHEALTHY, arrays.healthy[:, :count]),
         (Reason.CORDONED, ~arrays.cordoned[:, :count]),
         (Reason.UNKNOWN_USAGE, ~arrays.unknown[:, :count]),
-        (Reason.SLOTS, used.slots_used < arrays.slots_total[:, :count]),
+        (Reason.SLOTS, used.slots_allocated < arrays.slots_total[:, :count]),
         (placement.open_reason(idle=idle), used.empty if idle else used.shareable),
         (Reason.MEMORY, used.memory_free >= _memory(arrays, ask)),
         (Reason.CORES, used.cores_free >= max(ask.cores_percent, 1)),
@@ -356,5 +369,5 @@ def _reasons(
     for reason, passes in stages:
         left &= passes
         found[(found == 0) & (_count(left) < ask.gpus)] = reason
-    found[found == 0] = Reason.NUMA  # Enough GPUs have room; only where they are can still be in the way.
+    found[found == 0] = Reason.NUMA  # Enough GPUs fit one by one; only their NUMA nodes can still be the reason.
     return found

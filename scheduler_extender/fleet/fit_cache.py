@@ -1,8 +1,8 @@
-"""Remembers where each shape of pod fits, and looks again only at nodes that changed.
+"""Caches where each shape of pod fits, and recomputes only nodes that changed.
 
-In a queue many pods ask for the same, and between two of them one or two nodes change. Those few are asked by the
-scalar rules, which is quicker than an array operation over anything; a new shape, or many changes, goes over the
-arrays. A property test holds the answer equal to a fresh `fit.fit_all`.
+In a queue many pods request the same, and between two of them one or two nodes change. Those few are recomputed by the
+scalar rules, which is quicker than an array operation over all nodes; a new shape, or many changes, uses the arrays.
+A property test holds the answer equal to a fresh `fit.fit_all`.
 """
 
 import collections
@@ -36,14 +36,14 @@ class PlacementCache:
     def fit(
         self, request: requests.PodRequest, node: placement.NodeState, policy: policies.GpuPolicy
     ) -> PlacementAnswer:
-        """What `core.placement.fit` says."""
+        """Return `core.placement.fit`, from the cache where it has it."""
         last = self._last.get(node.name)
         if last is None:
             if len(self._last) >= _MOST_NODES:
                 self._last.clear()
             last = self._last[node.name] = collections.deque(maxlen=_MOST_ANSWERS)
-        for state, asked, liking, answer in last:
-            if state == node and asked == request and liking == policy:
+        for state, asked, preferred, answer in last:
+            if state == node and asked == request and preferred == policy:
                 return answer
         answer = placement.fit(request, node, policy)
         last.appendleft((node, request, policy, answer))
@@ -63,7 +63,7 @@ class NodesFit:
 
 
 class FitCache:
-    """The answers for the shapes asked about lately."""
+    """The answers for the shapes of recent requests."""
 
     def __init__(self, ledger: Ledger, placements: PlacementCache) -> None:
         self._ledger = ledger
@@ -79,17 +79,17 @@ class FitCache:
         answer = self._answers.get(key)
         changed = self._ledger.changed_since(answer.seen) if answer and answer.columns == arrays.columns else None
         if answer is None or changed is None or len(changed) > _FEW_COLUMNS:
-            answer = self._answers[key] = self._anew(request, policy)
+            answer = self._answers[key] = self._computed(request, policy)
             if len(self._answers) > _MOST_SHAPES:
                 self._answers.popitem(last=False)
             return answer
         for column in changed:
-            self._look_again(answer, request, policy, column)
+            self._recompute(answer, request, policy, column)
         answer.seen = self._ledger.changes
         self._answers.move_to_end(key)
         return answer
 
-    def _anew(self, request: requests.PodRequest, policy: policies.GpuPolicy) -> NodesFit:
+    def _computed(self, request: requests.PodRequest, policy: policies.GpuPolicy) -> NodesFit:
         arrays = self._ledger.arrays
         if request.selectors.mode == gpus.MIG_MODE:
             return self._with_instances(request, policy)
@@ -103,7 +103,7 @@ class FitCache:
         return NodesFit(fitting, refused, arrays.columns, self._ledger.changes)
 
     def _with_instances(self, request: requests.PodRequest, policy: policies.GpuPolicy) -> NodesFit:
-        """The arrays know nothing of MIG: nodes that have such GPUs are asked one by one."""
+        """The arrays do not describe MIG: nodes with GPUs in MIG mode are computed one by one."""
         arrays = self._ledger.arrays
         count = arrays.columns
         some = arrays.exists[:, :count].any(0)
@@ -114,10 +114,10 @@ class FitCache:
         answer = NodesFit(fitting, refused, count, self._ledger.changes)
         divided = arrays.exists[:, :count] & (arrays.mode_id[:, :count] == arrays.modes.number(gpus.MIG_MODE))
         for column in np.flatnonzero(divided.any(0)).tolist():
-            self._look_again(answer, request, policy, column)
+            self._recompute(answer, request, policy, column)
         return answer
 
-    def _look_again(
+    def _recompute(
         self, answer: NodesFit, request: requests.PodRequest, policy: policies.GpuPolicy, column: int
     ) -> None:
         name = self._ledger.arrays.names[column]

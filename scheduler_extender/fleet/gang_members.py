@@ -141,7 +141,7 @@ class Gangs:
             self._drop_if_empty(key)
 
     def add_done(self, uid: identifiers.PodUid, namespace: str, gang: gangs.Gang | None) -> None:
-        """Add a pod that has succeeded: it holds nothing, and its gang has not lost it."""
+        """Add a pod that has succeeded: it holds nothing and still counts for its gang."""
         if gang is not None and gang.owner:
             self._done[uid] = (namespace, gang.name)
             self._gangs.setdefault((namespace, gang.name), Members()).done[uid] = gang
@@ -184,8 +184,8 @@ class Gangs:
         if whole and uid in reserved:
             return None
         if whole:
-            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for one more member")
-        return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: no room yet for all {size} members at once")
+            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: not enough free for one more member")
+        return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: not enough free for all {size} members at once")
 
     def join_refusal(self, namespace: str, gang: gangs.Gang) -> str:
         """Return why one more member cannot join, or an empty string."""

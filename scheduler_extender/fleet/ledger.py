@@ -92,7 +92,7 @@ class Ledger:
         self._dra: frozenset[identifiers.NodeName] = frozenset()
         self._priorities: collections.Counter[int] = collections.Counter()
 
-    # What the API server says.
+    # What is learned from the API server.
 
     def set_node(self, seen: facts.Node) -> None:
         """Learn of a node, or that it changed."""
@@ -108,7 +108,7 @@ class Ledger:
         self._touch(seen.name, freed=True)
 
     def remove_node(self, name: identifiers.NodeName) -> None:
-        """Learn that a node is gone; what its pods hold is kept, as it may come back before they go."""
+        """Learn that a node is gone; its pods stay allocated, because it may come back before they end."""
         node = self._nodes.get(name)
         if node is not None:
             node.known = facts.Node(name, standing=Reason.NODE_UNKNOWN)
@@ -179,10 +179,10 @@ class Ledger:
             self._touch(name, freed=True)
 
     def set_quota(self, namespace: str, name: str, quota: quotas.Quota | None) -> bool:
-        """Learn a quota of a namespace, or with None that it is gone or says nothing of GPUs.
+        """Learn a quota of a namespace, or with None that it is gone or does not limit GPUs.
 
         Returns:
-            Whether that is news.
+            Whether that changes anything.
         """
         changed = self.quotas.set_quota(namespace, name, quota)
         self.generation += changed
@@ -209,7 +209,7 @@ class Ledger:
         self.drop_nomination(pod.uid)
         hold = self._holds.get(pod.uid)
         if hold is not None:
-            self._unreserve(hold)  # What it holds now counts; what was kept for it must not count as well.
+            self._unreserve(hold)  # Its allocation counts now, so its reservation must not count as well.
         self._put(pod)
 
     def confirm(self, uid: identifiers.PodUid) -> None:
@@ -234,7 +234,7 @@ class Ledger:
             self._reserve(reservation)
 
     def drop_nomination(self, uid: identifiers.PodUid) -> None:
-        """The pod went elsewhere, or is asked about anew."""
+        """Remove a nomination: the pod is bound, or decided about again."""
         reservation = self._nominations.pop(uid, None)
         if reservation is not None:
             self._unreserve(reservation)
@@ -247,7 +247,7 @@ class Ledger:
                 return
             self.drop_nomination(uid)
 
-    # What can be asked.
+    # Queries.
 
     def settle(self) -> arrays.Arrays:
         """Bring the arrays up to date and return them."""
@@ -279,13 +279,13 @@ class Ledger:
         return self._state(name, node.reservations.values())
 
     def take_freed(self) -> frozenset[identifiers.NodeName]:
-        """The nodes on which something may have become free since the last time this was asked."""
+        """Return the nodes on which something may have become free since the last call."""
         freed = frozenset(self._freed)
         self._freed.clear()
         return freed
 
     def pod(self, uid: identifiers.PodUid) -> facts.BoundPod | None:
-        """What a pod holds."""
+        """Return what a bound or assumed pod holds."""
         return self._pods.get(uid)
 
     def is_assumed(self, uid: identifiers.PodUid) -> bool:
@@ -346,7 +346,7 @@ class Ledger:
         return [name for name, node in self._nodes.items() if node.known.standing is not Reason.NODE_UNKNOWN]
 
     def reserved_nodes(self) -> set[identifiers.NodeName]:
-        """Nodes on which some reservation counts as taken in the arrays."""
+        """Return the nodes with reservations, which count as allocated in the arrays."""
         return {
             reservation.node
             for reservations in (self._nominations, self._holds)
@@ -354,7 +354,7 @@ class Ledger:
         }
 
     def hold_of(self, uid: identifiers.PodUid) -> facts.Reservation | None:
-        """The pod's own hold."""
+        """Return the hold of a pending pod, or None."""
         return self._holds.get(uid)
 
     def allocated_on(self, name: identifiers.NodeName) -> placement.NodeState:
@@ -364,7 +364,7 @@ class Ledger:
     def view_for(
         self, name: identifiers.NodeName, uid: identifiers.PodUid, priority: int, *, nominations: bool
     ) -> placement.NodeState:
-        """A node as one pod must see it: what is held, and what pods of at least its priority are promised.
+        """Return a node as one pod must see it: allocations, and reservations for pods of at least its priority.
 
         Args:
             name: The node.
@@ -430,7 +430,7 @@ class Ledger:
         self._touch(reservation.node)
 
     def _unreserve(self, reservation: facts.Reservation) -> None:
-        """Remove a reservation from its node, which may be gone; or the pod holds something by now and needs none."""
+        """Remove a reservation from its node; either may be gone already."""
         node = self._nodes.get(reservation.node)
         if node is not None and node.reservations.pop(reservation.key, None) is not None:
             self._touch(reservation.node, freed=True)
@@ -518,16 +518,16 @@ class Ledger:
 
 
 def _undivided(node: _Node) -> frozenset[identifiers.GpuUuid]:
-    """The GPUs of which some pod holds a part without saying which instance."""
+    """The GPUs of which some pod holds a share whose record names no instance."""
     held = (share for pod in node.pods.values() for container in pod.shares for share in container)
     return frozenset(share.uuid for share in held if share.instance is None)
 
 
 def _with_reservations(state: placement.NodeState, reservations: Iterable[facts.Reservation]) -> placement.NodeState:
-    """A node with reservations counted as taken.
+    """Return a node with reservations counted as allocated.
 
-    Nominations first, as they say which GPU; then holds in a fixed order, so that every replica gives each the same
-    place.
+    Nominations first, because they name their GPU; then holds in a fixed order, so that every replica computes the same
+    place for each.
     """
     taken: dict[identifiers.GpuUuid, allocations.Allocation] = {}
     holds = []

@@ -1,7 +1,7 @@
-"""How much of each model of GPU is allocated, and how much of what is free is of use: a few passes over the arrays.
+"""How much of each GPU model is allocated, and how much of the free memory is usable: a few passes over the arrays.
 
 Fragmentation is the measure that FGD minimises, here of memory: of the free memory, the part that lies where a share
-like those asked for lately does not fit, averaged over those shares.
+like those requested lately does not fit, averaged over those shares.
 
 Source: Weng et al., "Beware of Fragmentation: Scheduling GPU-Sharing Workloads with Fragmentation Gradient Descent",
 USENIX ATC 2023.
@@ -17,7 +17,7 @@ from scheduler_extender.fleet import arrays
 
 
 class ShareSize(NamedTuple):
-    """A share of one GPU, as somebody asked for it."""
+    """The requested size of a share of one GPU."""
 
     memory_mib: int
     cores_percent: int
@@ -39,15 +39,15 @@ class ModelCount:
     largest_free_mib: int
     """The largest share of one GPU that would still fit."""
     fragmentation: float | None
-    """0 to 1; None while nothing was asked for, or nothing is free."""
+    """0 to 1; None while nothing was requested, or nothing is free."""
 
 
 def by_model(fleet: arrays.Arrays, lately: Mapping[ShareSize, int]) -> list[ModelCount]:
-    """Every model of the cluster.
+    """Return the statistics of every model of the cluster.
 
     Args:
         fleet: Settled.
-        lately: The shares that were asked for, and how often each.
+        lately: The requested shares, and how often each was requested.
     """
     used = slice(0, fleet.columns)
     available = fleet.unavailable[used] == Reason.NONE
@@ -98,8 +98,10 @@ def never_fits(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[str,
     for ask in request.containers:
         if ask and ask.memory_mib > largest_mib:
             found.append(
-                f"{ask.memory_mib} MiB are asked of one GPU; the largest that it accepts has {largest_mib} MiB"
+                f"{ask.memory_mib} MiB are requested of one GPU; the largest that it accepts has {largest_mib} MiB"
             )
         if ask and ask.gpus > most_gpus:
-            found.append(f"{ask.gpus} GPUs are asked for one container; no node has more than {most_gpus} it accepts")
+            found.append(
+                f"{ask.gpus} GPUs are requested for one container; no node has more than {most_gpus} it accepts"
+            )
     return tuple(dict.fromkeys(f"the pod cannot be placed: {one}" for one in found))

@@ -1,4 +1,4 @@
-"""What each namespace may hold and holds, kept as pods and quotas come and go."""
+"""What each namespace holds and may hold, updated as pods and quotas come and go."""
 
 from gpu_sharing.core import quotas, rejections
 
@@ -25,7 +25,7 @@ class NamespaceQuotas:
         return quotas.excess(namespace, limiting.values(), self.held(namespace), more) if limiting else None
 
     def set_quota(self, namespace: str, name: str, quota: quotas.Quota | None) -> bool:
-        """Learn a quota, or with None that it is gone or says nothing of GPUs. Returns whether that is news."""
+        """Learn a quota, or with None that it is gone or does not limit GPUs. Returns whether that changes anything."""
         own = self._quotas.get(namespace, {})
         if own.get(name) == quota:
             return False
@@ -56,11 +56,11 @@ class NamespaceQuotas:
         return found
 
     def add(self, namespace: str, more: quotas.Amounts) -> None:
-        """A pod of the namespace holds something from now on."""
+        """Count what a pod of the namespace holds."""
         self._held[namespace] = self.held(namespace).plus(more)
 
     def subtract(self, namespace: str, less: quotas.Amounts) -> None:
-        """A pod of the namespace holds something no more."""
+        """Count no longer what a pod of the namespace held."""
         left = self.held(namespace).minus(less)
         if left == quotas.NOTHING:
             self._held.pop(namespace, None)
@@ -70,7 +70,7 @@ class NamespaceQuotas:
             self._relieved.add(namespace)
 
     def take_relieved(self) -> frozenset[str]:
-        """The namespaces that may hold more than the last time this was asked."""
+        """Return the namespaces that may hold more than at the last call."""
         relieved = frozenset(self._relieved)
         self._relieved.clear()
         return relieved

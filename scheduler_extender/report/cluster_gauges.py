@@ -7,17 +7,17 @@ seconds, so that scrapes cannot slow decisions down however many there are.
 import collections
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
 from scheduler_extender.decide.core import DecisionCore
-from scheduler_extender.fleet import model_stats
+from scheduler_extender.fleet import arrays, model_stats
 
 _KEEP_SECONDS = 5.0
 _LATELY = 500
-"""So many of the pods bound last say what a GPU is wanted for."""
+"""The pods bound last whose shares stand for future requests."""
 _MOST_SHAPES = 16
 UNDECIDED = "UNDECIDED"
 """The reason of a pending pod that was not rejected."""
@@ -28,8 +28,8 @@ GAUGES = {
     "hami_scheduler_nodes": ("Nodes known.", ()),
     "hami_scheduler_gpus": ("GPUs known.", _MODEL),
     "hami_scheduler_gpus_usable": ("GPUs that new pods may be placed on.", _MODEL),
-    "hami_scheduler_gpu_memory_bytes": ("GPU memory that may be promised.", _MODEL),
-    "hami_scheduler_gpu_memory_allocated_bytes": ("GPU memory promised to pods, or held for one.", _MODEL),
+    "hami_scheduler_gpu_memory_bytes": ("GPU memory that may be allocated.", _MODEL),
+    "hami_scheduler_gpu_memory_allocated_bytes": ("GPU memory allocated to pods, or reserved for one.", _MODEL),
     "hami_scheduler_gpu_slots": ("Containers that the GPUs may be shared by.", _MODEL),
     "hami_scheduler_gpu_slots_allocated": ("Containers that the GPUs are shared by.", _MODEL),
     "hami_scheduler_largest_free_bytes": ("The largest share of one GPU that would still fit.", _MODEL),
@@ -37,13 +37,13 @@ GAUGES = {
         "Part of the free GPU memory that is of no use to pods like the last 500 bound ones, 0 to 1.", _MODEL
     ),
     "hami_scheduler_pods_bound": ("Pods that hold GPUs.", ()),
-    "hami_scheduler_pods_pending": ("Pods that ask for GPUs and are not bound, by why they wait.", ("error_code",)),
+    "hami_scheduler_pods_pending": ("Pods that request GPUs and have no node, by last rejection.", ("error_code",)),
     "hami_scheduler_pods_assumed": ("Pods that we bound and the watch has not shown yet.", ()),
-    "hami_scheduler_nominations": ("Pods for which a place is kept between prioritize and bind.", ()),
+    "hami_scheduler_nominations": ("Pods for which GPUs are reserved between prioritize and bind.", ()),
     "hami_scheduler_quota_used": ("What a namespace's pods hold: GPUs, bytes, percent.", _QUOTA),
     "hami_scheduler_quota_limit": ("What they may hold.", _QUOTA),
 }  # fmt: skip
-"""Every gauge: what it says, and its labels."""
+"""Every gauge: its help text and its labels."""
 
 
 class ClusterGauges(registry.Collector):
@@ -90,6 +90,22 @@ class ClusterGauges(registry.Collector):
             ("hami_scheduler_nominations", ledger.nomination_count),
         ):
             made[name].add_metric((), value)
+        self._count_models(made, fleet)
+        pending = collections.Counter(
+            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
+        )
+        for reason, count in pending.items():
+            made["hami_scheduler_pods_pending"].add_metric([reason], count)
+        if not pending:
+            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
+        for namespace, held, limits in ledger.quotas.limited():
+            for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
+                if limit is not None:
+                    made["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
+                    made["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
+        return made.values()
+
+    def _count_models(self, made: Mapping[str, prometheus_core.GaugeMetricFamily], fleet: arrays.Arrays) -> None:
         for model in model_stats.by_model(fleet, self._lately()):
             values: dict[str, float | None] = {
                 "hami_scheduler_gpus": model.gpus,
@@ -104,19 +120,6 @@ class ClusterGauges(registry.Collector):
             for name, number in values.items():
                 if number is not None:
                     made[name].add_metric([model.model], number)
-        waiting = collections.Counter(
-            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
-        )
-        for reason, count in waiting.items():
-            made["hami_scheduler_pods_pending"].add_metric([reason], count)
-        if not waiting:
-            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
-        for namespace, held, limits in ledger.quotas.limited():
-            for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
-                if limit is not None:
-                    made["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
-                    made["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
-        return made.values()
 
     def _lately(self) -> dict[model_stats.ShareSize, int]:
         shapes = collections.Counter(

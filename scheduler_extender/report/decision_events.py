@@ -75,7 +75,7 @@ class DecisionEvents:
         score: float,
         decision: identifiers.DecisionId,
     ) -> None:
-        """Report a bind."""
+        """Report a bind that the API server has done."""
         known = self._core.ledger.node_facts(node)
         gpus_on_node = len(known.inventory) if known else placed.gpu_count
         policy = self._core.placer.node_policy(pod.request).name

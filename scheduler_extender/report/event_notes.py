@@ -21,10 +21,10 @@ def scheduled(
     """Return the note of a `Scheduled` event.
 
     Args:
-        node: Where the pod goes.
+        node: Where the pod is bound.
         gpus_on_node: How many GPUs the node has.
-        request: What was asked for.
-        placed: Which GPUs it gets.
+        request: What the pod requested.
+        placed: The GPUs it gets.
         score: 0 to 1, of the policy that chose.
         policy_name: That policy.
     """

@@ -46,8 +46,8 @@ async def read(client: kubernetes.Client, namespace: str, uid: identifiers.PodUi
     """Return the events of a pod, oldest first.
 
     Raises:
-        KubernetesError: The API server does not say.
-        MsgspecError: It says what are no events.
+        KubernetesError: The API server does not answer.
+        MsgspecError: The answer is not a list of events.
     """
     query = parse.urlencode({"fieldSelector": f"regarding.uid={uid}", "limit": _MOST_EVENTS})
     path = f"/apis/events.k8s.io/v1/namespaces/{parse.quote(namespace, safe='')}/events?{query}"

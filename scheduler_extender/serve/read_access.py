@@ -1,10 +1,10 @@
 """Access to the read API: which callers may read it, and in which namespaces they see pods.
 
-Off loopback a bearer token is asked for, whose bearer the API server names (TokenReview). What the bearer may read is
-asked there too (SubjectAccessReview). Two of the rules are on resources that exist in rules alone, in a group of ours.
-A nonResourceURL under `/api` guards nothing: `system:discovery` grants those to every authenticated identity.
+Off loopback a bearer token is required. The API server names its bearer (TokenReview) and what the bearer may read
+(SubjectAccessReview). Two of the rules are on resources of our own group that exist in RBAC rules only. A
+nonResourceURL under `/api` protects nothing: `system:discovery` grants those to every authenticated identity.
 
-| rule | what it opens |
+| rule | what it permits to read |
 | --- | --- |
 | `get` on `gpus.hami.io` | the read API: totals, nodes, GPUs, and of pods what the next rules open |
 | `list` on `pods.hami.io` | the pods of all namespaces, as the read API shows them |
@@ -61,7 +61,7 @@ class Reader(Protocol):
 
 
 class Gate(Protocol):
-    """Admits callers."""
+    """Decides which callers may read what."""
 
     async def admit(self, token: str) -> Reader:
         """Return the caller.
@@ -72,24 +72,24 @@ class Gate(Protocol):
 
 
 class OpenGate:
-    """Admits everybody who reaches the loopback address, to everything."""
+    """Admits every caller that reaches the loopback address, to everything."""
 
     async def admit(self, token: str) -> Reader:
         """Return a reader of all."""
         return self
 
     async def visible(self, namespaces: Iterable[str]) -> frozenset[str] | None:
-        """Return all."""
+        """Return None: everything is visible."""
         return None
 
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
-        """Return all."""
+        """Return None: everything is visible."""
         return frozenset(namespaces)
 
 
 @dataclass(slots=True)
 class _Known:
-    """What the API server said of a token."""
+    """The API server's answer about a token."""
 
     at: float
     user: access_reviews.User | None
@@ -99,7 +99,7 @@ class _Known:
 
 
 class TokenGate:
-    """Asks the API server about each token, and remembers the answers for half a minute."""
+    """Has the API server review each token, and caches the answers for half a minute."""
 
     def __init__(self, client: kubernetes.Client, clock: Callable[[], float] = time.monotonic) -> None:
         self._client = client
@@ -108,7 +108,7 @@ class TokenGate:
         self._unknown: collections.OrderedDict[bytes, _Known] = collections.OrderedDict()
 
     async def admit(self, token: str) -> Reader:
-        """Return the bearer of a token. What does not look like a token costs no review."""
+        """Return the bearer of a token. A text that cannot be a token is refused without a review."""
         if not access_reviews.is_token(token):
             raise Refused(401, error_codes.UNAUTHORIZED, "send a bearer token of this cluster")
         known = self._remembered(token) or await self._review(token)
@@ -148,11 +148,11 @@ class TokenGate:
 
 @contextlib.contextmanager
 def _reviewing() -> Iterator[None]:
-    """Turn an API server that does not answer a review into a refusal that says so."""
+    """Turn an API server that does not answer a review into a refusal with that reason."""
     try:
         yield
     except (errors.KubernetesError, msgspec.MsgspecError) as cause:
-        text = f"the API server does not say what the token permits: {cause}"
+        text = f"the API server does not answer what the token permits: {cause}"
         raise Refused(503, error_codes.REVIEW_FAILED, text) from cause
 
 

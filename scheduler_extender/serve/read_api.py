@@ -29,7 +29,7 @@ _SORTED_AT_A_TIME = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What a request asks for; the one reading of its path, for the gate and the router."""
+    """A decoded path, for the gate and the router alike."""
 
     what: str
     """`cluster`, `nodes`, `pods`, `openapi.json`, `explain` or `events`; anything else is unknown."""
@@ -39,7 +39,7 @@ class Route:
 
 
 def route_of(raw_path: bytes) -> Route | None:
-    """Return what a path asks for, or None where there is nothing.
+    """Return the route of a path, or None for an unknown one.
 
     Each segment is percent-decoded once. A segment that then is empty, a dot segment, longer than a name, or holds a
     slash or a NUL is refused, so that no two readers can cut the path differently.
@@ -82,7 +82,7 @@ class ReadApi:
         self._openapi = orjson.dumps(read_api_types.openapi())
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
-        """Answer one request."""
+        """Answer one GET request."""
         if scope["type"] != "http":
             return
         if scope["method"] != "GET":
@@ -109,12 +109,12 @@ class ReadApi:
             await self._refuse(send, 503, error_codes.BUSY, "other explanations are being computed, retry")
             return
         except (errors.KubernetesError, msgspec.MsgspecError) as cause:
-            text = f"the API server does not tell the pod's events: {cause}"
+            text = f"the pod's events cannot be read from the API server: {cause}"
             await self._refuse(send, 502, error_codes.EVENTS_UNREAD, text)
             return
         if body is None:
             known = "cluster, nodes, pods, explain/<namespace>/<pod>, events/<namespace>/<pod>"
-            text = f"nothing at {path[:80]}: there are {known}; the last two know pods that ask for GPUs"
+            text = f"nothing at {path[:80]}: there are {known}; the last two know pods that request GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
             return
         await server.answer(send, 200, body)
@@ -122,7 +122,7 @@ class ReadApi:
     async def _body(self, route: Route, reader: read_access.Reader) -> bytes | None:
         """Return the answer; None where there is no such pod.
 
-        The lists are made in pieces: at 50,000 pods a whole one would keep kube-scheduler waiting.
+        Lists are encoded in pieces: at 50,000 pods a whole one would delay kube-scheduler's calls.
         """
         match route.what:
             case "cluster":

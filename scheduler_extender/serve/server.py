@@ -62,10 +62,9 @@ class TooManyBodies(Exception):
 
 
 class BodyBudget:
-    """Limits how many bytes of bodies are kept at one time.
+    """Limits the bytes of all request bodies that are in memory at one time.
 
-    Where they do not suffice, the body that is unfinished for the longest time gives way, so that callers that finish
-    are served.
+    At the limit the body that is unfinished for the longest time is dropped, so that callers that finish are served.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -79,7 +78,7 @@ class BodyBudget:
 
         Raises:
             BodyTooLarge: It is longer than `most_bytes`.
-            CallerGone: The caller hung up, did not finish in time, or had to give way.
+            CallerGone: The caller hung up, did not finish in time, or its body was dropped.
             TooManyBodies: There is no memory for it.
         """
         one = object()
@@ -176,7 +175,7 @@ class VerbServer:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one call of kube-scheduler."""
         if scope["type"] != "http":
             return
         verb = scope["path"].strip("/").rpartition("/")[2]
@@ -340,7 +339,7 @@ class VerbServer:
         return wire.BOUND, outcome.decision
 
     def _pod_of(self, pod: objects.Pod) -> pending.AnyPod | None:
-        """The pod as a value, or None if it asks for no GPU."""
+        """The pod as a value, or None if it requests no GPU."""
         found = self._mirror.pod_to_decide(pod)
         if found is not None:
             wire.demand_identity(pod)

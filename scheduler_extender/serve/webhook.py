@@ -30,7 +30,7 @@ _MOST_BODY_BYTES = 4 * 1024 * 1024
 _MOST_BODIES_BYTES = 16 * 1024 * 1024
 """Of all calls that are under way: every pod of the cluster reaches this listener."""
 _MOST_CONTAINERS = 256
-"""Of a pod that is looked at: reading and copying one takes about 50 us of the loop on which kube-scheduler waits."""
+"""Of a pod that is reviewed: reading and copying one takes about 50 us of the loop that answers kube-scheduler."""
 
 _MOST_TOKENS = 50_000
 """Fields and items of an AdmissionReview that is decoded: that many take up to 12 ms, whatever they hold."""
@@ -69,7 +69,7 @@ class Webhook:
         self._bodies = server.BodyBudget(_MOST_BODIES_BYTES)
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
-        """Answer one request."""
+        """Answer one review of the API server."""
         if scope["type"] != "http":
             return
         if scope["path"].rstrip("/") != PATH or scope["method"] != "POST":
@@ -114,13 +114,13 @@ class Webhook:
         return asked, self._refused(asked, body) or self._judge(asked)
 
     def _too_large(self, body: bytes, text: str) -> admission.AdmissionResult:
-        """Refuse a pod that asks for GPUs; any other is none of our business."""
+        """Refuse a pod that requests GPUs; any other pod is admitted unread."""
         if not any(name.encode() in body for name in self._settings.resource_names.managed()):
             return admission.AdmissionResult()
-        return admission.AdmissionResult(f"{error_codes.TOO_MANY_CONTAINERS}: the pod asks for GPUs and has {text}")
+        return admission.AdmissionResult(f"{error_codes.TOO_MANY_CONTAINERS}: the pod requests GPUs and has {text}")
 
     def _refused(self, asked: _Asked, body: bytes) -> admission.AdmissionResult | None:
-        """Return what is said of a pod with too many containers, without a look at each; None for any other pod."""
+        """Return the refusal of a pod with too many containers, without reading each; None for any other pod."""
         spec = (asked.object or {}).get("spec")
         parts = [spec.get(kind) for kind in ("containers", "initContainers")] if isinstance(spec, dict) else []
         count = sum(len(part) for part in parts if isinstance(part, list))
@@ -142,7 +142,7 @@ class Webhook:
         return dataclasses.replace(verdict, warnings=(*verdict.warnings, *more, *self._sizeless(asked, verdict)))
 
     def _sizeless(self, asked: _Asked, verdict: admission.AdmissionResult) -> tuple[str, ...]:
-        """A warning where nothing says yet how many members the pod's gang has."""
+        """A warning where no PodGroup and no annotation gives the size of the pod's gang."""
         gang = verdict.gang
         if gang is None or self._ledger.gangs.members((asked.namespace, gang.name)).size_for(gang):
             return ()

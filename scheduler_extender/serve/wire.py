@@ -50,7 +50,7 @@ class _UidArgs(msgspec.Struct, gc=False):
 
 
 class BindArgs(msgspec.Struct, gc=False):
-    """Body of bind."""
+    """Body of a bind call."""
 
     pod_name: str = msgspec.field(default="", name="PodName")
     pod_namespace: str = msgspec.field(default="", name="PodNamespace")
@@ -66,7 +66,7 @@ class _LowerBindArgs(msgspec.Struct, gc=False):
 
 
 class MetaPod(msgspec.Struct, gc=False):
-    """A victim by UID."""
+    """A victim, named by its UID."""
 
     uid: str = msgspec.field(default="", name="UID")
 
@@ -86,7 +86,7 @@ class MetaVictims(msgspec.Struct, gc=False):
 
 
 class PreemptArgs(msgspec.Struct, gc=False, rename="pascal"):
-    """Body of preempt."""
+    """Body of a preempt call."""
 
     pod: objects.Pod | None = None
     node_name_to_victims: dict[str, VictimPods | None] | None = None
@@ -94,7 +94,7 @@ class PreemptArgs(msgspec.Struct, gc=False, rename="pascal"):
 
 
 class BadRequest(Exception):
-    """The body is not what the protocol defines; the text says where."""
+    """The body is not what the protocol defines; the text names the place."""
 
 
 _filter_decoder = msgspec.json.Decoder(FilterArgs)
@@ -196,7 +196,7 @@ def uid_of(body: bytes) -> str:
 def repeats(body: bytes, names: bytes) -> bool:
     """Whether a body offers exactly the names that a filter answered, in the same bytes.
 
-    kube-scheduler asks prioritize about what filter left, so that most bodies need not be taken apart again.
+    kube-scheduler asks prioritize about what filter left, so that most bodies need not be decoded again.
     """
     return body.rstrip().endswith(b'"NodeNames":%b}' % names)
 
@@ -228,7 +228,7 @@ def filter_result(
 
 
 class Priorities:
-    """Encodes answers of prioritize: every host, one of which may have a score above 0."""
+    """Encodes answers of prioritize: a score above 0 for at most one host."""
 
     def __init__(self) -> None:
         self._zero: dict[str, bytes] = {}

@@ -18,7 +18,7 @@ def test_the_chart_has_the_version_of_the_code() -> None:
 
 
 def test_the_images_that_the_documents_push_have_it_too() -> None:
-    """Who follows the page pushes under the tag that the chart asks for."""
+    """Who follows the page pushes under the tag that the chart requests."""
     tags = re.findall(r"docker://REGISTRY/hami[\w-]*:(\S+)", (ROOT / "docs/howto/install.md").read_text())
 
     assert set(tags) == {version.VERSION}

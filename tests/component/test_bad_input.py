@@ -43,7 +43,7 @@ def test_what_is_no_call_is_refused_with_a_code(extender: Extender, body: bytes)
     assert 'hami_scheduler_bad_requests_total{error_code="SCHED_BAD_REQUEST"}' in metrics
 
 
-# A pod that asks for no GPU needs no identity; preempt does not look at names.
+# A pod that requests no GPU needs no identity; preempt does not check names.
 _FINE = {
     *((verb, b'{"Pod":{"metadata":{"name":"p"}}}') for verb in ("filter", "prioritize", "preempt")),
     ("preempt", b'{"Pod":{"metadata":{"name":"p","uid":"u"}},"NodeNames":"a"}'),
@@ -191,7 +191,7 @@ def test_a_forged_inventory_closes_its_node(extender: Extender, server: api_serv
 
 
 def test_the_same_garbage_on_a_pod_without_gpu_blocks_nothing(extender: Extender, server: api_server.Running) -> None:
-    """Records are read only from pods that ask for a managed resource."""
+    """Records are read only from pods that request a managed resource."""
     body = {"metadata": {"name": "cpu", "annotations": {"hami.io/vgpu-devices-allocated": "garbage"}},
             "spec": {"nodeName": "a", "containers": [{"name": "c"}]}}  # fmt: skip
     server.request("POST", calls.PODS, body)

@@ -178,7 +178,7 @@ def test_what_the_extender_believes_is_compared_with_the_records(
 def test_what_the_account_may_not_is_a_finding_and_the_rest_goes_on(
     healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
 ) -> None:
-    """Whether the API server says so beforehand, or only when it is asked for the thing itself."""
+    """Whether the API server says so beforehand, or only when it is requested the thing itself."""
     create(server, "smuggled", [], node="b")
     calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 2)
     smuggled = ("DOCTOR_POD_WITHOUT_RECORD", "pod/default/smuggled", "on node b, schedulerName hami-scheduler")

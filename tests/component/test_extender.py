@@ -163,13 +163,13 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
         "message": "GPU memory insufficient (requested 99000MB, available 16000MB)",
         "curable": True,
-        "advice": "ask for at most 16000MB of each GPU's memory",
+        "advice": "request at most 16000MB of each GPU's memory",
         "waits_for": [],
         "evictable": [],
         "examined": True,
     }
     assert (found["nearest"], found["gates"]) == (None, [])
-    assert found["remedy"] == "Ask for less nvidia.com/gpumem, or wait for a pod to end."
+    assert found["remedy"] == "Request less nvidia.com/gpumem, or wait for a pod to end."
     assert {node["code"] for node in bad["nodes"]} == {"SCHED_PERCENT_OUT_OF_RANGE"}
     assert extender.get("api", "/api/v1/explain/default/absent")[0] == 404
 

@@ -125,7 +125,7 @@ def test_a_specification_that_became_wrong_refuses_its_gpu_until_it_is_written_a
     with gpu_node.running(2, *DELIVERED, prepare=lambda node: write_spec(node, 0, 1)) as node:
         write_spec(node, 0, 1, gpu1=0)
         node.wait("it is refused", lambda: healthy(node) == [True, False])
-        assert "it gives /dev/nvidia0, and the GPU is /dev/nvidia1" in problems(node)["PLUGIN_CDI_STALE"]
+        assert "it has /dev/nvidia0, and the GPU is /dev/nvidia1" in problems(node)["PLUGIN_CDI_STALE"]
 
         version = node.proc_dir / "driver" / "nvidia" / "version"
         version.parent.mkdir(parents=True)

@@ -121,7 +121,7 @@ def test_what_cannot_be_released_is_a_no_that_says_why(node: gpu_node.GpuNode) -
     assert (missing.returncode, f"1 ({node.uuid(1)})" in missing.stderr) == (1, True)
     node.driver.rules = ["hang * 1"]
     node.driver.write()
-    node.wait("it hangs", lambda: "nothing within" in causes(node).get(node.uuid(1), ""))
+    node.wait("it hangs", lambda: "no answer within" in causes(node).get(node.uuid(1), ""))
 
     hung = hamictl(node, "1", "--timeout", "1")
 

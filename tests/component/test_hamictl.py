@@ -106,7 +106,7 @@ def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
         "default     waits   pending    -      0      0 MiB",
     ]
     assert said("pods", *api, "-A", "-o", "name").split() == ["pod/holds", "pod/waits"]
-    assert said("pods", *api, "-n", "empty") == "no pod in empty asks for GPUs\n"
+    assert said("pods", *api, "-n", "empty") == "no pod in empty requests GPUs\n"
     assert gpus.gpu_uuid("a", 0) in said("pods", *api, "-o", "wide") or gpus.gpu_uuid("a", 1) in said(
         "pods", *api, "-o", "wide"
     )
@@ -145,7 +145,7 @@ def test_an_explanation_for_people_and_for_programs(api: tuple[str, ...]) -> Non
 
 
 def test_what_goes_wrong_is_one_sentence_a_hint_and_a_status(api: tuple[str, ...], tmp_path: pathlib.Path) -> None:
-    """And no traceback, unless it is asked for."""
+    """And no traceback, unless it is requested."""
     absent = hamictl("explain", "nobody", *api)
     assert absent.returncode == 1
     assert absent.stderr.startswith("hamictl: SCHED_UNKNOWN_ROUTE: nothing at /api/v1/explain/default/nobody")

@@ -121,7 +121,7 @@ def test_a_gpu_that_hangs_hangs_no_scrape_and_grows_stale(
     found = scraped(monitor)
     assert list(found["hami_gpu_memory_used_bytes"]) == [well]
     assert found["hami_monitor_gpu_stale"][well] == 0
-    assert found["hami_monitor_look_failures_total"][""] > 0
+    assert found["hami_monitor_sample_failures_total"][""] > 0
     assert monitor.get("health", "/livez")[0] == 200
     assert b"MONITOR_NOT_MEASURED" in monitor.log_file.read_bytes()
 

@@ -191,15 +191,15 @@ def test_every_part_counts_the_same_for_a_pod(kind: Kind) -> None:
     for position, container in enumerate(seen.all_containers):
         ask = pending.request.containers[position]
         if ask:
-            shares = checks.recorded_shares(seen, container.name, ask.gpus, NODE, NAMES)
+            shares = checks.recorded_shares(seen, container.name, ask.gpus, NODE, names=NAMES)
             assert shares == placed.shares[position]
             checks.refuse_oversubscription(seen, shares, here.holders, inventory)
     assert requests.mode(seen.annotations) in ("", "hami-core")
 
     # The monitor: what is allocated of each GPU.
     devices = [gpu_source.Device(uuid, index, A10.type, TOTAL, index) for index, uuid in enumerate(UUIDS)]
-    joined = share_usage.usage_of_shares([seen], NAMES, {}, {}, lambda *_: {})
-    gauges = allocated(collector.MonitorView(NODE, devices, inventory, joined=joined))
+    joined = share_usage.usage_of_shares([seen], NAMES, {}, {}, region_of=lambda *_: {})
+    gauges = allocated(collector.MonitorView(NODE, devices, inventory, usage=joined))
     assert gauges == {uuid: (one.slots, one.memory_mib << 20, one.cores_percent) for uuid, one in by_gpu.items()}
 
     # hamictl: who holds what, what is free, whether anything is wrong, and what would happen.

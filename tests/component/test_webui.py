@@ -58,7 +58,9 @@ class FakeExtender:
         try:
             return [msgspec.convert(one, kind) for one in found]
         except msgspec.ValidationError as broken:
-            raise extender_poller.NoAnswer(f"the extender says what it should not of {what}: {broken}") from broken
+            raise extender_poller.NoAnswer(
+                f"an answer of the extender about {what} cannot be read: {broken}"
+            ) from broken
 
     def get(self, kind: type[Any], *parts: str) -> Any:
         return msgspec.convert(self._answer(*parts), kind)
@@ -347,7 +349,7 @@ def test_an_extender_that_is_away_leaves_the_last_data_marked_old(site: Site) ->
 
     site.extender.answers["nodes"] = {"nodes": [{"wrong": 1}]}
     site.source.refresh()
-    assert "the extender says what it should not" in site.page("/")
+    assert "an answer of the extender about" in site.page("/")
     assert "<b>1 of 3</b> GPUs in use" in site.page("/")
 
 
@@ -361,7 +363,7 @@ def test_before_the_first_answer_the_page_says_what_it_waits_for() -> None:
 def test_before_the_first_answer_nothing_is_said_not_to_exist() -> None:
     """A node or pod that is there would be reported as gone while the WebUI starts; 503 says: not known yet."""
     empty = Site([node("gpu-1", gpu("gpu-1", 0))], [])
-    empty.source._view, empty.source.trouble = models.View(), "nothing has been read yet"
+    empty.source._view, empty.source.problem = models.View(), "nothing has been read yet"
     for path in ("/nodes/gpu-1", "/api/v1/nodes/gpu-1", "/pods/ai/one", "/api/v1/pods/ai/one"):
         assert "nothing has been read yet" in empty.page(path, 503), path
 
@@ -482,7 +484,7 @@ def test_a_page_model_that_fails_is_a_page_not_a_traceback(site: Site, monkeypat
         raise RuntimeError("defect")
 
     monkeypatch.setattr(lists, "nodes", fail)
-    assert "This page failed; the log says why." in site.page("/nodes", 500)
+    assert "This page failed; see the log of the WebUI." in site.page("/nodes", 500)
 
 
 def test_five_thousand_nodes_are_paged() -> None:
@@ -519,9 +521,9 @@ def serving(answer: Callable[..., tuple[int, bytes]]) -> contextlib.AbstractCont
 @pytest.mark.parametrize(
     ("status", "body", "sentence"),
     [
-        (500, b"", "the extender answers 500"), (401, b"{}", "answers 401"), (200, b"<html>", "what it should not"),
-        (200, b"", "what it should not"), (200, b'{"nodes": 7}', "what it should not"),
-        (200, b"{}", "what it should not"),
+        (500, b"", "the extender answers 500"), (401, b"{}", "answers 401"), (200, b"<html>", "cannot be read"),
+        (200, b"", "cannot be read"), (200, b'{"nodes": 7}', "cannot be read"),
+        (200, b"{}", "cannot be read"),
     ],
 )  # fmt: skip
 def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, body: bytes, sentence: str) -> None:
@@ -529,7 +531,7 @@ def test_wrong_answers_of_the_extender_are_trouble_and_no_crash(status: int, bod
     with serving(lambda: (status, body)) as url:
         kept = extender_poller.Source(extender_poller.Extender(url, None, None))
         kept.refresh()
-    assert sentence in kept.trouble
+    assert sentence in kept.problem
     assert kept.view == models.View()
 
 
@@ -656,8 +658,8 @@ def test_the_last_hour_is_kept_and_no_more(site: Site) -> None:
     site.now += 30
     site.source.refresh()
     assert len(json.loads(site.page("/api/v1/history?node=a"))["at"]) == 1
-    assert "are known to a Prometheus only" in site.page("/api/v1/history?window=1d", 503)
-    assert "are known to a Prometheus only" in site.page("/api/v1/history?pod=ai/holds", 503)
+    assert "needs --prometheus URL" in site.page("/api/v1/history?window=1d", 503)
+    assert "needs --prometheus URL" in site.page("/api/v1/history?pod=ai/holds", 503)
     assert "There is no pod ai/nobody" in site.page("/api/v1/history?pod=ai/nobody", 404)
     assert "pod must be NAMESPACE/NAME" in site.page("/api/v1/history?pod=holds", 400)
     assert "window must be one of 1h, 6h, 1d, 7d" in site.page("/api/v1/history?window=1y", 400)
@@ -707,11 +709,11 @@ def test_without_a_prometheus_the_monitors_are_asked(site: Site) -> None:
     with serving(answer) as url, concurrent.futures.ThreadPoolExecutor(2) as pool:
         addresses = {"a": url, "b": "http://127.0.0.1:1"}
         monitors = meters.Monitors(lambda: addresses, lambda: now)
-        with pytest.raises(meters.NoAnswer, match="have not been asked yet"):
+        with pytest.raises(meters.NoAnswer, match="have not been read yet"):
             monitors.read()
         monitors.ask_all(pool)
         assert asked == ["/metrics"]
-        assert monitors.trouble.startswith("1 of 2 monitors do not answer: the monitor of b does not answer")
+        assert monitors.problem.startswith("1 of 2 monitors do not answer: the monitor of b does not answer")
         found = monitors.read()
         assert found.gpus == {"GPU-a-0": 2.097152e9}
         assert found.shares == {("ai/holds", "GPU-a-0"): 2097152.0}
@@ -858,7 +860,7 @@ def test_reviews_are_remembered_for_a_minute_and_outlive_a_short_silence(signed:
     signed.ticks += 61
     signed.cluster.is_away = True
     assert signed.get("/pods?q=y").status_code == 200
-    assert "The cluster does not say who you are" in signed.get("/", Authorization="Bearer token-admin").text
+    assert "The cluster does not answer who you are" in signed.get("/", Authorization="Bearer token-admin").text
     signed.ticks += 600
     assert signed.get("/pods?q=z").status_code == 503
     signed.cluster.is_away = False
@@ -944,7 +946,7 @@ def test_monitors_are_found_by_their_service(tmp_path: pathlib.Path) -> None:
         book = meters.AddressBook(reached, meters.Service("default", "hami-monitor", 41991))
         found = book.read()
         assert found == {"node-one": "http://10.0.0.1:41991", "node-six": "http://[fd00::1]:41991"}
-    with pytest.raises(meters.NoAnswer, match="does not say where the monitors are"):
+    with pytest.raises(meters.NoAnswer, match="addresses of the monitors cannot be read"):
         book.read()
     reached.stop()
 

@@ -55,7 +55,7 @@ def pod(
 
 
 def _limits(count: str = "1", **more: str) -> dict[str, str]:
-    """Return what a container asks for; little memory by default, so that it takes no GPU for itself."""
+    """Return what a container requests; little memory by default, so that it takes no GPU for itself."""
     named = {f"nvidia.com/{name.replace('_', '-')}": value for name, value in more.items()}
     return {"nvidia.com/gpu": count, "nvidia.com/gpumem": "10", **named}
 
@@ -95,7 +95,7 @@ def _gangs() -> Iterator[Throw]:
         return pod(name, _limits(count), annotations={gangs.NAME: "g", gangs.SIZE: size})
 
     yield Throw("a gang of a hundred million", member("g1", "100000000"))
-    yield Throw("a gang member that asks for a huge count", member("g2", "2", LARGEST))
+    yield Throw("a gang member that requests a huge count", member("g2", "2", LARGEST))
     yield Throw("a gang size of thousands of digits", member("g3", "9" * 4_500))
     yield Throw("a gang size in other digits", member("g4", "١٢"))
     yield Throw(

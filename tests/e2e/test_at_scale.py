@@ -1,4 +1,4 @@
-"""Many pods, many nodes, crashes: nothing is lost and nothing is promised twice."""
+"""Many pods, many nodes, crashes: nothing is lost and nothing is allocated twice."""
 
 import time
 
@@ -99,7 +99,7 @@ def test_a_refused_pod_is_placed_as_soon_as_room_is_made_and_the_others_sleep(ow
 
 @pytest.mark.parametrize("kills", [2])
 def test_a_crash_in_the_middle_of_a_burst_loses_nothing(own_site: sites.Site, kills: int) -> None:
-    """SIGKILL at any instant: every pod ends bound with its record, and no GPU is promised twice."""
+    """SIGKILL at any instant: every pod ends bound with its record, and no GPU is allocated twice."""
     site = own_site
     assert site.extender is not None
     site.add_nodes(*(gpus.gpu_node(f"node-{index:02d}", A100, 8) for index in range(25)))

@@ -201,7 +201,7 @@ def test_numa_bind_keeps_gpus_together(site: sites.Site) -> None:
 
 
 def test_modes(site: sites.Site) -> None:
-    """A GPU in MIG mode is given only to those who ask for it."""
+    """A GPU in MIG mode is given only to those who request it."""
     assert place(site, {GPU: "1", MEM: "9000"}, mode="hami-core", use_type="A100")["spec"]["nodeName"] == "a"
     site.delete_pod("p")
 
@@ -229,7 +229,7 @@ def test_an_empty_value_is_no_wish(site: sites.Site) -> None:
         ({KEYS["weights"]: "slot=0,core=0,memory=0"}, "SCHED_BAD_SCORING_WEIGHTS"),
         ({KEYS["mode"]: "vgpu"}, "write hami-core, mps or mig"),
         ({KEYS["numa_bind"]: "yes"}, "neither true nor false"),
-        ({KEYS["alignment"]: "strict"}, "cannot be promised"),
+        ({KEYS["alignment"]: "strict"}, "cannot be guaranteed"),
         ({KEYS["use_uuid"]: "GPU-x", KEYS["nouse_uuid"]: "GPU-x"}, "SCHED_CONTRADICTORY_REQUEST"),
         ({USE: "A100", NOT: "a100"}, "SCHED_CONTRADICTORY_REQUEST"),
         ({"hami.io/gang": "g"}, "SCHED_BAD_GANG"),
@@ -261,6 +261,6 @@ def test_a_node_whose_gpus_dra_gives_out_is_left_alone(site: sites.Site) -> None
     name = f"dra-{next(NUMBERS)}"
     site.create(site.pod_body(name, {GPU: "1", MEM: "1000"}, nodeSelector={"kubernetes.io/hostname": "d"}))
 
-    sites.wait_for(lambda: "d: GPUs given out by DRA" in str(site.events(name, "FailedScheduling")), 60)
+    sites.wait_for(lambda: "d: GPUs allocated by DRA" in str(site.events(name, "FailedScheduling")), 60)
     site.api("DELETE", f"{slices}/d-gpus")
     site.wait_bound(name)

@@ -35,7 +35,7 @@ def node(programs: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_a_node_without_the_names_is_where_the_class_bites_and_the_names_cure_it(own_site: sites.Site) -> None:
-    """What the real kube-scheduler does: pods that wait already are woken by the node's new capacity."""
+    """What the real kube-scheduler does: pending pod already are woken by the node's new capacity."""
     own_site.add_nodes(gpus.gpu_node("a", gpus.A100, 1))
     own_site.api("POST", CLASSES, CLASS)
     own_site.create(own_site.pod_body("waits", LIMITS))

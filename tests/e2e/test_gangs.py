@@ -43,7 +43,7 @@ def test_eight_members_wait_for_the_eighth_gpu_and_then_start_at_once(own_site: 
     sites.wait_for(lambda: own_site.events("train-0", "FailedScheduling"), 60)
     time.sleep(3)
     assert bound(own_site, names) == []
-    assert "waits for its gang (train: no room yet for all 8 members at once)" in str(
+    assert "waits for its gang (train: not enough free for all 8 members at once)" in str(
         [own_site.events(name, "FailedScheduling") for name in names]
     )
 
@@ -70,7 +70,9 @@ def test_pods_of_a_pod_group_start_as_soon_as_its_least_number_can(
         sites.wait_for(lambda: site.events("train-0", "FailedScheduling"), 60)
         time.sleep(2)
         assert bound(site, names) == []
-        assert "no room yet for all 3 members at once" in str([site.events(name, "FailedScheduling") for name in names])
+        assert "not enough free for all 3 members at once" in str(
+            [site.events(name, "FailedScheduling") for name in names]
+        )
 
         site.delete_pod("other")
         sites.wait_for(lambda: len(bound(site, names)) == 3, 60, lambda: f"{site.pods()}")

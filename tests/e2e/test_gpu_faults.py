@@ -63,7 +63,7 @@ def test_a_gpu_off_the_bus_takes_only_its_own_pod_along_and_needs_a_reboot(node:
     node.wait("pod and node are told", lambda: told(node, "DeviceUnhealthy", sick.uuid, "Pod") == {"pod-1"}, 60)
     assert told(node, "DeviceUnhealthy", sick.uuid, "Node") == {gpu_node.NODE}
     note = node.events("DeviceUnhealthy")[0]["note"]
-    assert "GPU has fallen off the bus" in note  # By the XID, or by the look at the GPU, whichever came first.
+    assert "GPU has fallen off the bus" in note  # By the XID, or by the check the GPU, whichever came first.
     assert "reboot the node" in note
     assert node.plugin.metric(f'hami_device_plugin_healthy_status{{device="{sick.uuid}",node="{gpu_node.NODE}"}}') == 0
 
@@ -92,7 +92,7 @@ def test_a_gpu_off_the_bus_takes_only_its_own_pod_along_and_needs_a_reboot(node:
 
 
 def test_an_uncontained_error_recovers_after_a_reset_and_its_hold_down(node: gpu_node.GpuNode) -> None:
-    """XID 95: the driver asks for a reset; when that is done, the GPU is watched, then used again."""
+    """XID 95: the driver requests a reset; when that is done, the GPU is watched, then used again."""
     sick = node.driver.gpus[2]
     sick.recovery_action = 1
 

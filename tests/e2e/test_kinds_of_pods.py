@@ -128,7 +128,7 @@ def test_describe_says_for_each_node_why_a_pod_waits(own_site: sites.Site) -> No
 
 
 def test_a_pod_that_kube_scheduler_itself_stops_is_explained_too(own_site: sites.Site) -> None:
-    """The GPUs fit and the CPUs do not: the pod's owner is not sent to look at the GPUs."""
+    """The GPUs fit and the CPUs do not: the pod's owner is not sent to check the GPUs."""
     own_site.add_nodes(gpus.gpu_node("small", A100, 1, cpus=1))
     own_site.create(own_site.pod_body("hungry", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000", "cpu": "64"}))
 

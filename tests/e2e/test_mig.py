@@ -1,4 +1,4 @@
-"""Pods that ask for MIG instances, on a real kubelet: placed by slices, made, given to one container and taken away."""
+"""Pods that request MIG instances, on a real kubelet: placed by slices, made, given to one container and taken away."""
 
 import json
 import pathlib

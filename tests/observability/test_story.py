@@ -33,7 +33,7 @@ def world() -> Iterator[watched_cluster.WatchedCluster]:
 
 
 def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> None:
-    """What should fire fires, and nothing else; promised series have just their labels; every panel shows data."""
+    """What should fire fires, and nothing else; allocated series have just their labels; every panel shows data."""
     node_1, node_2 = world.node("node-1"), world.node("node-2")
     world.cluster.create(
         kinds.BY_PATH["", "v1", "resourcequotas"],

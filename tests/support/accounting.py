@@ -38,7 +38,7 @@ def devices(pod: Mapping[str, Any]) -> list[list[tuple[str, int, int]]]:
 
 
 def violations(nodes: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Every GPU that is promised more than it has, and every bound GPU pod without a record.
+    """Every GPU that is allocated more than it has, and every bound GPU pod without a record.
 
     Pods with init containers are not handled: their containers do not hold at one time.
     """
@@ -68,7 +68,7 @@ def violations(nodes: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, A
     for uuid, one in held.items():
         gpu = have.get(uuid, {"devmem": 0, "devcore": 0, "count": 0})
         if one.memory_mib > gpu["devmem"] or one.cores_percent > gpu["devcore"] or one.containers > gpu["count"]:
-            found.append(f"{uuid} is promised {one}, it has {gpu}")
+            found.append(f"{uuid} is allocated {one}, it has {gpu}")
         if one.exclusive and one.containers > 1:
             found.append(f"{uuid} is exclusive and shared: {one}")
     return found

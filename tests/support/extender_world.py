@@ -74,7 +74,7 @@ class World:
 
 
 def bind_call(body: dict[str, Any], node: str) -> binding.BindCall:
-    """Return what kube-scheduler asks for to bind a pod."""
+    """Return what kube-scheduler requests to bind a pod."""
     metadata = body["metadata"]
     key = f"{metadata.get('namespace', 'default')}/{metadata['name']}"
     return binding.BindCall(identifiers.PodUid(metadata["uid"]), key, identifiers.NodeName(node))

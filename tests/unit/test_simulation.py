@@ -98,7 +98,7 @@ def test_a_gang_is_planned_as_the_extender_plans_it(memory: int, fits: bool) -> 
 
     assert [bool(one.node) for one in outcomes] == [fits] * 4
     if not fits:
-        assert "no room yet for all 4 members at once" in outcomes[0].why
+        assert "not enough free for all 4 members at once" in outcomes[0].why
 
 
 def test_what_the_webhook_writes_is_written_before_a_pod_is_placed() -> None:
@@ -111,7 +111,7 @@ def test_what_the_webhook_writes_is_written_before_a_pod_is_placed() -> None:
 
 
 def test_resources_go_by_the_names_of_the_installation() -> None:
-    """With renamed resources the usual ones ask for nothing, and the pod's memory counts."""
+    """With renamed resources the usual ones request nothing, and the pod's memory counts."""
     names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
     found = cluster("a", resource_names=names)
     body = {"kind": "Pod", "metadata": {"name": "p"}}
@@ -121,7 +121,7 @@ def test_resources_go_by_the_names_of_the_installation() -> None:
     (none,) = simulate(found, usual)
     (large,) = simulate(found, renamed)
 
-    assert none.why == "it asks for no example.com/vgpu: kube-scheduler places it alone"
+    assert none.why == "it requests no example.com/vgpu: kube-scheduler places it alone"
     assert large.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
 
 
@@ -146,7 +146,7 @@ def test_manifests_that_once_went_wrong(file: str, placed: list[bool]) -> None:
 
 
 def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
-    """`simulate` said that the pod asks for no GPU."""
+    """`simulate` said that the pod requests no GPU."""
     names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
     node = msgspec.json.decode((inputs.FOLDER / "17-renamed-node.json").read_bytes(), type=objects.Node)
     found = snapshot.State(snapshot.VERSION, "", [node], [], [], names)

@@ -259,7 +259,7 @@ def test_a_list_that_is_asked_for_ends_a_pause() -> None:
 
 
 def test_a_list_that_was_asked_for_and_fails_is_tried_again(pauses: list[float]) -> None:
-    """Whoever asked for it would wait for ever."""
+    """Whoever requested it would wait for ever."""
 
     async def story(server: FakeServer, sink: Sink, reflector: "watching.Reflector[objects.Pod]") -> None:
         await until(lambda: sink.lists == 1)

@@ -30,7 +30,7 @@ def test_a_gpu_off_the_bus_comes_back_only_after_a_restart_of_the_node() -> None
 
 
 def test_an_uncontained_error_recovers_after_a_reset_and_its_hold_down() -> None:
-    """XID 95: the driver asks for a reset, then for nothing; a good reading in between does not count."""
+    """XID 95: the driver requests a reset, then for nothing; a good reading in between does not count."""
     sick = health.after_xid(Health(), 95, 0.0, "b1", RULES)
     asking = after(sick, (1.0, Reading(recovery_action=1)))
     recovering = after(asking, (10.0, GOOD))
@@ -106,8 +106,8 @@ def test_a_gpu_that_requires_a_reset_is_back_after_it(action: int | None) -> Non
     [
         (Reading(lost=True, answered=False), "the GPU has fallen off the bus", Need.REBOOT),
         (Reading(rows_failed=True), "a memory row could not be remapped", Need.REPLACEMENT),
-        (Reading(recovery_action=7), "the driver asks for recovery action 7", Need.REBOOT),
-        (Reading(recovery_action=99), "the driver asks for recovery action 99", Need.REPLACEMENT),
+        (Reading(recovery_action=7), "the driver requests recovery action 7", Need.REBOOT),
+        (Reading(recovery_action=99), "the driver requests recovery action 99", Need.REPLACEMENT),
         (Reading(temperature_celsius=93, limit_celsius=92), "93 °C, shuts down at 92 °C", Need.NOTHING),
         (Reading(power_brake=True), "the external power brake is on", Need.NOTHING),
     ],

@@ -144,7 +144,7 @@ def test_whole_gpu_means_the_largest_instance() -> None:
 
 
 def test_why_there_is_no_instance_is_said_with_what_could_be_had() -> None:
-    """And a pod that does not ask for MIG never lands there."""
+    """And a pod that does not request MIG never lands there."""
     large = builders.pod_request(builders.share_of(30_000), selectors=MIG)
 
     assert place(large, node(mig.taken(6, 1))) == ["no MIG instance free (requested 30000MB, available 19865MB)"]

@@ -63,7 +63,7 @@ def test_nonsense_closes_the_namespace_and_says_what_is_wrong(raw: str) -> None:
 def test_each_quantity_is_limited_by_itself(
     limits: tuple[int | None, int | None, int | None], more: tuple[int, int, int], text: str
 ) -> None:
-    """To the last MiB; a quota that was lowered below what is held lets in what asks for nothing of it."""
+    """To the last MiB; a quota that was lowered below what is held lets in what requests nothing of it."""
     found = quotas.excess("ai-team", [quotas.Quota("team", limits)], HELD, quotas.Amounts(*more))
 
     assert str(found or "") == (f"quota exceeded (namespace ai-team): {text}" if text else "")

@@ -267,7 +267,7 @@ def test_profiles_that_cannot_be_are_corrupt(profiles: str) -> None:
 
 
 def test_profiles_with_extra_engines_are_left_out() -> None:
-    """A GPU has just one of them, and nobody can ask for it."""
+    """A GPU has just one of them, and nobody can request it."""
     text = (
         '[{"id":"GPU-a","migProfiles":[{"name":"1g.10gb+me","memoryMB":9728,"core":14,"placements":[{"size":1}]},'
         '{"name":"1g.10gb","memoryMB":9728,"core":14,"placements":[{"size":1},{"start":1,"size":1}]}]}]'

@@ -1,4 +1,4 @@
-"""What pods ask for, with the defaults that HAMi's users rely on and without its traps."""
+"""What pods request, with the defaults that HAMi's users rely on and without its traps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,7 +104,7 @@ def test_a_container_that_a_limit_range_made_a_gpu_container_is_warned_of() -> N
     found = read({GPU: "1", MEM: "100"}, annotations={requests.LIMIT_RANGER: text})
 
     assert found.warnings == (
-        "container main asks for nvidia.com/gpu, nvidia.com/gpumem by a LimitRange of the namespace, not by itself",
+        "container main requests nvidia.com/gpu, nvidia.com/gpumem by a LimitRange of the namespace, not by itself",
     )
 
 
@@ -206,7 +206,7 @@ def test_weights_change_the_pods_policy_or_the_default_alike() -> None:
 
 
 def test_annotations_select_gpus_and_policies() -> None:
-    """Lists are split, trimmed, and types lose their case; an empty value asks for nothing."""
+    """Lists are split, trimmed, and types lose their case; an empty value requests nothing."""
     found = read(
         {GPU: "1"},
         annotations={
@@ -246,7 +246,7 @@ def test_selectors_accept_by_substring_and_by_exact_uuid() -> None:
 
 
 def test_memory_is_a_number_or_rounded_down_from_a_percentage() -> None:
-    """A percentage never asks for more than the GPU has."""
+    """A percentage never requests more than the GPU has."""
     assert GpuRequest(1, 0, 33).memory_on(16_001) == 5280
     assert GpuRequest(1, 4000).memory_on(16_001) == 4000
     assert (GpuRequest(1, 0, 33).memory_words, GpuRequest(1, 4000).memory_words) == ("33%", "4000MB")
@@ -327,7 +327,7 @@ def test_device_ids_are_counted_by_counts_alone_and_within_what_a_node_can_offer
 
 
 def test_many_containers_without_gpus_are_none_too_many() -> None:
-    """Only those that ask for GPUs cost a pass over all nodes."""
+    """Only those that request GPUs cost a pass over all nodes."""
     every = [Container({GPU: "1"})] + [Container() for _ in range(40)]
 
     assert isinstance(requests.read([], every, {}, NAMES), requests.PodRequest)

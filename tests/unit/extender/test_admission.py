@@ -107,7 +107,7 @@ def test_a_mistake_is_refused_with_its_code_and_what_to_write(body: dict[str, An
 
 
 def test_a_privileged_container_may_not_ask_for_a_gpu_unless_that_is_set() -> None:
-    """It would see every GPU of its node, whatever it asked for."""
+    """It would see every GPU of its node, whatever it requested."""
     body = pod({GPU: "1", MEM: "1"})
     body["spec"]["containers"][0]["securityContext"] = {"privileged": True}
 
@@ -158,8 +158,8 @@ def test_a_request_beyond_every_gpu_of_the_cluster_is_known_at_once() -> None:
 
     assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(16_000, gpus=2))) == ()
     assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(17_000, gpus=3))) == (
-        "the pod cannot be placed: 17000 MiB are asked of one GPU; the largest that it accepts has 16000 MiB",
-        "the pod cannot be placed: 3 GPUs are asked for one container; no node has more than 2 it accepts",
+        "the pod cannot be placed: 17000 MiB are requested of one GPU; the largest that it accepts has 16000 MiB",
+        "the pod cannot be placed: 3 GPUs are requested for one container; no node has more than 2 it accepts",
     )
     assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(1), selectors=wrong_type)) == (
         f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {builders.TYPES[0]}",
@@ -167,7 +167,7 @@ def test_a_request_beyond_every_gpu_of_the_cluster_is_known_at_once() -> None:
 
 
 def test_members_of_a_gang_are_given_the_gate_that_keeps_them_together() -> None:
-    """Beside gates that others put there; pods of no gang, and members that ask for no GPU, get none."""
+    """Beside gates that others put there; pods of no gang, and members that request no GPU, get none."""
     member = {"annotations": {"hami.io/gang": "train", "hami.io/gang-size": "2"}}
     theirs = {"schedulingGates": [{"name": "quota"}]}
 
@@ -248,7 +248,7 @@ def test_what_the_advice_for_a_node_name_says_admits_that_node() -> None:
 
 @pytest.mark.parametrize("name", ["NVIDIA_VISIBLE_DEVICES", "CUDA_DEVICE_MEMORY_LIMIT_0", "CUDA_DEVICE_SM_LIMIT"])
 def test_a_variable_of_the_device_plugin_is_warned_of_or_refused_as_set(name: str) -> None:
-    """Without CDI it wins over what the pod is promised."""
+    """Without CDI it wins over what the pod is allocated."""
     body = pod({GPU: "1", MEM: "1"})
     body["spec"]["containers"][0]["env"] = [{"name": "A", "value": "b"}, {"name": name, "value": "all"}]
     strict = Settings(refuse_own_variables=True)

@@ -142,7 +142,7 @@ class Books(RuleBasedStateMachine):
     @precondition(lambda self: self.api.pods)
     @rule(data=st.data(), node=st.sampled_from(NODES), how=st.sampled_from(["nominated", "kept", "closed", "neither"]))
     def somebody_keeps_room_for(self, data: st.DataObject, node: str, how: str) -> None:
-        """A controller or kube-scheduler says where a pod that waits is expected, or takes that back."""
+        """A controller or kube-scheduler says where a pending pod is expected, or takes that back."""
         pod = copy.deepcopy(data.draw(st.sampled_from(list(self.api.pods.values()))))
         if pod["spec"].get("nodeName"):
             return
@@ -245,7 +245,7 @@ Books.TestCase.settings = settings(max_examples=searching.examples(100), statefu
 
 
 def test_the_watchs_word_of_our_own_bind_is_no_news() -> None:
-    """Nothing was freed by it, so nobody has to be looked at again."""
+    """Nothing was freed by it, so nobody has to be read again."""
     ledger = Books()
     ledger.start()
     ledger.create(limits=LIMITS[0])

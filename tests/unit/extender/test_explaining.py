@@ -1,4 +1,4 @@
-"""What is said of a waiting pod: whose end it waits for, whom preemption would evict, what to write instead."""
+"""What is said of a pending pod: whose end it waits for, whom preemption would evict, what to write instead."""
 
 import asyncio
 from typing import Any
@@ -35,7 +35,7 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
     a, b = answer.nodes
     assert a.waits_for == ("default/one", "default/two")
     assert a.evictable == ("default/one", "default/two")
-    assert a.advice == "ask for at most 4000MB of each GPU's memory"
+    assert a.advice == "request at most 4000MB of each GPU's memory"
     assert (b.waits_for, b.evictable) == (("default/alone",), ())
     assert answer.nearest == "b"
 
@@ -56,7 +56,7 @@ def test_nobody_is_called_evictable_who_would_not_be_evicted(more: dict[str, Any
 @pytest.mark.parametrize(
     ("limits", "annotations", "advice"),
     [
-        ({"nvidia.com/gpu": "3", "nvidia.com/gpumem": "1"}, {}, "ask for at most 2 GPUs in one container"),
+        ({"nvidia.com/gpu": "3", "nvidia.com/gpumem": "1"}, {}, "request at most 2 GPUs in one container"),
         (
             {"nvidia.com/gpu": "1"},
             {"nvidia.com/use-gputype": "T4"},

@@ -97,7 +97,7 @@ def test_nobody_starts_until_there_is_room_for_all() -> None:
     answer = scene.world.filter(scene.api.pods["m0"], "n0", "n3")
     assert answer["FailedAndUnresolvableNodes"]["n0"] == "waits for its gang"
     assert any(
-        "waits for its gang (train: no room yet for all 4 members at once" in one.note
+        "waits for its gang (train: not enough free for all 4 members at once" in one.note
         for one in scene.world.recorder.told
     )
 
@@ -393,7 +393,7 @@ def test_a_pod_group_says_how_many_must_start_at_least() -> None:
     *kept, left = sorted(names, key=lambda name: not scene.hold(name))
     assert scene.told("3 no GPU free for exclusive use")
     (alone,) = (one for one in scene.world.pending if one.hold is None)
-    assert "no room yet for one more member" in str(scene.world.placer.gang_rejection(alone))
+    assert "not enough free for one more member" in str(scene.world.placer.gang_rejection(alone))
 
     scene.bind(*kept[:3])
     scene.pass_time(100)

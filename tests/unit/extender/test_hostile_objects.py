@@ -65,7 +65,7 @@ def test_a_pod_with_more_gpu_containers_than_any_is_refused_before_it_costs_a_pa
 
     answer = two_nodes().filter(body, "a", "b")
 
-    assert "17 containers ask for GPUs; write at most 16 in one pod" in answer["FailedAndUnresolvableNodes"]["a"]
+    assert "17 containers request GPUs; write at most 16 in one pod" in answer["FailedAndUnresolvableNodes"]["a"]
 
 
 def test_a_hundred_million_gpus_in_a_namespace_with_a_quota_are_counted_without_a_list_of_them() -> None:

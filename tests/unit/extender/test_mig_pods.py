@@ -1,4 +1,4 @@
-"""Pods that ask for MIG instances, on a mirror without a cluster."""
+"""Pods that request MIG instances, on a mirror without a cluster."""
 
 import dataclasses
 from typing import Any

@@ -36,7 +36,7 @@ def node(name: str, **more: Any) -> dict[str, Any]:
     ],
 )
 def test_a_node_that_takes_no_pods_does_not_count_as_free(away: dict[str, Any], phrase: str, code: str) -> None:
-    """Its GPUs are there, and of no use to a pod that waits."""
+    """Its GPUs are there, and of no use to a pending pod."""
     world = World(node("a"), away)
     world.see(pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "16000"}))
     pending = world.listed("p")

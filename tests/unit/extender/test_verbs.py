@@ -194,7 +194,7 @@ def test_a_node_whose_gpus_dra_gives_out_is_left_alone_until_it_stops() -> None:
         world.mirror.slices.replaced([ours, piece("two", "nic.example", "b"), piece("all", "gpu.nvidia.com", "")], 0.0)
     )
     world.see(pod("p"))
-    assert world.filter(pod("p"), "a")["FailedAndUnresolvableNodes"] == {"a": "GPUs given out by DRA"}
+    assert world.filter(pod("p"), "a")["FailedAndUnresolvableNodes"] == {"a": "GPUs allocated by DRA"}
     assert world.filter(pod("q"), "b")["NodeNames"] == ["b"]
     world.due()
 

@@ -72,7 +72,7 @@ def test_podresources_never_lists_plain_init_containers() -> None:
 
 
 def test_a_containers_own_shares() -> None:
-    assert checks.recorded_shares(pod(), "c", 1, "n", NAMES)[0].memory_mib == 100
+    assert checks.recorded_shares(pod(), "c", 1, "n", names=NAMES)[0].memory_mib == 100
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_records_that_are_missing_forged_or_of_another_place_start_nothing(
     body: api_objects.Pod, container: str, count: int, node: str, code: error_codes.Code
 ) -> None:
     with doubt(code):
-        checks.recorded_shares(body, container, count, node, NAMES)
+        checks.recorded_shares(body, container, count, node, names=NAMES)
 
 
 def test_a_gpu_that_is_not_here_starts_nothing() -> None:
     device = gpu_source.Device(identifiers.GpuUuid("GPU-b"), 0, "T", 1, 0)
 
     with doubt(error_codes.ALLOC_WRONG_NODE):
-        checks.recorded_devices(pod(), checks.recorded_shares(pod(), "c", 1, "n", NAMES), {device.uuid: device})
+        checks.recorded_devices(pod(), checks.recorded_shares(pod(), "c", 1, "n", names=NAMES), {device.uuid: device})
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_gpu_that_is_not_here_starts_nothing() -> None:
 def test_of_two_records_that_promise_too_much_the_newest_is_refused(gpu: gpus.Gpu, refuses: bool) -> None:
     older, newer = pod("p", "u"), pod("q", "v")
     newer.annotations[records.TIME] = "11"
-    shares = checks.recorded_shares(newer, "c", 1, "n", NAMES)
+    shares = checks.recorded_shares(newer, "c", 1, "n", names=NAMES)
 
     here = pods.Pods(NAMES, lambda: None)
     list(here.replaced([older, newer], 0.0))
@@ -159,7 +159,7 @@ def assert_starts(*everybody: api_objects.Pod, starts: list[api_objects.Pod], me
     list(here.replaced(list(everybody), 0.0))
     inventory = {A: gpus.Gpu(A, 0, memory_mib, 100, 10, "T")}
     for one in everybody:
-        shares = checks.recorded_shares(one, "c", 1, "n", NAMES)
+        shares = checks.recorded_shares(one, "c", 1, "n", names=NAMES)
         if one in starts:
             checks.refuse_oversubscription(one, shares, here.holders, inventory)
         else:
@@ -175,7 +175,7 @@ def candidates(
     return matching.candidates(
         here,
         entries,
-        lambda one, name: checks.recorded_shares(one, name, 1, "n", NAMES),
+        lambda one, name: checks.recorded_shares(one, name, 1, "n", names=NAMES),
         lambda container: requests.asks_for_gpu((container,), NAMES),
         answered=answered,
     )

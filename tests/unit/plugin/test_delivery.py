@@ -61,7 +61,7 @@ def test_a_stale_specification_and_a_conflict_refuse_the_gpu_with_a_code() -> No
 
     assert [one.code for one in found] == [error_codes.PLUGIN_CDI_STALE, error_codes.PLUGIN_CDI_CONFLICT]
     assert [one.name for one in found] == ["", ""]
-    assert "/s.yaml: it gives /dev/nvidia2" in found[0].refusal
+    assert "/s.yaml: it has /dev/nvidia2" in found[0].refusal
 
 
 def deliver(

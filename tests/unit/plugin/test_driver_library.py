@@ -9,6 +9,7 @@ import pytest
 
 from device_plugin import toolkit_ready
 from device_plugin.driver import driver_library, gpu_source
+from gpu_sharing.core import nvidia
 from lab import fake_driver, gpus
 
 FOLDERS = ["usr/lib64", "home/kubernetes/bin/nvidia/lib64"]
@@ -44,7 +45,7 @@ def test_a_root_without_the_library_is_a_missing_driver(tmp_path: pathlib.Path) 
 def test_a_library_that_cannot_be_loaded_is_a_missing_driver(tmp_path: pathlib.Path) -> None:
     """Such as one of another architecture."""
     (tmp_path / "usr" / "lib64").mkdir(parents=True)
-    (tmp_path / "usr" / "lib64" / driver_library.LIBRARY).write_text("no library")
+    (tmp_path / "usr" / "lib64" / nvidia.NVML_LIBRARY).write_text("no library")
 
     with pytest.raises(gpu_source.DriverMissing, match="cannot be loaded"):
         driver_library.load(tmp_path)

@@ -92,7 +92,7 @@ def test_an_xid_that_says_ask_the_driver_is_answered_by_the_driver() -> None:
 
     asyncio.run(story())
 
-    assert told == [(A, "the driver asks for recovery action 1")]
+    assert told == [(A, "the driver requests recovery action 1")]
 
 
 def test_what_an_earlier_process_knew_is_kept_for_its_gpus_alone() -> None:

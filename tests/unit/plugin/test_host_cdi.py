@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_plugin.delivery import host_cdi
+from gpu_sharing.core import nvidia
 
 UUID = "GPU-a"
 
@@ -17,7 +18,7 @@ UUID = "GPU-a"
 def spec(*names: str, common: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
     """A specification that gives each of its devices a node of its own name."""
     devices = [{"name": name, "containerEdits": {"env": [f"OF={name}"]}} for name in names]
-    return {"cdiVersion": "0.6.0", "kind": host_cdi.KIND, "devices": devices, "containerEdits": common, **fields}
+    return {"cdiVersion": "0.6.0", "kind": nvidia.CDI_KIND, "devices": devices, "containerEdits": common, **fields}
 
 
 @pytest.fixture
@@ -119,9 +120,9 @@ EDITS: list[Any] = [
 MALFORMED = [
     ("a.json", "{"), ("a.json", "[]"), ("a.json", "[" * 100_000), ("a.yaml", "a: ["), ("a.yaml", BOMB),
     ("a.yaml", "- x\n" * 150_000), ("a.json", "x" * (5 << 20)), ("a.json", "\udcff"),
-    ("a.json", json.dumps({"kind": host_cdi.KIND, "devices": {}})),
-    ("a.json", json.dumps({"kind": host_cdi.KIND, "devices": [7]})),
-    ("a.json", json.dumps({"kind": host_cdi.KIND, "devices": [{"name": 7}]})),
+    ("a.json", json.dumps({"kind": nvidia.CDI_KIND, "devices": {}})),
+    ("a.json", json.dumps({"kind": nvidia.CDI_KIND, "devices": [7]})),
+    ("a.json", json.dumps({"kind": nvidia.CDI_KIND, "devices": [{"name": 7}]})),
     ("a.json", json.dumps(spec("x", "x"))),
     ("a.json", json.dumps(spec(cdiVersion=7))), ("a.json", json.dumps(spec(cdiVersion="1" * 5000))),
     *[("a.json", json.dumps(spec() | {"containerEdits": common})) for common in EDITS],
@@ -186,7 +187,7 @@ def nodes(*paths: str) -> dict[str, Any]:
         (nodes("/dev/nvidiactl"), ""),
         ({"deviceNodes": [{"path": "/dev/nvidia3", "hostPath": "/run/nvidia/driver/dev/nvidia3"}]}, ""),
         (nodes("/dev/nvidia2"), "the GPU is /dev/nvidia3"),
-        (nodes("/dev/nvidia2", "/dev/nvidia3"), "it gives /dev/nvidia2, /dev/nvidia3"),
+        (nodes("/dev/nvidia2", "/dev/nvidia3"), "it has /dev/nvidia2, /dev/nvidia3"),
         ({"deviceNodes": [{"path": "/dev/nvidia3", "hostPath": "/dev/nvidia2"}]}, "the GPU is /dev/nvidia3"),
         ({"mounts": [{"hostPath": "/usr/lib/libcuda.so.570.86.15", "containerPath": "/x"}]}, ""),
         ({"mounts": [{"hostPath": "/usr/lib/libcuda.so.535.1", "containerPath": "/x"}]}, "of driver 535.1, and"),

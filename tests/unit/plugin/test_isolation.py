@@ -14,7 +14,7 @@ from device_plugin.driver import gpu_source
 from device_plugin.isolation import hami_core as isolation_core
 from device_plugin.isolation import mig, mps, none, table
 from device_plugin.isolation.assignment import Assignment
-from device_plugin.isolation.backend import CannotIsolate, Settings
+from device_plugin.isolation.backend import BackendSettings, CannotIsolate
 from gpu_sharing.core import identifiers, records
 from gpu_sharing.core.allocations import Share
 from lab import hami_core
@@ -43,11 +43,11 @@ def hook(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def core(hook: pathlib.Path, *, disable_core_limit: bool = False) -> isolation_core.HamiCore:
-    return isolation_core.HamiCore(Settings(hook_path=hook, disable_core_limit=disable_core_limit))
+    return isolation_core.HamiCore(BackendSettings(hook_path=hook, disable_core_limit=disable_core_limit))
 
 
 def mode_of(gpu: gpu_source.Device, choice: str, hook: pathlib.Path) -> str:
-    problems = {name: made.problem() for name, made in table.build(Settings(hook_path=hook)).items()}
+    problems = {name: made.problem() for name, made in table.build(BackendSettings(hook_path=hook)).items()}
     return table.mode_of(gpu, choice, problems)
 
 
@@ -236,7 +236,7 @@ def test_auto_never_takes_mps(hook: pathlib.Path, tmp_path_factory: pytest.TempP
 
 
 def test_time_slicing_adds_nothing() -> None:
-    backend = none.TimeSlicing(Settings())
+    backend = none.TimeSlicing(BackendSettings())
 
     assert backend.edits(granted(Share(A, 1, 0)), []) == edits.NOTHING
     assert backend.visible_devices(granted(Share(A, 1, 0), Share(B, 1, 0))) == ("GPU-a", "GPU-b")
@@ -252,7 +252,7 @@ def divided(*instances: gpu_source.MigInstance) -> gpu_source.Device:
 
 def test_mig_gives_the_instances_of_the_record() -> None:
     """By UUID or by profile and place; never one that is another's, or that is not there."""
-    backend = mig.Mig(Settings())
+    backend = mig.Mig(BackendSettings())
     gpus = (divided(INSTANCE),)
     for one in (share("MIG-1"), share(profile="1g.10gb")):
         mine = granted(Share(A, 1, 0), migs=(one,), devices=gpus)
@@ -277,12 +277,12 @@ def test_mig_instances_are_made_only_where_they_are_ours_and_missing() -> None:
     async def story() -> None:
         missing, there = share(profile="3g.40gb", start=4, size=4), share(profile="1g.10gb")
         mine = granted(Share(A, 1, 0), Share(A, 1, 0), migs=(missing, there), devices=(divided(INSTANCE),))
-        await mig.Mig(Settings()).prepare(mine)
+        await mig.Mig(BackendSettings()).prepare(mine)
         assert made == []
-        await mig.Mig(Settings(create_instance=create)).prepare(mine)
+        await mig.Mig(BackendSettings(create_instance=create)).prepare(mine)
         assert made == [missing]
         with pytest.raises(CannotIsolate, match=r"9g\.9gb at 0 of GPU-a: no such profile"):
-            await mig.Mig(Settings(create_instance=create)).prepare(
+            await mig.Mig(BackendSettings(create_instance=create)).prepare(
                 granted(Share(A, 1, 0), migs=(share(profile="9g.9gb"),), devices=(divided(),))
             )
 
@@ -321,7 +321,7 @@ def server(tmp_path: pathlib.Path) -> Iterator[mps.Mps]:
     """With a daemon that is ready."""
     with held(tmp_path):
         (tmp_path / mps.READY).touch()
-        yield mps.Mps(Settings(mps_root=tmp_path))
+        yield mps.Mps(BackendSettings(mps_root=tmp_path))
 
 
 @contextlib.contextmanager
@@ -349,7 +349,7 @@ def test_a_client_of_mps_gets_its_limits_by_the_order_of_cuda(server: mps.Mps, t
 
 def test_without_a_daemon_that_lives_no_client_is_started(tmp_path: pathlib.Path) -> None:
     """It would wait for a pipe that nothing reads; what a daemon left that was killed means nothing."""
-    backend = mps.Mps(Settings(mps_root=tmp_path))
+    backend = mps.Mps(BackendSettings(mps_root=tmp_path))
 
     def refuses() -> bool:
         with pytest.raises(CannotIsolate, match="does not run"):
@@ -372,7 +372,7 @@ def test_mps_serves_one_user_at_a_time(server: mps.Mps, tmp_path: pathlib.Path) 
     mine = granted(Share(A, 1, 0), user=7)
     with pytest.raises(CannotIsolate, match="runs as 7, others on the GPU as 0"):
         server.edits(mine, [granted(Share(A, 1, 0))])
-    several = mps.Mps(Settings(mps_root=tmp_path, mps_multi_user=True))
+    several = mps.Mps(BackendSettings(mps_root=tmp_path, mps_multi_user=True))
     assert several.edits(mine, [granted(Share(A, 1, 0))]).environment
 
 

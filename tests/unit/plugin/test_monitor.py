@@ -86,7 +86,7 @@ def test_a_region_that_lies_is_reported_and_not_believed(
     tmp_path: pathlib.Path, fields: dict[str, Any], kind: str
 ) -> None:
     """A tenant can write it."""
-    with pytest.raises(shared_region.Unbelievable) as caught:
+    with pytest.raises(shared_region.InvalidRegion) as caught:
         shared_region.read(shared_regions.write(tmp_path / "r", **fields), {GPU: 8 * GIB})
     assert caught.value.kind == kind
 
@@ -101,8 +101,8 @@ def test_what_is_no_region_neither_hangs_nor_leads_elsewhere(tmp_path: pathlib.P
     (tmp_path / "folder").mkdir()
 
     for name, expected in {
-        "pipe": shared_region.Unbelievable, "link": OSError, "short": shared_region.Unbelievable,
-        "large": shared_region.Unbelievable, "folder": shared_region.Unbelievable,
+        "pipe": shared_region.InvalidRegion, "link": OSError, "short": shared_region.InvalidRegion,
+        "large": shared_region.InvalidRegion, "folder": shared_region.InvalidRegion,
     }.items():  # fmt: skip
         with pytest.raises(expected):
             shared_region.read(tmp_path / name, {GPU: 8 * GIB})
@@ -119,7 +119,7 @@ def test_no_content_breaks_the_reading_of_a_region(tmp_path_factory: Any, noise:
         for counted in shared_region.read(path, {GPU: 8 * GIB}).values():
             assert 0 <= counted.memory_bytes <= 8 * GIB
             assert 0 <= counted.utilization_percent <= 100
-    except shared_region.Unbelievable:
+    except shared_region.InvalidRegion:
         pass
 
 
@@ -166,10 +166,11 @@ def joined(
 ) -> tuple[share_usage.NodeUsage, share_usage.ShareUsage]:
     """What comes of one pod and one GPU."""
     result = share_usage.usage_of_shares(
-        [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"}, lambda *_: {GPU: counted} if counted else {},
+        [pod], NAMES, {GPU: found} if found else {}, {(GPU, 4): "MIG-4"},
+        region_of=lambda *_: {GPU: counted} if counted else {},
         sees_processes=sees_processes,
     )  # fmt: skip
-    return result, result.slices[0]
+    return result, result.shares[0]
 
 
 def test_a_container_uses_what_its_processes_use() -> None:
@@ -260,7 +261,10 @@ def test_a_mig_instance_is_measured_as_a_whole() -> None:
 def test_a_record_that_does_not_decode_gives_no_slices() -> None:
     """The device plugin refuses its containers, too."""
     assert (
-        share_usage.usage_of_shares([a_pod(record="garbage")], NAMES, {GPU: sample()}, {}, lambda *_: {}).slices == ()
+        share_usage.usage_of_shares(
+            [a_pod(record="garbage")], NAMES, {GPU: sample()}, {}, region_of=lambda *_: {}
+        ).shares
+        == ()
     )
 
 
@@ -279,7 +283,7 @@ def a_view(pod: api_objects.Pod, stale: bool = False) -> collector.MonitorView:
     """A node with one GPU that is scaled by two."""
     device = gpu_source.Device(GPU, 0, "NVIDIA A100", 80 * 1024, 0)
     found = sample(gpu_source.Process(1, GIB, 20.0), used=10 * GIB)
-    result = share_usage.usage_of_shares([pod], NAMES, {} if stale else {GPU: found}, {}, lambda *_: {})
+    result = share_usage.usage_of_shares([pod], NAMES, {} if stale else {GPU: found}, {}, region_of=lambda *_: {})
     offered = {GPU: gpus.Gpu(GPU, 0, 160 * 1024, 100, 10, "NVIDIA A100")}
     return collector.MonitorView(
         "n", [device], offered, {GPU: found}, frozenset([GPU] if stale else []), result, {"ok": 1}, 2, 0.0

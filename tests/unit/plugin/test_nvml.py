@@ -358,7 +358,7 @@ def test_a_machine_without_a_driver_says_so(tmp_path: pathlib.Path) -> None:
 
 
 class Hanging:
-    """A driver one of whose GPUs does not come back until it is let go."""
+    """A driver one of whose GPUs does not return until it is let go."""
 
     def __init__(self) -> None:
         self.let_go = threading.Event()
@@ -429,7 +429,7 @@ def test_every_call_has_a_deadline_and_a_hung_gpu_is_not_asked_twice() -> None:
         watched.close()
         return [one.trouble for one in (first, neighbour, second, third)]
 
-    assert asyncio.run(story()) == ["nothing within 1 s", "", "an earlier call has not come back", ""]
+    assert asyncio.run(story()) == ["no answer within 1 s", "", "an earlier call has not returned", ""]
 
 
 def test_the_use_of_a_gpu_and_of_its_processes(driver: fake_driver.FakeDriver) -> None:
@@ -487,8 +487,8 @@ def test_calls_that_come_together_wait_for_their_turn() -> None:
         looks = await asyncio.gather(*(watched.reading(gpu) for _ in range(20)))
         assert [one.trouble for one in looks] == [""] * 20
         together = await asyncio.gather(*(watched.reading(hung) for _ in range(3)))
-        assert {one.trouble for one in together} == {"nothing within 1 s"}
-        assert (await watched.reading(hung)).trouble == "an earlier call has not come back"
+        assert {one.trouble for one in together} == {"no answer within 1 s"}
+        assert (await watched.reading(hung)).trouble == "an earlier call has not returned"
         driver.let_go.set()
         assert (await back(watched, hung)).trouble == ""
         watched.close()

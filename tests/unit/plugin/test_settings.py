@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from device_plugin import settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import table
-from device_plugin.isolation.backend import Settings
+from device_plugin.isolation.backend import BackendSettings
 from device_plugin.node import inventory
 from gpu_sharing.core import errors, gpus, health, identifiers, mig, records
 from tests.unit.plugin.test_isolation import INSTANCE, A, B, device
 
-BACKENDS = table.build(Settings())
+BACKENDS = table.build(BackendSettings())
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -84,7 +84,7 @@ def test_what_a_node_offers() -> None:
     sick = health.after_xid(health.Health(), 79, 0.0, "b", health.Rules())
 
     offered = inventory.offered_gpus(
-        devices, {A: sick}, {A: "mps", B: "none", devices[2].uuid: "mig"}, sharing, BACKENDS
+        devices, {A: sick}, {A: "mps", B: "none", devices[2].uuid: "mig"}, sharing, backends=BACKENDS
     )
 
     assert [(gpu.uuid, gpu.memory_mib, gpu.cores_percent, gpu.slots, gpu.mode, gpu.healthy) for gpu in offered] == [
@@ -113,7 +113,7 @@ def test_memory_that_the_driver_does_not_say_is_configured_by_node_or_model() ->
 def test_a_gpu_whose_memory_is_unknown_is_not_offered_and_its_neighbours_are() -> None:
     """An amount that nobody measured or configured must not be promised."""
     devices = inventory.with_memory([device(memory_mib=None), device(B, 1)], settings.Sharing())
-    offered = inventory.offered_gpus(devices, {}, {A: "none", B: "none"}, settings.Sharing(), BACKENDS)
+    offered = inventory.offered_gpus(devices, {}, {A: "none", B: "none"}, settings.Sharing(), backends=BACKENDS)
 
     assert [gpu.uuid for gpu in offered] == [B]
 
@@ -132,8 +132,8 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
 
     def offered(isolation: str) -> gpus.Gpu:
         sharing = settings.Sharing(20, isolation=isolation)
-        backends = BACKENDS if isolation == "auto" else table.build(Settings(create_instance=create))
-        (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, backends)
+        backends = BACKENDS if isolation == "auto" else table.build(BackendSettings(create_instance=create))
+        (gpu,) = inventory.offered_gpus([divided], {}, {A: "mig"}, sharing, backends=backends)
         return gpu
 
     assert offered("mig").mig_profiles == profiles
@@ -143,7 +143,7 @@ def test_what_a_divided_gpu_offers_are_all_instances_where_they_are_ours_and_els
 
 def test_sick_gpus_outlive_the_process_but_not_a_restart_of_the_node() -> None:
     sick = health.after_xid(health.Health(), 79, 0.0, "b1", health.Rules())
-    written = inventory.annotations([], {A: sick, B: health.Health()}, {A: {B: 100}}, "hami-py/1", {})
+    written = inventory.annotations([], {A: sick, B: health.Health()}, {A: {B: 100}}, "hami-py/1", problems={})
 
     assert inventory.unhealthy_in_boot(written["hami.io/gpu-health"], "b1", 0.0) == {A: sick}
     assert inventory.unhealthy_in_boot(written["hami.io/gpu-health"], "b2", 0.0) == {}

@@ -163,7 +163,7 @@ def http_api_page() -> str:
         "# HTTP APIs", _NOTE, "",
         "Both only read, and answer JSON. Fields may be added. Each describes itself at `/api/v1/openapi.json`. Who",
         "may ask is said in [use hamictl](../howto/use-hamictl.md#how-it-reaches-the-cluster) and",
-        "[look at it in a browser](../howto/run-the-webui.md#who-may-look). Probes and [metrics](metrics.md) have",
+        "[run the WebUI](../howto/run-the-webui.md#who-may-see-what). Probes and [metrics](metrics.md) have",
         "listeners of their own.", "",
     ]  # fmt: skip
     fields = r"^    (\w+): [^\n]*\n    \"\"\"(.*?)\"\"\""

@@ -97,7 +97,7 @@ async def _wait(
     deadline = time.monotonic() + timeout_seconds
     while True:
         annotations = (await client.get(path, objects.Node)).metadata.annotations or {}
-        cause = records.decode_ailments(annotations.get(records.HEALTH, "")).get(uuid, "")
+        cause = records.decode_unhealthy_reasons(annotations.get(records.HEALTH, "")).get(uuid, "")
         if cause.startswith(records.RELEASED) is not cancel:
             return True
         if time.monotonic() > deadline:

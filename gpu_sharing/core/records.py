@@ -256,7 +256,7 @@ def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:
     return frozenset(identifiers.GpuUuid(part.strip()) for part in text.split(",") if part.strip())
 
 
-def decode_ailments(text: str) -> dict[identifiers.GpuUuid, str]:
+def decode_unhealthy_reasons(text: str) -> dict[identifiers.GpuUuid, str]:
     """Why GPUs are not healthy, in the words of the node's device plugin; what cannot be read is left out."""
     try:
         items = json.loads(text).items() if text and len(text) <= _MOST_BYTES else ()

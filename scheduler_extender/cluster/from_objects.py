@@ -51,7 +51,7 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         taints=tuple(facts.Taint(taint.key, taint.value, taint.effect) for taint in node.spec.taints or ()),
         bad_links=bad_links,
         one_at_a_time=not ours,
-        unhealthy_reasons=records.decode_ailments(annotations.get(records.HEALTH, "")),
+        unhealthy_reasons=records.decode_unhealthy_reasons(annotations.get(records.HEALTH, "")),
         problems=problems,
         lacks=lacking(node, names),
     )

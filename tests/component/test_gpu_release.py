@@ -45,7 +45,7 @@ def reset(node: gpu_node.GpuNode, gpu: int) -> bool:
 
 
 def causes(node: gpu_node.GpuNode) -> dict[str, str]:
-    found = records.decode_ailments(node.node()["metadata"]["annotations"].get(records.HEALTH, ""))
+    found = records.decode_unhealthy_reasons(node.node()["metadata"]["annotations"].get(records.HEALTH, ""))
     return {str(uuid): cause for uuid, cause in found.items()}
 
 

@@ -337,10 +337,10 @@ def test_problems_of_a_node_come_back_as_they_were_written_and_forged_ones_are_b
         assert records.decode_problems(bad) == {}
 
 
-def test_ailments_are_read_as_far_as_they_can_be() -> None:
+def test_unhealthy_reasons_are_read_as_far_as_they_can_be() -> None:
     """They are only told, so that a forged one must not stop anything."""
     good = '{"GPU-a": {"cause": "XID 79: the GPU has fallen off the bus"}, "GPU-b": {"cause": 7}, "GPU-c": []}'
-    assert records.decode_ailments(good) == {"GPU-a": "XID 79: the GPU has fallen off the bus"}
-    assert records.decode_ailments('{"GPU-a": {"cause": "' + "x" * 1000 + '"}}') == {"GPU-a": "x" * 300}
+    assert records.decode_unhealthy_reasons(good) == {"GPU-a": "XID 79: the GPU has fallen off the bus"}
+    assert records.decode_unhealthy_reasons('{"GPU-a": {"cause": "' + "x" * 1000 + '"}}') == {"GPU-a": "x" * 300}
     for bad in ("", "[]", "7", "{", "[" * 100_000, "x" * 300_000, '{"GPU-a": {"cause": ""}}'):
-        assert records.decode_ailments(bad) == {}
+        assert records.decode_unhealthy_reasons(bad) == {}

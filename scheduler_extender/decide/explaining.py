@@ -150,7 +150,8 @@ def _advice(request: requests.PodRequest, refused: rejections.Rejection) -> str:
     """What would have to be written for this node, where that is known; else the remedy of the code."""
     match refused.reason:
         case Reason.MEMORY if refused.available not in ("0MB", "0%"):
-            return f"request at most {refused.available} of each GPU's memory"
+            # The rejection is in the units of the event, where MB stands for MiB.
+            return f"request at most {refused.available.replace('MB', ' MiB')} of each GPU's memory"
         case Reason.CORES if refused.available != "0%":
             return f"request at most {refused.available} of each GPU's cores"
         case Reason.TOO_FEW_GPUS:

@@ -1,4 +1,4 @@
-"""The page of the chart's values, made of their defaults and of the schema that describes them."""
+"""The page of the chart's values, generated from the defaults and the schema."""
 
 import json
 import pathlib
@@ -11,14 +11,14 @@ CHART = pathlib.Path(__file__).parents[1] / "charts" / "hami"
 
 
 def page(note: str) -> str:
-    """Every value, its default, and what it does."""
+    """Return the page: each value with its default and its effect."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     schema = json.loads((CHART / "values.schema.json").read_text())
     rows = [f"| `{name}` | {default} | {text} |" for name, default, text in _rows("", values, schema)]
     return "\n".join(
         [
             "# Values of the chart", note, "",
-            "helm refuses what is not listed here, and what cannot be. Their use: [install](../howto/install.md).",
+            "helm refuses unknown and invalid values. For their use see [install](../howto/install.md).",
             "", "| value | default | meaning |", "| --- | --- | --- |", *rows, "",
         ]
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""The table of annotations and labels: who writes each, and what it means. The reference page is made of it.
+"""The table of annotations and labels: the writer and the meaning of each. The reference page is generated from it.
 
-A test finds every key that stands in the code here, so that none is forgotten.
+A test checks that every key in the code is listed here.
 """
 
 from dataclasses import dataclass
@@ -24,62 +24,62 @@ class Key:
     """One sentence, with the values."""
 
 
-ASKED = (
+REQUESTED = (
     Key(requests.USE_TYPE, "annotation", OWNER, "Only GPUs whose type contains one of these words; commas between."),
     Key(requests.NOUSE_TYPE, "annotation", OWNER, "No GPU whose type contains one of these words."),
     Key(requests.USE_UUID, "annotation", OWNER, "Only these GPUs, by UUID; commas between."),
     Key(requests.NOUSE_UUID, "annotation", OWNER, "None of these GPUs."),
-    Key(requests.MODE, "annotation", OWNER, "Only GPUs shared that way: `hami-core`, `mps` or `mig`."),
+    Key(requests.MODE, "annotation", OWNER, "Only GPUs with this isolation: `hami-core`, `mps` or `mig`."),
     Key(requests.NUMA_BIND, "annotation", OWNER, "`true`: all GPUs of a container on one NUMA node."),
     Key(requests.NUMA_ALIGNMENT, "annotation", OWNER, "`best-effort` has no effect, `strict` is refused."),
-    Key(requests.NODE_POLICY, "annotation", OWNER, "Over nodes: `binpack` or `spread`."),
-    Key(requests.GPU_POLICY, "annotation", OWNER, "Over a node's GPUs: one policy or several, such as `numa,binpack`."),
-    Key(requests.SCORING_WEIGHTS, "annotation", OWNER, "What makes a GPU full, such as `slot=1,core=1,memory=3`."),
+    Key(requests.NODE_POLICY, "annotation", OWNER, "Node policy: `binpack` or `spread`."),
+    Key(requests.GPU_POLICY, "annotation", OWNER, "GPU policy: one or several, such as `numa,binpack`."),
+    Key(requests.SCORING_WEIGHTS, "annotation", OWNER, "Weights of GPU fullness, such as `slot=1,core=1,memory=3`."),
     Key(gangs.NAME, "annotation", OWNER, "The gang that the pod belongs to."),
-    Key(gangs.SIZE, "annotation", OWNER, "How many members that gang has, the same on each."),
-    Key(gangs.LABEL, "label", OWNER, "The gang in place of the annotation, as coscheduling names it."),
-    Key(admission.IGNORE_LABEL, "label", OWNER, f"`{admission.IGNORE}`: the webhook leaves the pod as it is."),
+    Key(gangs.SIZE, "annotation", OWNER, "The number of members of that gang, the same on each."),
+    Key(gangs.LABEL, "label", OWNER, "The gang, instead of the annotation; coscheduling's label."),
+    Key(admission.IGNORE_LABEL, "label", OWNER, f"`{admission.IGNORE}`: the webhook ignores the pod."),
 )
 """What a pod's owner writes."""
 
 WRITTEN = (
     Key(records.NODE, "annotation and label", EXTENDER, "The node whose GPUs the pod holds."),
-    Key(records.TIME, "annotation", EXTENDER, "When that was decided, in Unix seconds."),
-    Key(records.ALLOCATED, "annotation", EXTENDER, "The record: which container holds how much of which GPU."),
-    Key(records.TO_ALLOCATE, "annotation", EXTENDER, "The same once more, for readers of HAMi's contract."),
-    Key(records.MIG_ALLOCATIONS, "annotation", EXTENDER, "The MIG instances of the record, by profile and place."),
+    Key(records.TIME, "annotation", EXTENDER, "Time of the decision, in Unix seconds."),
+    Key(records.ALLOCATED, "annotation", EXTENDER, "The record: the shares of each container by GPU."),
+    Key(records.TO_ALLOCATE, "annotation", EXTENDER, "The same, for readers of HAMi's contract."),
+    Key(records.MIG_ALLOCATIONS, "annotation", EXTENDER, "The MIG instances of the record, by profile and placement."),
     Key(records.BIND_PHASE, "annotation", f"{EXTENDER}, then {PLUGIN}",
         f"`{records.PHASE_ALLOCATING}`, then `{records.PHASE_SUCCESS}` or `{records.PHASE_FAILED}`."),
     Key(records.BIND_TIME, "annotation", EXTENDER, "When the pod was bound, in Unix seconds."),
-    Key(records.DECISION, "annotation", EXTENDER, "Ties the logs, events and exemplars of the pod together."),
-    Key(records.HOLD, "annotation", EXTENDER, "GPUs that are kept for a waiting pod, by preemption or for its gang."),
-    Key(waking.RETRY, "annotation", EXTENDER, "Wakes a waiting pod that fits now; Unix milliseconds."),
-    Key(gangs.GATE, "scheduling gate", EXTENDER, "Keeps kube-scheduler from a gang's member until all have a place."),
+    Key(records.DECISION, "annotation", EXTENDER, "Connects the logs, events and exemplars of the pod."),
+    Key(records.HOLD, "annotation", EXTENDER, "GPUs reserved for a pending pod, by preemption or for its gang."),
+    Key(waking.RETRY, "annotation", EXTENDER, "Wakes a pending pod that now fits; Unix milliseconds."),
+    Key(gangs.GATE, "scheduling gate", EXTENDER, "Stops kube-scheduler from trying a gang's member until all fit."),
 )  # fmt: skip
-"""What is written about a pod."""
+"""Written to a pod by our processes."""
 
 OF_NODES = (
     Key(records.INVENTORY, "annotation", PLUGIN, "The node's GPUs."),
     Key(records.AGENT, "annotation", PLUGIN, "Which plugin serves the node, and its version."),
     Key(records.HEALTH, "annotation", PLUGIN, "Why GPUs are not healthy, by UUID; outlives a restart of the plugin."),
-    Key(records.PROBLEMS, "annotation", PLUGIN, "What is wrong with how the node is set up: sentences by error code."),
-    Key(records.SCORE, "annotation", PLUGIN, "How well its GPUs are linked, with `--topology-score`."),
+    Key(records.PROBLEMS, "annotation", PLUGIN, "Problems of the node's setup: sentences by error code."),
+    Key(records.SCORE, "annotation", PLUGIN, "Link scores between its GPUs, with `--topology-score`."),
     Key(
         records.MIG_MADE, "annotation", PLUGIN, "The MIG instances that the plugin made, so that it destroys no others."
     ),
-    Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs, by UUID with commas between, that get no new pods."),
+    Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs that get no new pods: UUIDs, separated by commas."),
     Key(
         records.RELEASE,
         "annotation",
         ADMINISTRATOR,
-        "Likewise, and plugin and monitor let go of them for a reset; `hamictl gpu release` writes it.",
+        "Likewise, and plugin and monitor close them for a reset; `hamictl gpu release` writes it.",
     ),
 )
-"""What stands on a node."""
+"""On a node, by the plugin or an administrator."""
 
 
 def examples() -> dict[str, str]:
-    """What a pod with a slice of one GPU and its node carry, as the code writes it."""
+    """Return the annotations of a pod with a slice of one GPU, and of its node, as the code writes them."""
     gpu = gpus.Gpu(
         uuid=identifiers.GpuUuid("GPU-6c4f1aee-3ad5-542c-9d6f-5e4ddee6115b"),
         index=0,

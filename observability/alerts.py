@@ -1,6 +1,6 @@
-"""Every alert: when it fires, what it means, how to look and what to do, and a case of each kind that proves it.
+"""Every alert: when it fires, what it means, how to check and what to do, and a firing and a quiet case.
 
-The rule files, the runbooks and promtool's tests are made of this table, so that none can lack what another has.
+The rule files, the runbooks and promtool's tests are generated from this table, so that all have every alert.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class Alert:
     wait: str
     """How long the expression must hold, as Prometheus writes it."""
     severity: str
-    """`critical`: somebody gets up; `warning`: in working hours; `none`: only silences others."""
+    """`critical`: act at once; `warning`: act in working hours; `none`: only silences others."""
     summary: str
     """A sentence with the labels that help."""
     meaning: str
@@ -33,7 +33,7 @@ class Alert:
     quiet: Values
     """Series with which it does not."""
     at: str = "30m"
-    """When the two cases are looked at."""
+    """The time at which the two cases are evaluated."""
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -57,7 +57,7 @@ ALERTS = (
         f"{_ON} uses {{{{ $value | humanizePercentage }}}} of its memory.",
         "Programs on the GPU use nearly all of its memory; the next allocation may fail.",
         "Compare `hami_vgpu_memory_usage_bytes` with `hami_vgpu_allocated_memory_bytes` of the containers on it.",
-        "Nothing if each container stays within its promise. Else limit it (isolation `hami-core` or MIG), or move it.",
+        "Nothing if each container stays within its allocation. Else limit it (`hami-core` or MIG), or move it.",
         _memory(78), _memory(70),
     ),
     Alert(
@@ -65,18 +65,18 @@ ALERTS = (
         "(hami_gpu_memory_total_bytes - hami_gpu_memory_used_bytes) < 1073741824",
         "5m", "critical",
         f"{_ON} has less than 1 GiB of memory left.",
-        "Whatever allocates next on the GPU gets an out-of-memory error. Where one container holds the whole "
-        "GPU that is normal (inference servers fill what they get): `GPUFullyAllocated` then silences this alert.",
-        "Who uses it: `topk(5, hami_vgpu_memory_usage_bytes)`, and `hami_monitor_unattributed_bytes` for strangers.",
-        "Stop or move what uses more than is allocated to it.",
+        "The next allocation of memory on the GPU fails with an out-of-memory error. Where one container holds the "
+        "whole GPU this is normal (inference servers use all memory): `GPUFullyAllocated` then silences this alert.",
+        "`topk(5, hami_vgpu_memory_usage_bytes)`, and `hami_monitor_unattributed_bytes` for other processes.",
+        "Stop or move containers that use more than their allocation.",
         _memory(80), _memory(78),
     ),
     Alert(
         "GPUFullyAllocated",
         "hami_gpu_containers == 1 and hami_gpu_allocated_memory_bytes >= hami_gpu_memory_total_bytes",
         "0m", "none",
-        f"{_ON} belongs to one container.",
-        "One container holds the whole GPU. This is no problem; it only silences alerts about a full GPU.",
+        f"{_ON} is allocated to one container.",
+        "One container holds the whole GPU. This is normal; the alert only silences alerts about used memory.",
         "`hami_vgpu_allocated_memory_bytes` names the container.",
         "Nothing.",
         {
@@ -95,8 +95,8 @@ ALERTS = (
         "10m", "warning",
         "{{ $value | humanizePercentage }} of all binds fail.",
         "More than one bind in eleven fails: failures over successes are above 0.1.",
-        "`sum by (error_code) (rate(hami_scheduler_bind_failures_by_code_total[5m]))` says why.",
-        "`hamictl explain-code CODE`. Conflicts cure themselves; `SCHED_API_…` points at the API server.",
+        "`sum by (error_code) (rate(hami_scheduler_bind_failures_by_code_total[5m]))` shows the reasons.",
+        "`hamictl explain-code CODE`. Conflicts end by themselves; for `SCHED_BIND_…` check the API server.",
         {f"hami_scheduler_bind_failure_total{{{_EXTENDER}}}": "0+1x60"},
         {
             f"hami_scheduler_bind_failure_total{{{_EXTENDER}}}": "0+1x60",
@@ -108,9 +108,9 @@ ALERTS = (
         "hami_device_plugin_healthy_status == 0",
         "1m", "critical",
         f"{_ON} must not be used.",
-        "The driver reported a fault of the GPU, or does not answer. New pods go elsewhere; those on it run on.",
-        "`kubectl describe node` shows the `DeviceUnhealthy` event with the XID and what the GPU needs.",
-        "Do what the event says: wait, reset the GPU, reboot the node, or replace hardware. It comes back by itself.",
+        "The driver reported a fault of the GPU, or does not answer. New pods avoid it; its running pods continue.",
+        "`kubectl describe node` shows the `DeviceUnhealthy` event with the XID and the required action.",
+        "Follow the event: wait, reset the GPU, reboot the node, or replace hardware. The GPU then recovers by itself.",
         {f"hami_device_plugin_healthy_status{GPU}": "0x60"}, {f"hami_device_plugin_healthy_status{GPU}": "1x60"},
     ),
     Alert(
@@ -118,9 +118,9 @@ ALERTS = (
         "hami_gpu_temperature_celsius > 80",
         "5m", "warning",
         f"{_ON} has {{{{ $value }}}} °C.",
-        "The GPU is hot; near its limit it slows down, above it shuts down.",
-        "Compare with its neighbours: one hot GPU is a fan or a heat sink, all of a node are the air.",
-        "Check airflow and fans; drain the node if it goes on rising.",
+        "The GPU is hot; near its limit it reduces its clocks, above the limit it shuts down.",
+        "Compare with the node's other GPUs: one hot GPU indicates its fan or heat sink, all of them the airflow.",
+        "Check airflow and fans; drain the node if the temperature keeps rising.",
         {f"hami_gpu_temperature_celsius{GPU}": "85x60"}, {f"hami_gpu_temperature_celsius{GPU}": "80x60"},
     ),
     Alert(
@@ -128,8 +128,8 @@ ALERTS = (
         f"{_ALLOCATED} / {_ALLOCATABLE} > 0.9",
         "15m", "warning",
         "{{ $value | humanizePercentage }} of the memory of all {{ $labels.model }} is allocated.",
-        "Little is left to promise; pods will soon wait.",
-        "`hami_scheduler_largest_free_bytes` says what would still fit, `hami_scheduler_pods_pending` how many wait.",
+        "Little memory is left to allocate; new pods will soon stay pending.",
+        "`hami_scheduler_largest_free_bytes` is what would still fit; `hami_scheduler_pods_pending`.",
         "Add GPUs, lower what pods request (compare allocated with used memory), or set quotas and priorities.",
         {
             'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "95x60",
@@ -145,10 +145,10 @@ ALERTS = (
         "sum by (model) (predict_linear(hami_scheduler_gpu_memory_allocated_bytes[6h], 86400)) > "
         f"{_ALLOCATABLE} and {_ALLOCATED} / {_ALLOCATABLE} > 0.7",
         "1h", "warning",
-        "All memory of {{ $labels.model }} will be allocated within a day, as the last six hours went on.",
-        "What is allocated grows such that nothing is left within a day.",
+        "All memory of {{ $labels.model }} will be allocated within a day, by the trend of the last six hours.",
+        "Allocated memory grows so fast that nothing is free within a day.",
         "Check the trend on the dashboard GPU cluster overview.",
-        "As for GPUCapacityLow, with time to spare.",
+        "As for GPUCapacityLow, with more time.",
         {
             'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "600+1x400",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "1000x400",
@@ -163,8 +163,8 @@ ALERTS = (
         "GPUFragmentationHigh",
         f"hami_scheduler_fragmentation_ratio > 0.5 and on (model) {_ALLOCATED} / {_ALLOCATABLE} < 0.8",
         "30m", "warning",
-        "{{ $value | humanizePercentage }} of the free memory of {{ $labels.model }} is of no use to the usual pods.",
-        "Much memory is free, in pieces too small for pods like those of late.",
+        "{{ $value | humanizePercentage }} of the free {{ $labels.model }} memory is in parts too small for most pods.",
+        "Much memory is free, in parts that are too small for pods like the recent ones.",
         "`hami_scheduler_largest_free_bytes` is the largest share that still fits.",
         "Use the policy binpack for nodes and GPUs, request sizes that divide a GPU evenly, or move some small pods.",
         {
@@ -184,7 +184,7 @@ ALERTS = (
         "sum by (instance, error_code) (increase(hami_device_plugin_allocation_failures_total[10m])) > 3",
         "5m", "warning",
         "{{ $labels.instance }} refuses containers with {{ $labels.error_code }}.",
-        "The device plugin refuses to start containers again and again.",
+        "The device plugin repeatedly refuses to start containers.",
         "`kubectl describe pod` of the pod shows the code, the cause and what to do.",
         "`hamictl explain-code CODE`.",
         {'hami_device_plugin_allocation_failures_total{instance="p1", error_code="ALLOC_NO_RECORD"}': "0+1x60"},
@@ -195,7 +195,7 @@ ALERTS = (
         "hami_scheduler_quota_used / hami_scheduler_quota_limit > 0.9",
         "15m", "warning",
         "{{ $labels.namespace }} holds {{ $value | humanizePercentage }} of its {{ $labels.resource }}.",
-        "The namespace will soon get no more GPUs: its pods will wait with `quota exceeded`.",
+        "The namespace will soon get no more GPUs: its pods will stay pending with `quota exceeded`.",
         "`kubectl get resourcequota -n NAMESPACE`, and `hami_scheduler_quota_used`.",
         "Raise the quota, or end pods that the namespace does not need.",
         {
@@ -212,9 +212,9 @@ ALERTS = (
         "absent(hami_scheduler_ready == 1)",
         "2m", "critical",
         "No scheduler extender is ready.",
-        "Pods with GPUs are not scheduled; those that run go on.",
+        "Pods with GPUs are not scheduled; running pods continue.",
         "`kubectl -n hami-system get pods`, then `/healthz` and the log of the extender.",
-        "Restore it. It keeps nothing of its own: a new one learns everything from the API server.",
+        "Restore it. It has no state of its own: a new one reads everything from the API server.",
         {f"hami_scheduler_ready{{{_EXTENDER}}}": "0x60"}, {f"hami_scheduler_ready{{{_EXTENDER}}}": "1x60"},
     ),
     Alert(
@@ -232,8 +232,8 @@ ALERTS = (
         "histogram_quantile(0.99, sum by (le) (rate(hami_scheduler_filter_duration_seconds_bucket[5m]))) > 1",
         "10m", "warning",
         "One filter call in a hundred takes more than {{ $value | humanizeDuration }}.",
-        "Scheduling of pods with GPUs is slow; kube-scheduler gives a call up after its `httpTimeout`.",
-        "CPU throttling of the extender, and its exemplars: they carry the `decision_id` of slow calls.",
+        "Scheduling of pods with GPUs is slow; kube-scheduler cancels a call after its `httpTimeout`.",
+        "CPU throttling of the extender, and its exemplars, which carry the `decision_id` of slow calls.",
         "Give it more CPU; set `nodeCacheCapable: true` if kube-scheduler sends whole nodes.",
         {
             f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="1"}}': "0+1x60",
@@ -249,10 +249,10 @@ ALERTS = (
         "SchedulerExtenderShedding",
         'sum(rate(hami_scheduler_calls_total{outcome="shed"}[5m])) > 0',
         "5m", "warning",
-        "The scheduler extender sheds calls: too many are under way.",
-        "Calls are answered with `busy, retry` so that the others are answered in time.",
-        "`hami_scheduler_in_flight_calls`, and who calls: only kube-scheduler should.",
-        "Give the extender more CPU, or find who floods it.",
+        "The scheduler extender sheds calls: too many are in flight.",
+        "Some calls are answered with `busy, retry` so that the others are answered in time.",
+        "`hami_scheduler_in_flight_calls`, and the callers: only kube-scheduler should call.",
+        "Give the extender more CPU, or find the client that floods it.",
         {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="shed"}}': "0+5x60"},
         {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="shed"}}': "7x60"},
     ),
@@ -260,10 +260,10 @@ ALERTS = (
         "WatchStalled",
         "hami_watch_age_seconds > 180",
         "5m", "warning",
-        "{{ $labels.instance }} has heard nothing of {{ $labels.watch }} for {{ $value | humanizeDuration }}.",
-        "The API server sends a bookmark every minute, so this watch is dead; what the process knows grows old.",
+        "{{ $labels.instance }} has received nothing for {{ $labels.watch }} for {{ $value | humanizeDuration }}.",
+        "The API server sends a bookmark every minute, so this watch is broken, and the process's data gets old.",
         "The process's log (`watch broke`), the API server's health, the network between them.",
-        "Usually it heals; else restart the process.",
+        "Usually it recovers by itself; else restart the process.",
         {'hami_watch_age_seconds{instance="e1", watch="pods"}': "300x60"},
         {'hami_watch_age_seconds{instance="e1", watch="pods"}': "70x60"},
     ),
@@ -271,8 +271,8 @@ ALERTS = (
         "DevicePluginMissing",
         'absent(hami_build_info{component="device-plugin"})',
         "5m", "critical",
-        "Prometheus sees no device plugin at all.",
-        "No node hands out GPUs, or Prometheus does not scrape them.",
+        "Prometheus scrapes no device plugin.",
+        "No node allocates GPUs, or Prometheus does not scrape the plugins.",
         "`kubectl -n hami-system get daemonset hami-device-plugin`, and Prometheus' page of targets.",
         "Restore the DaemonSet (nodes need the label `gpu=on`), or the ServiceMonitor.",
         {"up{job=\"hami-monitor\"}": "1x60"}, {'hami_build_info{component="device-plugin"}': "1x60"},
@@ -281,10 +281,10 @@ ALERTS = (
         "DevicePluginNotRegistered",
         "hami_device_plugin_registered == 0 and on (instance) hami_device_plugin_device_count > 0",
         "5m", "critical",
-        "The kubelet beside {{ $labels.instance }} does not know the device plugin.",
+        "The device plugin {{ $labels.instance }} is not registered with its kubelet.",
         "New pods with GPUs fail on the node with `UnexpectedAdmissionError`.",
         "The plugin's `/healthz` and log (`PLUGIN_NOT_REGISTERED`), and that the kubelet runs.",
-        "Check `--kubelet-dir` and its mount; the plugin tries again by itself.",
+        "Check `--kubelet-dir` and its mount; the plugin retries by itself.",
         {
             'hami_device_plugin_registered{instance="p1"}': "0x60",
             'hami_device_plugin_device_count{instance="p1", node="n1"}': "8x60",
@@ -298,8 +298,8 @@ ALERTS = (
         "MonitorMissing",
         'absent(hami_build_info{component="monitor"})',
         "5m", "warning",
-        "Prometheus sees no monitor at all.",
-        "Nothing is known of what GPUs do; scheduling goes on.",
+        "Prometheus scrapes no monitor.",
+        "Used memory and utilization of GPUs are unknown; scheduling continues.",
         "As for DevicePluginMissing.",
         "Restore the monitor container of the DaemonSet, or its ServiceMonitor.",
         {"up{job=\"hami-monitor\"}": "1x60"}, {'hami_build_info{component="monitor"}': "1x60"},
@@ -311,7 +311,7 @@ ALERTS = (
         "Prometheus cannot scrape {{ $labels.job }} at {{ $labels.instance }}.",
         "One of our processes is down, hangs, or cannot be reached.",
         "Its pod's state and log; `/healthz` of the process.",
-        "Restore it; nothing is lost meanwhile.",
+        "Restore it; no state is lost.",
         {'up{job="hami-monitor", instance="m1"}': "0x60"}, {'up{job="hami-monitor", instance="m1"}': "1x60"},
     ),
     Alert(
@@ -319,9 +319,9 @@ ALERTS = (
         "hami_monitor_gpu_stale == 1",
         "2m", "warning",
         f"{_ON} does not answer the monitor.",
-        "The driver does not answer about the GPU; its numbers are left out meanwhile.",
+        "The driver does not answer for the GPU; its series are omitted until it does.",
         "`nvidia-smi` on the node, and whether GPUUnhealthy fires too.",
-        "If it stays so, drain and reboot the node: a hung driver seldom comes back.",
+        "If it stays so, drain and reboot the node: a hung driver seldom recovers.",
         {f"hami_monitor_gpu_stale{GPU}": "1x60"}, {f"hami_monitor_gpu_stale{GPU}": "0x60"},
     ),
     Alert(
@@ -332,7 +332,7 @@ ALERTS = (
         "The webhook's certificate of {{ $labels.instance }} ends in {{ $value | humanizeDuration }}.",
         "Without a valid certificate the API server cannot call the webhook, and the read API cannot be used.",
         "`kubectl -n hami-system get secret` with the certificate, or cert-manager's Certificate.",
-        "Renew it; the extender reads the file again by itself.",
+        "Renew it; the extender reads the new file by itself.",
         {f"hami_scheduler_certificate_expiry_timestamp_seconds{{{_EXTENDER}}}": "86400x120"},
         {f"hami_scheduler_certificate_expiry_timestamp_seconds{{{_EXTENDER}}}": "8640000x120"},
         at="90m",
@@ -341,8 +341,8 @@ ALERTS = (
         "HamiEventsDropped",
         'increase({__name__=~"hami_(scheduler|device_plugin)_events_dropped_total"}[15m]) > 0',
         "0m", "warning",
-        "{{ $labels.instance }} gave up events.",
-        "Some pods or nodes lack an event, because too many waited or the API server refused them.",
+        "{{ $labels.instance }} dropped events.",
+        "Some pods or nodes lack an event, because too many were queued or the API server refused them.",
         "The process's log: `event not written` with the cause.",
         "Check the account's rights on `events.events.k8s.io`; raise `--event-rate` if the cluster is that busy.",
         {f"hami_scheduler_events_dropped_total{{{_EXTENDER}}}": "0+1x60"},

@@ -1,4 +1,4 @@
-"""Every file that is made of the tables, by its path from the root of the project; `make docs` writes them."""
+"""Every file that is generated from the tables, by its path from the root of the project; `make docs` writes them."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Rule files of the alerts, for Prometheus and for its operator; with other durations for a test in a hurry."""
+"""Rule files of the alerts, for Prometheus and for its operator; with shorter durations for tests."""
 
 import re
 from collections.abc import Mapping
@@ -11,16 +11,16 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def rule_file(faster: float = 1.0) -> dict[str, Any]:
-    """A rule file.
+    """Return a rule file.
 
     Args:
-        faster: By how much every duration is divided: how long an alert waits, and each window.
+        faster: The divisor of every duration: the time until an alert fires, and each window.
     """
     return {"groups": [{"name": GROUP, "rules": [_rule(one, faster) for one in alerts.ALERTS]}]}
 
 
 def prometheus_rule() -> dict[str, Any]:
-    """The same for the Prometheus operator."""
+    """Return the same rules for the Prometheus operator."""
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -30,12 +30,12 @@ def prometheus_rule() -> dict[str, Any]:
 
 
 def runbook_path(alert: alerts.Alert) -> str:
-    """Where its runbook lies, from the root of the project."""
+    """Return the path of its runbook, from the root of the project."""
     return f"docs/runbooks/{alert.name}.md"
 
 
 def runbook(alert: alerts.Alert) -> str:
-    """The page for whoever is called by the alert."""
+    """Return the page with the actions for one alert."""
     return "\n".join(
         [
             f"# {alert.name}", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
@@ -47,7 +47,7 @@ def runbook(alert: alerts.Alert) -> str:
 
 
 def overview() -> str:
-    """The page that lists all alerts."""
+    """Return the page that lists all alerts."""
     rows = [
         f"| [{one.name}](../runbooks/{one.name}.md) | {one.severity} | {one.wait} | {one.meaning} |"
         for one in alerts.ALERTS
@@ -56,14 +56,14 @@ def overview() -> str:
         [
             "# Alerts", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
             "The rules are `charts/hami/files/rules.yaml`; how to use them is in",
-            "[watch it with Prometheus and Grafana](../howto/watch-it.md).", "",
+            "[monitor it with Prometheus and Grafana](../howto/watch-it.md).", "",
             "| alert | severity | after | meaning |", "| --- | --- | --- | --- |", *rows, "",
         ]
     )  # fmt: skip
 
 
 def case_file(rules: str) -> dict[str, Any]:
-    """Tests for promtool: for each alert one case in which it fires, and one in which it does not.
+    """Return tests for promtool: for each alert one case in which it fires, and one in which it does not.
 
     Args:
         rules: The rule file's path.

@@ -12,13 +12,13 @@ Code = NewType("Code", str)
 
 @dataclass(frozen=True, slots=True)
 class ErrorCode:
-    """What one code means to the person who meets it."""
+    """One code with its meaning and remedy."""
 
     code: Code
     meaning: str
-    """One sentence: what happened."""
+    """What happened, in one sentence."""
     remedy: str
-    """One sentence: what to do about it."""
+    """What to do about it, in one sentence."""
 
 
 REGISTRY: dict[Code, ErrorCode] = {}
@@ -33,7 +33,7 @@ def _register(name: str, meaning: str, remedy: str) -> Code:
 # The request itself cannot be served.
 INVALID_QUANTITY = _register(
     "SCHED_INVALID_QUANTITY",
-    "A GPU resource of the pod is not a whole, non-negative number of sensible size.",
+    "A GPU resource of the pod is not a whole, non-negative number within the limits.",
     "Write a whole number, for example nvidia.com/gpumem: 4000 (MiB) or 4Gi.",
 )
 AMBIGUOUS_MEMORY = _register(
@@ -48,50 +48,50 @@ PERCENT_OUT_OF_RANGE = _register(
 )
 NODE_NOT_READY = _register(
     "SCHED_NODE_NOT_READY",
-    "The kubelet of the node does not report that it is ready, so nothing new is placed there, whatever is free.",
-    "See kubectl describe node; the GPUs count again once the node is Ready.",
+    "The kubelet of the node does not report that it is ready, so no pod is placed there.",
+    "See kubectl describe node; the GPUs are used again once the node is Ready.",
 )
 NODE_CORDONED = _register(
     "SCHED_NODE_CORDONED",
-    "The node is cordoned (spec.unschedulable), so nothing new is placed there, whatever is free.",
-    "kubectl uncordon NODE, once the reason for the cordon is gone.",
+    "The node is cordoned (spec.unschedulable), so no pod is placed there.",
+    "Run kubectl uncordon NODE when the reason for the cordon has ended.",
 )
 POD_IN_DOUBT = _register(
     "SCHED_POD_IN_DOUBT",
-    "A list of pods lacks a pod that was read or bound while the list was made, and the API server has not shown yet "
-    "whether it is deleted; what it holds stays allocated until then.",
-    "Nothing, if it passes; else find out why the API server does not answer.",
+    "A list of pods lacks a pod that was read or bound while the list was read, and it is unknown whether the pod "
+    "is deleted; its GPUs stay allocated until then.",
+    "Nothing, if it ends by itself; else find out why the API server does not answer.",
 )
 SET_ASIDE = _register(
     "SCHED_OBJECT_SET_ASIDE",
-    "An object of the cluster could not be handled, because of a defect of this program; what it may hold is kept out "
-    "of use, and everything else goes on.",
-    "Report the log line with the object's YAML; the object counts again once it is written in another way.",
+    "An object of the cluster could not be handled, because of a defect of this program; the GPUs that it may hold "
+    "are excluded from new allocations, and everything else continues.",
+    "Report the log line with the object's YAML; the object is read when it changes.",
 )
 REQUEST_TOO_LARGE = _register(
     "SCHED_REQUEST_TOO_LARGE",
     "A pod requests more than any node can have: over 64 GPUs or 2147483647 MiB for one container, or GPUs for over 16 "
     "containers.",
-    "Write what one node can serve, and use several pods for more.",
+    "Request what one node can have, and use several pods for more.",
 )
 CONTRADICTORY_REQUEST = _register(
     "SCHED_CONTRADICTORY_REQUEST",
-    "A pod requests two things that exclude each other, such as a share of zero GPUs, or a GPU that it also excludes.",
+    "A pod requests two things that exclude each other, such as memory of zero GPUs, or a GPU that it also excludes.",
     "Remove one of the two: nvidia.com/gpu: 0 or the memory and cores beside it, use-… or nouse-….",
 )
 NO_GPU_COUNT = _register(
     "SCHED_NO_GPU_COUNT",
-    "A container requests memory or cores of a GPU and no GPU, and the webhook, which adds it, was not asked.",
-    "Write nvidia.com/gpu: 1 beside it; without it the kubelet hands no GPU to the container.",
+    "A container requests memory or cores of a GPU and no GPU, and the webhook, which adds one, was not called.",
+    "Write nvidia.com/gpu: 1 beside it; without it the kubelet allocates no GPU to the container.",
 )
 UNKNOWN_POLICY = _register(
     "SCHED_UNKNOWN_POLICY",
-    "A scheduling annotation of the pod names something that this version does not do.",
+    "A scheduling annotation of the pod has a value that this version does not support.",
     "Use one of the policies or modes that the event names, or remove the annotation.",
 )
 BAD_SCORING_WEIGHTS = _register(
     "SCHED_BAD_SCORING_WEIGHTS",
-    "hami.io/device-scoring-weights does not give a weight for slots, cores and memory.",
+    "hami.io/device-scoring-weights does not have valid weights for slots, cores and memory.",
     "Write all three as whole numbers, not all of them 0: slot=1,core=1,memory=3.",
 )
 NODE_NAME_SET = _register(
@@ -102,7 +102,7 @@ NODE_NAME_SET = _register(
 )
 OWN_VARIABLES = _register(
     "SCHED_OWN_VARIABLES",
-    "A container that requests a GPU sets a variable by which the device plugin gives it GPUs and limits.",
+    "A container that requests a GPU sets a variable that the device plugin sets.",
     "Remove it from the container's env: without CDI it would override what is allocated to the pod.",
 )
 TOO_MANY_CONTAINERS = _register(
@@ -112,38 +112,38 @@ TOO_MANY_CONTAINERS = _register(
 )
 PRIVILEGED = _register(
     "SCHED_PRIVILEGED",
-    "A privileged container requests a GPU, and would see all GPUs of its node.",
+    "A privileged container requests a GPU, and could use all GPUs of its node.",
     "Remove securityContext.privileged or the GPU request; --allow-privileged permits it.",
 )
 OTHER_NODE = _register(
     "PLUGIN_OTHER_NODE",
     "A device plugin tried to write about another node, another node's pod, or more than its annotations, its label "
     "and the capacity of our resources; the admission policy hami-own-node refused it.",
-    "If the node was not broken into, check that the cluster is Kubernetes 1.30 at least, whose tokens name the node.",
+    "If the node is not compromised, check that Kubernetes is at least 1.30, whose tokens name the node.",
 )
 OTHER_WRITE = _register(
     "SCHED_OTHER_WRITE",
     "The scheduler's account tried to change more of a pod than our annotations and scheduling gates; the admission "
     "policy hami-own-writes refused it.",
-    "A pod with more than 1,000 annotations or labels goes without ours; else find out who uses the account.",
+    "A pod with more than 1,000 annotations or labels cannot get ours; else find out who uses the account.",
 )
 RECORD_GUARDED = _register(
     "SCHED_RECORD_GUARDED",
-    "A record of allocated GPUs is written, changed or removed by neither the extender nor the node's plugin.",
-    "Leave out hami.io/vgpu-*, hami.io/bind-* and hami.io/decision-id, such as when copying a pod's YAML.",
+    "An account other than the extender's and the plugin's tried to write, change or remove a record of GPUs.",
+    "Remove hami.io/vgpu-*, hami.io/bind-* and hami.io/decision-id, for example from a copy of a pod's YAML.",
 )
 
 BAD_GANG = _register(
     "SCHED_BAD_GANG",
     "The pod's gang is invalid: no name, no size, two names, a size that other members contradict, or too many.",
-    "Write hami.io/gang and hami.io/gang-size on every member, the same on all, and the size as many as there are; or "
-    "name a PodGroup, which gives the least number of members.",
+    "Write hami.io/gang and hami.io/gang-size on every member, the same on all, and the number of members as the size; "
+    "or name a PodGroup, which has the minimum number of members.",
 )
 
-# A node cannot take the pod.
+# A pod does not fit on a node.
 NODE_UNKNOWN = _register(
     "SCHED_NODE_UNKNOWN",
-    "kube-scheduler offers a node that the extender has not seen.",
+    "kube-scheduler offers a node that the extender does not know.",
     "Wait; if it stays, check the extender's watch of nodes on /healthz.",
 )
 NODE_NOT_REGISTERED = _register(
@@ -154,7 +154,7 @@ NODE_NOT_REGISTERED = _register(
 CORRUPT_NODE_RECORD = _register(
     "SCHED_CORRUPT_NODE_RECORD",
     "The node's record of its GPUs cannot be read.",
-    "Restart the device plugin of that node, which writes its record anew.",
+    "Restart the device plugin of that node, which writes its record again.",
 )
 BAD_LINKS = _register(
     "SCHED_BAD_LINKS",
@@ -163,24 +163,24 @@ BAD_LINKS = _register(
 )
 FOREIGN_AGENT = _register(
     "SCHED_FOREIGN_AGENT",
-    "The node's GPUs are served by another device plugin than this project's.",
+    "The node's GPUs are served by a device plugin of another project.",
     "Install this project's device plugin there, or allow such nodes with --allow-hami-nodes for a transition.",
 )
 DEVICE_CLASS = _register(
     "SCHED_DEVICE_CLASS",
     "A DeviceClass offers the resource that counts GPUs, and the node's allocatable lacks another one of the pod: "
-    "kube-scheduler's DynamicResources plugin keeps the pod off the node.",
+    "kube-scheduler's DynamicResources plugin rejects the pod there.",
     "Let the device plugin write its capacity (patch on nodes/status, as the chart grants), remove "
     "extendedResourceName from the class, or start kube-scheduler with --feature-gates=DRAExtendedResource=false.",
 )
 DRA_NODE = _register(
     "SCHED_DRA_NODE",
-    "A DRA driver allocates the node's GPUs (there are ResourceSlices of gpu.nvidia.com), and only one may.",
+    "A DRA driver allocates the node's GPUs (ResourceSlices of gpu.nvidia.com exist); only one system may.",
     "Use another node, or remove NVIDIA's DRA driver from this one before installing the device plugin there.",
 )
 HAMI_NODE_BUSY = _register(
     "SCHED_HAMI_NODE_BUSY",
-    "A node of another device plugin is still starting a pod, and takes one at a time.",
+    "A node of another device plugin is still starting a pod, and can start only one at a time.",
     "Wait until that pod has started.",
 )
 TOO_FEW_GPUS = _register(
@@ -216,32 +216,32 @@ GPU_CORDONED = _register(
 )
 UNKNOWN_USAGE = _register(
     "SCHED_UNKNOWN_USAGE",
-    "A pod on the node holds GPUs by a record that cannot be read, so what is free there is not known.",
+    "A pod on the node holds GPUs by a record that cannot be read, so the free memory and cores there are unknown.",
     "Find the pod by its SCHED_CORRUPT_POD_RECORD event and delete it.",
 )
 SLOTS_EXHAUSTED = _register(
     "SCHED_SLOTS_EXHAUSTED",
-    "As many containers as are allowed share the node's GPUs already.",
+    "The maximum number of containers already share the node's GPUs.",
     "Wait, or raise the device plugin's --device-split-count.",
 )
 GPU_HELD_EXCLUSIVELY = _register(
     "SCHED_GPU_HELD_EXCLUSIVELY",
     "The pod requests a share of a GPU, and the remaining ones are in exclusive use (nvidia.com/gpucores: 100).",
-    "Wait until such a pod ends, or write nvidia.com/gpucores under 100 in it if it may share its GPU.",
+    "Wait until an exclusive pod ends, or set its nvidia.com/gpucores below 100 if it may share its GPU.",
 )
 GPU_NOT_EXCLUSIVE = _register(
     "SCHED_GPU_NOT_EXCLUSIVE",
-    "The pod requests GPUs for its own use, and too few of them are empty.",
+    "The pod requests exclusive GPUs, and too few GPUs are empty.",
     "Request a share (nvidia.com/gpumem, nvidia.com/gpucores under 100), or wait for an empty GPU.",
 )
 INSUFFICIENT_GPU_MEMORY = _register(
     "SCHED_INSUFFICIENT_GPU_MEMORY",
-    "No GPU of the node has that much memory left.",
+    "No GPU of the node has that much free memory.",
     "Request less nvidia.com/gpumem, or wait for a pod to end.",
 )
 INSUFFICIENT_GPU_CORES = _register(
     "SCHED_INSUFFICIENT_GPU_CORES",
-    "No GPU of the node has that share of its cores left.",
+    "No GPU of the node has that many free cores.",
     "Request less nvidia.com/gpucores, or wait for a pod to end.",
 )
 NUMA_MISMATCH = _register(
@@ -252,16 +252,16 @@ NUMA_MISMATCH = _register(
 GANG_WAITS = _register(
     "SCHED_GANG_WAITS",
     "The pod's GPUs would fit, but its gang is not complete, or not enough is free for all of its members at once.",
-    "Wait, create the missing members, or see the event for the shortage; all members start together.",
+    "Wait, create the missing members, or see in the event what is missing; all members start together.",
 )
 GANG_TORN = _register(
     "SCHED_GANG_TORN",
-    "Some members of a gang were not bound in time, so that nothing is kept for the gang any more.",
-    "Check the members' events for what kept them; it is planned again by itself, on other nodes first.",
+    "Some members of a gang were not bound in time, so the gang's reservations were released.",
+    "Check the members' events for the reason; the gang is planned again by itself, on other nodes first.",
 )
 NO_MIG_INSTANCE = _register(
     "SCHED_NO_MIG_INSTANCE",
-    "No GPU in MIG mode has an instance of that size left, or free slices where one may begin.",
+    "No GPU in MIG mode has a free instance of that size, or free MIG slices for a new one.",
     "Request less nvidia.com/gpumem or gpucores, or wait for a pod to end.",
 )
 QUOTA_EXCEEDED = _register(
@@ -271,18 +271,18 @@ QUOTA_EXCEEDED = _register(
 )
 QUOTA_UNREADABLE = _register(
     "SCHED_QUOTA_UNREADABLE",
-    "A ResourceQuota of the pod's namespace limits GPUs by a quantity that cannot be read, so nothing is placed there.",
+    "A ResourceQuota of the pod's namespace limits GPUs by a quantity that cannot be read, so no pod is placed there.",
     "Write whole numbers, for example limits.nvidia.com/gpumem: 40000 (MiB) or 40Gi.",
 )
 NOT_OFFERED = _register(
     "SCHED_NOT_OFFERED",
-    "The node's GPUs fit, but kube-scheduler ruled the node out for reasons of its own.",
+    "The node's GPUs fit, but kube-scheduler rejected the node for its own reasons.",
     "See kube-scheduler's own FailedScheduling event: CPU, memory, taints, affinity or volumes.",
 )
 
 PREEMPTION_FAILED = _register(
     "SCHED_PREEMPTION_FAILED",
-    "Pods of lower priority were evicted for a pod, and that did not help or took too long.",
+    "Pods of lower priority were evicted for a pod, but the pod still does not fit, or they did not end in time.",
     "Nothing: it is tried again; see the pod's events for the evicted pods, and check for pods that do not terminate.",
 )
 
@@ -290,7 +290,7 @@ PREEMPTION_FAILED = _register(
 POD_GONE = _register(
     "SCHED_POD_GONE",
     "The pod was deleted, or replaced by another of its name, before it could be bound.",
-    "Nothing: kube-scheduler forgets it.",
+    "Nothing: kube-scheduler drops it.",
 )
 ALREADY_BOUND_ELSEWHERE = _register(
     "SCHED_ALREADY_BOUND",
@@ -309,30 +309,29 @@ BIND_FAILED = _register(
 )
 BIND_UNKNOWN = _register(
     "SCHED_BIND_UNKNOWN",
-    "The API server did not answer a Binding, so that it may or may not have happened; the GPUs stay reserved until it "
-    "is known.",
-    "Nothing: the extender finds out and kube-scheduler tries again.",
+    "The API server did not answer a Binding, so its result is unknown; the GPUs stay allocated until it is known.",
+    "Nothing: the extender reads the pod and kube-scheduler tries again.",
 )
 UNSAFE_METADATA = _register(
     "SCHED_UNSAFE_METADATA",
     "The record to write would make the pod invalid, which the API server does not check in a Binding.",
-    "Check the names of node and GPUs; this is a defect if they are ordinary.",
+    "Check the names of node and GPUs; report a defect if they are valid.",
 )
 NOT_LEADER = _register(
     "SCHED_NOT_LEADER",
-    "This replica does not stand beside the leading kube-scheduler, so it must not bind.",
+    "This replica does not run beside the leading kube-scheduler, so it must not bind.",
     "Nothing, if another replica leads; else check the Lease named by --leader-lease.",
 )
 
 # Records and pods that are not ours.
 CORRUPT_POD_RECORD = _register(
     "SCHED_CORRUPT_POD_RECORD",
-    "The pod's record of its GPUs cannot be read, so the GPUs it may hold are kept out of use.",
+    "The pod's record of its GPUs cannot be read, so the GPUs that it may hold are excluded from new allocations.",
     "Delete the pod, or restore its annotation hami.io/vgpu-devices-allocated.",
 )
 FOREIGN_POD = _register(
     "SCHED_FOREIGN_POD",
-    "A pod that requests GPUs was bound by something else than this project, so it has no GPU of its own.",
+    "A pod that requests GPUs was bound by another scheduler, so no GPU is allocated to it.",
     "Set schedulerName: hami-scheduler and no nodeName, and recreate it.",
 )
 
@@ -349,7 +348,7 @@ BODY_TOO_LARGE = _register(
 )
 UNKNOWN_ROUTE = _register(
     "SCHED_UNKNOWN_ROUTE",
-    "There is nothing at that path, or it does not take that method.",
+    "The path does not exist, or does not support that method.",
     "Check urlPrefix and the verbs in the KubeSchedulerConfiguration.",
 )
 BUSY = _register(
@@ -365,7 +364,7 @@ NOT_READY = _register(
 INTERNAL = _register(
     "SCHED_INTERNAL",
     "A defect in the extender; the call changed nothing.",
-    "Report it with the log line that carries this code.",
+    "Report it with the log line that has this code.",
 )
 EVENTS_UNREAD = _register(
     "SCHED_EVENTS_UNREAD",
@@ -384,24 +383,24 @@ READ_FORBIDDEN = _register(
 )
 REVIEW_FAILED = _register(
     "SCHED_REVIEW_FAILED",
-    "The API server did not answer who called the read API, or what the caller may read, so the call was refused.",
+    "The API server did not answer the review of a caller of the read API or of its rights, so the call was refused.",
     "Try again; if it stays, check that the extender may create tokenreviews and subjectaccessreviews.",
 )
 EVENTS_DROPPED = _register(
     "SCHED_EVENTS_DROPPED",
-    "More pod events waited than the queue holds; the oldest ordinary ones were dropped.",
-    "Nothing; the decisions are in the log.",
+    "More pod events were queued than the limit; the oldest normal ones were dropped.",
+    "Nothing: the decisions are in the log.",
 )
 USAGE_UNKNOWN = _register(
     "SCHED_USAGE_UNKNOWN",
-    "Prometheus does not report how busy GPUs are, so that only what is allocated counts when nodes are compared.",
+    "Prometheus does not report the utilization of GPUs, so only allocations count when nodes are compared.",
     "Check --prometheus-url and that the monitors are scraped; the extender retries every 15 s.",
 )
 LISTENER_LIMIT = _register(
     "LISTENER_LIMIT",
     "A connection was closed: too many are open, its request is too large or not finished in time, or its answer is "
     "not read.",
-    "Nothing if it is rare; else the log line names the address that opens them: keep it away by a network policy.",
+    "Nothing if it is rare; else block the address that the log line names with a network policy.",
 )
 WATCH_FAILED = _register(
     "SCHED_WATCH_FAILED",
@@ -410,13 +409,13 @@ WATCH_FAILED = _register(
 )
 CERTIFICATE = _register(
     "SCHED_CERTIFICATE",
-    "The certificate of the read API and webhook changed and cannot be read; the one before stays in use.",
+    "The certificate of the read API and webhook changed and cannot be read; the previous one stays in use.",
     "Check that --tls-cert and --tls-key are a PEM certificate and its own key; they are read again every 2 s.",
 )
 CERTIFICATE_NOT_KEPT = _register(
     "SCHED_CERTIFICATE_NOT_KEPT",
-    "The certificate of --tls-secret cannot be read, renewed or made known; the one before stays in use.",
-    "Check that the Secret of --tls-secret is there, that the extender may get and patch it, and the same for the "
+    "The certificate of --tls-secret cannot be read, renewed or published; the previous one stays in use.",
+    "Check that the Secret of --tls-secret exists, that the extender may get and patch it, and the same for the "
     "MutatingWebhookConfiguration of --webhook-configuration.",
 )
 INVALID_SETTING = _register(
@@ -425,15 +424,15 @@ INVALID_SETTING = _register(
     "The message names the setting and the accepted values; --help lists all.",
 )
 
-# Giving a container its slice.
+# Starting a container with its slice.
 ALLOC_BAD_IDS = _register(
     "ALLOC_BAD_IDS",
-    "The kubelet asks for no device ids, or for ids that the plugin never listed.",
-    "Restart the kubelet of the node if it stays; its device checkpoint may be of another plugin.",
+    "The kubelet requests no device ids, or ids that the plugin never listed.",
+    "If it stays, restart the kubelet of the node; its device checkpoint may be from another plugin.",
 )
 ALLOC_OWNER_UNKNOWN = _register(
     "ALLOC_OWNER_UNKNOWN",
-    "It is not known yet for which container the device ids are, so it is not started.",
+    "The container of the device ids is not known yet, so it is not started.",
     "Nothing: the kubelet tries again in some seconds; if it stays, check that the plugin can read --kubelet-dir.",
 )
 ALLOC_OWNER_CONFLICT = _register(
@@ -443,13 +442,13 @@ ALLOC_OWNER_CONFLICT = _register(
 )
 ALLOC_NO_RECORD = _register(
     "ALLOC_NO_RECORD",
-    "The pod was not placed by this project's scheduler, so it has no GPU of its own and is not started.",
+    "The pod was not placed by this project's scheduler, so no GPU is allocated to it and it is not started.",
     "Set schedulerName: hami-scheduler and no nodeName, and recreate the pod.",
 )
 ALLOC_CORRUPT_RECORD = _register(
     "ALLOC_CORRUPT_RECORD",
     "The pod's record of its GPUs cannot be read, or does not match its containers.",
-    "Recreate the pod; nothing but the scheduler may write hami.io/vgpu-devices-allocated.",
+    "Recreate the pod; only the scheduler may write hami.io/vgpu-devices-allocated.",
 )
 ALLOC_WRONG_NODE = _register(
     "ALLOC_WRONG_NODE",
@@ -459,12 +458,12 @@ ALLOC_WRONG_NODE = _register(
 ALLOC_GPU_UNHEALTHY = _register(
     "ALLOC_GPU_UNHEALTHY",
     "The GPU allocated to the pod is unhealthy, so the container is not started.",
-    "Delete the pod, so that it is placed elsewhere, or repair the GPU: see the node's DeviceUnhealthy event.",
+    "Delete the pod, so that it is placed on another GPU, or repair the GPU: see the node's DeviceUnhealthy event.",
 )
 ALLOC_OVERSUBSCRIBED = _register(
     "ALLOC_OVERSUBSCRIBED",
     "The pod's record does not fit on its GPU beside the older records of other pods.",
-    "Delete the pod, so that it is placed anew.",
+    "Delete the pod, so that it is placed again.",
 )
 ALLOC_OWN_VARIABLES = _register(
     "ALLOC_OWN_VARIABLES",
@@ -474,17 +473,17 @@ ALLOC_OWN_VARIABLES = _register(
 ALLOC_SPEC_NOT_WRITTEN = _register(
     "ALLOC_SPEC_NOT_WRITTEN",
     "The container's device specification could not be written.",
-    "Make room in, or allow writing to, the directory of --cdi-dir; the kubelet tries again in some seconds.",
+    "Free space in the directory of --cdi-dir, or let the plugin write there; the kubelet tries again in some seconds.",
 )
 ALLOC_WRONG_MATCH = _register(
     "ALLOC_WRONG_MATCH",
     "Without CDI the container was matched with another container's record, so it is not started.",
-    "Delete the pod, so that it is matched anew, or use a container runtime with CDI and --identity cdi.",
+    "Delete the pod, so that it is matched again, or use a container runtime with CDI and --identity cdi.",
 )
 ALLOC_ISOLATION = _register(
     "ALLOC_ISOLATION",
     "The node cannot isolate the container in the way that is set or requested.",
-    "See the message: a library or daemon is missing, or the pod's users do not mix.",
+    "See the message: a library or daemon is missing, or the pod's users cannot share the GPU.",
 )
 ALLOC_CDI_IGNORED = _register(
     "ALLOC_CDI_IGNORED",
@@ -493,60 +492,60 @@ ALLOC_CDI_IGNORED = _register(
 )
 ALLOC_DELIVERY = _register(
     "ALLOC_DELIVERY",
-    "The GPU's device nodes and libraries cannot be brought into the container, so it is not started.",
+    "The GPU's device nodes and libraries cannot be added to the container, so it is not started.",
     "See the message and the node's annotation hami.io/node-problems; the kubelet tries again in some seconds.",
 )
 ALLOC_RUNTIME_CLASS = _register(
     "ALLOC_RUNTIME_CLASS",
-    "The GPU is brought by NVIDIA's runtime, and the pod has no runtimeClassName, so that another runtime starts it.",
-    "Set runtimeClassName: nvidia, or let the webhook do it (scheduler.admissionWebhook.runtimeClassName); where "
+    "The GPU is delivered by NVIDIA's runtime, and the pod has no runtimeClassName, so another runtime starts it.",
+    "Set runtimeClassName: nvidia, or let the webhook set it (scheduler.admissionWebhook.runtimeClassName); where "
     "NVIDIA's runtime is the default one, set --runtime-class-check off.",
 )
 ALLOC_INTERNAL = _register(
     "ALLOC_INTERNAL",
     "A defect in the device plugin; the container is not started.",
-    "Report it with the log line that carries this code; the kubelet tries again in some seconds.",
+    "Report it with the log line that has this code; the kubelet tries again in some seconds.",
 )
 
 # Health of GPUs.
 HEALTH_GPU_UNHEALTHY = _register(
     "HEALTH_GPU_UNHEALTHY",
     "A GPU must not be used: the driver reported a fault, or it does not answer.",
-    "The message says what the GPU needs: time, a reset, a reboot of the node, or new hardware.",
+    "The message names the required action: wait, reset the GPU, reboot the node, or replace hardware.",
 )
 HEALTH_XID = _register(
     "HEALTH_XID",
     "The driver reported an XID that requires a restart of the application only.",
-    "Check the program that ran on the GPU; if the same comes with different programs, run diagnostics.",
+    "Check the program that ran on the GPU; if it repeats with other programs, run diagnostics.",
 )
 
-# The device plugin's surroundings.
+# The device plugin and its node.
 PLUGIN_NO_DRIVER = _register(
     "PLUGIN_NO_DRIVER",
     "The device plugin finds no NVIDIA driver in its own container, or the driver has no GPUs; nothing is registered.",
-    "If nvidia-smi works on the node, bring the driver into the plugin's pod: devicePlugin.driver=runtimeClass (the "
+    "If nvidia-smi works on the node, add the driver to the plugin's pod: devicePlugin.driver=runtimeClass (the "
     "RuntimeClass nvidia) or hostPath (with devicePlugin.driverRoot). Else install the driver, or remove the label "
     "gpu=on from the node.",
 )
 PLUGIN_MEMORY_NOT_LIMITED = _register(
     "PLUGIN_MEMORY_NOT_LIMITED",
-    "Nothing limits what containers use of this node's GPUs: the isolation is auto, and HAMi-core cannot be preloaded.",
-    "Check the pod hami-core of the node, which brings the library (devicePlugin.hamiCore), or choose another "
-    "isolation; none, if programs keep to their memory by themselves.",
+    "Memory on this node's GPUs is not limited: the isolation is auto, and HAMi-core cannot be preloaded.",
+    "Check the pod hami-core of the node, which installs the library (devicePlugin.hamiCore), or choose another "
+    "isolation; none, if programs limit their memory by themselves.",
 )
 PLUGIN_ISOLATION_LOST = _register(
     "PLUGIN_ISOLATION_LOST",
     "GPUs of this node were limited by HAMi-core before and are not now; containers that start now have no limits.",
-    "Bring the library back (see PLUGIN_MEMORY_NOT_LIMITED); set the isolation to none if that is meant.",
+    "Restore the library (see PLUGIN_MEMORY_NOT_LIMITED); set the isolation to none if that is intended.",
 )
 PLUGIN_HAMI_CORE = _register(
     "PLUGIN_HAMI_CORE",
     "The isolation is set to hami-core, and the library cannot be preloaded here; no container is started on the GPUs.",
-    "Check the pod hami-core of the node, which brings the library (devicePlugin.hamiCore).",
+    "Check the pod hami-core of the node, which installs the library (devicePlugin.hamiCore).",
 )
 PLUGIN_MPS = _register(
     "PLUGIN_MPS",
-    "The MPS control daemon does not run, or does not do what it has to; no container is started on its GPUs.",
+    "The MPS control daemon does not run, or does not have the required settings; no container is started on its GPUs.",
     "Check the pod hami-mps of the node and its log; nvidia-cuda-mps-control comes with NVIDIA's runtime.",
 )
 PLUGIN_MPS_USERS = _register(
@@ -556,143 +555,143 @@ PLUGIN_MPS_USERS = _register(
 )
 PLUGIN_FOLDER_CLEARED = _register(
     "PLUGIN_FOLDER_CLEARED",
-    "A container wrote more into the folder that it shares with HAMi-core than the library does; it was cut.",
-    "Find out what the container does there; the log line names its pod's UID and its name.",
+    "A container wrote more into the folder that it shares with HAMi-core than the library does; it was removed.",
+    "Check what the container writes there; the log line names its pod's UID and its name.",
 )
 PLUGIN_FOLDER_STAYS = _register(
     "PLUGIN_FOLDER_STAYS",
-    "The folder of a container that is gone cannot be deleted.",
-    "Give the plugin the capability DAC_OVERRIDE, as the chart does, or delete the folder by hand.",
+    "The folder of a container that has ended cannot be deleted.",
+    "Give the plugin the capability DAC_OVERRIDE, as the chart does, or delete the folder yourself.",
 )
 PLUGIN_DRIVER_CHANGED = _register(
     "PLUGIN_DRIVER_CHANGED",
-    "The NVIDIA driver was replaced while the plugin ran, so the plugin ends on purpose.",
+    "The NVIDIA driver was replaced while the plugin ran, so the plugin ends itself.",
     "Nothing: its container is restarted with the new driver's library.",
 )
 PLUGIN_NOT_REGISTERED = _register(
     "PLUGIN_NOT_REGISTERED",
-    "The kubelet does not take the plugin's registration.",
-    "Check that the kubelet runs and that --kubelet-dir is its directory; the plugin tries again by itself.",
+    "The kubelet does not accept the plugin's registration.",
+    "Check that the kubelet runs and that --kubelet-dir is its directory; the plugin retries by itself.",
 )
 PLUGIN_CHECKPOINT_UNREADABLE = _register(
     "PLUGIN_CHECKPOINT_UNREADABLE",
-    "The kubelet's device checkpoint cannot be read, so owners of device ids are not known.",
+    "The kubelet's device checkpoint cannot be read, so the containers of device ids are unknown.",
     "Check the version of the kubelet against the table of supported ones, and the mount of --kubelet-dir.",
 )
 PLUGIN_INVENTORY_NOT_WRITTEN = _register(
     "PLUGIN_INVENTORY_NOT_WRITTEN",
     "The node's record of its GPUs could not be written.",
-    "Check the API server and the plugin's RBAC rules; the plugin tries again by itself.",
+    "Check the API server and the plugin's RBAC rules; the plugin retries by itself.",
 )
 PLUGIN_CAPACITY_NOT_WRITTEN = _register(
     "PLUGIN_CAPACITY_NOT_WRITTEN",
     "The node's capacity of GPU memory and cores could not be written; where a DeviceClass names the GPU "
-    "resource, kube-scheduler keeps pods that request them off this node.",
-    "Grant the plugin's account patch on nodes/status, as the chart does; the plugin tries again by itself.",
+    "resource, kube-scheduler rejects pods that request them on this node.",
+    "Grant the plugin's account patch on nodes/status, as the chart does; the plugin retries by itself.",
 )
 PLUGIN_DELIVERY = _register(
     "PLUGIN_DELIVERY",
-    "The node offers no way to bring a GPU's device nodes and libraries into a container.",
-    "Make a CDI specification (nvidia-ctk cdi generate), or use the RuntimeClass nvidia and --delivery envvar.",
+    "The node has no way to add a GPU's device nodes and libraries to a container.",
+    "Create a CDI specification (nvidia-ctk cdi generate), or use the RuntimeClass nvidia and --delivery envvar.",
 )
 PLUGIN_DELIVERY_WITHOUT_HOOKS = _register(
     "PLUGIN_DELIVERY_WITHOUT_HOOKS",
     "The container runtime does not read CDI, so containers get the device nodes and libraries of the host's CDI "
     "specification without its hooks: images whose loader does not search that folder do not find the driver.",
-    "Switch CDI on in the container runtime, or use the RuntimeClass nvidia.",
+    "Enable CDI in the container runtime, or use the RuntimeClass nvidia.",
 )
 PLUGIN_CDI_TWICE = _register(
     "PLUGIN_CDI_TWICE",
-    "Two CDI specifications of the host define the same GPU; that of the later folder counts, as for the runtime.",
-    "Delete the one that is not renewed with the driver, commonly /etc/cdi/nvidia.yaml beside nvidia-cdi-refresh's.",
+    "Two CDI specifications of the host define the same GPU; the one in the later folder is used, as by the runtime.",
+    "Delete the one that is not updated with the driver, usually /etc/cdi/nvidia.yaml beside nvidia-cdi-refresh's.",
 )
 PLUGIN_CDI_CONFLICT = _register(
     "PLUGIN_CDI_CONFLICT",
-    "Two CDI specifications in one folder define the same GPU, so that neither counts; the GPU is not offered.",
+    "Two CDI specifications in one folder define the same GPU, so neither is used; the GPU is not offered.",
     "Delete one of the two.",
 )
 PLUGIN_CDI_STALE = _register(
     "PLUGIN_CDI_STALE",
-    "The host's CDI specification does not describe the GPU and driver that are here; the GPU is not offered.",
-    "Write it anew: nvidia-ctk cdi generate --output=PATH, with the path that the message names.",
+    "The host's CDI specification does not match the node's GPU and driver; the GPU is not offered.",
+    "Write it again: nvidia-ctk cdi generate --output=PATH, with the path that the message names.",
 )
 PLUGIN_CDI_IGNORED = _register(
     "PLUGIN_CDI_IGNORED",
     "The container runtime ignored the CDI name of a container, so containers are matched with records instead.",
-    "Switch CDI on in the container runtime and restart the device plugin with --identity cdi, or leave it so.",
+    "Enable CDI in the container runtime and restart the device plugin with --identity cdi, or keep it as it is.",
 )
 PLUGIN_STARTS_UNSEEN = _register(
     "PLUGIN_STARTS_UNSEEN",
-    "Running containers cannot be inspected, so a container runtime that ignores CDI names would not be noticed.",
+    "Running containers cannot be inspected, so a container runtime that ignores CDI names cannot be detected.",
     "Mount the host's /proc as --proc-dir, without hidepid.",
 )
 PLUGIN_GPU_NOT_RELEASED = _register(
     "PLUGIN_GPU_NOT_RELEASED",
-    "A GPU is to be released (hami.io/gpu-release), and the plugin cannot let go of it: a call to the driver hangs.",
-    "Delete the device plugin's pod on the node: its next process does not touch the GPU.",
+    "A GPU is to be released (hami.io/gpu-release), and the plugin cannot close it: a call to the driver hangs.",
+    "Delete the device plugin's pod on the node: its next process does not open the GPU.",
 )
 PLUGIN_MIG_INSTANCE_BARE = _register(
     "PLUGIN_MIG_INSTANCE_BARE",
-    "A GPU instance without its compute instance occupies MIG slices of a GPU, and the plugin did not make it.",
-    "Destroy it (nvidia-smi mig -dgi -i GPU -gi ID), or hand all MIG instances to the plugin: --mig-destroy all.",
+    "A GPU instance without its compute instance occupies MIG slices of a GPU, and the plugin did not create it.",
+    "Destroy it (nvidia-smi mig -dgi -i GPU -gi ID), or let the plugin destroy all unused ones: --mig-destroy all.",
 )
 PLUGIN_NODE_UNREAD = _register(
     "PLUGIN_NODE_UNREAD",
-    "The plugin has not read its node since it started, and does not know what the container runtime can do.",
-    "Check the API server and the plugin's RBAC rules; or set --identity, which needs no reading.",
+    "The plugin has not read its node since it started, so the features of the container runtime are unknown.",
+    "Check the API server and the plugin's RBAC rules; or set --identity, which does not need the node.",
 )
 PLUGIN_RUNTIME_CLASS = _register(
     "PLUGIN_RUNTIME_CLASS",
-    "Pods on the node have no runtimeClassName, and GPUs are brought by NVIDIA's runtime: unless it is the node's "
+    "Pods on the node have no runtimeClassName, and GPUs are delivered by NVIDIA's runtime: unless it is the node's "
     "default one, their containers start without a GPU.",
     "Let the webhook set it (scheduler.admissionWebhook.runtimeClassName), or set --runtime-class-check to off where "
     "NVIDIA's runtime is the default, or to refuse where it is not.",
 )
 PLUGIN_GPU_NOT_IDENTIFIED = _register(
     "PLUGIN_GPU_NOT_IDENTIFIED",
-    "The driver counts a GPU but has refused, since the plugin started, to report its identity; it is not offered.",
-    "Read the call and the error: for no permission add the device nodes to the plugin's container; for a required "
+    "The driver counts a GPU but has not reported its UUID since the plugin started; it is not offered.",
+    "See the call and the error: for missing permission add the device nodes to the plugin's container; for a required "
     "reset run nvidia-smi --gpu-reset. The plugin retries by itself.",
 )
 PLUGIN_GPU_MEMORY_UNKNOWN = _register(
     "PLUGIN_GPU_MEMORY_UNKNOWN",
-    "The driver does not report how much memory a GPU has, as with memory that CPU and GPU share; it is not offered.",
+    "The driver does not report a GPU's memory, for example where CPU and GPU share it; the GPU is not offered.",
     "Set the MiB to offer: --preconfigured-device-memory (value devicePlugin.preConfiguredDeviceMemory), or "
     "preconfigureddevicememory of the node's entry in the node file.",
 )
 PLUGIN_XIDS_NOT_HEARD = _register(
     "PLUGIN_XIDS_NOT_HEARD",
-    "The driver does not report XIDs of a GPU to the plugin, so faults show only in what the GPU answers.",
+    "The driver does not report XIDs of a GPU to the plugin, so faults are detected by readings only.",
     "Nothing in a vGPU guest, where the host receives them. Elsewhere check the call and the error; the plugin "
     "registers again by itself.",
 )
 PLUGIN_MIG_NOT_READ = _register(
     "PLUGIN_MIG_NOT_READ",
     "A GPU is in MIG mode, and the driver refuses to report its instances; the last known ones stay in use.",
-    "Give the plugin the rights that MIG needs: CAP_SYS_ADMIN, and with NVIDIA's runtime NVIDIA_MIG_MONITOR_DEVICES "
+    "Grant the plugin the rights that MIG needs: CAP_SYS_ADMIN, and with NVIDIA's runtime NVIDIA_MIG_MONITOR_DEVICES "
     "and NVIDIA_MIG_CONFIG_DEVICES.",
 )
 PLUGIN_NODE_SETTINGS = _register(
     "PLUGIN_NODE_SETTINGS",
-    "The file of per-node settings cannot be read; what was read before still holds.",
+    "The file of per-node settings cannot be read; the previous settings stay in use.",
     "Write JSON with a list nodeconfig, as HAMi's device plugin does.",
 )
 
 # The monitor.
 MONITOR_NOT_MEASURED = _register(
     "MONITOR_NOT_MEASURED",
-    "The driver does not answer about a GPU, so its numbers grow old and are then left out.",
+    "The driver does not answer for a GPU, so its series get old and are then omitted.",
     "Check the GPU's health (hami_device_plugin_healthy_status) and nvidia-smi; the monitor retries by itself.",
 )
 MONITOR_PID_NAMESPACE = _register(
     "MONITOR_PID_NAMESPACE",
-    "The node's pod is not in the host's PID namespace, where the driver lists no processes, so what containers use is "
-    "not known unless their HAMi-core library counts it.",
+    "The node's pod is not in the host's PID namespace, where the driver lists no processes, so used memory is known "
+    "only from the HAMi-core library of a container.",
     "Set hostPID: true for the device plugin's DaemonSet, as the chart does, and mount the host's /proc as --proc-dir.",
 )
 MONITOR_SHARED_REGION = _register(
     "MONITOR_SHARED_REGION",
-    "The file in which a container's HAMi-core library counts is of another version, or holds impossible values.",
+    "The usage file of a container's HAMi-core library has another version, or impossible values.",
     "Use a library whose shared region has version 1.2; if the file is corrupt, restart the container.",
 )
 
@@ -705,45 +704,45 @@ WEBUI_SOURCE = _register(
 
 WEBUI_METER = _register(
     "WEBUI_METER",
-    "Prometheus or monitors do not answer the WebUI, which shows what is allocated and, there, not what is used.",
-    "Check --prometheus or --monitor-service of the WebUI, and that it reaches them.",
+    "Prometheus or monitors do not answer the WebUI, which then shows allocations without used memory and utilization.",
+    "Check --prometheus or --monitor-service of the WebUI, and the network to them.",
 )
 
 # What `hamictl doctor` finds.
 DOCTOR_EXTENDER_AWAY = _register(
     "DOCTOR_EXTENDER_AWAY",
-    "The extender's read API does not answer, so what it believes is not compared with the cluster.",
-    "Check the Deployment hami-scheduler; give --extender URL if kubectl port-forward cannot reach it.",
+    "The extender's read API does not answer, so its state is not compared with the cluster.",
+    "Check the Deployment hami-scheduler; set --extender URL if kubectl port-forward cannot reach it.",
 )
 DOCTOR_DRIFT = _register(
     "DOCTOR_DRIFT",
-    "What the extender knows of a pod differs from the API server.",
+    "The extender's state of a pod differs from the API server's.",
     "If it lasts longer than a few seconds, restart the extender and report it with a snapshot.",
 )
 DOCTOR_NODE_WITHOUT_PLUGIN = _register(
     "DOCTOR_NODE_WITHOUT_PLUGIN",
-    "A node is meant to have our device plugin (gpu=on), and has published no GPUs.",
+    "A node is labelled for our device plugin (gpu=on), and has published no GPUs.",
     "Check the DaemonSet's pod on that node; run hamictl doctor node there.",
 )
 DOCTOR_FOREIGN_PLUGIN = _register(
     "DOCTOR_FOREIGN_PLUGIN",
-    "A node offers nvidia.com/gpu by a device plugin that is not ours.",
-    "Remove the other plugin from the node, or leave the node to it: our scheduler does not choose it.",
+    "A node offers nvidia.com/gpu by another device plugin.",
+    "Remove the other plugin from the node, or keep it: our scheduler places no pods there.",
 )
 DOCTOR_NODE_RECORD = _register(
     "DOCTOR_NODE_RECORD",
     "A node's record of its GPUs cannot be read, so no pod is placed there.",
-    "Restart its device plugin, which writes the record anew.",
+    "Restart its device plugin, which writes the record again.",
 )
 DOCTOR_SLOTS_DIFFER = _register(
     "DOCTOR_SLOTS_DIFFER",
-    "The kubelet offers another number of slots than the node's GPUs have.",
-    "Restart the node's device plugin; if it stays so, compare --device-split-count with the node's record.",
+    "The kubelet's number of slots differs from that of the node's GPUs.",
+    "Restart the node's device plugin; if it stays, compare --device-split-count with the node's record.",
 )
 DOCTOR_GPU_SICK = _register(
     "DOCTOR_GPU_SICK",
     "A GPU must not be used.",
-    "kubectl describe node shows the cause and what the GPU needs.",
+    "Run kubectl describe node for the cause and the required action.",
 )
 DOCTOR_NODE_PROBLEM = _register(
     "DOCTOR_NODE_PROBLEM",
@@ -753,53 +752,53 @@ DOCTOR_NODE_PROBLEM = _register(
 DOCTOR_MEMORY_NOT_LIMITED = _register(
     "DOCTOR_MEMORY_NOT_LIMITED",
     "The isolation of GPUs is none: a container that gets a slice can use all memory of the GPU.",
-    "Choose another isolation (devicePlugin.isolation), if programs there do not keep to their memory by themselves.",
+    "Choose another isolation (devicePlugin.isolation), if programs there do not limit their memory by themselves.",
 )
 DOCTOR_POD_RECORD = _register(
     "DOCTOR_POD_RECORD",
-    "A pod's record of its GPUs cannot be read; it keeps GPUs of its node out of use.",
-    "Delete the pod; its controller makes another one.",
+    "A pod's record of its GPUs cannot be read, so GPUs of its node get no new allocations.",
+    "Delete the pod; its controller creates another one.",
 )
 DOCTOR_POD_WITHOUT_RECORD = _register(
     "DOCTOR_POD_WITHOUT_RECORD",
-    "A pod with GPUs was bound past our scheduler; it takes slots and gets no GPU.",
-    "Set schedulerName: hami-scheduler, or switch the webhook on, and make the pod anew.",
+    "A pod with GPUs was bound by another scheduler; it holds slots and no GPU.",
+    "Set schedulerName: hami-scheduler, or enable the webhook, and create the pod again.",
 )
 DOCTOR_OVERSUBSCRIBED = _register(
     "DOCTOR_OVERSUBSCRIBED",
-    "More of a GPU is allocated by records than it has.",
-    "Delete the newest pod on it; if nobody has edited records by hand, report it with a snapshot.",
+    "The records allocate more of a GPU than it has.",
+    "Delete the newest pod on it; if no record was edited manually, report it with a snapshot.",
 )
 DOCTOR_STUCK = _register(
     "DOCTOR_STUCK",
-    "A pod was bound minutes ago, and the device plugin has not handed its GPUs over.",
-    "kubectl describe pod: the kubelet's or the plugin's message says why; image pulls take time, too.",
+    "A pod was bound minutes ago, and the device plugin has not started it with its GPUs.",
+    "See the kubelet's or the plugin's message in kubectl describe pod; pulling an image can take minutes.",
 )
 DOCTOR_GPU_TWICE = _register(
     "DOCTOR_GPU_TWICE",
-    "Two nodes have a record of the same GPU, as after a machine came back under another name.",
-    "Delete the node object that is no more; if both machines run, find out why their drivers report one UUID.",
+    "Two nodes have a record of the same GPU, for example after a machine was renamed.",
+    "Delete the node object that no longer exists; if both machines run, find out why their drivers report one UUID.",
 )
 DOCTOR_DEVICE_CLASS = _register(
     "DOCTOR_DEVICE_CLASS",
     "A DeviceClass offers the resource that counts GPUs, and the node's allocatable lacks others that pods request: "
-    "kube-scheduler keeps such pods off the node.",
+    "kube-scheduler rejects these pods there.",
     "Let the device plugin write its capacity (patch on nodes/status, as the chart grants), remove "
     "extendedResourceName from the class, or start kube-scheduler with --feature-gates=DRAExtendedResource=false.",
 )
 DOCTOR_QUOTA = _register(
     "DOCTOR_QUOTA",
-    "A ResourceQuota for GPUs cannot be read, so its namespace gets none.",
+    "A ResourceQuota for GPUs cannot be read, so its namespace gets no GPUs.",
     "Write whole numbers as in the documentation of requests.",
 )
 DOCTOR_QUOTA_KEY = _register(
     "DOCTOR_QUOTA_KEY",
-    "A ResourceQuota has a limit for a GPU resource that nothing counts, so that it limits nothing.",
+    "A ResourceQuota has a limit for a GPU resource that is not counted, so it has no effect.",
     "Write limits.nvidia.com/gpu, limits.nvidia.com/gpumem or limits.nvidia.com/gpucores.",
 )
 DOCTOR_NO_WEBHOOK = _register(
     "DOCTOR_NO_WEBHOOK",
-    "The admission webhook is not registered: mistakes show late, and pods must name the scheduler themselves.",
+    "The admission webhook is not registered: invalid requests are found late, and pods must name the scheduler.",
     "Install it, see docs/howto/run-the-webhook.md.",
 )
 DOCTOR_WEBHOOK_CERTIFICATE = _register(
@@ -809,13 +808,13 @@ DOCTOR_WEBHOOK_CERTIFICATE = _register(
 )
 DOCTOR_NO_GUARD = _register(
     "DOCTOR_NO_GUARD",
-    "Nothing keeps users from writing the records of GPUs themselves.",
+    "No admission policy prevents users from writing records of GPUs.",
     "Apply charts/hami/files/record-guard.yaml.",
 )
 DOCTOR_RIGHTS = _register(
     "DOCTOR_RIGHTS",
     "Your account lacks a right that hamictl needs, so a part of the cluster is not checked.",
-    "Request the right that is named, or use --kubeconfig or --context with an account that has it.",
+    "Request the named right, or use --kubeconfig or --context with an account that has it.",
 )
 DOCTOR_API_SLOW = _register(
     "DOCTOR_API_SLOW",
@@ -834,18 +833,18 @@ DOCTOR_SECOND_SCHEDULER = _register(
 )
 DOCTOR_SECOND_WEBHOOK = _register(
     "DOCTOR_SECOND_WEBHOOK",
-    "More than one GPU-sharing webhook changes pods, and each takes them to its own scheduler.",
+    "More than one GPU-sharing webhook changes pods, and each sets its own scheduler.",
     "Delete the MutatingWebhookConfiguration of the installation that is not used.",
 )
 DOCTOR_NVIDIA_PLUGIN = _register(
     "DOCTOR_NVIDIA_PLUGIN",
-    "NVIDIA's own device plugin is meant for nodes that ours serves: both offer nvidia.com/gpu, and the last one wins.",
-    "Keep its DaemonSet off these nodes, by a node selector or affinity.",
+    "NVIDIA's own device plugin runs on nodes that ours serves: both offer nvidia.com/gpu, and the last one is used.",
+    "Exclude its DaemonSet from these nodes, by a node selector or affinity.",
 )
 DOCTOR_EXTENDER_COMPONENT = _register(
     "DOCTOR_EXTENDER_COMPONENT",
-    "A part of the extender is not healthy.",
-    "The detail gives the reason; the extender's log has more.",
+    "A component of the extender is not healthy.",
+    "See the reason in the finding, and the extender's log.",
 )
 DOCTOR_NODE_DRIVER = _register(
     "DOCTOR_NODE_DRIVER",
@@ -854,22 +853,22 @@ DOCTOR_NODE_DRIVER = _register(
 )
 DOCTOR_NODE_DEVICES = _register(
     "DOCTOR_NODE_DEVICES",
-    "There are no device nodes of NVIDIA in /dev.",
-    "Load the driver's kernel module (nvidia-smi does it).",
+    "NVIDIA's device nodes are missing in /dev.",
+    "Load the driver's kernel module (nvidia-smi does this).",
 )
 DOCTOR_NODE_CDI = _register(
     "DOCTOR_NODE_CDI",
-    "No CDI specification of NVIDIA's GPUs lies in /etc/cdi or /var/run/cdi.",
-    "nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml, or use the RuntimeClass nvidia.",
+    "No CDI specification of NVIDIA's GPUs is in /etc/cdi or /var/run/cdi.",
+    "Run nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml, or use the RuntimeClass nvidia.",
 )
 DOCTOR_NODE_KUBELET = _register(
     "DOCTOR_NODE_KUBELET",
-    "The kubelet's socket for device plugins is not there.",
+    "The kubelet's socket for device plugins does not exist.",
     "Check that the kubelet runs, and --kubelet-dir.",
 )
 DOCTOR_NODE_PLUGIN = _register(
     "DOCTOR_NODE_PLUGIN",
-    "Our device plugin's socket is not there: it does not run, or has not registered.",
+    "Our device plugin's socket does not exist: the plugin does not run, or has not registered.",
     "Check the log of the DaemonSet's pod on this node.",
 )
 DOCTOR_NODE_SHARED_MEMORY = _register(
@@ -884,17 +883,17 @@ DOCTOR_NODE_NVML = _register(
 )
 DOCTOR_NODE_DRIVER_OLD = _register(
     "DOCTOR_NODE_DRIVER_OLD",
-    "The NVIDIA driver is too old: it lacks functions by which GPUs are watched and shared.",
+    "The NVIDIA driver is too old: it lacks functions for monitoring and sharing GPUs.",
     "Install a newer driver, 535 or later.",
 )
 DOCTOR_NODE_RUNTIME = _register(
     "DOCTOR_NODE_RUNTIME",
-    "No socket of containerd or CRI-O is where they put it.",
-    "Check that the container runtime runs; nothing is wrong where its socket lies elsewhere.",
+    "No socket of containerd or CRI-O is at its default path.",
+    "Check that the container runtime runs; ignore this if its socket has another path.",
 )
 DOCTOR_NODE_CDI_OFF = _register(
     "DOCTOR_NODE_CDI_OFF",
-    "CDI is switched off in containerd's configuration, so it ignores the GPUs that a container gets by CDI.",
+    "CDI is disabled in containerd's configuration, so it ignores the GPUs that a container gets by CDI.",
     "Set enable_cdi = true and restart containerd, or run the plugin with --identity match and --delivery envvar.",
 )
 DOCTOR_NODE_CGROUP = _register(
@@ -904,16 +903,16 @@ DOCTOR_NODE_CGROUP = _register(
 )
 DOCTOR_NODE_MPS = _register(
     "DOCTOR_NODE_MPS",
-    "The folder of the MPS control daemon is there, and no daemon listens in it.",
-    "If the node shares by MPS, check the device plugin's log; else delete the folder.",
+    "The folder of the MPS control daemon exists, and no daemon listens in it.",
+    "If the node's isolation is mps, check the device plugin's log; else delete the folder.",
 )
 DOCTOR_NODE_FOLDER = _register(
     "DOCTOR_NODE_FOLDER",
     "The device plugin cannot write into a folder that it needs.",
-    "Make it a folder on a file system that is mounted for writing.",
+    "Put it on a file system that is mounted for writing.",
 )
 DOCTOR_NODE_SPACE = _register(
     "DOCTOR_NODE_SPACE",
     "Little space is left where the device plugin writes, or in the shared memory of MPS and frameworks.",
-    "Make space, or mount a larger file system; --least-free sets the limit.",
+    "Free space, or mount a larger file system; --least-free sets the limit.",
 )

@@ -1,4 +1,4 @@
-"""The one table of the events that we write: what `kubectl describe` shows under Events, and when.
+"""The one table of the events that we write, as `kubectl describe` shows them under Events.
 
 The reference page is generated from it, and the recorder refuses a reason that is not in it.
 """
@@ -16,11 +16,11 @@ class EventReason:
     warning: bool
     component: str
     regarding: str
-    """On which objects it is written."""
+    """The objects on which it is written."""
     meaning: str
-    """One sentence: when."""
+    """When it is written, in one sentence."""
     example: str
-    """A note as it may look."""
+    """An example of its note."""
 
 
 REGISTRY: dict[str, EventReason] = {}
@@ -43,7 +43,7 @@ FAILED_SCHEDULING = _register(
     "FailedScheduling",
     SCHEDULER,
     "Pod",
-    "No node takes the pod: the counts by reason, then one line a node; more than ten nodes are grouped by reason.",
+    "The pod fits on no node: the counts by reason, then one line a node; more than ten nodes are grouped by reason.",
     "0/3 nodes available: 2 GPU memory insufficient, 1 quota exceeded\n"
     "    node-01: GPU memory insufficient (requested 8000MB, available 4000MB)",
     warning=True,
@@ -76,7 +76,7 @@ FOREIGN_POD = _register(
     "ForeignGPUPod",
     SCHEDULER,
     "Pod",
-    "The pod has GPUs in its request and was bound by another program.",
+    "The pod requests GPUs and was bound by another scheduler.",
     "SCHED_FOREIGN_POD: …",
     warning=True,
 )
@@ -108,7 +108,7 @@ ALLOCATION_FAILED = _register(
     "AllocationFailed",
     PLUGIN,
     "Pod",
-    "A container is not started; the code, the cause and what to do.",
+    "A container is not started: the code, the cause and what to do.",
     "ALLOC_NO_RECORD: ai-team/train has no record of GPUs\n    …",
     warning=True,
 )
@@ -116,7 +116,7 @@ DELIVERY_UNCERTAIN = _register(
     "DeliveryUncertain",
     PLUGIN,
     "Pod",
-    "A container is started, and whether it sees its GPU depends on the runtime.",
+    "A container is started, and depends on its runtime for its GPU.",
     "PLUGIN_RUNTIME_CLASS: ai-team/train has no runtimeClassName\n    …",
     warning=True,
 )
@@ -124,7 +124,7 @@ DEVICE_UNHEALTHY = _register(
     "DeviceUnhealthy",
     PLUGIN,
     "Node, and each Pod on the GPU",
-    "A GPU must not be used: the cause, and what it needs.",
+    "A GPU must not be used: the cause, and the required action.",
     "GPU-1 GPU-103c5a7a-… is unhealthy: XID 79: GPU has fallen off the bus\n    …",
     warning=True,
 )

@@ -71,7 +71,7 @@ labels:
 privileged: true
 {{- else }}
 {{- if $root.Values.devicePlugin.mig.enabled }}
-{{- /* The driver shows and changes MIG instances to callers with this one alone. */}}
+{{- /* The driver reports and changes MIG instances only for callers with this capability. */}}
 {{- $capabilities = append $capabilities "SYS_ADMIN" }}
 {{- end }}
 allowPrivilegeEscalation: false

@@ -46,18 +46,18 @@ def run(options: argparse.Namespace) -> int:
         else _cluster(options)
     )
     look = flags.look(options)
-    found: list[record_checks.Finding] = []
+    findings: list[record_checks.Finding] = []
     count = 0
-    for name, told in checks:
-        more = list(told)
-        found += more
+    for name, results in checks:
+        more = list(results)
+        findings += more
         count += 1
         if look.is_table:
             print(f"{'ok  ' if not more else 'bad '} {name}" + (f": {len(more)}" if more else ""), file=sys.stderr)
-    failed = sum(one.severity == record_checks.ERROR for one in found)
+    failed = sum(one.severity == record_checks.ERROR for one in findings)
     value = {
-        "summary": {"checks": count, "errors": failed, "warnings": len(found) - failed},
-        "findings": [one.to_facts() for one in found],
+        "summary": {"checks": count, "errors": failed, "warnings": len(findings) - failed},
+        "findings": [one.to_facts() for one in findings],
     }
     rows = [
         {
@@ -67,13 +67,13 @@ def run(options: argparse.Namespace) -> int:
             "DETAIL": one.detail,
             "WHAT TO DO": error_codes.REGISTRY[one.code].remedy,
         }
-        for one in found
+        for one in findings
     ]
-    if look.is_table and not found:
+    if look.is_table and not findings:
         print("nothing is wrong")
     else:
-        print(output.render(value, rows, look, names=[f"{one.code} {one.about}" for one in found]))
-    return failures.NEGATIVE if found else 0
+        print(output.render(value, rows, look, names=[f"{one.code} {one.about}" for one in findings]))
+    return failures.NEGATIVE if findings else 0
 
 
 def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:

@@ -61,19 +61,19 @@ def _percent(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Place, and tell. Returns the exit status: 1 where a pod would wait."""
     decides = _deciding(options)
-    found, filling = _origin(options, decides)
+    state, filling = _origin(options, decides)
     pods: list[dict[str, Any]] = []
     for name in options.drain:
-        found, moved = simulation.drained(found, name)
+        state, moved = simulation.drained(state, name)
         pods += moved
     for text in options.add_nodes:
-        found = simulation.with_more_nodes(found, text)
-    decides = dataclasses.replace(decides, resource_names=found.resource_names)
+        state = simulation.with_more_nodes(state, text)
+    decides = dataclasses.replace(decides, resource_names=state.resource_names)
     if options.manifest:
-        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, found.nodes)
+        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, state.nodes)
     elif not (pods or options.drain or options.trace):
         raise failures.CommandFailed("nothing to simulate", "give a MANIFEST, --drain NODE or --trace DIR")
-    world = simulation.Simulation(found, decides)
+    world = simulation.Simulation(state, decides)
     before = world.models()
     outcomes = world.place_all(pods)
     after = world.models()
@@ -126,13 +126,13 @@ def _origin(options: argparse.Namespace, decides: Settings) -> tuple[snapshot.St
         if watched:
             print(f"\rtrace: {count:,} of {of:,} pods have come", end="", file=sys.stderr, flush=True)
 
-    found, filling = simulation.filled(trace, options.until_percent, decides, tell)
+    state, filling = simulation.filled(trace, options.until_percent, decides, tell)
     print(
         f"{_OVER if watched else ''}trace: {filling.placed:,} of {filling.pods:,} pods with GPUs placed on "
         f"{filling.nodes:,} nodes with {filling.gpus:,} GPUs, in {time.monotonic() - started:.0f} s",
         file=sys.stderr,
     )
-    return found, filling
+    return state, filling
 
 
 def _read(path: pathlib.Path) -> str:

@@ -64,8 +64,8 @@ class Explanation:
     def nearest(self) -> identifiers.NodeName | None:
         """The node where the fewest other pods are in the way."""
         near = [node for node in self.nodes if node.code is None or node.waits_for]
-        found = min(near, key=lambda node: (len(node.waits_for), node.node), default=None)
-        return found.node if found else None
+        best = min(near, key=lambda node: (len(node.waits_for), node.node), default=None)
+        return best.node if best else None
 
 
 class Explainer:
@@ -127,12 +127,12 @@ class Explainer:
 
         def compute() -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
             until = self._clock() + _EXAMINED_SECONDS
-            found = {}
+            explanations = {}
             for whose, evicted in questions:
                 if self._clock() >= until:
                     break
-                found[whose.node] = whose.choose(), evicted.choose() if evicted else None
-            return found
+                explanations[whose.node] = whose.choose(), evicted.choose() if evicted else None
+            return explanations
 
         return await self._core.worker.run(compute)
 

@@ -1,4 +1,4 @@
-"""`hamictl`: see, understand and try GPU sharing from a shell. `kubectl hami …` is the same program."""
+"""`hamictl`: inspect, explain and simulate GPU sharing from a shell. `kubectl hami …` is the same program."""
 
 import argparse
 import logging
@@ -17,13 +17,13 @@ from gpu_sharing.core import error_codes
 from hamictl import completion, demo, doctor, failures, flags, output, reader, release, simulate, snapshot, views
 
 _WATCH_SECONDS = 2.0
-_TOLD = "0 it is told, 2 no answer"
+_STATUSES = "0 printed, 2 no answer"
 _CLEAR = "\033[H\033[2J"
 
 
 def main() -> int:
-    """Run one command. Returns its exit status: 0 for a yes, 1 for a no, 2 where there is no answer."""
-    # What the extender's own code would log here is no part of the answer.
+    """Run one command. Returns its exit status: 0 for yes, 1 for no, 2 if there is no answer."""
+    # The logs of the extender's code are not part of the answer.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     parser = make_parser()
     options = parser.parse_args()
@@ -37,7 +37,7 @@ def main() -> int:
             print(f"  {failed.hint}", file=sys.stderr)
         return failed.status
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Nobody reads any more, as with `| head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Closed by the reader, as by `| head`.
         return 0
     except KeyboardInterrupt:
         return 130
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help as argparse gives it from Python 3.13 on: what a flag takes once, and room for the longest command."""
+    """Format help as argparse does since Python 3.13: a flag's value once, and the column fits the longest command."""
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
@@ -67,7 +67,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Every command with its flags."""
+    """Return the parser of every command with its flags."""
     parser = argparse.ArgumentParser(
         prog="hamictl",
         description=__doc__,
@@ -89,25 +89,25 @@ def make_parser() -> argparse.ArgumentParser:
         return added
 
     demonstrated = command(
-        "demo", "a whole cluster in one process, and what it does", demo.run,
-        "0 all went as expected, 1 it did not, 2 the cluster does not come up", "hamictl demo --once",
+        "demo", "run a whole cluster in one process, with a scenario", demo.run,
+        "0 all expectations held, 1 one failed, 2 the cluster does not start", "hamictl demo --once",
     )  # fmt: skip
     demo.add_arguments(demonstrated)
-    nodes = command("nodes", "every node's GPUs: allocated and free", _nodes, _TOLD, "hamictl nodes -o wide")
+    nodes = command("nodes", "every node's GPUs: allocated and free", _nodes, _STATUSES, "hamictl nodes -o wide")
     pods = command(
-        "pods", "who holds which GPU, and who waits", _pods, _TOLD,
+        "pods", "which pods hold which GPUs, and which are pending", _pods, _STATUSES,
         "hamictl pods -A", "hamictl pods -n ai-team -w",
     )  # fmt: skip
     flags.add_namespace(pods)
-    pods.add_argument("-w", "--watch", action="store_true", help="print again whenever something has changed")
+    pods.add_argument("-w", "--watch", action="store_true", help="print again on every change")
     top = command(
-        "top", "every GPU, the fullest first, with what is really used", _top, _TOLD,
+        "top", "every GPU, the most allocated first, with measured memory and utilization", _top, _STATUSES,
         "hamictl top --prometheus http://localhost:9090",
     )  # fmt: skip
-    top.add_argument("--prometheus", default="", metavar="URL", help="Prometheus that has what is used (default: none)")
-    top.add_argument("-w", "--watch", action="store_true", help="stay, and show it anew every two seconds")
+    top.add_argument("--prometheus", default="", metavar="URL", help="Prometheus with the used memory (default: none)")
+    top.add_argument("-w", "--watch", action="store_true", help="print again every two seconds")
     explain = command(
-        "explain", "why a pod waits, node by node", _explain,
+        "explain", "why a pod is pending, node by node", _explain,
         "0 the pod is known, 1 no such pod requests GPUs, 2 no answer",
         "hamictl explain train-7", "hamictl explain ai/train-7",
     )  # fmt: skip
@@ -117,36 +117,36 @@ def make_parser() -> argparse.ArgumentParser:
         flags.add_reaching(subparser)
         flags.add_output(subparser)
     examined = command(
-        "doctor", "what is wrong with the cluster, or with the node it runs on, and how to mend it; nothing is written",
-        doctor.run, "0 nothing is wrong, 1 something is, 2 it could not look",
+        "doctor", "problems of the cluster, or of the node on which it runs, and how to fix them; nothing is written",
+        doctor.run, "0 no problem, 1 problems found, 2 no answer",
         "hamictl doctor", "hamictl doctor -o json", "hamictl doctor node",
     )  # fmt: skip
     doctor.add_arguments(examined)
     flags.add_reaching(examined)
     flags.add_output(examined)
     one_gpu = command(
-        "gpu", "have plugin and monitor let go of one GPU, so that it can be reset or switched to another MIG mode",
-        release.run, "0 it is done, 1 it is not, 2 no answer",
+        "gpu", "make plugin and monitor close one GPU, so that it can be reset or its MIG mode changed",
+        release.run, "0 done, 1 not done in time, 2 no answer",
         "hamictl gpu release node-7 0", "hamictl gpu release node-7 0 --cancel",
     )  # fmt: skip
     release.add_arguments(one_gpu)
     flags.add_cluster(one_gpu)
     code = command(
         "explain-code", "what an error code means and what to do about it", _explain_code,
-        "0 there is such a code, 1 there is none", "hamictl explain-code SCHED_INSUFFICIENT_GPU_MEMORY",
+        "0 the code exists, 1 it does not", "hamictl explain-code SCHED_INSUFFICIENT_GPU_MEMORY",
     )  # fmt: skip
     code.add_argument("code", metavar="CODE", help="such as SCHED_INSUFFICIENT_GPU_MEMORY")
     flags.add_output(code)
     snapshot = command(
-        "snapshot", "save what the scheduler sees of the cluster, for a bug report or for simulate", _snapshot,
-        "0 it is saved, 2 no answer", "hamictl snapshot --hash-names cluster.json",
+        "snapshot", "save the cluster as the scheduler reads it, for a bug report or for simulate", _snapshot,
+        "0 saved, 2 no answer", "hamictl snapshot --hash-names cluster.json",
     )  # fmt: skip
     snapshot.add_argument("file", type=pathlib.Path, metavar="FILE")
     snapshot.add_argument("--hash-names", action="store_true", help="hash names of nodes, pods, namespaces and labels")
     flags.add_cluster(snapshot)
     simulated = command(
-        "simulate", "would these pods fit, where, and what would the cluster look like; nothing is written",
-        simulate.run, "0 every pod fits, 1 a pod would wait, 2 no answer",
+        "simulate", "whether and where pods would fit, and the allocation afterwards; nothing is written",
+        simulate.run, "0 every pod fits, 1 a pod would be pending, 2 no answer",
         "hamictl simulate job.yaml", "hamictl simulate job.yaml --replicas 20 --snapshot cluster.json",
         "hamictl simulate --drain node-7", "hamictl simulate job.yaml --trace openb --until-percent 80",
         "hamictl simulate job.yaml --add-nodes 2:a100:8 --gpu-policy spread",
@@ -163,10 +163,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _nodes(options: argparse.Namespace) -> int:
-    with reader.reaching(flags.where(options)) as api:
+    with reader.reaching(flags.address(options)) as api:
         nodes = api.nodes()
     output.print_rows(
-        nodes, views.node_rows(nodes), flags.look(options), "no node has GPUs yet",
+        nodes, views.node_rows(nodes), flags.style(options), "no node has GPUs yet",
         wide_only=views.NODES_WIDE_ONLY, names=[f"node/{one.name}" for one in nodes],
     )  # fmt: skip
     return 0
@@ -174,7 +174,7 @@ def _nodes(options: argparse.Namespace) -> int:
 
 def _pods(options: argparse.Namespace) -> int:
     wanted = None if options.all_namespaces else flags.namespace(options)
-    with reader.reaching(flags.where(options)) as api:
+    with reader.reaching(flags.address(options)) as api:
         before: Any = None
         for _ in _turns(watching=options.watch):
             pods = [one for one in api.pods() if wanted in (None, one.namespace)]
@@ -182,14 +182,15 @@ def _pods(options: argparse.Namespace) -> int:
                 continue
             before = pods
             output.print_rows(
-                pods, views.pod_rows(pods), flags.look(options), f"no pod in {wanted or 'any namespace'} requests GPUs",
+                pods, views.pod_rows(pods), flags.style(options),
+                f"no pod in {wanted or 'any namespace'} requests GPUs",
                 wide_only=views.PODS_WIDE_ONLY, names=[f"pod/{one.name}" for one in pods],
             )  # fmt: skip
     return 0
 
 
 def _top(options: argparse.Namespace) -> int:
-    with reader.reaching(flags.where(options)) as api:
+    with reader.reaching(flags.address(options)) as api:
         for _ in _turns(watching=options.watch):
             nodes, pods = api.nodes(), api.pods()
             rows = views.gpu_rows(nodes, pods, _used(options.prometheus))
@@ -197,7 +198,7 @@ def _top(options: argparse.Namespace) -> int:
                 sys.stdout.write(_CLEAR)
             names = [f"gpu/{gpu.uuid}" for node in nodes for gpu in node.gpus]
             output.print_rows(
-                rows, rows, flags.look(options), "no node has GPUs yet", wide_only=views.GPUS_WIDE_ONLY, names=names
+                rows, rows, flags.style(options), "no node has GPUs yet", wide_only=views.GPUS_WIDE_ONLY, names=names
             )
     return 0
 
@@ -224,13 +225,13 @@ def _used(url: str) -> dict[str, dict[str, float]]:
 
 def _explain(options: argparse.Namespace) -> int:
     namespace, _, name = options.pod.rpartition("/")
-    with reader.reaching(flags.where(options)) as api:
+    with reader.reaching(flags.address(options)) as api:
         explanation = api.explain(namespace or flags.namespace(options), name)
     if options.output == "table":
         print(views.explanation(explanation))
     else:
         output.print_rows(
-            explanation, views.explanation_rows(explanation), flags.look(options), views.explanation(explanation),
+            explanation, views.explanation_rows(explanation), flags.style(options), views.explanation(explanation),
             names=[f"node/{one.node}" for one in explanation.nodes if one.fits],
         )  # fmt: skip
     return 0
@@ -239,13 +240,13 @@ def _explain(options: argparse.Namespace) -> int:
 def _explain_code(options: argparse.Namespace) -> int:
     entry = error_codes.REGISTRY.get(error_codes.Code(options.code.upper()))
     if entry is None:
-        known = "\n  ".join(["there are:", *sorted(error_codes.REGISTRY)])
+        known = "\n  ".join(["known codes:", *sorted(error_codes.REGISTRY)])
         raise failures.CommandFailed(f"no such code: {options.code}", known, failures.NEGATIVE)
-    if flags.look(options).is_table:
+    if flags.style(options).is_table:
         print(f"{entry.code}\n  {entry.meaning}\n  {entry.remedy}")
     else:
         value = {"code": entry.code, "meaning": entry.meaning, "remedy": entry.remedy}
-        print(output.render(value, [], flags.look(options), names=[entry.code]))
+        print(output.render(value, [], flags.style(options), names=[entry.code]))
     return 0
 
 

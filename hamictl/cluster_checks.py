@@ -1,6 +1,6 @@
-"""What is wrong around GPU sharing: the API server, the caller's rights, clocks, other installations. Pure.
+"""Checks of the environment: the API server, the caller's rights, clocks, other installations. Pure.
 
-`examination` reads what is judged here; what the records say is judged in `findings`.
+`cluster_reading` reads the input; `record_checks` has the checks of records.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from hamictl.record_checks import ERROR, WARNING, Check, Finding
 from scheduler_extender.cluster import from_objects, node_selection
 
 SCHEDULER = "hami-scheduler"
-"""What the Lease of kube-scheduler beside the extender is called; HAMi's has the same name."""
+"""The name of the Lease of kube-scheduler beside the extender; HAMi's has the same name."""
 _HEARTBEATS = "kube-node-lease"
 _OUR_WEBHOOKS = "hami.io"
 _NVIDIA_IMAGE = "k8s-device-plugin"
@@ -27,17 +27,17 @@ _WEEK_SECONDS = 7 * 86_400
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """What an account may do."""
+    """One right of an account."""
 
     verb: str
     resource: str
     group: str = ""
     namespace: str = ""
-    """Empty: in all."""
+    """Empty: in all namespaces."""
     subresource: str = ""
 
     def __str__(self) -> str:
-        """As `kubectl auth can-i` takes it."""
+        """Return the right in the form of `kubectl auth can-i`."""
         name = f"{self.resource}{f'.{self.group}' if self.group else ''}"
         return f"{self.verb} {name}{f'/{self.subresource}' if self.subresource else ''}" + (
             f" -n {self.namespace}" if self.namespace else ""
@@ -55,7 +55,7 @@ RIGHTS = (NODES, PODS, QUOTAS, WEBHOOKS, POLICIES, LEASES, DAEMON_SETS, DEVICE_C
 
 
 def forwarding(namespace: str) -> tuple[Right, ...]:
-    """The rights that kubectl needs to reach a pod of the extender."""
+    """Return the rights that kubectl needs to reach a pod of the extender."""
     return (
         Right("get", "deployments", "apps", namespace),
         Right("list", "pods", "", namespace),
@@ -65,7 +65,7 @@ def forwarding(namespace: str) -> tuple[Right, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """One that calls `/webhook`."""
+    """A webhook that calls `/webhook`."""
 
     name: str
     callee: str
@@ -75,7 +75,7 @@ class Webhook:
 
 
 class PodTemplate(msgspec.Struct, gc=False):
-    """What a DaemonSet makes pods of."""
+    """The pod template of a DaemonSet."""
 
     metadata: objects.Metadata = msgspec.field(default_factory=objects.Metadata)
     spec: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -95,8 +95,8 @@ class DaemonSet(msgspec.Struct, gc=False):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What was read; None where the account may not."""
+class Environment:
+    """The objects to check; None where the account may not read them."""
 
     missing: Collection[Right]
     """The rights that the account lacks."""
@@ -109,30 +109,30 @@ class Surroundings:
     daemon_sets: Sequence[DaemonSet] | None
     device_classes: Sequence[objects.DeviceClass] | None
     components: Mapping[str, Mapping[str, Any]] | None
-    """Of the extender, by its health endpoint; None where nobody has said where that is."""
+    """The extender's components by its health endpoint; None where its address is unknown."""
     now: float
     """Unix seconds, by this machine's clock."""
 
     @property
     def server_now(self) -> float:
-        """By the API server's clock, as far as it is known: to it all others are compared."""
+        """The time by the API server's clock if known; all other clocks are compared with it."""
         return self.now + (self.ping.ahead_seconds or 0.0)
 
 
-def checks(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Check]:
-    """Every check with what it finds, in the order in which they are told."""
+def checks(seen: Environment, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Check]:
+    """Yield every check with its findings, in the order of the output."""
     yield "rights", _rights(seen)
     yield "API server", _api_server(seen)
     yield "clocks", _clocks(seen, cluster, names)
     yield "webhook", _webhook(seen)
-    yield "guard of the records", _guard(seen)
+    yield "record guard", _guard(seen)
     yield "other schedulers", _schedulers(seen)
     yield "other device plugins", _device_plugins(seen, cluster, names)
     yield "device classes", _device_classes(seen, cluster, names)
-    yield "parts of the extender", _components(seen)
+    yield "components of the extender", _components(seen)
 
 
-def _device_classes(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+def _device_classes(seen: Environment, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
     offering = [
         one.metadata.name for one in seen.device_classes or () if one.spec.extended_resource_name == names.count
     ]
@@ -143,18 +143,18 @@ def _device_classes(seen: Surroundings, cluster: snapshot.State, names: requests
             yield Finding(error_codes.DOCTOR_DEVICE_CLASS, ERROR, f"node/{node.metadata.name}", detail)
 
 
-def _rights(seen: Surroundings) -> Iterator[Finding]:
+def _rights(seen: Environment) -> Iterator[Finding]:
     for right in sorted(seen.missing, key=str):
-        yield Finding(error_codes.DOCTOR_RIGHTS, WARNING, "account", f"it may not {right}")
+        yield Finding(error_codes.DOCTOR_RIGHTS, WARNING, "account", f"the right is missing: {right}")
 
 
-def _api_server(seen: Surroundings) -> Iterator[Finding]:
+def _api_server(seen: Environment) -> Iterator[Finding]:
     if seen.ping.seconds > _SLOW_SECONDS:
-        detail = f"its fastest answer of several took {seen.ping.seconds:.1f} s"
+        detail = f"the fastest of several answers took {seen.ping.seconds:.1f} s"
         yield Finding(error_codes.DOCTOR_API_SLOW, WARNING, "cluster", detail)
 
 
-def _clocks(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+def _clocks(seen: Environment, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
     ahead = seen.ping.ahead_seconds or 0.0
     if abs(ahead) > _SKEW_SECONDS:
         detail = f"the API server's is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this machine's"
@@ -172,7 +172,7 @@ def _clocks(seen: Surroundings, cluster: snapshot.State, names: requests.Resourc
             yield Finding(error_codes.DOCTOR_CLOCK, WARNING, f"pod/{pod.key}", detail)
 
 
-def _webhook(seen: Surroundings) -> Iterator[Finding]:
+def _webhook(seen: Environment) -> Iterator[Finding]:
     if seen.webhooks is None:
         return
     if not seen.webhooks:
@@ -189,14 +189,14 @@ def _webhook(seen: Surroundings) -> Iterator[Finding]:
         yield Finding(error_codes.DOCTOR_SECOND_WEBHOOK, ERROR, "cluster", " and ".join(callees))
 
 
-def _guard(seen: Surroundings) -> Iterator[Finding]:
+def _guard(seen: Environment) -> Iterator[Finding]:
     if seen.guarded is False:
         detail = "no ValidatingAdmissionPolicy for hami.io records"
         yield Finding(error_codes.DOCTOR_NO_GUARD, WARNING, "cluster", detail)
 
 
-def _schedulers(seen: Surroundings) -> Iterator[Finding]:
-    """A Lease that is no longer renewed is what an installation has left behind."""
+def _schedulers(seen: Environment) -> Iterator[Finding]:
+    """Report several active schedulers; a Lease that is no longer renewed belongs to a removed installation."""
     active = [
         one
         for one in seen.leases or ()
@@ -207,11 +207,11 @@ def _schedulers(seen: Surroundings) -> Iterator[Finding]:
     if len(active) > 1:
         for scheduler in active:
             about = f"lease/{scheduler.metadata.namespace}/{scheduler.metadata.name}"
-            detail = f"held by {scheduler.spec.holder_identity}, and it is not the only one"
+            detail = f"held by {scheduler.spec.holder_identity}, and another one is active too"
             yield Finding(error_codes.DOCTOR_SECOND_SCHEDULER, ERROR, about, detail)
 
 
-def _device_plugins(seen: Surroundings, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+def _device_plugins(seen: Environment, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
     ours = [
         node for node in cluster.nodes if records.is_our_agent((node.metadata.annotations or {}).get(records.AGENT))
     ]
@@ -235,7 +235,7 @@ def _admits(wished: node_selection.NodeRequirements, node: objects.Node, names: 
     return node_selection.admits(wished, node.metadata.name, node.metadata.labels or {}, taints)
 
 
-def _components(seen: Surroundings) -> Iterator[Finding]:
+def _components(seen: Environment) -> Iterator[Finding]:
     for name, component in sorted((seen.components or {}).items()):
         if not component["healthy"]:
             severity = ERROR if component["required"] else WARNING

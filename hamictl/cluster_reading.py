@@ -1,6 +1,6 @@
-"""Looks at a cluster for `hamictl doctor`: reads what `findings` and `surroundings` judge. Nothing is written.
+"""Reads a cluster for `hamictl doctor`: the input of `record_checks` and `cluster_checks`. Nothing is written.
 
-What the account may not read is left out, and said to be; only without nodes and pods there is nothing to judge.
+Objects that the account may not read are skipped and reported; only nodes and pods are required.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ class _Object(msgspec.Struct):
     spec: dict[str, Any] | None = None
 
 
-def look(
-    kubeconfig: pathlib.Path | None, context: str, where: reader.Where
-) -> tuple[record_checks.Patient, cluster_checks.Surroundings]:
+def read(
+    kubeconfig: pathlib.Path | None, context: str, where: reader.Address
+) -> tuple[record_checks.Observation, cluster_checks.Environment]:
     """Read everything once.
 
     Raises:
-        CommandFailed: The API server cannot be reached, or does not let us list nodes and pods.
+        CommandFailed: The API server cannot be reached, or the account may not list nodes and pods.
     """
     try:
         seen = asyncio.run(_around(kubeconfig, context, where))
     except errors.SettingsError as cause:
-        raise failures.CommandFailed(str(cause), "give --kubeconfig FILE") from cause
+        raise failures.CommandFailed(str(cause), "set --kubeconfig FILE") from cause
     except errors.KubernetesError as cause:
         raise failures.CommandFailed(str(cause), "does the API server answer kubectl?") from cause
 
@@ -47,20 +47,20 @@ def look(
         with_quotas = cluster_checks.QUOTAS not in seen.missing
         return snapshot.read_cluster(kubeconfig, context, where.system_namespace, with_quotas=with_quotas)
 
-    believed, trouble = None, ""
+    reported, problem = None, ""
     try:
         with reader.reaching(where) as api:
             before, surroundings, after = _agreeing(api, cluster)
-            believed = after if before == after else None
-            trouble = "" if believed is not None else "too much changes to compare it with the cluster"
+            reported = after if before == after else None
+            problem = "" if reported is not None else "the cluster changes too fast to compare"
     except failures.CommandFailed as cause:
-        trouble = f"{cause}. {cause.hint}".strip()
+        problem = f"{cause}. {cause.hint}".strip()
         surroundings = cluster()
-    return record_checks.Patient(surroundings, believed, trouble, seen.now), seen
+    return record_checks.Observation(surroundings, reported, problem, seen.now), seen
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
-    """What the extender knows before and after a read of the cluster, repeated until nothing changed meanwhile."""
+    """Return the extender's pods before and after a read of the cluster; repeat until both are equal."""
     for _ in range(_TRIES):
         before = api.pods()
         surroundings = cluster()
@@ -71,18 +71,18 @@ def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tupl
     return before, surroundings, after
 
 
-async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.Where) -> cluster_checks.Surroundings:
+async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.Address) -> cluster_checks.Environment:
     async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
         ping = min([await client.ping() for _ in range(_PINGS)], key=lambda one: one.seconds)
-        asked = cluster_checks.RIGHTS + (() if where.url else cluster_checks.forwarding(where.system_namespace))
-        allowed = await asyncio.gather(*(_may(client, right) for right in asked))
-        missing = {right for right, may in zip(asked, allowed, strict=True) if not may}
+        rights = cluster_checks.RIGHTS + (() if where.url else cluster_checks.forwarding(where.system_namespace))
+        allowed = await asyncio.gather(*(_may(client, right) for right in rights))
+        missing = {right for right, may in zip(rights, allowed, strict=True) if not may}
         hooks = await _list(client, cluster_checks.WEBHOOKS, _Object, missing)
         policies = await _list(client, cluster_checks.POLICIES, _Object, missing)
         leases = await _list(client, cluster_checks.LEASES, objects.Lease, missing)
         daemon_sets = await _list(client, cluster_checks.DAEMON_SETS, cluster_checks.DaemonSet, missing)
         classes = await _list(client, cluster_checks.DEVICE_CLASSES, objects.DeviceClass, missing)
-    return cluster_checks.Surroundings(
+    return cluster_checks.Environment(
         missing=missing,
         ping=ping,
         webhooks=None if hooks is None else [one for hook in hooks for one in _webhooks(hook)],
@@ -96,7 +96,7 @@ async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.W
 
 
 async def _may(client: kubernetes.Client, right: cluster_checks.Right) -> bool:
-    """Whether the account has a right; where nobody answers that, trying will show."""
+    """Return whether the account has a right; True if the API server does not answer, as the read itself then fails."""
     wanted = {
         "verb": right.verb, "group": right.group, "resource": right.resource, "subresource": right.subresource,
         "namespace": right.namespace,
@@ -112,7 +112,7 @@ async def _may(client: kubernetes.Client, right: cluster_checks.Right) -> bool:
 async def _list(
     client: kubernetes.Client, right: cluster_checks.Right, kind: type[T], missing: set[cluster_checks.Right]
 ) -> Sequence[T] | None:
-    """All objects of a kind; None, and the right is added to those that are missing, where the account may not."""
+    """Return all objects of a kind; None, with the right added to `missing`, where the account may not list them."""
     if right in missing:
         return None
     try:
@@ -121,11 +121,11 @@ async def _list(
         missing.add(right)
         return None
     except errors.NotFound:
-        return []  # A server that does not know the kind has none of it.
+        return []  # The server does not have this kind.
 
 
 def _webhooks(configuration: _Object) -> list[cluster_checks.Webhook]:
-    """Those of a configuration that call `/webhook`."""
+    """Return the webhooks of a configuration that call `/webhook`."""
     webhooks = []
     for hook in configuration.webhooks or ():
         config = hook.get("clientConfig") or {}
@@ -139,7 +139,7 @@ def _webhooks(configuration: _Object) -> list[cluster_checks.Webhook]:
 
 
 def _ends_at(bundle: str) -> float:
-    """When a bundle's first certificate ends; never where that cannot be read, as cert-manager fills it in later."""
+    """Return when a bundle's first certificate ends; infinity if unreadable, because cert-manager may add it later."""
     try:
         text = base64.b64decode(bundle, validate=True).decode()
     except ValueError:

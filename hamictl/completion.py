@@ -1,4 +1,4 @@
-"""Completion for shells, made of the parser itself, so that it knows every command and flag."""
+"""Completion for shells, generated from the parser, so that it has every command and flag."""
 
 import argparse
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ complete -F _hamictl hamictl
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Print it. Returns the exit status."""
+    """Print the shell's script. Returns the exit status."""
     commands = {
         name: [flag for one in added._actions for flag in one.option_strings] for name, added in commands_of(parser)
     }
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def commands_of(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Each command and what reads its flags."""
-    for action in parser._actions:  # argparse has no other way to ask what was added.
+    """Yield each command with its parser."""
+    for action in parser._actions:  # argparse has no public access to subparsers.
         if isinstance(action, argparse._SubParsersAction):
             yield from action.choices.items()

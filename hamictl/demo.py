@@ -1,6 +1,6 @@
-"""`hamictl demo`: a whole cluster in this process, a real extender beside it, and a story that anyone can check.
+"""`hamictl demo`: a whole cluster in this process, a real extender beside it, and a scenario with expectations.
 
-In the story each node has a device plugin and a stand-in kubelet; with many nodes one task stands in for all kubelets.
+In the scenario each node has a device plugin and a fake kubelet; with many nodes one task replaces all kubelets.
 """
 
 import argparse
@@ -24,15 +24,19 @@ from lab import extender_process, kinds, traces
 
 _SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
-_TOLD = ("Scheduled", "FailedScheduling")
+_OUTCOMES = ("Scheduled", "FailedScheduling")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    parser.add_argument("--once", action="store_true", help="end by itself; exit status 0 only if all went as expected")
+    """Add the command's flags."""
+    parser.add_argument(
+        "--once", action="store_true", help="end after the scenario; exit status 0 only if all expectations held"
+    )
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json prints one object at the end")
-    parser.add_argument("--nodes", type=_positive, metavar="N", help="instead of the story: N nodes with 8 GPUs each")
-    parser.add_argument("--pods", type=_positive, metavar="M", help="instead of the story: M pods of several kinds")
+    parser.add_argument(
+        "--nodes", type=_positive, metavar="N", help="instead of the scenario: N nodes with 8 GPUs each"
+    )
+    parser.add_argument("--pods", type=_positive, metavar="M", help="instead of the scenario: M pods of several kinds")
     parser.add_argument(
         "--trace",
         type=pathlib.Path,
@@ -42,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="replay a trace (an openb pod list with its node list beside it; without FILE a small one)",
     )
     parser.add_argument(
-        "--empty", action="store_true", help="instead of the story: one node with one GPU and no pods, to try things on"
+        "--empty", action="store_true", help="instead of the scenario: one node with one GPU and no pods, to experiment"
     )
     parser.add_argument(
-        "--show-environment", action="store_true", help="print what each container of the story was started with"
+        "--show-environment", action="store_true", help="print the environment of each container of the scenario"
     )
     parser.add_argument(
         "--port", type=int, default=0, metavar="PORT", help="port of the API server (default: a free one)"
@@ -60,7 +64,7 @@ def _positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tell the story. Returns 0 if every expectation held, 1 if not, 2 if the cluster does not come up."""
+    """Run the scenario. Returns 0 if every expectation held, 1 if not, 2 if the cluster does not start."""
     quiet = options.output == "json"
     console = rich.console.Console(stderr=quiet, highlight=False)
     try:
@@ -74,9 +78,9 @@ def run(options: argparse.Namespace) -> int:
     plugins = not (options.trace or options.nodes or options.pods)
     try:
         with clusters.running(nodes, port=options.port, plugins=plugins) as cluster:
-            return _tell(options, console, cluster, chapters, stop)
+            return _play(options, console, cluster, chapters, stop)
     except (extender_process.ExtenderFailed, clusters.NodesNotReady, OSError) as failed:
-        print(f"hamictl demo: the cluster does not come up: {failed}", file=sys.stderr)
+        print(f"hamictl demo: the cluster does not start: {failed}", file=sys.stderr)
         return 2
 
 
@@ -91,15 +95,15 @@ def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[demo_
     return demo_scenario.nodes(), demo_scenario.chapters()
 
 
-def _tell(
+def _play(
     options: argparse.Namespace,
     console: rich.console.Console,
     cluster: clusters.Cluster,
     chapters: Sequence[demo_scenario.Chapter],
     stop: threading.Event,
 ) -> int:
-    console.print(f"A cluster runs (nodes: {len(cluster.all(kinds.NODES))}). To look around, in another terminal:")
-    _print_way_in(cluster, console)
+    console.print(f"A cluster runs (nodes: {len(cluster.all(kinds.NODES))}). To use it, in another terminal:")
+    _print_exports(cluster, console)
     console.print()
     expectations = demo_scenario.common() + (demo_scenario.on_the_nodes() if cluster.gpu_nodes else [])
     started = time.monotonic()
@@ -109,12 +113,12 @@ def _tell(
         console.print(f"[bold]{chapter.title}[/bold]")
         _submit(cluster, chapter, console, stop)
         if len(chapter.pods) <= rendering.MOST_PODS_SHOWN:
-            world = look(cluster)
+            world = read_world(cluster)
             for body in chapter.pods:
                 console.print(rendering.pod(world, body["metadata"]["name"], environment=options.show_environment))
         expectations += chapter.expectations
     seconds = time.monotonic() - started
-    world = look(cluster)
+    world = read_world(cluster)
     if len(world.nodes) <= rendering.MOST_NODES_SHOWN:
         console.print(rendering.gpus(world))
     if len(world.pods) > rendering.MOST_PODS_SHOWN:
@@ -126,14 +130,14 @@ def _tell(
         print(json.dumps(report(world, held)))
     if not options.once and not stop.is_set():
         console.print()
-        _print_way_in(cluster, console)
+        _print_exports(cluster, console)
         console.print("Ctrl-C ends the cluster.")
         stop.wait()
     return 0 if all(holds for _, holds in held) else 1
 
 
-def _print_way_in(cluster: clusters.Cluster, console: rich.console.Console) -> None:
-    """For kubectl, and for hamictl and the WebUI."""
+def _print_exports(cluster: clusters.Cluster, console: rich.console.Console) -> None:
+    """Print the variables for kubectl, and for hamictl and the WebUI."""
     console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
     console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}", soft_wrap=True)
 
@@ -142,13 +146,13 @@ def _holds(expectation: demo_scenario.Expectation, world: demo_scenario.World) -
     try:
         return expectation.holds(world)
     except (KeyError, IndexError):
-        return False  # What it looks at is not there.
+        return False  # The object of the expectation is missing.
 
 
 def _submit(
     cluster: clusters.Cluster, chapter: demo_scenario.Chapter, console: rich.console.Console, stop: threading.Event
 ) -> None:
-    """Create the pods of a chapter and wait until each is placed or knows why not."""
+    """Create the pods of a chapter and wait until each is placed or rejected."""
     many = len(chapter.pods) > rendering.MOST_PODS_SHOWN
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
     with rich.progress.Progress(*columns, console=console, disable=not many) as progress:
@@ -170,12 +174,12 @@ def _submit(
 
 
 def _settled(cluster: clusters.Cluster) -> set[str]:
-    """The pods that run, and those that have been refused, and all have been told so."""
+    """Return the pods that run or are rejected, and have the events of it."""
     events = [(event["regarding"]["name"], event.get("reason")) for event in cluster.all(kinds.EVENTS)]
-    reported = {name for name, reason in events if reason in _TOLD}
+    notified = {name for name, reason in events if reason in _OUTCOMES}
     if cluster.gpu_nodes:
-        refused = {name for name, reason in events if reason == "FailedScheduling"}
-        reported &= refused | {name for name, reason in events if reason == "DeviceAllocated"}
+        rejected = {name for name, reason in events if reason == "FailedScheduling"}
+        notified &= rejected | {name for name, reason in events if reason == "DeviceAllocated"}
     return {
         pod["metadata"]["name"]
         for pod in cluster.all(kinds.PODS)
@@ -183,17 +187,17 @@ def _settled(cluster: clusters.Cluster) -> set[str]:
             pod["status"]["phase"] == "Running"
             or any(c["status"] == "False" for c in pod["status"].get("conditions", ()))
         )
-        and (pod["metadata"]["name"] in reported or not _wants_gpu(pod))
+        and (pod["metadata"]["name"] in notified or not _requests_gpu(pod))
     }
 
 
-def _wants_gpu(pod: dict[str, Any]) -> bool:
+def _requests_gpu(pod: dict[str, Any]) -> bool:
     containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
     return any("nvidia.com/gpu" in one["resources"].get("limits", {}) for one in containers)
 
 
-def look(cluster: clusters.Cluster) -> demo_scenario.World:
-    """What the API server holds now."""
+def read_world(cluster: clusters.Cluster) -> demo_scenario.World:
+    """Read the current objects of the API server."""
     notes: dict[str, list[str]] = {}
     for event in cluster.all(kinds.EVENTS):
         notes.setdefault(event["regarding"]["name"], []).append(f"{event['reason']}: {event['note']}")
@@ -220,7 +224,7 @@ def _environments(cluster: clusters.Cluster) -> dict[str, dict[str, dict[str, st
 
 
 def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
-    """The one object that `--output json` prints."""
+    """Return the object that `--output json` prints."""
     allocated = rendering.allocated(world)
     return {
         "pods": [
@@ -261,7 +265,7 @@ def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict
 
 
 def _figures(cluster: clusters.Cluster, world: demo_scenario.World, seconds: float) -> str:
-    """Allocation, speed and latencies of a run with many pods."""
+    """Return allocation, speed and latencies of a run with many pods."""
     allocated = rendering.allocated(world)
     total = sum(gpu.cores_percent for inventory in world.nodes.values() for gpu in inventory)
     cores = sum(allocation.cores_percent for allocation in allocated.values())

@@ -1,4 +1,4 @@
-"""The pods of the demo, what each is there to show, and what must come of it."""
+"""The pods of the demo, the feature that each shows, and its expected result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ TYPE, UUID, GPU_POLICY = "nvidia.com/use-gputype", "nvidia.com/use-gpuuuid", "ha
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What the API server holds when the story has been told."""
+    """The objects of the API server at the end of the scenario."""
 
     pods: Mapping[str, Mapping[str, Any]]
     nodes: Mapping[str, Sequence[gpus.Gpu]]
@@ -26,7 +26,7 @@ class World:
     """The environment of each container that was started, by pod and container; empty where no device plugin runs."""
 
     def shares(self, name: str) -> allocations.Shares:
-        """What each container of a pod holds; empty for one that is not bound."""
+        """Return the shares of each container of a pod; empty if the pod is not bound."""
         pod = self.pods[name]
         text = (pod["metadata"].get("annotations") or {}).get(records.ALLOCATED)
         containers = [*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"]]
@@ -36,11 +36,11 @@ class World:
         return records.decode_shares(text, asking) if text else ()
 
     def uuids(self, name: str) -> set[str]:
-        """The GPUs that a pod holds."""
+        """Return the GPUs that a pod holds."""
         return {share.uuid for shares in self.shares(name) for share in shares}
 
     def note(self, name: str, reason: str) -> str:
-        """The last event of a reason on a pod, or an empty string."""
+        """Return the note of a pod's last event of a reason, or an empty string."""
         notes = [note for note in self.notes.get(name, ()) if note.startswith(f"{reason}: ")]
         return notes[-1].partition(": ")[2] if notes else ""
 
@@ -55,7 +55,7 @@ class Expectation:
 
 @dataclass(frozen=True, slots=True)
 class Chapter:
-    """Pods that are submitted together, and why."""
+    """Pods that are submitted together, and their expectations."""
 
     title: str
     pods: Sequence[dict[str, Any]]
@@ -68,7 +68,7 @@ def pod(
     annotations: Mapping[str, str] | None = None,
     init: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A pod with one container per set of limits, after an init container if `init` says what it needs."""
+    """Return a pod with one container per set of limits, and an init container if `init` has its limits."""
     containers = [
         {"name": f"main-{index}" if index else "main", "image": "cuda", "resources": {"limits": dict(one)}}
         for index, one in enumerate(limits)
@@ -80,7 +80,7 @@ def pod(
 
 
 def nodes() -> list[dict[str, Any]]:
-    """A small mixed cluster."""
+    """Return a small mixed cluster."""
     return [
         fake.gpu_node("node-01", fake.A100, 2),
         fake.gpu_node("node-02", fake.T4, 4),
@@ -89,7 +89,7 @@ def nodes() -> list[dict[str, Any]]:
 
 
 def one_gpu() -> list[dict[str, Any]]:
-    """A node with one GPU, for whoever wants to try things by hand."""
+    """Return a node with one GPU, for experiments."""
     return [fake.gpu_node("node-01", fake.A10, 1)]
 
 
@@ -105,15 +105,15 @@ def _bound(*names: str) -> Expectation:
     )
 
 
-def _refused(name: str, *parts: str) -> Expectation:
+def _rejected(name: str, *parts: str) -> Expectation:
     return Expectation(
-        f"{name} is refused, and its event says why, node by node",
+        f"{name} is rejected, and its event has the reason for each node",
         lambda world: not world.uuids(name) and all(part in world.note(name, "FailedScheduling") for part in parts),
     )
 
 
 def chapters() -> list[Chapter]:
-    """The story, in order."""
+    """Return the scenario, in order."""
     wanted = fake.gpu_uuid("node-03", 1)
     on_t4, on_l40s = {TYPE: "T4"}, {TYPE: "L40S"}
     return [
@@ -129,7 +129,7 @@ def chapters() -> list[Chapter]:
             ],
         ),
         Chapter(
-            "Two pods that ask to be spread get a GPU each",
+            "Two pods with the policy spread get a GPU each",
             [
                 pod("spread-a", _one("2000"), annotations={**on_t4, GPU_POLICY: "spread"}),
                 pod("spread-b", _one("2000"), annotations={**on_t4, GPU_POLICY: "spread"}),
@@ -143,12 +143,12 @@ def chapters() -> list[Chapter]:
             ],
         ),
         Chapter(
-            "A pod that requests a GPU and nothing else has it to itself",
+            "A pod that requests only a GPU count has the GPU exclusively",
             [pod("whole", _one(), annotations={TYPE: "A100"})],
             [
                 _bound("whole"),
                 Expectation(
-                    "nobody else is on the GPU of whole",
+                    "no other pod is on the GPU of whole",
                     lambda w: not any(w.uuids("whole") & w.uuids(name) for name in w.pods if name != "whole"),
                 ),
             ],
@@ -165,7 +165,7 @@ def chapters() -> list[Chapter]:
                     "quarter holds 25 % of an L40S, rounded down to MiB",
                     lambda w: w.shares("quarter")[0][0].memory_mib == fake.L40S.memory_mib * 25 // 100,
                 ),
-                Expectation("by-uuid is on the GPU it named", lambda w: w.uuids("by-uuid") == {wanted}),
+                Expectation("by-uuid is on the GPU that it named", lambda w: w.uuids("by-uuid") == {wanted}),
             ],
         ),
         Chapter(
@@ -182,27 +182,27 @@ def chapters() -> list[Chapter]:
             ],
         ),
         Chapter(
-            "Too much memory, a type that is not there, an amount that cannot be read: each learns what would help",
+            "Too much memory, a missing type, an unreadable amount: each rejection says what would help",
             [
                 pod("too-big", _one("100000")),
                 pod("wrong-type", _one("1000"), annotations={TYPE: "H200"}),
                 pod("unclear", _one("8000000")),
             ],
             [
-                _refused(
+                _rejected(
                     "too-big",
                     "0/3 nodes available: 3 GPU memory insufficient",
                     "\n    node-02: GPU memory insufficient (requested 100000MB, available ",
                 ),
-                _refused("wrong-type", "\n    node-01: device type mismatch (requested H200, has A100"),
-                _refused("unclear", "write MiB such as 4000, or bytes such as 4Gi"),
+                _rejected("wrong-type", "\n    node-01: device type mismatch (requested H200, has A100"),
+                _rejected("unclear", "write MiB such as 4000, or bytes such as 4Gi"),
             ],
         ),
     ]  # fmt: skip
 
 
 def bulk(node_count: int, pod_count: int) -> tuple[list[dict[str, Any]], list[Chapter]]:
-    """Many nodes of several models, and many pods of several kinds."""
+    """Return many nodes of several models, and many pods of several kinds."""
     models = list(fake.MODELS.values())
     bodies = [fake.gpu_node(f"node-{index:04d}", models[index % len(models)], 8) for index in range(node_count)]
     kinds = (
@@ -217,7 +217,7 @@ def bulk(node_count: int, pod_count: int) -> tuple[list[dict[str, Any]], list[Ch
 
 
 def balanced(world: World) -> bool:
-    """Whether no GPU is allocated more memory, cores or slots than it has."""
+    """Return whether no GPU has more memory, cores or slots allocated than it has."""
     have: dict[str, gpus.Gpu] = {gpu.uuid: gpu for inventory in world.nodes.values() for gpu in inventory}
     held: dict[str, allocations.Allocation] = {}
     for name, body in world.pods.items():
@@ -240,21 +240,23 @@ def balanced(world: World) -> bool:
 
 
 def common() -> list[Expectation]:
-    """What must hold whatever the story."""
+    """Return the expectations of every scenario."""
 
-    def told(world: World) -> bool:
+    def decided(world: World) -> bool:
         return all(
-            world.uuids(name) or world.note(name, "FailedScheduling") for name in world.pods if _asks(world, name)
+            world.uuids(name) or world.note(name, "FailedScheduling")
+            for name in world.pods
+            if _requests_gpu(world, name)
         )
 
     return [
-        Expectation("no GPU is allocated more memory, cores or slots than it has", balanced),
-        Expectation("every GPU pod is placed with a record, or knows why it is not", told),
+        Expectation("no GPU has more memory, cores or slots allocated than it has", balanced),
+        Expectation("every GPU pod is placed with a record, or has an event with the reason", decided),
     ]
 
 
 def on_the_nodes() -> list[Expectation]:
-    """What must hold where a device plugin serves each node."""
+    """Return the expectations of a cluster with a device plugin on each node."""
 
     def own_slice(world: World) -> bool:
         return all(_started_as_recorded(world, name) for name in world.pods if world.uuids(name))
@@ -280,6 +282,6 @@ def _started_as_recorded(world: World, name: str) -> bool:
     return True
 
 
-def _asks(world: World, name: str) -> bool:
+def _requests_gpu(world: World, name: str) -> bool:
     containers = world.pods[name]["spec"]["containers"]
     return any(COUNT in one["resources"].get("limits", {}) for one in containers)

@@ -1,6 +1,6 @@
-"""`hamictl doctor`: looks at a cluster or at the node it runs on, and says what is wrong and how to mend it.
+"""`hamictl doctor`: check a cluster, or the node on which it runs, and report problems and how to fix them.
 
-It only reads. Exit status 0: nothing was found; 1: something was; 2: it could not look.
+It only reads. Exit status 0: no problem; 1: problems found; 2: no answer.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from hamictl import cluster_checks, cluster_reading, failures, flags, node_check
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's own flags."""
+    """Add the command's own flags."""
     parser.add_argument("what", nargs="?", choices=("cluster", "node"), default="cluster", help="default cluster")
     parser.add_argument(
         "--kubelet-dir",
@@ -28,36 +28,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root", type=pathlib.Path, default=pathlib.Path("/"), metavar="DIR", help="of a node: the host's root"
     )
     parser.add_argument(
-        "--least-free", type=int, default=1024, metavar="MIB", help="of a node: less space is too little (default 1024)"
+        "--least-free",
+        type=int,
+        default=1024,
+        metavar="MIB",
+        help="of a node: report less free space than this (default 1024)",
     )
     parser.add_argument(
         "--health",
         default="",
         metavar="URL",
-        help="the extender's health endpoint (default: by kubectl port-forward, unless --extender is given)",
+        help="the extender's health endpoint (default: by kubectl port-forward, unless --extender is set)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Look, and tell. Returns the exit status."""
+    """Run the checks and print the findings. Returns the exit status."""
     checks = (
         node_checks.checks(node_checks.Node(options.root, options.kubelet_dir, options.least_free))
         if options.what == "node"
         else _cluster(options)
     )
-    look = flags.look(options)
-    findings: list[record_checks.Finding] = []
+    style = flags.style(options)
+    found: list[record_checks.Finding] = []
     count = 0
-    for name, results in checks:
-        more = list(results)
-        findings += more
+    for name, findings in checks:
+        more = list(findings)
+        found += more
         count += 1
-        if look.is_table:
+        if style.is_table:
             print(f"{'ok  ' if not more else 'bad '} {name}" + (f": {len(more)}" if more else ""), file=sys.stderr)
-    failed = sum(one.severity == record_checks.ERROR for one in findings)
+    failed = sum(one.severity == record_checks.ERROR for one in found)
     value = {
-        "summary": {"checks": count, "errors": failed, "warnings": len(findings) - failed},
-        "findings": [one.to_facts() for one in findings],
+        "summary": {"checks": count, "errors": failed, "warnings": len(found) - failed},
+        "findings": [one.to_facts() for one in found],
     }
     rows = [
         {
@@ -67,17 +71,17 @@ def run(options: argparse.Namespace) -> int:
             "DETAIL": one.detail,
             "WHAT TO DO": error_codes.REGISTRY[one.code].remedy,
         }
-        for one in findings
+        for one in found
     ]
-    if look.is_table and not findings:
-        print("nothing is wrong")
+    if style.is_table and not found:
+        print("no problems found")
     else:
-        print(output.render(value, rows, look, names=[f"{one.code} {one.about}" for one in findings]))
-    return failures.NEGATIVE if findings else 0
+        print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in found]))
+    return failures.NEGATIVE if found else 0
 
 
 def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:
-    where = dataclasses.replace(flags.where(options), health_url=options.health)
-    patient, seen = cluster_reading.look(flags.kubeconfig(options), options.context, where)
-    names = patient.cluster.resource_names
-    return itertools.chain(cluster_checks.checks(seen, patient.cluster, names), record_checks.checks(patient, names))
+    where = dataclasses.replace(flags.address(options), health_url=options.health)
+    observed, seen = cluster_reading.read(flags.kubeconfig(options), options.context, where)
+    names = observed.cluster.resource_names
+    return itertools.chain(cluster_checks.checks(seen, observed.cluster, names), record_checks.checks(observed, names))

@@ -1,9 +1,9 @@
-"""What a command cannot do, as its user is told: one sentence and a hint, and never a traceback."""
+"""The error of a command, for its user: one sentence and a hint, never a traceback."""
 
 from gpu_sharing.core import errors
 
 NEGATIVE, FAILED = 1, 2
-"""Exit statuses: the answer is no, or there is no answer. 0 is a yes."""
+"""Exit statuses: the answer is no, or there is no answer. 0 is yes."""
 
 
 class CommandFailed(errors.GpuSharingError):

@@ -10,30 +10,30 @@ import yaml
 from hamictl import output, reader, snapshot
 
 EXTENDER_VARIABLE = "HAMI_EXTENDER"
-"""The WebUI's variable too, so that saying it once serves both."""
+"""Also the WebUI's variable, so that one setting serves both."""
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """In which format, and whether in colour."""
+    """Add the flags of format and colour."""
     parser.add_argument("-o", "--output", choices=output.FORMATS, default="table", help="default table")
     parser.add_argument(
         "--color", choices=output.COLOURS, default="auto", help="default auto: on a terminal, unless NO_COLOR is set"
     )
 
 
-def look(options: argparse.Namespace) -> output.Look:
-    """How the answer is to look here."""
-    return output.Look(options.output, output.wants_colour(options.color, os.environ, sys.stdout.isatty()))
+def style(options: argparse.Namespace) -> output.Style:
+    """Return the format and colour of the output."""
+    return output.Style(options.output, output.is_coloured(options.color, os.environ, sys.stdout.isatty()))
 
 
 def add_namespace(parser: argparse.ArgumentParser) -> None:
-    """As kubectl has them."""
+    """Add kubectl's flags of the namespace."""
     parser.add_argument("-n", "--namespace", default="", help="default: that of the kubeconfig's context, else default")
-    parser.add_argument("-A", "--all-namespaces", action="store_true", help="look in all of them")
+    parser.add_argument("-A", "--all-namespaces", action="store_true", help="in all namespaces")
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
-    """Which API server, and where in it the chart is installed."""
+    """Add the flags of the API server, and of the chart's namespace."""
     parser.add_argument("--kubeconfig", default="", metavar="FILE", help="default: $KUBECONFIG, else ~/.kube/config")
     parser.add_argument("--context", default="", help="of the kubeconfig (default: its current one)")
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reaching(parser: argparse.ArgumentParser) -> None:
-    """Which API server, and which extender."""
+    """Add the flags of the API server and of the extender."""
     add_cluster(parser)
     parser.add_argument(
         "--extender",
@@ -54,12 +54,12 @@ def add_reaching(parser: argparse.ArgumentParser) -> None:
         help=f"the read API (default: ${EXTENDER_VARIABLE}, else by kubectl port-forward into its pod)",
     )
     parser.add_argument("--token-file", type=pathlib.Path, metavar="FILE", help="a bearer token for --extender")
-    parser.add_argument("--ca-file", type=pathlib.Path, metavar="FILE", help="who signed its certificate")
+    parser.add_argument("--ca-file", type=pathlib.Path, metavar="FILE", help="the authority of its certificate")
 
 
-def where(options: argparse.Namespace) -> reader.Where:
-    """How the extender is to be reached."""
-    return reader.Where(
+def address(options: argparse.Namespace) -> reader.Address:
+    """Return how to reach the extender."""
+    return reader.Address(
         url=options.extender or os.environ.get(EXTENDER_VARIABLE, ""),
         token_file=options.token_file,
         ca_file=options.ca_file,
@@ -70,7 +70,7 @@ def where(options: argparse.Namespace) -> reader.Where:
 
 
 def kubeconfig(options: argparse.Namespace) -> pathlib.Path | None:
-    """The file that kubectl would read; None in a pod."""
+    """Return the file that kubectl would read; None in a pod."""
     for text in (options.kubeconfig, os.environ.get("KUBECONFIG", "").partition(os.pathsep)[0], "~/.kube/config"):
         path = pathlib.Path(text).expanduser() if text else None
         if path is not None and (path.exists() or text == options.kubeconfig):
@@ -79,7 +79,7 @@ def kubeconfig(options: argparse.Namespace) -> pathlib.Path | None:
 
 
 def namespace(options: argparse.Namespace) -> str:
-    """The namespace that kubectl would look in."""
+    """Return the namespace that kubectl would use."""
     if options.namespace:
         return str(options.namespace)
     path = kubeconfig(options)
@@ -93,5 +93,5 @@ def namespace(options: argparse.Namespace) -> str:
 
 
 def cluster_state(options: argparse.Namespace) -> snapshot.State:
-    """What the scheduler sees of the live cluster."""
+    """Return the live cluster as the scheduler reads it."""
     return snapshot.read_cluster(kubeconfig(options), options.context, options.system_namespace)

@@ -1,4 +1,4 @@
-"""What the installation in a cluster says of itself: the names under which its pods request GPUs."""
+"""The settings of the installation in a cluster: the names of its GPU resources."""
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import errors, requests
 from scheduler_extender import settings
 
-_OURS = ("--resource-", "--default-")
+_NAME_FLAGS = ("--resource-", "--default-")
 
 
 class _Container(msgspec.Struct):
@@ -30,13 +30,13 @@ class _Spec(msgspec.Struct):
 
 
 class Deployment(msgspec.Struct):
-    """The extender's, as far as it is read."""
+    """The Deployment of the extender, with the fields that are read."""
 
     spec: _Spec = msgspec.field(default_factory=_Spec)
 
 
 async def resource_names(client: kubernetes.Client, namespace: str) -> requests.ResourceNames:
-    """Return the names by the extender's flags; the usual ones where there is no Deployment, or none may be read."""
+    """Return the names by the extender's flags; the defaults where the Deployment does not exist or cannot be read."""
     try:
         deployment = await client.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler", Deployment)
     except (errors.KubernetesError, msgspec.MsgspecError):
@@ -47,7 +47,7 @@ async def resource_names(client: kubernetes.Client, namespace: str) -> requests.
 def names_of(deployment: Deployment) -> requests.ResourceNames:
     """Return the names by the flags of the container `extender`."""
     for container in deployment.spec.template.spec.containers or ():
-        flags = [flag for flag in container.args or () if flag.startswith(_OURS) and "=" in flag]
+        flags = [flag for flag in container.args or () if flag.startswith(_NAME_FLAGS) and "=" in flag]
         if container.name == "extender" and flags:
             try:
                 with contextlib.redirect_stderr(io.StringIO()):

@@ -1,4 +1,4 @@
-"""What a GPU node must have, looked for on the one it runs on. Nothing is written."""
+"""Checks of the GPU node on which the command runs. Nothing is written."""
 
 import contextlib
 import ctypes
@@ -24,9 +24,9 @@ _SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.soc
 _CONTAINERD = ("etc/containerd/config.toml", "etc/containerd/conf.d/*.toml")
 _MPS_PIPES = "run/nvidia/mps/pipe"
 _CDI = ("etc/cdi", "run/cdi", "var/run/cdi")
-"""The last is mostly a link to the one before, which leads elsewhere where the host's root is mounted in a pod."""
+"""The last is usually a link to the one before; in a pod with the host's root mounted the link is broken."""
 _WRITTEN = ("run/cdi", "usr/local/vgpu")
-"""Where the device plugin writes by its default settings, beside the kubelet's folder; it makes what is not there."""
+"""Where the device plugin writes by default, besides the kubelet's folder; it creates missing folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +37,16 @@ class Node:
     """The host's root."""
     kubelet_dir: pathlib.Path = pathlib.Path("/var/lib/kubelet")
     least_free_mib: int = 1024
-    """Less than this is too little space."""
+    """Less free space than this is a finding."""
 
     @property
     def sockets(self) -> pathlib.Path:
-        """Where the kubelet and device plugins meet."""
+        """The folder of the sockets of kubelet and device plugins."""
         return self.kubelet_dir / "device-plugins"
 
 
 def checks(node: Node) -> Iterator[Check]:
-    """Every check with what it finds, in the order in which they are told."""
+    """Yield every check with its findings, in the order of the output."""
     name, driver = _driver()
     yield name, driver
     control = node.root / "dev/nvidiactl"
@@ -71,23 +71,23 @@ def _unless(good: bool, code: error_codes.Code, detail: str, severity: str = ERR
 
 
 def _driver() -> Check:
-    """Asked by ctypes, because what speaks NVML elsewhere is no part of the command line's requirements.
+    """Call the driver by ctypes, because the command line does not depend on the NVML package.
 
-    In a thread that the end of the process does not wait for: a driver may hang, which is worth a finding.
+    It runs in a daemon thread, because a driver may hang, which is reported as a finding.
     """
     try:
         nvml = ctypes.CDLL(_LIBRARY)
     except OSError:
         return "driver", _unless(False, error_codes.DOCTOR_NODE_DRIVER, _LIBRARY)
-    results: list[Check] = []
-    asking = threading.Thread(target=lambda: results.append(_asked(nvml)), daemon=True)
-    asking.start()
-    asking.join(_DRIVER_SECONDS)
+    result: list[Check] = []
+    reading = threading.Thread(target=lambda: result.append(_read_driver(nvml)), daemon=True)
+    reading.start()
+    reading.join(_DRIVER_SECONDS)
     silent = f"{_LIBRARY}: no answer within {_DRIVER_SECONDS:g} s"
-    return results[0] if results else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
+    return result[0] if result else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
 
 
-def _asked(nvml: ctypes.CDLL) -> Check:
+def _read_driver(nvml: ctypes.CDLL) -> Check:
     code = nvml.nvmlInit_v2()
     if code:
         nvml.nvmlErrorString.restype = ctypes.c_char_p
@@ -116,7 +116,7 @@ def _cdi(root: pathlib.Path) -> Iterator[Finding]:
         yield Finding(error_codes.DOCTOR_NODE_CDI, WARNING, "node", "kind: nvidia.com/gpu")
     for pattern in _CONTAINERD:
         for path in sorted(root.glob(pattern)):
-            # Only what is switched off by name is sure: the default differs by version.
+            # Only an explicit setting counts, because the default differs by version.
             if _switches_off(_toml(path)):
                 yield Finding(error_codes.DOCTOR_NODE_CDI_OFF, WARNING, "node", f"/{path.relative_to(root)}")
 
@@ -130,7 +130,7 @@ def _has_spec(folder: pathlib.Path) -> bool:
 
 
 def _toml(path: pathlib.Path) -> dict[str, Any]:
-    """Empty where it cannot be read: containerd says that itself, and louder."""
+    """Return the file; empty if it is unreadable, which containerd itself reports."""
     try:
         return tomllib.loads(path.read_text())
     except (OSError, ValueError):
@@ -138,7 +138,7 @@ def _toml(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _switches_off(config: dict[str, Any]) -> bool:
-    """Versions 2 and 3 of the configuration have the setting under different plugins."""
+    """Return whether CDI is disabled; versions 2 and 3 of the file have the setting under different plugins."""
     plugins = config.get("plugins")
     entries = plugins.values() if isinstance(plugins, dict) else ()
     return any(isinstance(one, dict) and one.get("enable_cdi") is False for one in entries)
@@ -156,11 +156,11 @@ def _mps(pipes: pathlib.Path) -> Iterator[Finding]:
 
 
 def _listens(path: pathlib.Path) -> bool:
-    """Whether a process is at the other end of a socket or a named pipe; asking sends it nothing."""
+    """Return whether a process listens at a socket or a named pipe; the check sends no data."""
     try:
         if stat.S_ISSOCK(path.stat().st_mode):
-            with socket.socket(socket.AF_UNIX) as asking:
-                asking.connect(str(path))
+            with socket.socket(socket.AF_UNIX) as reading:
+                reading.connect(str(path))
         else:
             os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
     except OSError:
@@ -175,12 +175,12 @@ def _folders(node: Node) -> Iterator[Finding]:
 
 
 def _space(node: Node) -> Iterator[Finding]:
-    """Each file system once, under the name of the first folder that lies on it."""
-    devices = set()
+    """Report each file system once, by its first folder."""
+    result = set()
     for folder in (*_kept(node), node.root / "dev/shm"):
-        if not folder.is_dir() or folder.stat().st_dev in devices:
+        if not folder.is_dir() or folder.stat().st_dev in result:
             continue
-        devices.add(folder.stat().st_dev)
+        result.add(folder.stat().st_dev)
         free_mib = shutil.disk_usage(folder).free >> 20
         if free_mib < node.least_free_mib:
             detail = f"{free_mib:,} MiB are free in {folder}"

@@ -18,33 +18,33 @@ _WORDS = {
     "warning": _YELLOW, "cordoned": _YELLOW, "unhealthy": _RED, "error": _RED, "no": _RED,
 }  # fmt: skip
 _COLOURED = ("STATE", "HEALTH", "SEVERITY", "FITS", "WHY")
-"""The columns in which those words say how things stand; a pod may have such a name, too."""
+"""The columns in which these words are states; in other columns they may be names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """How an answer is to look."""
+class Style:
+    """The format and colour of an answer."""
 
     form: str = "table"
     """One of `FORMATS`."""
     coloured: bool = False
-    """Whether tables are; programs read the other formats."""
+    """Whether tables are coloured; the other formats never are."""
 
     @property
     def is_table(self) -> bool:
-        """Whether people read it."""
+        """Whether the format is a table."""
         return self.form in TABLES
 
 
-def wants_colour(when: str, environment: Mapping[str, str], on_terminal: bool) -> bool:
-    """Whether to colour, by the flag, and by what terminals and people have agreed on.
+def is_coloured(when: str, environment: Mapping[str, str], on_terminal: bool) -> bool:
+    """Return whether to colour tables, by the flag and by the convention of NO_COLOR.
 
     Source: no-color.org
 
     Args:
         when: One of `COLOURS`.
-        environment: In which NO_COLOR may be set.
-        on_terminal: Whether a terminal shows it.
+        environment: May contain NO_COLOR and TERM.
+        on_terminal: Whether the output is a terminal.
     """
     if when == "auto":
         return on_terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
@@ -54,21 +54,21 @@ def wants_colour(when: str, environment: Mapping[str, str], on_terminal: bool) -
 def render(
     value: Any,
     rows: Sequence[Mapping[str, str]],
-    look: Look,
+    style: Style,
     *,
     wide_only: Sequence[str] = (),
     names: Sequence[str] = (),
 ) -> str:
-    """The text to print.
+    """Return the text to print.
 
     Args:
-        value: What JSON and YAML show.
+        value: For JSON and YAML.
         rows: Column to cell, the columns in order.
-        look: In which format.
+        style: The format and colour.
         wide_only: Columns that only `wide` shows.
-        names: What `name` shows, such as `node/a`.
+        names: For `name`, such as `node/a`.
     """
-    match look.form:
+    match style.form:
         case "json":
             return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
         case "yaml":
@@ -79,12 +79,12 @@ def render(
         case form:
             hidden = () if form == "wide" else wide_only
             shown = [{key: cell for key, cell in row.items() if key not in hidden} for row in rows]
-            return _table(shown, coloured=look.coloured)
+            return _table(shown, coloured=style.coloured)
 
 
-def print_rows(value: Any, rows: list[dict[str, str]], look: Look, nothing: str, **more: Any) -> None:
-    """Print it, or where there are no rows for a table the sentence that says so."""
-    print(nothing if not rows and look.is_table else render(value, rows, look, **more))
+def print_rows(value: Any, rows: list[dict[str, str]], style: Style, nothing: str, **more: Any) -> None:
+    """Print the rows, or for a table without rows the sentence `nothing`."""
+    print(nothing if not rows and style.is_table else render(value, rows, style, **more))
 
 
 def _table(rows: Sequence[Mapping[str, str]], *, coloured: bool) -> str:
@@ -104,22 +104,22 @@ def _table(rows: Sequence[Mapping[str, str]], *, coloured: bool) -> str:
 
 
 def _painted(column: str, cell: str) -> str:
-    """In the colour of what it says, such as `ok` or `2 unhealthy`; the spaces that pad it stay as they are."""
+    """Return the cell in the colour of its state, such as `ok` or `2 unhealthy`; its padding is not coloured."""
     match = re.fullmatch(r"((?:\d+ )?(\w+))( *)", cell) if column in _COLOURED else None
     colour = _WORDS.get(match[2]) if match else None
     return f"\033[{colour}m{match[1]}\033[0m{match[3]}" if match and colour else cell
 
 
 def _clean(text: str) -> str:
-    """Without what moves the cursor: names come from the cluster."""
+    """Replace control characters, because names come from the cluster."""
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 
 def mib(amount: int) -> str:
-    """MiB with thousands separators."""
+    """Return an amount with thousands separators."""
     return f"{amount:,} MiB"
 
 
 def percent(part: float, whole: float) -> str:
-    """A share of 100; a dash of nothing."""
+    """Return a percentage; a dash if the whole is 0."""
     return f"{100 * part / whole:.0f}%" if whole else "-"

@@ -1,4 +1,4 @@
-"""The read API of the extender, reached by its URL, or by kubectl's port-forward into its pod."""
+"""The client of the extender's read API, by its URL or by kubectl's port-forward into its pod."""
 
 import contextlib
 import json
@@ -24,12 +24,12 @@ _FORWARD_SECONDS = 20.0
 _PORT, _HEALTH_PORT = 9446, 8080
 _Answer = TypeVar("_Answer")
 _BROKEN = (OSError, ValueError, KeyError, TypeError)
-"""What an answer may be that is none, or none of ours."""
+"""The errors of an answer that is missing or not from the extender."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Where:
-    """How the extender is to be reached."""
+class Address:
+    """How to reach the extender."""
 
     url: str = ""
     """Empty: by kubectl's port-forward."""
@@ -39,11 +39,11 @@ class Where:
     context: str = ""
     system_namespace: str = "hami-system"
     health_url: str = ""
-    """Of the health endpoint; empty: by kubectl's port-forward too, unless `url` is given."""
+    """The health endpoint; empty: by kubectl's port-forward too, unless `url` is set."""
 
 
 class Reader:
-    """Asks the read API of one extender."""
+    """Reads from the read API of one extender."""
 
     def __init__(self, url: str, token: str = "", ca_file: pathlib.Path | None = None) -> None:
         self._url = url.rstrip("/")
@@ -87,7 +87,7 @@ def _refused(status: int, body: bytes) -> failures.CommandFailed:
     except (ValueError, KeyError, TypeError):
         sentence = f"status {status}: {body[:200].decode(errors='replace')}"
     hints = {
-        401: "give --token-file with a token of the cluster, for example from kubectl create token",
+        401: "set --token-file to a file with a token of the cluster, for example from kubectl create token",
         403: (
             "for the read API: kubectl create clusterrolebinding NAME --clusterrole=hami-reader --user=USER; "
             "for the pods of a namespace: a role with list on pods there"
@@ -99,8 +99,8 @@ def _refused(status: int, body: bytes) -> failures.CommandFailed:
 
 
 @contextlib.contextmanager
-def reaching(where: Where) -> Iterator[Reader]:
-    """A reader for as long as the context lasts.
+def reaching(where: Address) -> Iterator[Reader]:
+    """Yield a reader; the connection ends with the context.
 
     Raises:
         CommandFailed: The extender cannot be reached.
@@ -118,10 +118,10 @@ def reaching(where: Where) -> Iterator[Reader]:
         yield Reader(url)
 
 
-def components(where: Where) -> dict[str, Any] | None:
-    """The state of every part of the extender by name, as its health endpoint tells; None where that is not reached.
+def components(where: Address) -> dict[str, Any] | None:
+    """Return the state of every component of the extender by name; None if its health endpoint is not reached.
 
-    That the extender itself is away shows when the read API is asked.
+    That the extender itself is down is reported by the calls of the read API.
 
     Raises:
         CommandFailed: `health_url` does not answer.
@@ -142,7 +142,7 @@ def components(where: Where) -> dict[str, Any] | None:
 
 
 def _components(url: str) -> dict[str, Any]:
-    """A part that is not healthy makes the status 503, and the body says which."""
+    """Return the components; status 503 means that one of them is not healthy, and has a body too."""
     try:
         body = http_get.read(f"{url.rstrip('/')}/healthz", _TIMEOUT_SECONDS)
     except urllib.error.HTTPError as refused:
@@ -152,12 +152,12 @@ def _components(url: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _forwarded(where: Where, port: int) -> Iterator[str]:
-    """The URL of a port of the extender, as long as the context lasts."""
+def _forwarded(where: Address, port: int) -> Iterator[str]:
+    """Yield the URL of a port of the extender; the forwarding ends with the context."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise failures.CommandFailed(
-            "there is no kubectl to reach the extender with", "install it, or give --extender URL"
+            "kubectl, which reaches the extender, is not installed", "install it, or set --extender URL"
         )
     command = [kubectl, *(["--kubeconfig", where.kubeconfig] if where.kubeconfig else [])]
     command += ["--context", where.context] if where.context else []
@@ -183,6 +183,7 @@ def _forwarded_port(process: "subprocess.Popen[str]") -> int:
         process.kill()
         message = process.stderr.read().strip() or "no answer"
         raise failures.CommandFailed(
-            f"kubectl port-forward: {message}", "is the extender there (-n, --system-namespace)? Or give --extender URL"
+            f"kubectl port-forward: {message}",
+            "does the extender run in this namespace (--system-namespace)? Or set --extender URL",
         )
     return int(match[1])

@@ -1,6 +1,6 @@
-"""What is wrong with the records of a cluster, and with what the extender believes. Pure: facts in, findings out.
+"""Checks of a cluster's records, and of the extender's state against them. Pure.
 
-Everything is worked out anew from the records, by the code that decides, and compared with what others believe.
+Allocations are computed from the records by the extender's own code, and compared with what the extender reports.
 """
 
 import collections
@@ -23,16 +23,16 @@ _NO_ISOLATION = "none"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong."""
+    """One problem that a check found."""
 
     code: error_codes.Code
     severity: str
     about: str
-    """Such as `node/a` or `pod/default/train`."""
+    """The object, such as `node/a` or `pod/default/train`."""
     detail: str
 
     def to_facts(self) -> dict[str, str]:
-        """For JSON, with what the code means and what to do."""
+        """Return the finding for JSON, with the meaning and remedy of its code."""
         entry = error_codes.REGISTRY[self.code]
         return {
             "code": self.code, "severity": self.severity, "about": self.about, "detail": self.detail,
@@ -41,14 +41,14 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Patient:
-    """A cluster, as it was found."""
+class Observation:
+    """A cluster's objects, and the extender's state of them."""
 
     cluster: snapshot.State
-    believed: Sequence[read_api_types.Pod] | None
+    reported: Sequence[read_api_types.Pod] | None
     """The extender's pods by its read API; None where it does not answer."""
-    trouble: str
-    """Why it does not."""
+    problem: str
+    """Why the extender does not answer."""
     now: float
     """Unix seconds."""
 
@@ -56,16 +56,16 @@ class Patient:
 Check = tuple[str, Iterable[Finding]]
 
 
-def checks(patient: Patient, names: requests.ResourceNames) -> Iterator[Check]:
-    """Every check with what it finds, in the order in which they are told."""
-    cluster = patient.cluster
+def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Check]:
+    """Yield every check with its findings, in the order of the output."""
+    cluster = observed.cluster
     yield "nodes", _nodes(cluster, names)
-    yield "set-up of nodes", _problems(cluster)
+    yield "setup of nodes", _problems(cluster)
     yield "GPUs", _gpus(cluster, names)
-    yield "pods", _pods(cluster, names, patient.now)
-    yield "promises", _promises(cluster, names)
+    yield "pods", _pods(cluster, names, observed.now)
+    yield "allocations", _allocations(cluster, names)
     yield "quotas", _quotas(cluster, names)
-    yield "extender", _extender(patient, names)
+    yield "extender", _extender(observed, names)
 
 
 def _nodes(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
@@ -95,7 +95,7 @@ def _nodes(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[F
 
 
 def _problems(cluster: snapshot.State) -> Iterator[Finding]:
-    """What device plugins say of their nodes, and nodes whose GPUs nothing limits."""
+    """Report the problems that device plugins wrote on their nodes, and nodes without limits of memory."""
     for node in cluster.nodes:
         about = f"node/{node.metadata.name}"
         annotations = node.metadata.annotations or {}
@@ -143,8 +143,8 @@ def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) ->
             yield Finding(error_codes.DOCTOR_STUCK, WARNING, about, f"bound to {held.node} {minutes} minutes ago")
 
 
-def _promises(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
-    """Whether any GPU is allocated twice, whatever anybody believes: by the rules that place pods."""
+def _allocations(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    """Report GPUs that records allocate twice, by the rules that place pods."""
     holders: dict[identifiers.GpuUuid, list[allocations.Allocation]] = collections.defaultdict(list)
     for pod in cluster.pods:
         if pod.spec.node_name:
@@ -154,7 +154,7 @@ def _promises(cluster: snapshot.State, names: requests.ResourceNames) -> Iterato
         for gpu in seen.inventory:
             held, uuid_of = allocations.NOTHING, dict[str, str]()
             for allocation in holders[gpu.uuid]:
-                # The last sentence of a kind has the whole sum in it.
+                # The last sentence of a kind has the complete sum.
                 uuid_of |= {text.lstrip("0123456789"): text for text in gpus.conflicts(gpu, held, allocation)}
                 held = held.plus(allocation)
             for text in uuid_of.values():
@@ -166,42 +166,42 @@ def _quotas(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[
     for quota in cluster.quotas:
         about = f"quota/{quota.metadata.namespace}/{quota.metadata.name}"
         for key, meant in quotas.uncounted(quota.spec.hard or {}, names):
-            yield Finding(error_codes.DOCTOR_QUOTA_KEY, WARNING, about, f"{key} limits nothing; {meant} is counted")
+            yield Finding(error_codes.DOCTOR_QUOTA_KEY, WARNING, about, f"{key} has no effect; {meant} is counted")
         read = quotas.read(quota.metadata.name, quota.spec.hard or {}, names)
         if read is not None and read.unreadable:
             yield Finding(error_codes.DOCTOR_QUOTA, ERROR, about, read.unreadable)
 
 
-def _extender(patient: Patient, names: requests.ResourceNames) -> Iterator[Finding]:
-    if patient.believed is None:
-        yield Finding(error_codes.DOCTOR_EXTENDER_AWAY, ERROR, "extender", patient.trouble)
+def _extender(observed: Observation, names: requests.ResourceNames) -> Iterator[Finding]:
+    if observed.reported is None:
+        yield Finding(error_codes.DOCTOR_EXTENDER_AWAY, ERROR, "extender", observed.problem)
         return
-    believed = {one.uid: one for one in patient.believed}
-    actual = {pod.metadata.uid: pod for pod in patient.cluster.pods}
-    names_of = {uid: (one.namespace, one.name) for uid, one in believed.items()}
+    reported = {one.uid: one for one in observed.reported}
+    actual = {pod.metadata.uid: pod for pod in observed.cluster.pods}
+    names_of = {uid: (one.namespace, one.name) for uid, one in reported.items()}
     names_of |= {uid: (pod.metadata.namespace, pod.metadata.name) for uid, pod in actual.items()}
     for uid in sorted(names_of, key=lambda one: (names_of[one], one)):
-        pod, belief = actual.get(uid), believed.get(uid)
-        if belief is None:
+        pod, report = actual.get(uid), reported.get(uid)
+        if report is None:
             assert pod is not None
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", "the extender does not know it")
         elif pod is None:
-            about = f"pod/{belief.namespace}/{belief.name}"
-            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, about, "the extender knows it, and it is gone")
-        elif (belief.node or "") != pod.spec.node_name:
-            detail = f"the extender has it on {belief.node or 'no node'}, it is on {pod.spec.node_name or 'no node'}"
+            about = f"pod/{report.namespace}/{report.name}"
+            yield Finding(error_codes.DOCTOR_DRIFT, ERROR, about, "the extender knows it, and it is deleted")
+        elif (report.node or "") != pod.spec.node_name:
+            detail = f"the extender has it on {report.node or 'no node'}, it is on {pod.spec.node_name or 'no node'}"
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
-        elif pod.spec.node_name and _believed_shares(belief) != _held_shares(from_objects.pod_facts(pod, names)):
-            detail = "the extender counts other GPUs for it than its record says"
+        elif pod.spec.node_name and _reported_shares(report) != _recorded_shares(from_objects.pod_facts(pod, names)):
+            detail = "the extender counts other GPUs for it than its record has"
             yield Finding(error_codes.DOCTOR_DRIFT, ERROR, f"pod/{pod.key}", detail)
 
 
-def _believed_shares(belief: read_api_types.Pod) -> list[tuple[str, int]]:
-    shares = itertools.chain.from_iterable(belief.containers)
+def _reported_shares(report: read_api_types.Pod) -> list[tuple[str, int]]:
+    shares = itertools.chain.from_iterable(report.containers)
     return [(share.uuid, share.memory_mib) for share in shares]
 
 
-def _held_shares(held: facts.BoundPod) -> list[tuple[str, int]]:
+def _recorded_shares(held: facts.BoundPod) -> list[tuple[str, int]]:
     return [(share.uuid, share.memory_mib) for shares in held.shares for share in shares]
 
 

@@ -1,4 +1,4 @@
-"""`hamictl gpu release`: have plugin and monitor let go of one GPU, so that it can be reset or divided."""
+"""`hamictl gpu release`: make plugin and monitor close one GPU, so that it can be reset or its MIG mode changed."""
 
 import argparse
 import asyncio
@@ -15,16 +15,18 @@ _TRIES = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which GPU, and whether it is released or taken back."""
-    parser.add_argument("action", choices=["release"], metavar="release", help="let go of the GPU")
+    """Add the flags of the GPU, and of the end of its release."""
+    parser.add_argument("action", choices=["release"], metavar="release", help="close the GPU")
     parser.add_argument("node", metavar="NODE")
     parser.add_argument("gpu", metavar="GPU", help="its index on the node, or its UUID")
-    parser.add_argument("--cancel", action="store_true", help="end it: the GPU is used again")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="wait so long (default 60)")
+    parser.add_argument("--cancel", action="store_true", help="end the release: the GPU is used again")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the plugin (default 60)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the annotation, and wait until the device plugin has done what it says."""
+    """Write the annotation, and wait until the device plugin has applied it."""
     try:
         return asyncio.run(_run(options))
     except errors.KubernetesError as refused:
@@ -42,17 +44,15 @@ async def _run(options: argparse.Namespace) -> int:
             print(
                 f"{what} is used again"
                 if done
-                else f"{what} is released no more; the device plugin has not said so yet"
+                else f"{what} is no longer released; the device plugin has not confirmed it yet"
             )
             return 0 if done else failures.NEGATIVE
         if not done:
-            print(f"{what} gets no new pods; the device plugin has not let go of it within {options.timeout:g} s")
+            print(f"{what} gets no new pods; the device plugin has not closed it within {options.timeout:g} s")
             print(f"  see kubectl get node {options.node} -o yaml: hami.io/gpu-health and hami.io/node-problems")
             return failures.NEGATIVE
         holders = await _holders(client, options.node, gpu.uuid)
-    print(
-        f"{what} is released: no new pods, and the device plugin does not hold it; the monitor follows within seconds"
-    )
+    print(f"{what} is released: no new pods, and the device plugin has closed it; the monitor follows within seconds")
     if holders:
         print(f"it is still held by {', '.join(holders)}: delete them first")
     print(f"on the node:    nvidia-smi --gpu-reset -i {gpu.uuid}")
@@ -61,7 +61,7 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 async def _write(client: kubernetes.Client, path: str, wanted: str, *, cancel: bool) -> gpus.Gpu:
-    """Add the GPU to the annotation, or take it out, however many do so at once."""
+    """Add the GPU to the annotation, or remove it; retry if another client changes the node at the same time."""
     for turn in range(_TRIES):
         node = await client.get(path, objects.Node)
         annotations = node.metadata.annotations or {}

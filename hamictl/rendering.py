@@ -1,4 +1,4 @@
-"""How the demo looks in a terminal: what was asked, where it went and why, and the GPUs as bars."""
+"""The demo's output in a terminal: requests, placements with reasons, and the GPUs as bars."""
 
 import collections
 from typing import Any
@@ -18,7 +18,7 @@ _BAR = 10
 
 
 def allocated(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
-    """What is allocated of each GPU; nothing of one that is not mentioned."""
+    """Return the allocation of each GPU; a GPU without pods has an empty one."""
     by_gpu: dict[str, allocations.Allocation] = collections.defaultdict(allocations.Allocation)
     for name, body in world.pods.items():
         seen = msgspec.convert(dict(body), objects.Pod, strict=False)
@@ -30,10 +30,10 @@ def allocated(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
 
 
 def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> rich.text.Text:
-    """One pod: what it requested, what came of it, and if wanted what its containers were started with."""
+    """Return one pod: its request, its outcome, and on demand the environment of its containers."""
     body = world.pods[name]
     line = rich.text.Text(f"  {name}", style="bold")
-    line.append(f"  asked {_asked(body)}\n", style="default")
+    line.append(f"  requested {_requested(body)}\n", style="default")
     placed = world.note(name, "Scheduled")
     refused = world.note(name, "FailedScheduling")
     if placed:
@@ -43,7 +43,7 @@ def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> 
     elif refused:
         line.append(_indented(refused), style="yellow")
     else:
-        line.append("      waits", style="red")
+        line.append("      pending", style="red")
     for container, variables in sorted(world.environments.get(name, {}).items()) if environment else ():
         line.append(f"\n      container {container}", style="bold")
         line.append("".join(f"\n        {key}={value}" for key, value in sorted(variables.items())), style="dim")
@@ -51,7 +51,7 @@ def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> 
 
 
 def gpus(world: demo_scenario.World) -> rich.table.Table:
-    """Every GPU with a bar of its memory, and who holds it."""
+    """Return every GPU with a bar of its memory, and its pods."""
     holders: dict[str, list[str]] = collections.defaultdict(list)
     for name in sorted(world.pods):
         for uuid in sorted(world.uuids(name)):
@@ -63,7 +63,7 @@ def gpus(world: demo_scenario.World) -> rich.table.Table:
     table.add_column("memory", no_wrap=True)
     table.add_column("of MiB", no_wrap=True, justify="right")
     table.add_column("cores", no_wrap=True, justify="right")
-    table.add_column("held by")
+    table.add_column("pods")
     amounts = allocated(world)
     for node, inventory in sorted(world.nodes.items()):
         for gpu in inventory:
@@ -80,7 +80,7 @@ def gpus(world: demo_scenario.World) -> rich.table.Table:
     return table
 
 
-def _asked(body: dict[str, Any] | Any) -> str:
+def _requested(body: dict[str, Any] | Any) -> str:
     parts = []
     for container in (*body["spec"].get("initContainers", ()), *body["spec"]["containers"]):
         limits = container["resources"].get("limits", {})

@@ -1,7 +1,7 @@
-"""Would these pods fit, where, and what would the cluster look like? Answered by the extender's own code on a copy.
+"""Place pods on a copy of a cluster, by the extender's own code.
 
-Nothing is written anywhere. What kube-scheduler decides by itself is known as far as node selectors, required node
-affinity and taints go; CPU, memory, volumes and pod affinity are not looked at.
+Nothing is written to the cluster. Of kube-scheduler's own rules node selectors, required node affinity and taints are
+respected; CPU, memory, volumes and pod affinity are not examined.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from scheduler_extender.settings import Settings
 
 MOST_PODS = 10_000
 _PLANNER_STEPS = 4
-"""A gang has its place, its nominations and its open gates after so many."""
+"""The number of steps after which a gang has its holds, its nominations and its open gates."""
 _TOLERATED_BY_DAEMONS = (
     "not-ready",
     "unreachable",
@@ -39,24 +39,24 @@ _TOLERATED_BY_DAEMONS = (
     "pid-pressure",
     "unschedulable",
 )
-_TOLD_EVERY = 100
+_PROGRESS_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What would become of one pod."""
+    """The result for one pod."""
 
     pod: str
     node: str
-    """Empty where it would wait."""
+    """Empty if it would be pending."""
     gpus: tuple[str, ...]
     code: str
-    """Why it would wait."""
+    """The code of its rejection."""
     why: str
 
 
 class _Silent:
-    """Takes events and drops them."""
+    """Drops all events of a simulation."""
 
     def record(self, event: events.Event) -> None:
         del event
@@ -64,7 +64,7 @@ class _Silent:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """What of a node a pod's own words are about; read once, because traces ask about it a million times."""
+    """Labels and taints of a node, decoded once, because a trace reads them a million times."""
 
     labels: Mapping[str, str]
     taints: Sequence[facts.Taint]
@@ -97,7 +97,7 @@ class Simulation:
         self._nodes = {node.metadata.name: _Node.of(node) for node in state.nodes}
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
-        """Create pods as the webhook lets them be, and place them one after another; gangs are planned first."""
+        """Create pods as the webhook changes them, and place them one after another; gangs are planned first."""
         reviews = [admission.review(body, self._settings) for body in bodies]
         patched = [admission.patched(body, review) for body, review in zip(bodies, reviews, strict=True)]
         members = [body for body, review in zip(patched, reviews, strict=True) if review.gang and not review.refused]
@@ -109,10 +109,10 @@ class Simulation:
         ]
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
-        """Have the extender's own planner keep a place for each member, in the annotations of these bodies."""
+        """Let the extender's own planner write a hold for each member into the annotations of these bodies."""
         writer = _Writer(self._mirror, members)
         planner = gang_planner.GangPlanner(
-            writer,  # type: ignore[arg-type]  # what it calls of one
+            writer,  # type: ignore[arg-type]  # only the methods that it calls
             self._core,
             DecisionEvents(self._core, _Silent(), lambda: True),
         )
@@ -120,7 +120,7 @@ class Simulation:
             asyncio.run(planner.step())
 
     def place(self, body: dict[str, Any]) -> Outcome:
-        """Place one pod, and let it stay if it fits."""
+        """Place one pod; if it fits, it counts for the next ones."""
         pod = msgspec.convert(body, objects.Pod, strict=False)
         key = f"{pod.metadata.namespace}/{pod.metadata.name}"
         if not from_objects.is_ours(pod, self._settings.resource_names):
@@ -151,18 +151,18 @@ class Simulation:
         return Outcome(key, best, tuple(share.uuid for shares in placed.shares for share in shares), "", "")
 
     def models(self) -> list[model_stats.ModelCount]:
-        """How the GPUs of each model stand now."""
+        """Return the allocation of the GPUs of each model."""
         return model_stats.by_model(self._core.ledger.settle(), {})
 
 
 def _refused(body: Mapping[str, Any], text: str) -> Outcome:
-    """What becomes of a pod that the webhook refuses."""
+    """Return the outcome of a pod that the webhook refuses."""
     code, _, why = text.partition(": ")
     return Outcome(f"{body['metadata']['namespace']}/{body['metadata']['name']}", "", (), code, why)
 
 
 class _Writer:
-    """Writes about pods of the simulation: into their bodies, from where the mirror sees it."""
+    """Writes to the bodies of simulated pods, and passes each change to the mirror."""
 
     def __init__(self, mirror: Mirror, bodies: Iterable[dict[str, Any]]) -> None:
         self._mirror = mirror
@@ -192,33 +192,33 @@ class _Writer:
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """What became of a trace's pods."""
+    """The statistics of a trace's placement."""
 
     nodes: int
     gpus: int
     pods: int
-    """Those that were placed or refused."""
+    """Those that were placed or rejected."""
     placed: int
 
 
 def filled(
-    trace: traces.Trace, until_percent: float, settings: Settings, tell: Callable[[int, int], None]
+    trace: traces.Trace, until_percent: float, settings: Settings, report: Callable[[int, int], None]
 ) -> tuple[snapshot.State, Filling]:
-    """A trace's cluster after its pods have come, in their order; those that do not fit are not waited for.
+    """Return a trace's cluster with its pods placed in their order; pods that do not fit are skipped.
 
     Args:
         trace: Nodes and pods.
-        until_percent: The pods that come request so much of the GPUs, together.
-        settings: Of the extender that places them.
-        tell: Called now and then with how many pods have come, and how many will.
+        until_percent: The part of the GPUs that the placed pods may request together.
+        settings: The settings of the extender that places them.
+        report: Receives the number of processed pods, and of all pods, from time to time.
     """
     nodes = [msgspec.convert(body, objects.Node, strict=False) for body in trace.nodes]
     empty = snapshot.State(snapshot.VERSION, "", nodes, [], [])
     world = Simulation(empty, settings)
     coming = trace.until(until_percent)
     for count, body in enumerate(coming):
-        if count % _TOLD_EVERY == 0:
-            tell(count, len(coming))
+        if count % _PROGRESS_EVERY == 0:
+            report(count, len(coming))
         world.place(_pod(body, "trace", body["metadata"]["name"]))
     pods = [msgspec.convert(body, objects.Pod, strict=False) for body in world.placed]
     filling = Filling(len(nodes), trace.gpus, len(coming), len(pods))
@@ -226,13 +226,13 @@ def filled(
 
 
 def pods_of(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence[objects.Node]) -> list[dict[str, Any]]:
-    """The pods that a manifest makes: of Pods, and of the templates of whatever makes pods, as its controller does.
+    """Return the pods of a manifest: its Pods, and those that controllers would create from its pod templates.
 
     Args:
         path: For messages.
         text: YAML, several documents allowed.
-        replicas: How many of each, in place of what the manifest says.
-        nodes: Of the cluster: a DaemonSet makes one pod for each that it may go to.
+        replicas: The number of pods of each, instead of the manifest's.
+        nodes: The nodes of the cluster: a DaemonSet creates one pod on each node that it allows.
 
     Raises:
         CommandFailed: It has no pods, or is not YAML.
@@ -247,7 +247,7 @@ def pods_of(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence
         if len(pods) > MOST_PODS:
             raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
     if not pods:
-        raise failures.CommandFailed(f"{path} has no Pod in it, and nothing with a pod template that makes one here")
+        raise failures.CommandFailed(f"{path} has no Pod, and no pod template that creates one here")
     return pods
 
 
@@ -276,12 +276,12 @@ def _pods(
         for body in bodies:
             msgspec.convert(body, objects.Pod, strict=False)
     except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
-        raise failures.CommandFailed(f"{path}: not a manifest that the API server takes: {cause}") from cause
+        raise failures.CommandFailed(f"{path}: not a manifest that the API server accepts: {cause}") from cause
     return bodies
 
 
 def _template_in(value: Any) -> Mapping[str, Any] | None:
-    """The first pod template in a manifest: under `spec.template`, `spec.jobTemplate…`, or wherever a kind has it."""
+    """Return the first pod template in a manifest: under `spec.template`, `spec.jobTemplate…`, or deeper."""
     if isinstance(value, Mapping):
         template = value.get("template")
         spec = template.get("spec") if isinstance(template, Mapping) else None
@@ -294,7 +294,7 @@ def _template_in(value: Any) -> Mapping[str, Any] | None:
 
 
 def _count(document: Mapping[str, Any]) -> int:
-    """How many pods a controller makes of its template at one time."""
+    """Return how many pods a controller creates from its template at one time."""
     spec = document.get("spec") or {}
     if document["kind"] == "CronJob":
         spec = spec["jobTemplate"].get("spec") or {}
@@ -307,7 +307,7 @@ def _count(document: Mapping[str, Any]) -> int:
 def _one_a_node(
     template: Mapping[str, Any], namespace: str, name: str, nodes: Sequence[objects.Node]
 ) -> list[dict[str, Any]]:
-    """The pods of a DaemonSet: one bound by node affinity to each node that its template may go to.
+    """Return the pods of a DaemonSet: one with node affinity for each node that its template allows.
 
     Source: k8s.io/kubernetes pkg/controller/daemon/util: affinity to `metadata.name`, and the tolerations added.
     """
@@ -337,19 +337,19 @@ def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, An
     body["metadata"]["annotations"] = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
     body["spec"].setdefault("schedulerName", "hami-scheduler")
     if (template.get("status") or {}).get("phase"):
-        body["spec"].pop("nodeName", None)  # Exported from a mirror, where a scheduler chose it.
+        body["spec"].pop("nodeName", None)  # An exported pod has the node that a scheduler chose.
     return body
 
 
 def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
-    """The state with nodes more.
+    """Return the state with additional nodes.
 
     Args:
-        state: What there is.
-        text: `<how many>:<model>:<GPUs of each>`, such as `2:a100:8`.
+        state: The cluster.
+        text: `<count>:<model>:<GPUs of each>`, such as `2:a100:8`.
 
     Raises:
-        CommandFailed: It is not that.
+        CommandFailed: The text has another form.
     """
     parts = text.split(":")
     model = gpus.MODELS.get(parts[1].lower()) if len(parts) == 3 else None
@@ -365,7 +365,7 @@ def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
 
 
 def drained(state: snapshot.State, name: str) -> tuple[snapshot.State, list[dict[str, Any]]]:
-    """The state without a node, and the pods that were on it, to be placed anew.
+    """Return the state without a node, and its pods, to be placed again.
 
     Raises:
         CommandFailed: There is no such node.
@@ -404,7 +404,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
 def model_rows(
     before: Sequence[model_stats.ModelCount], after: Sequence[model_stats.ModelCount]
 ) -> list[dict[str, str]]:
-    """One row a model: how its GPUs stand before and after."""
+    """Return one row a model: its allocation before and after."""
     was = {one.model: one for one in before}
     return [
         {

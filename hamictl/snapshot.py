@@ -1,7 +1,7 @@
-"""The scheduling state of a cluster: nodes, pods with GPUs and quotas, as far as the scheduler reads them.
+"""The scheduling state of a cluster: nodes, pods with GPUs and quotas, with the fields that the scheduler reads.
 
-Only those fields are kept, so a saved state has no environment, no secret and no image in it. Names can be hashed; GPU
-UUIDs and models stay, because without them nothing can be scheduled.
+Other fields are dropped, so a saved state contains no environment, no secret and no image. Names can be hashed; GPU
+UUIDs and models are kept, because scheduling needs them.
 """
 
 import asyncio
@@ -37,21 +37,21 @@ class State(msgspec.Struct):
     pods: list[objects.Pod]
     quotas: list[objects.ResourceQuota]
     resource_names: requests.ResourceNames = msgspec.field(default_factory=requests.ResourceNames)
-    """Under which names its containers ask."""
+    """The names of the GPU resources."""
 
 
 def read_cluster(
     kubeconfig: pathlib.Path | None, context: str, system_namespace: str, *, with_quotas: bool = True
 ) -> State:
-    """The state of a live cluster, without its quotas for whom may not list them and can do without.
+    """Return the state of a live cluster.
 
     Raises:
-        CommandFailed: It cannot be reached, or does not let us read it.
+        CommandFailed: The cluster cannot be reached, or the account may not read it.
     """
     try:
         return asyncio.run(_read(kubeconfig, context, system_namespace, with_quotas=with_quotas))
     except errors.SettingsError as cause:
-        raise failures.CommandFailed(str(cause), "give --kubeconfig FILE, or --snapshot FILE") from cause
+        raise failures.CommandFailed(str(cause), "set --kubeconfig FILE, or --snapshot FILE") from cause
     except errors.KubernetesError as cause:
         raise failures.CommandFailed(str(cause), "you need to list nodes, pods and resourcequotas") from cause
 
@@ -68,7 +68,7 @@ async def _read(kubeconfig: pathlib.Path | None, context: str, system_namespace:
 
 
 async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[K]:
-    """All objects of a kind. Errors as the API server says them."""
+    """Return all objects of a kind. Errors as in `kubernetes.Client.pages`."""
     listed = []
     async for page in client.pages(path, _PAGE_SIZE):
         listed += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]
@@ -76,7 +76,7 @@ async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[
 
 
 def _trimmed(item: T) -> T:
-    """Without annotations that are none of ours."""
+    """Return the object with our annotations only."""
     annotations = item.metadata.annotations or {}
     item.metadata.annotations = {key: value for key, value in annotations.items() if _RECORDED.match(key)}
     return item
@@ -100,7 +100,7 @@ def load(path: pathlib.Path) -> State:
     """Read a saved state.
 
     Raises:
-        CommandFailed: It is none, or of another version.
+        CommandFailed: The file is not a snapshot, or has another version.
     """
     try:
         state = msgspec.json.decode(path.read_bytes(), type=State)
@@ -108,17 +108,17 @@ def load(path: pathlib.Path) -> State:
         raise failures.CommandFailed(f"{path}: {cause.strerror}") from cause
     except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
         raise failures.CommandFailed(
-            f"{path} is no snapshot: {cause}", "make one with hamictl snapshot FILE"
+            f"{path} is not a snapshot: {cause}", "create one with hamictl snapshot FILE"
         ) from cause
     if state.version != VERSION:
-        raise failures.CommandFailed(f"{path} is a snapshot of version {state.version}, and {VERSION} is known")
+        raise failures.CommandFailed(f"{path} is a snapshot of version {state.version}, and only {VERSION} is known")
     return state
 
 
 def hashed(state: State, salt: str = "") -> State:
-    """The same with names of nodes, pods, namespaces and quotas, and values of labels, hashed with a salt.
+    """Return the state with names of nodes, pods, namespaces and quotas, and values of labels, hashed with a salt.
 
-    Equal names stay equal within one state. Without a salt given it is random, so that nobody can try names out.
+    Equal names stay equal within one state. The salt is random by default, so that names cannot be guessed.
     """
     salt = salt or secrets.token_hex(16)
 
@@ -134,7 +134,7 @@ _HASHED_KEYS = frozenset(
 )
 _HASHED_VALUES = frozenset({"labels", "nodeSelector", "matchLabels"})
 _LEFT_OUT = frozenset({"message", records.HOLD})
-"""Texts in which names may stand."""
+"""Texts that may contain names."""
 
 
 def _hashed(value: Any, mark: Callable[[str], str], key: str = "", parent: str = "") -> Any:

@@ -1,10 +1,10 @@
-"""Where the installed command begins: says what is missing where the package was installed without its extra."""
+"""The entry point of the installed command: reports a missing dependency if the extra `cli` is not installed."""
 
 import sys
 
 
 def main() -> int:
-    """Run `hamictl`. Returns its exit status; 2 where what it needs is not installed."""
+    """Run `hamictl`. Returns its exit status; 2 if a dependency is not installed."""
     try:
         from hamictl import __main__ as command
     except ModuleNotFoundError as missing:

@@ -1,4 +1,4 @@
-"""What `nodes`, `pods`, `top` and `explain` show, made of the read API's answers. Pure."""
+"""The rows and texts of `nodes`, `pods`, `top` and `explain`, from the read API's answers. Pure."""
 
 import collections
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ def node_rows(nodes: Nodes) -> list[Row]:
         types = sorted({one.type for one in gpus})
         allocated, total = _sum(one.memory_mib for one in gpus)
         counts = collections.Counter(_state(one) for one in gpus)
-        ill = ", ".join(f"{counts[state]} {state}" for state in ("unhealthy", "cordoned") if counts[state])
+        unusable = ", ".join(f"{counts[state]} {state}" for state in ("unhealthy", "cordoned") if counts[state])
         rows.append(
             {
                 "NODE": node.name,
@@ -31,7 +31,7 @@ def node_rows(nodes: Nodes) -> list[Row]:
                 "SHARE": output.percent(allocated, total),
                 "CONTAINERS": str(_sum(one.slots for one in gpus)[0]),
                 "ISOLATION": ", ".join(sorted({_isolation(one) for one in gpus})) or "-",
-                "STATE": node.standing if node.standing != "none" else ill or "ok",
+                "STATE": node.standing if node.standing != "none" else unusable or "ok",
                 "CORES": output.percent(*_sum(one.cores_percent for one in gpus)),
                 "LARGEST FREE": output.mib(max((_free(one) for one in gpus if node.standing == "none"), default=0)),
                 "PROBLEMS": ", ".join(sorted(node.problems)) or "-",
@@ -65,7 +65,7 @@ PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
 
 
 def _pod_state(pod: read_api_types.Pod) -> str:
-    """What the pod does by its whole status: one that the plugin refused, or that crashes, does not run."""
+    """Return the state by the pod's whole status: a pod that the plugin refused, or that crashes, is not running."""
     if pod.phase == "pending":
         return "pending"
     return pod.not_running or ("starting" if pod.starting else "running")
@@ -76,12 +76,12 @@ def _state(gpu: read_api_types.Gpu) -> str:
 
 
 def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """One row a GPU, the fullest first.
+    """Return one row a GPU, the most allocated first.
 
     Args:
-        nodes: As the read API gives them.
-        pods: Likewise.
-        used: By GPU: `memory_bytes` and `utilization_percent`, where they are known.
+        nodes: The read API's nodes.
+        pods: The read API's pods.
+        used: `memory_bytes` and `utilization_percent` by GPU, where they are known.
     """
     holders: dict[str, list[str]] = collections.defaultdict(list)
     for pod in pods:
@@ -114,18 +114,18 @@ GPUS_WIDE_ONLY = ("ISOLATION",)
 
 
 def _isolation(gpu: read_api_types.Gpu) -> str:
-    """How containers on a GPU are kept apart; `none` limits nothing, `unknown` is what its plugin does not report."""
+    """Return the isolation of a GPU; `none` limits nothing, `unknown` is what its plugin does not report."""
     return gpu.mode or "unknown"
 
 
 def explanation(explained: read_api_types.Explanation) -> str:
-    """Why a pod waits, as text."""
+    """Return why a pod is pending, as text."""
     key = explained.pod
     if explained.phase == "bound":
         return f"{key} is on node {explained.node}"
     lines = [f"{key} is pending: {explained.summary.splitlines()[0]}"]
     if explained.gates:
-        lines.append(f"  kube-scheduler is kept from it by the gates {', '.join(explained.gates)}")
+        lines.append(f"  kube-scheduler does not try it because of the gates {', '.join(explained.gates)}")
     for node in explained.nodes:
         lines.append(f"  {node.node}: {node.message}" + (f" [{node.code}]" if node.code else ""))
         if node.advice:
@@ -135,7 +135,7 @@ def explanation(explained: read_api_types.Explanation) -> str:
         if node.evictable:
             lines.append(f"      preemption would evict {', '.join(node.evictable)}")
         if not node.examined:
-            lines.append("      not examined: which pods would have to end was not computed for this node")
+            lines.append("      not examined: the pods that would have to end were not computed for this node")
     if explained.nearest:
         lines.append(f"nearest: {explained.nearest}")
     lines.append(f"what to do: {explained.remedy}")
@@ -143,7 +143,7 @@ def explanation(explained: read_api_types.Explanation) -> str:
 
 
 def explanation_rows(explained: read_api_types.Explanation) -> list[Row]:
-    """The same, one row a node."""
+    """Return the explanation as one row a node."""
     return [
         {
             "NODE": node.node,
@@ -156,7 +156,7 @@ def explanation_rows(explained: read_api_types.Explanation) -> list[Row]:
 
 
 def _sum(amounts: Iterable[read_api_types.Amount]) -> tuple[int, int]:
-    """What is allocated and what there is, over all of them."""
+    """Return the sums of allocated and total amounts."""
     allocated = total = 0
     for amount in amounts:
         allocated, total = allocated + amount.allocated, total + amount.total
@@ -170,6 +170,6 @@ def _free(gpu: read_api_types.Gpu) -> int:
 
 
 def _measured(measured: Mapping[str, float], name: str, shown: Any) -> str:
-    """What is not known is a question mark, never a zero."""
+    """Return the value as text; a question mark, never zero, where it is unknown."""
     text: str = shown(measured[name]) if name in measured else "?"
     return text

@@ -1,8 +1,8 @@
 """Which rejected pods to wake now that something became free.
 
-kube-scheduler wakes all rejected pods when a bound pod changes, but its watch may be ahead of ours: it calls filter, the
-pods are rejected by the old state, and no further event follows for minutes. So each rejected pod that fits now, and
-for which filter was not called since, is woken alone. Pods that fit only one after another are woken one after another.
+kube-scheduler wakes all rejected pods when a bound pod changes, but its watch may be ahead of ours: it calls filter,
+the pods are rejected by the old state, and no further event follows for minutes. So each rejected pod that fits now,
+and for which filter was not called since, is woken alone. Pods that fit only in turn are woken in turn.
 """
 
 import itertools

@@ -103,7 +103,7 @@ def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: exte
     assert found == {"summary": {"checks": 16, "errors": 0, "warnings": 0}, "findings": []}
     assert status == 0
     table = hamictl("doctor", *reach(extender, healthy))
-    assert table.stdout == "nothing is wrong\n"
+    assert table.stdout == "no problems found\n"
     assert table.stderr.splitlines()[0] == "ok   rights"
 
 
@@ -173,9 +173,9 @@ def test_what_the_extender_believes_is_compared_with_the_records(
     thinner["containers"][0][0]["memory_mib"] = 1
     for believed, details in (
         ([], ["the extender does not know it"]),
-        ([pod, gone], ["the extender knows it, and it is gone"]),
+        ([pod, gone], ["the extender knows it, and it is deleted"]),
         ([elsewhere], ["the extender has it on b, it is on a"]),
-        ([thinner], ["the extender counts other GPUs for it than its record says"]),
+        ([thinner], ["the extender counts other GPUs for it than its record has"]),
     ):
         with liar.telling({"/api/v1/pods": {"pods": believed}}) as url:
             _, found = doctor("--kubeconfig", str(healthy), "--extender", url)
@@ -193,17 +193,25 @@ def test_what_the_account_may_not_is_a_finding_and_the_rest_goes_on(
     for resource in ("mutatingwebhookconfigurations", "validatingadmissionpolicies", "leases", "daemonsets"):
         server.app.faults.arm(faults.Fault("GET", f"/{resource}$", refuse_with=403))
     assert told(doctor(*reach(extender, healthy))[1]) == [
-        ("DOCTOR_RIGHTS", "account", "it may not list daemonsets.apps"),
-        ("DOCTOR_RIGHTS", "account", "it may not list leases.coordination.k8s.io"),
-        ("DOCTOR_RIGHTS", "account", "it may not list mutatingwebhookconfigurations.admissionregistration.k8s.io"),
-        ("DOCTOR_RIGHTS", "account", "it may not list validatingadmissionpolicies.admissionregistration.k8s.io"),
+        ("DOCTOR_RIGHTS", "account", "the right is missing: list daemonsets.apps"),
+        ("DOCTOR_RIGHTS", "account", "the right is missing: list leases.coordination.k8s.io"),
+        (
+            "DOCTOR_RIGHTS",
+            "account",
+            "the right is missing: list mutatingwebhookconfigurations.admissionregistration.k8s.io",
+        ),
+        (
+            "DOCTOR_RIGHTS",
+            "account",
+            "the right is missing: list validatingadmissionpolicies.admissionregistration.k8s.io",
+        ),
         smuggled,
     ]
 
     no = {"status": {"allowed": False}}
     server.app.faults.arm(faults.Fault("POST", "selfsubjectaccessreviews", times=7, answers=no))
     denied = told(doctor(*reach(extender, healthy))[1])
-    assert denied[5] == ("DOCTOR_RIGHTS", "account", "it may not list resourcequotas")
+    assert denied[5] == ("DOCTOR_RIGHTS", "account", "the right is missing: list resourcequotas")
     assert [one[0] for one in denied] == ["DOCTOR_RIGHTS"] * 7 + ["DOCTOR_POD_WITHOUT_RECORD"]
 
     server.app.faults.arm(faults.Fault("GET", "^/api/v1/nodes", times=2, refuse_with=403))
@@ -220,9 +228,9 @@ def test_what_kubectl_needs_to_reach_the_extender_is_asked_for_too(
     server.app.faults.arm(faults.Fault("POST", "selfsubjectaccessreviews", times=20, answers=no))
     _, found = doctor("--kubeconfig", str(healthy), "--system-namespace", "gpus")
     assert [one["detail"] for one in found["findings"]][:3] == [
-        "it may not create pods/portforward -n gpus",
-        "it may not get deployments.apps -n gpus",
-        "it may not list daemonsets.apps",
+        "the right is missing: create pods/portforward -n gpus",
+        "the right is missing: get deployments.apps -n gpus",
+        "the right is missing: list daemonsets.apps",
     ]
     assert found["findings"][-1]["code"] == "DOCTOR_EXTENDER_AWAY"
 
@@ -236,7 +244,7 @@ def test_an_api_server_that_is_slow_is_told_from_one_that_was_slow_once(
     server.app.faults.arm(faults.Fault("GET", "^/version$", times=3, delay_seconds=1.2))
     ((code, about, sentence),) = told(doctor(*reach(extender, healthy))[1])
     assert (code, about) == ("DOCTOR_API_SLOW", "cluster")
-    seconds = re.fullmatch(r"its fastest answer of several took (\d+\.\d) s", sentence)
+    seconds = re.fullmatch(r"the fastest of several answers took (\d+\.\d) s", sentence)
     assert seconds
     assert float(seconds[1]) >= 1.2
 
@@ -311,8 +319,8 @@ def test_another_installation_on_the_same_cluster_is_found(
     assert status == 1
     assert told(found) == [
         ("DOCTOR_SECOND_WEBHOOK", "cluster", "default/hami-scheduler and old/hami"),
-        ("DOCTOR_SECOND_SCHEDULER", "lease/hami-system/hami-scheduler", "held by one_1, and it is not the only one"),
-        ("DOCTOR_SECOND_SCHEDULER", "lease/kube-system/hami-scheduler", "held by two_2, and it is not the only one"),
+        ("DOCTOR_SECOND_SCHEDULER", "lease/hami-system/hami-scheduler", "held by one_1, and another one is active too"),
+        ("DOCTOR_SECOND_SCHEDULER", "lease/kube-system/hami-scheduler", "held by two_2, and another one is active too"),
         ("DOCTOR_NVIDIA_PLUGIN", "daemonset/default/nvidia", "on a, b"),
     ]
 
@@ -383,7 +391,7 @@ def test_a_driver_is_asked_for_its_version_and_for_what_the_plugin_needs(
     where = ("--root", str(node), "--kubelet-dir", str(node / "kubelet"))
     assert examined(node) == ["DOCTOR_NODE_DRIVER"]
     healthy = hamictl("doctor", "node", *where, environment=driver.environment())
-    assert healthy.stdout == "nothing is wrong\n"
+    assert healthy.stdout == "no problems found\n"
     assert healthy.stderr.splitlines()[0] == "ok   driver 570.86.15, CUDA 12.8"
 
     driver.mismatch = True

@@ -73,7 +73,7 @@ def test_the_how_to_word_by_word_brings_a_sick_gpu_back(node: gpu_node.GpuNode) 
     assert released.returncode == 0, released.stderr
     assert f"nvidia-smi --gpu-reset -i {node.uuid(1)}" in released.stdout
     assert causes(node)[node.uuid(1)].startswith(records.RELEASED)
-    node.wait("the monitor has let go, too", lambda: reset(node, 1))
+    node.wait("the monitor has closed it, too", lambda: reset(node, 1))
     assert not reset(node, 0)
     assert node.run(node.create("neighbour", "0:100:0")).environment["HAMI_GPUS"] == node.uuid(0)
     (after,) = re.findall(r"and after that: hamictl gpu release node-01 (.+)", released.stdout)
@@ -125,5 +125,5 @@ def test_what_cannot_be_released_is_a_no_that_says_why(node: gpu_node.GpuNode) -
 
     hung = hamictl(node, "1", "--timeout", "1")
 
-    assert (hung.returncode, "has not let go of it" in hung.stdout) == (1, True)
+    assert (hung.returncode, "has not closed it" in hung.stdout) == (1, True)
     node.wait("the node says it", lambda: "PLUGIN_GPU_NOT_RELEASED" in problems(node))

@@ -334,7 +334,7 @@ def test_a_trace_is_filled_by_our_own_scheduler_before_the_question_is_asked() -
     assert alone.stdout.split()[:5] == ["MODEL", "GPUS", "ALLOCATED", "LARGEST", "FREE"]
     assert alone.returncode == 0
     assert "trace" not in alone.stdout
-    assert "\rtrace: 200 of 261 pods have come" in on_a_terminal("simulate", "--trace", str(TRACE))
+    assert "\rtrace: 200 of 261 pods placed or rejected" in on_a_terminal("simulate", "--trace", str(TRACE))
 
 
 def test_pods_of_a_trace_come_in_the_order_of_their_creation(tmp_path: pathlib.Path) -> None:

@@ -281,7 +281,7 @@ def cluster(*bound: dict[str, Any]) -> snapshot.State:
 
 def problems(bound: dict[str, Any]) -> list[str]:
     """What `hamictl doctor` says of the pod and the GPUs."""
-    found = record_checks.checks(record_checks.Patient(cluster(bound), None, "", 0.0), NAMES)
+    found = record_checks.checks(record_checks.Observation(cluster(bound), None, "", 0.0), NAMES)
     return [one.detail for _, check in found for one in check if one.about.startswith(("pod/", "gpu/"))]
 
 

@@ -54,9 +54,9 @@ def test_what_an_account_lacks_is_a_finding_and_what_is_there_is_looked_at(own_s
     status, found = doctor(own_site, "extender")
     assert status == 1
     assert [one["detail"] for one in found] == [
-        "it may not list daemonsets.apps",
-        "it may not list leases.coordination.k8s.io",
-        "it may not list mutatingwebhookconfigurations.admissionregistration.k8s.io",
-        "it may not list validatingadmissionpolicies.admissionregistration.k8s.io",
+        "the right is missing: list daemonsets.apps",
+        "the right is missing: list leases.coordination.k8s.io",
+        "the right is missing: list mutatingwebhookconfigurations.admissionregistration.k8s.io",
+        "the right is missing: list validatingadmissionpolicies.admissionregistration.k8s.io",
     ]
     assert doctor(own_site, "webui") == (2, [])

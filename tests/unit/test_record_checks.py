@@ -16,7 +16,7 @@ from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 NAMES = requests.ResourceNames()
-SEEN = cluster_checks.Surroundings(
+SEEN = cluster_checks.Environment(
     missing=(),
     ping=kubernetes.Ping(0.01, 0.0),
     webhooks=[],

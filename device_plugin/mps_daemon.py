@@ -296,8 +296,8 @@ class Daemon:
 
 def _modes(file: pathlib.Path) -> dict[str, int]:
     try:
-        found = json.loads(file.read_text())
-        return {str(uuid): int(mode) for uuid, mode in found.items()}
+        modes = json.loads(file.read_text())
+        return {str(uuid): int(mode) for uuid, mode in modes.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 

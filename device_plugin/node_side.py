@@ -103,28 +103,28 @@ class NodeSide:
         After the deadline (monotonic seconds) the plugin goes on without: containers that ran may start again from
         what is on disk, and new ones wait in Allocate until the node is read.
         """
-        found = await startup.read(self._client, self.node.name, self._boot_id, deadline)
-        if found is None:
+        at_start = await startup.read(self._client, self.node.name, self._boot_id, deadline)
+        if at_start is None:
             return
-        self._at_start = found
-        self._migs.remember(found.own_instances)
-        self._isolation.remember(found.limited)
-        if found.released:  # Before the first call to the driver.
-            await self._releases.follow(found.released, {device.uuid: device.index for device in found.devices})
-        self._choose_identity(found)
-        self.node.runtime = found.runtime
-        self.node.host = dataclasses.replace(self.node.host, has_runtime_class=found.has_runtime_class)
+        self._at_start = at_start
+        self._migs.remember(at_start.own_instances)
+        self._isolation.remember(at_start.limited)
+        if at_start.released:  # Before the first call to the driver.
+            await self._releases.follow(at_start.released, {device.uuid: device.index for device in at_start.devices})
+        self._choose_identity(at_start)
+        self.node.runtime = at_start.runtime
+        self.node.host = dataclasses.replace(self.node.host, has_runtime_class=at_start.has_runtime_class)
         self.node.identity_known.set()
         self._is_read.set()
-        log.info("node", runtime=found.runtime, identity=self.node.identity, remembered=len(found.unhealthy))
+        log.info("node", runtime=at_start.runtime, identity=self.node.identity, remembered=len(at_start.unhealthy))
 
-    def _choose_identity(self, found: startup.NodeAtStart) -> None:
+    def _choose_identity(self, at_start: startup.NodeAtStart) -> None:
         """Choose CDI where the runtime knows it and no earlier process found that this version ignores it."""
         if self._settings.identity != "auto":
             return
-        ignored = found.problems.get(error_codes.PLUGIN_CDI_IGNORED, "")
-        self.node.by_cdi = found.knows_cdi and not ignored.startswith(f"{found.runtime}: ")
-        if found.knows_cdi and not self.node.by_cdi:
+        ignored = at_start.problems.get(error_codes.PLUGIN_CDI_IGNORED, "")
+        self.node.by_cdi = at_start.knows_cdi and not ignored.startswith(f"{at_start.runtime}: ")
+        if at_start.knows_cdi and not self.node.by_cdi:
             self.problems.report(error_codes.PLUGIN_CDI_IGNORED, ignored)
 
     async def publish(self) -> None:
@@ -189,14 +189,14 @@ class NodeSide:
 
     def _recall(self) -> None:
         """Join what an earlier process knew of the GPUs with what this one has found since its start."""
-        found, self._at_start = self._at_start, None
-        if found is None:
+        at_start, self._at_start = self._at_start, None
+        if at_start is None:
             return
         unhealthy = {uuid: state for uuid, state in self.health.states.items() if not state.available}
-        devices = {device.uuid: device for device in (*found.devices, *self.health.devices)}
+        devices = {device.uuid: device for device in (*at_start.devices, *self.health.devices)}
         earlier = {
             uuid: dataclasses.replace(state, cause=state.cause.removeprefix(f"{records.RELEASED}; "))
-            for uuid, state in found.unhealthy.items()
+            for uuid, state in at_start.unhealthy.items()
         }
         # The driver is not asked about a released GPU, which stays as it was.
         released = dict.fromkeys(self._releases.reasons, health.Health())

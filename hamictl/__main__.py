@@ -44,8 +44,8 @@ def main() -> int:
     except Exception as defect:
         if options.debug:
             raise
-        told = str(defect).partition("\n")[0]
-        print(f"hamictl: a defect: {type(defect).__name__}: {told}", file=sys.stderr)
+        message = str(defect).partition("\n")[0]
+        print(f"hamictl: a defect: {type(defect).__name__}: {message}", file=sys.stderr)
         print("  run it again with --debug, and report what it prints", file=sys.stderr)
         return failures.FAILED
     return status
@@ -113,9 +113,9 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     explain.add_argument("pod", metavar="[NAMESPACE/]POD")
     flags.add_namespace(explain)
-    for one in (nodes, pods, top, explain):
-        flags.add_reaching(one)
-        flags.add_output(one)
+    for subparser in (nodes, pods, top, explain):
+        flags.add_reaching(subparser)
+        flags.add_output(subparser)
     examined = command(
         "doctor", "problems of the cluster, or of the node on which it runs, and how to fix them; nothing is written",
         doctor.run, "0 no problem, 1 problems found, 2 no answer",
@@ -212,27 +212,27 @@ def _turns(*, watching: bool) -> Iterator[None]:
 
 
 def _used(url: str) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = {}
+    used: dict[str, dict[str, float]] = {}
     for name in ("memory_used_bytes", "utilization_percent") if url else ():
         try:
             answer = prometheus.ask(url, f"hami_gpu_{name}", 10.0)
         except prometheus.NoAnswer as cause:
             raise failures.CommandFailed(f"--prometheus {url}: {cause}") from cause
         for labels, value in filter(lambda sample: math.isfinite(sample[1]), answer):
-            found.setdefault(labels.get("device", ""), {})[name.replace("_used", "")] = value
-    return found
+            used.setdefault(labels.get("device", ""), {})[name.replace("_used", "")] = value
+    return used
 
 
 def _explain(options: argparse.Namespace) -> int:
     namespace, _, name = options.pod.rpartition("/")
     with reader.reaching(flags.address(options)) as api:
-        found = api.explain(namespace or flags.namespace(options), name)
+        explanation = api.explain(namespace or flags.namespace(options), name)
     if options.output == "table":
-        print(views.explanation(found))
+        print(views.explanation(explanation))
     else:
         output.print_rows(
-            found, views.explanation_rows(found), flags.style(options), views.explanation(found),
-            names=[f"node/{one.node}" for one in found.nodes if one.fits],
+            explanation, views.explanation_rows(explanation), flags.style(options), views.explanation(explanation),
+            names=[f"node/{one.node}" for one in explanation.nodes if one.fits],
         )  # fmt: skip
     return 0
 
@@ -251,10 +251,10 @@ def _explain_code(options: argparse.Namespace) -> int:
 
 
 def _snapshot(options: argparse.Namespace) -> int:
-    found = flags.cluster_state(options)
-    snapshot.save(snapshot.hashed(found) if options.hash_names else found, options.file)
-    gpus = sum(len(node.metadata.annotations or {}) > 0 for node in found.nodes)
-    print(f"{options.file}: {len(found.nodes)} nodes ({gpus} with records), {len(found.pods)} pods with GPUs")
+    state = flags.cluster_state(options)
+    snapshot.save(snapshot.hashed(state) if options.hash_names else state, options.file)
+    gpus = sum(len(node.metadata.annotations or {}) > 0 for node in state.nodes)
+    print(f"{options.file}: {len(state.nodes)} nodes ({gpus} with records), {len(state.pods)} pods with GPUs")
     return 0
 
 

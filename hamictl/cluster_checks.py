@@ -205,9 +205,9 @@ def _schedulers(seen: Environment) -> Iterator[Finding]:
         and objects.unix_seconds(one.spec.renew_time) + (one.spec.lease_duration_seconds or 0) > seen.server_now
     ]
     if len(active) > 1:
-        for one in active:
-            about = f"lease/{one.metadata.namespace}/{one.metadata.name}"
-            detail = f"held by {one.spec.holder_identity}, and another one is active too"
+        for scheduler in active:
+            about = f"lease/{scheduler.metadata.namespace}/{scheduler.metadata.name}"
+            detail = f"held by {scheduler.spec.holder_identity}, and it is not the only one"
             yield Finding(error_codes.DOCTOR_SECOND_SCHEDULER, ERROR, about, detail)
 
 
@@ -215,15 +215,17 @@ def _device_plugins(seen: Environment, cluster: snapshot.State, names: requests.
     ours = [
         node for node in cluster.nodes if records.is_our_agent((node.metadata.annotations or {}).get(records.AGENT))
     ]
-    for one in seen.daemon_sets or ():
-        images = [str(container.get("image", "")) for container in one.spec.template.spec.get("containers") or ()]
+    for daemon_set in seen.daemon_sets or ():
+        images = [
+            str(container.get("image", "")) for container in daemon_set.spec.template.spec.get("containers") or ()
+        ]
         if not any(_NVIDIA_IMAGE in image for image in images):
             continue
-        pod = msgspec.convert({"spec": one.spec.template.spec}, objects.Pod, strict=False)
+        pod = msgspec.convert({"spec": daemon_set.spec.template.spec}, objects.Pod, strict=False)
         wished = node_selection.requirements_of(pod)
         met = [node.metadata.name for node in ours if _admits(wished, node, names)]
         if met:
-            about = f"daemonset/{one.metadata.namespace}/{one.metadata.name}"
+            about = f"daemonset/{daemon_set.metadata.namespace}/{daemon_set.metadata.name}"
             more = f" and {len(met) - 3} more" if len(met) > 3 else ""
             yield Finding(error_codes.DOCTOR_NVIDIA_PLUGIN, ERROR, about, f"on {', '.join(met[:3])}{more}")
 

@@ -50,25 +50,25 @@ def read(
     reported, problem = None, ""
     try:
         with reader.reaching(where) as api:
-            before, found, after = _agreeing(api, cluster)
+            before, state, after = _agreeing(api, cluster)
             reported = after if before == after else None
             problem = "" if reported is not None else "the cluster changes too fast to compare"
     except failures.CommandFailed as cause:
         problem = f"{cause}. {cause.hint}".strip()
-        found = cluster()
-    return record_checks.Observation(found, reported, problem, seen.now), seen
+        state = cluster()
+    return record_checks.Observation(state, reported, problem, seen.now), seen
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
     """Return the extender's pods before and after a read of the cluster; repeat until both are equal."""
     for _ in range(_TRIES):
         before = api.pods()
-        found = cluster()
+        state = cluster()
         after = api.pods()
         if before == after:
             break
         time.sleep(_PAUSE_SECONDS)
-    return before, found, after
+    return before, state, after
 
 
 async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.Address) -> cluster_checks.Environment:
@@ -126,7 +126,7 @@ async def _list(
 
 def _webhooks(configuration: _Object) -> list[cluster_checks.Webhook]:
     """Return the webhooks of a configuration that call `/webhook`."""
-    found = []
+    webhooks = []
     for hook in configuration.webhooks or ():
         config = hook.get("clientConfig") or {}
         service = config.get("service") or {}
@@ -134,8 +134,8 @@ def _webhooks(configuration: _Object) -> list[cluster_checks.Webhook]:
         if called.rstrip("/").endswith("/webhook"):
             callee = f"{service.get('namespace', 'default')}/{service['name']}" if service else called
             ends_at = _ends_at(config.get("caBundle") or "")
-            found.append(cluster_checks.Webhook(str(hook.get("name", "")), callee, ends_at))
-    return found
+            webhooks.append(cluster_checks.Webhook(str(hook.get("name", "")), callee, ends_at))
+    return webhooks
 
 
 def _ends_at(bundle: str) -> float:
@@ -144,5 +144,5 @@ def _ends_at(bundle: str) -> float:
         text = base64.b64decode(bundle, validate=True).decode()
     except ValueError:
         return float("inf")
-    found = certificates.ends_at(text)
-    return float("inf") if found is None else found
+    end = certificates.ends_at(text)
+    return float("inf") if end is None else end

@@ -176,10 +176,10 @@ def _submit(
 def _settled(cluster: clusters.Cluster) -> set[str]:
     """Return the pods that run or are rejected, and have the events of it."""
     events = [(event["regarding"]["name"], event.get("reason")) for event in cluster.all(kinds.EVENTS)]
-    notified = {name for name, reason in events if reason in _OUTCOMES}
+    reported = {name for name, reason in events if reason in _OUTCOMES}
     if cluster.gpu_nodes:
-        rejected = {name for name, reason in events if reason == "FailedScheduling"}
-        notified &= rejected | {name for name, reason in events if reason == "DeviceAllocated"}
+        refused = {name for name, reason in events if reason == "FailedScheduling"}
+        reported &= refused | {name for name, reason in events if reason == "DeviceAllocated"}
     return {
         pod["metadata"]["name"]
         for pod in cluster.all(kinds.PODS)
@@ -187,7 +187,7 @@ def _settled(cluster: clusters.Cluster) -> set[str]:
             pod["status"]["phase"] == "Running"
             or any(c["status"] == "False" for c in pod["status"].get("conditions", ()))
         )
-        and (pod["metadata"]["name"] in notified or not _requests_gpu(pod))
+        and (pod["metadata"]["name"] in reported or not _requests_gpu(pod))
     }
 
 
@@ -215,12 +215,12 @@ def read_world(cluster: clusters.Cluster) -> demo_scenario.World:
 
 
 def _environments(cluster: clusters.Cluster) -> dict[str, dict[str, dict[str, str]]]:
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    environments: dict[str, dict[str, dict[str, str]]] = {}
     for node in cluster.gpu_nodes.values():
         for key, started in list(node.kubelet.started.items()):
             given = node.kubelet.given[key]
-            found.setdefault(given.pod, {})[given.container] = dict(started.environment)
-    return found
+            environments.setdefault(given.pod, {})[given.container] = dict(started.environment)
+    return environments
 
 
 def report(world: demo_scenario.World, held: Iterable[tuple[str, bool]]) -> dict[str, Any]:
@@ -279,9 +279,9 @@ def _figures(cluster: clusters.Cluster, world: demo_scenario.World, seconds: flo
     ]
     latencies = cluster.scheduler.latencies
     for verb in ("filter", "prioritize", "bind"):
-        found = sorted(getattr(latencies, verb))
-        if len(found) > 1:
-            cuts = statistics.quantiles(found, n=100, method="inclusive")
+        durations = sorted(getattr(latencies, verb))
+        if len(durations) > 1:
+            cuts = statistics.quantiles(durations, n=100, method="inclusive")
             lines.append(
                 f"{verb}: p50 {1000 * cuts[49]:.1f} ms, p95 {1000 * cuts[94]:.1f} ms, p99 {1000 * cuts[98]:.1f} ms"
             )

@@ -41,8 +41,8 @@ class World:
 
     def note(self, name: str, reason: str) -> str:
         """Return the note of a pod's last event of a reason, or an empty string."""
-        found = [note for note in self.notes.get(name, ()) if note.startswith(f"{reason}: ")]
-        return found[-1].partition(": ")[2] if found else ""
+        notes = [note for note in self.notes.get(name, ()) if note.startswith(f"{reason}: ")]
+        return notes[-1].partition(": ")[2] if notes else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ def chapters() -> list[Chapter]:
 def bulk(node_count: int, pod_count: int) -> tuple[list[dict[str, Any]], list[Chapter]]:
     """Return many nodes of several models, and many pods of several kinds."""
     models = list(fake.MODELS.values())
-    made = [fake.gpu_node(f"node-{index:04d}", models[index % len(models)], 8) for index in range(node_count)]
+    bodies = [fake.gpu_node(f"node-{index:04d}", models[index % len(models)], 8) for index in range(node_count)]
     kinds = (
         [_one("4000", "30")],
         [_one("2000")],
@@ -213,16 +213,16 @@ def bulk(node_count: int, pod_count: int) -> tuple[list[dict[str, Any]], list[Ch
         [_one("1000"), _one("3000")],
     )
     pods = [pod(f"pod-{index:05d}", *kinds[index % len(kinds)]) for index in range(pod_count)]
-    return made, [Chapter(f"{pod_count} pods on {node_count} nodes", pods)]
+    return bodies, [Chapter(f"{pod_count} pods on {node_count} nodes", pods)]
 
 
 def balanced(world: World) -> bool:
     """Return whether no GPU has more memory, cores or slots allocated than it has."""
     have: dict[str, gpus.Gpu] = {gpu.uuid: gpu for inventory in world.nodes.values() for gpu in inventory}
     held: dict[str, allocations.Allocation] = {}
-    for name, one in world.pods.items():
-        init = one["spec"].get("initContainers", ())
-        kinds = [allocations.Kind.INIT] * len(init) + [allocations.Kind.APP] * len(one["spec"]["containers"])
+    for name, body in world.pods.items():
+        init = body["spec"].get("initContainers", ())
+        kinds = [allocations.Kind.INIT] * len(init) + [allocations.Kind.APP] * len(body["spec"]["containers"])
         try:
             shares = world.shares(name)
         except errors.CorruptRecord:

@@ -38,17 +38,17 @@ class Deployment(msgspec.Struct):
 async def resource_names(client: kubernetes.Client, namespace: str) -> requests.ResourceNames:
     """Return the names by the extender's flags; the defaults where the Deployment does not exist or cannot be read."""
     try:
-        found = await client.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler", Deployment)
+        deployment = await client.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler", Deployment)
     except (errors.KubernetesError, msgspec.MsgspecError):
         return requests.ResourceNames()
-    return names_of(found)
+    return names_of(deployment)
 
 
 def names_of(deployment: Deployment) -> requests.ResourceNames:
     """Return the names by the flags of the container `extender`."""
-    for one in deployment.spec.template.spec.containers or ():
-        flags = [flag for flag in one.args or () if flag.startswith(_NAME_FLAGS) and "=" in flag]
-        if one.name == "extender" and flags:
+    for container in deployment.spec.template.spec.containers or ():
+        flags = [flag for flag in container.args or () if flag.startswith(_NAME_FLAGS) and "=" in flag]
+        if container.name == "extender" and flags:
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
                     return settings.parse(flags, {}).resource_names

@@ -47,8 +47,8 @@ class Node:
 
 def checks(node: Node) -> Iterator[Check]:
     """Yield every check with its findings, in the order of the output."""
-    name, found = _driver()
-    yield name, found
+    name, driver = _driver()
+    yield name, driver
     control = node.root / "dev/nvidiactl"
     yield "device nodes", _unless(control.exists(), error_codes.DOCTOR_NODE_DEVICES, "/dev/nvidiactl")
     yield "container runtime", _runtime(node.root)
@@ -79,20 +79,20 @@ def _driver() -> Check:
         nvml = ctypes.CDLL(_LIBRARY)
     except OSError:
         return "driver", _unless(False, error_codes.DOCTOR_NODE_DRIVER, _LIBRARY)
-    result: list[Check] = []
-    reading = threading.Thread(target=lambda: result.append(_read_driver(nvml)), daemon=True)
-    reading.start()
-    reading.join(_DRIVER_SECONDS)
+    results: list[Check] = []
+    asking = threading.Thread(target=lambda: results.append(_read_driver(nvml)), daemon=True)
+    asking.start()
+    asking.join(_DRIVER_SECONDS)
     silent = f"{_LIBRARY}: no answer within {_DRIVER_SECONDS:g} s"
-    return result[0] if result else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
+    return results[0] if results else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
 
 
 def _read_driver(nvml: ctypes.CDLL) -> Check:
     code = nvml.nvmlInit_v2()
     if code:
         nvml.nvmlErrorString.restype = ctypes.c_char_p
-        said = (nvml.nvmlErrorString(code) or b"").decode(errors="replace")
-        return "driver", _unless(False, error_codes.DOCTOR_NODE_NVML, f"{_LIBRARY}: {said}")
+        message = (nvml.nvmlErrorString(code) or b"").decode(errors="replace")
+        return "driver", _unless(False, error_codes.DOCTOR_NODE_NVML, f"{_LIBRARY}: {message}")
     version, cuda = ctypes.create_string_buffer(96), ctypes.c_int()
     nvml.nvmlSystemGetDriverVersion(version, len(version))
     if hasattr(nvml, "nvmlSystemGetCudaDriverVersion"):
@@ -140,8 +140,8 @@ def _toml(path: pathlib.Path) -> dict[str, Any]:
 def _switches_off(config: dict[str, Any]) -> bool:
     """Return whether CDI is disabled; versions 2 and 3 of the file have the setting under different plugins."""
     plugins = config.get("plugins")
-    found = plugins.values() if isinstance(plugins, dict) else ()
-    return any(isinstance(one, dict) and one.get("enable_cdi") is False for one in found)
+    entries = plugins.values() if isinstance(plugins, dict) else ()
+    return any(isinstance(one, dict) and one.get("enable_cdi") is False for one in entries)
 
 
 def _cgroups(root: pathlib.Path) -> Iterator[Finding]:
@@ -176,11 +176,11 @@ def _folders(node: Node) -> Iterator[Finding]:
 
 def _space(node: Node) -> Iterator[Finding]:
     """Report each file system once, by its first folder."""
-    result = set()
+    devices = set()
     for folder in (*_kept(node), node.root / "dev/shm"):
-        if not folder.is_dir() or folder.stat().st_dev in result:
+        if not folder.is_dir() or folder.stat().st_dev in devices:
             continue
-        result.add(folder.stat().st_dev)
+        devices.add(folder.stat().st_dev)
         free_mib = shutil.disk_usage(folder).free >> 20
         if free_mib < node.least_free_mib:
             detail = f"{free_mib:,} MiB are free in {folder}"

@@ -105,9 +105,9 @@ def _table(rows: Sequence[Mapping[str, str]], *, coloured: bool) -> str:
 
 def _painted(column: str, cell: str) -> str:
     """Return the cell in the colour of its state, such as `ok` or `2 unhealthy`; its padding is not coloured."""
-    said = re.fullmatch(r"((?:\d+ )?(\w+))( *)", cell) if column in _COLOURED else None
-    colour = _WORDS.get(said[2]) if said else None
-    return f"\033[{colour}m{said[1]}\033[0m{said[3]}" if said and colour else cell
+    match = re.fullmatch(r"((?:\d+ )?(\w+))( *)", cell) if column in _COLOURED else None
+    colour = _WORDS.get(match[2]) if match else None
+    return f"\033[{colour}m{match[1]}\033[0m{match[3]}" if match and colour else cell
 
 
 def _clean(text: str) -> str:

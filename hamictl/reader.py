@@ -82,8 +82,8 @@ class Reader:
 
 def _refused(status: int, body: bytes) -> failures.CommandFailed:
     try:
-        said = json.loads(body)
-        sentence = f"{said['error_code']}: {said['message']}"
+        body_fields = json.loads(body)
+        sentence = f"{body_fields['error_code']}: {body_fields['message']}"
     except (ValueError, KeyError, TypeError):
         sentence = f"status {status}: {body[:200].decode(errors='replace')}"
     hints = {
@@ -147,8 +147,8 @@ def _components(url: str) -> dict[str, Any]:
         body = http_get.read(f"{url.rstrip('/')}/healthz", _TIMEOUT_SECONDS)
     except urllib.error.HTTPError as refused:
         body = refused.read()
-    found: dict[str, Any] = json.loads(body)["components"]
-    return found
+    by_name: dict[str, Any] = json.loads(body)["components"]
+    return by_name
 
 
 @contextlib.contextmanager
@@ -178,12 +178,12 @@ def _forwarded_port(process: "subprocess.Popen[str]") -> int:
     assert process.stderr is not None
     ready, _, _ = select.select([process.stdout, process.stderr], [], [], _FORWARD_SECONDS)
     line = process.stdout.readline() if process.stdout in ready else ""
-    found = re.search(r"127\.0\.0\.1:(\d+)", line)
-    if found is None:
+    match = re.search(r"127\.0\.0\.1:(\d+)", line)
+    if match is None:
         process.kill()
-        said = process.stderr.read().strip() or "no answer"
+        message = process.stderr.read().strip() or "no answer"
         raise failures.CommandFailed(
-            f"kubectl port-forward: {said}",
+            f"kubectl port-forward: {message}",
             "does the extender run in this namespace (--system-namespace)? Or set --extender URL",
         )
-    return int(found[1])
+    return int(match[1])

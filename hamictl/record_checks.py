@@ -152,12 +152,12 @@ def _allocations(cluster: snapshot.State, names: requests.ResourceNames) -> Iter
                 holders[uuid].append(allocation)
     for seen in _node_facts(cluster, names):
         for gpu in seen.inventory:
-            held, found = allocations.NOTHING, dict[str, str]()
+            held, uuid_of = allocations.NOTHING, dict[str, str]()
             for allocation in holders[gpu.uuid]:
                 # The last sentence of a kind has the complete sum.
-                found |= {text.lstrip("0123456789"): text for text in gpus.conflicts(gpu, held, allocation)}
+                uuid_of |= {text.lstrip("0123456789"): text for text in gpus.conflicts(gpu, held, allocation)}
                 held = held.plus(allocation)
-            for text in found.values():
+            for text in uuid_of.values():
                 about = f"gpu/{seen.name}/{gpu.index}"
                 yield Finding(error_codes.DOCTOR_OVERSUBSCRIBED, ERROR, about, text)
 

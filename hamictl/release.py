@@ -81,12 +81,12 @@ async def _write(client: kubernetes.Client, path: str, wanted: str, *, cancel: b
 
 def _find(inventory: str, wanted: str) -> gpus.Gpu:
     try:
-        found: Sequence[gpus.Gpu] = records.decode_inventory(inventory or "[]")
+        gpus_of_node: Sequence[gpus.Gpu] = records.decode_inventory(inventory or "[]")
     except errors.CorruptRecord as cause:
         raise failures.CommandFailed(f"the node's record of its GPUs cannot be read: {cause}") from cause
-    match = [gpu for gpu in found if wanted in (gpu.uuid, str(gpu.index))]
+    match = [gpu for gpu in gpus_of_node if wanted in (gpu.uuid, str(gpu.index))]
     if not match:
-        known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in found) or "none"
+        known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus_of_node) or "none"
         raise failures.CommandFailed(f"no such GPU: {wanted}", f"the node has {known}", failures.NEGATIVE)
     return match[0]
 

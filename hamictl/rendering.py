@@ -19,21 +19,21 @@ _BAR = 10
 
 def allocated(world: demo_scenario.World) -> dict[str, allocations.Allocation]:
     """Return the allocation of each GPU; a GPU without pods has an empty one."""
-    found: dict[str, allocations.Allocation] = collections.defaultdict(allocations.Allocation)
-    for name, one in world.pods.items():
-        seen = msgspec.convert(dict(one), objects.Pod, strict=False)
+    by_gpu: dict[str, allocations.Allocation] = collections.defaultdict(allocations.Allocation)
+    for name, body in world.pods.items():
+        seen = msgspec.convert(dict(body), objects.Pod, strict=False)
         kinds = requests.kinds_of(seen.init_containers, seen.containers)
         shares = world.shares(name) or tuple(() for _ in kinds)
         for uuid, allocation in allocations.by_gpu(kinds, shares).items():
-            found[uuid] = found[uuid].plus(allocation)
-    return found
+            by_gpu[uuid] = by_gpu[uuid].plus(allocation)
+    return by_gpu
 
 
 def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> rich.text.Text:
     """Return one pod: its request, its outcome, and on demand the environment of its containers."""
-    one = world.pods[name]
+    body = world.pods[name]
     line = rich.text.Text(f"  {name}", style="bold")
-    line.append(f"  requested {_requested(one)}\n", style="default")
+    line.append(f"  asked {_asked(body)}\n", style="default")
     placed = world.note(name, "Scheduled")
     refused = world.note(name, "FailedScheduling")
     if placed:
@@ -80,15 +80,15 @@ def gpus(world: demo_scenario.World) -> rich.table.Table:
     return table
 
 
-def _requested(one: dict[str, Any] | Any) -> str:
+def _asked(body: dict[str, Any] | Any) -> str:
     parts = []
-    for container in (*one["spec"].get("initContainers", ()), *one["spec"]["containers"]):
+    for container in (*body["spec"].get("initContainers", ()), *body["spec"]["containers"]):
         limits = container["resources"].get("limits", {})
         wants = ", ".join(f"{key.partition('/')[2]} {value}" for key, value in limits.items() if "nvidia.com/" in key)
         parts.append(wants or "no GPU")
     wishes = [
         f"{key.partition('/')[2]} {value}"
-        for key, value in (one["metadata"].get("annotations") or {}).items()
+        for key, value in (body["metadata"].get("annotations") or {}).items()
         if key in (demo_scenario.TYPE, demo_scenario.UUID, demo_scenario.GPU_POLICY)
     ]
     return " + ".join(parts) + (f" ({', '.join(wishes)})" if wishes else "")

@@ -63,19 +63,19 @@ def _percent(text: str) -> float:
 def run(options: argparse.Namespace) -> int:
     """Place the pods and print the result. Returns the exit status: 1 if a pod would be pending."""
     extender_settings = _extender_settings(options)
-    found, filling = _origin(options, extender_settings)
+    state, filling = _origin(options, extender_settings)
     pods: list[dict[str, Any]] = []
     for name in options.drain:
-        found, moved = simulation.drained(found, name)
+        state, moved = simulation.drained(state, name)
         pods += moved
     for text in options.add_nodes:
-        found = simulation.with_more_nodes(found, text)
-    extender_settings = dataclasses.replace(extender_settings, resource_names=found.resource_names)
+        state = simulation.with_more_nodes(state, text)
+    extender_settings = dataclasses.replace(extender_settings, resource_names=state.resource_names)
     if options.manifest:
-        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, found.nodes)
+        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, state.nodes)
     elif not (pods or options.drain or options.trace):
         raise failures.CommandFailed("nothing to simulate", "pass a MANIFEST, --drain NODE or --trace DIR")
-    world = simulation.Simulation(found, extender_settings)
+    world = simulation.Simulation(state, extender_settings)
     before = world.models()
     outcomes = world.place_all(pods)
     after = world.models()
@@ -126,17 +126,17 @@ def _origin(
     # On a terminal one line that is overwritten; elsewhere only the last line, so that a log stays short.
     watched = sys.stderr.isatty()
 
-    def tell(count: int, of: int) -> None:
+    def report(count: int, of: int) -> None:
         if watched:
             print(f"\rtrace: {count:,} of {of:,} pods placed or rejected", end="", file=sys.stderr, flush=True)
 
-    found, filling = simulation.filled(trace, options.until_percent, extender_settings, tell)
+    state, filling = simulation.filled(trace, options.until_percent, extender_settings, report)
     print(
         f"{_OVER if watched else ''}trace: {filling.placed:,} of {filling.pods:,} pods with GPUs placed on "
         f"{filling.nodes:,} nodes with {filling.gpus:,} GPUs, in {time.monotonic() - started:.0f} s",
         file=sys.stderr,
     )
-    return found, filling
+    return state, filling
 
 
 def _read(path: pathlib.Path) -> str:

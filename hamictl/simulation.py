@@ -82,30 +82,30 @@ class Simulation:
         placed: The pods that fitted, as they would be bound.
     """
 
-    def __init__(self, found: snapshot.State, settings: Settings) -> None:
+    def __init__(self, state: snapshot.State, settings: Settings) -> None:
         self._settings = settings
         self.placed: list[dict[str, Any]] = []
         self._core = core.DecisionCore(settings, Metrics())
         self._verbs = verbs.Verbs(self._core)
         self._mirror = self._core.mirror
-        for node in found.nodes:
+        for node in state.nodes:
             self._mirror.see_node(node)
-        for quota in found.quotas:
+        for quota in state.quotas:
             self._mirror.see_quota(quota)
-        for pod in found.pods:
+        for pod in state.pods:
             self._mirror.see_pod(pod)
-        self._nodes = {node.metadata.name: _Node.of(node) for node in found.nodes}
+        self._nodes = {node.metadata.name: _Node.of(node) for node in state.nodes}
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Create pods as the webhook changes them, and place them one after another; gangs are planned first."""
         reviews = [admission.review(body, self._settings) for body in bodies]
-        made = [admission.patched(body, review) for body, review in zip(bodies, reviews, strict=True)]
-        members = [body for body, review in zip(made, reviews, strict=True) if review.gang and not review.refused]
+        patched = [admission.patched(body, review) for body, review in zip(bodies, reviews, strict=True)]
+        members = [body for body, review in zip(patched, reviews, strict=True) if review.gang and not review.refused]
         if members:
             self._plan_gangs(members)
         return [
             _refused(body, review.refused) if review.refused else self.place(body)
-            for body, review in zip(made, reviews, strict=True)
+            for body, review in zip(patched, reviews, strict=True)
         ]
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
@@ -241,14 +241,14 @@ def pods_of(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence
         documents = [one for one in yaml.safe_load_all(text) if one]
     except yaml.YAMLError as cause:
         raise failures.CommandFailed(f"{path} is not YAML: {cause}") from cause
-    found: list[dict[str, Any]] = []
+    pods: list[dict[str, Any]] = []
     for document in _items(documents):
-        found += _pods(path, document, replicas, nodes)
-        if len(found) > MOST_PODS:
+        pods += _pods(path, document, replicas, nodes)
+        if len(pods) > MOST_PODS:
             raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
-    if not found:
+    if not pods:
         raise failures.CommandFailed(f"{path} has no Pod, and no pod template that creates one here")
-    return found
+    return pods
 
 
 def _items(documents: Iterable[Any]) -> Iterable[Any]:
@@ -269,15 +269,15 @@ def _pods(
         metadata = document["metadata"]
         name, namespace = metadata.get("name") or metadata["generateName"], metadata.get("namespace", "default")
         if document["kind"] == "DaemonSet" and replicas is None:
-            made = _one_a_node(template, namespace, name, nodes)
+            bodies = _one_a_node(template, namespace, name, nodes)
         else:
             count = _count(document) if replicas is None else replicas
-            made = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
-        for body in made:
+            bodies = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
+        for body in bodies:
             msgspec.convert(body, objects.Pod, strict=False)
     except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
         raise failures.CommandFailed(f"{path}: not a manifest that the API server accepts: {cause}") from cause
-    return made
+    return bodies
 
 
 def _template_in(value: Any) -> Mapping[str, Any] | None:
@@ -311,7 +311,7 @@ def _one_a_node(
 
     Source: k8s.io/kubernetes pkg/controller/daemon/util: affinity to `metadata.name`, and the tolerations added.
     """
-    made = []
+    bodies = []
     for node in nodes:
         body = _pod(template, namespace, f"{name}-{node.metadata.name}")
         body["spec"]["tolerations"] = [
@@ -325,8 +325,8 @@ def _one_a_node(
             required = {"nodeSelectorTerms": [there]}
             affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
             body["spec"]["affinity"] = {**(body["spec"].get("affinity") or {}), **affinity}
-            made.append(body)
-    return made
+            bodies.append(body)
+    return bodies
 
 
 def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
@@ -341,12 +341,12 @@ def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, An
     return body
 
 
-def with_more_nodes(found: snapshot.State, text: str) -> snapshot.State:
-    """Return the state with additional nodes.
+def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
+    """The state with nodes more.
 
     Args:
-        found: The cluster.
-        text: `<count>:<model>:<GPUs of each>`, such as `2:a100:8`.
+        state: What there is.
+        text: `<how many>:<model>:<GPUs of each>`, such as `2:a100:8`.
 
     Raises:
         CommandFailed: The text has another form.
@@ -357,25 +357,25 @@ def with_more_nodes(found: snapshot.State, text: str) -> snapshot.State:
         raise failures.CommandFailed(
             f"--add-nodes {text!r} is not COUNT:MODEL:GPUS", f"for example 2:a100:8; models: {', '.join(gpus.MODELS)}"
         )
-    made = [
+    new_nodes = [
         msgspec.convert(gpus.gpu_node(f"added-{index}", model, int(parts[2])), objects.Node, strict=False)
         for index in range(int(parts[0]))
     ]
-    return msgspec.structs.replace(found, nodes=[*found.nodes, *made])
+    return msgspec.structs.replace(state, nodes=[*state.nodes, *new_nodes])
 
 
-def drained(found: snapshot.State, name: str) -> tuple[snapshot.State, list[dict[str, Any]]]:
+def drained(state: snapshot.State, name: str) -> tuple[snapshot.State, list[dict[str, Any]]]:
     """Return the state without a node, and its pods, to be placed again.
 
     Raises:
         CommandFailed: There is no such node.
     """
-    if name not in {node.metadata.name for node in found.nodes}:
+    if name not in {node.metadata.name for node in state.nodes}:
         raise failures.CommandFailed(f"--drain: there is no node {name}", status=failures.NEGATIVE)
-    gone = [pod for pod in found.pods if pod.spec.node_name == name]
-    kept = [pod for pod in found.pods if pod.spec.node_name != name]
-    nodes = [node for node in found.nodes if node.metadata.name != name]
-    return msgspec.structs.replace(found, nodes=nodes, pods=kept), [_unbound(pod) for pod in gone]
+    gone = [pod for pod in state.pods if pod.spec.node_name == name]
+    kept = [pod for pod in state.pods if pod.spec.node_name != name]
+    nodes = [node for node in state.nodes if node.metadata.name != name]
+    return msgspec.structs.replace(state, nodes=nodes, pods=kept), [_unbound(pod) for pod in gone]
 
 
 def _unbound(pod: objects.Pod) -> dict[str, Any]:

@@ -69,10 +69,10 @@ async def _read(kubeconfig: pathlib.Path | None, context: str, system_namespace:
 
 async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[K]:
     """Return all objects of a kind. Errors as in `kubernetes.Client.pages`."""
-    found = []
+    listed = []
     async for page in client.pages(path, _PAGE_SIZE):
-        found += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]
-    return found
+        listed += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]
+    return listed
 
 
 def _trimmed(item: T) -> T:

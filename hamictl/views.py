@@ -85,8 +85,8 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     """
     holders: dict[str, list[str]] = collections.defaultdict(list)
     for pod in pods:
-        for one in pod.gpus:
-            holders[one.uuid].append(f"{pod.namespace}/{pod.name}")
+        for share in pod.gpus:
+            holders[share.uuid].append(f"{pod.namespace}/{pod.name}")
     standing = {node.name: node.standing for node in nodes if node.standing != "none"}
     pairs = [(node.name, gpu) for node in nodes for gpu in node.gpus]
     pairs.sort(key=lambda pair: -pair[1].memory_mib.allocated / max(pair[1].memory_mib.total, 1))
@@ -118,15 +118,15 @@ def _isolation(gpu: read_api_types.Gpu) -> str:
     return gpu.mode or "unknown"
 
 
-def explanation(found: read_api_types.Explanation) -> str:
-    """Return why a pod is pending, as text."""
-    key = found.pod
-    if found.phase == "bound":
-        return f"{key} is on node {found.node}"
-    lines = [f"{key} is pending: {found.summary.splitlines()[0]}"]
-    if found.gates:
-        lines.append(f"  kube-scheduler does not try it because of the gates {', '.join(found.gates)}")
-    for node in found.nodes:
+def explanation(explained: read_api_types.Explanation) -> str:
+    """Why a pod waits, as text."""
+    key = explained.pod
+    if explained.phase == "bound":
+        return f"{key} is on node {explained.node}"
+    lines = [f"{key} is pending: {explained.summary.splitlines()[0]}"]
+    if explained.gates:
+        lines.append(f"  kube-scheduler is kept from it by the gates {', '.join(explained.gates)}")
+    for node in explained.nodes:
         lines.append(f"  {node.node}: {node.message}" + (f" [{node.code}]" if node.code else ""))
         if node.advice:
             lines.append(f"      {node.advice}")
@@ -136,13 +136,13 @@ def explanation(found: read_api_types.Explanation) -> str:
             lines.append(f"      preemption would evict {', '.join(node.evictable)}")
         if not node.examined:
             lines.append("      not examined: the pods that would have to end were not computed for this node")
-    if found.nearest:
-        lines.append(f"nearest: {found.nearest}")
-    lines.append(f"what to do: {found.remedy}")
+    if explained.nearest:
+        lines.append(f"nearest: {explained.nearest}")
+    lines.append(f"what to do: {explained.remedy}")
     return "\n".join(lines)
 
 
-def explanation_rows(found: read_api_types.Explanation) -> list[Row]:
+def explanation_rows(explained: read_api_types.Explanation) -> list[Row]:
     """Return the explanation as one row a node."""
     return [
         {
@@ -151,7 +151,7 @@ def explanation_rows(found: read_api_types.Explanation) -> list[Row]:
             "CODE": node.code or "-",
             "WHY": node.message,
         }
-        for node in found.nodes
+        for node in explained.nodes
     ]
 
 

@@ -96,7 +96,7 @@ class Extender:
         """What is served where, by name."""
         settings, certificate = self._settings, (self._settings.tls_cert, self._settings.tls_key)
         health = health_endpoint.HealthEndpoint(settings.health, self._components, self._exposition, self._facts)
-        made = {
+        servers = {
             "verbs": (
                 settings.http_bind,
                 listeners.listener(self._verb_server, most_connections=_VERB_CONNECTIONS),
@@ -111,14 +111,14 @@ class Extender:
         }
         if settings.secure_api_bind:
             secured = listeners.listener(self._read_api(read_access.TokenGate(self._client)), *certificate)
-            made["secure-api"] = (settings.secure_api_bind, secured)
+            servers["secure-api"] = (settings.secure_api_bind, secured)
         if settings.tls_cert:
             hook = webhook.Webhook(self._core.mirror, settings, self._ready, self._metrics)
-            made["webhook"] = (
+            servers["webhook"] = (
                 settings.webhook_bind,
                 listeners.listener(hook, *certificate, most_connections=_WEBHOOK_CONNECTIONS),
             )
-        return made
+        return servers
 
     def _read_api(self, gate: read_access.Gate) -> read_api.ReadApi:
         return read_api.ReadApi(self._core, functools.partial(pod_events.read, self._client), gate, self._ready)

@@ -100,10 +100,10 @@ class Proxied:
 def _comes_from(address: str | None, networks: Iterable[settings.Network]) -> bool:
     """Whether an address is in one of the networks; an IPv4 address may be mapped into IPv6."""
     try:
-        found = ipaddress.ip_address(address or "")
+        source = ipaddress.ip_address(address or "")
     except ValueError:
         return False
-    mapped = getattr(found, "ipv4_mapped", None) or found
+    mapped = getattr(source, "ipv4_mapped", None) or source
     return any(mapped in network for network in networks)
 
 
@@ -165,8 +165,8 @@ class Reviewed:
 
     def viewer(self, request: Request, session: str, namespaces: Iterable[str]) -> Viewer:
         """By a bearer token of the request, or by the one that they signed in with."""
-        said = request.headers.get("Authorization", "")
-        token = said[7:].strip() if said[:7].lower() == "bearer " else self._sessions.token(session)
+        authorization = request.headers.get("Authorization", "")
+        token = authorization[7:].strip() if authorization[:7].lower() == "bearer " else self._sessions.token(session)
         if not token:
             raise ViewRefused(401, "Sign in with a token of the cluster.")
         return self.bearer(token, namespaces)

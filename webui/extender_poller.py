@@ -172,17 +172,19 @@ class Source:
     def refresh(self) -> None:
         """Read the cluster and its measurements once."""
         try:
-            found = snapshots.Snapshot(self._extender.nodes(), self._extender.pods(), self._clock(), self._measured())
-            view = views.view(found)  # Computed here, so that no request waits for it.
+            snapshot = snapshots.Snapshot(
+                self._extender.nodes(), self._extender.pods(), self._clock(), self._measured()
+            )
+            view = views.view(snapshot)  # Computed here, so that no request waits for it.
             changed = changes.between(self._view, view)
         except NoAnswer as problem:
-            told = str(problem)
-            if told != self.problem:
-                log.error("no newer data", error_code=error_codes.WEBUI_SOURCE, cause=told)
-            self.problem = told
+            message = str(problem)
+            if message != self.problem:
+                log.error("no newer data", error_code=error_codes.WEBUI_SOURCE, cause=message)
+            self.problem = message
         else:
             if self.problem:
-                log.info("data", nodes=len(found.nodes), pods=len(found.pods))
+                log.info("data", nodes=len(snapshot.nodes), pods=len(snapshot.pods))
             self._changes.extend(changed)
             self.history.put(view)
             self._view, self.problem = view, ""
@@ -192,26 +194,26 @@ class Source:
         meter = self._prometheus or self._monitors
         if meter is None:
             return None
-        found, problem = None, ""
+        used, problem = None, ""
         try:
-            found = meter.read()
+            used = meter.read()
         except meters.NoAnswer as cause:
             problem = str(cause)
         if self._prometheus:
             if problem and not self._prometheus_problem:
                 log.warning("use is not known", error_code=error_codes.WEBUI_METER, cause=problem)
             self._prometheus_problem = problem
-        return found
+        return used
 
     def node(self, name: str) -> tuple[models.Node | None, str]:
         """Return a node with the present measurement of its monitor, and why that is missing."""
-        found = self._view.nodes_by_name.get(name)
-        if found is None or self._monitors is None:
-            return found, self.meter_problem
+        node = self._view.nodes_by_name.get(name)
+        if node is None or self._monitors is None:
+            return node, self.meter_problem
         try:
-            return views.measured(found, self._monitors.measure(name)), ""
+            return views.measured(node, self._monitors.measure(name)), ""
         except meters.NoAnswer as cause:
-            return found, str(cause)
+            return node, str(cause)
 
     def series(self, node: str, pod: str, seconds: float) -> history.Series:
         """Memory over time of a node, a pod or the cluster: an hour by ourselves, of pods or longer by Prometheus.

@@ -51,18 +51,18 @@ class Ring:
         self._cluster = _Track()
         self._nodes: dict[str, _Track] = {}
 
-    def put(self, found: models.View) -> None:
+    def put(self, view: models.View) -> None:
         """Take a sample, if it is time."""
         with self._lock:
-            if found.overview is None or (self._at and found.taken_at - self._newest() < STEP_SECONDS):
+            if view.overview is None or (self._at and view.taken_at - self._newest() < STEP_SECONDS):
                 return
             slot = self._next % LENGTH
-            self._at[slot : slot + 1] = [found.taken_at]
+            self._at[slot : slot + 1] = [view.taken_at]
             self._next += 1
-            self._cluster.put(slot, found.overview.allocated_mib, found.overview.used_mib)
-            for name in self._nodes.keys() - found.nodes_by_name.keys():
+            self._cluster.put(slot, view.overview.allocated_mib, view.overview.used_mib)
+            for name in self._nodes.keys() - view.nodes_by_name.keys():
                 del self._nodes[name]
-            for node in found.nodes:
+            for node in view.nodes:
                 used = models.sum_known(gpu.used_mib for gpu in node.gpus)
                 self._nodes.setdefault(node.name, _Track()).put(slot, node.allocated_mib, used)
 

@@ -20,15 +20,15 @@ _POD_ORDERS: dict[str, Callable[[models.Pod], Any]] = {
 }
 
 
-def nodes(found: models.View, wanted: models.Filters) -> models.Page[models.Node]:
+def nodes(view: models.View, wanted: models.Filters) -> models.Page[models.Node]:
     """The nodes of a page."""
     text, (label, _, value) = wanted.text.lower(), wanted.label.partition("=")
     asks_value = "=" in wanted.label
-    if wanted.namespace and found.only is not None and wanted.namespace not in found.only:
+    if wanted.namespace and view.only is not None and wanted.namespace not in view.only:
         return _page([], 1, NODES_A_PAGE)
     chosen = [
         node
-        for node in found.nodes
+        for node in view.nodes
         if text in node.name.lower()
         and (not wanted.model or wanted.model in node.models)
         and (not wanted.state or any(gpu.state == wanted.state for gpu in node.gpus))
@@ -40,19 +40,19 @@ def nodes(found: models.View, wanted: models.Filters) -> models.Page[models.Node
     if wanted.sort in ("fullest", "emptiest"):
         chosen.sort(key=lambda node: node.allocated_mib / max(node.total_mib, 1), reverse=wanted.sort == "fullest")
     page = _page(chosen, wanted.page, NODES_A_PAGE)
-    return models.Page([views.shown(found, node) for node in page.items], page.total, page.number, page.pages)
+    return models.Page([views.shown(view, node) for node in page.items], page.total, page.number, page.pages)
 
 
 def _holds(node: models.Node, namespace: str) -> bool:
     return any(views.namespace_of(part.pod) == namespace for gpu in node.gpus for part in gpu.slices)
 
 
-def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
+def pods(view: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
     """Return the pods of one page of the list."""
     text = wanted.text.lower()
     chosen = [
         pod
-        for pod in found.pods
+        for pod in view.pods
         if text in pod.key.lower()
         and (not wanted.state or pod.state == wanted.state)
         and (not wanted.namespace or pod.namespace == wanted.namespace)
@@ -63,11 +63,11 @@ def pods(found: models.View, wanted: models.Filters) -> models.Page[models.Pod]:
     return _page(chosen, wanted.page, PODS_A_PAGE)
 
 
-def search(found: models.View, text: str) -> tuple[models.Page[models.Node], models.Page[models.Pod]]:
+def search(view: models.View, text: str) -> tuple[models.Page[models.Node], models.Page[models.Pod]]:
     """Return the nodes and pods whose names contain a text; only the first ones of each."""
     low = text.lower()
-    named_nodes = [node for node in found.nodes if low in node.name.lower()]
-    named_pods = [pod for pod in found.pods if low in pod.key.lower()]
+    named_nodes = [node for node in view.nodes if low in node.name.lower()]
+    named_pods = [pod for pod in view.pods if low in pod.key.lower()]
     return _page(named_nodes, 1, _MOST_FOUND), _page(named_pods, 1, _MOST_FOUND)
 
 

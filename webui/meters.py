@@ -163,12 +163,12 @@ class AddressBook:
             return await client.get(path, _Slices)
 
         try:
-            found = self._cluster.ask(slices)
+            by_meter = self._cluster.ask(slices)
         except (errors.KubernetesError, msgspec.MsgspecError) as cause:
             raise NoAnswer(f"the addresses of the monitors cannot be read from the API server: {cause}") from cause
         return {
             endpoint.node_name: _url(endpoint.addresses[0], service.port)
-            for one in found.items or ()
+            for one in by_meter.items or ()
             if any(port.port == service.port for port in one.ports or ())
             for endpoint in one.endpoints or ()
             if endpoint.node_name and endpoint.addresses
@@ -252,12 +252,12 @@ class Monitors:
             raise NoAnswer(f"{node} has no monitor")
         try:
             body = http_get.read(f"{url}/metrics", _MONITOR_TIMEOUT_SECONDS, most_bytes=_MOST_BYTES)
-            found = read_exposition(body.decode(), now)
+            exposition = read_exposition(body.decode(), now)
         except (OSError, ValueError) as cause:
             raise NoAnswer(f"the monitor of {node} does not answer: {getattr(cause, 'reason', cause)}") from cause
         with self._lock:
-            self._known[node] = found
-        return found
+            self._known[node] = exposition
+        return exposition
 
     def read(self) -> snapshots.Used:
         """What is known of all nodes.
@@ -270,9 +270,9 @@ class Monitors:
         if not known:
             raise NoAnswer(self.problem or "no monitor has answered")
         together: Any = {name: {} for name in ("gpus", "pods", "shares", "busy")}
-        for one in known:
+        for monitor in known:
             for name, amounts in together.items():
-                amounts.update(getattr(one, name))
+                amounts.update(getattr(monitor, name))
         return snapshots.Used(**together, oldest_at=min(one.oldest_at or 0.0 for one in known))
 
 

@@ -42,8 +42,8 @@ def groups(nodes: Sequence[models.Node]) -> tuple[Group, ...]:
     for node in nodes:
         if node.models:
             by_model[node.models[0]][_step(node)] += 1
-    found = [_group(model, counts) for model, counts in by_model.items()]
-    return tuple(sorted(found, key=lambda group: (-group.nodes, group.model)))
+    by_count = [_group(model, counts) for model, counts in by_model.items()]
+    return tuple(sorted(by_count, key=lambda group: (-group.nodes, group.model)))
 
 
 def _step(node: models.Node) -> int:

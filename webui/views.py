@@ -39,31 +39,31 @@ def view(snapshot: snapshots.Snapshot) -> models.View:
     )
 
 
-def seen_by(found: models.View, namespaces: frozenset[str] | None) -> models.View:
+def seen_by(whole: models.View, namespaces: frozenset[str] | None) -> models.View:
     """Return what a viewer sees who may see the pods of some namespaces only: all GPUs, and the names of those pods.
 
     Names in nodes are hidden when a node is shown (`shown`), because most nodes never are.
     """
-    if namespaces is None or found.overview is None:
-        return found
-    mine = {name: pods for name, pods in found.pods_by_namespace.items() if name in namespaces}
+    if namespaces is None or whole.overview is None:
+        return whole
+    mine = {name: pods for name, pods in whole.pods_by_namespace.items() if name in namespaces}
     pods = tuple(sorted((pod for some in mine.values() for pod in some), key=lambda pod: (pod.namespace, pod.name)))
     return dataclasses.replace(
-        found,
+        whole,
         pods=pods,
         pods_by_key={pod.key: pod for pod in pods},
         pods_by_namespace=mine,
-        overview=dataclasses.replace(found.overview, **_of_pods(pods)),
+        overview=dataclasses.replace(whole.overview, **_of_pods(pods)),
         only=namespaces,
     )
 
 
-def shown(found: models.View, node: models.Node) -> models.Node:
+def shown(whole: models.View, node: models.Node) -> models.Node:
     """A node as the viewer may see it."""
-    if found.only is None:
+    if whole.only is None:
         return node
     gpus = tuple(
-        dataclasses.replace(gpu, slices=tuple(_hidden(part, found.only) for part in gpu.slices)) for gpu in node.gpus
+        dataclasses.replace(gpu, slices=tuple(_hidden(part, whole.only) for part in gpu.slices)) for gpu in node.gpus
     )
     return dataclasses.replace(node, gpus=gpus)
 

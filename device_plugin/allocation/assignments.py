@@ -54,8 +54,8 @@ class Assignments:
         placed = pod.container(container)
         assert placed is not None
         position, specification = placed
-        found = self._assignment(pod, position, specification, shares)
-        return replace(found, devices=devices, allocation=allocation, by_cdi=by_cdi)
+        assignment = self._assignment(pod, position, specification, shares)
+        return replace(assignment, devices=devices, allocation=allocation, by_cdi=by_cdi)
 
     def with_current_devices(self, pod: Pod, assignment: Assignment) -> Assignment:
         """Return the assignment with its GPUs as they are now, such as with MIG instances that were just made.

@@ -78,17 +78,17 @@ class CdiCheck:
         for pod, name, container_id in unchecked:
             marked = marked_by_id.get(container_id)
             if marked is None:
-                self._count(pod, name, container_id, found=container_id in marked_by_id)
+                self._count(pod, name, container_id, has_process=container_id in marked_by_id)
                 continue
             self._judged.add(container_id)
             self._unseen("")
             if not marked:
                 self._unmarked(pod, name)
 
-    def _count(self, pod: Pod, name: str, container_id: str, *, found: bool) -> None:
+    def _count(self, pod: Pod, name: str, container_id: str, *, has_process: bool) -> None:
         self._checks_unseen[container_id] = self._checks_unseen.get(container_id, 0) + 1
         if self._checks_unseen[container_id] == _MOST_CHECKS_UNSEEN:
-            what = "may not be read" if found else "are not found"
+            what = "may not be read" if has_process else "are not found"
             self._unseen(f"the processes of container {name} of {pod.key} {what} in {self._proc}")
 
     def _unchecked(self) -> Iterator[tuple[Pod, str, str]]:

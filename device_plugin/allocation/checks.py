@@ -46,11 +46,11 @@ def compare_with_podresources(
         StartRefused: They differ; or podresources does not list the pod yet, although it lists containers of its kind.
     """
     owners = [one for one in listed if one.device_ids & device_ids]
-    for one in owners:
-        if f"{one.namespace}/{one.pod}" != pod.key:
+    for owner in owners:
+        if f"{owner.namespace}/{owner.pod}" != pod.key:
             raise StartRefused(
                 error_codes.ALLOC_OWNER_CONFLICT,
-                f"the checkpoint gives the device ids to {pod.key}, podresources to {one.namespace}/{one.pod}",
+                f"the checkpoint gives the device ids to {pod.key}, podresources to {owner.namespace}/{owner.pod}",
             )
     if owners:
         return

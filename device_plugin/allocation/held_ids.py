@@ -21,7 +21,7 @@ class HeldIds:
 
     def gpus(self) -> dict[str, identifiers.GpuUuid | None]:
         """Return the GPU of each by the record of its container; None where that is not known."""
-        found: dict[str, identifiers.GpuUuid | None] = {}
+        gpu_of: dict[str, identifiers.GpuUuid | None] = {}
         for entry in self._owners.entries_or_none():
             pod = self._owners.pod_of(entry)
             shares: tuple[allocations.Share, ...] = ()
@@ -30,5 +30,5 @@ class HeldIds:
                     shares = self._assignments.shares(pod, entry.container, len(entry.device_ids))
             for position, device_id in enumerate(sorted(entry.device_ids)):
                 # App containers come after the init containers whose ids they reuse, and keep them until the pod ends.
-                found[device_id] = shares[position].uuid if shares else found.get(device_id)
-        return found
+                gpu_of[device_id] = shares[position].uuid if shares else gpu_of.get(device_id)
+        return gpu_of

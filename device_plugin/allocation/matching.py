@@ -89,20 +89,20 @@ class Matcher:
         while True:
             entries = self._owners.entries_or_none()
             self._forget_known(entries, now)
-            found = candidates(
+            owners = candidates(
                 self._pods.by_uid.values(),
                 entries,
                 lambda pod, container: self._assignments.shares(pod, container, device_id_count),
                 lambda container: requests.asks_for_gpu((container,), self._assignments.names),
                 answered=frozenset(answered.container for answered in self._answered.values()),
             )
-            if found or time.monotonic() > deadline:
+            if owners or time.monotonic() > deadline:
                 break
             await asyncio.sleep(_POLL_SECONDS)
-        if len({candidate.shares for candidate in found}) > 1:
-            names = [f"{candidate.pod.key}/{candidate.container}" for candidate in found]
+        if len({candidate.shares for candidate in owners}) > 1:
+            names = [f"{candidate.pod.key}/{candidate.container}" for candidate in owners]
             log.warning("several containers may be asking", containers=names)
-        return found
+        return owners
 
     def _forget_known(self, entries: Iterable[Entry], now: float) -> None:
         known = {entry.environment.get(marks.NAME_VARIABLE) for entry in entries}
@@ -133,7 +133,7 @@ def candidates(
         answered: Containers that were answered and may not be in the checkpoint yet.
     """
     allocated = {(entry.pod_uid, entry.container) for entry in entries} | answered
-    found = []
+    owners = []
     for pod in sorted(pods, key=checks.age):
         without = (
             container.name
@@ -143,5 +143,5 @@ def candidates(
         first = next(without, None)
         if first is not None:
             with contextlib.suppress(StartRefused):
-                found.append(Candidate(pod, first, shares_of(pod, first)))
-    return found
+                owners.append(Candidate(pod, first, shares_of(pod, first)))
+    return owners

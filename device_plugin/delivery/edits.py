@@ -106,13 +106,12 @@ def without_cdi(copied: Sequence[Mapping[str, Any]]) -> Edits:
     nodes: dict[str, DeviceNode] = {}
     for source in copied:
         environment |= dict(line.split("=", 1) for line in source.get("env", ()))
-        for one in source.get("deviceNodes", ()):
-            found = DeviceNode(one.get("hostPath") or one["path"], one["path"], one.get("permissions") or "rw")
-            nodes.setdefault(found.container, found)
-        for one in source.get("mounts", ()):
-            mounts[one["containerPath"]] = Mount(
-                one["hostPath"], one["containerPath"], "ro" in (one.get("options") or ())
-            )
+        for node in source.get("deviceNodes", ()):
+            device = DeviceNode(node.get("hostPath") or node["path"], node["path"], node.get("permissions") or "rw")
+            nodes.setdefault(device.container, device)
+        for entry in source.get("mounts", ()):
+            read_only = "ro" in (entry.get("options") or ())
+            mounts[entry["containerPath"]] = Mount(entry["hostPath"], entry["containerPath"], read_only)
     for mount in list(mounts.values()):
         library = _DRIVER_LIBRARY.fullmatch(mount.container)
         if library:

@@ -91,8 +91,8 @@ class HostSpecs:
     def gpu(self, uuid: str, index: int) -> Lookup:
         """Return the entry of a whole GPU, by UUID or index."""
         names = (uuid, str(index))
-        found = [(spec, name) for spec in self.specs for name in names if name in spec.devices]
-        return self._winner(found)
+        candidates = [(spec, name) for spec in self.specs for name in names if name in spec.devices]
+        return self._winner(candidates)
 
     def divided(self, index: int, instances: Iterable[str]) -> Lookup:
         """Return the specification for instances of a GPU in MIG mode, which is in none itself.
@@ -106,26 +106,28 @@ class HostSpecs:
             spec for spec in self.specs if any(name in uuids or name.startswith(prefixes) for name in spec.devices)
         ]
         highest = max((spec.folder for spec in naming or self.specs), default=0)
-        found = [spec for spec in naming or self.specs if spec.folder == highest]
-        if len(found) > 1:
-            return Lookup(conflict=tuple(spec.path for spec in found))
-        return Lookup(found[0]) if found else Lookup()
+        candidates = [spec for spec in naming or self.specs if spec.folder == highest]
+        if len(candidates) > 1:
+            return Lookup(conflict=tuple(spec.path for spec in candidates))
+        return Lookup(candidates[0]) if candidates else Lookup()
 
-    def _winner(self, found: Sequence[tuple[Spec, str]]) -> Lookup:
-        if not found:
+    def _winner(self, candidates: Sequence[tuple[Spec, str]]) -> Lookup:
+        if not candidates:
             return Lookup()
-        for name in {name for _, name in found}:
-            folders = [spec.folder for spec, own in found if own == name]
+        for name in {name for _, name in candidates}:
+            folders = [spec.folder for spec, own in candidates if own == name]
             twice = {folder for folder in folders if folders.count(folder) > 1}
             if twice:
-                return Lookup(conflict=tuple(spec.path for spec, own in found if own == name and spec.folder in twice))
-        highest = max(spec.folder for spec, _ in found)
-        spec, name = next(one for one in sorted(found, key=_by_uuid_first) if one[0].folder == highest)
-        return Lookup(spec, name, tuple(dict.fromkeys(one.path for one, _ in found if one is not spec)))
+                return Lookup(
+                    conflict=tuple(spec.path for spec, own in candidates if own == name and spec.folder in twice)
+                )
+        highest = max(spec.folder for spec, _ in candidates)
+        spec, name = next(one for one in sorted(candidates, key=_by_uuid_first) if one[0].folder == highest)
+        return Lookup(spec, name, tuple(dict.fromkeys(one.path for one, _ in candidates if one is not spec)))
 
 
-def _by_uuid_first(found: tuple[Spec, str]) -> bool:
-    return found[1].isdecimal()
+def _by_uuid_first(candidate: tuple[Spec, str]) -> bool:
+    return candidate[1].isdecimal()
 
 
 def mismatch(copied: Sequence[Edits], minor: int | None, driver_version: str, root: pathlib.Path | None) -> str:
@@ -180,10 +182,10 @@ def _exists(root: pathlib.Path, path: str) -> bool:
 def driver_version(proc: pathlib.Path) -> str:
     """Return the version of the loaded kernel module, by the host's `/proc`; empty where it does not say."""
     try:
-        found = nvidia.MODULE_VERSION.search((proc / nvidia.PROC_VERSION).read_text(errors="replace"))
+        match = nvidia.MODULE_VERSION.search((proc / nvidia.PROC_VERSION).read_text(errors="replace"))
     except OSError:
         return ""
-    return found[1] if found else ""
+    return match[1] if match else ""
 
 
 def capabilities(proc: pathlib.Path) -> dict[str, int]:
@@ -236,8 +238,8 @@ class Reader:
 
     def _spec(self, path: pathlib.Path, priority: int) -> Spec | None:
         try:
-            found = _parsed(path)
-            return None if found.get("kind") != nvidia.CDI_KIND else _checked(found, path, priority)
+            content = _parsed(path)
+            return None if content.get("kind") != nvidia.CDI_KIND else _checked(content, path, priority)
         except Unusable as cause:
             self._log_once(path, str(cause))
             return None
@@ -253,10 +255,10 @@ class Reader:
 
 def _signature(path: pathlib.Path) -> tuple[int, ...]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return (found.st_ino, found.st_dev, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return (status.st_ino, status.st_dev, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _parsed(path: pathlib.Path) -> Mapping[str, Any]:
@@ -269,10 +271,10 @@ def _parsed(path: pathlib.Path) -> Mapping[str, Any]:
         if status.st_size > _MOST_BYTES:
             raise Unusable(f"it has {status.st_size} bytes, and {_MOST_BYTES} are read at most")
         text = file.read(_MOST_BYTES + 1)
-    found = json.loads(text) if path.suffix == ".json" else _yaml(text)
-    if not isinstance(found, dict):
+    content = json.loads(text) if path.suffix == ".json" else _yaml(text)
+    if not isinstance(content, dict):
         raise Unusable("it is no object")
-    return found
+    return content
 
 
 def _yaml(text: bytes) -> Any:
@@ -287,42 +289,42 @@ def _yaml(text: bytes) -> Any:
     return yaml.load(text, Loader=loader)  # noqa: S506  # a safe one
 
 
-def _checked(found: Mapping[str, Any], path: pathlib.Path, priority: int) -> Spec:
+def _checked(content: Mapping[str, Any], path: pathlib.Path, priority: int) -> Spec:
     devices: dict[str, Edits] = {}
-    for device in _list(found.get("devices"), "devices"):
+    for device in _list(content.get("devices"), "devices"):
         name = device.get("name") if isinstance(device, dict) else None
         if not isinstance(name, str) or not name:
             raise Unusable("a device has no name that is a text")
         if name in devices:
             raise Unusable(f"it defines {name[:80]} twice")
         devices[name] = _edits(device.get("containerEdits"))
-    version = found.get("cdiVersion", OLDEST_VERSION)
+    version = content.get("cdiVersion", OLDEST_VERSION)
     if not isinstance(version, str) or not re.fullmatch(r"v?\d{1,4}(\.\d{1,4}){1,2}", version):
         raise Unusable(f"its version is {str(version)[:40]!r}")
-    return Spec(path, priority, version, _edits(found.get("containerEdits")), devices)
+    return Spec(path, priority, version, _edits(content.get("containerEdits")), devices)
 
 
-def _edits(found: Any) -> Edits:
-    if found is None:
+def _edits(content: Any) -> Edits:
+    if content is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Unusable("containerEdits is no object")
-    if not all(isinstance(one, str) and "=" in one for one in _list(found.get("env"), "env")):
+    if not all(isinstance(one, str) and "=" in one for one in _list(content.get("env"), "env")):
         raise Unusable("env has something that is no variable")
     for key, needed in (("deviceNodes", ("path",)), ("mounts", ("hostPath", "containerPath")), ("hooks", ("path",))):
-        for one in _list(found.get(key), key):
-            if not isinstance(one, dict) or not all(isinstance(one.get(name), str) for name in needed):
+        for entry in _list(content.get(key), key):
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in needed):
                 raise Unusable(f"{key} has something without {' and '.join(needed)}")
-            if not all(isinstance(option, str) for option in _list(one.get("options"), "options")):
+            if not all(isinstance(option, str) for option in _list(entry.get("options"), "options")):
                 raise Unusable(f"{key} has options that are no texts")
-            if not isinstance(one.get("hostPath", ""), str):
+            if not isinstance(entry.get("hostPath", ""), str):
                 raise Unusable(f"{key} has a hostPath that is no text")
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in content.items() if value is not None}
 
 
-def _list(found: Any, what: str) -> list[Any]:
-    if found is None:
+def _list(value: Any, what: str) -> list[Any]:
+    if value is None:
         return []
-    if not isinstance(found, list):
+    if not isinstance(value, list):
         raise Unusable(f"{what} is no list")
-    return found
+    return value

@@ -164,8 +164,8 @@ class DriverThreads:
     @property
     def gaps(self) -> gpu_source.Gaps:
         """Return what the driver refused in the last calls."""
-        found = self._source.gaps()
-        return replace(found, events=self._events_hang) if self._events_hang else found
+        gaps = self._source.gaps()
+        return replace(gaps, events=self._events_hang) if self._events_hang else gaps
 
     async def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
         """Make a MIG instance. Raises errors as `GpuSource.create_mig` and `devices` do."""

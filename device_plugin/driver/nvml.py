@@ -165,24 +165,26 @@ class Nvml:
         if self._released and self._count not in (0, count):
             # Positions have moved: a call by position may open the GPU that is being reset.
             raise gpu_source.GpuFailed(f"the driver counts {count} GPUs instead of {self._count} while one is released")
-        found = {uuid: self._known[uuid] for uuid in self._released if uuid in self._known}
-        kept_off = {found[uuid].index if uuid in found else index for uuid, index in self._released.items()}
+        devices_by_uuid = {uuid: self._known[uuid] for uuid in self._released if uuid in self._known}
+        kept_off = {
+            devices_by_uuid[uuid].index if uuid in devices_by_uuid else index for uuid, index in self._released.items()
+        }
         refused: dict[int, gpu_source.GpuFailed] = {}
         for index in set(range(count)) - kept_off:
             try:
                 device = self._identified(index)
-                found[device.uuid] = device
+                devices_by_uuid[device.uuid] = device
             except gpu_source.GpuFailed as cause:
                 refused[index] = cause
         refusals = {}
         for device in self._same_position(count):
-            if device.index in refused and device.uuid not in found:
-                found[device.uuid] = device
+            if device.index in refused and device.uuid not in devices_by_uuid:
+                devices_by_uuid[device.uuid] = device
                 refusals[device.uuid] = refused.pop(device.index)
-        self._known |= found
-        self._listed, self._refusals, self._count = frozenset(found), refusals, count
+        self._known |= devices_by_uuid
+        self._listed, self._refusals, self._count = frozenset(devices_by_uuid), refusals, count
         self._unidentified = {index: str(cause) for index, cause in refused.items()}
-        return sorted(found.values(), key=lambda device: device.index)
+        return sorted(devices_by_uuid.values(), key=lambda device: device.index)
 
     def _same_position(self, count: int) -> Sequence[gpu_source.Device]:
         """Return the GPUs that keep their positions: they move only when the number of GPUs changes."""
@@ -255,12 +257,12 @@ class Nvml:
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
         """Implement `GpuSource.reading`."""
         try:
-            found = self._reading(uuid, self._handle(uuid))
+            reading = self._reading(uuid, self._handle(uuid))
         except gpu_source.GpuFailed as refused:
             self._forget_handle(uuid)
             return self._unanswered(uuid, refused)
         refusal = self._refusals.get(uuid)
-        return found if refusal is None else self._unanswered(uuid, refusal)
+        return reading if refusal is None else self._unanswered(uuid, refusal)
 
     def _unanswered(self, uuid: identifiers.GpuUuid, refused: gpu_source.GpuFailed) -> health.Reading:
         # The driver neither lists nor finds it: it is not on the bus.
@@ -353,10 +355,10 @@ class Nvml:
             # So it says that nothing has run since; the bindings raise "success" where there is no sample.
             return {} if refused.code in (pynvml.NVML_ERROR_NOT_FOUND, pynvml.NVML_SUCCESS) else None
         by_pid: dict[int, list[int]] = {}
-        for one in samples:
-            if one.smUtil <= 100:
-                by_pid.setdefault(one.pid, []).append(one.smUtil)
-            self._sampled_until[uuid] = max(self._sampled_until.get(uuid, 0), one.timeStamp)
+        for sample in samples:
+            if sample.smUtil <= 100:
+                by_pid.setdefault(sample.pid, []).append(sample.smUtil)
+            self._sampled_until[uuid] = max(self._sampled_until.get(uuid, 0), sample.timeStamp)
         return {pid: sum(values) / len(values) for pid, values in by_pid.items()}
 
     def _handle(self, uuid: identifiers.GpuUuid) -> Any:
@@ -436,13 +438,13 @@ class Nvml:
         Raises:
             GpuFailed: The cause, if no GPU alone makes a wait fail.
         """
-        found: list[gpu_source.Fault] = []
+        faults: list[gpu_source.Fault] = []
         left_out = False
         for uuid in self._listed - self._released.keys():
             trial = _call(pynvml.nvmlEventSetCreate)
             try:
                 _subscribe(self._handle(uuid), trial)
-                found += self._faults(_call(pynvml.nvmlEventSetWait_v2, trial, 0))
+                faults += self._faults(_call(pynvml.nvmlEventSetWait_v2, trial, 0))
             except _NvmlError as refused:
                 if refused.lost:
                     self._unheard[uuid] = str(refused)
@@ -452,7 +454,7 @@ class Nvml:
                 _or_none(pynvml.nvmlEventSetFree, trial)
         if not left_out:
             raise cause
-        return found
+        return faults
 
     def _uuid_of(self, handle: Any) -> identifiers.GpuUuid | None:
         uuid = _or_none(pynvml.nvmlDeviceGetUUID, handle)
@@ -481,16 +483,16 @@ class Nvml:
     def create_mig(self, uuid: identifiers.GpuUuid, profile: str, start: int, size: int) -> None:
         """Implement `GpuSource.create_mig`."""
         handle = self._handle(uuid)
-        found = _profile(handle, profile)
-        if found is None:
+        info = _profile(handle, profile)
+        if info is None:
             raise gpu_source.GpuFailed(f"{uuid} has no MIG profile {profile}")
         placement = pynvml.c_nvmlGpuInstancePlacement_t(start, size)
-        instance = _call(pynvml.nvmlDeviceCreateGpuInstanceWithPlacement, handle, found.id, ctypes.byref(placement))
+        instance = _call(pynvml.nvmlDeviceCreateGpuInstanceWithPlacement, handle, info.id, ctypes.byref(placement))
         try:
             whole = _call(
                 pynvml.nvmlGpuInstanceGetComputeInstanceProfileInfo,
                 instance,
-                nvidia.COMPUTE_PROFILES[found.sliceCount],
+                nvidia.COMPUTE_PROFILES[info.sliceCount],
                 pynvml.NVML_COMPUTE_INSTANCE_ENGINE_PROFILE_SHARED,
             )
             _call(pynvml.nvmlGpuInstanceCreateComputeInstance, instance, whole.id)
@@ -501,11 +503,11 @@ class Nvml:
     def destroy_mig(self, uuid: identifiers.GpuUuid, mig_uuid: str) -> None:
         """Implement `GpuSource.destroy_mig`."""
         handle = self._handle(uuid)
-        for made in _mig_handles(handle):
-            if _text(_call(pynvml.nvmlDeviceGetUUID, made)) == mig_uuid:
-                number = _call(pynvml.nvmlDeviceGetGpuInstanceId, made)
+        for mig_handle in _mig_handles(handle):
+            if _text(_call(pynvml.nvmlDeviceGetUUID, mig_handle)) == mig_uuid:
+                number = _call(pynvml.nvmlDeviceGetGpuInstanceId, mig_handle)
                 instance = _call(pynvml.nvmlDeviceGetGpuInstanceById, handle, number)
-                compute = _call(pynvml.nvmlDeviceGetComputeInstanceId, made)
+                compute = _call(pynvml.nvmlDeviceGetComputeInstanceId, mig_handle)
                 _call(
                     pynvml.nvmlComputeInstanceDestroy,
                     _call(pynvml.nvmlGpuInstanceGetComputeInstanceById, instance, compute),
@@ -589,8 +591,8 @@ def _running(handles: Sequence[Any]) -> dict[int, int | None] | None:
 
 def _compute_processes(handle: Any) -> Sequence[Any] | None:
     try:
-        found: Sequence[Any] = _call(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
-        return found
+        processes: Sequence[Any] = _call(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        return processes
     except _NvmlError as refused:
         if refused.lost or refused.reset_required:
             raise
@@ -601,25 +603,25 @@ def _compute_processes(handle: Any) -> Sequence[Any] | None:
 
 def _mig_handles(handle: Any) -> Iterator[Any]:
     for number in range(_optional(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
-        made = _optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
-        if made is not None:
-            yield made
+        instance = _optional(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
+        if instance is not None:
+            yield instance
 
 
 def _migs(handle: Any) -> Iterator[gpu_source.MigInstance]:
-    for made in _mig_handles(handle):
-        number = _call(pynvml.nvmlDeviceGetGpuInstanceId, made)
+    for mig_handle in _mig_handles(handle):
+        number = _call(pynvml.nvmlDeviceGetGpuInstanceId, mig_handle)
         instance = _call(pynvml.nvmlDeviceGetGpuInstanceById, handle, number)
-        name = _text(_call(pynvml.nvmlDeviceGetName, made))
+        name = _text(_call(pynvml.nvmlDeviceGetName, mig_handle))
         start, size = _place(_call(pynvml.nvmlGpuInstanceGetInfo, instance).placement)
         yield gpu_source.MigInstance(
-            uuid=_text(_call(pynvml.nvmlDeviceGetUUID, made)),
+            uuid=_text(_call(pynvml.nvmlDeviceGetUUID, mig_handle)),
             profile=name.rpartition("MIG ")[2],
-            memory_mib=_call(pynvml.nvmlDeviceGetMemoryInfo, made).total >> 20,
+            memory_mib=_call(pynvml.nvmlDeviceGetMemoryInfo, mig_handle).total >> 20,
             start=start,
             size=size,
             instance_id=number,
-            compute_id=_call(pynvml.nvmlDeviceGetComputeInstanceId, made),
+            compute_id=_call(pynvml.nvmlDeviceGetComputeInstanceId, mig_handle),
         )
 
 
@@ -627,18 +629,18 @@ def _bare(handle: Any, shown: Collection[int]) -> Iterator[gpu_source.BareInstan
     """Yield the GPU instances that no device handle shows, because they have no compute instance."""
     for profile in _profile_infos(handle):
         count = ctypes.c_uint(_MOST_INSTANCES)
-        found = (pynvml.c_nvmlGpuInstance_t * _MOST_INSTANCES)()
-        if _optional(_gpu_instances, handle, profile.id, found, count) is None:
+        infos = (pynvml.c_nvmlGpuInstance_t * _MOST_INSTANCES)()
+        if _optional(_gpu_instances, handle, profile.id, infos, count) is None:
             continue  # The driver lists them for privileged callers only.
-        for instance in found[: count.value]:
+        for instance in infos[: count.value]:
             info = _optional(pynvml.nvmlGpuInstanceGetInfo, instance)
             if info is not None and info.id not in shown:
                 name = _text(profile.name).removeprefix("MIG ")
                 yield gpu_source.BareInstance(info.id, name, *_place(info.placement))
 
 
-def _gpu_instances(handle: Any, profile_id: int, found: Any, count: Any) -> bool:
-    pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, found, ctypes.byref(count))
+def _gpu_instances(handle: Any, profile_id: int, infos: Any, count: Any) -> bool:
+    pynvml.nvmlDeviceGetGpuInstances(handle, profile_id, infos, ctypes.byref(count))
     return True
 
 
@@ -657,9 +659,9 @@ def _places(handle: Any, profile_id: int) -> tuple[mig.Slices, ...]:
     count = ctypes.c_uint(0)
     ask = pynvml.nvmlDeviceGetGpuInstancePossiblePlacements
     _call(ask, handle, profile_id, None, ctypes.byref(count))
-    found = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
-    _call(ask, handle, profile_id, found, ctypes.byref(count))
-    return tuple(_place(one) for one in found[: count.value])
+    placements = (pynvml.c_nvmlGpuInstancePlacement_t * count.value)()
+    _call(ask, handle, profile_id, placements, ctypes.byref(count))
+    return tuple(_place(one) for one in placements[: count.value])
 
 
 def _place(placement: Any) -> mig.Slices:
@@ -668,9 +670,9 @@ def _place(placement: Any) -> mig.Slices:
 
 def _profile_infos(handle: Any) -> Iterator[Any]:
     for number in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
-        found = _optional(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, number)
-        if found is not None:
-            yield found
+        info = _optional(pynvml.nvmlDeviceGetGpuInstanceProfileInfo, handle, number)
+        if info is not None:
+            yield info
 
 
 def _profile(handle: Any, name: str) -> Any:

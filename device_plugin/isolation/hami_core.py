@@ -60,9 +60,9 @@ def library(hook_path: pathlib.Path) -> pathlib.Path:
         CannotIsolate: There is none; the text lists the files that cannot be loaded.
     """
     folder = hook_path / "vgpu"
-    found = sorted(_versioned(folder), reverse=True)
+    versions = sorted(_versioned(folder), reverse=True)
     plain = folder / _LIBRARY
-    paths = [*(path for _, path in found), *([plain.resolve()] if plain.exists() else [])]
+    paths = [*(path for _, path in versions), *([plain.resolve()] if plain.exists() else [])]
     reasons = []
     for path in paths:
         reason = _unloadable(path)
@@ -98,11 +98,11 @@ def _unloadable(path: pathlib.Path) -> str:
     return ""
 
 
-def _signature(hook_path: pathlib.Path, found: pathlib.Path) -> tuple[int, ...]:
+def _signature(hook_path: pathlib.Path, library_file: pathlib.Path) -> tuple[int, ...]:
     """Return what changes whenever a library or the preload file changes; empty where one is missing."""
     folder = hook_path / "vgpu"
     try:
-        states = [path.stat() for path in (folder, folder / _PRELOAD, found)]
+        states = [path.stat() for path in (folder, folder / _PRELOAD, library_file)]
     except OSError:
         return ()
     return tuple(number for one in states for number in (one.st_ino, one.st_mtime_ns, one.st_ctime_ns))
@@ -155,14 +155,14 @@ class HamiCore(none.TimeSlicing):
         Raises:
             CannotIsolate: No container can be limited here.
         """
-        found, signature = self._ready or (self._hook_path, ())
+        library_file, signature = self._ready or (self._hook_path, ())
         self._ready = None
-        if not signature or signature != _signature(self._hook_path, found):
-            found = library(self._hook_path)
+        if not signature or signature != _signature(self._hook_path, library_file):
+            library_file = library(self._hook_path)
             _write_preload(self._hook_path)
-            signature = _signature(self._hook_path, found)
-        self._ready = found, signature
-        return found
+            signature = _signature(self._hook_path, library_file)
+        self._ready = library_file, signature
+        return library_file
 
     def isolation_in_effect(self, assignment: Assignment) -> str:
         """Return `hami-core`, or `none` where the container's own variable switches the library off."""
@@ -170,7 +170,7 @@ class HamiCore(none.TimeSlicing):
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
         """Return limits as environment, the library, its preload file, and a folder of the container's own."""
-        found = self.ready_library()
+        library_file = self.ready_library()
         inside = _inside(self._hook_path)
         region = f"{assignment.allocation}.cache"
         folder = self._containers / assignment.folder
@@ -180,7 +180,7 @@ class HamiCore(none.TimeSlicing):
             raise CannotIsolate(f"{cause.filename}: {cause.strerror or cause}") from cause
         mounts = [
             edits.Mount(str(folder), inside, read_only=False),
-            edits.Mount(str(found), f"{inside}/{_LIBRARY}"),
+            edits.Mount(str(library_file), f"{inside}/{_LIBRARY}"),
             edits.Mount(str(folder / _LOCK_FOLDER), _LOCK, read_only=False),
         ]
         if not _is_off(assignment):

@@ -120,10 +120,12 @@ def still_there(devices: Iterable[gpu_source.Device], made: Made) -> frozenset[r
 
 
 def _is_ours(
-    device: gpu_source.Device, one: gpu_source.MigInstance | gpu_source.BareInstance, made: Made | None
+    device: gpu_source.Device, instance: gpu_source.MigInstance | gpu_source.BareInstance, made: Made | None
 ) -> bool:
-    return made is None or _place(device, one) in made
+    return made is None or _place(device, instance) in made
 
 
-def _place(device: gpu_source.Device, one: gpu_source.MigInstance | gpu_source.BareInstance) -> records.MadeInstance:
-    return records.MadeInstance(device.uuid, one.profile, one.start, one.size)
+def _place(
+    device: gpu_source.Device, instance: gpu_source.MigInstance | gpu_source.BareInstance
+) -> records.MadeInstance:
+    return records.MadeInstance(device.uuid, instance.profile, instance.start, instance.size)

@@ -79,25 +79,27 @@ def read(text: bytes, resource: str) -> tuple[Entry, ...]:
         CorruptRecord: The text is no checkpoint of a known format, so that nothing follows from it.
     """
     try:
-        found = _decoder.decode(text)
+        checkpoint = _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
         raise errors.CorruptRecord(f"the kubelet's device checkpoint cannot be read: {cause}") from cause
-    return tuple(_entry(one) for one in found.data.entries or () if one.resource_name == resource)
+    return tuple(_entry(one) for one in checkpoint.data.entries or () if one.resource_name == resource)
 
 
-def _entry(one: _PodDevices) -> Entry:
+def _entry(devices: _PodDevices) -> Entry:
     try:
-        answer = base64.b64decode(one.answer or "", validate=True)
+        answer = base64.b64decode(devices.answer or "", validate=True)
         _decoded(answer)
     except (binascii.Error, ValueError, message.DecodeError) as cause:
         raise errors.CorruptRecord(
             f"the kubelet's device checkpoint has an answer that cannot be read: {cause}"
         ) from cause
-    return Entry(identifiers.PodUid(one.pod_uid), one.container_name, frozenset(_ids(one.device_ids)), answer)
+    return Entry(
+        identifiers.PodUid(devices.pod_uid), devices.container_name, frozenset(_ids(devices.device_ids)), answer
+    )
 
 
-def _ids(found: Any) -> Iterator[str]:
-    lists = found.values() if isinstance(found, dict) else [found or []]
+def _ids(value: Any) -> Iterator[str]:
+    lists = value.values() if isinstance(value, dict) else [value or []]
     for ids in lists:
         if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
             raise errors.CorruptRecord("the kubelet's device checkpoint has device ids that are no list of names")

@@ -82,7 +82,7 @@ class PodResources:
         raise AssertionError("unreachable")
 
     def _read(self, answer: api_pb2.ListPodResourcesResponse) -> tuple[ListedContainer, ...]:
-        found = []
+        entries = []
         for pod in answer.pod_resources:
             for container in pod.containers:
                 # A resource comes in several entries, such as one per NUMA node or per id.
@@ -93,8 +93,8 @@ class PodResources:
                     for device_id in devices.device_ids
                 )
                 if held:
-                    found.append(ListedContainer(pod.namespace, pod.name, container.name, held))
-        return tuple(found)
+                    entries.append(ListedContainer(pod.namespace, pod.name, container.name, held))
+        return tuple(entries)
 
     async def close(self) -> None:
         """Close the connection."""

@@ -37,5 +37,5 @@ def container_of(proc: pathlib.Path, pid: int) -> ContainerOfProcess | None:
 
 def parse(text: str) -> ContainerOfProcess | None:
     """Return the container that a `/proc/<pid>/cgroup` names; None where it names none."""
-    found = _OWNER.search(text)
-    return ContainerOfProcess(identifiers.PodUid(found[1].replace("_", "-")), found[2]) if found else None
+    match = _OWNER.search(text)
+    return ContainerOfProcess(identifiers.PodUid(match[1].replace("_", "-")), match[2]) if match else None

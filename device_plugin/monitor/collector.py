@@ -109,8 +109,8 @@ class Gauges(registry.Collector):
         for device in view.devices:
             self._gpu(families, view, device)
         by_device: dict[tuple[str, ...], list[share_usage.ShareUsage]] = {}
-        for one in view.usage.shares:
-            by_device.setdefault((one.pod, one.namespace, one.gpu, one.container), []).append(one)
+        for share in view.usage.shares:
+            by_device.setdefault((share.pod, share.namespace, share.gpu, share.container), []).append(share)
         for labels, parts in by_device.items():
             self._share(families, labels, parts)
         for state, count in view.region_states.items():
@@ -176,13 +176,13 @@ class Gauges(registry.Collector):
             families["hami_vgpu_utilization_percent"].add_metric(labels, busy)
         if not self._compatible:
             return
-        for one in parts:
-            known = (one.namespace, one.pod, one.container, str(one.position), one.gpu)
-            families["hami_vgpu_memory_limit_bytes"].add_metric(known, one.memory_bytes)
-            if one.used_bytes is not None:
-                families["hami_vgpu_memory_used_bytes"].add_metric(known, one.used_bytes)
-            if one.utilization_percent is not None:
-                families["hami_container_device_utilization_ratio"].add_metric(known, one.utilization_percent)
+        for part in parts:
+            known = (part.namespace, part.pod, part.container, str(part.position), part.gpu)
+            families["hami_vgpu_memory_limit_bytes"].add_metric(known, part.memory_bytes)
+            if part.used_bytes is not None:
+                families["hami_vgpu_memory_used_bytes"].add_metric(known, part.used_bytes)
+            if part.utilization_percent is not None:
+                families["hami_container_device_utilization_ratio"].add_metric(known, part.utilization_percent)
 
 
 def _add(families: Families, labels: Sequence[str], values: Mapping[str, float | None]) -> None:
@@ -228,10 +228,10 @@ class Metrics(metrics_registry.Series):
 def _sum(values: Iterable[float | None]) -> float | None:
     """Return the sum; None where one value is not known."""
     total = 0.0
-    for one in values:
-        if one is None:
+    for value in values:
+        if value is None:
             return None
-        total += one
+        total += value
     return total
 
 

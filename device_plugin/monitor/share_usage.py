@@ -176,14 +176,14 @@ def _by_container(
 ) -> Mapping[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]]:
     """Return the processes of each container on each GPU."""
     names = {pod.uid: dict(_container_names(pod)) for pod in all_pods}
-    found: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
+    processes: dict[tuple[identifiers.PodUid, str, identifiers.GpuUuid], list[gpu_source.Process]] = {}
     for uuid, sample in samples.items():
         for process in sample.usage.processes:
             owner = sample.owners.get(process.pid)
             name = names.get(owner.pod, {}).get(owner.container_id) if owner else None
             if owner and name is not None:
-                found.setdefault((owner.pod, name, uuid), []).append(process)
-    return found
+                processes.setdefault((owner.pod, name, uuid), []).append(process)
+    return processes
 
 
 def _container_names(pod: Pod) -> Iterator[tuple[str, str]]:

@@ -118,7 +118,7 @@ def _counted(
         for index in range(len(uuids)):
             memory[index] += used[index * _USED_FIELDS + _USED_TOTAL]
             busy[index] += util[index * _UTIL_FIELDS + _UTIL_SM]
-    found = {}
+    counted = {}
     for index, uuid in enumerate(uuids):
         if uuid not in memory_bytes:
             if memory[index] or busy[index]:
@@ -126,5 +126,5 @@ def _counted(
             continue
         if memory[index] > memory_bytes[uuid]:
             raise InvalidRegion("corrupt", f"it counts {memory[index]} bytes on {uuid}, which has {memory_bytes[uuid]}")
-        found[uuid] = Counted(memory[index], float(min(busy[index], 100)))
-    return found
+        counted[uuid] = Counted(memory[index], float(min(busy[index], 100)))
+    return counted

@@ -105,9 +105,9 @@ class Pod(objects.Pod, gc=False):
 
     def container(self, name: str) -> tuple[int, Container] | None:
         """Return a container and its position; None where the pod has none of that name."""
-        for position, one in enumerate(self.all_containers):
-            if one.name == name:
-                return position, one
+        for position, container in enumerate(self.all_containers):
+            if container.name == name:
+                return position, container
         return None
 
     def user_of(self, container: Container) -> int | None:

@@ -39,8 +39,8 @@ async def path_of(client: kubernetes.Client, api_group: str, resource: str) -> s
     versions = [one for group in listed.groups or () if group.name == api_group for one in group.versions or ()]
     for version in versions:
         path = f"/apis/{version.group_version}"
-        found = await client.get(path, objects.APIResourceList)
-        if any(kind.name == resource for kind in found.resources or ()):
+        resources = await client.get(path, objects.APIResourceList)
+        if any(kind.name == resource for kind in resources.resources or ()):
             return f"{path}/{resource}"
     return None
 

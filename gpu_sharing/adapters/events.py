@@ -197,20 +197,20 @@ class EventRecorder:
     async def _write(self, event: Event) -> None:
         regarding = event.regarding
         key = (regarding.uid or regarding.name, event.reason, event.note)
-        told = self._told.get(key)
+        earlier = self._told.get(key)
         now = time.monotonic()
-        if told is not None and now - told.written_at < _SERIES_SECONDS:
-            told.count += 1
+        if earlier is not None and now - earlier.written_at < _SERIES_SECONDS:
+            earlier.count += 1
             return
-        if told is not None:
-            told.count += 1
-            series = {"count": told.count, "lastObservedTime": _micro_time()}
+        if earlier is not None:
+            earlier.count += 1
+            series = {"count": earlier.count, "lastObservedTime": _micro_time()}
             try:
-                await self._client.patch(told.path, orjson.dumps({"series": series}))
+                await self._client.patch(earlier.path, orjson.dumps({"series": series}))
             except errors.NotFound:
                 del self._told[key]  # It has expired on the server: tell it anew.
             else:
-                told.written_at = now
+                earlier.written_at = now
                 self.written += 1
                 return
         namespace = regarding.namespace or "default"

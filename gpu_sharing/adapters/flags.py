@@ -84,8 +84,8 @@ def read(
     given = vars(parser.parse_args(arguments))
 
     def value(name: str) -> str | None:
-        found: str | None = given[name]
-        return found if found is not None else environment.get(_variable(name))
+        text: str | None = given[name]
+        return text if text is not None else environment.get(_variable(name))
 
     return value
 

@@ -77,28 +77,28 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def opened(self, one: object, host: str, close: Callable[[], object]) -> None:
+    def opened(self, connection: object, host: str, close: Callable[[], object]) -> None:
         """Count a connection, whose request is not complete."""
-        self._open[one] = host
-        self._idle[host][one] = close
+        self._open[connection] = host
+        self._idle[host][connection] = close
 
-    def waits(self, one: object, close: Callable[[], object]) -> None:
+    def waits(self, connection: object, close: Callable[[], object]) -> None:
         """Note that the request of a connection is not complete, so that it may give way."""
-        if one in self._open:
-            self._idle[self._open[one]][one] = close
+        if connection in self._open:
+            self._idle[self._open[connection]][connection] = close
             self._room.set()
 
-    def works(self, one: object) -> None:
+    def works(self, connection: object) -> None:
         """Note that the request of a connection is complete, so that it stays until it is answered."""
-        host = self._open.get(one, "")
-        self._idle[host].pop(one, None)
+        host = self._open.get(connection, "")
+        self._idle[host].pop(connection, None)
         if not self._idle[host]:
             del self._idle[host]
 
-    def closed(self, one: object) -> None:
+    def closed(self, connection: object) -> None:
         """Forget a connection."""
-        self.works(one)
-        self._open.pop(one, None)
+        self.works(connection)
+        self._open.pop(connection, None)
         self._room.set()
 
     async def room(self) -> None:
@@ -113,10 +113,10 @@ class Connections:
         if not self._idle:
             return False
         host = max(self._idle, key=lambda one: len(self._idle[one]))
-        one, close = next(iter(self._idle[host].items()))
+        connection, close = next(iter(self._idle[host].items()))
         self.tell("too many connections", host)
         close()
-        self.closed(one)
+        self.closed(connection)
         return True
 
     def tell(self, why: str, host: str) -> None:

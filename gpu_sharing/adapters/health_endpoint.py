@@ -163,11 +163,11 @@ class HealthEndpoint:
 
     def answer(self, path: str, accept: str = "") -> tuple[int, bytes, bytes]:
         """The status, body and content type for a path."""
-        found = self._answers.get(path)
-        if found is None:
+        handler = self._answers.get(path)
+        if handler is None:
             pages = " ".join(one for one in self._answers if one not in ("/live", "/ready", "/health"))
             return 404, f"no such page: {pages}\n".encode(), b"text/plain"
-        return found(accept)
+        return handler(accept)
 
     def _missing(self, components: Mapping[str, Component]) -> list[str]:
         """Why the process is not ready."""
@@ -242,10 +242,10 @@ class Canary:
                 async with asyncio.timeout(self._options.canary_timeout_seconds):
                     await self._call()
             except Exception as trouble:
-                told = str(trouble) or f"no answer within {self._options.canary_timeout_seconds:g} s"
+                reason = str(trouble) or f"no answer within {self._options.canary_timeout_seconds:g} s"
                 if not self._trouble:  # Before the first answer nobody listens yet.
-                    log.warning("the canary is not answered", cause=told)
-                self._trouble = told
+                    log.warning("the canary is not answered", cause=reason)
+                self._trouble = reason
             else:
                 self._trouble, self._answered_at = "", time.monotonic()
             await asyncio.sleep(self._options.canary_interval_seconds)

@@ -186,9 +186,9 @@ class Client:
         seconds = time.monotonic() - started
         ahead = None
         with contextlib.suppress(ValueError):
-            said = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
+            server_time = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
             # The header has whole seconds, so half of one is left out on average; and it was made midway.
-            ahead = said + 0.5 - (before + seconds / 2)
+            ahead = server_time + 0.5 - (before + seconds / 2)
         return Ping(seconds, ahead)
 
     async def post(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
@@ -281,8 +281,8 @@ class Client:
     def _headers(self, content_type: str | None) -> Mapping[str, str]:
         now = time.monotonic()
         if now - self._authorized_at > _CREDENTIALS_SECONDS:
-            said = self._access.authorization()
-            self._authorization = {"Authorization": said} if said else {}
+            authorization = self._access.authorization()
+            self._authorization = {"Authorization": authorization} if authorization else {}
             self._authorized_at = now
         return {**self._authorization, "Content-Type": content_type} if content_type else self._authorization
 
@@ -333,8 +333,8 @@ def _with_query(path: str, query: Mapping[str, str]) -> str:
 
 def _error(method: str, path: str, status: int, body: bytes) -> errors.KubernetesError:
     try:
-        said = _status_decoder.decode(body)
-        message, reason = said.message, said.reason
+        decoded = _status_decoder.decode(body)
+        message, reason = decoded.message, decoded.reason
     except msgspec.MsgspecError:
         message, reason = body[:200].decode(errors="replace"), ""
     text = f"{method} {path.partition('?')[0]}: {status} {message or reason}"

@@ -56,8 +56,8 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, and let what is under way finish."""
-        for one in self._acceptors:
-            one.cancel()
+        for acceptor in self._acceptors:
+            acceptor.cancel()
         await asyncio.gather(*self._acceptors, return_exceptions=True)
         await super().shutdown(sockets)
 
@@ -121,11 +121,11 @@ async def renew(listeners: Iterable[Listener], certificate: pathlib.Path, key: p
 
 
 def _changed_at(*files: pathlib.Path) -> list[int]:
-    found = []
+    times = []
     for file in files:
         with contextlib.suppress(OSError):
-            found.append(file.stat().st_mtime_ns)
-    return found
+            times.append(file.stat().st_mtime_ns)
+    return times
 
 
 @contextlib.asynccontextmanager
@@ -173,5 +173,5 @@ async def ask(address: str, path: str) -> None:
 
 def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:
     """Take no new calls; those under way finish."""
-    for _, one in listeners.values():
-        one.should_exit = True
+    for _, bound in listeners.values():
+        bound.should_exit = True

@@ -124,8 +124,8 @@ class Series:
 class _Live(registry.Collector):
     """Families that are made when they are scraped."""
 
-    def __init__(self, made: Callable[[], Iterable[prometheus_core.Metric]]) -> None:
-        self._made = made
+    def __init__(self, collect: Callable[[], Iterable[prometheus_core.Metric]]) -> None:
+        self._made = collect
 
     def collect(self) -> Iterable[Any]:
         return self._made()

@@ -63,8 +63,8 @@ async def query(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[
 
 def ask(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
     """The same, for those who can wait. Errors as `query`."""
-    found = _ask(f"{url.rstrip('/')}/api/v1/query", {"query": text}, timeout_seconds, _InstantAnswer)
-    return [(one.metric, _number(one.value[1])) for one in found.data.result]
+    answer = _ask(f"{url.rstrip('/')}/api/v1/query", {"query": text}, timeout_seconds, _InstantAnswer)
+    return [(one.metric, _number(one.value[1])) for one in answer.data.result]
 
 
 def ask_range(
@@ -72,8 +72,8 @@ def ask_range(
 ) -> dict[float, float]:
     """One number over time, by Unix seconds; empty where there is none. Errors as `query`."""
     asked: dict[str, str | float] = {"query": text, "start": start, "end": end, "step": step_seconds}
-    found = _ask(f"{url.rstrip('/')}/api/v1/query_range", asked, timeout_seconds, _RangeAnswer)
-    return {at: _number(value) for one in found.data.result[:1] for at, value in one.values}
+    answer = _ask(f"{url.rstrip('/')}/api/v1/query_range", asked, timeout_seconds, _RangeAnswer)
+    return {at: _number(value) for one in answer.data.result[:1] for at, value in one.values}
 
 
 def _number(text: str) -> float:

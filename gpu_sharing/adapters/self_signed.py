@@ -28,13 +28,13 @@ def authority(now: datetime.datetime, days: int) -> Pair:
     """An authority that can sign certificates of servers and nothing else."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hami-py")])
-    made = (
+    certificate = (
         _builder(name, name, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_usage(signs_certificates=True), critical=True)
         .sign(key, hashes.SHA256())
     )
-    return _pair(made, key)
+    return _pair(certificate, key)
 
 
 def server(signed_by: Pair, names: Iterable[str], now: datetime.datetime, days: int) -> Pair:
@@ -49,21 +49,21 @@ def server(signed_by: Pair, names: Iterable[str], now: datetime.datetime, days: 
         raise ValueError("the authority's key is of another kind than ours")
     key = ec.generate_private_key(ec.SECP256R1())
     alternatives = x509.SubjectAlternativeName([x509.DNSName(name) for name in names])
-    made = (
+    signed = (
         _builder(issuer.subject, x509.Name([]), key.public_key(), now, days)
         .add_extension(alternatives, critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .sign(issuer_key, hashes.SHA256())
     )
-    return _pair(made, key)
+    return _pair(signed, key)
 
 
 def names(certificate: str) -> frozenset[str]:
     """The DNS names of a certificate; none where it cannot be read."""
     try:
-        found = x509.load_pem_x509_certificate(certificate.encode())
-        extension = found.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        parsed = x509.load_pem_x509_certificate(certificate.encode())
+        extension = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         return frozenset(extension.value.get_values_for_type(x509.DNSName))
     except (ValueError, x509.ExtensionNotFound):
         return frozenset()

@@ -131,14 +131,14 @@ class _Server(http.server.ThreadingHTTPServer):
         """Give up connections that are too old."""
         horizon = time.monotonic() - _CONNECTION_SECONDS
         with self._lock:
-            for one in [one for one, opened_at in self._opened.items() if opened_at < horizon]:
-                self._give_up(one, "the request is not finished, or its answer not read")
+            for connection in [one for one, opened_at in self._opened.items() if opened_at < horizon]:
+                self._give_up(connection, "the request is not finished, or its answer not read")
 
-    def _give_up(self, one: socket.socket, why: str) -> None:
-        del self._opened[one]
+    def _give_up(self, connection: socket.socket, why: str) -> None:
+        del self._opened[connection]
         log.warning("connection given up", error_code=error_codes.LISTENER_LIMIT, cause=why)
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)  # Its thread is woken, and closes it.
+            connection.shutdown(socket.SHUT_RDWR)  # Its thread is woken, and closes it.
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A caller that hung up is no defect."""

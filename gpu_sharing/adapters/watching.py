@@ -218,15 +218,15 @@ class Reflector(Generic[T]):
 
     def _control(self, event: _Event) -> None:
         try:
-            said = msgspec.json.decode(event.object, type=_Bookmark)
+            bookmark = msgspec.json.decode(event.object, type=_Bookmark)
         except msgspec.MsgspecError as cause:
             raise errors.Expired(f"watch of {self._path}: not a {event.type}: {cause}") from cause
         if event.type == "BOOKMARK":
-            self._version = said.metadata.resource_version or self._version
-        elif said.code in (410, 504):
-            raise errors.Expired(f"watch of {self._path}: {said.message}", said.code)
+            self._version = bookmark.metadata.resource_version or self._version
+        elif bookmark.code in (410, 504):
+            raise errors.Expired(f"watch of {self._path}: {bookmark.message}", bookmark.code)
         else:
-            raise errors.Unavailable(f"watch of {self._path}: {said.message}", said.code)
+            raise errors.Unavailable(f"watch of {self._path}: {bookmark.message}", bookmark.code)
 
     def _apply(self, event: _Event) -> None:
         items: list[T] = []

@@ -87,9 +87,9 @@ def conflicts(gpu: Gpu, held: allocations.Allocation, more: allocations.Allocati
             ("MiB of memory", both.memory_mib, gpu.memory_mib),
             ("percent of cores", both.cores_percent, gpu.cores_percent),
         ]
-    found = [f"{part} of {whole} {what}" for what, part, whole in amounts if part > whole]
+    exceeded = [f"{part} of {whole} {what}" for what, part, whole in amounts if part > whole]
     if not divided and held.slots and (held.exclusive or more.exclusive):
-        found.append("exclusive use beside another pod")
+        exceeded.append("exclusive use beside another pod")
     if mig.at_least(held.slices, more.slices) != both.slices:
-        found.append("a MIG slice to two pods")
-    return tuple(found)
+        exceeded.append("a MIG slice to two pods")
+    return tuple(exceeded)

@@ -54,11 +54,11 @@ def is_free(slices: int, place: Slices) -> bool:
     return not (slices >> (_BITS * place.start)) & ((1 << (_BITS * place.size)) - 1)
 
 
-def at_least(one: int, other: int) -> int:
+def at_least(occupancy: int, other: int) -> int:
     """The larger number of holders of each slice."""
     most = 0
     for shift in range(0, MOST_SLICES * _BITS, _BITS):
-        most |= max((one >> shift) & _DIGIT, (other >> shift) & _DIGIT) << shift
+        most |= max((occupancy >> shift) & _DIGIT, (other >> shift) & _DIGIT) << shift
     return most
 
 

@@ -15,5 +15,5 @@ def closest(key: str, known: frozenset[str]) -> str:
     import difflib  # Here, because the processes of a GPU node never need it, and have little memory.
 
     by_word = {one.rpartition("/")[2]: one for one in sorted(known)}
-    found = difflib.get_close_matches(key.rpartition("/")[2].lower(), by_word, 1, _CLOSE)
-    return by_word[found[0]] if found else ""
+    matches = difflib.get_close_matches(key.rpartition("/")[2].lower(), by_word, 1, _CLOSE)
+    return by_word[matches[0]] if matches else ""

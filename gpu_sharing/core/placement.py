@@ -128,15 +128,15 @@ def _fit_instances(
         rows = [row for row, may in enumerate(eligible) if may]
         for _ in range(ask.gpus):
             free = {
-                row: found
+                row: fitted
                 for row in rows
                 if _has_slot(states[row])
                 and (not idle or _is_open(node.states[row], idle=True))
-                and (found := _instance(ask, states[row]))
+                and (fitted := _instance(ask, states[row]))
             }
             if not free:
-                one = dataclasses.replace(ask, gpus=1)
-                return _why_not(one, request.selectors, states, room, Reason.MIG_INSTANCE)
+                single = dataclasses.replace(ask, gpus=1)
+                return _why_not(single, request.selectors, states, room, Reason.MIG_INSTANCE)
             row = min(free, key=lambda row: (free[row][1].size, policy.key(states[row]), row))
             profile, place = free[row]
             instance = mig.Instance(profile.name, *place)

@@ -156,9 +156,9 @@ def weights(text: str, where: str) -> Weights:
     Source: HAMi v2.10, the annotation `hami.io/device-scoring-weights`.
     """
     items = [item.partition("=") for item in text.split(",")]
-    found = {name.strip(): value.strip() for name, _, value in items}
-    numbers = [value for value in found.values() if value.isascii() and value.isdigit() and len(value) <= 7]
-    values = {name: int(value) for name, value in found.items()} if len(numbers) == len(items) else {}
+    by_name = {name.strip(): value.strip() for name, _, value in items}
+    numbers = [value for value in by_name.values() if value.isascii() and value.isdigit() and len(value) <= 7]
+    values = {name: int(value) for name, value in by_name.items()} if len(numbers) == len(items) else {}
     if set(values) != set(_WEIGHT_NAMES) or not 0 < max(values.values()) <= _HIGHEST_WEIGHT:
         raise errors.BadQuantity(
             error_codes.BAD_SCORING_WEIGHTS,

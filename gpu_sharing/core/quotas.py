@@ -81,7 +81,7 @@ def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames)
     `limits.` is counted here, `requests.` by the API server where pods request that very resource.
     """
     counted = frozenset((names.count, names.memory, names.cores))
-    found = []
+    unknown = []
     for key in hard:
         scope, dot, resource = key.partition(".")
         if not dot or scope not in ("limits", "requests") or "/" not in resource:
@@ -90,8 +90,8 @@ def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames)
             continue
         meant = names.memory if resource == names.memory_percent else near_misses.closest(resource, counted)
         if meant:
-            found.append((key, f"limits.{meant}"))
-    return found
+            unknown.append((key, f"limits.{meant}"))
+    return unknown
 
 
 def amounts(kinds: Sequence[allocations.Kind], shares: Sequence[Iterable[allocations.Share]]) -> Amounts:

@@ -96,13 +96,13 @@ def decode_inventory(text: str) -> tuple[gpus.Gpu, ...]:
     items = _json_items(text) if text.lstrip().startswith("[") else _legacy_items(text)
     if len(items) > gpus.MOST_GPUS:
         raise errors.CorruptRecord(f"{INVENTORY} names {len(items)} GPUs; a node has at most {gpus.MOST_GPUS}")
-    found = tuple(sorted((_gpu(item) for item in items), key=lambda gpu: (gpu.index, gpu.uuid)))
-    types = {gpu.type for gpu in found}
+    gpus_read = tuple(sorted((_gpu(item) for item in items), key=lambda gpu: (gpu.index, gpu.uuid)))
+    types = {gpu.type for gpu in gpus_read}
     if len(types) > _MOST_TYPES:
         raise errors.CorruptRecord(f"{INVENTORY} names {len(types)} types of GPUs; a node has at most {_MOST_TYPES}")
-    if len({gpu.uuid for gpu in found}) != len(found):
+    if len({gpu.uuid for gpu in gpus_read}) != len(gpus_read):
         raise errors.CorruptRecord(f"{INVENTORY} names a GPU twice")
-    return found
+    return gpus_read
 
 
 def _json_items(text: str) -> list[Mapping[str, object]]:
@@ -240,8 +240,8 @@ def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Lin
         return (), f"{SCORE} cannot be read: {cause}"[:200]
     uuids = [gpu.uuid for gpu in inventory]
 
-    def score(one: str, other: str) -> int:
-        return 0 if one == other else int(scores.get(one, {}).get(other, 0))
+    def score(uuid: str, other: str) -> int:
+        return 0 if uuid == other else int(scores.get(uuid, {}).get(other, 0))
 
     uneven = next((pair for pair in itertools.combinations(uuids, 2) if score(*pair) != score(*pair[::-1])), None)
     matrix = tuple(
@@ -281,12 +281,12 @@ def decode_problems(text: str) -> dict[str, str]:
         items = json.loads(text).items() if text and len(text) <= _MOST_BYTES else ()
     except (ValueError, AttributeError, RecursionError):
         return {}
-    found = {
+    problems = {
         code: sentence[:_LONGEST_CAUSE]
         for code, sentence in items
         if _CODE.fullmatch(code) and isinstance(sentence, str) and sentence
     }
-    return dict(sorted(found.items())[:_MOST_PROBLEMS])
+    return dict(sorted(problems.items())[:_MOST_PROBLEMS])
 
 
 class MadeInstance(NamedTuple):
@@ -300,9 +300,9 @@ class MadeInstance(NamedTuple):
     """Memory slices."""
 
 
-def encode_made(made: Collection[MadeInstance]) -> str:
+def encode_made(instances: Collection[MadeInstance]) -> str:
     """The node annotation by which a restarted plugin knows its own MIG instances."""
-    return json.dumps([list(one) for one in sorted(made)], separators=(",", ":"))
+    return json.dumps([list(one) for one in sorted(instances)], separators=(",", ":"))
 
 
 def decode_made(text: str) -> frozenset[MadeInstance]:
@@ -398,14 +398,16 @@ def decode_instances(text: str, shares: allocations.Shares) -> allocations.Share
         if len(text) > _MOST_BYTES:
             raise ValueError("too large")
         for item in json.loads(text):
-            found = _mig_share(item)
-            if not found.size:
+            mig_share = _mig_share(item)
+            if not mig_share.size:
                 raise ValueError("no such slices")
             position = _whole(item.get("containerIndex", 0), 0, len(filled) - 1)
             share = filled[position][number := _whole(item.get("deviceIndex", 0), 0, len(filled[position]) - 1)]
-            if share.uuid != found.gpu_uuid:
+            if share.uuid != mig_share.gpu_uuid:
                 raise ValueError("another GPU")
-            filled[position][number] = share._replace(instance=mig.Instance(found.profile, found.start, found.size))
+            filled[position][number] = share._replace(
+                instance=mig.Instance(mig_share.profile, mig_share.start, mig_share.size)
+            )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as cause:
         raise errors.CorruptRecord(f"{MIG_ALLOCATIONS} cannot be read: {cause}") from cause
     return tuple(map(tuple, filled))
@@ -416,13 +418,13 @@ def legible_shares(text: str) -> tuple[allocations.Share, ...]:
 
     They are counted; the node's other GPUs are kept out of use, because the rest may hold any of them.
     """
-    found: list[allocations.Share] = []
+    shares: list[allocations.Share] = []
     for part in re.split("[:;]", text[:_MOST_BYTES]):
         try:
-            found.append(_decode_share(part))
+            shares.append(_decode_share(part))
         except errors.CorruptRecord:
             continue
-    return tuple(found)
+    return tuple(shares)
 
 
 def _decode_share(part: str) -> allocations.Share:

@@ -310,19 +310,19 @@ def unknown_words(
     containers: Iterable[ContainerSpec], annotations: Mapping[str, str], names: ResourceNames
 ) -> list[str]:
     """Say which annotations and resources have no effect although they look like ours, and what was likely meant."""
-    known, told = _known(names), []
+    known, warnings = _known(names), []
     for key in itertools.islice(_unknown(annotations, _ANNOTATIONS), _MOST_UNKNOWN):
         if key in known:
-            told.append(f"annotation {key} has no effect: it is a resource, write it under resources.limits")
+            warnings.append(f"annotation {key} has no effect: it is a resource, write it under resources.limits")
         elif meant := near_misses.closest(key, OWN):
-            told.append(f"annotation {key} has no effect: the known one is {meant}")
-    told += [
+            warnings.append(f"annotation {key} has no effect: the known one is {meant}")
+    warnings += [
         f"container {one.name}: resource {key} has no effect: the known one is {meant}"
         for one in containers
         for key in itertools.islice(_unknown((*one.limits, *one.requests), known), _MOST_UNKNOWN)
         if (meant := near_misses.closest(key, known))
     ]
-    return list(dict.fromkeys(told))[:_MOST_TOLD]
+    return list(dict.fromkeys(warnings))[:_MOST_TOLD]
 
 
 def _unknown(keys: Iterable[str], known: frozenset[str]) -> list[str]:
@@ -416,16 +416,16 @@ def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> 
     Source: Kubernetes' admission plugin LimitRanger, which notes what it set in an annotation.
     """
     text = annotations.get(LIMIT_RANGER, "").partition(":")[2]
-    found: dict[str, list[str]] = {}
+    resources_of: dict[str, list[str]] = {}
     for part in text.split(";"):
         resources, _, container = part.partition(" for ")
         listed = {word.strip() for word in resources.rpartition(" ")[0].split(",")}
         for name in names.managed():
-            if name in listed and name not in found.setdefault(container.strip(), []):
-                found[container.strip()].append(name)
+            if name in listed and name not in resources_of.setdefault(container.strip(), []):
+                resources_of[container.strip()].append(name)
     return [
         f"{container} requests {', '.join(set_)} by a LimitRange of the namespace, not by itself"
-        for container, set_ in found.items()
+        for container, set_ in resources_of.items()
         if set_
     ]
 

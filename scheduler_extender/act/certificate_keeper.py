@@ -115,9 +115,9 @@ class CertificateKeeper:
         """Write a self-signed certificate to listen with until the Secret was read; no caller trusts it."""
         if self._place.certificate.exists() and self._place.key.exists():
             return
-        made = renewed({}, self._place.names, time.time())
-        assert made is not None
-        self._write(made)
+        secret = renewed({}, self._place.names, time.time())
+        assert secret is not None
+        self._write(secret)
 
     async def run(self) -> None:
         """Check the Secret periodically; ends only by cancellation."""
@@ -138,12 +138,12 @@ class CertificateKeeper:
             KubernetesError: The API server refuses; Conflict where another replica was first.
             MsgspecError, ValueError: What it holds cannot be read.
         """
-        found = await self._client.get(self._place.secret, _Secret)
-        data = {name: base64.b64decode(value).decode() for name, value in (found.data or {}).items()}
+        secret = await self._client.get(self._place.secret, _Secret)
+        data = {name: base64.b64decode(value).decode() for name, value in (secret.data or {}).items()}
         fresh = renewed(data, self._place.names, time.time())
         if fresh is not None:
             encoded = {name: base64.b64encode(text.encode()).decode() for name, text in fresh.items()}
-            body = {"metadata": {"resourceVersion": found.metadata.resource_version}, "data": encoded}
+            body = {"metadata": {"resourceVersion": secret.metadata.resource_version}, "data": encoded}
             await self._client.patch(self._place.secret, orjson.dumps(body))
             log.info("certificate renewed", names=self._place.names)
         self._write(fresh or data)
@@ -152,13 +152,13 @@ class CertificateKeeper:
 
     async def _make_known(self, bundle: str) -> None:
         path = f"{_HOOKS}/{self._place.webhook_configuration}"
-        found = await self._client.get(path, _Configuration)
+        configuration = await self._client.get(path, _Configuration)
         wanted = base64.b64encode(bundle.encode()).decode()
-        hooks = found.webhooks or []
+        hooks = configuration.webhooks or []
         if all(hook.get("clientConfig", {}).get("caBundle") == wanted for hook in hooks):
             return
         after = [{**hook, "clientConfig": {**hook.get("clientConfig", {}), "caBundle": wanted}} for hook in hooks]
-        body = {"metadata": {"resourceVersion": found.metadata.resource_version}, "webhooks": after}
+        body = {"metadata": {"resourceVersion": configuration.metadata.resource_version}, "webhooks": after}
         await self._client.patch(path, orjson.dumps(body))
         log.info("authority made known", configuration=self._place.webhook_configuration)
 

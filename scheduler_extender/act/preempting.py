@@ -97,8 +97,8 @@ class Preemptor:
             return False
         self._core.metrics.preemptions.inc()
         self._decision_events.preempting(pod, name, held)
-        for one in held:
-            await self._evict(one, pod)
+        for victim_pod in held:
+            await self._evict(victim_pod, pod)
         return True
 
     async def _plan(

@@ -79,9 +79,9 @@ def _matches(wanted: objects.Requirement, labels: Mapping[str, str]) -> bool:
             return False
 
 
-def _tolerates(one: objects.Toleration, taint: facts.Taint) -> bool:
-    if one.effect and one.effect != taint.effect:
+def _tolerates(toleration: objects.Toleration, taint: facts.Taint) -> bool:
+    if toleration.effect and toleration.effect != taint.effect:
         return False
-    if one.operator == "Exists":
-        return not one.key or one.key == taint.key
-    return one.key == taint.key and one.value == taint.value
+    if toleration.operator == "Exists":
+        return not toleration.key or toleration.key == taint.key
+    return toleration.key == taint.key and toleration.value == taint.value

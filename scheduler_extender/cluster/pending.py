@@ -257,13 +257,13 @@ class Pending:
     def refused_for(self, seconds: float) -> list[tuple[PendingPod, tuple[str, ...]]]:
         """Return the pods refused for at least so long that were offered nodes, most urgent first, then oldest."""
         long_ago = self._clock() - seconds
-        found = [
+        refused = [
             (entry.pod, entry.refusal)
             for entry in self._listed.values()
             if entry.refusal and entry.refusal.offered and entry.refusal.since <= long_ago
         ]
-        found.sort(key=lambda one: (-one[0].priority, one[1].since))
-        return [(pod, refusal.offered) for pod, refusal in found if isinstance(pod, PendingPod)]
+        refused.sort(key=lambda one: (-one[0].priority, one[1].since))
+        return [(pod, refusal.offered) for pod, refusal in refused if isinstance(pod, PendingPod)]
 
     @property
     def refused_count(self) -> int:

@@ -64,8 +64,8 @@ class Explanation:
     def nearest(self) -> identifiers.NodeName | None:
         """The node where the fewest other pods are in the way."""
         near = [node for node in self.nodes if node.code is None or node.waits_for]
-        found = min(near, key=lambda node: (len(node.waits_for), node.node), default=None)
-        return found.node if found else None
+        best = min(near, key=lambda node: (len(node.waits_for), node.node), default=None)
+        return best.node if best else None
 
 
 class Explainer:
@@ -127,12 +127,12 @@ class Explainer:
 
         def compute() -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
             until = self._clock() + _EXAMINED_SECONDS
-            found = {}
+            explanations = {}
             for whose, evicted in questions:
                 if self._clock() >= until:
                     break
-                found[whose.node] = whose.choose(), evicted.choose() if evicted else None
-            return found
+                explanations[whose.node] = whose.choose(), evicted.choose() if evicted else None
+            return explanations
 
         return await self._core.worker.run(compute)
 
@@ -150,7 +150,8 @@ def _advice(request: requests.PodRequest, refused: rejections.Rejection) -> str:
     """What would have to be written for this node, where that is known; else the remedy of the code."""
     match refused.reason:
         case Reason.MEMORY if refused.available not in ("0MB", "0%"):
-            return f"request at most {refused.available} of each GPU's memory"
+            # The rejection is in the units of the event, where MB stands for MiB.
+            return f"request at most {refused.available.replace('MB', ' MiB')} of each GPU's memory"
         case Reason.CORES if refused.available != "0%":
             return f"request at most {refused.available} of each GPU's cores"
         case Reason.TOO_FEW_GPUS:

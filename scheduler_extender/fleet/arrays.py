@@ -158,9 +158,9 @@ class Arrays:
 
     def column(self, name: identifiers.NodeName) -> int:
         """The column of that node, made where there is none."""
-        found = self.column_of.get(name)
-        if found is not None:
-            return found
+        number = self.column_of.get(name)
+        if number is not None:
+            return number
         if self._free:
             column = self._free.pop()
             self.names[column] = name
@@ -219,19 +219,19 @@ class Arrays:
         """What changes as pods come and go, one value a GPU."""
         states, eligible = node.states, node.standing is Reason.NONE
         flags, amounts = [], []
-        for one in states:
-            gpu, used = one.gpu, one.allocated
+        for state in states:
+            gpu, used = state.gpu, state.allocated
             usable = (
                 eligible
                 and gpu.healthy
-                and not one.cordoned
-                and not one.allocation_unknown
+                and not state.cordoned
+                and not state.allocation_unknown
                 and gpu.mode != gpus.MIG_MODE
             )
             open_slot = usable and used.slots < gpu.slots
             flags.append(
                 (
-                    gpu.healthy, one.cordoned, one.allocation_unknown, usable, open_slot and not used.exclusive,
+                    gpu.healthy, state.cordoned, state.allocation_unknown, usable, open_slot and not used.exclusive,
                     open_slot and not used.slots,
                 )
             )  # fmt: skip
@@ -286,10 +286,10 @@ class Arrays:
         """`percent` of each GPU's memory, rounded down to MiB."""
         if percent == 100:
             return self.memory_total
-        found = self._by_percent.get(percent)
-        if found is None:
-            found = self._by_percent[percent] = self.memory_total * percent // 100
-        return found
+        memory = self._by_percent.get(percent)
+        if memory is None:
+            memory = self._by_percent[percent] = self.memory_total * percent // 100
+        return memory
 
     def mixed(self) -> Bools:
         """`[columns]`: whether the GPUs of a node differ in the size of their memory."""

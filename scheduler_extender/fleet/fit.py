@@ -238,11 +238,11 @@ def _fitting_gpus(
 def _numa_nodes_with_enough(arrays: Arrays, fitting: Bools, gpus: int) -> Bools:
     """The fitting GPUs on NUMA nodes that have as many fitting GPUs as requested."""
     numa = arrays.numa[:, : arrays.columns]
-    found = np.zeros_like(fitting)
-    for one in np.unique(numa):
-        there = fitting & (numa == one)
-        found |= there & (_count(there) >= gpus)
-    return found
+    enough = np.zeros_like(fitting)
+    for numa_node in np.unique(numa):
+        there = fitting & (numa == numa_node)
+        enough |= there & (_count(there) >= gpus)
+    return enough
 
 
 def _preference(arrays: Arrays, used: _Used, policy: policies.GpuPolicy) -> Floats:
@@ -346,7 +346,7 @@ def _reasons(
     """`[columns]`: the first stage that leaves fewer GPUs than requested; meaningless where the container fits."""
     count = arrays.columns
     left = arrays.exists[:, :count].copy()
-    found = np.where(_count(left) < ask.gpus, np.int8(Reason.TOO_FEW_GPUS), np.int8(0))
+    reasons = np.where(_count(left) < ask.gpus, np.int8(Reason.TOO_FEW_GPUS), np.int8(0))
     modes = arrays.modes.matching(selectors.accept_mode)[arrays.mode_id[:, :count]]
     stages: list[tuple[Reason, Bools]] = [(Reason.MODE, modes)]
     if selectors.use_uuids or selectors.nouse_uuids:
@@ -364,6 +364,6 @@ def _reasons(
     ]
     for reason, passes in stages:
         left &= passes
-        found[(found == 0) & (_count(left) < ask.gpus)] = reason
-    found[found == 0] = Reason.NUMA  # Enough GPUs fit one by one; only their NUMA nodes can still be the reason.
-    return found
+        reasons[(reasons == 0) & (_count(left) < ask.gpus)] = reason
+    reasons[reasons == 0] = Reason.NUMA  # Enough GPUs fit one by one; only their NUMA nodes can still be the reason.
+    return reasons

@@ -122,13 +122,13 @@ class FitCache:
     ) -> None:
         name = self._ledger.arrays.names[column]
         state = self._ledger.settled(name)
-        found = self._placements.fit(request, state, policy)
+        fitted = self._placements.fit(request, state, policy)
         fitting = answer.fitting
-        if isinstance(found, placement.Placement):
+        if isinstance(fitted, placement.Placement):
             fitting.fits[column], fitting.reasons[column] = True, Reason.NONE
             answer.refused.pop(name, None)
             if not isinstance(fitting.memory_mib, int):
-                fitting.memory_mib[column] = placement.staying_memory_mib(request, found)
+                fitting.memory_mib[column] = placement.staying_memory_mib(request, fitted)
         else:
-            fitting.fits[column], fitting.reasons[column] = False, found.reason
-            answer.refused[name] = int(found.reason)
+            fitting.fits[column], fitting.reasons[column] = False, fitted.reason
+            answer.refused[name] = int(fitted.reason)

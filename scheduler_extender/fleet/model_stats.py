@@ -54,7 +54,7 @@ def by_model(fleet: arrays.Arrays, lately: Mapping[ShareSize, int]) -> list[Mode
     exists, usable = fleet.exists[:, used], fleet.usable[:, used] & available
     type_id, free, cores_free = fleet.type_id[:, used], fleet.memory_free[:, used], fleet.cores_free[:, used]
     shareable = fleet.shareable[:, used]
-    found = []
+    counts = []
     for model, number in sorted((word, number) for number, word in enumerate(fleet.types.words)):
         mine = exists & (type_id == number)
         if not mine.any():
@@ -62,7 +62,7 @@ def by_model(fleet: arrays.Arrays, lately: Mapping[ShareSize, int]) -> list[Mode
         there = mine & available  # What is on a node that is not ready or cordoned can be allocated to no pod.
         open_memory = free[mine & usable].clip(min=0)
         takes = shareable[mine & usable]
-        found.append(
+        counts.append(
             ModelCount(
                 model=model,
                 gpus=int(mine.sum()),
@@ -75,7 +75,7 @@ def by_model(fleet: arrays.Arrays, lately: Mapping[ShareSize, int]) -> list[Mode
                 fragmentation=_fragmentation(open_memory, cores_free[mine & usable], takes, lately),
             )
         )
-    return found
+    return counts
 
 
 def _fragmentation(
@@ -112,14 +112,14 @@ def never_fits(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[str,
         known = ", ".join(sorted(name for name in fleet.types.words if name))
         return (f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {known}",)
     largest_mib, most_gpus = int(fleet.memory_total[:, :by_model][among].max()), int(among.sum(0).max())
-    found = []
+    shares = []
     for ask in request.containers:
         if ask and ask.memory_mib > largest_mib:
-            found.append(
+            shares.append(
                 f"{ask.memory_mib} MiB are requested of one GPU; the largest that it accepts has {largest_mib} MiB"
             )
         if ask and ask.gpus > most_gpus:
-            found.append(
+            shares.append(
                 f"{ask.gpus} GPUs are requested for one container; no node has more than {most_gpus} it accepts"
             )
-    return tuple(dict.fromkeys(f"the pod cannot be placed: {one}" for one in found))
+    return tuple(dict.fromkeys(f"the pod cannot be placed: {one}" for one in shares))

@@ -44,7 +44,7 @@ class NamespaceQuotas:
 
     def limited(self) -> list[tuple[str, quotas.Amounts, tuple[int | None, ...]]]:
         """Each namespace with a quota: what it holds, and the least that its quotas allow of each amount."""
-        found = []
+        exceeded = []
         for namespace, own in self._quotas.items():
             readable = [one.limits for one in own.values() if not one.unreadable]
             least = tuple(
@@ -52,8 +52,8 @@ class NamespaceQuotas:
                 for limits in zip(*readable, strict=True)
             )
             if least:
-                found.append((namespace, self.held(namespace), least))
-        return found
+                exceeded.append((namespace, self.held(namespace), least))
+        return exceeded
 
     def add(self, namespace: str, more: quotas.Amounts) -> None:
         """Count what a pod of the namespace holds."""

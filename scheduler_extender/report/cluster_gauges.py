@@ -77,7 +77,7 @@ class ClusterGauges(registry.Collector):
         return self._counted
 
     def _count(self) -> Iterable[prometheus_core.Metric]:
-        made = {
+        families = {
             name: prometheus_core.GaugeMetricFamily(name, text, labels=labels)
             for name, (text, labels) in GAUGES.items()
         }
@@ -89,23 +89,23 @@ class ClusterGauges(registry.Collector):
             ("hami_scheduler_pods_assumed", ledger.assumed_count),
             ("hami_scheduler_nominations", ledger.nomination_count),
         ):
-            made[name].add_metric((), value)
-        self._count_models(made, fleet)
+            families[name].add_metric((), value)
+        self._count_models(families, fleet)
         pending = collections.Counter(
             entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
         )
         for reason, count in pending.items():
-            made["hami_scheduler_pods_pending"].add_metric([reason], count)
+            families["hami_scheduler_pods_pending"].add_metric([reason], count)
         if not pending:
-            made["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
+            families["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
         for namespace, held, limits in ledger.quotas.limited():
             for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
                 if limit is not None:
-                    made["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
-                    made["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
-        return made.values()
+                    families["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
+                    families["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
+        return families.values()
 
-    def _count_models(self, made: Mapping[str, prometheus_core.GaugeMetricFamily], fleet: arrays.Arrays) -> None:
+    def _count_models(self, families: Mapping[str, prometheus_core.GaugeMetricFamily], fleet: arrays.Arrays) -> None:
         for model in model_stats.by_model(fleet, self._lately()):
             values: dict[str, float | None] = {
                 "hami_scheduler_gpus": model.gpus,
@@ -119,7 +119,7 @@ class ClusterGauges(registry.Collector):
             }
             for name, number in values.items():
                 if number is not None:
-                    made[name].add_metric([model.model], number)
+                    families[name].add_metric([model.model], number)
 
     def _lately(self) -> dict[model_stats.ShareSize, int]:
         shapes = collections.Counter(

@@ -51,8 +51,8 @@ async def read(client: kubernetes.Client, namespace: str, uid: identifiers.PodUi
     """
     query = parse.urlencode({"fieldSelector": f"regarding.uid={uid}", "limit": _MOST_EVENTS})
     path = f"/apis/events.k8s.io/v1/namespaces/{parse.quote(namespace, safe='')}/events?{query}"
-    found = (await client.get(path, _Events, _TIMEOUT_SECONDS)).items or []
-    return sorted(map(_event, found), key=lambda event: (event.first_at, event.last_at))
+    events = (await client.get(path, _Events, _TIMEOUT_SECONDS)).items or []
+    return sorted(map(_event, events), key=lambda event: (event.first_at, event.last_at))
 
 
 def _event(event: _Event) -> read_api_types.Event:

@@ -168,12 +168,12 @@ class _TokenReader:
         if self._known.sees_all:
             return None
         asked = frozenset(namespaces)
-        found = await self.visible_among(asked)
-        if asked and not found:
+        allowed = await self.visible_among(asked)
+        if asked and not allowed:
             where = f"namespace {min(asked)}" if len(asked) == 1 else "any namespace that has pods with GPUs"
             text = f"{self._user.username} may not list pods in {where}: a role with list on pods there is needed"
             raise Refused(403, error_codes.READ_FORBIDDEN, text)
-        return found
+        return allowed
 
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
         asked, sees = frozenset(namespaces), self._known.sees

@@ -150,15 +150,15 @@ class ReadApi:
 
     async def _namespaces(self) -> frozenset[str]:
         """Those that have pods with GPUs or pending ones."""
-        found, pause = set(), pauses.Pause()
+        names, pause = set(), pauses.Pause()
         every: list[facts.BoundPod | pending.AnyPod] = [
             *self._mirror.ledger.pods(),
             *self._pending,
         ]
         for pod in every:
-            found.add(_namespace_of(pod.key))
+            names.add(_namespace_of(pod.key))
             await pause()
-        return frozenset(found)
+        return frozenset(names)
 
     async def _refuse(self, send: server.Send, status: int, code: error_codes.Code, message: str) -> None:
         await server.answer(send, status, orjson.dumps({"error_code": code, "message": message}))
@@ -238,8 +238,8 @@ class ReadApi:
 
     async def _events_of(self, namespace: str, name: str) -> read_api_types.Events | None:
         key = f"{namespace}/{name}"
-        found = self._pending.by_key(key) or self._held(key)
-        return None if found is None else read_api_types.Events(key, await self._events(namespace, found.uid))
+        pod = self._pending.by_key(key) or self._held(key)
+        return None if pod is None else read_api_types.Events(key, await self._events(namespace, pod.uid))
 
     async def _explain(self, key: str) -> read_api_types.Explanation | None:
         pod = self._pending.by_key(key)

@@ -81,42 +81,42 @@ class BodyBudget:
             CallerGone: The caller hung up, did not finish in time, or its body was dropped.
             TooManyBodies: There is no memory for it.
         """
-        one = object()
-        self._kept[one] = 0
+        reader = object()
+        self._kept[reader] = 0
         try:
-            yield await self._read(one, receive, most_bytes)
+            yield await self._read(reader, receive, most_bytes)
         finally:
-            self._kept.pop(one, None)
+            self._kept.pop(reader, None)
 
-    async def _read(self, one: object, receive: Receive, most_bytes: int) -> bytes:
+    async def _read(self, reader: object, receive: Receive, most_bytes: int) -> bytes:
         chunks: list[bytes] = []
         try:
             async with asyncio.timeout(_BODY_WITHIN_SECONDS) as limit:
-                self._unfinished[one] = limit
+                self._unfinished[reader] = limit
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise CallerGone
                     chunk = message.get("body", b"")
-                    self._keep(one, len(chunk), most_bytes)
+                    self._keep(reader, len(chunk), most_bytes)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError as cause:
             raise CallerGone from cause
         finally:
-            self._unfinished.pop(one, None)
+            self._unfinished.pop(reader, None)
 
-    def _keep(self, one: object, size: int, most_bytes: int) -> None:
-        if self._kept.get(one, 0) + size > most_bytes:
+    def _keep(self, reader: object, size: int, most_bytes: int) -> None:
+        if self._kept.get(reader, 0) + size > most_bytes:
             raise BodyTooLarge
         while sum(self._kept.values()) + size > self._most_bytes:
-            oldest = next((other for other in self._unfinished if other is not one), None)
+            oldest = next((other for other in self._unfinished if other is not reader), None)
             if oldest is None:
                 raise TooManyBodies
             self._unfinished.pop(oldest).reschedule(asyncio.get_running_loop().time())
             self._kept.pop(oldest)
-        self._kept[one] = self._kept.get(one, 0) + size
+        self._kept[reader] = self._kept.get(reader, 0) + size
 
 
 async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"application/json") -> None:
@@ -340,10 +340,10 @@ class VerbServer:
 
     def _pod_of(self, pod: objects.Pod) -> pending.AnyPod | None:
         """The pod as a value, or None if it requests no GPU."""
-        found = self._mirror.pod_to_decide(pod)
-        if found is not None:
+        pending_pod = self._mirror.pod_to_decide(pod)
+        if pending_pod is not None:
             wire.demand_identity(pod)
-        return found
+        return pending_pod
 
     def _failure_status(self, verb: str) -> int:
         """200 where kube-scheduler reads `Error`; prioritize and preempt have no such field."""

@@ -163,7 +163,7 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
         "message": "GPU memory insufficient (requested 99000MB, available 16000MB)",
         "curable": True,
-        "advice": "request at most 16000MB of each GPU's memory",
+        "advice": "request at most 16000 MiB of each GPU's memory",
         "waits_for": [],
         "evictable": [],
         "examined": True,

@@ -38,7 +38,7 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
     a, b = answer.nodes
     assert a.waits_for == ("default/one", "default/two")
     assert a.evictable == ("default/one", "default/two")
-    assert a.advice == "request at most 4000MB of each GPU's memory"
+    assert a.advice == "request at most 4000 MiB of each GPU's memory"
     assert (b.waits_for, b.evictable) == (("default/alone",), ())
     assert answer.nearest == "b"
 

@@ -20,7 +20,7 @@ LONGEST_TOKEN = 16_384
 _TIMEOUT_SECONDS = 5.0
 _PATIENT_SECONDS = 30.0
 _AT_ONCE = 8
-"""Namespaces asked about at one time for one user."""
+"""Namespaces that are reviewed at one time for one user."""
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]{8,}=*")
 """Source: RFC 6750, `b64token`. Kubernetes' own are longer than 8 characters."""
 
@@ -72,8 +72,8 @@ async def user_of(client: kubernetes.Client, token: str) -> User | None:
     """Return the bearer of a token; None where the API server does not know the token.
 
     Raises:
-        KubernetesError: The API server does not say.
-        MsgspecError: It says what is no review.
+        KubernetesError: The API server does not answer.
+        MsgspecError: The answer is not a review.
     """
     status = await _ask(client, "authentication.k8s.io", "TokenReview", "tokenreviews", {"token": token})
     return status.user if status.authenticated else None
@@ -88,7 +88,7 @@ async def may(client: kubernetes.Client, user: User, attributes: Attributes) -> 
 
 
 async def may_we(client: kubernetes.Client, attributes: Attributes) -> bool:
-    """Whether the client's own account may do that; who asks it has patience. Arguments and errors as `may`."""
+    """Return whether the client's own account may do something, with a longer timeout. Arguments and errors as `may`."""
     kind, plural = "SelfSubjectAccessReview", "selfsubjectaccessreviews"
     return (await _ask(client, "authorization.k8s.io", kind, plural, attributes, _PATIENT_SECONDS)).allowed
 

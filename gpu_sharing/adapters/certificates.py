@@ -1,7 +1,7 @@
-"""When a certificate ends, so that somebody is told before it does.
+"""Read when a certificate ends, for metrics and findings.
 
-The standard library gives that date of a peer's verified certificate only; so the few fields of DER on the way to it
-are stepped over here.
+The standard library reads this date only from a peer's verified certificate, so the few DER fields before it are
+skipped here.
 
 Source: RFC 5280 section 4.1, ITU-T X.690.
 """
@@ -19,7 +19,7 @@ _UTC_TIME = 0x17
 
 
 def expires_at(path: pathlib.Path) -> float | None:
-    """Unix seconds at which the first certificate of a PEM file ends; None where that cannot be read."""
+    """Return the Unix seconds at which the first certificate of a PEM file ends; None if unreadable."""
     try:
         return ends_at(path.read_text())
     except (OSError, UnicodeDecodeError):
@@ -27,7 +27,7 @@ def expires_at(path: pathlib.Path) -> float | None:
 
 
 def ends_at(text: str) -> float | None:
-    """The same for the text of such a file."""
+    """Return the same for the text of a PEM file."""
     try:
         first = text[text.index(_BEGIN) : text.index(_END) + len(_END)]
         return _not_after(ssl.PEM_cert_to_DER_cert(first))
@@ -51,7 +51,7 @@ def _not_after(der: bytes) -> float:
 
 
 def _element(data: bytes) -> tuple[int, bytes, bytes]:
-    """The tag and content of the first element, and what comes after it."""
+    """Return the tag and content of the first element, and the bytes after it."""
     length, start = data[1], 2
     if length & 0x80:
         start += length & 0x7F

@@ -1,6 +1,6 @@
-"""Which APIs a cluster has: some are alpha and off, others come with an add-on.
+"""Discover the optional APIs of a cluster: some are alpha and disabled, others come with an add-on.
 
-Source: k8s.io/apimachinery meta/v1, APIGroupList and APIResourceList; what `kubectl api-resources` asks.
+Source: k8s.io/apimachinery meta/v1, APIGroupList and APIResourceList, as in `kubectl api-resources`.
 """
 
 import asyncio
@@ -16,13 +16,13 @@ from gpu_sharing.core import errors
 T = TypeVar("T")
 
 _LOOK_AGAIN_SECONDS, _RETRY_SECONDS = 600.0, 15.0
-"""When to look again for an API that the cluster does not have, or that it had, or about which it did not answer."""
+"""Seconds until the next discovery of an API that is missing, was removed, or could not be discovered."""
 
 log = structlog.get_logger("discovery")
 
 
 async def path_of(client: kubernetes.Client, api_group: str, resource: str) -> str | None:
-    """The path under which all objects of a kind are listed, in the version that the API server likes best.
+    """Return the path at which all objects of a kind are listed, in the API server's preferred version.
 
     Args:
         client: Of the API server.
@@ -33,7 +33,7 @@ async def path_of(client: kubernetes.Client, api_group: str, resource: str) -> s
         The path, or None where the API server does not have that kind.
 
     Raises:
-        KubernetesError: The API server does not say.
+        KubernetesError: The API server does not answer.
     """
     listed = await client.get("/apis", objects.APIGroupList)
     versions = [one for group in listed.groups or () if group.name == api_group for one in group.versions or ()]
@@ -53,9 +53,9 @@ async def follow(
     sink: watching.Sink[T],
     version_of: Callable[[T], str],
 ) -> None:
-    """List and watch what not every cluster has, in the version that the cluster has now; ends only by cancellation.
+    """List and watch an optional kind, in the version that the cluster has now; ends only by cancellation.
 
-    An API that goes away, or changes its version, is looked for again. While there is none the sink is empty.
+    An API that is removed, or changes its version, is discovered again. While it is missing the sink is empty.
     """
     was_there = False
     while True:

@@ -1,8 +1,8 @@
 """Events on pods and nodes: bounded, rate-limited, folded into series, never in the way of a decision.
 
-A process calls `EventRecorder.tell` and goes on. One task writes: warnings first, repeats of the same text on the same
-object as a series. When the queue is full the oldest ordinary event is dropped and counted, because an event that
-arrives minutes late explains nothing.
+A process calls `EventRecorder.record` and continues. One task writes: warnings first, repeats of the same text on the
+same object as a series. When the queue is full the oldest normal event is dropped and counted, because an event that
+arrives minutes late is useless.
 
 Source: k8s.io/api/events/v1; the limit of 1024 bytes is the API server's for `note`.
 """
@@ -25,7 +25,7 @@ LONGEST_NOTE_BYTES = 1024
 _BUSY_PER_SECOND = 5.0
 _IDLE_CHECK_SECONDS = 0.02
 _MOST_PER_OBJECT, _PER_OBJECT_PER_SECOND = 50.0, 1.0
-"""So many events about one object at once, and so many more each second: nobody reads more of them."""
+"""The burst of events on one object, and the rate per second after it: more are not readable."""
 _SERIES_SECONDS = 10.0
 """A repeat within this time only counts; its series is written once it has passed."""
 
@@ -34,7 +34,7 @@ log = structlog.get_logger("events")
 
 @dataclass(frozen=True, slots=True)
 class Regarding:
-    """The object an event is about."""
+    """The object of an event."""
 
     kind: str
     name: str
@@ -44,7 +44,7 @@ class Regarding:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event to write about one object."""
+    """One event to write on one object."""
 
     regarding: Regarding
     reason: str
@@ -59,7 +59,7 @@ class Event:
 
 @dataclass(slots=True)
 class _Told:
-    """An event that was written, and how often it was repeated since."""
+    """A written event, and the number of its repeats since."""
 
     path: str
     count: int
@@ -71,7 +71,7 @@ _LONGEST_NAME = 253
 
 
 def cut(note: str) -> str:
-    """A note no longer than the API allows, cut at the end of a line."""
+    """Return the note, cut at the end of a line to the API's limit."""
     if len(note.encode()) <= LONGEST_NOTE_BYTES:
         return note
     more = "\n    …"
@@ -90,12 +90,11 @@ def cut(note: str) -> str:
 class EventRecorder:
     """Writes events for one reporting component.
 
-    While the process is busy deciding, events trickle: the API server and this process have better things to do. Once
-    it is idle they catch up.
+    While the process is busy with decisions, events are written slowly; the rest follows when it is idle.
 
     Attributes:
         written: Events and series written.
-        dropped: Events given up, because the queue was full or the API server refused them.
+        dropped: Events dropped, because the queue was full or the API server refused them.
     """
 
     def __init__(
@@ -114,8 +113,8 @@ class EventRecorder:
             controller: The component, as events name it.
             instance: Which of its processes.
             per_second: Events written at most.
-            is_busy: Whether the process has better things to do now.
-            queue_length: How many may wait; twice as many written ones are remembered for series.
+            is_busy: Whether the process is busy with decisions now.
+            queue_length: The limit of queued events; twice as many written ones are kept for series.
         """
         self._client = client
         self._controller = controller
@@ -140,7 +139,7 @@ class EventRecorder:
         return len(self._warnings) + len(self._normals)
 
     def record(self, event: Event) -> None:
-        """Take an event; it is written when its turn comes."""
+        """Queue an event; the writer task writes it later."""
         if not self._is_allowed(event.regarding):
             self._drop()
             return
@@ -156,7 +155,7 @@ class EventRecorder:
             log.error("events dropped", error_code=error_codes.EVENTS_DROPPED, dropped=self.dropped)
 
     def _is_allowed(self, regarding: Regarding) -> bool:
-        """Whether one more event about the object may be written now; repeats of one text count, too."""
+        """Return whether one more event on the object may be written now; repeats of one text count, too."""
         now = time.monotonic()
         key = regarding.uid or regarding.name
         left, at = self._allowances.pop(key, (_MOST_PER_OBJECT, now))
@@ -182,7 +181,7 @@ class EventRecorder:
             self._wake.clear()
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Give what waits a last chance before the process ends."""
+        """Write the queued events before the process ends."""
         deadline = time.monotonic() + timeout_seconds
         while self.waiting and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -208,7 +207,7 @@ class EventRecorder:
             try:
                 await self._client.patch(earlier.path, orjson.dumps({"series": series}))
             except errors.NotFound:
-                del self._told[key]  # It has expired on the server: tell it anew.
+                del self._told[key]  # It has expired on the server: create it again.
             else:
                 earlier.written_at = now
                 self.written += 1
@@ -246,7 +245,7 @@ class EventRecorder:
 
 
 def _event_name(about: str, number: str) -> str:
-    """Return a name that the API server takes, however long the name of the object is."""
+    """Return a name that the API server accepts, however long the name of the object is."""
     kept = about[: _LONGEST_NAME - len(number) - 1].rstrip(".-")
     return f"{kept}.{number}"
 

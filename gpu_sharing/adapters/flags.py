@@ -32,12 +32,12 @@ LOG_HELP = {
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a listener binds."""
+    """The address of a listener."""
 
     host: str
     """Empty: every address, IPv6 and IPv4."""
     port: int
-    """0 takes a free one; the first log line says which."""
+    """0 selects a free port, which the first log line has."""
 
     @property
     def is_loopback(self) -> bool:
@@ -45,7 +45,7 @@ class Address:
         return self.host in ("127.0.0.1", "::1", "localhost")
 
     def __str__(self) -> str:
-        """As it is given on the command line."""
+        """Return the address as on the command line."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
@@ -60,15 +60,15 @@ def read(
     """Read a command line.
 
     Args:
-        program: As a person starts it.
+        program: The command, for the usage line.
         description: The first line of `--help`.
-        texts: Every flag and what it does, in the order of `--help`.
+        texts: The help of every flag, in the order of `--help`.
         arguments: Without the program's name.
-        environment: Looked up for what no flag says, as `HAMI_` and the flag's name in capitals.
+        environment: Used where a flag is absent: `HAMI_` and the flag's name in capitals.
         switches: Flags that may stand alone, which then means `true`.
 
     Returns:
-        The value of a flag; None where nobody gave one.
+        The value of a flag; None if it is not set.
     """
     environment = os.environ if environment is None else environment
     first = next(iter(texts))
@@ -100,12 +100,12 @@ def verbosity(text: str | None) -> int:
 
 
 def log_format(text: str | None) -> str:
-    """The value of `--log-format`: by default colours for a person, JSON for a machine."""
+    """Return the value of `--log-format`: by default colours on a terminal, JSON elsewhere."""
     return one_of("--log-format", text, logs.FORMATS, "console" if sys.stdout.isatty() else "json")
 
 
 def resource_names(value: Callable[[str], str | None]) -> requests.ResourceNames:
-    """Under which names containers ask."""
+    """Return the names of the GPU resources."""
     names = requests.ResourceNames()
     return requests.ResourceNames(
         value("resource-name") or names.count,
@@ -122,10 +122,10 @@ def path(text: str | None) -> pathlib.Path | None:
 
 
 def address(flag: str, text: str | None, default: Address) -> Address:
-    """Return what `HOST:PORT` says; an empty host is every address of both families.
+    """Return the address in `HOST:PORT`; an empty host is every address of both families.
 
     Raises:
-        SettingsError: It is not.
+        SettingsError: The text has another form.
     """
     if not text:
         return default
@@ -141,10 +141,10 @@ def truth(flag: str, text: str | None) -> bool:
 
 
 def one_of(flag: str, text: str | None, accepted: Sequence[str], default: str) -> str:
-    """One of a few words.
+    """Return the text if it is one of the accepted words.
 
     Raises:
-        SettingsError: It is another.
+        SettingsError: It is another word.
     """
     if not text:
         return default
@@ -154,10 +154,10 @@ def one_of(flag: str, text: str | None, accepted: Sequence[str], default: str) -
 
 
 def number(flag: str, text: str | None, default: float, lowest: float, highest: float) -> float:
-    """A number in a range.
+    """Return a number in a range.
 
     Raises:
-        SettingsError: It is none, or outside.
+        SettingsError: It is not a number, or out of range.
     """
     if not text:
         return default

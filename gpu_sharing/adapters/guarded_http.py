@@ -1,7 +1,7 @@
-"""HTTP connections with limits that stand before the parser: how many, how long, and how much of them is kept.
+"""HTTP connections with limits before the parser: of their number, their time, and their buffered bytes.
 
-Listeners that other pods reach must not be made to hold memory, descriptors or time by unauthenticated callers. A
-connection whose request is not complete gives way to a new one, so that probes and callers that finish are answered.
+Unauthenticated callers must not exhaust memory, descriptors or time of listeners that other pods reach. At the limit a
+connection with an incomplete request is closed for a new one, so that probes and complete requests are answered.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from gpu_sharing.core import error_codes
 MOST_HEAD_BYTES = 64 * 1024
 """Of a request without its body: request line, headers, chunk sizes and trailers."""
 _REQUEST_SECONDS = 15.0
-"""A request must be complete so long after its connection was opened, or after its first byte."""
+"""A request must be complete this long after its connection was opened, or after its first byte."""
 _WRITE_SECONDS = 15.0
-"""The caller must have read so long after we were made to wait that we can go on."""
+"""Seconds in which a slow caller must read its answer."""
 _HANDSHAKE_SECONDS = 5.0
 _RETRY_SECONDS = 0.05
 _DESCRIPTORS = 65_536
 _OTHER_DESCRIPTORS = 256
-"""Those that are no connections of listeners: the API server's, files, the loop's own."""
+"""Descriptors for other uses than listeners: connections to the API server, files, the loop."""
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 log = structlog.get_logger("listeners")
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process as many descriptors as it may have, up to some ten thousands. Return how many those are."""
+    """Raise the descriptor limit of this process to its maximum, up to some ten thousands. Return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(_DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -44,12 +44,12 @@ def raise_descriptor_limit() -> int:
 
 
 def shares(wanted: dict[str, int], descriptors: int, reserved: str) -> dict[str, int]:
-    """Return how many connections each listener may have, such that all descriptors together are never taken.
+    """Return how many connections each listener may have, so that all together never exhaust the descriptors.
 
     Args:
-        wanted: How many each listener would like to have.
-        descriptors: How many the process may have.
-        reserved: The listener that keeps what it wants, where there is any room for the others.
+        wanted: The preferred number of connections of each listener.
+        descriptors: The descriptor limit of the process.
+        reserved: The listener that gets its preferred number first.
     """
     left = descriptors - _OTHER_DESCRIPTORS - wanted.get(reserved, 0)
     others = sum(most for name, most in wanted.items() if name != reserved)
@@ -63,8 +63,8 @@ class Connections:
     """The connections of one listener, each with the address it comes from.
 
     Attributes:
-        most: How many there may be.
-        given_up: How many gave way to others, or were too large or too slow.
+        most: The limit.
+        given_up: The number of connections closed at the limit, or because they were too large or too slow.
     """
 
     def __init__(self, most: int) -> None:
@@ -83,13 +83,13 @@ class Connections:
         self._idle[host][connection] = close
 
     def waits(self, connection: object, close: Callable[[], object]) -> None:
-        """Note that the request of a connection is not complete, so that it may give way."""
+        """Mark the request of a connection as incomplete, so that the connection may be closed for another."""
         if connection in self._open:
             self._idle[self._open[connection]][connection] = close
             self._room.set()
 
     def works(self, connection: object) -> None:
-        """Note that the request of a connection is complete, so that it stays until it is answered."""
+        """Mark the request of a connection as complete, so that the connection stays open until it is answered."""
         host = self._open.get(connection, "")
         self._idle[host].pop(connection, None)
         if not self._idle[host]:
@@ -102,14 +102,14 @@ class Connections:
         self._room.set()
 
     async def room(self) -> None:
-        """Wait until one more may be opened: one that waits gives way, of the address that has the most of them."""
+        """Wait until one more connection may be opened; at the limit close an incomplete one, as `give_way`."""
         while len(self._open) >= self.most:
             if not self.give_way():
                 self._room.clear()
                 await self._room.wait()
 
     def give_way(self) -> bool:
-        """Close the connection that waits longest, of the address that has the most. Return whether there was one."""
+        """Close the oldest incomplete connection of the address with the most of them. Return whether there was one."""
         if not self._idle:
             return False
         host = max(self._idle, key=lambda one: len(self._idle[one]))
@@ -120,13 +120,13 @@ class Connections:
         return True
 
     def tell(self, why: str, host: str) -> None:
-        """Count a connection that is given up, and log it."""
+        """Count a connection that is closed at a limit, and log it."""
         self.given_up += 1
         log.warning("connection given up", error_code=error_codes.LISTENER_LIMIT, cause=why, address=host)
 
 
 class Protocol(httptools_impl.HttpToolsProtocol):
-    """uvicorn's, with a limit on what is no body and on the time until a request is complete."""
+    """uvicorn's protocol, with limits on the headers and on the time until a request is complete."""
 
     def __init__(self, *arguments: Any, counted: Connections, accepted: object, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -151,7 +151,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, unless there is too much of it that is no body."""
+        """Parse the data, unless the headers are too large."""
         if self._deadline is None:
             self._arm()
         self._overhead += len(data)
@@ -173,7 +173,7 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Let the connection give way to others again."""
+        """Mark the connection as idle, so that it may be closed for another."""
         super().on_response_complete()
         if not self.pipeline:
             self._counted.waits(self, self.transport.abort)
@@ -226,7 +226,7 @@ async def accept(
     protocol: ProtocolFactory,
     tls: ssl.SSLContext | None,
 ) -> None:
-    """Accept connections of a listening socket, as many at a time as there may be; ends only by cancellation."""
+    """Accept connections of a listening socket up to its limit; ends only by cancellation."""
     loop = asyncio.get_running_loop()
     sock.setblocking(False)
     handshakes: set[asyncio.Task[None]] = set()
@@ -257,7 +257,7 @@ async def _begin(
     tls: ssl.SSLContext | None,
     connections: Connections,
 ) -> None:
-    """Make a connection of an accepted socket; a handshake that fails or lasts too long ends it."""
+    """Open a connection on an accepted socket; a failed or slow handshake closes it."""
     loop = asyncio.get_running_loop()
     more: dict[str, Any] = {"ssl": tls, "ssl_handshake_timeout": _HANDSHAKE_SECONDS} if tls else {}
     try:

@@ -1,4 +1,4 @@
-"""Liveness, readiness, health and metrics over HTTP, apart from the business path.
+"""Liveness, readiness, health and metrics over HTTP, on a separate listener.
 
 Readiness never depends on leadership: a rolling update would wait for the old pod's lease for ever.
 
@@ -42,7 +42,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How probes are answered."""
+    """The settings of the probes."""
 
     live_path: str = "/livez"
     """`/live` is the same."""
@@ -51,7 +51,7 @@ class Options:
     health_path: str = "/healthz"
     """`/health` is the same."""
     initial: str = UNREADY
-    """What `/readyz` says before the process has been ready for the first time."""
+    """The answer of `/readyz` before the process is ready for the first time."""
     required: frozenset[str] = frozenset()
     """The components that must be healthy for the process to be ready; empty: those that it names itself."""
     canary_interval_seconds: float = 10.0
@@ -84,7 +84,7 @@ def read(value: Callable[[str], str | None], known: frozenset[str], *, canary: b
         canary: Whether it has the flags of `CANARY_HELP`.
 
     Raises:
-        SettingsError: A path that is none, or a component that there is not.
+        SettingsError: A path is invalid, or a component does not exist.
     """
     default = Options()
     required = frozenset(filter(None, (value("health-required") or "").split(",")))
@@ -223,13 +223,13 @@ def _unready(missing: list[str]) -> tuple[int, bytes, bytes]:
 
 
 class Canary:
-    """Calls a process the way its callers do, again and again: a listener may be deaf while the process is well.
+    """Calls the process's own listener periodically: a listener may hang while the process is healthy.
 
-    Not required for readiness unless the settings say so: a process that is merely busy should not lose its callers.
+    It is not required for readiness by default, because a busy process should keep its callers.
     """
 
     def __init__(self, call: Callable[[], Awaitable[None]], options: Options) -> None:
-        """Say what is to be called; it raises where the call fails."""
+        """Make a canary of a call, which raises if it fails."""
         self._call = call
         self._options = options
         self._trouble = "not called yet"
@@ -243,7 +243,7 @@ class Canary:
                     await self._call()
             except Exception as trouble:
                 reason = str(trouble) or f"no answer within {self._options.canary_timeout_seconds:g} s"
-                if not self._trouble:  # Before the first answer nobody listens yet.
+                if not self._trouble:  # Before the first answer the listener is not open yet.
                     log.warning("the canary is not answered", cause=reason)
                 self._trouble = reason
             else:
@@ -251,6 +251,6 @@ class Canary:
             await asyncio.sleep(self._options.canary_interval_seconds)
 
     def component(self) -> Component:
-        """How the last call went."""
+        """Return the result of the last call."""
         age = time.monotonic() - self._answered_at
         return Component(not self._trouble, self._trouble or "answers", age, required=False)

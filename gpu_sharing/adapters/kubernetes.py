@@ -1,7 +1,7 @@
-"""The API server, as far as we use it: typed reads, small writes, our errors. Nothing else imports a client.
+"""The client of the API server: typed reads, small writes, our errors. No other module imports a client.
 
-What a kubeconfig says (contexts, exec plugins, renewal) is read by the official client; the calls go over one pool of
-connections on the event loop, because the official one builds a Python object for every field of every pod.
+The official client reads the kubeconfig (contexts, exec plugins, renewal); the calls use one pool of connections on the
+event loop, because the official client builds a Python object for every field of every pod.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ SERVICE_ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
 MERGE_PATCH = "application/merge-patch+json"
 _CONNECTIONS = 128
 _REVIEW_CONNECTIONS = 4
-"""Reviews of callers' tokens have connections of their own, so that a Binding never waits behind them."""
+"""Reviews of callers' tokens have separate connections, so that a Binding never waits for them."""
 _MOST_REVIEWS = 64
-"""Reviews at one time, under way or waiting for a connection; one more is refused at once."""
+"""The limit of reviews in flight or queued; one more is refused at once."""
 _DEFAULT_TIMEOUT_SECONDS = 30.0
 _CREDENTIALS_SECONDS = 10.0
 _LONGEST_LINE = 64 * 1024 * 1024
@@ -41,7 +41,7 @@ class ListMetadata(msgspec.Struct, gc=False, rename="camel"):
     resource_version: str = ""
     continue_: str = msgspec.field(default="", name="continue")
     remaining_item_count: int | None = None
-    """How many are still to come; the server does not say where it filters."""
+    """The number of remaining items; absent where the server filters."""
 
 
 class Page(msgspec.Struct, Generic[T]):
@@ -62,12 +62,12 @@ _status_decoder = msgspec.json.Decoder(_Status)
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """How an API server answers a small question."""
+    """The API server's answer to a small request."""
 
     seconds: float
     """How long that took."""
     ahead_seconds: float | None
-    """How far its clock is ahead of ours, to about a second; None where it does not say the time."""
+    """Seconds by which its clock is ahead of ours, with a precision of one second; None if unknown."""
 
 
 @dataclass(slots=True)
@@ -79,11 +79,11 @@ class Access:
     tls: ssl.SSLContext | bool
     """How to verify it; False where it speaks plain HTTP."""
     authorization: Callable[[], str]
-    """Asked for again and again, so that a token that was renewed on disk is used."""
+    """Called for each request, so that a token that was renewed on disk is used."""
 
 
 def in_cluster() -> Access:
-    """By the service account that the kubelet mounts. Read by ourselves: the official client costs 19 MiB a process.
+    """Return the access by the service account that the kubelet mounts, without the official client and its 19 MiB.
 
     Source: kubernetes.io/docs/tasks/run-application/access-api-from-pod
 
@@ -92,13 +92,13 @@ def in_cluster() -> Access:
     """
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
-        raise errors.SettingsError("this is not a pod of a cluster: give --kubeconfig FILE")
+        raise errors.SettingsError("this is not a pod of a cluster: set --kubeconfig FILE")
     token = SERVICE_ACCOUNT / "token"
     try:
         token.read_text()
         tls = ssl.create_default_context(cafile=str(SERVICE_ACCOUNT / "ca.crt"))
     except OSError as cause:
-        raise errors.SettingsError(f"the service account cannot be read (or give --kubeconfig): {cause}") from cause
+        raise errors.SettingsError(f"the service account cannot be read (or set --kubeconfig): {cause}") from cause
     name = f"[{host}]" if ":" in host else host
     return Access(f"https://{name}:{port}", tls, lambda: f"Bearer {token.read_text().strip()}")
 
@@ -171,12 +171,12 @@ class Client:
 
         Raises:
             NotFound: It does not exist.
-            Unavailable: No answer in time; anything else as the server said it.
+            Unavailable: No answer in time. Other errors by the server's status.
         """
         return msgspec.json.decode(await self._call("GET", path, None, None, timeout_seconds), type=kind)
 
     async def ping(self) -> Ping:
-        """Ask for the version, to learn how fast the server answers and what time it has.
+        """Read the version, to measure the server's response time and its clock.
 
         Raises:
             Unavailable: No answer.
@@ -201,10 +201,10 @@ class Client:
         return await self._call("POST", path, body, "application/json", timeout_seconds)
 
     async def review(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
-        """Create a review of a caller's token or permission, over a few connections that nothing else uses.
+        """Create a review of a caller's token or permission, over separate connections.
 
         Raises:
-            Unavailable: No answer in time, or too many reviews are waiting.
+            Unavailable: No answer in time, or too many reviews are queued.
         """
         if self._reviews >= _MOST_REVIEWS:
             raise errors.Unavailable(f"POST {path}: {_MOST_REVIEWS} reviews are under way already")
@@ -228,8 +228,8 @@ class Client:
         call, which a restarted process relies on.
 
         Raises:
-            Expired: The listing took longer than the server keeps its state; start anew.
-            Unavailable: No answer in time, or one that is no list.
+            Expired: The listing took longer than the server keeps its state; start again.
+            Unavailable: No answer in time, or an answer that is not a list.
         """
         token = ""
         while True:
@@ -245,7 +245,7 @@ class Client:
                 return
 
     async def watch(self, path: str, resource_version: str, timeout_seconds: int) -> AsyncIterator[bytes]:
-        """The lines of a watch, each one JSON event, until the server ends it.
+        """Yield the lines of a watch, each one JSON event, until the server ends it.
 
         Raises:
             Expired: The resource version is too old: list again.
@@ -327,7 +327,7 @@ class Client:
 
 
 def _with_query(path: str, query: Mapping[str, str]) -> str:
-    """A path that may have a selector in its query already."""
+    """Return the path with more query parameters; it may already have a selector."""
     return f"{path}{'&' if '?' in path else '?'}{parse.urlencode(query)}"
 
 

@@ -1,4 +1,4 @@
-"""HTTP listeners: several in one process, which stop when the process says so and not by signals of their own."""
+"""HTTP listeners: several in one process, which the process stops; they install no signal handlers."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ log = structlog.get_logger("listeners")
 
 
 class Listener(uvicorn.Server):
-    """A uvicorn server that leaves signals to us, and accepts connections within limits.
+    """A uvicorn server without signal handlers, which accepts connections within limits.
 
     Attributes:
         connections: Those that are open.
@@ -55,7 +55,7 @@ class Listener(uvicorn.Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more, and let what is under way finish."""
+        """Accept no more calls, and let those in flight finish."""
         for acceptor in self._acceptors:
             acceptor.cancel()
         await asyncio.gather(*self._acceptors, return_exceptions=True)
@@ -63,7 +63,7 @@ class Listener(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing: the process has its own handlers."""
+        """Do nothing: the process has its own handlers."""
         yield
 
 
@@ -91,14 +91,14 @@ def listener(
         ssl_keyfile=str(key) if key else None,
     )
     if certificate:
-        config.load()  # So that its TLS context is there to be given a newer certificate.
+        config.load()  # So that its TLS context exists and can load a newer certificate.
     return Listener(config, most_connections)
 
 
 async def renew(listeners: Iterable[Listener], certificate: pathlib.Path, key: pathlib.Path) -> None:
-    """Give listeners the certificate anew whenever its file changes; ends only by cancellation.
+    """Load the listeners' certificate again whenever its file changes; ends only by cancellation.
 
-    Connections that are open keep theirs. A certificate that cannot be read leaves the old one in use.
+    Open connections keep theirs. If the new certificate cannot be read, the old one stays in use.
     """
     contexts = [one.config.ssl for one in listeners if one.config.ssl]
     seen = _changed_at(certificate, key)
@@ -113,7 +113,7 @@ async def renew(listeners: Iterable[Listener], certificate: pathlib.Path, key: p
             for context in contexts:
                 context.load_cert_chain(certificate, key)
         except OSError as refused:
-            # Perhaps one of the two files is not written yet: look again.
+            # One of the two files may not be written yet: read both again.
             log.error("certificate", error_code=error_codes.CERTIFICATE, cause=str(refused))
             continue
         seen = now
@@ -132,16 +132,16 @@ def _changed_at(*files: pathlib.Path) -> list[int]:
 async def serving(
     listeners: Mapping[str, tuple[flags.Address, Listener]], reserved: str = ""
 ) -> AsyncIterator[Mapping[str, str]]:
-    """Serve on all addresses; one log line says where, and so does what is yielded: `HOST:PORT` of each.
+    """Serve on all addresses; log and yield the `HOST:PORT` of each.
 
-    All of them together have fewer connections than the process may have descriptors; `reserved` names the listener
-    that keeps what it wants where those are few.
+    All together accept fewer connections than the process may have descriptors; `reserved` names the listener that gets
+    its preferred number first.
     """
     wanted = {name: one.connections.most for name, (_, one) in listeners.items()}
     for name, most in guarded_http.shares(wanted, guarded_http.raise_descriptor_limit(), reserved).items():
         listeners[name][1].connections.most = most
     bound = {name: sockets.bound(address) for name, (address, _) in listeners.items()}
-    # Listening before it is said, so that whoever reads the line can connect.
+    # Listen before the log line, so that a reader of the line can connect.
     for sock in bound.values():
         sock.listen(2048)
     shown = {name: sockets.shown(sock) for name, sock in bound.items()}
@@ -155,10 +155,10 @@ async def serving(
 
 
 async def ask(address: str, path: str) -> None:
-    """GET a path of a plain listener on a connection of its own.
+    """GET a path of a plain listener on a new connection.
 
     Raises:
-        OSError: It does not answer 200.
+        OSError: The answer is not 200.
     """
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
@@ -172,6 +172,6 @@ async def ask(address: str, path: str) -> None:
 
 
 def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:
-    """Take no new calls; those under way finish."""
+    """Accept no new calls; those in flight finish."""
     for _, bound in listeners.values():
         bound.should_exit = True

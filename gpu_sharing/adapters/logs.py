@@ -3,14 +3,14 @@
 | verbosity | what is written |
 | --- | --- |
 | 0 | errors |
-| 1 | and warnings |
-| 2 | and what changes: starts, stops, lists, health, preemptions |
-| 3 | and one line for each decision that was a yes; how many does not depend on the number of nodes (the default) |
-| 4 | and one line for each node considered |
-| 5 | and the detail of each of its GPUs |
+| 1 | also warnings |
+| 2 | also changes: starts, stops, lists, health, preemptions |
+| 3 | also one line for each pod bound and each container started (the default); independent of the number of nodes |
+| 4 | also one line for each node considered |
+| 5 | also the detail of each of its GPUs |
 | 6 | everything, probes included |
 
-The level can be changed while a process runs: SIGUSR1 makes it say more, SIGUSR2 less.
+The level can be changed while a process runs: SIGUSR1 raises it by one, SIGUSR2 lowers it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _NOT_COMPARED = frozenset({"timestamp", "decision_id", "seconds"})
 
 
 class _Level:
-    """How much this process says now."""
+    """The verbosity of this process now."""
 
     def __init__(self) -> None:
         self.verbosity = DECISIONS
@@ -49,12 +49,12 @@ log = structlog.get_logger("logs")
 
 
 def shows(verbosity: int) -> bool:
-    """Whether lines of that verbosity are written now; ask before working for one."""
+    """Return whether lines of that verbosity are written now; check before computing one."""
     return _level.verbosity >= verbosity
 
 
 class Repeats:
-    """Leaves out warnings and errors that are the same as one just written, and says how many with the next one.
+    """Drops repeats of a warning or error, and adds their number to the next line written.
 
     Args:
         clock: Monotonic seconds.
@@ -114,15 +114,15 @@ def configure(verbosity: int, log_format: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
-    with contextlib.suppress(ValueError):  # Only the main thread may; elsewhere the level stays.
+    with contextlib.suppress(ValueError):  # Only the main thread may set signal handlers; elsewhere the level is fixed.
         signal.signal(signal.SIGUSR1, lambda *_: _change(1))
         signal.signal(signal.SIGUSR2, lambda *_: _change(-1))
 
 
 def as_text(logger: Any, method: str, line: Mapping[str, Any]) -> str:
-    """A line as klog writes it: `E1128 16:50:05.123456 refused error_code=… pod=default/train gpus=2`.
+    """Return a line in klog's format: `E1128 16:50:05.123456 rejected error_code=… pod=default/train gpus=2`.
 
-    Values with spaces, quotes or newlines are quoted as in JSON, so that a line is a line.
+    Values with spaces, quotes or newlines are quoted as in JSON, so that each event is one line.
     """
     date, _, moment = str(line["timestamp"]).rstrip("Z").partition("T")
     head = f"{_LETTERS.get(line['level'], 'I')}{date[5:7]}{date[8:10]} {moment} {_text(line['event'])}"

@@ -1,4 +1,4 @@
-"""The Prometheus series of one process, in a registry of their own so that tests can have several."""
+"""The Prometheus series of one process, in a separate registry, so that tests can have several."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,15 +17,15 @@ _SECONDS = (
 )  # fmt: skip
 
 WATCHES = {
-    "hami_watch_age_seconds": "Since when the API server has said nothing about this kind, bookmarks included.",
+    "hami_watch_age_seconds": "Seconds since the last message of the API server about this kind, bookmarks included.",
     "hami_watch_lists_total": "Whole lists read: one at start, one more whenever a watch could not go on.",
     "hami_watch_failures_total": "Lists and watches that broke.",
 }
-"""What `follow` exports, with the label `watch`."""
+"""The series of `follow`, with the label `watch`."""
 
 
 class Watch(Protocol):
-    """What is known of one list and watch."""
+    """The statistics of one list and watch."""
 
     last_heard: float
     lists: int
@@ -33,17 +33,17 @@ class Watch(Protocol):
 
 
 class Recorder(Protocol):
-    """Counts the events that it wrote and those that it gave up."""
+    """Counts written and dropped events."""
 
     written: int
     dropped: int
 
 
 class Series:
-    """Makes series and prints them.
+    """Creates series and prints them.
 
     Attributes:
-        registry: Where they are.
+        registry: The registry of the series.
         labels: The labels of each series, by its name as declared.
     """
 
@@ -51,11 +51,11 @@ class Series:
         """Start with the series that every process has.
 
         Args:
-            component: Which of our processes it is.
+            component: The name of the process.
         """
         self.registry = prometheus_core.CollectorRegistry()
         self.labels: dict[str, Sequence[str]] = {}
-        build = self.gauge("hami_build_info", "1; which version of which component runs.", ("component", "version"))
+        build = self.gauge("hami_build_info", "1; the component and its version are labels.", ("component", "version"))
         build.labels(component=component, version=version.VERSION).set(1)
         self._api_seconds = self.seconds(
             "hami_api_call_duration_seconds",
@@ -79,8 +79,11 @@ class Series:
         return prometheus_client.Gauge(name, text, labels, registry=self.registry)
 
     def count_events(self, prefix: str, recorder: Recorder) -> None:
-        """Export how many events were written and how many given up."""
-        texts = {"written": "Events written.", "dropped": "Events given up: too many waited, or they were refused."}
+        """Export the numbers of written and dropped events."""
+        texts = {
+            "written": "Events written.",
+            "dropped": "Events dropped: too many were queued, or the API server refused them.",
+        }
         names = {word: f"{prefix}_events_{word}_total" for word in texts}
         self.labels |= dict.fromkeys(names.values(), ())
         self.registry.register(
@@ -93,7 +96,7 @@ class Series:
         )
 
     def follow(self, watches: Mapping[str, Watch]) -> None:
-        """Export what is known of lists and watches; more may be added to the mapping later."""
+        """Export the statistics of lists and watches; the mapping may grow later."""
         self.labels |= dict.fromkeys(WATCHES, ("watch",))
         started_at = time.monotonic()
 
@@ -112,17 +115,17 @@ class Series:
         self.registry.register(_Live(collect))
 
     def api_call(self, method: str, status: int, seconds: float) -> None:
-        """A call to the API server came to its end; see `kubernetes.Client.observe`."""
+        """Observe a finished call to the API server; see `kubernetes.Client.observe`."""
         self._api_seconds.labels(method=method, status=status).observe(seconds)
 
     def exposition(self, accept: str = "") -> tuple[bytes, str]:
-        """The text that Prometheus scrapes, in the format that it asks for, and that format's content type."""
+        """Return the text for a scrape in the requested format, and its content type."""
         encode, content_type = exposition.choose_encoder(accept)
         return encode(self.registry), content_type
 
 
 class _Live(registry.Collector):
-    """Families that are made when they are scraped."""
+    """Families that are computed when they are scraped."""
 
     def __init__(self, collect: Callable[[], Iterable[prometheus_core.Metric]]) -> None:
         self._made = collect

@@ -15,7 +15,7 @@ from gpu_sharing.core import quantities
 
 
 def unix_seconds(timestamp: str | None) -> float:
-    """A time as the API server writes it; 0 where it says none, or none that can be read."""
+    """Return the Unix seconds of a time of the API server; 0 if it is absent or unreadable."""
     try:
         return datetime.datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
     except ValueError:
@@ -45,7 +45,7 @@ class Metadata(msgspec.Struct, gc=False, rename="camel"):
 
     @property
     def controller(self) -> str:
-        """UID of the object that made this one, or an empty string."""
+        """UID of the object's controller, or an empty string."""
         return next((one.uid for one in self.owner_references or () if one.controller), "")
 
 
@@ -107,7 +107,7 @@ class NodeSelector(msgspec.Struct, gc=False, frozen=True, rename="camel"):
 
 
 class Toleration(msgspec.Struct, gc=False, frozen=True):
-    """A taint that a pod does not mind."""
+    """A toleration of a pod."""
 
     key: str = ""
     operator: str = ""
@@ -116,7 +116,7 @@ class Toleration(msgspec.Struct, gc=False, frozen=True):
 
 
 class Taint(msgspec.Struct, gc=False, frozen=True):
-    """What keeps pods off a node."""
+    """A taint of a node."""
 
     key: str = ""
     value: str = ""
@@ -171,9 +171,9 @@ class PodSpec(msgspec.Struct, gc=False, rename="camel"):
     tolerations: list[Toleration] | None = None
     scheduling_group: SchedulingGroup | None = None
     resources: Resources | None = None
-    """Of the pod as a whole, beside those of its containers."""
+    """The resources of the pod as a whole, besides those of its containers."""
     overhead: dict[str, quantities.Raw] | None = None
-    """What its RuntimeClass adds."""
+    """The overhead of its RuntimeClass."""
 
 
 class Condition(msgspec.Struct, gc=False, rename="camel"):
@@ -186,13 +186,13 @@ class Condition(msgspec.Struct, gc=False, rename="camel"):
 
 
 class ContainerWaiting(msgspec.Struct, gc=False):
-    """Why a container does not run."""
+    """The reason why a container does not run."""
 
     reason: str = ""
 
 
 class ContainerState(msgspec.Struct, gc=False):
-    """What a container does now."""
+    """The current state of a container."""
 
     waiting: ContainerWaiting | None = None
 
@@ -243,12 +243,12 @@ class Pod(msgspec.Struct, gc=False):
 
     @property
     def has_ended(self) -> bool:
-        """Whether it holds nothing any more: the kubelet has taken its GPUs back."""
+        """Whether the pod has ended, and the kubelet has released its GPUs."""
         return self.status is not None and self.status.phase in ("Succeeded", "Failed")
 
     @property
     def has_soft_preferences(self) -> bool:
-        """Whether it has wishes of its own about nodes that should decide between nodes that fit."""
+        """Whether the pod has soft preferences, which should decide between nodes that fit."""
         affinity = self.spec.affinity
         kinds = (affinity.node_affinity, affinity.pod_affinity, affinity.pod_anti_affinity) if affinity else ()
         return any(kind and kind.preferred_during_scheduling_ignored_during_execution for kind in kinds) or any(
@@ -301,7 +301,7 @@ class ResourceSliceSpec(msgspec.Struct, gc=False, rename="camel"):
 
 
 class ResourceSlice(msgspec.Struct, gc=False):
-    """What a DRA driver offers on a node."""
+    """A ResourceSlice: the devices of a DRA driver on a node."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: ResourceSliceSpec = msgspec.field(default_factory=ResourceSliceSpec)
@@ -314,7 +314,7 @@ class DeviceClassSpec(msgspec.Struct, gc=False, rename="camel"):
 
 
 class DeviceClass(msgspec.Struct, gc=False):
-    """What pods may claim of DRA, perhaps by the name of an extended resource."""
+    """A DeviceClass, which may offer an extended resource."""
 
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     spec: DeviceClassSpec = msgspec.field(default_factory=DeviceClassSpec)
@@ -327,7 +327,7 @@ class GangPolicy(msgspec.Struct, gc=False, rename="camel"):
 
 
 class SchedulingPolicy(msgspec.Struct, gc=False):
-    """`spec.schedulingPolicy` of a PodGroup: a gang, or `basic`, which wants nothing of a group."""
+    """`spec.schedulingPolicy` of a PodGroup: a gang, or `basic`, which requires nothing."""
 
     gang: GangPolicy | None = None
 
@@ -347,7 +347,7 @@ class PodGroup(msgspec.Struct, gc=False):
 
     @property
     def least_members(self) -> int:
-        """How many of its pods must start together, at least 1."""
+        """The number of its pods that must start together, at least 1."""
         gang = self.spec.scheduling_policy.gang if self.spec.scheduling_policy else None
         return max(gang.min_count if gang else self.spec.min_member or 1, 1)
 

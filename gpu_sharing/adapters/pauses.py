@@ -1,28 +1,28 @@
-"""Long work on an event loop in short pieces, so that calls which arrive meanwhile are answered in time."""
+"""Long work on an event loop in short steps, so that calls that arrive in between are answered in time."""
 
 import asyncio
 import time
 from collections.abc import Iterator
 
 LONGEST_SECONDS = 0.004
-"""How long a piece may take; what answers kube-scheduler waits for at most a few of them."""
+"""Seconds of work between two pauses; an answer to kube-scheduler waits for at most a few of them."""
 
 
 class Pause:
-    """Lets other tasks have their turn once a piece has taken long enough. Await it between small steps."""
+    """Lets other tasks run when the work since the last pause is long enough. Await it between small steps."""
 
     def __init__(self) -> None:
         self._until = time.perf_counter() + LONGEST_SECONDS
 
     async def __call__(self) -> None:
-        """Go on at once, or after all tasks that are ready."""
+        """Continue at once, or after all tasks that are ready."""
         if time.perf_counter() >= self._until:
             await asyncio.sleep(0)
             self._until = time.perf_counter() + LONGEST_SECONDS
 
 
 async def spread(steps: Iterator[None]) -> None:
-    """Take all steps, with pauses between them."""
+    """Run all steps, with pauses between them."""
     pause = Pause()
     for _ in steps:
         await pause()

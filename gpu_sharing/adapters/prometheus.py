@@ -1,4 +1,4 @@
-"""Asks a Prometheus one question: an instant query, as labels and values, or one number over time.
+"""Query a Prometheus: an instant query, as labels and values, or one number over time.
 
 Source: Prometheus HTTP API v1, `/api/v1/query` and `/api/v1/query_range`.
 """
@@ -48,21 +48,21 @@ class _RangeAnswer(msgspec.Struct, gc=False):
 
 
 async def query(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
-    """The labels and the value of every series of an instant vector.
+    """Return the labels and the value of every series of an instant vector.
 
     Args:
-        url: Where Prometheus is, without `/api`.
+        url: The address of Prometheus, without `/api`.
         text: The query.
         timeout_seconds: For connecting and for each read.
 
     Raises:
-        NoAnswer: There is none, or it is not one.
+        NoAnswer: There is no answer, or it is not a vector.
     """
     return await asyncio.to_thread(ask, url, text, timeout_seconds)
 
 
 def ask(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str], float]]:
-    """The same, for those who can wait. Errors as `query`."""
+    """Return the same, blocking the caller. Errors as `query`."""
     answer = _ask(f"{url.rstrip('/')}/api/v1/query", {"query": text}, timeout_seconds, _InstantAnswer)
     return [(one.metric, _number(one.value[1])) for one in answer.data.result]
 
@@ -70,7 +70,7 @@ def ask(url: str, text: str, timeout_seconds: float) -> list[tuple[dict[str, str
 def ask_range(
     url: str, text: str, start: float, end: float, step_seconds: float, timeout_seconds: float
 ) -> dict[float, float]:
-    """One number over time, by Unix seconds; empty where there is none. Errors as `query`."""
+    """Return one number over time, by Unix seconds; empty if there is none. Errors as `query`."""
     asked: dict[str, str | float] = {"query": text, "start": start, "end": end, "step": step_seconds}
     answer = _ask(f"{url.rstrip('/')}/api/v1/query_range", asked, timeout_seconds, _RangeAnswer)
     return {at: _number(value) for one in answer.data.result[:1] for at, value in one.values}
@@ -85,7 +85,7 @@ def _number(text: str) -> float:
 
 def _ask(address: str, asked: Mapping[str, str | float], timeout_seconds: float, kind: type[T]) -> T:
     try:
-        # The setting takes http and https only.
+        # The setting accepts http and https only.
         with urllib.request.urlopen(f"{address}?{parse.urlencode(asked)}", timeout=timeout_seconds) as answer:  # noqa: S310
             return msgspec.json.decode(answer.read(_MOST_BYTES), type=kind)
     except (OSError, ValueError, msgspec.MsgspecError) as cause:

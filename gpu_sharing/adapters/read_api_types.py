@@ -1,7 +1,7 @@
 """The answers of the extender's read API: what it encodes, and what `hamictl` and the WebUI decode.
 
-Its OpenAPI document is made of these types too. Fields may be added: a reader ignores those that it does not know, and
-what an older extender does not send has a default.
+Its OpenAPI document is generated from these types too. Fields may be added: a reader ignores unknown fields, and fields
+that an older extender does not send have defaults.
 """
 
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Amount(msgspec.Struct, frozen=True, gc=False):
-    """How much of something there is, and how much of it is allocated."""
+    """A total amount, and the allocated part of it."""
 
     total: Count
     allocated: Count
@@ -28,7 +28,7 @@ class Gpu(msgspec.Struct, frozen=True, gc=False):
         str,
         msgspec.Meta(
             description="How containers that share it are isolated: hami-core, mps, mig, or none, which limits "
-            "nothing; empty where its device plugin does not say."
+            "nothing; empty where its device plugin does not report it."
         ),
     ]
     healthy: bool
@@ -43,7 +43,7 @@ class Gpu(msgspec.Struct, frozen=True, gc=False):
     unhealthy_reason: Annotated[
         str,
         msgspec.Meta(
-            description="Why it is unhealthy, in the words of the node's device plugin; empty where it is healthy or "
+            description="Why it is unhealthy, by the node's device plugin; empty where it is healthy or "
             "no reason is known."
         ),
     ] = ""
@@ -59,9 +59,7 @@ class Node(msgspec.Struct, frozen=True, gc=False):
     labels: dict[str, str] = {}  # msgspec copies it
     problems: Annotated[
         dict[str, str],
-        msgspec.Meta(
-            description="What is wrong with how the node is set up, by error code, in the words of its device plugin."
-        ),
+        msgspec.Meta(description="Problems of the node's setup, by error code, from its device plugin."),
     ] = {}
 
 
@@ -83,7 +81,7 @@ class Cluster(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):
-    """What a container, or a whole pod, holds of one GPU."""
+    """The share of a container, or of a whole pod, of one GPU."""
 
     uuid: str
     memory_mib: Count
@@ -94,7 +92,7 @@ class ContainerRequest(msgspec.Struct, frozen=True, gc=False):
     """What one container of a pending pod requests."""
 
     gpus: Count
-    memory_mib: Annotated[int, msgspec.Meta(ge=0, description="Of each GPU; 0 where the percentage says it.")]
+    memory_mib: Annotated[int, msgspec.Meta(ge=0, description="Of each GPU; 0 where a percentage is requested.")]
     memory_percent: Count
     cores_percent: Count
 
@@ -109,20 +107,22 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
     phase: Literal["bound", "pending"]
     starting: Annotated[bool, msgspec.Meta(description="The device plugin has not started all of its containers.")]
     corrupt: Annotated[bool, msgspec.Meta(description="Its record cannot be read.")]
-    foreign_slots: Annotated[int, msgspec.Meta(ge=0, description="Device ids it holds without a record of ours.")]
+    foreign_slots: Annotated[int, msgspec.Meta(ge=0, description="Device ids that it holds without a record of ours.")]
     gpus: Annotated[
         list[Share],
-        msgspec.Meta(description="What it holds of each GPU for its life: the most of its init phase and its apps."),
+        msgspec.Meta(
+            description="Its allocation on each GPU for its life: the maximum of its init containers and its apps."
+        ),
     ]
     containers: Annotated[
-        list[list[Share]], msgspec.Meta(description="What each container holds, init containers first.")
+        list[list[Share]], msgspec.Meta(description="The shares of each container, init containers first.")
     ] = []
     error_code: Annotated[str, msgspec.Meta(description="Why it was rejected last; empty where it was not.")] = ""
     not_running: Annotated[
         str,
         msgspec.Meta(
             description="Why the containers of a bound pod do not run: `Refused` by the device plugin, or the "
-            "kubelet's word such as CrashLoopBackOff."
+            "kubelet's reason, such as CrashLoopBackOff."
         ),
     ] = ""
     created_at: Annotated[int, msgspec.Meta(ge=0, description="Unix seconds; 0 where it is not known.")] = 0
@@ -140,14 +140,14 @@ class Pods(msgspec.Struct, frozen=True):
 
 
 class NodeExplanation(msgspec.Struct, frozen=True):
-    """Why one node does not take a pod."""
+    """Why a pod does not fit on one node."""
 
     node: str
     fits: bool
     code: str
     message: str
-    curable: Annotated[bool, msgspec.Meta(description="Whether the departure of other pods could make it fit.")]
-    advice: Annotated[str, msgspec.Meta(description="What could be written otherwise, or changed on the node.")]
+    curable: Annotated[bool, msgspec.Meta(description="Whether the end of other pods could make it fit.")]
+    advice: Annotated[str, msgspec.Meta(description="What to change in the request, or on the node.")]
     waits_for: Annotated[
         list[str], msgspec.Meta(description="The fewest pods whose end makes it fit, as namespace/name.")
     ]
@@ -155,8 +155,8 @@ class NodeExplanation(msgspec.Struct, frozen=True):
     examined: Annotated[
         bool,
         msgspec.Meta(
-            description="Whether `waits_for` and `evictable` were computed; false where the budget of one explanation "
-            "did not reach this node."
+            description="Whether `waits_for` and `evictable` were computed; false where the limit of one explanation "
+            "was reached before this node."
         ),
     ] = True
 
@@ -168,18 +168,16 @@ class Explanation(msgspec.Struct, frozen=True):
     phase: Literal["bound", "pending"]
     node: str | None
     summary: Annotated[str, msgspec.Meta(description="The note of its event.")] = ""
-    remedy: Annotated[str, msgspec.Meta(description="What to do about the reason that most nodes give.")] = ""
-    nearest: Annotated[str | None, msgspec.Meta(description="The node where the fewest other pods are in the way.")] = (
-        None
-    )
+    remedy: Annotated[str, msgspec.Meta(description="What to do about the most frequent reason.")] = ""
+    nearest: Annotated[str | None, msgspec.Meta(description="The node where the fewest other pods must end.")] = None
     gates: Annotated[
-        list[str], msgspec.Meta(description="Scheduling gates that keep kube-scheduler from the pod.")
+        list[str], msgspec.Meta(description="Scheduling gates, for which kube-scheduler does not try the pod.")
     ] = []
     nodes: list[NodeExplanation] = []
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One event of a pod, folded with its repetitions."""
+    """One event of a pod, with the number of its repetitions."""
 
     first_at: Annotated[float, msgspec.Meta(description="Unix seconds.")]
     last_at: Annotated[float, msgspec.Meta(description="Unix seconds.")]
@@ -211,7 +209,7 @@ PATHS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "/api/v1/explain/{namespace}/{pod}": ("Why a pod is pending, node by node.", Explanation),
     "/api/v1/events/{namespace}/{pod}": ("The events of a pod, oldest first.", Events),
 }
-"""What each path answers."""
+"""The answer of each path."""
 
 
 def openapi() -> dict[str, Any]:
@@ -227,7 +225,7 @@ def openapi() -> dict[str, Any]:
         "info": {
             "title": "GPU sharing read API",
             "version": "1",
-            "description": "Which pod holds what, which pods are pending and why. Memory is MiB, cores are percent of "
+            "description": "Allocations of pods, and pending pods with reasons. Memory is MiB, cores are percent of "
             "one GPU.",
         },
         "security": [{}, {"bearer": []}],

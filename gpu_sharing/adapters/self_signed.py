@@ -1,6 +1,6 @@
-"""Certificates that nobody else vouches for: an authority of our own, and what it signs for our listeners.
+"""Self-signed certificates: an authority of our own, and the certificates that it signs for our listeners.
 
-Source: RFC 5280 for the extensions; elliptic keys, because they are made in a millisecond.
+Source: RFC 5280 for the extensions; elliptic keys, because they are generated in a millisecond.
 """
 
 import datetime
@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 _EARLY = datetime.timedelta(hours=1)
-"""Certificates begin so much in the past, for clocks that are behind."""
+"""Certificates begin this much in the past, for clocks that are behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Pair:
 
 
 def authority(now: datetime.datetime, days: int) -> Pair:
-    """An authority that can sign certificates of servers and nothing else."""
+    """Return an authority that can sign only certificates of servers."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hami-py")])
     certificate = (
@@ -38,7 +38,7 @@ def authority(now: datetime.datetime, days: int) -> Pair:
 
 
 def server(signed_by: Pair, names: Iterable[str], now: datetime.datetime, days: int) -> Pair:
-    """A server's certificate for some DNS names.
+    """Return a server's certificate for some DNS names.
 
     Raises:
         ValueError: The authority cannot be read.
@@ -60,7 +60,7 @@ def server(signed_by: Pair, names: Iterable[str], now: datetime.datetime, days: 
 
 
 def names(certificate: str) -> frozenset[str]:
-    """The DNS names of a certificate; none where it cannot be read."""
+    """Return the DNS names of a certificate; empty if it is unreadable."""
     try:
         parsed = x509.load_pem_x509_certificate(certificate.encode())
         extension = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName)
@@ -70,11 +70,11 @@ def names(certificate: str) -> frozenset[str]:
 
 
 def signs(authority_certificate: str, certificate: str) -> bool:
-    """Whether one certificate was signed by the other's key."""
+    """Return whether one certificate was signed by the other's key."""
     try:
         issuer = x509.load_pem_x509_certificate(authority_certificate.encode())
         x509.load_pem_x509_certificate(certificate.encode()).verify_directly_issued_by(issuer)
-    except Exception:  # The library raises what its backend does: none of it is a yes.
+    except Exception:  # The library passes on any error of its backend; each means that the signature is not valid.
         return False
     return True
 

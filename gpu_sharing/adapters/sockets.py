@@ -14,7 +14,7 @@ def bound(address: flags.Address) -> socket.socket:
     """Return a TCP socket that is bound and does not listen yet.
 
     Raises:
-        OSError: The address is taken, or not one of this machine.
+        OSError: The address is in use, or not one of this machine.
     """
     host = host_of(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

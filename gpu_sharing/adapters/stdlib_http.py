@@ -1,6 +1,6 @@
 """Health and metrics over the standard library's HTTP server, for processes that must stay small on every GPU node.
 
-A thread takes the calls; answers are made on the event loop, so that they see one state, and so that a loop that
+A thread accepts the calls; answers are computed on the event loop, so that they read one state, and so that a loop that
 hangs fails its probes.
 """
 
@@ -23,9 +23,9 @@ from gpu_sharing.core import error_codes
 
 _ANSWER_SECONDS = 5.0
 _CONNECTION_SECONDS = 15.0
-"""A connection has one request and is closed so long after it was opened, whatever it says or reads until then."""
+"""A connection has one request, and is closed this long after it was opened in any case."""
 _MOST_CONNECTIONS = 32
-"""A thread each. The oldest gives way to a new one."""
+"""The limit of connections, with a thread each. At the limit the oldest is closed for a new one."""
 _MOST_HEAD_BYTES = 32 * 1024
 _LOOK_SECONDS = 0.5
 
@@ -37,7 +37,7 @@ log = structlog.get_logger("listeners")
 
 @contextlib.asynccontextmanager
 async def serving(name: str, address: flags.Address, answer: Answer) -> AsyncIterator[str]:
-    """Serve GET and HEAD on an address; one log line says where, and so does what is yielded."""
+    """Serve GET and HEAD on an address; log and yield it."""
     loop = asyncio.get_running_loop()
 
     async def on_loop(path: str, accept: str) -> tuple[int, bytes, bytes]:
@@ -63,7 +63,7 @@ async def serving(name: str, address: flags.Address, answer: Answer) -> AsyncIte
 
 
 class _Head(io.BufferedReader):
-    """Reads lines of a request, until there were too many bytes."""
+    """Reads lines of a request, up to a limit of bytes."""
 
     left = _MOST_HEAD_BYTES
 
@@ -72,7 +72,7 @@ class _Head(io.BufferedReader):
         line = super().readline(limit if size is None or size < 0 else min(size, limit))
         self.left -= len(line)
         if self.left < 0:
-            raise TimeoutError("the request is too large")  # The handler closes the connection then.
+            raise TimeoutError("the request is too large")  # Then the handler closes the connection.
         return line
 
 
@@ -102,7 +102,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Has a few connections at a time, each for a few seconds."""
+    """Serves a few connections at a time, each for a few seconds."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -128,7 +128,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Give up connections that are too old."""
+        """Close connections that are too old."""
         horizon = time.monotonic() - _CONNECTION_SECONDS
         with self._lock:
             for connection in [one for one, opened_at in self._opened.items() if opened_at < horizon]:
@@ -138,8 +138,8 @@ class _Server(http.server.ThreadingHTTPServer):
         del self._opened[connection]
         log.warning("connection given up", error_code=error_codes.LISTENER_LIMIT, cause=why)
         with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)  # Its thread is woken, and closes it.
+            connection.shutdown(socket.SHUT_RDWR)  # This wakes its thread, which closes it.
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A caller that hung up is no defect."""
+        """Ignore a caller that closed its connection."""
         log.debug("connection broke", cause=repr(sys.exc_info()[1]))

@@ -1,8 +1,8 @@
-"""List, watch, and list again: what an API server knows of one kind of object, kept current in a sink for ever.
+"""List, watch, and list again: keep a sink current with all objects of one kind of an API server.
 
-The list is consistent and paged; a watch follows it with bookmarks and ends by itself every few minutes. When the
-watch is too old (410), or the object stream cannot be followed, the list starts anew, and the sink learns the whole
-state, so that nothing that was missed in between stays.
+The list is consistent and paged; a watch with bookmarks follows it and ends by itself every few minutes. When the watch
+is too old (410), or its stream cannot be decoded, a new list replaces the whole state of the sink, so that no missed
+change remains.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 _PAGE_SIZE = 1_000
 _PAGES_PER_LINE = 5
-"""So often the log says how far a long list has come."""
+"""Pages of a long list between two log lines with its progress."""
 _SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS = 240, 300
 FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 15.0
 _STEADY_SECONDS = 30.0
-"""A watch that lasted so long was a good one: what breaks after it is waited for as a first failure."""
+"""A watch that lasted this long was successful: the next failure counts as a first one."""
 
 log = structlog.get_logger("watching")
 
@@ -35,20 +35,20 @@ class Sink(Protocol[T]):
     """Receives one kind of object: the whole list first, then each change."""
 
     def replaced(self, items: list[T], listed_at: float, /) -> Iterator[None]:
-        """The whole state, as of some moment after `listed_at` (monotonic seconds), taken in step by step.
+        """Replace the whole state by one of a moment after `listed_at` (monotonic seconds), in steps.
 
-        Between two steps other tasks may have their turn; nothing is watched until the last one is done. The list is
-        the sink's from now on, which may empty it.
+        Between two steps other tasks may run; the watch starts after the last step. The sink owns the list from now on,
+        and may empty it.
         """
 
     def changed(self, item: T, /) -> object:
         """One object was added or modified."""
 
     def deleted(self, item: T, /) -> object:
-        """One object is gone; this is its last state."""
+        """One object was deleted; this is its last state."""
 
     def undecodable(self, raw: bytes, error: Exception, /) -> object:
-        """An object that is not what its kind should be."""
+        """An object that does not decode as its kind."""
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -66,8 +66,8 @@ class Reflector(Generic[T]):
     """Keeps one sink current about one kind of object.
 
     Attributes:
-        synced: Whether the sink has seen the whole state.
-        last_heard: Monotonic seconds of the last sign of life of the API server.
+        synced: Whether the sink has received the whole state.
+        last_heard: Monotonic seconds of the last message of the API server.
         failures: How often list or watch broke.
         lists: How often the whole state was listed.
         trouble: What broke last, empty while all is well.
@@ -100,13 +100,13 @@ class Reflector(Generic[T]):
         self.trouble = ""
 
     async def run(self) -> None:
-        """Follow for ever; ends by cancellation, or where an optional API is not there.
+        """List and watch; ends by cancellation, or if an optional API does not exist.
 
-        Whatever ends a watch early is waited for, longer from time to time: a server that calls every version too old,
-        or closes each watch at once, is not asked for list after list.
+        After a watch that ended early it waits, longer each time: a server that calls every version too old, or closes
+        each watch at once, does not get list after list.
 
         Raises:
-            NotFound: An API that not every cluster has is not at that path (any more).
+            NotFound: An optional API is not (or no longer) at that path.
         """
         backoff = FIRST_BACKOFF_SECONDS
         while True:
@@ -134,15 +134,15 @@ class Reflector(Generic[T]):
                 backoff = min(backoff * 2, _LONGEST_BACKOFF_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, or until a list is asked for."""
+        """Wait for some seconds, or until a list is requested."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stale.wait(), seconds)
 
     async def list_again(self) -> None:
-        """Have `run` give up its watch and learn the whole state anew, consistently. Waits until the sink has it.
+        """Make `run` end its watch and list the whole state again, consistently. Waits until the sink has it.
 
-        The watch goes on from the new list, not from where it was: what it told while the list was under way would
-        otherwise be undone by the list and never told again.
+        The watch continues from the new list, not from its old version: otherwise the list would undo changes that the
+        watch delivered during it, and they would not be delivered again.
         """
         self._listed.clear()
         self._stale.set()
@@ -155,7 +155,7 @@ class Reflector(Generic[T]):
 
     async def _list(self) -> None:
         self._stale.clear()
-        self._version = ""  # A list that fails is tried again, because `list_again` waits for it.
+        self._version = ""  # A list that fails is retried, because `list_again` waits for it.
         started = time.monotonic()
         items: list[T] = []
         version = ""
@@ -177,7 +177,7 @@ class Reflector(Generic[T]):
                     remaining=remaining,
                     seconds_left=None if remaining is None else round(remaining / pace, 1),
                 )
-            await asyncio.sleep(0)  # Between pages others get their turn.
+            await asyncio.sleep(0)  # Between pages other tasks run.
         count = len(items)
         await pauses.spread(self._sink.replaced(items, started))
         self._version = version
@@ -209,7 +209,7 @@ class Reflector(Generic[T]):
             try:
                 event = self._events.decode(line)
             except msgspec.MsgspecError as cause:
-                # What the line said is lost, so the state is not known any more: list again.
+                # The change in this line is lost, so the state is unknown: list again.
                 raise errors.Expired(f"watch of {self._path}: not an event: {cause}") from cause
             if event.type in ("BOOKMARK", "ERROR"):
                 self._control(event)

@@ -207,7 +207,7 @@ def _schedulers(seen: Environment) -> Iterator[Finding]:
     if len(active) > 1:
         for scheduler in active:
             about = f"lease/{scheduler.metadata.namespace}/{scheduler.metadata.name}"
-            detail = f"held by {scheduler.spec.holder_identity}, and it is not the only one"
+            detail = f"held by {scheduler.spec.holder_identity}, and another one is active too"
             yield Finding(error_codes.DOCTOR_SECOND_SCHEDULER, ERROR, about, detail)
 
 

@@ -50,25 +50,25 @@ def read(
     reported, problem = None, ""
     try:
         with reader.reaching(where) as api:
-            before, state, after = _agreeing(api, cluster)
+            before, surroundings, after = _agreeing(api, cluster)
             reported = after if before == after else None
             problem = "" if reported is not None else "the cluster changes too fast to compare"
     except failures.CommandFailed as cause:
         problem = f"{cause}. {cause.hint}".strip()
-        state = cluster()
-    return record_checks.Observation(state, reported, problem, seen.now), seen
+        surroundings = cluster()
+    return record_checks.Observation(surroundings, reported, problem, seen.now), seen
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
     """Return the extender's pods before and after a read of the cluster; repeat until both are equal."""
     for _ in range(_TRIES):
         before = api.pods()
-        state = cluster()
+        surroundings = cluster()
         after = api.pods()
         if before == after:
             break
         time.sleep(_PAUSE_SECONDS)
-    return before, state, after
+    return before, surroundings, after
 
 
 async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.Address) -> cluster_checks.Environment:

@@ -176,10 +176,10 @@ def _submit(
 def _settled(cluster: clusters.Cluster) -> set[str]:
     """Return the pods that run or are rejected, and have the events of it."""
     events = [(event["regarding"]["name"], event.get("reason")) for event in cluster.all(kinds.EVENTS)]
-    reported = {name for name, reason in events if reason in _OUTCOMES}
+    notified = {name for name, reason in events if reason in _OUTCOMES}
     if cluster.gpu_nodes:
-        refused = {name for name, reason in events if reason == "FailedScheduling"}
-        reported &= refused | {name for name, reason in events if reason == "DeviceAllocated"}
+        rejected = {name for name, reason in events if reason == "FailedScheduling"}
+        notified &= rejected | {name for name, reason in events if reason == "DeviceAllocated"}
     return {
         pod["metadata"]["name"]
         for pod in cluster.all(kinds.PODS)
@@ -187,7 +187,7 @@ def _settled(cluster: clusters.Cluster) -> set[str]:
             pod["status"]["phase"] == "Running"
             or any(c["status"] == "False" for c in pod["status"].get("conditions", ()))
         )
-        and (pod["metadata"]["name"] in reported or not _requests_gpu(pod))
+        and (pod["metadata"]["name"] in notified or not _requests_gpu(pod))
     }
 
 

@@ -50,18 +50,18 @@ def run(options: argparse.Namespace) -> int:
         else _cluster(options)
     )
     style = flags.style(options)
-    findings: list[record_checks.Finding] = []
+    found: list[record_checks.Finding] = []
     count = 0
-    for name, results in checks:
-        more = list(results)
-        findings += more
+    for name, findings in checks:
+        more = list(findings)
+        found += more
         count += 1
         if style.is_table:
             print(f"{'ok  ' if not more else 'bad '} {name}" + (f": {len(more)}" if more else ""), file=sys.stderr)
-    failed = sum(one.severity == record_checks.ERROR for one in findings)
+    failed = sum(one.severity == record_checks.ERROR for one in found)
     value = {
-        "summary": {"checks": count, "errors": failed, "warnings": len(findings) - failed},
-        "findings": [one.to_facts() for one in findings],
+        "summary": {"checks": count, "errors": failed, "warnings": len(found) - failed},
+        "findings": [one.to_facts() for one in found],
     }
     rows = [
         {
@@ -71,13 +71,13 @@ def run(options: argparse.Namespace) -> int:
             "DETAIL": one.detail,
             "WHAT TO DO": error_codes.REGISTRY[one.code].remedy,
         }
-        for one in findings
+        for one in found
     ]
-    if style.is_table and not findings:
+    if style.is_table and not found:
         print("no problems found")
     else:
-        print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in findings]))
-    return failures.NEGATIVE if findings else 0
+        print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in found]))
+    return failures.NEGATIVE if found else 0
 
 
 def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:

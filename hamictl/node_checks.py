@@ -79,12 +79,12 @@ def _driver() -> Check:
         nvml = ctypes.CDLL(_LIBRARY)
     except OSError:
         return "driver", _unless(False, error_codes.DOCTOR_NODE_DRIVER, _LIBRARY)
-    results: list[Check] = []
-    asking = threading.Thread(target=lambda: results.append(_read_driver(nvml)), daemon=True)
-    asking.start()
-    asking.join(_DRIVER_SECONDS)
+    result: list[Check] = []
+    reading = threading.Thread(target=lambda: result.append(_read_driver(nvml)), daemon=True)
+    reading.start()
+    reading.join(_DRIVER_SECONDS)
     silent = f"{_LIBRARY}: no answer within {_DRIVER_SECONDS:g} s"
-    return results[0] if results else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
+    return result[0] if result else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
 
 
 def _read_driver(nvml: ctypes.CDLL) -> Check:
@@ -176,11 +176,11 @@ def _folders(node: Node) -> Iterator[Finding]:
 
 def _space(node: Node) -> Iterator[Finding]:
     """Report each file system once, by its first folder."""
-    devices = set()
+    result = set()
     for folder in (*_kept(node), node.root / "dev/shm"):
-        if not folder.is_dir() or folder.stat().st_dev in devices:
+        if not folder.is_dir() or folder.stat().st_dev in result:
             continue
-        devices.add(folder.stat().st_dev)
+        result.add(folder.stat().st_dev)
         free_mib = shutil.disk_usage(folder).free >> 20
         if free_mib < node.least_free_mib:
             detail = f"{free_mib:,} MiB are free in {folder}"

@@ -33,7 +33,7 @@ def pod(world: demo_scenario.World, name: str, *, environment: bool = False) -> 
     """Return one pod: its request, its outcome, and on demand the environment of its containers."""
     body = world.pods[name]
     line = rich.text.Text(f"  {name}", style="bold")
-    line.append(f"  asked {_asked(body)}\n", style="default")
+    line.append(f"  requested {_requested(body)}\n", style="default")
     placed = world.note(name, "Scheduled")
     refused = world.note(name, "FailedScheduling")
     if placed:
@@ -80,7 +80,7 @@ def gpus(world: demo_scenario.World) -> rich.table.Table:
     return table
 
 
-def _asked(body: dict[str, Any] | Any) -> str:
+def _requested(body: dict[str, Any] | Any) -> str:
     parts = []
     for container in (*body["spec"].get("initContainers", ()), *body["spec"]["containers"]):
         limits = container["resources"].get("limits", {})

@@ -126,11 +126,11 @@ def _origin(
     # On a terminal one line that is overwritten; elsewhere only the last line, so that a log stays short.
     watched = sys.stderr.isatty()
 
-    def report(count: int, of: int) -> None:
+    def tell(count: int, of: int) -> None:
         if watched:
             print(f"\rtrace: {count:,} of {of:,} pods placed or rejected", end="", file=sys.stderr, flush=True)
 
-    state, filling = simulation.filled(trace, options.until_percent, extender_settings, report)
+    state, filling = simulation.filled(trace, options.until_percent, extender_settings, tell)
     print(
         f"{_OVER if watched else ''}trace: {filling.placed:,} of {filling.pods:,} pods with GPUs placed on "
         f"{filling.nodes:,} nodes with {filling.gpus:,} GPUs, in {time.monotonic() - started:.0f} s",

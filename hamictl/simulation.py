@@ -342,11 +342,11 @@ def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, An
 
 
 def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
-    """The state with nodes more.
+    """Return the state with additional nodes.
 
     Args:
-        state: What there is.
-        text: `<how many>:<model>:<GPUs of each>`, such as `2:a100:8`.
+        state: The cluster.
+        text: `<count>:<model>:<GPUs of each>`, such as `2:a100:8`.
 
     Raises:
         CommandFailed: The text has another form.

@@ -119,13 +119,13 @@ def _isolation(gpu: read_api_types.Gpu) -> str:
 
 
 def explanation(explained: read_api_types.Explanation) -> str:
-    """Why a pod waits, as text."""
+    """Return why a pod is pending, as text."""
     key = explained.pod
     if explained.phase == "bound":
         return f"{key} is on node {explained.node}"
     lines = [f"{key} is pending: {explained.summary.splitlines()[0]}"]
     if explained.gates:
-        lines.append(f"  kube-scheduler is kept from it by the gates {', '.join(explained.gates)}")
+        lines.append(f"  kube-scheduler does not try it because of the gates {', '.join(explained.gates)}")
     for node in explained.nodes:
         lines.append(f"  {node.node}: {node.message}" + (f" [{node.code}]" if node.code else ""))
         if node.advice:

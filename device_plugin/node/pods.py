@@ -33,7 +33,7 @@ class Pods:
 
     def holders(self, uuid: identifiers.GpuUuid) -> list[tuple[Pod, allocations.Allocation]]:
         """Return the pods that hold a GPU by their records, each with its allocation."""
-        return [(self.by_uid[uid], booking) for uid, booking in self._holders.get(uuid, {}).items()]
+        return [(self.by_uid[uid], allocation) for uid, allocation in self._holders.get(uuid, {}).items()]
 
     def replaced(self, items: list[Pod], listed_at: float) -> Iterator[None]:
         """See `watching.Sink`. In one step: the pods of one node are few, and none may be missing meanwhile."""
@@ -64,8 +64,8 @@ class Pods:
             return
         self.by_uid[pod.uid] = pod
         self._allocated[pod.uid] = pod.allocated(self._names)
-        for uuid, booking in self._allocated[pod.uid].items():
-            self._holders.setdefault(uuid, {})[pod.uid] = booking
+        for uuid, allocation in self._allocated[pod.uid].items():
+            self._holders.setdefault(uuid, {})[pod.uid] = allocation
 
     def _drop(self, uid: identifiers.PodUid) -> None:
         self.by_uid.pop(uid, None)

@@ -1,7 +1,7 @@
-"""Which container of which pod holds how much of which GPU, and what that books on each GPU.
+"""Shares of containers, and what a pod's shares allocate on each GPU.
 
 Containers of a pod do not all run at one time: plain init containers run one after another, sidecars (restartable
-init containers) from their turn on, app containers together at the end. What is booked is the most the pod holds at
+init containers) from their turn on, app containers together at the end. What is allocated is the most the pod holds at
 any one time, for each quantity by itself, for the pod's life: a new sandbox runs the init containers again, so their
 share must still be there. Kubelet and kube-scheduler count device ids, CPU and memory in the same way.
 
@@ -10,7 +10,6 @@ Source: Kubernetes' rules for the effective request of a pod with sidecars (KEP-
 
 import enum
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from gpu_sharing.core import identifiers, mig
@@ -81,19 +80,8 @@ Shares = tuple[tuple[Share, ...], ...]
 """One entry per container, init containers first, then app containers; empty for a container without GPU."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What one pod holds on one node."""
-
-    pod_uid: identifiers.PodUid
-    node: identifiers.NodeName
-    kinds: tuple[Kind, ...]
-    shares: Shares
-    """As long as `kinds`."""
-
-
-def booking_of(share: Share) -> Allocation:
-    """What one share books: a slot, its memory, its cores, and the GPU for itself at 100 percent of cores."""
+def allocation_of(share: Share) -> Allocation:
+    """Return what one share allocates: a slot, its memory, its cores, and exclusive use at 100 percent of cores."""
     slices = mig.taken(share.instance.start, share.instance.size) if share.instance else 0
     return Allocation(1, share.memory_mib, share.cores_percent, int(share.cores_percent >= 100), slices)
 
@@ -115,7 +103,7 @@ def lasting(kinds: Sequence[Kind]) -> tuple[int, ...]:
 
 
 def by_gpu(kinds: Sequence[Kind], shares: Sequence[Iterable[Share]]) -> dict[identifiers.GpuUuid, Allocation]:
-    """What a pod books on each GPU, from its bind to its end.
+    """Return what a pod allocates on each GPU, from its bind to its end.
 
     Args:
         kinds: One per container.
@@ -131,10 +119,10 @@ def by_gpu(kinds: Sequence[Kind], shares: Sequence[Iterable[Share]]) -> dict[ide
 
 
 def _together(shares: Iterable[Iterable[Share]]) -> dict[identifiers.GpuUuid, Allocation]:
-    """What containers that run at one time book on each GPU."""
+    """Return what containers that run at the same time allocate on each GPU."""
     by_gpu: dict[identifiers.GpuUuid, Allocation] = {}
     for held in shares:
         for share in held:
             before = by_gpu.get(share.uuid)
-            by_gpu[share.uuid] = booking_of(share) if before is None else before.plus(booking_of(share))
+            by_gpu[share.uuid] = allocation_of(share) if before is None else before.plus(allocation_of(share))
     return by_gpu

@@ -48,7 +48,7 @@ class Reading:
     """Whether the driver refuses everything until the GPU is reset."""
     timed_out: bool = False
     """Whether a call did not return; the driver that refuses one does answer."""
-    trouble: str = ""
+    problem: str = ""
     """Where it did not answer: the call and the driver's error, such as `nvmlDeviceGetUUID: Unknown Error`."""
     recovery_action: int | None = None
     """What the driver requests; see `RECOVERY_ACTIONS`."""
@@ -144,7 +144,7 @@ def _fault(health: Health, reading: Reading, errors_before: int | None, now: flo
         return "the driver refuses calls until the GPU is reset", Need.RESET
     if not reading.answered:
         waited = health.state is State.SUSPECT and health.good_since is None and now - health.since > _HUNG_SECONDS
-        return f"did not answer: {reading.trouble}", Need.RESET if waited and reading.timed_out else Need.NOTHING
+        return f"did not answer: {reading.problem}", Need.RESET if waited and reading.timed_out else Need.NOTHING
     if reading.recovery_action:
         need = RECOVERY_ACTIONS.get(reading.recovery_action, Need.REPLACEMENT)
         return f"the driver requests recovery action {reading.recovery_action}", need

@@ -1,8 +1,8 @@
 """MIG: which instance of a divided GPU serves a request, and where on the GPU it goes.
 
-A GPU in MIG mode has memory slices. A profile such as `2g.20gb` takes some of them, beginning only at certain ones, so
-that what is free counts for nothing where no profile may begin. Who holds which slice is a number with 32 bits a
-slice, so that it adds up and subtracts as all that is booked on a GPU does, and no number of pods overflows it.
+A GPU in MIG mode has memory slices. An instance of a profile such as `2g.20gb` occupies some of them and begins only at
+certain ones, so free slices are useless where no profile may begin. Occupancy is one int with 32 bits a slice: it adds
+and subtracts like every other allocated quantity, and no number of pods overflows it.
 
 Source: NVIDIA Multi-Instance GPU User Guide, "Supported MIG Profiles" and "GPU Instance Placements".
 """

@@ -142,7 +142,7 @@ def _fit_instances(
             instance = mig.Instance(profile.name, *place)
             share = allocations.Share(states[row].gpu.uuid, profile.memory_mib, profile.cores_percent, instance)
             shares[position] = (*shares[position], share)
-            states[row] = states[row].with_allocation(allocations.booking_of(share))
+            states[row] = states[row].with_allocation(allocations.allocation_of(share))
             if request.numa_bind:
                 rows = [other for other in rows if states[other].gpu.numa == states[row].gpu.numa]
     return _too_few_slots(request, node) or Placement(tuple(shares))
@@ -178,7 +178,7 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
     Counted is what stays (sidecars and apps), as the mean over slots, cores and memory.
     """
     staying = [
-        allocations.booking_of(share)
+        allocations.allocation_of(share)
         for position in allocations.lasting(request.kinds)
         for share in placed.shares[position]
     ]
@@ -209,7 +209,7 @@ def steps(request: requests.PodRequest) -> list[int]:
 
 
 def other_phases(request: requests.PodRequest, position: int) -> tuple[int, ...]:
-    """The containers whose GPUs the one at `position` prefers, as those are booked for the pod anyway.
+    """The containers whose GPUs the one at `position` prefers, because the pod holds them anyway.
 
     For an init container all others, for one that stays the init containers; among them only those placed before it
     have GPUs yet.
@@ -271,7 +271,7 @@ def _with_shares(
         ask = request.containers[position]
         for row in chosen[position]:
             assert ask is not None
-            now[row] = now[row].with_allocation(allocations.booking_of(_share(ask, now[row].gpu)))
+            now[row] = now[row].with_allocation(allocations.allocation_of(_share(ask, now[row].gpu)))
     return now
 
 

@@ -247,8 +247,8 @@ def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Lin
     matrix = tuple(
         tuple(score(one, other) if score(one, other) == score(other, one) else 0 for other in uuids) for one in uuids
     )
-    trouble = f"{SCORE}: {uneven[0]} and {uneven[1]} disagree about their link" if uneven else ""
-    return (matrix if any(map(any, matrix)) else ()), trouble
+    problem = f"{SCORE}: {uneven[0]} and {uneven[1]} disagree about their link" if uneven else ""
+    return (matrix if any(map(any, matrix)) else ()), problem
 
 
 def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:

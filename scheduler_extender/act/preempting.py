@@ -64,7 +64,7 @@ class Preemptor:
                 await self._go_on(begun)
         self._nominator.keep(self._core.pending)
         pause = pauses.Pause()
-        for pod, offered in self._core.pending.refused_for(_REFUSED_FOR_SECONDS):
+        for pod, offered in self._core.pending.rejected_for(_REFUSED_FOR_SECONDS):
             await pause()
             with set_aside.guard("preemption", pod.key, self._core.metrics):
                 if self._may_preempt(pod) and await self._begin(pod, offered):

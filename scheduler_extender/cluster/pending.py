@@ -132,7 +132,7 @@ class Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class FilterRejection:
     """An answer of filter without nodes, after which the pod waits to be woken."""
 
     generation: int
@@ -140,7 +140,7 @@ class Refusal:
     offered: tuple[str, ...]
     """The nodes that kube-scheduler offered; empty where the pod cannot preempt."""
     since: float
-    """Monotonic seconds of the first refusal since the pod last fitted."""
+    """Monotonic seconds of the first rejection since the pod last fitted."""
 
 
 class Report(NamedTuple):
@@ -159,7 +159,7 @@ class Entry:
     Attributes:
         decision: The last one; None before filter was asked.
         rejection: Why no node takes it; None where the last answer had nodes, or none was given.
-        refusal: Set while the pod waits to be woken.
+        filter_rejection: Set while the pod waits to be woken.
         report: The last event about it.
         hold_end: Its hold, and the monotonic second at which the hold ends.
     """
@@ -167,7 +167,7 @@ class Entry:
     pod: AnyPod
     decision: Decision | None = None
     rejection: PodRejection | None = None
-    refusal: Refusal | None = None
+    filter_rejection: FilterRejection | None = None
     report: Report | None = None
     hold_end: tuple[records.Hold, float] | None = None
 
@@ -243,29 +243,29 @@ class Pending:
     def accept(self, pod: AnyPod) -> None:
         """Note that filter found nodes for a pod: it has no rejection any more and needs no wake-up."""
         entry = self.entry_of(pod)
-        entry.rejection = entry.refusal = None
+        entry.rejection = entry.filter_rejection = None
 
     def refuse(self, pod: AnyPod, generation: int, offered: tuple[str, ...] = ()) -> None:
         """Note that a pod must be woken when something becomes free after that generation of the ledger."""
         entry = self.entry_of(pod)
-        since = entry.refusal.since if entry.refusal else self._clock()
+        since = entry.filter_rejection.since if entry.filter_rejection else self._clock()
         if offered == self._offered_last:
             offered = self._offered_last  # Thousands of pods may have been offered the same thousands of nodes.
         self._offered_last = offered
-        entry.refusal = Refusal(generation, offered, since)
+        entry.filter_rejection = FilterRejection(generation, offered, since)
 
-    def refused_for(self, seconds: float) -> list[tuple[PendingPod, tuple[str, ...]]]:
-        """Return the pods refused for at least so long that were offered nodes, most urgent first, then oldest."""
+    def rejected_for(self, seconds: float) -> list[tuple[PendingPod, tuple[str, ...]]]:
+        """Return the pods rejected for at least so long that were offered nodes, most urgent first, then oldest."""
         long_ago = self._clock() - seconds
-        refused = [
-            (entry.pod, entry.refusal)
+        rejected = [
+            (entry.pod, entry.filter_rejection)
             for entry in self._listed.values()
-            if entry.refusal and entry.refusal.offered and entry.refusal.since <= long_ago
+            if entry.filter_rejection and entry.filter_rejection.offered and entry.filter_rejection.since <= long_ago
         ]
-        refused.sort(key=lambda one: (-one[0].priority, one[1].since))
-        return [(pod, refusal.offered) for pod, refusal in refused if isinstance(pod, PendingPod)]
+        rejected.sort(key=lambda one: (-one[0].priority, one[1].since))
+        return [(pod, rejection.offered) for pod, rejection in rejected if isinstance(pod, PendingPod)]
 
     @property
     def refused_count(self) -> int:
         """How many listed pods wait to be woken."""
-        return sum(entry.refusal is not None for entry in self._listed.values())
+        return sum(entry.filter_rejection is not None for entry in self._listed.values())

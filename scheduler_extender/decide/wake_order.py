@@ -1,8 +1,8 @@
-"""Which refused pods to wake now that something became free.
+"""Which rejected pods to wake now that something became free.
 
-kube-scheduler wakes all refused pods when a bound pod changes, but its watch may be ahead of ours: it asks, we still
-see the old state and refuse once more, and then nothing happens for minutes. So each refused pod that fits now, and was
-not asked about since, is woken alone. Pods that fit only one after another are woken one after another.
+kube-scheduler wakes all rejected pods when a bound pod changes, but its watch may be ahead of ours: it calls filter,
+the pods are rejected by the old state, and no further event follows for minutes. So each rejected pod that fits now,
+and for which filter was not called since, is woken alone. Pods that fit only in turn are woken in turn.
 """
 
 import itertools
@@ -23,7 +23,7 @@ _Place = tuple[identifiers.NodeName, placement.Placement]
 def pods_to_wake(core: DecisionCore) -> Iterator[pending.PendingPod | None]:
     """Yield the pods to wake, most urgent first; a place is reserved for each for a while.
 
-    None is yielded for each refused pod that stays refused, so that other tasks can have their turn after each.
+    None is yielded for each rejected pod that stays rejected, so that other tasks can have their turn after each.
     """
     ledger = core.ledger
     ledger.expire(core.clock())
@@ -32,10 +32,10 @@ def pods_to_wake(core: DecisionCore) -> Iterator[pending.PendingPod | None]:
         return
     hopeless: set[tuple[str, requests.PodRequest]] = set()
     planned: dict[str, quotas.Amounts] = {}
-    for entry, refusal in _refused(core):
+    for entry, rejection in _rejected(core):
         yield None
         pod = entry.pod
-        if entry.refusal is not refusal or refusal.generation >= ledger.generation:
+        if entry.filter_rejection is not rejection or rejection.generation >= ledger.generation:
             continue  # It was asked about since.
         if isinstance(pod, pending.UnreadablePod):
             continue
@@ -54,13 +54,13 @@ def pods_to_wake(core: DecisionCore) -> Iterator[pending.PendingPod | None]:
             continue
         planned[limited] = more
         ledger.nominate(core.placer.reservation(pod, *place, core.clock() + core.settings.nomination_seconds))
-        entry.refusal = None
+        entry.filter_rejection = None
         yield pod
 
 
-def _refused(core: DecisionCore) -> list[tuple[pending.Entry, pending.Refusal]]:
-    refused = [(entry, entry.refusal) for entry in core.pending.entries() if entry.refusal]
-    return sorted(refused, key=lambda one: (-one[0].pod.priority, one[1].generation))
+def _rejected(core: DecisionCore) -> list[tuple[pending.Entry, pending.FilterRejection]]:
+    rejected = [(entry, entry.filter_rejection) for entry in core.pending.entries() if entry.filter_rejection]
+    return sorted(rejected, key=lambda one: (-one[0].pod.priority, one[1].generation))
 
 
 def _place(core: DecisionCore, pod: pending.PendingPod, freed: frozenset[identifiers.NodeName] | None) -> _Place | None:

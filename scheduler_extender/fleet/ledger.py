@@ -569,6 +569,6 @@ def _subtract(used: dict[identifiers.GpuUuid, allocations.Allocation], allocated
     for uuid, allocation in allocated.items():
         left = used.get(uuid, allocations.NOTHING).minus(allocation)
         if left == allocations.NOTHING:
-            used.pop(uuid, None)  # It is not there where all that was booked is nothing.
+            used.pop(uuid, None)  # It is absent where all that was allocated is nothing.
         else:
             used[uuid] = left

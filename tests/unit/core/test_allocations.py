@@ -1,4 +1,4 @@
-"""What a pod books is what it holds at one time, by Kubernetes' own rules."""
+"""What a pod allocates is what it holds at one time, by Kubernetes' own rules."""
 
 from gpu_sharing.core import allocations, identifiers
 from gpu_sharing.core.allocations import Allocation, Kind, Share
@@ -30,12 +30,12 @@ def test_what_an_init_container_needs_is_booked_for_the_pods_life() -> None:
 
 def test_all_cores_are_the_gpu_to_itself() -> None:
     """That is what 100 percent has always meant."""
-    assert allocations.booking_of(Share(A, 1, 100)) == Allocation(1, 1, 100, 1)
-    assert allocations.booking_of(Share(A, 1, 99)) == Allocation(1, 1, 99, 0)
+    assert allocations.allocation_of(Share(A, 1, 100)) == Allocation(1, 1, 100, 1)
+    assert allocations.allocation_of(Share(A, 1, 99)) == Allocation(1, 1, 99, 0)
 
 
 def test_what_was_added_can_be_taken_away_again() -> None:
-    """A node's books are kept by adding and taking away."""
+    """A node's allocations are counted by adding and subtracting."""
     assert Allocation(3, 7000, 90, 1).plus(Allocation(1, 2000, 30)).minus(Allocation(1, 2000, 30)) == Allocation(
         3, 7000, 90, 1
     )

@@ -127,15 +127,15 @@ def test_what_fits_never_oversubscribes_a_gpu(
     placed = placement.fit(request, where, policy)
 
     if isinstance(placed, placement.Placement):
-        booked = allocations.by_gpu(request.kinds, placed.shares)
+        allocated_of = allocations.by_gpu(request.kinds, placed.shares)
         for one in where.states:
-            if one.gpu.uuid in booked:
-                after = one.allocated.plus(booked[one.gpu.uuid])
+            if one.gpu.uuid in allocated_of:
+                after = one.allocated.plus(allocated_of[one.gpu.uuid])
                 assert after.memory_mib <= one.gpu.memory_mib
                 assert after.cores_percent <= one.gpu.cores_percent
                 assert after.slots <= one.gpu.slots
                 assert one.allocated.exclusive == 0
-                assert not booked[one.gpu.uuid].exclusive or one.allocated.slots == 0
+                assert not allocated_of[one.gpu.uuid].exclusive or one.allocated.slots == 0
                 assert one.gpu.healthy
                 assert not one.cordoned
                 assert not one.allocation_unknown

@@ -90,7 +90,7 @@ def test_a_pod_whose_containers_do_not_run_is_not_shown_as_running(
     assert views._pod_state(read_api._bound(seen)) == shown
 
 
-def test_a_booking_of_nothing_comes_and_goes() -> None:
+def test_a_allocation_of_nothing_comes_and_goes() -> None:
     """Beside one of something on the same GPU, in whichever order they end."""
     ledger = Ledger()
     uuid, name = identifiers.GpuUuid("GPU-x"), identifiers.NodeName("a")

@@ -35,7 +35,7 @@ _OPTIONAL_BODY = b"{}"
 
 
 class _Request:
-    """One parsed call."""
+    """One parsed call of a client."""
 
     def __init__(self, scope: Scope, body: bytes) -> None:
         self.method: str = scope["method"]

@@ -1,1 +1,1 @@
-"""Benchmarks: one module a question, each a ratio in one run. Every figure in the documents comes from here."""
+"""Benchmarks: one module a question, each a ratio in one run. All figures in the documents come from here."""

@@ -25,7 +25,7 @@ def main() -> int:
     """Run what was requested. Returns the exit status: 1 if a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("questions", nargs="*", help=f"which: {', '.join(QUESTIONS)} (default: all)")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it works; targets do not count")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to try it; targets do not count")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     unknown = set(options.questions) - QUESTIONS.keys()

@@ -1,7 +1,7 @@
-"""How long filter and prioritize take in the handler, beside the floor: JSON alone.
+"""The time of filter and prioritize in the handler, compared with the floor: JSON alone.
 
-The floor is what orjson needs to parse both bodies and to write both answers. Names come in another order in each
-call, as kube-scheduler sends them; each call is about a new pod, and between calls one pod is bound, as in a queue.
+The floor is the time of orjson to parse both bodies and to write both answers. The order of names differs in each call,
+as from kube-scheduler; each call has a new pod, and between calls one pod is bound, as in a queue.
 """
 
 import random
@@ -27,7 +27,7 @@ TARGET = 10.0
 
 
 class _Silent:
-    """Takes events and drops them."""
+    """Drops all events of the benchmark."""
 
     def record(self, event: object) -> None:
         del event
@@ -119,7 +119,7 @@ def _hold(mirror: Mirror, index: int, node: str, gpu: int) -> None:
 
 
 def _bind(core: DecisionCore, uid: str, node: str) -> None:
-    """What binding does to the ledger."""
+    """Update the ledger as a bind does."""
     entry = core.pending.entry(identifiers.PodUid(uid))
     assert entry is not None
     assert entry.decision is not None

@@ -1,4 +1,4 @@
-"""The structure of the source: sizes, widest constructors, arrows between folders, modules that a filter call passes.
+"""The structure of the source: sizes, widest constructors, imports between folders, modules that a filter call passes.
 
 Counted, not timed. `docs/explanation/architecture.md` quotes it.
 """
@@ -90,13 +90,13 @@ def _inits(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def _width(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """How many values it needs, `self` and those with defaults left out."""
+    """Return the number of required values, without `self` and those with defaults."""
     arguments = function.args
     return len(arguments.args) - 1 - len(arguments.defaults) + sum(one is None for one in arguments.kw_defaults)
 
 
 def _arrows(package: str, modules: dict[pathlib.Path, ast.Module]) -> set[tuple[str, str]]:
-    """Which folder of a package imports which other one; modules of its top level are boxes of their own."""
+    """Return the imports between folders of a package; each module of its top level counts as a folder."""
 
     def box(parts: tuple[str, ...]) -> str:
         return parts[1] if len(parts) > 1 else ""

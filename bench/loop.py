@@ -1,7 +1,7 @@
-"""The slowest step of the event loop that answers kube-scheduler, while everything slow is done at the same process.
+"""The slowest step of the event loop that answers kube-scheduler, while the same process does each of its slow tasks.
 
-Each load runs on a loop whose every callback is timed; a call of kube-scheduler waits for at most one of them, or for
-the thread that computes beside the loop to give the interpreter up. What a load takes as a whole is shown beside it.
+Each load runs on a loop that times every callback; a call of kube-scheduler waits for at most one of them, or until the
+thread beside the loop releases the interpreter. The total time of a load is shown beside it.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from scheduler_extender.settings import Settings
 
 TARGET_MS = 20.0
 _ROUNDS = 5
-"""The smallest of the slowest steps of so many rounds counts: the machine does other things too."""
+"""The number of rounds; the smallest of their slowest steps counts, because the machine is shared."""
 
 
 class _Silent:
-    """Takes events and drops them."""
+    """Drops all events of the benchmark."""
 
     def record(self, event: object) -> None:
         del event
@@ -216,7 +216,7 @@ def _gang(nodes: int, members: int) -> Load:
 
 
 def _review(shape: str) -> Load:
-    """An AdmissionReview as large as the webhook takes."""
+    """Return an AdmissionReview of the webhook's maximum size."""
     world = _World(10)
     limits = {"limits": {"nvidia.com/gpu": "1"}}
     containers: list[Any] = [{"name": "c0", "resources": limits}]
@@ -273,7 +273,7 @@ def _loads(quick: bool) -> Iterator[tuple[str, Callable[[], Load]]]:
 
 
 def _slowest_step(load: Load) -> tuple[float, float]:
-    """Milliseconds of the longest callback, and of the whole."""
+    """Return the milliseconds of the longest callback, and in total."""
     longest = 0.0
     run_handle = asyncio.Handle._run
 

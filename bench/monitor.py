@@ -1,4 +1,4 @@
-"""What a scrape of the monitor costs beside printing the same samples from a registry in which they already stand."""
+"""The cost of a scrape of the monitor, compared with printing the same samples from a static registry."""
 
 import statistics
 import time
@@ -27,7 +27,7 @@ class _Static(registry.Collector):
 
 
 def run(quick: bool) -> report.Report:
-    """Compare the two, in turns."""
+    """Compare the two in alternating rounds."""
     view = _view()
     gauges = collector.Gauges(lambda: view, compatible=True)
     ours, static = prometheus_core.CollectorRegistry(), prometheus_core.CollectorRegistry()

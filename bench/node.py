@@ -1,7 +1,7 @@
-"""What a container start costs on the node: Allocate and PreStartContainer beside an empty call on the same socket.
+"""The cost of a container start on the node: Allocate and PreStartContainer, compared with an empty call.
 
 The plugin runs as in a cluster (service account, no kubeconfig) against a real kube-apiserver, with 8 GPUs and 80 pods;
-the kubelet is the lab's stand-in. Needs root, for the place where the service account lies.
+the kubelet is the lab's fake. Needs root, for the path of the service account.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ def _milliseconds(seconds: list[float]) -> list[float]:
 
 
 def _populate(plane: control_plane.ControlPlane, driver: fake_driver.FakeDriver) -> list[dict[str, Any]]:
-    """As many pods as the node takes, each with a tenth of a GPU."""
+    """Return as many pods as fit on the node, each with a tenth of a GPU."""
     control_plane.add_nodes(plane.api, [gpus.gpu_node(NODE, gpus.A100, 0)])
     names = [f"pod-{number}" for number in range(GPUS * SLOTS)]
     for number, name in enumerate(names):
@@ -140,7 +140,7 @@ def _plugin(
 
 
 def _compiled(folder: pathlib.Path) -> dict[str, str]:
-    """Variables that let the plugin start from optimized bytecode, as in its image: compiling would stay in memory."""
+    """Return variables with which the plugin runs optimized bytecode, as in its image: compiling would use memory."""
     variables = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONOPTIMIZE": "2", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
     load = "import sys; sys.modules['rich'] = None; import device_plugin.__main__, device_plugin.driver.nvml"
     subprocess.run([sys.executable, "-c", load], check=True, env={**os.environ, **variables})
@@ -203,7 +203,7 @@ async def _measure(
 
 
 async def _written(folder: pathlib.Path, given: kubelet.Given) -> None:
-    """Wait until the specification is there, and old enough for a runtime to have seen it."""
+    """Wait until the specification exists, and is old enough for a runtime to read it."""
     device = given.answer.cdi_devices[0].name.removeprefix(f"{cdi_store.KIND}=")
     path = folder / "cdi" / f"hami-vgpu_{device}_{given.pod_uid}.json"
     while not path.exists():
@@ -212,7 +212,7 @@ async def _written(folder: pathlib.Path, given: kubelet.Given) -> None:
 
 
 async def _fault(node: kubelet.Kubelet, driver: fake_driver.FakeDriver) -> float:
-    """Seconds from an XID of a GPU to the kubelet's receipt; then the GPU is mended."""
+    """Return the seconds from an XID of a GPU to the kubelet's receipt; the GPU is then repaired."""
     told = asyncio.Event()
     node.listed = told.set
     driver.gpus[1].recovery_action = 1
@@ -228,7 +228,7 @@ async def _fault(node: kubelet.Kubelet, driver: fake_driver.FakeDriver) -> float
 
 
 def _cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far, to the nanosecond."""
+    """Return the CPU time of a process so far, in nanoseconds."""
     tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 

@@ -1,7 +1,7 @@
-"""An extender that says yes to everything: the ceiling for any extender in Python on the same machine.
+"""An extender that accepts every node: the upper limit of any extender in Python on the same machine.
 
-Filter answers the names it was sent, prioritize answers zeros, bind posts a plain Binding. Everything else (server,
-JSON, connections) is what our extender uses.
+Filter answers the names that it received, prioritize answers zeros, bind posts a plain Binding. Everything else
+(server, JSON, connections) is what our extender uses.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What a benchmark says: a table, the conditions it was measured under, and whether its targets are met."""
+"""The report of a benchmark: a table, its conditions, and whether its targets are met."""
 
 import dataclasses
 import importlib.metadata
@@ -13,7 +13,7 @@ import rich.table
 
 @dataclasses.dataclass
 class Report:
-    """The answer to one question."""
+    """The result of one benchmark."""
 
     question: str
     columns: list[str]
@@ -24,7 +24,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """The conditions that all benchmarks share."""
+    """Return the conditions that all benchmarks share."""
     models = [
         line.partition(":")[2].strip()
         for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()

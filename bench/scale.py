@@ -41,7 +41,7 @@ def run(quick: bool) -> report.Report:
 
 
 def _memory(pid: int) -> tuple[float, float]:
-    """Resident memory now and at its highest, in MiB."""
+    """Return the resident memory now and at its maximum, in MiB."""
     found = {}
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")

@@ -1,6 +1,6 @@
-"""What scrapes cost decisions: filter calls to a real extender that knows 5,000 nodes, with and without a scraper.
+"""The cost of scrapes for decisions: filter calls to a real extender of 5,000 nodes, with and without a scraper.
 
-Quiet and scraped rounds alternate. The scraper is a process of its own that requests the metrics ten times a second,
+Quiet and scraped rounds alternate. The scraper is a separate process that requests the metrics ten times a second,
 150 times as often as Prometheus does.
 """
 
@@ -22,7 +22,7 @@ TARGET_RATIO = 2.0
 
 
 def run(quick: bool) -> report.Report:
-    """Measure both, in turns."""
+    """Measure both in alternating rounds."""
     nodes, rounds, calls = (50, 2, 20) if quick else (5000, 5, 100)
     names = [f"node-{index:05d}" for index in range(nodes)]
     with tempfile.TemporaryDirectory(prefix="bench-") as text, api_server.running() as server:

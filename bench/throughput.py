@@ -1,8 +1,8 @@
-"""How many pods a second a real kube-scheduler binds with our extender, bare, and with a pass-through extender.
+"""Pods per second that a real kube-scheduler binds with our extender, with none, and with a pass-through extender.
 
-The pods are there before the scheduler starts; what is timed is the way from the first tenth to the last that it has
-bound, by its own metrics. Each round runs the three one after another, every other round in reverse order, and the
-ratio is taken within each round, because a machine that is shared changes its pace from minute to minute.
+The pods exist before the scheduler starts; the time from the first tenth to the last bound pod is measured, by its own
+metrics. Each round runs the three one after another, every other round in reverse order, and the ratio is computed
+within each round, because the speed of a shared machine changes from minute to minute.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from lab.real import components, control_plane, kube_scheduler
 
 TARGET = 0.8
 _POLL_SECONDS = 0.1
-"""Each look costs kube-scheduler some milliseconds."""
+"""Each read costs kube-scheduler some milliseconds."""
 _VARIANTS = ("bare", "pass-through", "ours")
 _LIMITS = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000"}
 
@@ -58,7 +58,7 @@ def run(quick: bool) -> report.Report:
 
 
 def _rate(plane: control_plane.ControlPlane, variant: str, pods: int) -> float:
-    # Nothing takes gpumem off a bare kube-scheduler's hands, so its pods request GPUs only.
+    # A kube-scheduler without extender does not know gpumem, so its pods request GPUs only.
     limits = {"nvidia.com/gpu": "1"} if variant == "bare" else _LIMITS
     container = {"name": "main", "image": "train:1", "resources": {"limits": limits}}
     spec = {"schedulerName": "hami-scheduler", "containers": [container]}
@@ -76,7 +76,7 @@ def _rate(plane: control_plane.ControlPlane, variant: str, pods: int) -> float:
 
 
 def _time(scheduler: kube_scheduler.KubeScheduler, pods: int) -> float:
-    """Seconds for all pods, from the pace after the first tenth."""
+    """Return the seconds for all pods, from the rate after the first tenth."""
     started, before, bound = 0.0, 0, 0
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:

@@ -1,7 +1,7 @@
-"""What a page costs at 5,000 nodes and 50,000 pods, in time and CPU, beside a static file of its size.
+"""The cost of a page at 5,000 nodes and 50,000 pods, in time and CPU, compared with a static file of its size.
 
-The extender, its API server and the WebUI are real processes of this machine. A viewer asks every three seconds, as the
-page does, and says which version it has.
+The extender, its API server and the WebUI are real processes of this machine. A viewer requests the page every three
+seconds, as the page does, and sends the version that it has.
 """
 
 import concurrent.futures
@@ -32,16 +32,16 @@ _BATCHES = 11
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """What one request takes."""
+    """The cost of one request."""
 
     times: list[float]
-    """Seconds of each."""
+    """Seconds of each request."""
     cpu_seconds: float
-    """Of one."""
+    """CPU seconds of one request."""
 
 
 def run(quick: bool) -> report.Report:
-    """Measure each page, and one of them with viewers, each beside a file of its size."""
+    """Measure each page, and one of them with viewers, each compared with a file of its size."""
     nodes, pods, repeats, seconds = (50, 500, 5, 4) if quick else (5_000, 50_000, 30, 30)
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -155,7 +155,7 @@ def _cpu_rate(pid: int, seconds: float) -> float:
 
 
 def _cost(pid: int, ask: Callable[[], list[float]]) -> _Cost:
-    """In batches, of which the middle one counts: now and then the process reads a whole cluster beside."""
+    """Measure in batches and return the median, because the process reads the whole cluster from time to time."""
     times: list[float] = []
     batches: list[float] = []
     for _ in range(_BATCHES):
@@ -167,7 +167,7 @@ def _cost(pid: int, ask: Callable[[], list[float]]) -> _Cost:
 
 
 def _cost_of_viewers(pid: int, idle: float, url: str, path: str, seconds: float) -> _Cost:
-    """What the process does without them is taken off."""
+    """Measure with viewers; the process's cost without them is subtracted."""
     started, before = time.monotonic(), _cpu_seconds(pid)
     times = _viewers(url, path, seconds)
     busy = _cpu_seconds(pid) - before - idle * (time.monotonic() - started)
@@ -244,7 +244,10 @@ def _children(pid: int) -> list[int]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of all threads of a process and its children. Source: proc(5), schedstat: nanoseconds on a CPU come first."""
+    """Return the CPU time of all threads of a process and its children.
+
+    Source: proc(5), schedstat: nanoseconds on a CPU come first.
+    """
     found = 0
     for one in (pid, *_children(pid)):
         for task in pathlib.Path(f"/proc/{one}/task").iterdir():

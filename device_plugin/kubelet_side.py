@@ -53,7 +53,7 @@ class KubeletSide:
         checkpoint_file = CheckpointFile(settings.kubelet_dir, names.count)
         self.resources = PodResources(settings.kubelet_dir, names.count)
         store = CdiStore(settings.cdi_dir)
-        owners = Owners(checkpoint_file, self.resources, pods, lambda: watch.synced and not watch.trouble)
+        owners = Owners(checkpoint_file, self.resources, pods, lambda: watch.synced and not watch.problem)
         container_edits = ContainerEdits(node, pods, assignments)
         matcher = Matcher(
             pods=pods,

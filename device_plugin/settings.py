@@ -111,7 +111,7 @@ class Settings:
     """Which MIG instances that no record names are destroyed: `own`, those that the plugin made, or `all`."""
     topology_score: bool = False
     """Whether scores of the links between GPUs are published, for topology-aware placement."""
-    health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
+    health: health_endpoint.ProbeSettings = field(default_factory=health_endpoint.ProbeSettings)
     """Settings of probes."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""

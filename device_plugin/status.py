@@ -38,7 +38,7 @@ class Status:
             ),
             "kubelet": self._kubelet_side.registration.component(required=bool(offered)),
             "pods": Component(
-                watch.synced, watch.trouble or ("watching" if watch.synced else "not listed yet"),
+                watch.synced, watch.problem or ("watching" if watch.synced else "not listed yet"),
                 now - (watch.last_heard or self._started_at),
             ),
             "inventory": side.publisher.component(),

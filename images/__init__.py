@@ -1,1 +1,1 @@
-"""The two container images, and how they are made without a Docker engine."""
+"""The two container images, and their build without a Docker engine."""

@@ -1,6 +1,6 @@
 """Build both images: `python -m images.build`, as root, with `mmdebstrap buildah busybox-static` from apt.
 
-The bases are made of Debian packages: what runs has Python and no shell. With an engine of your own, run it with
+The bases are built from Debian packages: they have Python and no shell. With a container engine, run it with
 `--wheels-only` and then `docker build --target hami -f images/Dockerfile .`.
 """
 
@@ -25,7 +25,7 @@ BUILD_PACKAGES = ("python3", "python3-pip", "busybox-static", "ca-certificates",
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 TARGETS = ("hami", "hami-node")
 PACKAGES = "usr/share/packages"
-"""In the base: name and version of each Debian package, because what would know them is taken away."""
+"""In the base: name and version of each Debian package, because the package database is removed."""
 _GONE = (
     "usr/bin/dpkg* usr/bin/update-alternatives usr/bin/py3* usr/bin/pdb3* usr/bin/pydoc3* usr/bin/pygettext3* bin/tar "
     "usr/lib/dpkg var/lib/dpkg usr/share/doc usr/share/man usr/share/locale usr/share/info"
@@ -35,11 +35,11 @@ _RUNTIME_HOOKS = (
     f'cd "$1" && rm -rf {_GONE}',
 )
 EPOCH = "0"
-"""The time of every file, so that an image made again is the same."""
+"""The time of every file, so that builds are reproducible."""
 
 
 def run(*command: str, **environment: str) -> str:
-    """The output of a command; where it fails, the process ends with what it said."""
+    """Return the output of a command; if it fails, the process ends with its error message."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment})  # noqa: S603
     if done.returncode:
         raise SystemExit(f"{' '.join(command[:6])} … failed:\n{(done.stderr or done.stdout)[-3000:]}")
@@ -47,7 +47,7 @@ def run(*command: str, **environment: str) -> str:
 
 
 def fetch_wheels(folder: pathlib.Path) -> None:
-    """What the images hold, by its hashes, for their Python and not for ours; and our own wheel."""
+    """Download the images' wheels by their hashes, for the images' Python; and build our own wheel."""
     pip = (sys.executable, "-m", "pip")
     platforms = [part for one in PLATFORMS for part in ("--platform", one)]
     for name in ("image", "node-image"):
@@ -83,7 +83,7 @@ def fetch_wheels(folder: pathlib.Path) -> None:
 
 
 def make_base(name: str, packages: Sequence[str], folder: pathlib.Path) -> str:
-    """An image of Debian packages and nothing else; no script of theirs is run in it. Returns its name."""
+    """Build an image of Debian packages without running their scripts. Returns its name."""
     variant = ["--variant=essential", "--aptopt=APT::Install-Recommends no"]
     if name == "runtime":
         variant = ["--variant=extract", *(f"--extract-hook={hook}" for hook in _RUNTIME_HOOKS)]
@@ -96,12 +96,12 @@ def make_base(name: str, packages: Sequence[str], folder: pathlib.Path) -> str:
 
 
 def buildah(*arguments: str) -> str:
-    """The output of buildah, run where no kernel feature can be counted on."""
+    """Return the output of buildah, with options that need no kernel feature."""
     return run("buildah", "--storage-driver", "vfs", *arguments, BUILDAH_ISOLATION="chroot")
 
 
 def bill_of_materials(target: str, image: str) -> dict[str, Any]:
-    """What an image holds, as CycloneDX 1.5: Debian packages and Python distributions."""
+    """Return the bill of materials of an image, as CycloneDX 1.5: Debian packages and Python distributions."""
     container = buildah("from", image).strip()
     try:
         root = pathlib.Path(buildah("mount", container).strip())
@@ -126,9 +126,9 @@ def _component(name: str, version: str, purl: str) -> dict[str, str]:
 
 
 def main() -> None:
-    """Build, and say how large they are."""
+    """Build the images, and print their sizes."""
     parser = argparse.ArgumentParser(prog="python -m images.build", description=__doc__)
-    parser.add_argument("--wheels-only", action="store_true", help="only fetch what the Dockerfile copies")
+    parser.add_argument("--wheels-only", action="store_true", help="only download what the Dockerfile copies")
     options = parser.parse_args()
     wheels, out = BUILD / "wheels", BUILD / "images"
     for folder in (wheels, out):

@@ -1,4 +1,4 @@
-"""The lab's API server by itself, with fake GPU nodes: `python -m lab --nodes 10`. For kubectl and for benchmarks."""
+"""Run the lab's API server alone, with fake GPU nodes: `python -m lab --nodes 10`. For kubectl and benchmarks."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ _GPUS_PER_NODE = 8
 
 
 def bound_pod(index: int, node: str, gpu: int) -> store.Object:
-    """A running pod that holds a tenth of the cores and 8000 MiB of one of its node's GPUs."""
+    """Return a running pod that holds a tenth of the cores and 8000 MiB of one of its node's GPUs."""
     uuid = gpus.gpu_uuid(node, gpu % _GPUS_PER_NODE)
     shares = ((allocations.Share(uuid, 8000, 10),),)
     annotations = records.pod_annotations(

@@ -1,7 +1,7 @@
-"""An in-memory Kubernetes API server: good enough for kubectl, for a real kube-scheduler and for our processes.
+"""An in-memory Kubernetes API server, sufficient for kubectl, for a real kube-scheduler and for our processes.
 
-Raw ASGI on uvicorn. What it does and does not do is held by contract tests that run against a real kube-apiserver as
-well. `faults` lets a test lose answers, cut watches and forget history.
+ASGI on uvicorn without a framework. Contract tests compare its behaviour with a real kube-apiserver. `faults` lets a
+test lose answers, end watches and drop history.
 
 Source: the Kubernetes API conventions; behaviour compared with kube-apiserver 1.36.
 """
@@ -35,7 +35,7 @@ _OPTIONAL_BODY = b"{}"
 
 
 class _Request:
-    """One call, taken apart."""
+    """One parsed call of a client."""
 
     def __init__(self, scope: Scope, body: bytes) -> None:
         self.method: str = scope["method"]
@@ -81,10 +81,10 @@ class ApiServer:
     """The ASGI application.
 
     Attributes:
-        store: What it keeps.
-        faults: What it is told to do wrong.
-        token: The bearer token it knows. A call without any is served too, because kubectl sends none over plain
-            HTTP; so it listens on loopback only.
+        store: The objects.
+        faults: The injected faults.
+        token: The accepted bearer token. A call without a token is served too, because kubectl sends none over plain
+            HTTP; so the server listens on loopback only.
     """
 
     def __init__(self, token: str) -> None:
@@ -262,7 +262,7 @@ class ApiServer:
         )
 
     def _evict(self, request: _Request) -> tuple[int, bytes]:
-        """Without budgets: every eviction is let through."""
+        """Evict a pod; there are no disruption budgets."""
         options = request.json().get("deleteOptions") or {}
         assert request.resource is not None
         before = self.store.get(request.resource, request.namespace, request.name)
@@ -291,7 +291,7 @@ class ApiServer:
     def _begin_deletion(
         self, resource: kinds.Resource, key: store.Key, before: store.Object, grace: Any
     ) -> store.Object:
-        """A bound pod stays until its kubelet confirms; everything else goes at once."""
+        """Delete an object at once; a bound pod stays until its kubelet confirms."""
         seconds = int(grace) if grace is not None else before.get("spec", {}).get("terminationGracePeriodSeconds", 30)
         if resource is not kinds.PODS or not before["spec"].get("nodeName") or seconds == 0:
             self.store.remove(resource, key, before)
@@ -400,7 +400,7 @@ class ApiServer:
 
 
 def _status_metadata(before: store.Object, after: store.Object) -> store.Object:
-    """A write of the status may change annotations and labels of the object too, and nothing else of its metadata."""
+    """Write a status, with annotations and labels, and no other metadata."""
     changed = after.get("metadata") or {}
     kept = {key: changed[key] for key in ("annotations", "labels", "uid", "resourceVersion") if key in changed}
     return {**before["metadata"], **kept}
@@ -450,7 +450,7 @@ async def _stream(send: Send, body: bytes) -> None:
 
 
 def kubeconfig(url: str, token: str) -> str:
-    """A kubeconfig that leads to a server, as JSON, which is YAML too."""
+    """Return a kubeconfig for a server, as JSON, which is YAML too."""
     return orjson.dumps(
         {
             "apiVersion": "v1",
@@ -468,7 +468,7 @@ class Running:
     """An API server that runs in a thread of this process.
 
     Attributes:
-        url: Where it listens.
+        url: Its address.
         app: The server.
         loop: Its event loop, the only place from which its store may be touched.
     """
@@ -476,7 +476,7 @@ class Running:
     def __init__(self, host: str, port: int, token: str) -> None:
         self.app = ApiServer(token)
         self.token = token
-        # The protocol is named, because only then does asyncio switch Nagle's algorithm off, which costs 40 ms a call.
+        # The protocol is explicit, because only then asyncio disables Nagle's algorithm, which costs 40 ms a call.
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind((host, port))
@@ -510,7 +510,7 @@ class Running:
         self._socket.close()
 
     def call(self, action: Callable[[], Any]) -> Any:
-        """Do something on the server's event loop, such as looking into its store, and return the outcome."""
+        """Call a function on the server's event loop, for example to read its store, and return the result."""
 
         async def act() -> Any:
             return action()
@@ -533,7 +533,7 @@ class Running:
             return orjson.loads(answer.read())
 
     def write_kubeconfig(self, path: pathlib.Path) -> pathlib.Path:
-        """Write the way to this server to a file that only its owner reads."""
+        """Write a kubeconfig for this server, readable by its owner only."""
         path.touch(mode=0o600)
         path.write_text(kubeconfig(self.url, self.token))
         return path
@@ -546,7 +546,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(host: str = "127.0.0.1", port: int = 0) -> Iterator[Running]:
-    """Run an API server for as long as the context lasts. Port 0 takes a free one."""
+    """Run an API server until the context ends. Port 0 selects a free one."""
     server = Running(host, port, secrets.token_hex(16))
     server.start()
     try:

@@ -8,7 +8,7 @@ import sys
 
 
 class CompilerFailed(Exception):
-    """There is no C compiler, or it does not accept a source; the text says which."""
+    """The C compiler is missing, or rejects a source; the text names the cause."""
 
 
 def command() -> list[str]:

@@ -11,7 +11,7 @@ from cryptography.x509 import oid
 
 
 def write(certificate: pathlib.Path, key: pathlib.Path, common_name: str = "localhost") -> None:
-    """Make a certificate for `localhost` and 127.0.0.1, valid for a day, in place of what was there."""
+    """Make a certificate for `localhost` and 127.0.0.1, valid for a day, replacing an earlier one."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(oid.NameOID.COMMON_NAME, common_name)])
     alternatives = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]

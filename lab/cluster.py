@@ -26,7 +26,7 @@ class ServedNode(Protocol):
     kubelet: kubelet.Kubelet
 
     async def run(self, keep: store.Store) -> None:
-        """Serve for ever; ends only by cancellation."""
+        """Serve until cancelled."""
 
 
 class Cluster:
@@ -36,7 +36,7 @@ class Cluster:
         server: Its API server.
         extender: Its extender.
         scheduler: Its scheduler loop.
-        kubeconfig: The way in for kubectl and for everything else.
+        kubeconfig: The kubeconfig for kubectl and all other clients.
         gpu_nodes: The nodes that a device plugin serves, by name.
     """
 
@@ -57,7 +57,7 @@ class Cluster:
         return created
 
     def all(self, resource: kinds.Resource) -> list[store.Object]:
-        """All objects of a kind."""
+        """Return all objects of a kind."""
         found: list[store.Object] = self.server.call(
             lambda: [value for _, value in self.server.app.store.all(resource)]
         )
@@ -74,15 +74,15 @@ def running(
     plugins: bool = False,
     make_node: Callable[[pathlib.Path, pathlib.Path, store.Object, Sequence[gpus.Gpu]], ServedNode] = gpu_nodes.GpuNode,
 ) -> Iterator[Cluster]:
-    """A cluster for as long as the context lasts.
+    """Run a cluster until the context ends.
 
     Args:
         nodes: Its nodes.
         arguments: More flags for the extender.
-        port: Port of the API server; 0 takes a free one.
+        port: Port of the API server; 0 selects a free one.
         folder: Holds the kubeconfig and logs; a temporary one by default.
         plugins: Whether a device plugin and a kubelet of its own serve each node, instead of one task for all.
-        make_node: What makes such a node of a folder, the kubeconfig, the node and its GPUs.
+        make_node: Creates a served node from a folder, the kubeconfig, the node and its GPUs.
 
     Raises:
         NodesNotReady: A device plugin does not register in time.
@@ -109,7 +109,7 @@ def running(
 
 @contextlib.contextmanager
 def _serving(cluster: Cluster, node: ServedNode) -> Iterator[None]:
-    """The device plugin and the kubelet of a node, for as long as the context lasts."""
+    """Run the device plugin and the kubelet of a node until the context ends."""
     cluster.gpu_nodes[node.name] = node
     with _task(cluster.server, lambda: node.run(cluster.server.app.store)):
         yield
@@ -133,7 +133,7 @@ def _wait_registered(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def _task(server: api_server.Running, make: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
-    """Something that runs on the server's event loop for as long as the context lasts."""
+    """Run a task on the server's event loop until the context ends."""
     future = asyncio.run_coroutine_threadsafe(make(), server.loop)
     try:
         yield

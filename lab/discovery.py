@@ -1,4 +1,4 @@
-"""What clients ask first: which groups, versions and kinds there are."""
+"""The discovery documents: groups, versions and kinds."""
 
 import collections
 import functools
@@ -13,7 +13,7 @@ _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "updat
 
 @functools.cache
 def document(path: str) -> bytes | None:
-    """The discovery document at a path, or None."""
+    """Return the discovery document at a path, or None."""
     parts = path.strip("/").split("/")
     match parts:
         case ["version"]:
@@ -41,7 +41,7 @@ def _paths() -> list[str]:
 
 
 def _openapi(path: str) -> bytes:
-    """Just enough for `kubectl apply` to leave the checking of fields to the server."""
+    """Return the minimal schema with which `kubectl apply` leaves the validation of fields to the server."""
     paths = {}
     for one in kinds.RESOURCES:
         if path != (f"apis/{one.group}/{one.version}" if one.group else f"api/{one.version}"):

@@ -1,4 +1,4 @@
-"""The extender as a real process, for whoever has an API server for it: the demo, tests and benchmarks."""
+"""The extender as a real process, for the demo, tests and benchmarks."""
 
 import contextlib
 import pathlib
@@ -12,7 +12,7 @@ _LISTENERS = {"verbs": "--http-bind", "api": "--api-bind", "health": "--health-b
 
 
 class ExtenderProcess(service_process.ServiceProcess):
-    """An extender as a process of its own."""
+    """An extender in a separate process."""
 
     def __init__(
         self, kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str, within: Sequence[str] = ()
@@ -27,28 +27,28 @@ class ExtenderProcess(service_process.ServiceProcess):
 
     @property
     def verbs(self) -> str:
-        """Where kube-scheduler calls it, `HOST:PORT`."""
+        """The address for kube-scheduler, `HOST:PORT`."""
         return self.addresses["verbs"]
 
     @property
     def api(self) -> str:
-        """Where its read API is."""
+        """The address of its read API."""
         return self.addresses["api"]
 
     @property
     def webhook(self) -> str:
-        """Where its admission webhook is, if it has a certificate."""
+        """The address of its admission webhook, if it has a certificate."""
         return self.addresses["webhook"]
 
     @property
     def health(self) -> str:
-        """Where its health and metrics are."""
+        """The address of its health and metrics."""
         return self.addresses["health"]
 
 
 @contextlib.contextmanager
 def running(kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str) -> Iterator[ExtenderProcess]:
-    """A ready extender for as long as the context lasts."""
+    """Run a ready extender until the context ends."""
     extender = ExtenderProcess(kubeconfig, log_file, *arguments)
     extender.start()
     try:

@@ -1,4 +1,4 @@
-"""What the lab's API server is told to do wrong: refuse, dawdle, or do a thing and lose the answer."""
+"""Faults of the lab's API server: refusals, delays, and lost answers of calls that were executed."""
 
 import asyncio
 import re
@@ -9,23 +9,23 @@ from lab import store
 
 @dataclass(slots=True)
 class Fault:
-    """One way to go wrong, for calls that match."""
+    """One fault, for calls that match."""
 
     method: str
     path: str
     """A regular expression that occurs in the path."""
     times: int = 1
-    """How many calls it strikes."""
+    """The number of calls that it affects."""
     refuse_with: int = 0
-    """Answer this status and do nothing; 0 does what was asked."""
+    """Answer this status without executing the call; 0 executes it."""
     delay_seconds: float = 0.0
     loses_answer: bool = False
-    """Do what was asked, and never answer."""
+    """Execute the call, and never answer."""
     answers: store.Object | None = None
-    """Answer this, and do nothing."""
+    """Answer this body without executing the call."""
 
     async def before(self) -> None:
-        """What happens before the call is served.
+        """Apply the fault before the call is served.
 
         Raises:
             ApiError: The call is refused.
@@ -40,7 +40,7 @@ class Faults:
     """The faults that are armed.
 
     Attributes:
-        clock_ahead_seconds: How far the clock that answers tell is ahead of the true one.
+        clock_ahead_seconds: Seconds by which the clock in answers is ahead of the true one.
     """
 
     def __init__(self) -> None:
@@ -49,20 +49,20 @@ class Faults:
         self._expired_before = 0
 
     def arm(self, fault: Fault) -> None:
-        """Let the next matching calls go wrong."""
+        """Arm a fault for the next matching calls."""
         self._armed.append(fault)
 
     @property
     def armed(self) -> bool:
-        """Whether another call can go wrong."""
+        """Whether a fault is armed."""
         return bool(self._armed)
 
     def disarm(self) -> None:
-        """Let nothing go wrong any more."""
+        """Remove all armed faults."""
         self._armed.clear()
 
     def match(self, method: str, path: str) -> Fault | None:
-        """The fault that strikes this call."""
+        """Return the fault that affects this call."""
         for fault in self._armed:
             if fault.method == method and re.search(fault.path, path):
                 fault.times -= 1
@@ -72,9 +72,9 @@ class Faults:
         return None
 
     def expire_lists(self, version: int) -> None:
-        """Let continue tokens of lists older than that version be refused with 410."""
+        """Refuse continue tokens of lists older than that version with 410."""
         self._expired_before = version
 
     def expired(self, version: int) -> bool:
-        """Whether a list of that version may not be continued."""
+        """Return whether a list of that version cannot be continued."""
         return version < self._expired_before

@@ -1,4 +1,4 @@
-"""Nodes of the lab that are served as a real one is: GPUs, a stand-in kubelet, and our device plugin between them."""
+"""Nodes of the lab that are served like real ones: GPUs, a fake kubelet, and our device plugin between them."""
 
 import asyncio
 import contextlib
@@ -14,27 +14,27 @@ from gpu_sharing.core import gpus, health, identifiers, records
 from lab import hami_core, kubelet, store
 
 RUNTIME = "containerd://2.4.2"
-"""What these nodes say they run; the stand-in resolves CDI names as it does."""
+"""The reported container runtime; the fake kubelet resolves CDI names as it does."""
 
 
 @dataclass(slots=True)
 class FakeGpus:
-    """A `GpuSource` of made-up GPUs, which a test changes while they are in use."""
+    """A `GpuSource` of fake GPUs, which a test changes while they are in use."""
 
     listed: list[gpu_source.Device]
     readings: dict[identifiers.GpuUuid, health.Reading] = field(default_factory=dict)
-    """What is not healthy; the others are."""
+    """The readings of unhealthy GPUs; the others are healthy."""
     faults: "queue.SimpleQueue[gpu_source.Fault]" = field(default_factory=queue.SimpleQueue)
     """XIDs to report."""
     usages: dict[identifiers.GpuUuid, gpu_source.Usage] = field(default_factory=dict)
-    """What is used; of the others nothing."""
+    """The used memory and utilization; 0 for the other GPUs."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
         return tuple(self.listed)
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
-        """See `GpuSource`; one that is listed no more has fallen off the bus."""
+        """See `GpuSource`; a GPU that is no longer listed has fallen off the bus."""
         if all(one.uuid != uuid for one in self.listed):
             return health.Reading(answered=False, lost=True)
         return self.readings.get(uuid, health.Reading(recovery_action=0))
@@ -88,7 +88,7 @@ class FakeGpus:
 
 
 def devices_of(inventory: Sequence[gpus.Gpu]) -> list[gpu_source.Device]:
-    """The GPUs of a fake node as a driver would describe them."""
+    """Return the GPUs of a fake node as a driver would describe them."""
     return [
         gpu_source.Device(
             uuid=gpu.uuid,
@@ -103,7 +103,7 @@ def devices_of(inventory: Sequence[gpus.Gpu]) -> list[gpu_source.Device]:
 
 
 def unserved(node: store.Object) -> store.Object:
-    """A fake node as it is before its device plugin comes: no inventory, no `nvidia.com/gpu`."""
+    """Return a fake node without its device plugin: no inventory, no `nvidia.com/gpu`."""
     status = dict(node["status"])
     for name in ("capacity", "allocatable"):
         status[name] = {key: value for key, value in status[name].items() if key != "nvidia.com/gpu"}
@@ -120,7 +120,7 @@ class GpuNode:
     """One served node.
 
     Attributes:
-        kubelet: Its stand-in kubelet.
+        kubelet: Its fake kubelet.
         gpus: Its GPUs.
     """
 
@@ -148,7 +148,7 @@ class GpuNode:
         self.kubelet = kubelet.Kubelet(self._options.kubelet_dir, self._options.cdi_dir)
 
     async def run(self, keep: store.Store) -> None:
-        """Serve for ever; ends only by cancellation."""
+        """Serve until cancelled."""
         agent = asyncio.create_task(kubelet.NodeAgent(keep, self.name, self.kubelet).run())
         stop = asyncio.Event()
         try:
@@ -158,7 +158,7 @@ class GpuNode:
                     await asyncio.wait([plugin, agent], return_when=asyncio.FIRST_COMPLETED)
                     for task in (plugin, agent):
                         if task.done():
-                            task.result()  # Neither ends by itself.
+                            task.result()  # Neither task ends by itself.
                 finally:
                     stop.set()
                     with contextlib.suppress(asyncio.CancelledError):

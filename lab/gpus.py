@@ -15,7 +15,7 @@ class Model:
     """A GPU model that fake nodes have."""
 
     type: str
-    """Product name in the form that inventories carry."""
+    """Product name as in inventories."""
     memory_mib: int
 
 
@@ -40,12 +40,12 @@ MODELS = {
 
 
 def gpu_uuid(node: str, index: int) -> identifiers.GpuUuid:
-    """The UUID of a fake GPU: the same at every start."""
+    """Return the UUID of a fake GPU: the same at every start."""
     return identifiers.GpuUuid(f"GPU-{uuid.uuid5(_NAMESPACE, f'{node}/{index}')}")
 
 
 def inventory(node: str, model: Model, count: int, slots: int = SLOTS) -> tuple[gpus.Gpu, ...]:
-    """The GPUs of a fake node."""
+    """Return the GPUs of a fake node."""
     return tuple(
         gpus.Gpu(
             uuid=gpu_uuid(node, index),
@@ -77,17 +77,17 @@ def gpu_node(
     labels: dict[str, str] | None = None,
     annotations: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A Node object with `count` GPUs, ready for pods.
+    """Return a Node object with `count` GPUs, ready for pods.
 
     Args:
         name: The node's name.
         model: Model of all its GPUs.
-        count: How many; 0 makes a node without GPUs.
-        slots: How many containers may share one GPU.
+        count: The number of GPUs; may be 0.
+        slots: The number of containers that may share one GPU.
         cpus: Its CPUs.
-        most_pods: How many pods it takes.
+        most_pods: The limit of its pods.
         labels: More labels.
-        annotations: More annotations, or others in place of those it would have.
+        annotations: More annotations; they override the defaults.
     """
     capacity = {"cpu": str(cpus), "memory": "1Ti", "pods": str(most_pods), "ephemeral-storage": "1Ti"}
     own: dict[str, str] = {}

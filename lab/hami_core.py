@@ -1,4 +1,4 @@
-"""A file in the place of the HAMi-core library: what the plugin looks at is there, and nothing that could be loaded."""
+"""A fake of the HAMi-core library: the header that the plugin checks, without loadable content."""
 
 import pathlib
 import platform
@@ -9,7 +9,7 @@ _SHARED_OBJECT = 3
 
 
 def place(hook_path: pathlib.Path, version: str = "v2.10.0") -> pathlib.Path:
-    """Put a library of a version where the plugin looks, as the chart's `hami-core` pods do. Returns its file."""
+    """Install a library of a version for the plugin, as the chart's `hami-core` pods do. Returns its file."""
     folder = hook_path / "vgpu"
     folder.mkdir(parents=True, exist_ok=True)
     found = folder / f"libvgpu.so.{version}"
@@ -18,5 +18,5 @@ def place(hook_path: pathlib.Path, version: str = "v2.10.0") -> pathlib.Path:
 
 
 def header(machine: str = "") -> bytes:
-    """The head of a shared library for a machine, by default this one."""
+    """Return the header of a shared library for a machine, by default this one."""
     return struct.pack("<4sBB10xHH", b"\x7fELF", 2, 1, _SHARED_OBJECT, _MACHINES[machine or platform.machine()])

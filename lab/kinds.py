@@ -1,6 +1,6 @@
-"""The kinds of objects that the lab's API server keeps, and where they are found.
+"""The kinds of objects of the lab's API server, and their paths.
 
-Besides what we use ourselves these are all kinds that the informers of a real kube-scheduler list and watch.
+They are the kinds that our processes use, and those that the informers of a real kube-scheduler list and watch.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind of object that the server keeps."""
+    """One kind of object of the server."""
 
     group: str
     version: str
@@ -25,7 +25,7 @@ class Resource:
 
     @property
     def storage(self) -> str:
-        """Under what name its objects are kept: both kinds of events are the same objects."""
+        """The name under which its objects are stored: both kinds of events are the same objects."""
         return "events" if self.plural == "events" else f"{self.plural}.{self.group}" if self.group else self.plural
 
 

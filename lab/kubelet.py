@@ -1,8 +1,8 @@
-"""A stand-in for one node's kubelet, as far as a device plugin can tell: sockets, admission, checkpoint, start.
+"""A fake of one node's kubelet, with all that a device plugin uses: sockets, admission, checkpoint, start.
 
 It registers plugins and follows their lists, allocates device ids at random, calls Allocate and PreStartContainer in
 the kubelet's order and with its rules about init containers, writes its checkpoint and serves podresources, and
-resolves CDI names as a container runtime does. What a container is started with can be read back.
+resolves CDI names as a container runtime does. The environment of a started container can be read back.
 
 Source: k8s.io/kubernetes pkg/kubelet/cm/devicemanager, 1.36; compared with the real one in the end-to-end tests.
 """
@@ -27,7 +27,7 @@ from protos.podresources.v1 import api_pb2 as resources_pb2
 from protos.podresources.v1 import api_pb2_grpc as resources_pb2_grpc
 
 CONTAINERD_1 = "containerd://1.7.20"
-"""Does not read CDI names unless it is told to: it starts the container as if there were none.
+"""A runtime that does not read CDI names unless configured: it starts the container without them.
 
 Source: containerd 1.7 pkg/cri/sbserver/container_create_linux.go (`EnableCDI`, off by default)."""
 CRI_O = "cri-o://1.34.0"
@@ -35,24 +35,26 @@ _REFUSALS = {
     "cri-o": "CDI device injection failed: unresolvable CDI devices {}",
     "containerd": "failed to create containerd container: CDI device injection failed: unresolvable CDI devices {}",
 }
-"""How runtimes word a name that they do not know. Source: cri-o internal/factory/container/device_linux.go, containerd
+"""The error messages of runtimes for an unknown name.
+
+Source: cri-o internal/factory/container/device_linux.go, containerd
 internal/cri/opts and the CDI library's pkg/cdi/cache.go."""
 _RETRY_SECONDS = 0.5
-"""The real kubelet's pace is 10 to 15 s."""
+"""The real kubelet retries after 10 to 15 s."""
 _PRESTART_SECONDS = 30.0
 
 
 class Rejected(Exception):
-    """The pod is not admitted, for good: `UnexpectedAdmissionError`."""
+    """The pod is not admitted, finally: `UnexpectedAdmissionError`."""
 
 
 class NotStarted(Exception):
-    """A container is not started now: `CreateContainerConfigError`, tried again."""
+    """A container is not started: `CreateContainerConfigError`, retried."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Given:
-    """What one container was given."""
+    """The devices allocated to one container."""
 
     pod_uid: str
     namespace: str
@@ -65,7 +67,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a container was started with."""
+    """The environment, mounts and devices of a started container."""
 
     environment: dict[str, str]
     mounts: dict[str, str]
@@ -97,22 +99,22 @@ class Kubelet:
 
     Attributes:
         reads_cdi: Whether the container runtime resolves CDI names; one that does not ignores them.
-        devices: Health of each id, as the plugin told.
-        given: What containers were given, by pod UID and container.
-        started: What containers were started with, by the same key.
+        devices: Health of each id, as the plugin reported.
+        given: The devices allocated to containers, by pod UID and container.
+        started: The started containers, by the same key.
         listed: Called after each list of the plugin.
     """
 
     def __init__(
         self, folder: pathlib.Path, cdi_dir: pathlib.Path, resource: str = "nvidia.com/gpu", runtime: str = "containerd"
     ) -> None:
-        """Say where the kubelet lies.
+        """Make a kubelet.
 
         Args:
-            folder: Of the kubelet.
-            cdi_dir: Of the container runtime's CDI specifications.
-            resource: Which one is served.
-            runtime: What the node says that its container runtime is, such as `containerd://1.7.20`.
+            folder: The kubelet's folder.
+            cdi_dir: The folder of the container runtime's CDI specifications.
+            resource: The served resource.
+            runtime: The reported container runtime, such as `containerd://1.7.20`.
         """
         self.folder = folder
         self._runtime = runtime.partition(":")[0]
@@ -129,7 +131,7 @@ class Kubelet:
         self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make the sockets anew; whoever was registered has to come again."""
+        """Create the sockets again; plugins must register again."""
         plugins, resources = self.folder / "device-plugins", self.folder / "pod-resources"
         for folder in (plugins, resources):
             folder.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,7 @@ class Kubelet:
         self._servers.append(server)
 
     async def stop(self) -> None:
-        """Go away as a killed kubelet does: what was given out stays in the checkpoint."""
+        """End as a killed kubelet does: allocations stay in the checkpoint."""
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
@@ -162,12 +164,12 @@ class Kubelet:
         self.devices = dict.fromkeys(self.devices, False)
 
     async def restart(self) -> None:
-        """Stop, and start anew."""
+        """Stop and start the kubelet."""
         await self.stop()
         await self.start()
 
     async def connect(self, request: api_pb2.RegisterRequest) -> None:
-        """Dial a plugin that registers, and follow its list."""
+        """Connect to a plugin that registers, and follow its list."""
         if self._following is not None:
             self._following.cancel()
         if self._channel is not None:
@@ -189,12 +191,12 @@ class Kubelet:
             async for answer in api_pb2_grpc.DevicePluginStub(channel).ListAndWatch(api_pb2.Empty()):
                 self.devices = {device.ID: device.health == "Healthy" for device in answer.devices}
                 self.listed()
-        # The stream has ended: nothing can be allocated until the plugin comes back.
+        # The stream has ended: nothing can be allocated until the plugin registers again.
         self.devices = dict.fromkeys(self.devices, False)
         self.listed()
 
     async def admit(self, pod: store.Object) -> None:
-        """Give a pod's containers their ids, init containers first, which app containers use again. One pod at a time.
+        """Allocate ids to a pod's containers, init containers first; app containers reuse theirs. One pod at a time.
 
         Raises:
             Rejected: There are too few ids, or Allocate fails.
@@ -254,7 +256,7 @@ class Kubelet:
         """Start, or start again, a container.
 
         Raises:
-            NotStarted: The plugin or the runtime refuses; try again.
+            NotStarted: The plugin or the runtime refuses; retry.
         """
         own = {one["name"]: one.get("value", "") for one in container.get("env") or ()}
         given = self.given.get((pod["metadata"]["uid"], container["name"]))
@@ -266,7 +268,7 @@ class Kubelet:
             )
         except grpc.aio.AioRpcError as refused:
             raise NotStarted(f"PreStartContainer failed: {refused.details()}") from refused
-        environment = dict(given.answer.envs) | own  # As the kubelet: plugins first, then the pod; CDI comes later.
+        environment = dict(given.answer.envs) | own  # As the kubelet: the plugin's, then the pod's; CDI later.
         mounts = {one.container_path: one.host_path for one in given.answer.mounts}
         devices = [one.host_path for one in given.answer.devices]
         for device in given.answer.cdi_devices if self.reads_cdi else ():
@@ -290,10 +292,10 @@ class Kubelet:
         raise NotStarted(_REFUSALS.get(self._runtime, _REFUSALS["containerd"]).format(name))
 
     def channel(self) -> grpc.aio.Channel:
-        """The way to the plugin.
+        """Return the connection to the plugin.
 
         Raises:
-            Rejected: None has registered.
+            Rejected: No plugin has registered.
         """
         if self._channel is None:
             raise Rejected("Allocate failed due to can't allocate unregistered device")
@@ -303,14 +305,14 @@ class Kubelet:
         return api_pb2_grpc.DevicePluginStub(self.channel())
 
     def release(self, uid: str) -> None:
-        """A pod has ended: its ids are free again."""
+        """Free the ids of a pod that has ended."""
         for key in [key for key in self.given if key[0] == uid]:
             del self.given[key]
             self.started.pop(key, None)
         self.write_checkpoint()
 
     def write_checkpoint(self) -> None:
-        """Write what was given out, in the kubelet's own format."""
+        """Write the checkpoint of allocations, in the kubelet's own format."""
         entries = [
             {
                 "PodUID": given.pod_uid, "ContainerName": given.container, "ResourceName": self._resource,
@@ -326,7 +328,7 @@ class Kubelet:
         part.rename(path)
 
     def pod_resources(self) -> resources_pb2.ListPodResourcesResponse:
-        """What podresources says: no plain init containers, one entry for each id."""
+        """Return the answer of podresources: no plain init containers, one entry for each id."""
         by_pod: dict[tuple[str, str], list[Given]] = collections.defaultdict(list)
         for given in self.given.values():
             if not given.init:
@@ -353,7 +355,7 @@ class Kubelet:
 
 
 class NodeAgent:
-    """A stand-in kubelet that serves one node of an API server: admits what is bound to it, and says how it goes."""
+    """A fake kubelet for one node of an API server: admits pods that are bound to it, and writes their status."""
 
     def __init__(self, keep: store.Store, node: str, kubelet: Kubelet) -> None:
         self._keep = keep
@@ -362,7 +364,7 @@ class NodeAgent:
         self._pods: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
-        """Serve for ever; ends only by cancellation."""
+        """Serve until cancelled."""
         await self._kubelet.start()
         self._kubelet.listed = self._publish
         self._publish()
@@ -381,7 +383,7 @@ class NodeAgent:
             await self._kubelet.stop()
 
     def _publish(self) -> None:
-        """Capacity and allocatable of the node, by the plugin's list."""
+        """Write the node's capacity and allocatable, by the plugin's list."""
         before = self._keep.get(kinds.NODES, "", self._node)
         status = dict(before.get("status") or {})
         for name, count in (
@@ -430,7 +432,7 @@ class NodeAgent:
 
 
 def _containers(pod: store.Object) -> list[tuple[dict[str, Any], bool]]:
-    """The containers in the order of their start, and whether each is an init container."""
+    """Return the containers in the order of their start, and whether each is an init container."""
     spec = pod["spec"]
     return [(one, True) for one in spec.get("initContainers") or ()] + [(one, False) for one in spec["containers"]]
 

@@ -1,7 +1,7 @@
-"""How GPUs of several models can be divided by MIG.
+"""MIG profiles of several GPU models.
 
 Source: NVIDIA Multi-Instance GPU User Guide, "Supported MIG Profiles" and "GPU Instance Placements"; memory is that of
-the name, less what the driver keeps, about 3 percent.
+the name, minus about 3 percent for the driver.
 """
 
 from gpu_sharing.core import mig
@@ -38,4 +38,4 @@ PROFILES = {
     "h200": _profiles(_SEVEN, 18, 35, 35, 71, 71, 141),
     "b200": _profiles(_SEVEN, 23, 45, 45, 90, 90, 180),
 }
-"""By model; `1g` of two memory slices has twice the memory for the compute of one."""
+"""The profiles by model; `1g` of two memory slices has twice the memory for the compute of one."""

@@ -1,4 +1,4 @@
-"""The monitor as a real process on a fake driver, for tests and the story of its metrics."""
+"""The monitor as a real process on a fake driver, for tests and the scenario of its metrics."""
 
 import contextlib
 import pathlib
@@ -8,7 +8,7 @@ from lab import fake_driver, service_process
 
 
 class MonitorProcess(service_process.ServiceProcess):
-    """A monitor as a process of its own."""
+    """A monitor in a separate process."""
 
     def __init__(
         self,
@@ -17,13 +17,13 @@ class MonitorProcess(service_process.ServiceProcess):
         arguments: Sequence[str],
         within: Sequence[str] = (),
     ) -> None:
-        """Say what is to run.
+        """Make a monitor process; `start` runs it.
 
         Args:
-            folder: Where its log and its library folder lie.
-            driver: The driver it finds.
+            folder: The folder of its log and its library folder.
+            driver: The driver that it loads.
             arguments: Its flags, but those of this folder.
-            within: A command that starts it.
+            within: A command in which it runs.
         """
         super().__init__(
             "device_plugin.monitor",
@@ -37,7 +37,7 @@ class MonitorProcess(service_process.ServiceProcess):
 
 @contextlib.contextmanager
 def running(monitor: MonitorProcess) -> Iterator[MonitorProcess]:
-    """A ready monitor for as long as the context lasts."""
+    """Run a ready monitor until the context ends."""
     monitor.start()
     try:
         monitor.wait_ready()

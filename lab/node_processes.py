@@ -1,4 +1,4 @@
-"""Nodes of the lab as they are on machines: device plugin and monitor as processes, on a driver that tests change."""
+"""Nodes of the lab with device plugin and monitor as processes, on a fake driver that tests change."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ class NodeProcesses:
         driver: Its GPUs; change them and `write`.
         plugin: Its device plugin.
         monitor: Its monitor.
-        kubelet: Its stand-in kubelet.
+        kubelet: Its fake kubelet.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class NodeProcesses:
         self.driver.write()
 
     def wait_ready(self) -> None:
-        """Wait until both processes are."""
+        """Wait until both processes are ready."""
         if not self._started.wait(_START_SECONDS):
             raise service_process.ServiceFailed(f"the processes of {self.name} do not start")
         for process in (self.plugin, self.monitor):

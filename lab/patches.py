@@ -28,7 +28,7 @@ def merge(target: Any, patch: Any) -> Any:
 
 
 def strategic(target: Any, patch: Any) -> Any:
-    """Like merge, but lists whose items have a key merge item by item."""
+    """Apply a strategic merge: like merge, but lists whose items have a key merge item by item."""
     if not isinstance(patch, dict):
         return patch
     result = dict(target) if isinstance(target, dict) else {}
@@ -45,7 +45,7 @@ def strategic(target: Any, patch: Any) -> Any:
 
 
 def _merge_list(target: list[Any], patch: list[Any], key: str) -> list[Any]:
-    """Items in the order of the patch; those that it does not name stay before what they stood before, else behind.
+    """Return items in the order of the patch; unnamed ones keep their place before the next one, or last.
 
     Source: k8s.io/apimachinery pkg/util/strategicpatch, normalizeElementOrder.
     """

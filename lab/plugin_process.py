@@ -9,7 +9,7 @@ from lab import fake_driver, hami_core, service_process
 
 
 class PluginProcess(service_process.ServiceProcess):
-    """A device plugin as a process of its own."""
+    """A device plugin in a separate process."""
 
     def __init__(
         self,
@@ -19,14 +19,14 @@ class PluginProcess(service_process.ServiceProcess):
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
     ) -> None:
-        """Say what is to run.
+        """Make a plugin process; `start` runs it.
 
         Args:
-            folder: Where its log, its library folder and its boot id lie.
-            driver: The driver it finds; None is the machine's own.
+            folder: The folder of its log, its library folder and its boot id.
+            driver: The driver that it loads; None is the machine's own.
             arguments: Its flags, but those of this folder.
             environment: More variables.
-            within: A command that starts it.
+            within: A command in which it runs.
         """
         self.hook_path = folder / "hook"
         self.boot_id_file = folder / "boot-id"
@@ -42,7 +42,7 @@ class PluginProcess(service_process.ServiceProcess):
         self.reboot("first")
 
     def reboot(self, name: str) -> None:
-        """Let the kernel be in another boot; takes effect when the plugin starts."""
+        """Change the boot id; takes effect when the plugin starts."""
         self.boot_id_file.write_text(f"{name}\n")
 
 
@@ -50,9 +50,9 @@ def host_cdi(folder: pathlib.Path, driver: fake_driver.FakeDriver, root: pathlib
     """Write a CDI specification of the driver's GPUs as nvidia-ctk makes them.
 
     Args:
-        folder: Where it goes.
-        driver: Whose GPUs.
-        root: The driver's root, which has device nodes; without one `/dev/null` is in the place of each.
+        folder: The folder of the file.
+        driver: The driver with the GPUs.
+        root: The driver's root, which has device nodes; without one `/dev/null` replaces each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
@@ -76,7 +76,7 @@ def host_cdi(folder: pathlib.Path, driver: fake_driver.FakeDriver, root: pathlib
 
 @contextlib.contextmanager
 def running(plugin: PluginProcess) -> Iterator[PluginProcess]:
-    """A ready plugin for as long as the context lasts."""
+    """Run a ready plugin until the context ends."""
     plugin.start()
     try:
         plugin.wait_ready()

@@ -1,4 +1,4 @@
-"""What a real API server does to pods beyond storing them: defaults, canonical quantities, binding, events' two faces.
+"""The API server's logic for pods: defaults, canonical quantities, binding, and the two APIs of events.
 
 Source: k8s.io/kubernetes pkg/registry/core/pod (assignPod) and k8s.io/apimachinery resource.Quantity's canonical form.
 """
@@ -13,7 +13,7 @@ _SUFFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def canonical(quantity: Any) -> str:
-    """A plain number as the API server rewrites it: `4000` becomes `4k`."""
+    """Return a plain number as the API server rewrites it: `4000` becomes `4k`."""
     text = str(quantity)
     if not re.fullmatch(r"\d{1,18}", text):
         return text
@@ -33,14 +33,14 @@ def _container(container: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(body: store.Object, priorities: Mapping[str, int]) -> store.Object:
-    """A pod as it is stored after creation.
+    """Return a pod as it is stored after creation.
 
     Args:
         body: As the client sent it.
         priorities: Value of each PriorityClass.
 
     Raises:
-        ApiError: It has no containers, or names a PriorityClass that does not exist.
+        ApiError: The pod has no containers, or names a PriorityClass that does not exist.
     """
     spec = dict(body.get("spec") or {})
     if not isinstance(spec.get("containers"), list) or not spec["containers"]:
@@ -65,7 +65,7 @@ def with_defaults(body: store.Object, priorities: Mapping[str, int]) -> store.Ob
 
 
 def bound(pod: store.Object, name: str, binding: Mapping[str, Any]) -> store.Object:
-    """A pod after a Binding. Like the real server, this does not validate the Binding's metadata.
+    """Return a pod after a Binding. Like the real server, this does not validate the Binding's metadata.
 
     Raises:
         ApiError: 409 where the real server refuses: another UID, bound already, being deleted.
@@ -113,17 +113,17 @@ _NEW_TO_OLD = {new: old for old, new in _OLD_TO_NEW.items()}
 
 
 def event_in(resource: kinds.Resource, event: store.Object) -> store.Object:
-    """An event in the field names of `events.k8s.io`, in which it is kept."""
+    """Return an event in the field names of `events.k8s.io`, in which it is stored."""
     if resource.group:
         return event
     return {_OLD_TO_NEW.get(key, key): value for key, value in event.items() if key not in ("apiVersion", "kind")}
 
 
 def event_out(resource: kinds.Resource, event: store.Object) -> store.Object:
-    """An event in the field names of the API under which it is read."""
+    """Return an event in the field names of the API by which it is read."""
     if resource.group:
         return {**event, "apiVersion": resource.api_version}
     old = {_NEW_TO_OLD.get(key, key): value for key, value in event.items()}
-    # kubectl prints the source of old events; new ones carry a controller.
+    # kubectl prints the source of old events; new ones have a controller.
     source = old.get("source") or {"component": event.get("reportingController", "")}
     return {**old, "apiVersion": "v1", "source": source}

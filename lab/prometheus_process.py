@@ -17,11 +17,11 @@ import yaml
 
 _START_SECONDS = 30.0
 TARGET_LABELS = ("job", "instance", "namespace", "pod", "container", "service", "endpoint")
-"""What the operator adds to each series that does not have it."""
+"""The labels that the operator adds to each series without them."""
 
 
 class PrometheusFailed(Exception):
-    """It does not start, or does not answer a query."""
+    """Prometheus does not start, or does not answer a query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Prometheus:
         self.url = url
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """An instant query: `metric` and `value` of each series.
+        """Return the result of an instant query: `metric` and `value` of each series.
 
         Raises:
-            PrometheusFailed: It is no query, or is not answered.
+            PrometheusFailed: The query is invalid, or has no answer.
         """
         query = urllib.parse.urlencode({"query": expression})
         try:
@@ -56,7 +56,7 @@ class Prometheus:
             raise PrometheusFailed(f"{expression}: {refused.read().decode(errors='replace')}") from refused
 
     def firing(self) -> set[str]:
-        """The names of the alerts that fire now."""
+        """Return the names of the firing alerts."""
         return {one["metric"]["alertname"] for one in self.query('ALERTS{alertstate="firing"}')}
 
 
@@ -64,14 +64,14 @@ class Prometheus:
 def running(
     program: str, folder: pathlib.Path, targets: Sequence[Target], rules: Mapping[str, Any], interval: str
 ) -> Iterator[Prometheus]:
-    """A Prometheus for as long as the context lasts.
+    """Run a Prometheus until the context ends.
 
     Args:
         program: Its binary.
-        folder: Where its files lie.
-        targets: What it scrapes.
+        folder: The folder of its files.
+        targets: The scraped processes.
         rules: The rule file.
-        interval: Between two scrapes, and between two evaluations, such as `500ms`.
+        interval: The time between two scrapes, and between two evaluations, such as `500ms`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))

@@ -1,8 +1,9 @@
-"""A scheduler loop that speaks the extender protocol as kube-scheduler does.
+"""A scheduler loop that uses the extender protocol as kube-scheduler does.
 
-It does what decides how an extender is called: nodes are ruled out by device ids, CPU, readiness, selectors and taints
-first; filter is asked with names; prioritize is skipped when one node is left; bind goes through the extender while the
-next pod is looked at; a refused pod waits with backoff, and a change of a bound pod or of its own metadata wakes it.
+It implements the parts that affect the calls of an extender: nodes are excluded by device ids, CPU, readiness,
+selectors and taints first; filter is called with names; prioritize is skipped when one node is left; bind runs through
+the extender while the next pod is scheduled; a rejected pod waits with backoff, and a change of a bound pod or of its
+own metadata wakes it.
 
 Source: k8s.io/kubernetes pkg/scheduler, 1.36: schedule_one.go, extender.go.
 """
@@ -30,18 +31,18 @@ _CHECKED = ("nvidia.com/gpu", "cpu")
 
 @dataclass(slots=True)
 class _Queued:
-    """A pending pod for its turn."""
+    """A pending pod in the queue."""
 
     key: store.Key
     attempts: int = 0
     ready_at: float = 0.0
     asleep: bool = False
-    """It was refused, and nothing has happened since that could change that."""
+    """It was rejected, and no later change could help."""
 
 
 @dataclass(slots=True)
 class Latencies:
-    """Seconds that calls to the extender took."""
+    """Durations of calls to the extender, in seconds."""
 
     filter: list[float] = field(default_factory=list)
     prioritize: list[float] = field(default_factory=list)
@@ -49,17 +50,17 @@ class Latencies:
 
 
 class Extender:
-    """The connection to an extender: one for the scheduling cycle, and one more per bind under way."""
+    """The connections to an extender: one for the scheduling cycle, and one more per bind in progress."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._idle: list[http.client.HTTPConnection] = []
 
     def call(self, verb: str, body: Any) -> Any:
-        """Ask, and return the decoded answer.
+        """Call the extender, and return the decoded answer.
 
         Raises:
-            OSError: No answer, or one that is not 200.
+            OSError: No answer, or its status is not 200.
         """
         encoded = orjson.dumps(body)
         for attempt in (1, 2):
@@ -105,7 +106,7 @@ class Scheduler:
         self.filter_calls = 0
 
     async def run(self) -> None:
-        """Schedule for ever; ends only by cancellation."""
+        """Schedule until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow())
@@ -145,7 +146,7 @@ class Scheduler:
         self._wake.set()
 
     def _count(self, key: store.Key, pod: store.Object | None) -> None:
-        """Keep the sums of what bound pods request per node."""
+        """Update the sums of the requests of bound pods per node."""
         before = self._counted.pop(key, None)
         if before is not None:
             for name, amount in before[1].items():
@@ -205,7 +206,7 @@ class Scheduler:
         task.add_done_callback(self._binding.discard)
 
     async def _choose(self, pod: store.Object) -> str | dict[str, int]:
-        """A node, or how many nodes there are by reason against them."""
+        """Return a node, or the number of nodes by reason of rejection."""
         reasons: dict[str, int] = {}
         names: list[str] = []
         wants = _requests(pod)
@@ -255,7 +256,7 @@ class Scheduler:
             latencies.append(time.perf_counter() - started)
 
     def _later(self, queued: _Queued, pod: store.Object, message: str) -> None:
-        """Note on the pod why it waits, and let it wait."""
+        """Write the reason on the pod, and queue it."""
         backoff = min(_FIRST_BACKOFF_SECONDS * 2 ** (queued.attempts - 1), _LONGEST_BACKOFF_SECONDS)
         queued.ready_at = time.monotonic() + backoff
         try:
@@ -290,7 +291,7 @@ class Scheduler:
 
 
 def _wakes(before: store.Object, after: store.Object) -> bool:
-    """Whether a change of an unbound pod is one that makes kube-scheduler try it again."""
+    """Return whether kube-scheduler tries a pending pod again after this change of it."""
     fields = ("annotations", "labels")
     return before["spec"] != after["spec"] or any(
         before["metadata"].get(name) != after["metadata"].get(name) for name in fields
@@ -306,7 +307,7 @@ def _amount(text: Any) -> float:
 
 
 def _requests(pod: store.Object) -> dict[str, float]:
-    """What the pod requests at the most at one time."""
+    """Return the most that the pod requests at one time."""
     spec = pod["spec"]
     apps = _sum(spec["containers"])
     sidecars: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""One of our services as a real process: started, waited for, read from, killed and started again."""
+"""One of our services as a real process: start, wait until ready, read, kill and restart."""
 
 import contextlib
 import json
@@ -18,14 +18,14 @@ _POLL_SECONDS = 0.02
 
 
 class ServiceFailed(Exception):
-    """The process ended, or is not ready in time; the text holds the end of its log."""
+    """The process ended, or is not ready in time; the text has the end of its log."""
 
 
 class ServiceProcess:
     """A service.
 
     Attributes:
-        addresses: Where each of its listeners is, `HOST:PORT`; started again, it takes the same ports.
+        addresses: The address of each listener, `HOST:PORT`; a restart uses the same ports.
         log_file: Its log, JSON lines.
     """
 
@@ -38,15 +38,15 @@ class ServiceProcess:
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
     ) -> None:
-        """Say what is to run.
+        """Make a process; `start` runs it.
 
         Args:
             module: As in `python -m`.
             listeners: The flag of each listener, by the name under which the process logs it.
             arguments: More flags.
-            log_file: Where its output goes.
+            log_file: The file of its output.
             environment: More variables.
-            within: A command that starts it.
+            within: A command in which it runs.
         """
         self._module = module
         self._listeners = listeners
@@ -66,7 +66,7 @@ class ServiceProcess:
     def command(self) -> list[str]:
         """The command line of the process."""
         binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
-        # Without what only the developers' environment has, as in the images: structlog loads rich where it is.
+        # Without packages of the developers' environment, as in the images: structlog loads rich if it is installed.
         start = (
             f"import runpy, sys; sys.modules['rich'] = None; runpy.run_module({self._module!r}, run_name='__main__')"
         )
@@ -74,14 +74,14 @@ class ServiceProcess:
         return [*program, *binds, "--log-format", "json", *self._arguments]
 
     def environment(self) -> dict[str, str]:
-        """All of its variables."""
+        """Return its environment variables."""
         return {**os.environ, "PYTHONUNBUFFERED": "1", **self._environment}
 
     def start(self) -> None:
         """Start, and wait until it listens.
 
         Raises:
-            ServiceFailed: It does not.
+            ServiceFailed: It does not listen in time.
         """
         offset = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
@@ -92,17 +92,17 @@ class ServiceProcess:
         self.addresses |= {name: line[name] for name in self._listeners if name in line}
 
     def wait_ready(self, timeout_seconds: float = _START_SECONDS) -> float:
-        """Wait until it is ready. Returns the seconds that took.
+        """Wait until it is ready. Returns the seconds until then.
 
         Raises:
-            ServiceFailed: It is not.
+            ServiceFailed: It is not ready in time.
         """
         started = time.monotonic()
         self._wait_for(lambda: self.get("health", "/readyz")[0] == 200, "ready", timeout_seconds)
         return time.monotonic() - started
 
     def get(self, listener: str, path: str) -> tuple[int, bytes]:
-        """Read from one of its listeners; status 0 when there is no answer."""
+        """Read from one of its listeners; status 0 if there is no answer."""
         try:
             with urllib.request.urlopen(f"http://{self.addresses[listener]}{path}", timeout=10) as answer:
                 return answer.status, answer.read()
@@ -112,25 +112,25 @@ class ServiceProcess:
             return 0, b""
 
     def metric(self, name: str) -> float:
-        """The value of a series, with its labels as they are printed."""
+        """Return the value of a series, with its labels as printed."""
         for line in self.get("health", "/metrics")[1].decode().splitlines():
             if line.startswith(f"{name} "):
                 return float(line.rpartition(" ")[2])
         raise KeyError(name)
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill it, as a crash would."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def wait_ended(self, timeout_seconds: float = 30.0) -> int:
-        """Wait until it has ended by itself. Returns its exit status."""
+        """Wait until it ends by itself. Returns its exit status."""
         assert self._process is not None
         return self._process.wait(timeout_seconds)
 
     def stop(self) -> None:
-        """End it as Kubernetes does: SIGTERM, and SIGKILL when that does not help."""
+        """End it as Kubernetes does: SIGTERM, then SIGKILL."""
         if self._process is None or self._process.poll() is not None:
             return
         self._process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ class ServiceProcess:
             self._process.wait()
 
     def log_lines(self, offset: int = 0) -> Iterator[dict[str, Any]]:
-        """Its log, line by line; lines that are no JSON are left out."""
+        """Return its log, line by line; lines that are not JSON are skipped."""
         with self.log_file.open("rb") as log:
             log.seek(offset)
             for line in log:
@@ -149,7 +149,7 @@ class ServiceProcess:
                     yield json.loads(line)
 
     def logged(self, event: str, offset: int = 0) -> dict[str, Any] | None:
-        """The first line of its log with that event."""
+        """Return the first line of its log with that event."""
         return next((line for line in self.log_lines(offset) if line.get("event") == event), None)
 
     def _wait_for(self, condition: Any, what: str, timeout_seconds: float = _START_SECONDS) -> Any:

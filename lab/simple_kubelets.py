@@ -1,4 +1,4 @@
-"""The kubelets of all nodes that no device plugin serves, in one task: what is bound runs, what is deleted goes."""
+"""The kubelets of all nodes without a device plugin, in one task: bound pods run, deleted pods are removed."""
 
 import asyncio
 import hashlib
@@ -10,12 +10,12 @@ _START_SECONDS = 0.05
 
 
 def container_id(pod: store.Object, name: str) -> str:
-    """The id that a container has here."""
+    """Return the id of a container."""
     return hashlib.sha256(f"{pod['metadata']['uid']}/{name}".encode()).hexdigest()
 
 
 def running(pod: store.Object) -> dict[str, Any]:
-    """The status of a pod whose init containers have succeeded and whose containers run."""
+    """Return the status of a pod whose init containers have succeeded and whose containers run."""
     spec = pod["spec"]
     done = {"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": store.now(), "startedAt": store.now()}}
     runs = {"running": {"startedAt": store.now()}}
@@ -40,7 +40,7 @@ def running(pod: store.Object) -> dict[str, Any]:
 
 
 async def run(server: api_server.ApiServer, others: frozenset[str] = frozenset()) -> None:
-    """Serve every node but others for ever; ends only by cancellation."""
+    """Serve every node except some until cancelled."""
     keep = server.store
     watcher = keep.watch(kinds.PODS, keep.version)
     present = [key for key, _ in keep.all(kinds.PODS)]
@@ -49,7 +49,7 @@ async def run(server: api_server.ApiServer, others: frozenset[str] = frozenset()
     try:
         while True:
             change = await watcher.queue.get()
-            if change is None:  # The watches were cut; what happened since is in the store.
+            if change is None:  # The watches were ended; later changes are in the store.
                 watcher = keep.watch(kinds.PODS, keep.version)
                 for key, _ in list(keep.all(kinds.PODS)):
                     _serve(keep, key, others)

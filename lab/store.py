@@ -1,7 +1,7 @@
-"""Objects, versions and watches in memory: what etcd and the registry are to a real API server.
+"""Objects, versions and watches in memory, as etcd and the registry of a real API server.
 
-One event loop owns a store; nothing here is thread-safe. Objects are plain decoded JSON and are never changed in
-place: a write puts a new object, so that what a watcher was given stays as it was.
+One event loop owns a store; nothing here is thread-safe. Objects are plain decoded JSON and are never changed in place:
+a write stores a new object, so that an object that a watcher holds does not change.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One write, as watchers see it."""
+    """One write, as watchers receive it."""
 
     version: int
     storage: str
@@ -67,10 +67,10 @@ class Store:
             self.create(kinds.NAMESPACES, "", {"metadata": {"name": name}, "status": {"phase": "Active"}})
 
     def get(self, resource: kinds.Resource, namespace: str, name: str) -> Object:
-        """One object.
+        """Return one object.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404 if it does not exist.
         """
         found = self._objects[resource.storage].get((namespace, name))
         if found is None:
@@ -78,7 +78,7 @@ class Store:
         return found
 
     def all(self, resource: kinds.Resource, namespace: str = "") -> Iterator[tuple[Key, Object]]:
-        """All objects of a kind in the order of their keys, of one namespace or of all."""
+        """Return all objects of a kind in the order of their keys, of one namespace or of all."""
         objects = self._objects[resource.storage]
         for key in sorted(objects):
             if not namespace or key[0] == namespace:
@@ -138,7 +138,7 @@ class Store:
         self._tell(Change(self.version, resource.storage, {**before, "metadata": metadata}, None))
 
     def encoded(self, resource: kinds.Resource, value: Object) -> bytes:
-        """An object as JSON, encoded once per version."""
+        """Return an object as JSON, encoded once per version."""
         metadata = value["metadata"]
         place = (f"{resource.api_version}/{resource.plural}", metadata.get("namespace", ""), metadata["name"])
         cached = self._encoded.get(place)
@@ -150,7 +150,7 @@ class Store:
         """Follow a kind of object from a version on.
 
         Raises:
-            ApiError: 410 if that version is forgotten.
+            ApiError: 410 if that version is no longer stored.
         """
         oldest = self._history[0].version - 1 if len(self._history) == _HISTORY else 0
         if since < max(self._compacted, oldest):
@@ -173,7 +173,7 @@ class Store:
         self._watchers.clear()
 
     def compact(self) -> None:
-        """Forget all history, as etcd's compaction does: older versions can not be watched any more."""
+        """Drop all history, as etcd's compaction does: older versions cannot be watched any more."""
         self._compacted = self.version
         self._history.clear()
         self.end_watches()
@@ -206,17 +206,17 @@ class Store:
 
 
 def not_found(resource: kinds.Resource, name: str) -> ApiError:
-    """A 404 as the real server words it."""
+    """Return a 404 with the real server's message."""
     return ApiError(404, "NotFound", f'{resource.plural} "{name}" not found')
 
 
 def conflict(resource: kinds.Resource, name: str, why: str) -> ApiError:
-    """A 409 as the real server words it."""
+    """Return a 409 with the real server's message."""
     return ApiError(409, "Conflict", f'Operation cannot be fulfilled on {resource.plural} "{name}": {why}')
 
 
 def now() -> str:
-    """A timestamp as the API writes it."""
+    """Return a timestamp in the API's format."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -224,7 +224,7 @@ Predicate = Callable[[Object], bool]
 
 
 def selector(query: Mapping[str, str]) -> Predicate:
-    """What `fieldSelector` and `labelSelector` let through.
+    """Return a filter by `fieldSelector` and `labelSelector`.
 
     Raises:
         ApiError: 400 for a selector that cannot be read.

@@ -1,6 +1,6 @@
-"""Monitors of made-up numbers for a cluster without GPUs: each container uses a part of what it was allocated.
+"""Fake monitors for a cluster without GPUs: each container uses a part of its allocation.
 
-They are found as real ones are, by the EndpointSlices of a Service: one address of this machine's loopback a node.
+The WebUI finds them like real ones, by the EndpointSlices of a Service: one address of this machine's loopback a node.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from lab import cluster, kinds
 
 SERVICE = "hami-monitor"
 _USED_PERCENT = (62, 91, 35, 108, 77)
-"""Of what was allocated, by the pod's turn; one uses more than it was allocated."""
+"""The used part of the allocation, by the pod's position; one pod exceeds its allocation."""
 
 
 def _exposition(api: str, node: str) -> str:
-    """What the monitor of a node says, in the names that the real one uses."""
+    """Return the metrics of a node, with the real monitor's names."""
 
     def read(what: str) -> list[Any]:
         with urllib.request.urlopen(f"http://{api}/api/v1/{what}", timeout=5) as answer:
@@ -49,7 +49,7 @@ def _exposition(api: str, node: str) -> str:
 
 @contextlib.contextmanager
 def serving(lab: cluster.Cluster, nodes: Sequence[str]) -> Iterator[str]:
-    """Their Service, as `--monitor-service` takes it, for as long as the context lasts."""
+    """Run them until the context ends, and yield their Service for `--monitor-service`."""
 
     def handler(node: str) -> type[http.server.BaseHTTPRequestHandler]:
         class Handler(http.server.BaseHTTPRequestHandler):

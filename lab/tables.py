@@ -54,7 +54,7 @@ _COLUMNS: dict[str, tuple[tuple[str, ...], Row]] = {
 
 
 def table(resource: kinds.Resource, items: Sequence[store.Object], version: str, token: str = "") -> dict[str, Any]:
-    """A `meta.k8s.io/v1` Table."""
+    """Return a `meta.k8s.io/v1` Table."""
     names, row = _COLUMNS.get(resource.plural, (("Age",), lambda value: [_age(value)]))
     if resource.plural != "events":
         names = ("Name", *names)

@@ -1,7 +1,7 @@
 """Public traces of GPU-sharing clusters, as nodes and pods that can be created.
 
-A pod's share of a GPU becomes `gpumem-percentage` and `gpucores`, as the trace knows one number per GPU; whole GPUs
-become a count. The node list lies beside the pod list. Pods come in the order of their creation, where the list has it.
+A pod's share of a GPU becomes `gpumem-percentage` and `gpucores`, as the trace has one number per GPU; whole GPUs
+become a count. The node list is beside the pod list. Pods come in the order of their creation, where the list has it.
 
 Source: the openb trace, see `lab/traces/README.md`.
 """
@@ -17,18 +17,18 @@ from lab import gpus
 SMALL = pathlib.Path(__file__).parent / "traces" / "openb-small-pods.csv"
 _NODE_LISTS = ("openb_node_list_gpu_node.csv", "openb-small-nodes.csv")
 _POD_LISTS = ("openb_pod_list_default.csv", SMALL.name)
-# The trace does not disclose these; shares are relative, so their size decides nothing.
+# The trace does not contain these sizes; shares are relative, so they do not matter.
 _UNDISCLOSED_MIB = 32_768
 _MEMORY_MIB = {"P100": 16_384, "T4": 15_360, "V100M16": 16_384, "V100M32": 32_768, "A10": 23_028}
 
 
 class BadTrace(Exception):
-    """A file that is not a trace; the text names it and what is wrong."""
+    """A file that is not a trace; the text names it and the error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A pod, and how much it requests."""
+    """A pod, and the size of its request."""
 
     pod: dict[str, Any]
     gpu_milli: int
@@ -41,16 +41,16 @@ class Trace:
 
     nodes: list[dict[str, Any]]
     gpus: int
-    """Of all nodes."""
+    """The number of GPUs of all nodes."""
     arrivals: list[Arrival]
 
     @property
     def pods(self) -> list[dict[str, Any]]:
-        """All pods, in the order of their arrival."""
+        """Return all pods, in the order of their arrival."""
         return [one.pod for one in self.arrivals]
 
     def until(self, percent: float) -> list[dict[str, Any]]:
-        """The first pods with GPUs, as long as they do not request more than so much of the cluster's GPUs together."""
+        """Return the first pods with GPUs that together request at most this percentage of the cluster's GPUs."""
         wanting = [one for one in self.arrivals if one.gpu_milli]
         asked = itertools.accumulate(one.gpu_milli for one in wanting)
         return [one.pod for one, sum_milli in zip(wanting, asked, strict=True) if sum_milli <= 10 * percent * self.gpus]
@@ -60,7 +60,7 @@ def read(path: pathlib.Path) -> Trace:
     """Read a pod list and the node list beside it, or the two of a folder.
 
     Raises:
-        BadTrace: A file is missing or has no such columns.
+        BadTrace: A file is missing or lacks a column.
     """
     folder, pod_file = (path, _beside(path, _POD_LISTS, "pod list")) if path.is_dir() else (path.parent, path)
     rows = _rows(_beside(folder, _NODE_LISTS, "node list"))
@@ -94,7 +94,7 @@ def _node(row: dict[str, str]) -> dict[str, Any]:
 
 
 def _created_at(row: dict[str, str]) -> int:
-    """Lists without that column are in order as they stand."""
+    """Return the sort key of a pod; lists without the column keep their order."""
     text = row.get("creation_time") or "0"
     return int(text) if text.isdecimal() else 0
 

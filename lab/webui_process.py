@@ -11,13 +11,13 @@ _SECONDS = 30.0
 
 
 class WebUIProcess(service_process.ServiceProcess):
-    """A WebUI as a process of its own."""
+    """A WebUI in a separate process."""
 
     def __init__(self, folder: pathlib.Path, extender: str, *arguments: str) -> None:
-        """Say what is to run.
+        """Make a WebUI process; `start` runs it.
 
         Args:
-            folder: Where its log lies.
+            folder: The folder of its log.
             extender: URL of the read API.
             arguments: More flags.
         """
@@ -30,7 +30,7 @@ class WebUIProcess(service_process.ServiceProcess):
 
     @property
     def url(self) -> str:
-        """Where the pages are."""
+        """The URL of the pages."""
         deadline = time.monotonic() + _SECONDS
         while (line := self.logged("pages")) is None:
             if time.monotonic() > deadline:
@@ -41,7 +41,7 @@ class WebUIProcess(service_process.ServiceProcess):
 
 @contextlib.contextmanager
 def running(webui: WebUIProcess) -> Iterator[WebUIProcess]:
-    """A ready WebUI for as long as the context lasts."""
+    """Run a ready WebUI until the context ends."""
     webui.start()
     try:
         webui.wait_ready()

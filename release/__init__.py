@@ -1,1 +1,1 @@
-"""What a release needs, checked by a script that publishes nothing."""
+"""The checks of a release; nothing is published."""

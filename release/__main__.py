@@ -1,4 +1,4 @@
-"""What is still missing for a release: `python -m release v1.2.3`. Status 1 where something is; publishes nothing."""
+"""Report what is missing for a release: `python -m release v1.2.3`. Status 1 if a check fails; publishes nothing."""
 
 import argparse
 import pathlib
@@ -12,13 +12,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def pages() -> dict[str, str]:
-    """Every generated file as it would be written now."""
+    """Return every generated file as it would be written now."""
     reference = {f"docs/reference/{name}": page() for name, page in generate.PAGES.items()}
     return reference | files.made()
 
 
 def what_remains(tag: str) -> list[str]:
-    """The commands that a person runs when all is well: from here on others see it."""
+    """Return the commands that publish the release, for a person to run."""
     version = tag.removeprefix("v")
     pushes = [
         f"buildah --storage-driver vfs push localhost/{name} docker://REGISTRY/hami-py/{name}:{version}"
@@ -35,18 +35,18 @@ def what_remains(tag: str) -> list[str]:
 
 
 def main() -> int:
-    """Ask, print, and say whether all is well."""
+    """Run and print the checks. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m release", description=__doc__)
     parser.add_argument("tag", help="of the release, for example v1.2.3")
     tag = parser.parse_args().tag
     missing = 0
     for one in checks.all_of(ROOT, tag, pages()):
         missing += not one.yes
-        print(f"{'yes' if one.yes else 'no':4}{one.question}{f': {one.told}' if one.told else ''}", flush=True)
+        print(f"{'yes' if one.yes else 'no':4}{one.question}{f': {one.detail}' if one.detail else ''}", flush=True)
     if missing:
-        print(f"\n{missing} of these have to be mended first.")
+        print(f"\n{missing} of these must be fixed first.")
         return 1
-    print("\nAll is well. Nothing is published yet; that is for you to run:\n")
+    print("\nAll checks passed. Nothing is published yet; run these commands to publish:\n")
     print("\n".join(f"    {command}" for command in what_remains(tag)))
     return 0
 

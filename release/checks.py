@@ -1,6 +1,6 @@
-"""The questions of a release, each about a folder with the project in it. They read, and change nothing.
+"""The checks of a release, each on a folder with the project. They only read.
 
-Built things must be newer than the last commit: an image of the commit before has the same version and other code.
+Built files must be newer than the last commit: an image of the previous commit has the same version and other code.
 """
 
 import json
@@ -20,19 +20,19 @@ class Answer:
     """The result of one check."""
 
     question: str
-    """As a sentence that is true where all is well."""
+    """A sentence that is true if the check passes."""
     yes: bool
-    told: str
-    """What was found, or what to do."""
+    detail: str
+    """The result, or what to do."""
 
 
 def all_of(tree: pathlib.Path, tag: str, pages: Mapping[str, str]) -> Iterator[Answer]:
-    """Every answer, in the order in which one would mend them.
+    """Return every result, in the order in which to fix failures.
 
     Args:
-        tree: Where the project lies.
-        tag: As git will have it, `v1.2.3`.
-        pages: What the generated files would hold if they were written now, by their path.
+        tree: The folder of the project.
+        tag: The git tag, `v1.2.3`.
+        pages: The content of the generated files as they would be written now, by their path.
     """
     version = tag.removeprefix("v")
     yield clean(tree)
@@ -44,14 +44,14 @@ def all_of(tree: pathlib.Path, tag: str, pages: Mapping[str, str]) -> Iterator[A
 
 
 def clean(tree: pathlib.Path) -> Answer:
-    """What is built is what is tagged only where all is committed."""
+    """Check that everything is committed, because only then the built files match the tag."""
     changed = _git(tree, "status", "--porcelain").splitlines()
-    told = f"commit or remove: {_listed(line[3:] for line in changed)}" if changed else ""
-    return Answer("the working tree is clean", not changed, told)
+    detail = f"commit or remove: {_listed(line[3:] for line in changed)}" if changed else ""
+    return Answer("the working tree is clean", not changed, detail)
 
 
 def same_version(tree: pathlib.Path, tag: str) -> Answer:
-    """Code, chart and tag say one version: the chart's image tags are made of it."""
+    """Check that code, chart and tag have one version: the chart's image tags are derived from it."""
     question = "code, chart and tag have the same version"
     if not re.fullmatch(r"v\d+\.\d+\.\d+", tag):
         return Answer(question, False, f"{tag!r} is no tag of a release; give it as v1.2.3")
@@ -67,7 +67,7 @@ def same_version(tree: pathlib.Path, tag: str) -> Answer:
 
 
 def changelog(tree: pathlib.Path, version: str) -> Answer:
-    """Users find what changed under the version that they have, and nothing waits for a version."""
+    """Check that the changelog has a section for the version, and that its section Unreleased is empty."""
     question = "CHANGELOG.md tells of this version"
     parts = re.split(r"^## ", (tree / "CHANGELOG.md").read_text(), flags=re.M)[1:]
     sections = [(title.strip(), text) for title, _, text in (part.partition("\n") for part in parts)]
@@ -84,21 +84,21 @@ def _says_something(section: str) -> bool:
 
 
 def fresh(tree: pathlib.Path, pages: Mapping[str, str]) -> Answer:
-    """The documents of a version describe that version."""
+    """Check that the generated documents are current."""
     stale = [name for name, text in pages.items() if not (tree / name).exists() or (tree / name).read_text() != text]
     return Answer("generated pages are fresh", not stale, f"run make docs: {_listed(stale)}" if stale else "")
 
 
 def images(tree: pathlib.Path, version: str) -> Answer:
-    """Both images are of this commit, and their digests are known, to be written where somebody pins them."""
+    """Check that both images are built from this commit, and report their digests for pinning."""
     question, folder = "images are built", tree / "build" / "images"
     facts = folder / "images.json"
     if not facts.exists():
         return Answer(question, False, "run make images: build/images/images.json is not there")
     if _older_than_the_commit(tree, facts):
         return Answer(question, False, "run make images: they are older than the last commit")
-    told = json.loads(facts.read_text())
-    digests = {name: told.get(name, {}).get("digest") or "" for name in IMAGES}
+    detail = json.loads(facts.read_text())
+    digests = {name: detail.get(name, {}).get("digest") or "" for name in IMAGES}
     if not all(digests.values()):
         missing = _listed(name for name, digest in digests.items() if not digest)
         return Answer(question, False, f"run make images: no digest of {missing}")
@@ -115,7 +115,7 @@ def _names(bill: pathlib.Path, version: str) -> bool:
 
 
 def distributions(tree: pathlib.Path, version: str) -> Answer:
-    """What `make dist` tested is of this commit."""
+    """Check that `make dist` has built and tested this commit."""
     question, folder = "wheel and sdist are built", tree / "dist"
     wanted = distribution_files(version)
     missing = [name for name in wanted if not (folder / name).exists()]
@@ -127,7 +127,7 @@ def distributions(tree: pathlib.Path, version: str) -> Answer:
 
 
 def distribution_files(version: str) -> tuple[str, str]:
-    """The wheel and the sdist."""
+    """Return the wheel and the sdist."""
     return f"hami_py-{version}-py3-none-any.whl", f"hami_py-{version}.tar.gz"
 
 

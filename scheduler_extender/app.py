@@ -206,13 +206,13 @@ class Extender:
         return {
             name: health_endpoint.Component(
                 watch.synced,
-                watch.trouble or ("watching" if watch.synced else "not listed yet"),
+                watch.problem or ("watching" if watch.synced else "not listed yet"),
                 now - (watch.last_heard or self._process_started_at),
             )
             for name, watch in self._watches.items()
         } | {
             "events": health_endpoint.Component(
-                not self._recorder.dropped, f"{self._recorder.waiting} waiting", required=False
+                not self._recorder.dropped, f"{self._recorder.queued} queued", required=False
             ),
             "ledger": health_endpoint.Component(
                 self._settled, "counted" if self._settled else "nodes are being counted"

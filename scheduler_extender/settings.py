@@ -80,7 +80,7 @@ class Settings:
     """How long a place is kept for a pod between prioritize and bind."""
     event_rate: float = 200.0
     """Events written per second at most while kube-scheduler makes no calls; fewer while it does."""
-    health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
+    health: health_endpoint.ProbeSettings = field(default_factory=health_endpoint.ProbeSettings)
     """How probes are answered."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""

@@ -78,7 +78,7 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
 
     async def _probes(self) -> None:
         endpoint = health_endpoint.HealthEndpoint(
-            health_endpoint.Options(), self._components, metrics_registry.Series("webui").exposition, dict
+            health_endpoint.ProbeSettings(), self._components, metrics_registry.Series("webui").exposition, dict
         )
         async with stdlib_http.serving("health", self._settings.health_bind, endpoint.answer):
             await asyncio.Event().wait()

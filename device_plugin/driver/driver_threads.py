@@ -138,12 +138,12 @@ class DriverThreads:
         try:
             return await self._call(uuid, lambda: self._source.reading(uuid), self._timeout_seconds)
         except StillBusy:
-            return health.Reading(answered=False, timed_out=True, trouble="an earlier call has not returned")
+            return health.Reading(answered=False, timed_out=True, problem="an earlier call has not returned")
         except TimeoutError:
-            trouble = f"no answer within {self._timeout_seconds:g} s"
-            return health.Reading(answered=False, timed_out=True, trouble=trouble)
+            problem = f"no answer within {self._timeout_seconds:g} s"
+            return health.Reading(answered=False, timed_out=True, problem=problem)
         except gpu_source.GpuSourceError as refused:
-            return health.Reading(answered=False, trouble=str(refused))
+            return health.Reading(answered=False, problem=str(refused))
 
     async def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """Return what is used of one GPU. Raises errors as `GpuSource.usage`, and `GpuFailed` after the deadline."""

@@ -231,7 +231,7 @@ class NoGpus:
 
     def reading(self, uuid: identifiers.GpuUuid) -> health.Reading:
         """Return that nothing answers."""
-        return health.Reading(answered=False, trouble=f"there is no driver for {uuid}")
+        return health.Reading(answered=False, problem=f"there is no driver for {uuid}")
 
     def usage(self, uuid: identifiers.GpuUuid) -> Usage:
         """Raise that there is no driver."""

@@ -95,10 +95,10 @@ class HealthWatch:
         self, device: gpu_source.Device, listed: Mapping[identifiers.GpuUuid, gpu_source.Device]
     ) -> health.Reading:
         if self.driver_problem:
-            return health.Reading(answered=False, trouble="the driver is gone")
+            return health.Reading(answered=False, problem="the driver is gone")
         reading = await self._driver.reading(device.uuid)
         if device.uuid not in listed and reading.answered:
-            return health.Reading(answered=False, trouble="the driver does not list it")
+            return health.Reading(answered=False, problem="the driver does not list it")
         return reading
 
     async def follow_xids(self) -> None:

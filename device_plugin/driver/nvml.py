@@ -272,7 +272,7 @@ class Nvml:
             answered=False,
             lost=refused.lost or gone,
             reset_required=refused.reset_required,
-            trouble=str(refused),
+            problem=str(refused),
         )
 
     def _reading(self, uuid: identifiers.GpuUuid, handle: Any) -> health.Reading:

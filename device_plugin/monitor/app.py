@@ -141,8 +141,8 @@ class Monitor:
         while True:
             try:
                 listed = await self._resources.listed()
-            except podresources.Unanswered as trouble:
-                self._without_record, self._kubelet_problem = None, str(trouble)
+            except podresources.Unanswered as problem:
+                self._without_record, self._kubelet_problem = None, str(problem)
             else:
                 self._kubelet_problem = ""
                 recorded = {pod.key for pod in self._pods.by_uid.values() if pod.annotations.get(records.ALLOCATED)}
@@ -206,7 +206,7 @@ class Monitor:
             ),
             "pods": health_endpoint.Component(
                 watch.synced,
-                watch.trouble or ("watching" if watch.synced else "not listed yet"),
+                watch.problem or ("watching" if watch.synced else "not listed yet"),
                 now - (watch.last_heard or self._started_at),
             ),
             "processes": health_endpoint.Component(

@@ -37,7 +37,7 @@ class Settings:
     """Whether the series that HAMi's published dashboard queries are exported too."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
     """Resource names under which containers request GPUs."""
-    health: health_endpoint.Options = field(default_factory=health_endpoint.Options)
+    health: health_endpoint.ProbeSettings = field(default_factory=health_endpoint.ProbeSettings)
     """Settings of probes."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""

@@ -61,8 +61,8 @@ async def follow(
     while True:
         try:
             path = await path_of(client, api_group, resource)
-        except errors.KubernetesError as trouble:
-            log.warning("API unknown", group=api_group, resource=resource, cause=str(trouble))
+        except errors.KubernetesError as problem:
+            log.warning("API unknown", group=api_group, resource=resource, cause=str(problem))
             await asyncio.sleep(_RETRY_SECONDS)
             continue
         if path is None:

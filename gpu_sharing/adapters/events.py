@@ -134,7 +134,7 @@ class EventRecorder:
         self.dropped = 0
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """Events not written yet."""
         return len(self._warnings) + len(self._normals)
 
@@ -143,7 +143,7 @@ class EventRecorder:
         if not self._is_allowed(event.regarding):
             self._drop()
             return
-        if self.waiting >= self._queue_length:
+        if self.queued >= self._queue_length:
             (self._normals or self._warnings).popleft()
             self._drop()
         (self._warnings if event.warning else self._normals).append(replace(event, note=cut(event.note)))
@@ -170,7 +170,7 @@ class EventRecorder:
         """Write for ever; ends only by cancellation."""
         while True:
             await self._wake.wait()
-            while self.waiting:
+            while self.queued:
                 await self._take_turn()
                 event = (self._warnings or self._normals).popleft()
                 try:
@@ -183,7 +183,7 @@ class EventRecorder:
     async def drain(self, timeout_seconds: float) -> None:
         """Write the queued events before the process ends."""
         deadline = time.monotonic() + timeout_seconds
-        while self.waiting and time.monotonic() < deadline:
+        while self.queued and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
 
     async def _take_turn(self) -> None:

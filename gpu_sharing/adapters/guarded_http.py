@@ -234,9 +234,9 @@ async def accept(
         while True:
             try:
                 taken, address = await loop.sock_accept(sock)
-            except OSError as trouble:
+            except OSError as problem:
                 # No descriptor is left, or the caller has hung up already.
-                log.warning("not accepted", error_code=error_codes.LISTENER_LIMIT, cause=str(trouble))
+                log.warning("not accepted", error_code=error_codes.LISTENER_LIMIT, cause=str(problem))
                 connections.give_way()
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue

@@ -41,7 +41,7 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class ProbeSettings:
     """The settings of the probes."""
 
     live_path: str = "/livez"
@@ -75,7 +75,7 @@ CANARY_HELP = {
 """Those of a process that is called by others."""
 
 
-def read(value: Callable[[str], str | None], known: frozenset[str], *, canary: bool) -> Options:
+def read(value: Callable[[str], str | None], known: frozenset[str], *, canary: bool) -> ProbeSettings:
     """The settings of the probes.
 
     Args:
@@ -86,13 +86,13 @@ def read(value: Callable[[str], str | None], known: frozenset[str], *, canary: b
     Raises:
         SettingsError: A path is invalid, or a component does not exist.
     """
-    default = Options()
+    default = ProbeSettings()
     required = frozenset(filter(None, (value("health-required") or "").split(",")))
     if required - known:
         raise errors.SettingsError(
             f"--health-required {','.join(sorted(required - known))}: there are {', '.join(sorted(known))}"
         )
-    return Options(
+    return ProbeSettings(
         live_path=_path("--livez-path", value("livez-path"), default.live_path),
         ready_path=_path("--readyz-path", value("readyz-path"), default.ready_path),
         health_path=_path("--healthz-path", value("healthz-path"), default.health_path),
@@ -127,7 +127,7 @@ class HealthEndpoint:
 
     def __init__(
         self,
-        options: Options,
+        options: ProbeSettings,
         components: Callable[[], Mapping[str, Component]],
         exposition: Callable[[str], tuple[bytes, str]],
         facts: Callable[[], Mapping[str, Any]],
@@ -228,11 +228,11 @@ class Canary:
     It is not required for readiness by default, because a busy process should keep its callers.
     """
 
-    def __init__(self, call: Callable[[], Awaitable[None]], options: Options) -> None:
+    def __init__(self, call: Callable[[], Awaitable[None]], options: ProbeSettings) -> None:
         """Make a canary of a call, which raises if it fails."""
         self._call = call
         self._options = options
-        self._trouble = "not called yet"
+        self._problem = "not called yet"
         self._answered_at = time.monotonic()
 
     async def run(self) -> None:
@@ -241,16 +241,16 @@ class Canary:
             try:
                 async with asyncio.timeout(self._options.canary_timeout_seconds):
                     await self._call()
-            except Exception as trouble:
-                reason = str(trouble) or f"no answer within {self._options.canary_timeout_seconds:g} s"
-                if not self._trouble:  # Before the first answer the listener is not open yet.
+            except Exception as problem:
+                reason = str(problem) or f"no answer within {self._options.canary_timeout_seconds:g} s"
+                if not self._problem:  # Before the first answer the listener is not open yet.
                     log.warning("the canary is not answered", cause=reason)
-                self._trouble = reason
+                self._problem = reason
             else:
-                self._trouble, self._answered_at = "", time.monotonic()
+                self._problem, self._answered_at = "", time.monotonic()
             await asyncio.sleep(self._options.canary_interval_seconds)
 
     def component(self) -> Component:
         """Return the result of the last call."""
         age = time.monotonic() - self._answered_at
-        return Component(not self._trouble, self._trouble or "answers", age, required=False)
+        return Component(not self._problem, self._problem or "answers", age, required=False)

@@ -70,7 +70,7 @@ class Reflector(Generic[T]):
         last_heard: Monotonic seconds of the last message of the API server.
         failures: How often list or watch broke.
         lists: How often the whole state was listed.
-        trouble: What broke last, empty while all is well.
+        problem: What broke last, empty while all is well.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Reflector(Generic[T]):
         self.last_heard = 0.0
         self.failures = 0
         self.lists = 0
-        self.trouble = ""
+        self.problem = ""
 
     async def run(self) -> None:
         """List and watch; ends by cancellation, or if an optional API does not exist.
@@ -119,14 +119,14 @@ class Reflector(Generic[T]):
                     await self._watch_until_stale()
                 finally:
                     steady = time.monotonic() - started >= _STEADY_SECONDS
-                self.trouble = ""
+                self.problem = ""
             except errors.Expired as expired:
                 self._failed(expired)
                 self._version = ""
-            except errors.KubernetesError as trouble:
-                if self._optional and isinstance(trouble, errors.NotFound):
+            except errors.KubernetesError as problem:
+                if self._optional and isinstance(problem, errors.NotFound):
                     raise
-                self._failed(trouble)
+                self._failed(problem)
             if steady:
                 backoff = FIRST_BACKOFF_SECONDS
             elif not self._stale.is_set():
@@ -148,10 +148,10 @@ class Reflector(Generic[T]):
         self._stale.set()
         await self._listed.wait()
 
-    def _failed(self, trouble: errors.KubernetesError) -> None:
+    def _failed(self, problem: errors.KubernetesError) -> None:
         self.failures += 1
-        self.trouble = str(trouble)
-        log.warning("watch broke", error_code=error_codes.WATCH_FAILED, path=self._path, cause=str(trouble))
+        self.problem = str(problem)
+        log.warning("watch broke", error_code=error_codes.WATCH_FAILED, path=self._path, cause=str(problem))
 
     async def _list(self) -> None:
         self._stale.clear()
@@ -184,7 +184,7 @@ class Reflector(Generic[T]):
         self.synced = True
         self.lists += 1
         self.last_heard = time.monotonic()
-        self.trouble = ""
+        self.problem = ""
         if not self._stale.is_set():
             self._listed.set()
         log.info("listed", path=self._path, objects=count, seconds=round(self.last_heard - started, 3))

@@ -19,35 +19,35 @@ class Kind(enum.Enum):
     """When a container runs."""
 
     INIT = "init"
-    """By itself, before those after it."""
+    """Alone, before the containers after it."""
     SIDECAR = "sidecar"
-    """From its turn among the init containers to the pod's end."""
+    """From its start among the init containers to the pod's end."""
     APP = "app"
     """Together with the other app containers, after all init containers."""
 
 
 class Share(NamedTuple):
-    """What one container holds of one GPU."""
+    """The share of one container of one GPU."""
 
     uuid: identifiers.GpuUuid
     memory_mib: int
     cores_percent: int
-    """Percent of the GPU's compute; 0 is no limit and no claim, 100 is the GPU to itself."""
+    """Percent of the GPU's compute; 0 is no limit and no allocation, 100 is an exclusive GPU."""
     instance: mig.Instance | None = None
     """On a GPU in MIG mode: the instance."""
 
 
 class Allocation(NamedTuple):
-    """What is allocated of one GPU."""
+    """The allocation on one GPU."""
 
     slots: int = 0
     """Device ids, of which each share of a container holds one."""
     memory_mib: int = 0
     cores_percent: int = 0
     exclusive: int = 0
-    """Number of exclusive holders; more than one is a defect elsewhere."""
+    """The number of exclusive holders; more than one is a defect elsewhere."""
     slices: int = 0
-    """On a GPU in MIG mode: the occupancy of its memory slices, as in `mig.taken`."""
+    """On a GPU in MIG mode: the occupied MIG slices, as `mig.taken` encodes them."""
 
     def plus(self, other: "Allocation") -> "Allocation":
         """Return the sum of two allocations on one GPU."""
@@ -60,7 +60,7 @@ class Allocation(NamedTuple):
         )
 
     def minus(self, other: "Allocation") -> "Allocation":
-        """Return the rest without a part of it."""
+        """Return the allocation without a part of it."""
         return Allocation(
             self.slots - other.slots,
             self.memory_mib - other.memory_mib,
@@ -70,7 +70,7 @@ class Allocation(NamedTuple):
         )
 
     def at_least(self, other: "Allocation") -> "Allocation":
-        """The larger of each quantity."""
+        """Return the larger of each quantity."""
         most = Allocation(*(max(mine, theirs) for mine, theirs in zip(self, other, strict=True)))
         return most._replace(slices=mig.at_least(self.slices, other.slices))
 
@@ -88,7 +88,7 @@ def allocation_of(share: Share) -> Allocation:
 
 
 def phases(kinds: Sequence[Kind]) -> Iterator[tuple[int, ...]]:
-    """The sets of containers (by position) that run at one time: one per plain init container, then the lasting one."""
+    """Return the sets of containers (by position) that run together: one per init container, then the lasting one."""
     sidecars: list[int] = []
     for position, kind in enumerate(kinds):
         if kind is Kind.INIT:
@@ -99,7 +99,7 @@ def phases(kinds: Sequence[Kind]) -> Iterator[tuple[int, ...]]:
 
 
 def lasting(kinds: Sequence[Kind]) -> tuple[int, ...]:
-    """The containers that run together until the pod ends: sidecars and apps."""
+    """Return the containers that run together until the pod ends: sidecars and apps."""
     return tuple(position for position, kind in enumerate(kinds) if kind is not Kind.INIT)
 
 

@@ -1,14 +1,14 @@
-"""Everything that can go wrong, as opposed to a "no", which is a value (`rejections`).
+"""All errors; a rejection is not an error but a value (`rejections`).
 
-Each error answers two questions: would a retry help, and what exactly was said::
+Each error has two facts: whether a retry helps, and the exact message::
 
     GpuSharingError
     ├── SettingsError          the process cannot start; names the setting and the accepted values
     ├── BadQuantity            a request that cannot be read; carries the code and what to write instead
     ├── CorruptRecord          an annotation that does not decode; carries the part that did
-    └── KubernetesError        the API server said no
-        ├── NotFound           the object is gone
-        ├── Conflict           somebody was first; retry on fresh state
+    └── KubernetesError        the API server refused or did not answer
+        ├── NotFound           the object does not exist
+        ├── Conflict           another write came first; retry on fresh state
         ├── Forbidden          an RBAC rule is missing, named in the message
         ├── Invalid            the API server refuses what we wrote; a retry cannot help
         ├── Expired            the resource version is too old; list again

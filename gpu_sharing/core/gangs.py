@@ -1,7 +1,7 @@
 """Pods that start together or not at all.
 
-A gang is named by the pods themselves. They also say how many of them make it whole, or their pod group does, an object
-that says how many there must be at least. They are of one namespace.
+The pods name their gang. They also state its size, or their pod group does, an object with the minimum number of
+members. All members are in one namespace.
 
 Source: `spec.schedulingGroup` of k8s.io/api core/v1 and the PodGroup of scheduling/v1alpha2, Kubernetes 1.36; the label
 and the PodGroup of kubernetes-sigs/scheduler-plugins' coscheduling; the two annotations are our own.
@@ -16,22 +16,22 @@ NAME = "hami.io/gang"
 SIZE = "hami.io/gang-size"
 LABEL = "scheduling.x-k8s.io/pod-group"
 GATE = "hami.io/gang"
-"""The scheduling gate that keeps kube-scheduler from members until all of them have a place."""
+"""The scheduling gate that stops kube-scheduler from trying members until all of them fit."""
 MOST_MEMBERS = 1_000
 KUBERNETES, COSCHEDULING = "scheduling.k8s.io", "scheduling.x-k8s.io"
 """The two API groups that have a PodGroup."""
 
 
 class Gang(NamedTuple):
-    """To which gang a pod says it belongs."""
+    """The gang that a pod names."""
 
     name: str
     size: int
-    """How many pods that request GPUs it has, at least 1; 0 where its pod group says how many it has at least."""
+    """The number of members with GPU requests, at least 1; 0 where its pod group has the minimum number."""
     owner: str = ""
-    """UID of the pod's controller, such as its Job; another run has another."""
+    """UID of the pod's controller, such as its Job; another run has another UID."""
     group: str = ""
-    """API group of the pod group that says its size, where it has none itself."""
+    """API group of the pod group with its size, where the pod states none."""
 
 
 def read(
@@ -69,10 +69,10 @@ def read(
 
 
 def _name(annotations: Mapping[str, str], labels: Mapping[str, str], pod_group: str) -> str:
-    """The name of a pod's gang, or an empty string.
+    """Return the name of a pod's gang, or an empty string.
 
     Raises:
-        BadQuantity: It names two.
+        BadQuantity: The pod names two gangs.
     """
     names = {
         f"the annotation {NAME}": annotations.get(NAME, "").strip(),

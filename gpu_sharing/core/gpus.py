@@ -1,6 +1,6 @@
-"""One physical GPU: what it has, and what of it is allocated.
+"""One physical GPU: its capacity and its allocation.
 
-The inventory (`Gpu`) is what the node's device plugin publishes; the state (`GpuState`) adds what pods hold.
+The inventory (`Gpu`) is what the node's device plugin publishes; the state (`GpuState`) adds the allocation of pods.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gpu_sharing.core import allocations, identifiers, mig
 
 EXCLUSIVE_CORES_PERCENT = 100
-"""A container that requests this many cores, or more, wants the GPU for itself."""
+"""A container that requests this many cores, or more, gets an exclusive GPU."""
 
 MIG_MODE = "mig"
 
@@ -32,26 +32,26 @@ class Gpu:
     cores_percent: int
     """Compute that may be allocated, in percent of one GPU: 100 times the declared scaling."""
     slots: int
-    """How many containers may share the GPU at one time."""
+    """The number of containers that may share the GPU at one time."""
     type: str
-    """Product name as NVML gives it, such as `NVIDIA A100-SXM4-80GB`."""
+    """Product name from NVML, such as `NVIDIA A100-SXM4-80GB`."""
     numa: int = 0
     mode: str = ""
-    """How the node shares the GPU: `hami-core`, `mps`, `mig`, or empty for the plugin's default."""
+    """Isolation of the GPU: `hami-core`, `mps`, `mig`, or empty for the plugin's default."""
     healthy: bool = True
     mig_profiles: tuple[mig.Profile, ...] = ()
-    """In MIG mode: the kinds of instances that it can be divided into."""
+    """In MIG mode: the profiles of its instances."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuState:
-    """A GPU and what is allocated of it."""
+    """A GPU and its allocation."""
 
     gpu: Gpu
     allocated: allocations.Allocation = allocations.NOTHING
     cordoned: bool = False
     allocation_unknown: bool = False
-    """A pod that may hold this GPU has a record that cannot be read: nothing more is placed here."""
+    """A pod that may hold this GPU has a record that cannot be read: no pod is placed here."""
 
     @property
     def free_memory_mib(self) -> int:
@@ -69,15 +69,15 @@ class GpuState:
 
 
 def conflicts(gpu: Gpu, held: allocations.Allocation, more: allocations.Allocation) -> tuple[str, ...]:
-    """Why one more pod's allocation cannot stand beside what other pods hold of a GPU; empty where it can.
+    """Return why one more pod's allocation does not fit beside the allocations of other pods; empty if it fits.
 
-    For those who check records after the fact. The rules are those of `placement.fit`, as far as the order in which
-    pods came does not matter. Two allocations of MIG instances meet in slots and slices alone.
+    For later checks of records. The rules are those of `placement.fit` that do not depend on the order of pods. Two
+    allocations of MIG instances conflict only in slots and MIG slices.
 
     Args:
         gpu: The GPU.
-        held: What other pods hold of it.
-        more: What this pod holds of it.
+        held: The allocation of other pods.
+        more: The allocation of this pod.
     """
     both = held.plus(more)
     divided = bool(more.slices) and (bool(held.slices) or held == allocations.NOTHING)

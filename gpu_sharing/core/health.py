@@ -1,8 +1,8 @@
-"""The health of one GPU: what faults and readings make of it, and when it may be used again.
+"""The health of one GPU, from faults and readings, and when it may be used again.
 
-Pure: the plugin hands in what the driver said and the time; what comes back is a new value. A GPU is healthy, or
-suspect (it may come back by itself), or unhealthy (something has to be done), or recovering (done, as far as can be
-seen, and watched for a while). One GPU's fault touches only that GPU.
+Pure: the plugin passes the driver's answers and the time, and gets a new value. A GPU is healthy, suspect (it may
+recover by itself), unhealthy (it needs an action), or recovering (the action is done, and the GPU is observed for a
+while). A fault affects only its own GPU.
 """
 
 import enum
@@ -13,7 +13,7 @@ from gpu_sharing.core import xids
 from gpu_sharing.core.xids import Need, Verdict
 
 _HUNG_SECONDS = 300.0
-"""A GPU whose calls do not return for so long needs a reset."""
+"""A GPU whose calls do not return for this long needs a reset."""
 _SUSPECT_HOLD_SECONDS = 10.0
 _FLAP_WINDOW_SECONDS = 24 * 3600.0
 _LONGEST_HOLD_SECONDS = 3600.0
@@ -38,20 +38,20 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a check of a GPU found. None is "the driver cannot say", which is no fault."""
+    """The result of a check of a GPU. None means that the driver does not report a value, which is no fault."""
 
     answered: bool = True
     """Whether it answered within its deadline."""
     lost: bool = False
-    """Whether the driver says that it has fallen off the bus."""
+    """Whether the driver reports that it has fallen off the bus."""
     reset_required: bool = False
-    """Whether the driver refuses everything until the GPU is reset."""
+    """Whether the driver refuses all calls until the GPU is reset."""
     timed_out: bool = False
-    """Whether a call did not return; the driver that refuses one does answer."""
-    trouble: str = ""
-    """Where it did not answer: the call and the driver's error, such as `nvmlDeviceGetUUID: Unknown Error`."""
+    """Whether a call did not return; a refused call is an answer."""
+    problem: str = ""
+    """If it did not answer: the call and the driver's error, such as `nvmlDeviceGetUUID: Unknown Error`."""
     recovery_action: int | None = None
-    """What the driver requests; see `RECOVERY_ACTIONS`."""
+    """The driver's recovery action; see `RECOVERY_ACTIONS`."""
     rows_failed: bool = False
     """Whether a memory row could not be remapped."""
     uncorrected_errors: int | None = None
@@ -65,44 +65,44 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """How a GPU stands, and why."""
+    """The state of a GPU, and its cause."""
 
     state: State = State.HEALTHY
     cause: str = ""
-    """In words, with the XID where there is one; empty while healthy."""
+    """A text, with the XID if there is one; empty while healthy."""
     need: Need = Need.NOTHING
     since: float = 0.0
     """When it last became unhealthy or suspect, in the caller's seconds."""
     boot: str = ""
     """The node's boot at that time: another one is a restart of the node."""
     good_since: float | None = None
-    """Since when every reading was good, while not healthy."""
+    """The time since which every reading was good, while not healthy."""
     was_lost: bool = False
-    """Whether it did not answer since, so that answering again proves a reset."""
+    """Whether it has not answered since then, so that an answer proves a reset."""
     failures: tuple[float, ...] = ()
-    """When it failed within a day: each one doubles the time that it is watched before it comes back."""
+    """The times of its failures within a day: each one doubles the time before it is healthy again."""
     repeated: tuple[tuple[int, float], ...] = ()
-    """XIDs that only count when they come often: number and time."""
+    """XIDs that count only if they are frequent: number and time."""
     uncorrected_errors: int | None = None
-    """The last count that was read."""
+    """The last count of ECC errors."""
 
     @property
     def available(self) -> bool:
-        """Whether the GPU may be given to pods."""
+        """Whether the GPU may be allocated."""
         return self.state is State.HEALTHY
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an administrator can set."""
+    """The settings of an administrator."""
 
     hold_seconds: float = 60.0
-    """How long a GPU is watched before it may be used again; doubled for each failure of the last day."""
+    """Seconds of good readings before a GPU is healthy again; doubled for each failure of the last day."""
     overrides: xids.Overrides = xids.Overrides()
 
 
 def after_xid(health: Health, number: int, now: float, boot: str, rules: Rules) -> Health:
-    """The health after the driver reported an XID."""
+    """Return the health after the driver reported an XID."""
     line = rules.overrides.of(number)
     if line.verdict is Verdict.FAULTY:
         return _fail(health, f"XID {number}: {line.name}", line.need, now, boot)
@@ -117,7 +117,7 @@ def after_xid(health: Health, number: int, now: float, boot: str, rules: Rules) 
 
 
 def after_reading(health: Health, reading: Reading, now: float, boot: str, rules: Rules) -> Health:
-    """The health after a check of the GPU."""
+    """Return the health after a check of the GPU."""
     before, health = health.uncorrected_errors, replace(health, uncorrected_errors=reading.uncorrected_errors)
     fault = _fault(health, reading, before, now)
     if fault is not None:
@@ -137,14 +137,14 @@ def after_reading(health: Health, reading: Reading, now: float, boot: str, rules
 
 
 def _fault(health: Health, reading: Reading, errors_before: int | None, now: float) -> tuple[str, Need] | None:
-    """What is wrong by this reading, and what it needs."""
+    """Return the fault of a reading, and the required action."""
     if reading.lost:
         return "the GPU has fallen off the bus", Need.REBOOT
     if reading.reset_required:
         return "the driver refuses calls until the GPU is reset", Need.RESET
     if not reading.answered:
         waited = health.state is State.SUSPECT and health.good_since is None and now - health.since > _HUNG_SECONDS
-        return f"did not answer: {reading.trouble}", Need.RESET if waited and reading.timed_out else Need.NOTHING
+        return f"did not answer: {reading.problem}", Need.RESET if waited and reading.timed_out else Need.NOTHING
     if reading.recovery_action:
         need = RECOVERY_ACTIONS.get(reading.recovery_action, Need.REPLACEMENT)
         return f"the driver requests recovery action {reading.recovery_action}", need
@@ -162,17 +162,17 @@ def _fault(health: Health, reading: Reading, errors_before: int | None, now: flo
 
 
 def _done(health: Health, reading: Reading, boot: str) -> bool:
-    """Whether what it needs has happened, as far as a good reading can tell."""
+    """Return whether the required action has happened, as far as a good reading shows."""
     if health.need is Need.NOTHING or boot != health.boot:
         return True
     if health.need is Need.RESET:
-        # The driver says so, or, where it cannot, the GPU was away and is back.
+        # The driver reports it, or, where it cannot, the GPU was lost and answers again.
         return reading.recovery_action == 0 or (reading.recovery_action is None and health.was_lost)
     return False
 
 
 def _fail(health: Health, cause: str, need: Need, now: float, boot: str) -> Health:
-    """Not healthy (any more): the graver need and its cause stay, and what was good before does not count."""
+    """Return the unhealthy state: the graver action and its cause are kept, and earlier good readings do not count."""
     if health.available:
         failures = (*(at for at in health.failures if now - at < _FLAP_WINDOW_SECONDS), now)
         return replace(
@@ -199,12 +199,12 @@ def _hold_seconds(health: Health, rules: Rules) -> float:
 
 
 def to_facts(health: Health) -> dict[str, object]:
-    """What has to outlive the process, as JSON values."""
+    """Return the part that must outlive the process, as JSON values."""
     return {"state": health.state.value, "cause": health.cause, "need": health.need.name.lower(), "boot": health.boot}
 
 
 def from_facts(facts: Mapping[str, object], now: float) -> Health:
-    """The health that an earlier process saw; what is not readable is healthy, as new readings correct it."""
+    """Return the health from an earlier process; an unreadable value is healthy, because new readings correct it."""
     need, cause, boot = facts.get("need"), facts.get("cause"), facts.get("boot")
     names = {member.name.lower(): member for member in Need}
     if not isinstance(need, str) or need not in names or not isinstance(cause, str) or not isinstance(boot, str):

@@ -1,6 +1,6 @@
-"""Names that must not pass for one another.
+"""Types of identifiers.
 
-Each is a string on the wire; a `NewType` makes handing a pod's UID to a parameter that wants a GPU's a type error.
+Each is a string on the wire; as a `NewType`, passing a pod's UID where a GPU's UUID is expected is a type error.
 """
 
 from typing import NewType

@@ -1,4 +1,4 @@
-"""MIG: which instance of a divided GPU serves a request, and where on the GPU it goes.
+"""MIG: the instance that satisfies a request, and its placement on the GPU.
 
 A GPU in MIG mode has memory slices. An instance of a profile such as `2g.20gb` occupies some of them and begins only at
 certain ones, so free slices are useless where no profile may begin. Occupancy is one int with 32 bits a slice: it adds
@@ -13,27 +13,27 @@ from typing import NamedTuple
 MOST_SLICES = 16
 """More than any GPU has."""
 _BITS = 32
-"""More holders of a slice than a cluster has pods."""
+"""The limit of holders of a slice, above the number of pods of a cluster."""
 _DIGIT = (1 << _BITS) - 1
 
 
 class Slices(NamedTuple):
-    """A run of memory slices."""
+    """A contiguous range of memory slices."""
 
     start: int
     size: int
 
 
 class Profile(NamedTuple):
-    """A kind of instance that a GPU can be divided into."""
+    """A profile of MIG instances."""
 
     name: str
     """Such as `2g.20gb`."""
     memory_mib: int
     cores_percent: int
-    """Of the whole GPU's compute, rounded down."""
+    """Percent of the whole GPU's compute, rounded down."""
     places: tuple[Slices, ...]
-    """Where an instance of it may lie."""
+    """The placements of its instances."""
 
 
 class Instance(NamedTuple):
@@ -50,12 +50,12 @@ def taken(start: int, size: int) -> int:
 
 
 def is_free(slices: int, place: Slices) -> bool:
-    """Whether nobody holds any of those slices."""
+    """Return whether none of those slices is occupied."""
     return not (slices >> (_BITS * place.start)) & ((1 << (_BITS * place.size)) - 1)
 
 
 def at_least(occupancy: int, other: int) -> int:
-    """The larger number of holders of each slice."""
+    """Return the larger number of holders of each slice."""
     most = 0
     for shift in range(0, MOST_SLICES * _BITS, _BITS):
         most |= max((occupancy >> shift) & _DIGIT, (other >> shift) & _DIGIT) << shift
@@ -65,14 +65,14 @@ def at_least(occupancy: int, other: int) -> int:
 def choose(
     profiles: Sequence[Profile], slices: int, memory_mib: int, memory_percent: int, cores_percent: int
 ) -> tuple[Profile, Slices] | None:
-    """The smallest instance that serves a request, at the free place that leaves most to choose from; None if none is.
+    """Return the smallest instance that satisfies a request, at the placement that leaves the most options, or None.
 
     Args:
-        profiles: What the GPU can be divided into.
-        slices: Who holds which slice.
-        memory_mib: The memory requested; 0 where `memory_percent` says it.
+        profiles: The profiles of the GPU.
+        slices: The occupied slices.
+        memory_mib: The memory requested; 0 where `memory_percent` is set.
         memory_percent: In percent of the largest profile, because no instance has all the memory of its GPU.
-        cores_percent: The compute requested; more than the largest profile has means that one.
+        cores_percent: The compute requested; more than the largest profile has selects that profile.
     """
     most_memory, most_cores = largest(profiles)
     memory = memory_mib or most_memory * memory_percent // 100
@@ -87,7 +87,7 @@ def choose(
 
 
 def largest(profiles: Iterable[Profile], slices: int = 0) -> tuple[int, int]:
-    """The most memory (MiB) and the most cores (percent) that an instance can have beside what is held."""
+    """Return the most memory (MiB) and the most cores (percent) of an instance that still fits."""
     open_ = [one for one in profiles if any(is_free(slices, place) for place in one.places)]
     return max((one.memory_mib for one in open_), default=0), max((one.cores_percent for one in open_), default=0)
 
@@ -98,5 +98,5 @@ def _size(profile: Profile) -> tuple[int, int, int, str]:
 
 
 def _choice_left(profiles: Iterable[Profile], slices: int) -> int:
-    """How much could still be placed: the free places of all profiles, larger ones counting for more."""
+    """Return a measure of what still fits: the free placements of all profiles, weighted by their size."""
     return sum(place.size for profile in profiles for place in profile.places if is_free(slices, place))

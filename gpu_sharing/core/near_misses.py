@@ -9,7 +9,7 @@ _LONGEST = 100
 
 @functools.lru_cache(maxsize=4096)
 def closest(key: str, known: frozenset[str]) -> str:
-    """Return the known key that a key with a prefix is nearest to, by what stands behind the prefix; empty for none."""
+    """Return the known key that is nearest to a key with a prefix, by the part after the prefix; empty for none."""
     if len(key) > _LONGEST:
         return ""
     import difflib  # Here, because the processes of a GPU node never need it, and have little memory.

@@ -17,7 +17,7 @@ CDI_KIND = "nvidia.com/gpu"
 """Kind of the CDI specifications that nvidia-ctk writes."""
 
 VISIBLE_DEVICES = "NVIDIA_VISIBLE_DEVICES"
-"""Variable by which NVIDIA's container runtime brings GPUs."""
+"""Variable with the GPUs that NVIDIA's container runtime adds to a container."""
 NO_DEVICES = "void"
 """Value of that variable for no GPU."""
 VOLUME_MOUNTS = "/var/run/nvidia-container-devices"

@@ -1,7 +1,7 @@
 """Decide on which GPUs of a node a pod fits: the specification.
 
-`scheduler_extender.fleet.fit` does the same for all nodes at once on arrays, and a property test holds the two equal;
-this one is also what turns a refusal into numbers, and what bind asks about its one node.
+`scheduler_extender.fleet.fit` does the same for all nodes at once on arrays, and a property test compares the two;
+this one also computes the numbers of a rejection, and bind uses it for its one node.
 """
 
 import collections
@@ -13,27 +13,27 @@ from gpu_sharing.core import allocations, gpus, identifiers, mig, policies, reje
 from gpu_sharing.core.rejections import Reason
 
 _Stages = Sequence[tuple[Reason, Callable[[gpus.GpuState], bool]]]
-"""What a GPU must pass, in this order, and the reason where it does not."""
+"""The checks of a GPU, in this order, and the reason if one fails."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeState:
-    """A node and its GPUs as the cluster sees them now."""
+    """A node and the current state of its GPUs."""
 
     name: identifiers.NodeName
     states: tuple[gpus.GpuState, ...] = ()
-    """In row order: by index, then UUID. Ties between GPUs break by it, so every replica answers alike."""
+    """In row order: by index, then UUID. It decides between equal GPUs, so every replica gives the same answer."""
     foreign_slots: int = 0
     """Device ids that pods without a record of ours hold on the node."""
     standing: Reason = Reason.NONE
-    """Why the node is out of question whatever is free there, or NONE."""
+    """The reason why no pod may be placed on the node, or NONE."""
     links: topology.Links = ()
-    """How well its GPUs reach each other, in the order of `states`."""
+    """Link scores between its GPUs, in the order of `states`."""
 
     def plus(
         self, allocated: Mapping[identifiers.GpuUuid, allocations.Allocation], foreign_slots: int = 0
     ) -> "NodeState":
-        """The node with more held there, or less where a allocation is negative."""
+        """Return the node with more allocated, or less where an allocation is negative."""
         if not allocated and not foreign_slots:
             return self
         states = tuple(
@@ -54,24 +54,24 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which GPUs each container gets."""
+    """The GPUs of each container."""
 
     shares: allocations.Shares
     """One entry per container, in the order of the request."""
 
     @property
     def gpu_count(self) -> int:
-        """How many distinct GPUs the pod holds."""
+        """The number of distinct GPUs of the pod."""
         return len({share.uuid for shares in self.shares for share in shares})
 
 
 def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy) -> Placement | rejections.Rejection:
     """Choose GPUs for every container of a pod, or return why that is impossible.
 
-    Containers are placed one after another, each on the GPUs that the policy prefers given those that run beside
-    it: sidecars and apps first, then the plain init containers, or in the pod's own order where an init container asks
-    for more than all that stay (`steps`). What comes second prefers GPUs that the pod holds anyway for its other phase:
-    there it costs nothing, because a pod holds the most of its phases for its life.
+    Containers are placed one after another, each on the policy's preferred GPUs, with those that run at the same time
+    counted: sidecars and apps first, then the init containers, or in the pod's own order where an init container
+    requests more than all lasting containers (`steps`). The second phase prefers GPUs that the pod holds for the first:
+    there it needs no further allocation, because a pod holds the maximum of its phases for its life.
 
     Args:
         request: What the pod requests.
@@ -110,10 +110,10 @@ def fit(request: requests.PodRequest, node: NodeState, policy: policies.GpuPolic
 def _fit_instances(
     request: requests.PodRequest, node: NodeState, policy: policies.GpuPolicy
 ) -> Placement | rejections.Rejection:
-    """The same on GPUs in MIG mode: an instance for each GPU requested, of which one GPU may give several.
+    """Place on GPUs in MIG mode: an instance for each requested GPU, several of them possibly on one GPU.
 
-    All containers count as running together, because an instance is made for one container and not handed on. A GPU
-    that has an instance of just the size comes before one that would have to give a larger one.
+    All containers count as running together, because an instance serves only one container. A GPU with an instance of
+    exactly the size precedes one that only has a larger one.
     """
     states = list(node.states)
     eligible = _eligible(request, node)
@@ -155,7 +155,7 @@ def _instance(ask: requests.GpuRequest, state: gpus.GpuState) -> tuple[mig.Profi
 
 
 def _eligible(request: requests.PodRequest, node: NodeState) -> list[bool]:
-    """Which GPUs the pod may use at all, whatever is free on them."""
+    """Return the GPUs that the pod accepts, regardless of what is free."""
     return [
         state.gpu.healthy
         and not state.cordoned
@@ -173,9 +173,9 @@ def _too_few_slots(request: requests.PodRequest, node: NodeState) -> rejections.
 
 
 def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.NodePolicy) -> float:
-    """How good the node is for the pod, from 0 to 1: by the fraction of it in use afterwards.
+    """Return the node's score for the pod, from 0 to 1, by the fraction of the node that is allocated afterwards.
 
-    Counted is what stays (sidecars and apps), as the mean over slots, cores and memory.
+    The fraction is the mean over slots, cores and memory, with the lasting containers (sidecars and apps).
     """
     staying = [
         allocations.allocation_of(share)
@@ -199,12 +199,12 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
 
 
 def staying_memory_mib(request: requests.PodRequest, placed: Placement) -> int:
-    """The memory that the containers that stay hold, over all GPUs."""
+    """Return the memory of the lasting containers, over all GPUs."""
     return sum(share.memory_mib for position in allocations.lasting(request.kinds) for share in placed.shares[position])
 
 
 def steps(request: requests.PodRequest) -> list[int]:
-    """The containers that request GPUs, by position, in the order in which they are placed: the larger phase first."""
+    """Return the containers with GPU requests, by position, in the order of placement: the larger phase first."""
     return _order(request)
 
 
@@ -232,9 +232,9 @@ def _order(request: requests.PodRequest) -> list[int]:
 
 
 def _asks_more(ask: requests.GpuRequest, others: Sequence[requests.GpuRequest]) -> bool:
-    """Whether a container requests at least as much as others together, whatever the size of the GPU.
+    """Return whether a container requests at least as much as others together, for any size of the GPU.
 
-    MiB and percent do not compare, except that 100 percent is all there is.
+    MiB and percent cannot be compared, except that 100 percent is all memory.
     """
     memory = ask.memory_percent == 100 or (
         ask.memory_mib >= sum(other.memory_mib for other in others)
@@ -245,14 +245,14 @@ def _asks_more(ask: requests.GpuRequest, others: Sequence[requests.GpuRequest]) 
 
 
 def _running_beside(kinds: Sequence[allocations.Kind], position: int) -> tuple[int, ...]:
-    """The containers that run at the same time as the one at `position` and are placed before it."""
+    """Return the containers that run at the same time as the one at `position` and are placed before it."""
     if kinds[position] is allocations.Kind.INIT:
         return tuple(p for p in range(position) if kinds[p] is allocations.Kind.SIDECAR)
     return tuple(p for p in allocations.lasting(kinds) if p < position)
 
 
 def running_beside(request: requests.PodRequest, position: int) -> tuple[int, ...]:
-    """The containers whose shares count as used when the one at `position` is placed."""
+    """Return the containers whose shares count as allocated when the one at `position` is placed."""
     return tuple(p for p in _running_beside(request.kinds, position) if request.containers[p])
 
 
@@ -280,7 +280,7 @@ def _has_slot(state: gpus.GpuState) -> bool:
 
 
 def _is_open(state: gpus.GpuState, *, idle: bool) -> bool:
-    """Whether nobody keeps a container off the GPU, be it one that wants it `idle`."""
+    """Return whether exclusivity permits a container: no exclusive holder, or no holder if it needs an `idle` GPU."""
     return state.allocated.slots == 0 if idle else state.allocated.exclusive == 0
 
 
@@ -289,7 +289,7 @@ def _has_memory(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
 
 
 def _has_cores(ask: requests.GpuRequest, state: gpus.GpuState) -> bool:
-    """A container without a cores limit needs some compute too, so a GPU whose cores are all allocated is full."""
+    """Return whether the cores suffice; a GPU with all cores allocated is full also for a request without limit."""
     return state.allocated.cores_percent + max(ask.cores_percent, 1) <= state.gpu.cores_percent
 
 
@@ -298,7 +298,7 @@ def _fits(ask: requests.GpuRequest, state: gpus.GpuState, *, idle: bool) -> bool
 
 
 def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], count: int) -> list[int]:
-    """Of GPUs, best first, those of one NUMA node: the one of the first GPU that has enough beside it there."""
+    """Return the GPUs of one NUMA node: that of the best GPU whose node has enough of them. The best GPU is first."""
     for row in rows:
         together = [other for other in rows if states[other].gpu.numa == states[row].gpu.numa]
         if len(together) >= count:
@@ -307,7 +307,7 @@ def _on_one_numa_node(rows: Sequence[int], states: Sequence[gpus.GpuState], coun
 
 
 def open_reason(*, idle: bool) -> Reason:
-    """Why a GPU is not open to a container: it wants an empty one, or it would share and another has it for itself."""
+    """Return why exclusivity excludes a container: it needs an empty GPU, or another container holds it exclusively."""
     return Reason.EXCLUSIVE if idle else Reason.HELD_EXCLUSIVELY
 
 
@@ -327,14 +327,14 @@ def _why_not(
     room: _Stages,
     last: Reason,
 ) -> rejections.Rejection:
-    """The first stage that leaves fewer GPUs than requested, with what the GPUs left could give at best.
+    """Return the first stage that leaves fewer GPUs than requested, with the most that the remaining GPUs have free.
 
     Args:
         ask: What a container requests.
         selectors: Which GPUs it accepts.
         states: The node's GPUs.
-        room: The stages after those that have nothing to do with what is free.
-        last: What it is if all stages are passed.
+        room: The stages that depend on what is free.
+        last: The reason if all stages are passed.
     """
     left = list(states)
     if len(left) < ask.gpus:
@@ -360,7 +360,7 @@ def _with_numbers(
     reason: Reason, ask: requests.GpuRequest, selectors: requests.Selectors, left: Sequence[gpus.GpuState]
 ) -> rejections.Rejection:
     def kth_most(values: Iterable[int]) -> int:
-        """What the GPU that would have to be taken last has: the k-th largest."""
+        """Return the value of the last GPU that would be needed: the k-th largest."""
         return max(sorted(values, reverse=True)[ask.gpus - 1], 0)
 
     match reason:
@@ -399,6 +399,6 @@ def _with_numbers(
 
 
 def _short(gpu_type: str) -> str:
-    """The model without its maker, as people write it."""
+    """Return the model without its vendor."""
     words = [word for word in gpu_type.replace("NVIDIA-", "").split() if word not in ("NVIDIA", "Tesla")]
     return words[0] if words else gpu_type or "unknown"

@@ -1,4 +1,4 @@
-"""Which of several places that fit is the better one.
+"""Which of several nodes or GPUs that fit is chosen.
 
 A node policy scores a node by its fullness. A GPU policy orders the GPUs of one node: `ORDERS` has the orders, and
 `scheduler_extender.fleet.fit.ORDERS` has the same ones on arrays. Scores leave the core in [0, 1].
@@ -16,7 +16,7 @@ _HIGHEST_WEIGHT = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """How much each amount of a GPU counts in its fullness. At least one weight is above 0."""
+    """The weight of each amount in a GPU's fullness. At least one weight is above 0."""
 
     slot: int = 1
     core: int = 1
@@ -30,7 +30,7 @@ class NodePolicy:
     name: str
     """As users write it."""
     score: Callable[[Any], Any]
-    """From the fraction of a node that is allocated after the placement, 0 to 1, to how good the node is, 0 to 1.
+    """The score of a node, 0 to 1, by the fraction of it that is allocated after the placement, 0 to 1.
     Arithmetic only, so that it takes a float and an array alike."""
 
 
@@ -45,7 +45,7 @@ class GpuPolicy:
     only_idle: bool = False
     """Whether only GPUs without any allocation may be chosen."""
     weights: Weights = Weights()
-    """What counts for the fullness of a GPU; between nodes everything counts alike."""
+    """The weights of a GPU's fullness; between nodes all amounts have equal weight."""
     by_links: bool = False
     """Whether links between GPUs come before the orders, where the node publishes them."""
 
@@ -104,7 +104,7 @@ def node_policy(name: str, where: str) -> NodePolicy:
         where: The setting or annotation it stands in, for the message.
 
     Raises:
-        BadQuantity: There is no such policy; the message names those there are.
+        BadQuantity: The policy does not exist; the message names the existing ones.
     """
     policy = NODE_POLICIES.get(name.strip().lower())
     if policy is None:
@@ -124,7 +124,7 @@ def gpu_policy(text: str, where: str) -> GpuPolicy:
         where: The setting or annotation it stands in, for the message.
 
     Raises:
-        BadQuantity: There is no such policy, or two of them contradict each other.
+        BadQuantity: A policy does not exist, or two of them contradict each other.
 
     Source: HAMi v2.10, `pkg/scheduler/policy/gpu_policy.go` and `IsValidGPUSchedulerPolicy`.
     """
@@ -152,7 +152,7 @@ def weights(text: str, where: str) -> Weights:
         where: The annotation it stands in, for the message.
 
     Raises:
-        BadQuantity: A name is missing, unknown or there twice, a number is none, or all are 0.
+        BadQuantity: A name is missing, unknown or repeated, a number is invalid, or all are 0.
 
     Source: HAMi v2.10, the annotation `hami.io/device-scoring-weights`.
     """

@@ -1,8 +1,8 @@
 """Which pods of lower priority to evict so that a pending pod's GPUs fit on a node.
 
-kube-scheduler counts device ids only, so its own choice may free a little on many GPUs and nothing that helps. Here the
-rules that place a pod say whether an eviction helps. The best set has the lowest priority at its top, then the fewest
-pods, then the least memory.
+kube-scheduler counts device ids only, so its own choice may free a little on many GPUs and not help. Here the rules
+that place a pod decide whether an eviction helps. The best set is the one whose highest priority is lowest, then the
+fewest pods, then the least memory.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from gpu_sharing.core import allocations, identifiers, placement, policies, requests
 
 _MOST_TRIES = 600
-"""Placements tried for one node before a good set is taken for the best one."""
+"""Placements tried for one node; after that the best set so far is returned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,25 +27,25 @@ class Victim:
 
     @property
     def memory_mib(self) -> int:
-        """What it holds over all GPUs."""
+        """Its memory over all GPUs."""
         return sum(allocation.memory_mib for allocation in self.allocated.values())
 
     @property
     def weight(self) -> tuple[int, tuple[tuple[str, allocations.Allocation], ...]]:
-        """Alike for pods of which it does not matter which one goes."""
+        """Equal for pods that are interchangeable as victims."""
         return self.foreign_slots, tuple(sorted(self.allocated.items()))
 
 
 def effective_request(
     kinds: Sequence[allocations.Kind], containers: Sequence[int], pod_level: int | None, overhead: int
 ) -> int:
-    """What kube-scheduler counts for a pod of CPU or memory, and so what its eviction frees.
+    """Return the CPU or memory that kube-scheduler counts for a pod, which is what its eviction frees.
 
     Args:
         kinds: One per container.
-        containers: What each container requests, in any one unit, in the same order.
-        pod_level: What `spec.resources.requests` says, which then counts in place of the containers; None: nothing.
-        overhead: What `spec.overhead` adds.
+        containers: The request of each container, in any one unit, in the same order.
+        pod_level: `spec.resources.requests`, which replaces the containers' requests; None if absent.
+        overhead: `spec.overhead`.
 
     Source: k8s.io/component-helpers `resource.PodRequests`, Kubernetes 1.36.
     """
@@ -57,13 +57,13 @@ def effective_request(
 
 
 class _Spent(Exception):
-    """No more placements may be tried."""
+    """The limit of placements is reached."""
 
 
 def choose(
     request: requests.PodRequest, node: placement.NodeState, victims: Iterable[Victim], policy: policies.GpuPolicy
 ) -> tuple[Victim, ...] | None:
-    """The best set of pods to evict, nobody if the pod fits as it is, None if no set helps.
+    """Return the best set of pods to evict, empty if the pod fits already, None if no set helps.
 
     Args:
         request: What the pending pod requests.
@@ -91,7 +91,7 @@ def choose(
 
     grounds, size = _grounds(request, pool, fits), 0
     try:
-        while True:  # All of them together are enough, so that it ends.
+        while True:  # All of them together are enough, so the loop ends.
             size += 1
             helping = [gone for ground in grounds for gone in _sets(ground, size) if affordable(gone)]
             if helping:
@@ -101,12 +101,12 @@ def choose(
 
 
 def cost(victims: Sequence[Victim]) -> tuple[int, int, int]:
-    """By what sets on several nodes compare: the highest priority among the victims, how many, and their memory."""
+    """Return the sort key of sets on several nodes: the highest priority of the victims, their number, their memory."""
     return (max((victim.priority for victim in victims), default=-(2**31)), *_cost(victims))
 
 
 def without(node: placement.NodeState, gone: Iterable[Victim]) -> placement.NodeState:
-    """The node once some pods have left it."""
+    """Return the node without some pods."""
     change: dict[identifiers.GpuUuid, allocations.Allocation] = {}
     foreign = 0
     for victim in gone:
@@ -121,7 +121,7 @@ def _cost(victims: Sequence[Victim]) -> tuple[int, int]:
 
 
 def _lowest(victims: Sequence[Victim], fits: Callable[[Iterable[Victim]], bool]) -> list[Victim] | None:
-    """All pods up to the lowest priority that is enough, if all of them go."""
+    """Return all pods up to the lowest priority whose eviction is enough."""
     for priority in sorted({victim.priority for victim in victims}):
         pool = [victim for victim in victims if victim.priority <= priority]
         if fits(pool):
@@ -132,10 +132,10 @@ def _lowest(victims: Sequence[Victim], fits: Callable[[Iterable[Victim]], bool])
 def _grounds(
     request: requests.PodRequest, pool: Sequence[Victim], fits: Callable[[Iterable[Victim]], bool]
 ) -> list[list[Victim]]:
-    """Groups of pods, one of which holds the best set; like pods stand together.
+    """Return groups of pods, one of them with the best set; interchangeable pods are adjacent.
 
-    A pod that needs one GPU is served by evictions from one GPU, so each GPU is looked at by itself. Pods without a
-    record may give the device ids everywhere.
+    A pod that requests one GPU needs evictions from one GPU, so each GPU is examined alone. Pods without a record may
+    free device ids on every GPU.
     """
     ordered = sorted(pool, key=lambda victim: (victim.weight, victim.uid))
     if sum(ask.gpus for ask in request.containers if ask) == 1:
@@ -148,7 +148,7 @@ def _grounds(
 
 
 def _sets(pool: Sequence[Victim], size: int) -> Iterator[tuple[Victim, ...]]:
-    """The sets of that size; of those that differ only in which of two like pods goes, one."""
+    """Yield the sets of that size; of sets that differ only in interchangeable pods, one."""
     if size == 0:
         yield ()
         return
@@ -159,7 +159,7 @@ def _sets(pool: Sequence[Victim], size: int) -> Iterator[tuple[Victim, ...]]:
 
 
 def _spared(pool: Sequence[Victim], fits: Callable[[Iterable[Victim]], bool]) -> tuple[Victim, ...]:
-    """All of them but those that need not go: the highest priority is spared first, then the smallest."""
+    """Return the victims without the unnecessary ones: the highest priority is spared first, then the smallest."""
     gone = list(pool)
     for victim in sorted(pool, key=lambda one: (-one.priority, one.memory_mib, one.uid)):
         rest = [one for one in gone if one is not victim]

@@ -1,7 +1,7 @@
 """Read Kubernetes quantities as whole MiB, whole percent and whole counts, never as floats.
 
-The API server rewrites what users write (`4000` becomes `4k`, `8000000` becomes `8M`), so suffixes mean something
-else here than elsewhere: no suffix, `k` and exponents are plain numbers; byte suffixes are bytes.
+The API server rewrites what users write (`4000` becomes `4k`, `8000000` becomes `8M`), so suffixes have a special
+meaning here: no suffix, `k` and exponents are plain numbers; byte suffixes are bytes.
 
 Source: k8s.io/apimachinery/pkg/api/resource, grammar in the documentation of `Quantity`.
 """
@@ -29,11 +29,11 @@ _SUFFIXES = {
 _PLAIN = frozenset({"", "k", "m", "u", "n"})
 
 Raw = str | int | float | bool | None
-"""What JSON may hold where a quantity belongs."""
+"""The JSON types of a quantity."""
 
 
 def _parse(name: str, raw: Raw) -> tuple[Fraction, str]:
-    """The value and its suffix; whole and in the range of an int64."""
+    """Return the value and its suffix; the value is whole and in the range of an int64."""
     if isinstance(raw, bool) or not isinstance(raw, (str, int)):
         raise errors.BadQuantity(
             error_codes.INVALID_QUANTITY, f"{name}: {_shown(raw)} is not a quantity; write a whole number"
@@ -64,9 +64,9 @@ def _shown(raw: Raw) -> str:
 
 @functools.lru_cache(maxsize=4096, typed=True)
 def thousandths(raw: Raw) -> int:
-    """A quantity of CPU, memory or anything else in thousandths, rounded up; 0 for what is no quantity.
+    """Return a quantity in thousandths, rounded up; 0 if it is invalid.
 
-    Only for comparing what pods free; the API server has checked it.
+    Only for comparing what pods free, which the API server has checked.
     """
     match = _GRAMMAR.fullmatch(str(raw)) if raw is not None and len(str(raw)) <= _LONGEST else None
     if match is None:
@@ -77,16 +77,16 @@ def thousandths(raw: Raw) -> int:
 
 
 def count(name: str, raw: Raw, *, most: int = INT64_MAX) -> int:
-    """A whole number of things, from a quantity without regard to its suffix.
+    """Return a whole number from a quantity, regardless of its suffix.
 
     Raises:
-        BadQuantity: It is negative, a fraction, more than `most` or no quantity at all.
+        BadQuantity: It is negative, a fraction, more than `most` or not a quantity.
     """
     return _bounded(name, raw, int(_parse(name, raw)[0]), most, "")
 
 
 def memory_mib(name: str, raw: Raw, *, most: int = INT64_MAX) -> int:
-    """GPU memory in MiB: plain numbers are MiB, amounts with a byte suffix are rounded up to MiB.
+    """Return GPU memory in MiB: plain numbers are MiB, amounts with a byte suffix are rounded up to MiB.
 
     Raises:
         BadQuantity: As in `count`, or a byte amount so small that it was probably meant as MiB.
@@ -104,7 +104,7 @@ def memory_mib(name: str, raw: Raw, *, most: int = INT64_MAX) -> int:
 
 
 def _bounded(name: str, raw: Raw, value: int, most: int, unit: str) -> int:
-    """Refuse a number beyond what any node has, before it meets an array, a loop or a repetition."""
+    """Refuse a number beyond what any node has, before it reaches an array, a loop or a repetition."""
     if value > most:
         raise errors.BadQuantity(
             error_codes.REQUEST_TOO_LARGE,
@@ -114,7 +114,7 @@ def _bounded(name: str, raw: Raw, value: int, most: int, unit: str) -> int:
 
 
 def percent(name: str, raw: Raw, *, lowest: int) -> int:
-    """A whole percentage from `lowest` to 100.
+    """Return a whole percentage from `lowest` to 100.
 
     Raises:
         BadQuantity: It is outside that range, or as in `count`.

@@ -1,10 +1,10 @@
-"""How much of the cluster's GPUs the pods of a namespace may hold together.
+"""The limits of a namespace for GPUs, their memory and their cores.
 
-A namespace's `ResourceQuota` may limit GPUs, their memory and their cores. What counts is what pods hold after percent
-and whole GPUs were turned into MiB, which only the scheduler knows; the API server's own quota, on `requests.…`, counts
-what the user wrote.
+A namespace's `ResourceQuota` may limit GPUs, their memory and their cores. What counts is the allocation of its pods,
+with percentages and whole GPUs converted to MiB, which only the scheduler knows; the API server's own quota, on
+`requests.…`, counts the values as written.
 
-Source: HAMi v2.10, `pkg/device/quota.go`: it reads the `limits.` keys and takes no notice of scopes.
+Source: HAMi v2.10, `pkg/device/quota.go`: it reads the `limits.` keys and ignores scopes.
 """
 
 import functools
@@ -17,7 +17,7 @@ from gpu_sharing.core.rejections import Reason
 
 
 class Amounts(NamedTuple):
-    """What pods hold, over all GPUs."""
+    """The allocation of pods, over all GPUs."""
 
     gpus: int = 0
     """Device ids: a GPU shared by two containers counts twice."""
@@ -32,7 +32,7 @@ class Amounts(NamedTuple):
         )
 
     def minus(self, other: "Amounts") -> "Amounts":
-        """This without a part of it."""
+        """Return the amounts without a part of them."""
         return Amounts(
             self.gpus - other.gpus, self.memory_mib - other.memory_mib, self.cores_percent - other.cores_percent
         )
@@ -44,17 +44,17 @@ _UNITS = (("GPUs", ""), ("GPU memory", "MB"), ("GPU cores", "%"))
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """One `ResourceQuota`, as far as it speaks of GPUs."""
+    """One `ResourceQuota` with its limits for GPUs."""
 
     name: str
     limits: tuple[int | None, int | None, int | None]
     """Of `Amounts`, in its order; None where there is no limit."""
     unreadable: str = ""
-    """Why it cannot be read: then its namespace gets nothing, because nobody knows how much is too much."""
+    """Why it cannot be read: its namespace then gets no GPUs, because the limit is unknown."""
 
 
 def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.ResourceNames) -> Quota | None:
-    """A `ResourceQuota` by its `spec.hard`, or None if it says nothing of GPUs.
+    """Return a `ResourceQuota` by its `spec.hard`, or None if it does not limit GPUs.
 
     Args:
         name: The quota's own name, for messages.
@@ -76,9 +76,9 @@ def read(name: str, hard: Mapping[str, quantities.Raw], names: requests.Resource
 
 
 def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames) -> list[tuple[str, str]]:
-    """Return the limits that look like ours and that nothing counts, each with the key that was likely meant.
+    """Return limits that resemble ours and are not counted, each with the key that was likely meant.
 
-    `limits.` is counted here, `requests.` by the API server where pods request that very resource.
+    `limits.` is counted here, `requests.` by the API server where pods request that same resource.
     """
     counted = frozenset((names.count, names.memory, names.cores))
     unknown = []
@@ -95,7 +95,7 @@ def uncounted(hard: Mapping[str, quantities.Raw], names: requests.ResourceNames)
 
 
 def amounts(kinds: Sequence[allocations.Kind], shares: Sequence[Iterable[allocations.Share]]) -> Amounts:
-    """What a pod counts for its life: the most that its containers hold at any one time, each quantity by itself.
+    """Return the amounts of a pod for its life: the most that its containers hold at any one time, for each quantity.
 
     Args:
         kinds: One per container.
@@ -108,7 +108,7 @@ def amounts(kinds: Sequence[allocations.Kind], shares: Sequence[Iterable[allocat
 
 
 def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:
-    """What a pod would count on GPUs of that size."""
+    """Return the amounts of a pod's request on GPUs of that size."""
     each = [
         Amounts(ask.gpus, ask.gpus * ask.memory_on(gpu_memory_mib), ask.gpus * ask.cores_percent) if ask else NOTHING
         for ask in request.containers
@@ -121,7 +121,7 @@ def asked(request: requests.PodRequest, gpu_memory_mib: int) -> Amounts:
 
 
 def excess(namespace: str, quotas: Iterable[Quota], held: Amounts, more: Amounts) -> rejections.Rejection | None:
-    """Why a namespace may not hold `more` beside what it holds, or None if it may."""
+    """Return why a namespace may not hold `more` in addition, or None if it may."""
     for quota in quotas:
         if quota.unreadable:
             return rejections.Rejection(Reason.QUOTA_UNREADABLE, namespace=namespace, detail=quota.unreadable)

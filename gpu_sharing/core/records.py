@@ -1,7 +1,7 @@
-"""The annotations that carry facts between processes: encode, decode, refuse.
+"""The annotations that carry records between processes: encode and decode.
 
-Byte-compatible with HAMi v2.10, so that its plugin's inventories are read here, and pods that it placed are accounted
-for. Whatever does not decode raises; nothing is ever taken for "nothing".
+Byte-compatible with HAMi v2.10, so that its plugin's inventories are read here, and pods that it placed are counted. A
+record that does not decode raises an error; it is never treated as empty.
 
 Source: HAMi v2.10 `pkg/device/devices.go` (MarshalNodeDevices, EncodePodDevices) and its docs/develop/protocol.md.
 """
@@ -18,11 +18,11 @@ INVENTORY = "hami.io/node-nvidia-register"
 AGENT = "hami.io/agent"
 AGENT_NAME = "hami-py"
 OUR_AGENT = f"{AGENT_NAME}/{version.VERSION}"
-"""What our device plugin calls itself."""
+"""The name of our device plugin."""
 CORDON = "hami.io/device-cordon"
 RELEASE = "hami.io/gpu-release"
 RELEASED = "released: the device plugin does not hold the GPU"
-"""The cause of a GPU's health once it can be reset."""
+"""The cause in a GPU's health when it can be reset."""
 MIG_MADE = "hami.io/mig-made"
 NODE = "hami.io/vgpu-node"
 TIME = "hami.io/vgpu-time"
@@ -34,12 +34,12 @@ DECISION = "hami.io/decision-id"
 MIG_ALLOCATIONS = "hami.io/vgpu-mig-allocations"
 HOLD = "hami.io/vgpu-hold"
 OF_PODS = frozenset({NODE, TIME, ALLOCATED, TO_ALLOCATE, BIND_PHASE, BIND_TIME, DECISION, MIG_ALLOCATIONS, HOLD})
-"""What is written about a pod, as against what its owner asks."""
+"""Annotations that our processes write on a pod; its owner writes the others."""
 SCORE = "hami.io/node-nvidia-score"
 HEALTH = "hami.io/gpu-health"
 PROBLEMS = "hami.io/node-problems"
 ACCELERATOR_LABEL = ("accelerator", "nvidia")
-"""Of a node whose device plugin has published its GPUs."""
+"""Annotation of a node whose device plugin has published its GPUs."""
 PHASE_ALLOCATING = "allocating"
 PHASE_SUCCESS = "success"
 PHASE_FAILED = "failed"
@@ -49,7 +49,7 @@ _LARGEST = gpus.MOST_MEMORY_MIB
 _MOST_CORES_PERCENT = 100_000
 _LATEST_UNIX_SECONDS = 2**40
 _MOST_TYPES = 8
-"""Models of GPUs in one node; each is a series of metrics and a pass over all nodes."""
+"""The limit of GPU models in one node; each model needs a series of metrics and a pass over all nodes."""
 _MOST_BYTES = 256 * 1024
 """The API server's own limit for all annotations of an object."""
 _LONGEST_CAUSE = 300
@@ -64,7 +64,7 @@ _LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 def encode_inventory(inventory: Sequence[gpus.Gpu]) -> str:
-    """The node annotation that advertises GPUs; zero values vanish, as readers expect."""
+    """Return the node annotation that advertises GPUs; zero values are omitted, as readers expect."""
     return json.dumps([_inventory_item(gpu) for gpu in inventory], separators=(",", ":"))
 
 
@@ -84,12 +84,12 @@ def _inventory_item(gpu: gpus.Gpu) -> dict[str, object]:
 
 
 def decode_inventory(text: str) -> tuple[gpus.Gpu, ...]:
-    """The GPUs that a node advertises, by index, then UUID.
+    """Return the GPUs that a node advertises, by index, then UUID.
 
-    Reads the JSON of today's plugins and the older records joined by colons.
+    Reads the JSON of current plugins and the older colon-separated records.
 
     Raises:
-        CorruptRecord: It is neither, or a number in it is absurd, or a UUID occurs twice.
+        CorruptRecord: The record is neither, a number in it is out of range, or a UUID occurs twice.
     """
     if len(text) > _MOST_BYTES:
         raise errors.CorruptRecord(f"{INVENTORY} is larger than {_MOST_BYTES} bytes")
@@ -165,9 +165,9 @@ def _gpu(item: Mapping[str, object]) -> gpus.Gpu:
 
 
 def _profiles(items: Any) -> tuple[mig.Profile, ...]:
-    """The kinds of instances that a GPU can be divided into.
+    """Return the MIG profiles of a GPU.
 
-    Those with extra engines (`1g.10gb+me`) are left out: a GPU has just one of them, and it cannot be requested.
+    Profiles with extra engines (`1g.10gb+me`) are omitted: a GPU has just one of them, and it cannot be requested.
     """
     try:
         if len(items) > _MOST_PROFILES:
@@ -199,7 +199,7 @@ def _profile_name(value: Any) -> str:
 
 
 def _numa(value: object) -> int:
-    """NUMA node; drivers report -1 where there is none."""
+    """Return the NUMA node; drivers report -1 if there is none."""
     try:
         return _whole(value, -1, 4096)
     except ValueError as cause:
@@ -207,10 +207,10 @@ def _numa(value: object) -> int:
 
 
 def _whole(value: object, least: int, most: int) -> int:
-    """Return a number out of a JSON record; every one is bounded here, before it meets an array or a loop.
+    """Return a number of a JSON record; every number is bounded here, before it reaches an array or a loop.
 
     Raises:
-        ValueError: It is no whole number of that range.
+        ValueError: It is not a whole number in that range.
     """
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{str(value)[:40]!r} is not a whole number from {least} to {most}")
@@ -218,13 +218,13 @@ def _whole(value: object, least: int, most: int) -> int:
 
 
 def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Links, str]:
-    """How well the GPUs of a node reach each other, and what is wrong with the record, or an empty string.
+    """Return the link scores between a node's GPUs, and the error of the record, or an empty string.
 
     A pair that the record scores differently in the two directions counts as not linked, as in HAMi; a record that does
-    not decode counts as none. Links are a preference, so neither keeps a pod off the node.
+    not decode counts as none. Links are a preference, so neither excludes the node.
 
     Args:
-        text: The value of `hami.io/node-nvidia-score`; GPUs that the node does not advertise are left out.
+        text: The value of `hami.io/node-nvidia-score`; GPUs that the node does not advertise are ignored.
         inventory: The node's GPUs in row order.
     """
     if not text:
@@ -247,17 +247,17 @@ def decode_links(text: str, inventory: Sequence[gpus.Gpu]) -> tuple[topology.Lin
     matrix = tuple(
         tuple(score(one, other) if score(one, other) == score(other, one) else 0 for other in uuids) for one in uuids
     )
-    trouble = f"{SCORE}: {uneven[0]} and {uneven[1]} disagree about their link" if uneven else ""
-    return (matrix if any(map(any, matrix)) else ()), trouble
+    problem = f"{SCORE}: {uneven[0]} and {uneven[1]} disagree about their link" if uneven else ""
+    return (matrix if any(map(any, matrix)) else ()), problem
 
 
 def decode_cordon(text: str) -> frozenset[identifiers.GpuUuid]:
-    """The GPUs that an administrator keeps out of use, or has released for a reset. Unknown UUIDs do no harm."""
+    """Return the GPUs that an administrator has cordoned, or released for a reset. Unknown UUIDs are harmless."""
     return frozenset(identifiers.GpuUuid(part.strip()) for part in text.split(",") if part.strip())
 
 
 def decode_unhealthy_reasons(text: str) -> dict[identifiers.GpuUuid, str]:
-    """Why GPUs are not healthy, in the words of the node's device plugin; what cannot be read is left out."""
+    """Return why GPUs are not healthy, by the node's device plugin; unreadable entries are ignored."""
     try:
         items = json.loads(text).items() if text and len(text) <= _MOST_BYTES else ()
     except (ValueError, AttributeError, RecursionError):
@@ -270,13 +270,13 @@ def decode_unhealthy_reasons(text: str) -> dict[identifiers.GpuUuid, str]:
 
 
 def encode_problems(sentences: Mapping[str, str]) -> str:
-    """The annotation that says what is wrong with how a node is set up: sentences by error code."""
+    """Return the annotation with the problems of a node's setup: sentences by error code."""
     kept = sorted(sentences.items())[:_MOST_PROBLEMS]
     return json.dumps({code: text[:_LONGEST_CAUSE] for code, text in kept}, separators=(",", ":"))
 
 
 def decode_problems(text: str) -> dict[str, str]:
-    """What is wrong with how a node is set up, by error code; what cannot be read is left out."""
+    """Return the problems of a node's setup, by error code; unreadable entries are ignored."""
     try:
         items = json.loads(text).items() if text and len(text) <= _MOST_BYTES else ()
     except (ValueError, AttributeError, RecursionError):
@@ -290,7 +290,7 @@ def decode_problems(text: str) -> dict[str, str]:
 
 
 class MadeInstance(NamedTuple):
-    """A MIG instance that the node's device plugin made, or is about to make, by its place."""
+    """A MIG instance that the node's device plugin created, or is about to create, by its placement."""
 
     gpu_uuid: identifiers.GpuUuid
     profile: str
@@ -301,12 +301,12 @@ class MadeInstance(NamedTuple):
 
 
 def encode_made(instances: Collection[MadeInstance]) -> str:
-    """The node annotation by which a restarted plugin knows its own MIG instances."""
+    """Return the node annotation by which a restarted plugin recognizes its own MIG instances."""
     return json.dumps([list(one) for one in sorted(instances)], separators=(",", ":"))
 
 
 def decode_made(text: str) -> frozenset[MadeInstance]:
-    """The MIG instances that the node's plugin made; what cannot be read is left out, and so never destroyed."""
+    """Return the MIG instances that the node's plugin created; unreadable entries are ignored, so never destroyed."""
     try:
         items = json.loads(text) if text and len(text) <= _MOST_BYTES else []
     except (ValueError, RecursionError):
@@ -327,13 +327,13 @@ def _made(item: Any) -> MadeInstance | None:
 
 
 def is_our_agent(text: str | None) -> bool:
-    """Whether `hami.io/agent` says that this project's device plugin serves the node."""
+    """Return whether this project's device plugin serves the node, by `hami.io/agent`."""
     name, slash, version = (text or "").partition("/")
     return name == AGENT_NAME and bool(slash and version)
 
 
 def encode_shares(shares: allocations.Shares) -> str:
-    """The accounting record of a pod: `UUID,NVIDIA,MiB,cores:` per GPU, `;` after each container."""
+    """Return the record of a pod: `UUID,NVIDIA,MiB,cores:` per GPU, `;` after each container."""
     return "".join(
         "".join(f"{share.uuid},{_VENDOR},{share.memory_mib},{share.cores_percent}:" for share in container) + ";"
         for container in shares
@@ -341,17 +341,17 @@ def encode_shares(shares: allocations.Shares) -> str:
 
 
 def decode_shares(text: str, asking: Sequence[bool]) -> allocations.Shares:
-    """What each container holds.
+    """Return the shares of each container.
 
-    HAMi leaves out the empty entry of some containers without GPU; then the entries are given, in order, to the
-    containers that request one.
+    HAMi omits the empty entry of some containers without GPU; then the entries belong, in order, to the containers
+    that request one.
 
     Args:
         text: The annotation's value.
         asking: One per container, init containers first: whether it requests a GPU.
 
     Raises:
-        CorruptRecord: It does not parse, or does not match the containers.
+        CorruptRecord: The record does not parse, or does not match the containers.
     """
     if len(text) > _MOST_BYTES:
         raise errors.CorruptRecord(f"{ALLOCATED} is larger than {_MOST_BYTES} bytes")
@@ -371,7 +371,7 @@ def decode_shares(text: str, asking: Sequence[bool]) -> allocations.Shares:
 
 
 def encode_instances(shares: allocations.Shares) -> str:
-    """The MIG instances among a pod's shares, as a JSON list; empty where there are none."""
+    """Return the MIG instances of a pod's shares, as a JSON list; empty if there are none."""
     items = [
         {
             "containerIndex": position, "deviceIndex": number, "gpuUUID": share.uuid,
@@ -386,10 +386,10 @@ def encode_instances(shares: allocations.Shares) -> str:
 
 
 def decode_instances(text: str, shares: allocations.Shares) -> allocations.Shares:
-    """The same shares with the MIG instances that the pod's other record gives them.
+    """Return the shares with their MIG instances from the pod's other record.
 
     Raises:
-        CorruptRecord: It does not parse, or names a share that is not there.
+        CorruptRecord: The record does not parse, or names a share that does not exist.
     """
     if not text:
         return shares
@@ -414,9 +414,9 @@ def decode_instances(text: str, shares: allocations.Shares) -> allocations.Share
 
 
 def legible_shares(text: str) -> tuple[allocations.Share, ...]:
-    """The shares that can be read in a record that does not decode as a whole.
+    """Return the readable shares of a record that does not decode as a whole.
 
-    They are counted; the node's other GPUs are kept out of use, because the rest may hold any of them.
+    They are counted; the node's other GPUs get no new allocations, because the unreadable rest may name any of them.
     """
     shares: list[allocations.Share] = []
     for part in re.split("[:;]", text[:_MOST_BYTES]):
@@ -443,7 +443,7 @@ def _decode_share(part: str) -> allocations.Share:
 def pod_annotations(
     shares: allocations.Shares, node: identifiers.NodeName, unix_seconds: int, decision: identifiers.DecisionId
 ) -> dict[str, str]:
-    """What a Binding merges into the pod: its record, and how far its start has come."""
+    """Return the annotations that a Binding merges into the pod: its record and its phase."""
     record, instances = encode_shares(shares), encode_instances(shares)
     return {
         NODE: node,
@@ -458,17 +458,17 @@ def pod_annotations(
 
 
 def pod_labels(node: identifiers.NodeName) -> dict[str, str]:
-    """The label that a Binding merges into the pod; none where the node's name is too long for a label's value."""
+    """Return the label that a Binding merges into the pod; none if the node's name is too long for a label's value."""
     return {NODE: node} if _LABEL_VALUE.fullmatch(node) else {}
 
 
 def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
-    """Why the API server would call the pod invalid after this Binding, or an empty string.
+    """Return why the API server would call the pod invalid after this Binding, or an empty string.
 
-    It does not check the metadata of a Binding, and from then on refuses every update of the pod's status.
+    It does not check the metadata of a Binding, and would then refuse every update of the pod's status.
 
     Args:
-        annotations: What the Binding carries.
+        annotations: The annotations of the Binding.
         already_bytes: Size of the annotations that the pod has.
     """
     size = already_bytes + sum(len(key) + len(value.encode()) for key, value in annotations.items())
@@ -479,25 +479,25 @@ def unsafe_metadata(annotations: Mapping[str, str], already_bytes: int) -> str:
 
 
 LONGEST_HOLD_SECONDS = 600
-"""How long GPUs are kept for a pod whose victims do not end."""
+"""Seconds for which GPUs are reserved for a pod whose victims do not end."""
 
 
 class Hold(NamedTuple):
-    """GPUs that are kept for a pending pod, while others leave them."""
+    """GPUs that are reserved for a pending pod, while its victims terminate."""
 
     node: identifiers.NodeName
     gpus: frozenset[identifiers.GpuUuid]
     until: int
-    """Unix seconds after which nobody waits any longer."""
+    """Unix seconds at which the hold ends."""
 
 
 def encode_hold(hold: Hold) -> str:
-    """The annotation that keeps GPUs for a pod."""
+    """Return the annotation of a hold."""
     return json.dumps({"node": hold.node, "gpus": sorted(hold.gpus), "until": hold.until}, separators=(",", ":"))
 
 
 def decode_hold(text: str) -> Hold | None:
-    """What is kept for a pod; None for nothing, and for what does not decode, which then keeps nothing."""
+    """Return the hold of a pod; None if there is none, or if it does not decode, which then reserves nothing."""
     if not text:
         return None
     try:
@@ -512,11 +512,11 @@ def decode_hold(text: str) -> Hold | None:
 
 
 class MigShare(NamedTuple):
-    """What a pod's record says of one MIG instance of one of its containers."""
+    """One MIG instance of a container, by the pod's record."""
 
     gpu_uuid: identifiers.GpuUuid
     mig_uuid: str
-    """Of an instance that exists; empty where one is to be made."""
+    """The UUID of an existing instance; empty if it must be created."""
     profile: str
     start: int
     """First memory slice of the instance."""
@@ -525,10 +525,10 @@ class MigShare(NamedTuple):
 
 
 def mig_shares(text: str, container_index: int) -> tuple[MigShare, ...]:
-    """The MIG instances that a pod's record gives one of its containers, in the order of its GPUs.
+    """Return the MIG instances of one container by the pod's record, in the order of its GPUs.
 
     Args:
-        text: The value of `hami.io/vgpu-mig-allocations`; what does not decode gives none.
+        text: The value of `hami.io/vgpu-mig-allocations`; a value that does not decode has none.
         container_index: Position of the container, init containers first.
     """
     try:

@@ -1,7 +1,7 @@
-"""Every reason a node can refuse a pod: code, numbers, sentence, and whether evicting somebody could cure it.
+"""Every reason to reject a pod on a node: code, numbers, sentence, and whether an eviction could help.
 
-A "no" is data. kube-scheduler gets the low-cardinality phrase, because it groups identical strings; our own event, the
-log and the read API print the same value with its numbers.
+A rejection is data. kube-scheduler gets the low-cardinality phrase, because it groups identical strings; our own event,
+the log and the read API print the same value with its numbers.
 """
 
 import enum
@@ -41,23 +41,23 @@ class Reason(enum.IntEnum):
     NOT_OFFERED = 23
     """The GPUs fit, but kube-scheduler did not offer the node."""
     NODE_NOT_READY = 24
-    """The node's kubelet is away. kube-scheduler says so by a taint; these two are for people, and refuse no pod."""
+    """The node's kubelet is down. kube-scheduler checks its taint; these two are for people, and reject no pod."""
     NODE_CORDONED = 25
     DEVICE_CLASS = 27
-    """kube-scheduler itself keeps the pod away, because of a DeviceClass; likewise for people."""
+    """kube-scheduler itself rejects the pod, because of a DeviceClass; likewise for people."""
     HELD_EXCLUSIVELY = 26
-    """Examined where `EXCLUSIVE` is, for a pod that would share: another pod has the GPU for itself."""
+    """Examined with `EXCLUSIVE`, for a pod that would share: another pod holds the GPU exclusively."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReasonInfo:
-    """What a reason is called."""
+    """The code and texts of a reason."""
 
     code: error_codes.Code
     phrase: str
-    """What kube-scheduler is told: the same text for every node, so that it can count them."""
+    """The text for kube-scheduler: the same for every node, so that it can count them."""
     curable: bool = False
-    """Whether evicting pods of lower priority could make room."""
+    """Whether evicting pods of lower priority could help."""
 
 
 REASONS: dict[Reason, ReasonInfo] = {
@@ -95,17 +95,17 @@ REASONS: dict[Reason, ReasonInfo] = {
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why one node cannot take one pod."""
+    """Why one pod does not fit on one node."""
 
     reason: Reason
     requested: str = ""
     """What was requested, with its unit, such as `8000MB`; empty where the reason has no numbers."""
     available: str = ""
-    """The most that the node could give, in the same unit."""
+    """The most that the node has free, in the same unit."""
     namespace: str = ""
-    """The namespace whose quota it is, where it is a quota."""
+    """The namespace of the quota, if the reason is a quota."""
     detail: str = ""
-    """What is to be said beyond the phrase, as a sentence of its own."""
+    """More than the phrase, as a separate sentence."""
 
     @property
     def info(self) -> ReasonInfo:

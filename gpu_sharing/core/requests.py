@@ -1,7 +1,7 @@
-"""What a pod asks of GPUs, read from its containers' resources and its annotations.
+"""The GPU request of a pod, read from its containers' resources and its annotations.
 
-A request is never read as "no GPU" because it did not parse: it becomes an `InvalidRequest`, which every node refuses
-with the sentence that says what to write.
+A request that does not parse is never read as "no GPU": it becomes an `InvalidRequest`, which every node rejects with
+the sentence that says what to write.
 
 Source: HAMi v2.10, `pkg/device/nvidia/device.go` and `pkg/scheduler/config/config.go`, for names and defaults.
 """
@@ -37,7 +37,7 @@ SCORING_WEIGHTS = "hami.io/device-scoring-weights"
 NUMA_ALIGNMENT = "hami.io/numa-alignment"
 
 LIMIT_RANGER = "kubernetes.io/limit-ranger"
-"""What Kubernetes writes about the defaults of a LimitRange that a pod was given."""
+"""The annotation in which Kubernetes lists the defaults of a LimitRange that it added to a pod."""
 
 OWN = frozenset(
     {
@@ -53,7 +53,7 @@ OWN = frozenset(
         NUMA_ALIGNMENT,
     }
 ) | {gangs.NAME, gangs.SIZE}
-"""What a pod's owner may write."""
+"""The annotations that a pod's owner may write."""
 _ANNOTATIONS = OWN | records.OF_PODS
 _PREFIXES = ("nvidia.com/", "hami.io/")
 _MOST_UNKNOWN, _MOST_TOLD = 20, 5
@@ -83,7 +83,7 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class ResourceNames:
-    """The names under which containers ask, and what silence means; settings, because clusters differ in them."""
+    """The names of the GPU resources, and the defaults of requests; settings, because clusters differ in them."""
 
     count: str = "nvidia.com/gpu"
     memory: str = "nvidia.com/gpumem"
@@ -93,11 +93,11 @@ class ResourceNames:
     defaults: Defaults = Defaults()
 
     def managed(self) -> tuple[str, ...]:
-        """The names that make a pod ours."""
+        """The resources that mark a pod as ours."""
         return (self.count, self.memory, self.memory_percent, self.cores)
 
     def known(self) -> frozenset[str]:
-        """Every resource that has a meaning here."""
+        """Every resource that is read here."""
         return frozenset((*self.managed(), self.priority))
 
 
@@ -123,38 +123,38 @@ class ContainerSpec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GpuRequest:
-    """What one container requests, of each of `gpus` distinct GPUs."""
+    """The request of one container, for each of `gpus` distinct GPUs."""
 
     gpus: int
-    """How many GPUs, at least 1."""
+    """The number of GPUs, at least 1."""
     memory_mib: int = 0
-    """Memory of each GPU in MiB; 0 where `memory_percent` says it."""
+    """Memory of each GPU in MiB; 0 where `memory_percent` is set."""
     memory_percent: int = 0
     """Memory of each GPU in percent of what it advertises, rounded down; 100 is all of it."""
     cores_percent: int = 0
-    """Compute of each GPU in percent; 0 is no limit, 100 is the GPU to itself."""
+    """Compute of each GPU in percent; 0 is no limit, 100 is an exclusive GPU."""
 
     @property
     def exclusive(self) -> bool:
-        """Whether the container wants its GPUs for itself."""
+        """Whether the container requests exclusive GPUs."""
         return self.cores_percent >= 100
 
     def memory_on(self, gpu_memory_mib: int) -> int:
-        """The memory asked of a GPU of that size, in MiB."""
+        """Return the requested memory of a GPU of that size, in MiB."""
         return self.memory_mib or gpu_memory_mib * self.memory_percent // 100
 
     @property
     def memory_words(self) -> str:
-        """The memory requested as events print it."""
+        """Return the requested memory as events print it."""
         return f"{self.memory_mib}MB" if self.memory_mib else f"{self.memory_percent}%"
 
 
 @dataclass(frozen=True, slots=True)
 class Selectors:
-    """Which GPUs a pod accepts at all, whatever they have free."""
+    """The GPUs that a pod accepts, regardless of what is free."""
 
     use_types: tuple[str, ...] = ()
-    """Lower-case substrings of a GPU's type, one of which must occur; empty accepts all."""
+    """Lower-case substrings of a GPU's type, at least one must occur; empty accepts all."""
     nouse_types: tuple[str, ...] = ()
     use_uuids: tuple[str, ...] = ()
     nouse_uuids: tuple[str, ...] = ()
@@ -168,7 +168,7 @@ class Selectors:
         return wanted and not any(part in lower for part in self.nouse_types)
 
     def accept_uuid(self, uuid: str) -> bool:
-        """Whether that very GPU may be used."""
+        """Whether that GPU may be used."""
         return (not self.use_uuids or uuid in self.use_uuids) and uuid not in self.nouse_uuids
 
     def accept_mode(self, gpu_mode: str) -> bool:
@@ -178,7 +178,7 @@ class Selectors:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodRequest:
-    """What a pod asks of GPUs. Hashable: pods of one shape are the same question."""
+    """The GPU request of a pod. Hashable: pods with equal requests share one computation."""
 
     kinds: tuple[allocations.Kind, ...]
     """One per container, init containers first, then app containers."""
@@ -189,11 +189,11 @@ class PodRequest:
     """The pod's own choice; None leaves it to the setting."""
     gpu_policy: policies.GpuPolicy | None = None
     weights: policies.Weights | None = None
-    """What counts for the policy among a node's GPUs; None for everything alike."""
+    """The weights of the GPU policy; None for equal weights."""
     numa_bind: bool = False
     """Whether all GPUs of a container have to be on one NUMA node."""
     warnings: tuple[str, ...] = ()
-    """What was understood otherwise than it may have been meant."""
+    """Warnings about values that were read in another way than they may have been meant."""
 
     @property
     def wants_gpu(self) -> bool:
@@ -201,7 +201,7 @@ class PodRequest:
         return any(self.containers)
 
     def gpu_policy_or(self, default: policies.GpuPolicy) -> policies.GpuPolicy:
-        """Which of a node's GPUs to prefer: the pod's own choice, or the default, with the pod's weights."""
+        """Return the GPU policy: the pod's own, or the default, with the pod's weights."""
         policy = self.gpu_policy or default
         return policy if self.weights is None else dataclasses.replace(policy, weights=self.weights)
 
@@ -221,11 +221,11 @@ class PodRequest:
 
 @dataclass(frozen=True, slots=True)
 class InvalidRequest:
-    """A request that no node can serve until somebody rewrites it."""
+    """A request that fits on no node until it is corrected."""
 
     code: error_codes.Code
     sentence: str
-    """What is wrong and what to write."""
+    """The error, and what to write instead."""
 
     def __str__(self) -> str:
         return self.sentence
@@ -253,7 +253,7 @@ def read(
         annotations: The pod's own.
         names: The resource names by which containers request GPUs.
         counts_follow: Whether the caller writes the default count where a container has none, as the webhook does.
-            Else such a container is refused: the kubelet would ask no plugin for it, and start it without a GPU.
+            Else such a container is rejected: the kubelet would call no plugin for it, and start it without a GPU.
     """
     every = (*init_containers, *containers)
     warnings = unknown_words(every, annotations, names)
@@ -280,11 +280,11 @@ def read(
 def device_ids(
     init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec], names: ResourceNames
 ) -> int:
-    """Return how many device ids the kubelet gives a pod, by its counts alone, however it was bound.
+    """Return how many device ids the kubelet allocates to a pod, by its counts, whichever scheduler bound it.
 
-    A count that cannot be read, or that no node has, is no reason to count nothing: it is at least one and at most what
-    a node can offer. A pod that requests more memory or cores than any node has counts as all that a node can offer:
-    the kubelet adds such amounts up, and would fail pods that are placed beside it.
+    A count that is unreadable, or beyond any node, counts as at least one and at most all ids of a node. A pod that
+    requests more memory or cores than any node has counts as all ids of a node: the kubelet adds these amounts up, and
+    would fail pods that are placed beside it.
     """
 
     def ids(spec: ContainerSpec) -> int:
@@ -309,7 +309,7 @@ def device_ids(
 def unknown_words(
     containers: Iterable[ContainerSpec], annotations: Mapping[str, str], names: ResourceNames
 ) -> list[str]:
-    """Say which annotations and resources have no effect although they look like ours, and what was likely meant."""
+    """Return warnings for annotations and resources that resemble ours and have no effect, with the likely names."""
     known, warnings = _known(names), []
     for key in itertools.islice(_unknown(annotations, _ANNOTATIONS), _MOST_UNKNOWN):
         if key in known:
@@ -342,7 +342,7 @@ def mode(annotations: Mapping[str, str]) -> str:
 def kinds_of(
     init_containers: Sequence[ContainerSpec], containers: Sequence[ContainerSpec]
 ) -> tuple[allocations.Kind, ...]:
-    """When each container runs, init containers first."""
+    """Return when each container runs, init containers first."""
     kind = allocations.Kind
     return (
         *(kind.SIDECAR if spec.restarts_always else kind.INIT for spec in init_containers),
@@ -390,12 +390,12 @@ def _container(
 
 
 def _with_defaults(count: int, memory_mib: int, percent: int, cores: int, defaults: Defaults) -> GpuRequest:
-    """The request with the defaults for what is 0."""
+    """Return the request with the defaults for values of 0."""
     if not memory_mib and not percent:
         memory_mib = defaults.memory_mib
     cores = cores or defaults.cores_percent
     if not cores and not memory_mib and percent in (0, 100):
-        cores = 100  # All memory of a GPU without a cores request has always meant exclusive use.
+        cores = 100  # A request of all memory without cores has always meant exclusive use.
     return GpuRequest(count, memory_mib, 0 if memory_mib else percent or 100, cores)
 
 
@@ -411,9 +411,9 @@ def _refuse_too_many(every: Sequence[ContainerSpec], names: ResourceNames) -> No
 
 
 def _from_limit_ranges(annotations: Mapping[str, str], names: ResourceNames) -> list[str]:
-    """What a LimitRange of the namespace made containers request: with one, every container becomes a GPU container.
+    """Return what a LimitRange made containers request; with one, every container becomes a GPU container.
 
-    Source: Kubernetes' admission plugin LimitRanger, which notes what it set in an annotation.
+    Source: Kubernetes' admission plugin LimitRanger, which lists what it set in an annotation.
     """
     text = annotations.get(LIMIT_RANGER, "").partition(":")[2]
     resources_of: dict[str, list[str]] = {}

@@ -1,8 +1,8 @@
-"""Which GPUs of a node reach each other best, and which set of them to give to one container.
+"""The links between GPUs of a node, and the set of GPUs for one container.
 
-A node may publish how well each pair of its GPUs is linked: a score, larger is nearer. A container of several GPUs gets
-the set whose pairs score most together; a container of one gets the GPU that the others miss least, so that well-linked
-ones stay together for whoever needs several.
+A node may publish a link score for each pair of its GPUs; larger is faster. A container of several GPUs gets the set
+with the highest total score; a container of one gets the GPU with the lowest score to the others, so that well-linked
+GPUs stay free together for later requests.
 
 Source: HAMi v2.10, the policy `topology-aware` and the annotation `hami.io/node-nvidia-score`.
 """
@@ -12,17 +12,17 @@ import math
 from collections.abc import Sequence
 
 Links = tuple[tuple[int, ...], ...]
-"""`[gpus, gpus]` in row order, symmetric, 0 on the diagonal and where nothing is known; empty if all are."""
+"""`[gpus, gpus]` in row order, symmetric, 0 on the diagonal and where no score is known; empty if all are 0."""
 
 _MOST_SETS = 5_000
-"""Beyond so many sets a good one is built up instead of comparing all: only a node of more than 14 GPUs comes there."""
+"""Up to this many sets are compared; beyond it a good set is grown, on nodes of more than 14 GPUs only."""
 
 
 def best_set(rows: Sequence[int], links: Links, count: int) -> tuple[int, ...]:
     """Choose `count` of some GPUs by their links.
 
     Args:
-        rows: The GPUs to choose from, at least `count`, the best-liked first: between equals those win.
+        rows: The GPUs to choose from, at least `count`, the preferred first: between equal sets they decide.
         links: Of the whole node.
         count: How many GPUs, at least 1.
     """
@@ -36,12 +36,12 @@ def best_set(rows: Sequence[int], links: Links, count: int) -> tuple[int, ...]:
 
 
 def total(rows: Sequence[int], links: Links) -> int:
-    """The scores of all pairs of a set, added up."""
+    """Return the sum of the scores of all pairs of a set."""
     return sum(links[one][other] for one, other in itertools.combinations(rows, 2))
 
 
 def _grown(rows: Sequence[int], links: Links, count: int, seed: int) -> tuple[int, ...]:
-    """A set that begins with one GPU and takes in the one that it is linked best with, again and again."""
+    """Return a set that begins with one GPU and repeatedly adds the GPU with the best links to it."""
     chosen = [seed]
     while len(chosen) < count:
         left = [row for row in rows if row not in chosen]

@@ -1,7 +1,7 @@
-"""Environment variables by which a container is given its GPUs and limits.
+"""Environment variables that set a container's GPUs and limits.
 
-Without CDI the pod's own `env` comes after what the device plugin answers, so that a pod which sets one of them takes
-other GPUs or more than its limits. By CDI the specification comes last and wins.
+Without CDI the pod's own `env` overrides the device plugin's answer, so that a pod which sets one of them gets other
+GPUs or more than its limits. With CDI the specification overrides both.
 
 Source: kubelet `GenerateRunContainerOptions`: variables of device plugins first, then those of the container.
 """

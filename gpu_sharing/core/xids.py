@@ -1,4 +1,4 @@
-"""What each XID, the number with which NVIDIA's driver reports a fault, requires.
+"""The required action for each XID, the number with which NVIDIA's driver reports a fault.
 
 Source: NVIDIA's XID catalogue (docs.nvidia.com/deploy/xid-errors) and its machine-readable form in NVSentinel, both of
 2026. Codes that it does not list are treated as a fault of the GPU, which `Overrides` can change.
@@ -12,16 +12,16 @@ TABLE_VERSION = "2026-06"
 
 
 class Need(enum.IntEnum):
-    """What has to happen before a GPU may be used again; the larger one wins."""
+    """The action before a GPU may be used again; the larger one applies."""
 
     NOTHING = 0
-    """It may come back by itself."""
+    """It may recover by itself."""
     RESET = 1
-    """The GPU has to be reset."""
+    """The GPU must be reset."""
     REBOOT = 2
-    """The node has to be restarted."""
+    """The node must be restarted."""
     REPLACEMENT = 3
-    """A person has to check the hardware."""
+    """The hardware must be checked."""
 
 
 WORDS = {
@@ -30,18 +30,18 @@ WORDS = {
     Need.REBOOT: "drain and reboot the node",
     Need.REPLACEMENT: "drain the node and have the hardware checked",
 }
-"""What to do, as events say it."""
+"""The action, as events print it."""
 
 
 class Verdict(enum.Enum):
-    """What a fault means for the GPU."""
+    """The effect of a fault on the GPU."""
 
     IGNORE = "ignore"
     """Information only; counted."""
     RESTART_APP = "restart the application"
-    """The program that used the GPU is at fault or lost; the GPU goes on."""
+    """A fault of the program that used the GPU; the GPU stays healthy."""
     ASK_DRIVER = "ask the driver"
-    """The driver's recovery action says what is needed."""
+    """The driver's recovery action decides."""
     FAULTY = "faulty"
     """The GPU must not be used until `Xid.need` has happened."""
 
@@ -55,7 +55,7 @@ class Xid:
     verdict: Verdict
     need: Need = Need.NOTHING
     most_per_hour: int = 0
-    """Where positive: more than so many in an hour make the GPU faulty after all, with need `RESET`."""
+    """If positive: more than this many in an hour make the GPU unhealthy, with need `RESET`."""
 
 
 _NAMES = {
@@ -99,13 +99,13 @@ TABLE = _build()
 
 
 def of(number: int) -> Xid:
-    """The line of an XID; one that the catalogue does not list is a fault that needs a reset."""
+    """Return the line of an XID; one that the catalogue does not list is a fault that needs a reset."""
     return TABLE.get(number) or Xid(number, "not in the catalogue", Verdict.FAULTY, Need.RESET)
 
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """An administrator's word against the table: `DP_DISABLE_HEALTHCHECKS` and `DP_ENABLE_HEALTHCHECKS`."""
+    """An administrator's changes of the table: `DP_DISABLE_HEALTHCHECKS` and `DP_ENABLE_HEALTHCHECKS`."""
 
     disabled: frozenset[int] = frozenset()
     all_disabled: bool = False
@@ -113,7 +113,7 @@ class Overrides:
     all_enabled: bool = False
 
     def of(self, number: int) -> Xid:
-        """The line that counts: enabled wins over disabled, both over the table."""
+        """Return the line that applies: enabled overrides disabled, both override the table."""
         line = of(number)
         if self.all_enabled or number in self.enabled:
             return line if line.verdict is Verdict.FAULTY else Xid(number, line.name, Verdict.FAULTY, Need.RESET)
@@ -127,10 +127,10 @@ def read_overrides(disable: str, enable: str) -> tuple[Overrides, tuple[str, ...
 
     Args:
         disable: `all`, `xids`, or numbers separated by commas.
-        enable: `all`, or numbers; it wins.
+        enable: `all`, or numbers; overrides `disable`.
 
     Returns:
-        The overrides, and the words that are neither, which are ignored.
+        The overrides, and the unknown words, which are ignored.
     """
     off, on = _words(disable), _words(enable)
     strange = tuple(word for word in (*off, *on) if not word.isdecimal() and word not in ("all", "xids"))

@@ -31,7 +31,7 @@ def adapter(driver: gpu_source.GpuSource) -> Iterator[str]:
         reading = driver.reading(device.uuid)
         yield f"  - {reading}"
         if not reading.answered:
-            yield f"FAILED: GPU {device.index} gives no reading: {reading.trouble}"
+            yield f"FAILED: GPU {device.index} gives no reading: {reading.problem}"
         try:
             yield f"  - {driver.usage(device.uuid)}"
         except gpu_source.GpuSourceError as refused:

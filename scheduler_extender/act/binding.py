@@ -291,8 +291,8 @@ class Binder:
             try:
                 await self.reader.read(uid, key)
                 break
-            except errors.KubernetesError as trouble:
-                log.warning("bind in doubt", error_code=error_codes.BIND_UNKNOWN, pod=key, cause=str(trouble))
+            except errors.KubernetesError as problem:
+                log.warning("bind in doubt", error_code=error_codes.BIND_UNKNOWN, pod=key, cause=str(problem))
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, 10.0)
         if self._ledger.is_assumed(uid):

@@ -112,8 +112,8 @@ class LeaseGuard:
                     self._usable_from = float("inf")  # Until the list is there.
                     await self._list_again()
                     self._usable_from = self._clock()
-            except errors.KubernetesError as trouble:
-                log.warning("lease unreadable", cause=str(trouble))
+            except errors.KubernetesError as problem:
+                log.warning("lease unreadable", cause=str(problem))
             await asyncio.sleep(POLL_SECONDS)
 
     def _expires_at(self) -> float:

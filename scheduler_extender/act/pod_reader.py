@@ -69,8 +69,8 @@ class PodReader:
         for uid, key in doubts.items():
             try:
                 pod = await self.read(uid, key)
-            except errors.KubernetesError as trouble:
-                log.warning("pod in doubt", error_code=error_codes.POD_IN_DOUBT, pod=key, cause=str(trouble))
+            except errors.KubernetesError as problem:
+                log.warning("pod in doubt", error_code=error_codes.POD_IN_DOUBT, pod=key, cause=str(problem))
                 self._mirror.in_doubt[uid] = key
                 continue
             log.info("doubt resolved", pod=key, gone=pod is None)

@@ -51,7 +51,7 @@ def tree(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def refused(tree: pathlib.Path, tag: str = "v1.2.3") -> dict[str, str]:
     """What is answered with no, and what is told to do."""
-    return {one.question: one.told for one in checks.all_of(tree, tag, PAGES) if not one.yes}
+    return {one.question: one.detail for one in checks.all_of(tree, tag, PAGES) if not one.yes}
 
 
 def made_before_the_commit(tree: pathlib.Path, name: str) -> None:
@@ -64,7 +64,7 @@ def test_a_tree_that_is_ready_gets_a_yes_to_all(tree: pathlib.Path) -> None:
 
     assert [one.question for one in answers if not one.yes] == []
     assert len(answers) == 6
-    assert "hami sha256:0, hami-node sha256:0" in [one.told for one in answers]
+    assert "hami sha256:0, hami-node sha256:0" in [one.detail for one in answers]
 
 
 CASES: list[tuple[str, Callable[[pathlib.Path], None], str, str]] = [

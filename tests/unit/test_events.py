@@ -88,7 +88,7 @@ def test_an_api_server_that_refuses_events_stops_nothing_and_is_counted(count: i
     """Nobody loses an event silently."""
     _, recorder = record(*(event(f"no {number}") for number in range(count)), refuses=True)
 
-    assert (recorder.written, recorder.dropped, recorder.waiting) == (0, count, 0)
+    assert (recorder.written, recorder.dropped, recorder.queued) == (0, count, 0)
 
 
 def test_a_queue_that_is_full_gives_up_the_oldest_ordinary_event() -> None:

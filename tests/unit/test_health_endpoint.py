@@ -18,7 +18,7 @@ ASIDE = health_endpoint.Component(False, "2 waiting", required=False)
 
 def endpoint(components: Mapping[str, health_endpoint.Component], **options: object) -> health_endpoint.HealthEndpoint:
     return health_endpoint.HealthEndpoint(
-        health_endpoint.Options(**options),  # type: ignore[arg-type]
+        health_endpoint.ProbeSettings(**options),  # type: ignore[arg-type]
         lambda: components,
         lambda accept: (b"series", "text/plain"),
         lambda: {"leading": False},
@@ -82,7 +82,7 @@ def test_settings_of_probes_that_make_no_sense_are_refused_by_every_process() ->
     environment = {"NODE_NAME": "n"}
     for parse in (extender_settings.parse, plugin_settings.parse, monitor_settings.parse):
         given = ["--readyz-path", "/r", "--health-initial", "ready", "--health-required", "pods"]
-        assert parse(given, environment).health == health_endpoint.Options(
+        assert parse(given, environment).health == health_endpoint.ProbeSettings(
             ready_path="/r", initial="ready", required=frozenset({"pods"})
         )
         for wrong in (["--livez-path", "live"], ["--health-required", "pods,moon"], ["--health-initial", "perhaps"]):
@@ -102,7 +102,7 @@ def test_a_canary_tells_a_deaf_listener_from_one_that_answers() -> None:
             if not answers.is_set():
                 await answers.wait()
 
-        options = health_endpoint.Options(canary_interval_seconds=0.01, canary_timeout_seconds=0.05)
+        options = health_endpoint.ProbeSettings(canary_interval_seconds=0.01, canary_timeout_seconds=0.05)
         canary = health_endpoint.Canary(call, options)
         found = [canary.component()]
         task = asyncio.create_task(canary.run())

@@ -49,7 +49,7 @@ def test_where_the_driver_cannot_say_only_being_away_and_back_proves_a_reset() -
     silent = Reading()
 
     assert after(sick, (10.0, silent), (500.0, silent)).state is State.UNHEALTHY
-    gone = after(sick, (10.0, Reading(answered=False, trouble="timeout")), (20.0, silent), (80.0, silent))
+    gone = after(sick, (10.0, Reading(answered=False, problem="timeout")), (20.0, silent), (80.0, silent))
     assert gone.available
 
 
@@ -69,7 +69,7 @@ def test_some_faults_count_only_when_they_come_often() -> None:
 
 
 def test_a_gpu_that_does_not_answer_is_suspect_then_back_or_given_up() -> None:
-    silence = Reading(answered=False, timed_out=True, trouble="nothing within 5 s")
+    silence = Reading(answered=False, timed_out=True, problem="nothing within 5 s")
     suspect = after(Health(), (0.0, silence))
 
     assert (suspect.state, suspect.cause) == (State.SUSPECT, "did not answer: nothing within 5 s")
@@ -82,7 +82,7 @@ def test_a_gpu_that_does_not_answer_is_suspect_then_back_or_given_up() -> None:
 
 def test_a_call_that_is_refused_for_an_hour_asks_for_no_reset() -> None:
     """A driver that refuses does answer: a reset would end the neighbours' work for a missing right."""
-    refusal = Reading(answered=False, trouble="nvmlDeviceGetUUID: Insufficient Permissions")
+    refusal = Reading(answered=False, problem="nvmlDeviceGetUUID: Insufficient Permissions")
     suspect = after(Health(), *((float(at), refusal) for at in range(0, 3600, 60)))
 
     assert (suspect.state, suspect.need) == (State.SUSPECT, Need.NOTHING)
@@ -93,7 +93,7 @@ def test_a_call_that_is_refused_for_an_hour_asks_for_no_reset() -> None:
 @pytest.mark.parametrize("action", [0, None])
 def test_a_gpu_that_requires_a_reset_is_back_after_it(action: int | None) -> None:
     """Without a reboot, and with drivers too that cannot say which recovery they want."""
-    required = Reading(answered=False, reset_required=True, trouble="nvmlDeviceGetUUID: GPU requires restart")
+    required = Reading(answered=False, reset_required=True, problem="nvmlDeviceGetUUID: GPU requires restart")
     sick = after(Health(), (0.0, required), (5.0, required))
     good = Reading(recovery_action=action)
 

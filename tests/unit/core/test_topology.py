@@ -107,10 +107,10 @@ def test_two_gpus_that_disagree_are_not_linked_and_that_is_said() -> None:
     """As HAMi has it."""
     text = '[{"uuid":"GPU-n-0","score":{"GPU-n-1":100,"GPU-n-2":20}},{"uuid":"GPU-n-2","score":{"GPU-n-0":20}}]'
 
-    links, trouble = records.decode_links(text, INVENTORY)
+    links, problem = records.decode_links(text, INVENTORY)
 
     assert links == ((0, 0, 20), (0, 0, 0), (20, 0, 0))
-    assert trouble == "hami.io/node-nvidia-score: GPU-n-0 and GPU-n-1 disagree about their link"
+    assert problem == "hami.io/node-nvidia-score: GPU-n-0 and GPU-n-1 disagree about their link"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +123,8 @@ def test_two_gpus_that_disagree_are_not_linked_and_that_is_said() -> None:
 )  # fmt: skip
 def test_a_record_that_does_not_decode_counts_as_none_and_says_so(text: str) -> None:
     """A preference is no reason to keep pods off a node."""
-    links, trouble = records.decode_links(text, INVENTORY)
+    links, problem = records.decode_links(text, INVENTORY)
 
     assert links == ()
-    assert trouble.startswith("hami.io/node-nvidia-score cannot be read: ")
-    assert len(trouble) <= 200
+    assert problem.startswith("hami.io/node-nvidia-score cannot be read: ")
+    assert len(problem) <= 200

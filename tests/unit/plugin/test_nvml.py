@@ -247,7 +247,7 @@ def test_what_a_gpu_said_once_holds_while_it_refuses(driver: fake_driver.FakeDri
             "before = source.devices()\npath = pathlib.Path('" + str(driver.path) + "')\n"
             f"path.write_text(path.read_text() + 'fail * {code} 1\\n')\nafter = source.devices()\n"
             "reading = source.reading(before[1].uuid)\n"
-            "show([after == before, reading.lost, reading.reset_required, reading.trouble])",
+            "show([after == before, reading.lost, reading.reset_required, reading.problem])",
         )
 
         assert found == [True, False, code == 16, f"nvmlDeviceGetMemoryInfo: {words}"]
@@ -259,7 +259,7 @@ def test_what_was_refused_before_does_not_outlast_an_enumeration_that_fails(driv
         driver,
         "uuid = source.devices()[1].uuid\npath = pathlib.Path('" + str(driver.path) + "')\nbefore = path.read_text()\n"
         "path.write_text(before + 'fail nvmlDeviceGetHandleByIndex_v2 4 1\\n'); source.devices()\n"
-        "show(source.reading(uuid).trouble)\npath.write_text(before + 'fail nvmlDeviceGetCount_v2 999 -1\\n')\n"
+        "show(source.reading(uuid).problem)\npath.write_text(before + 'fail nvmlDeviceGetCount_v2 999 -1\\n')\n"
         "try: source.devices()\nexcept gpu_source.GpuFailed: show(source.reading(uuid).answered)",
     )
 
@@ -416,7 +416,7 @@ class Hanging:
 
 async def back(watched: driver_threads.DriverThreads, uuid: identifiers.GpuUuid) -> health.Reading:
     """The first reading that is a good one, once the thread of an earlier call has come back."""
-    while (reading := await watched.reading(uuid)).trouble:
+    while (reading := await watched.reading(uuid)).problem:
         await asyncio.sleep(0.01)
     return reading
 
@@ -441,7 +441,7 @@ def test_every_call_has_a_deadline_and_a_hung_gpu_is_not_asked_twice() -> None:
                 await watched.usage(hung)
         assert (await watched.usage(well)).memory_total_bytes == 1 << 30
         watched.close()
-        return [one.trouble for one in (first, neighbour, second, third)]
+        return [one.problem for one in (first, neighbour, second, third)]
 
     assert asyncio.run(story()) == ["no answer within 1 s", "", "an earlier call has not returned", ""]
 
@@ -499,12 +499,12 @@ def test_calls_that_come_together_wait_for_their_turn() -> None:
         watched = driver_threads.DriverThreads(lambda: driver, 1.0)
         await watched.devices()
         looks = await asyncio.gather(*(watched.reading(gpu) for _ in range(20)))
-        assert [one.trouble for one in looks] == [""] * 20
+        assert [one.problem for one in looks] == [""] * 20
         together = await asyncio.gather(*(watched.reading(hung) for _ in range(3)))
-        assert {one.trouble for one in together} == {"no answer within 1 s"}
-        assert (await watched.reading(hung)).trouble == "an earlier call has not returned"
+        assert {one.problem for one in together} == {"no answer within 1 s"}
+        assert (await watched.reading(hung)).problem == "an earlier call has not returned"
         driver.let_go.set()
-        assert (await back(watched, hung)).trouble == ""
+        assert (await back(watched, hung)).problem == ""
         watched.close()
 
     asyncio.run(story())

@@ -90,6 +90,8 @@ class KubeletSide:
         """
         while not self._node_side.pod_watch.synced and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_SECONDS)
+        if not self._node_side.pod_watch.synced:
+            log.warning("the node's pods are not read in time; registering without them")
         await self.registration.run()
 
     async def _prepare(self) -> None:

@@ -42,7 +42,7 @@ class Mig(none.TimeSlicing):
         """Make the instances of the record that are to be made and do not exist."""
         create = self._settings.create_instance
         for share in assignment.migs:
-            if share.mig_uuid or _instance(share, assignment.devices) is not None or create is None:
+            if share.mig_uuid or instance_of(share, assignment.devices) is not None or create is None:
                 continue
             try:
                 await create(share)
@@ -56,7 +56,7 @@ class Mig(none.TimeSlicing):
 
     def visible_devices(self, assignment: Assignment) -> tuple[str, ...]:
         """Return the instances of the record that exist."""
-        instances = (_instance(share, assignment.devices) for share in assignment.migs)
+        instances = (instance_of(share, assignment.devices) for share in assignment.migs)
         return tuple(instance.uuid for instance in instances if instance is not None)
 
     def edits(self, assignment: Assignment, neighbours: Iterable[Assignment]) -> edits.Edits:
@@ -67,7 +67,7 @@ class Mig(none.TimeSlicing):
                 f"{len(assignment.migs)} instances for {len(assignment.shares)} GPUs"
             )
         for share in assignment.migs:
-            if _instance(share, assignment.devices) is None:
+            if instance_of(share, assignment.devices) is None:
                 named = share.mig_uuid or f"{share.profile} at {share.start}"
                 raise CannotIsolate(f"MIG instance {named} does not exist on the GPU of the record")
         taken = {uuid for neighbour in neighbours for uuid in self.visible_devices(neighbour)}
@@ -77,7 +77,8 @@ class Mig(none.TimeSlicing):
         return edits.NOTHING
 
 
-def _instance(share: records.MigShare, devices: Iterable[gpu_source.Device]) -> gpu_source.MigInstance | None:
+def instance_of(share: records.MigShare, devices: Iterable[gpu_source.Device]) -> gpu_source.MigInstance | None:
+    """Return the instance of a record among those that exist; None where it does not exist."""
     for device in devices:
         for instance in device.migs if device.uuid == share.gpu_uuid else ():
             by_place = instance.profile == share.profile and instance.start == share.start
@@ -96,7 +97,7 @@ def unneeded(
         shares: The instances that pods' records name.
         made: Instances that the plugin made; None where it owns all of them.
     """
-    needed = {named.uuid for share in shares if (named := _instance(share, (device,))) is not None}
+    needed = {named.uuid for share in shares if (named := instance_of(share, (device,))) is not None}
     return tuple(one.uuid for one in device.migs if one.uuid not in needed and _is_ours(device, one, made))
 
 

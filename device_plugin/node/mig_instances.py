@@ -55,12 +55,14 @@ class MigInstances:
         self._made |= frozenset(made)
 
     async def create(self, share: records.MigShare) -> None:
-        """Make the instance of a record.
+        """Make the instance of a record, unless it exists: a container's start and the work before it may both ask.
 
         Raises:
             GpuSourceError: It cannot be made, or the node's annotation cannot be written.
         """
         async with self._lock:
+            if mig.instance_of(share, self._health.devices) is not None:
+                return
             # Before the place is recorded as ours: another program's leftovers may lie there.
             await self._destroy_bare()
             await self._write_made(

@@ -88,7 +88,7 @@ async def may(client: kubernetes.Client, user: User, attributes: Attributes) -> 
 
 
 async def may_we(client: kubernetes.Client, attributes: Attributes) -> bool:
-    """Return whether the client's own account may do something, with a longer timeout. Errors as `may`."""
+    """Return whether the client's own account may do something, with a longer timeout; otherwise like `may`."""
     kind, plural = "SelfSubjectAccessReview", "selfsubjectaccessreviews"
     return (await _ask(client, "authorization.k8s.io", kind, plural, attributes, _PATIENT_SECONDS)).allowed
 

@@ -116,7 +116,7 @@ class Toleration(msgspec.Struct, gc=False, frozen=True):
 
 
 class Taint(msgspec.Struct, gc=False, frozen=True):
-    """A taint of a node, which excludes pods without a toleration."""
+    """A taint of a node, which keeps pods without a toleration away."""
 
     key: str = ""
     value: str = ""

@@ -41,12 +41,13 @@ class Allocation(NamedTuple):
     """The allocation on one GPU."""
 
     slots: int = 0
+    """Device ids, of which each share of a container holds one."""
     memory_mib: int = 0
     cores_percent: int = 0
     exclusive: int = 0
-    """The number of exclusive holders; more than one is a defect elsewhere."""
+    """Number of exclusive holders; more than one is a defect elsewhere."""
     slices: int = 0
-    """On a GPU in MIG mode: the occupied MIG slices, as `mig.taken` encodes them."""
+    """On a GPU in MIG mode: the occupancy of its memory slices, as in `mig.taken`."""
 
     def plus(self, other: "Allocation") -> "Allocation":
         """Return the sum of two allocations on one GPU."""
@@ -59,7 +60,7 @@ class Allocation(NamedTuple):
         )
 
     def minus(self, other: "Allocation") -> "Allocation":
-        """Return the allocation without a part of it."""
+        """Return the rest without a part of it."""
         return Allocation(
             self.slots - other.slots,
             self.memory_mib - other.memory_mib,

@@ -76,7 +76,8 @@ ORDERS: dict[str, Callable[[gpus.GpuState, Weights], float]] = {
     "spread": fullness,
     "numa": _by_numa,
 }
-"""The orders of GPUs: the lowest value comes first."""
+"""The orders of GPUs: the lowest value comes first. Each is one number; users chain orders with commas to break ties,
+and of GPUs that are equal by all of them the lowest index comes first."""
 
 FULLEST_NODE = NodePolicy("binpack", lambda allocated: allocated)
 EMPTIEST_NODE = NodePolicy("spread", lambda allocated: 1.0 - allocated)

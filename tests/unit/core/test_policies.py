@@ -1,4 +1,4 @@
-"""Golden tests: neither policy is ever reversed."""
+"""Examples of the policies over nodes and over the GPUs of a node."""
 
 import dataclasses
 
@@ -22,8 +22,28 @@ def node(name: str, *used_mib: int) -> placement.NodeState:
     ("policy", "gpu"), [(policies.BINPACK, "GPU-n-1"), (policies.SPREAD, "GPU-n-2")], ids=["binpack", "spread"]
 )
 def test_binpack_takes_the_fullest_gpu_that_fits_and_spread_the_emptiest(policy: policies.GpuPolicy, gpu: str) -> None:
-    """Whole GPUs stay free for those who need one, or neighbours stay far apart, as was asked."""
+    """Whole GPUs stay free for pods that need one, or each pod has few neighbours, as requested."""
     placed = placement.fit(builders.pod_request(builders.share_of(4000)), node("n", 4000, 10_000, 0, 15_000), policy)
+
+    assert isinstance(placed, placement.Placement)
+    assert [share.uuid for share in placed.shares[0]] == [gpu]
+
+
+@pytest.mark.parametrize(
+    ("policy", "gpu"), [(policies.BINPACK, "GPU-n-0"), (policies.SPREAD, "GPU-n-1")], ids=["binpack", "spread"]
+)
+def test_a_gpu_with_many_small_shares_may_be_emptier_than_one_with_a_large_share(
+    policy: policies.GpuPolicy, gpu: str
+) -> None:
+    """Memory, cores and containers count alike: 0.75 of the memory is more than 2 of 10 containers with 0.125 of it."""
+    states = (
+        gpus.GpuState(builders.gpu("n", 0), allocations.Allocation(1, 12_000)),
+        gpus.GpuState(builders.gpu("n", 1), allocations.Allocation(2, 2_000)),
+    )
+
+    placed = placement.fit(
+        builders.pod_request(builders.share_of(1000)), placement.NodeState(identifiers.NodeName("n"), states), policy
+    )
 
     assert isinstance(placed, placement.Placement)
     assert [share.uuid for share in placed.shares[0]] == [gpu]

@@ -1,7 +1,7 @@
-"""A driver whose GPUs a test makes up: a C library in the place of NVIDIA's, and the file it reads.
+"""A fake driver with GPUs that a test defines: a C library that replaces NVIDIA's, and the state file that it reads.
 
-The library is compiled once into the cache of the user; `lab.c_compiler` finds the compiler. Programs find it by
-`environment()`, and see every change of the state at their next call.
+The library is compiled once into the user's cache; `lab.c_compiler` finds the compiler. Programs load it by
+`environment()`, and read every change of the state at their next call.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ NO_PERMISSION = 4
 GPU_IS_LOST = 15
 RESET_REQUIRED = 16
 NOT_SUPPORTED = -1
-"""As a value of a field: the driver cannot say."""
+"""A value of a field: the driver does not report it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Gpu:
     mig_mode: int = 0
     clock_event_reasons: int = 0
     resets: int = 0
-    """How often it was reset since the machine started."""
+    """The number of resets since the machine started."""
 
     def line(self) -> str:
         """Its line in the state file."""
@@ -91,14 +91,14 @@ class FakeDriver:
     _xids: list[str] = field(default_factory=list)
 
     def write(self) -> None:
-        """Make the state that of the driver, from the next call on."""
+        """Write the state; the driver reads it from the next call on."""
         head = " ".join(["driver", *(["mismatch"] if self.mismatch else []), *self.words])
         lines = [head, *(gpu.line() for gpu in self.gpus)]
         lines += [*self.rules, *self.processes, *self.links, *self.migs, *self._xids]
         beside = self.path.with_suffix(".part")
         beside.write_text("\n".join(lines) + "\n")
         beside.rename(self.path)
-        for index in range(len(self.gpus)):  # Where the folder is read-only to clients, they can still lock it.
+        for index in range(len(self.gpus)):  # Clients can lock the folder even if it is read-only for them.
             self._client_file(index).touch()
 
     def report_xid(self, gpu: int, xid: int) -> None:
@@ -107,7 +107,7 @@ class FakeDriver:
         self.write()
 
     def reset(self, gpu: int, *, despite_clients: bool = False) -> None:
-        """Reset a GPU as `nvidia-smi --gpu-reset` does: what required it is over, and so is every registration.
+        """Reset a GPU as `nvidia-smi --gpu-reset` does: this ends what required the reset, and every registration.
 
         Raises:
             InUse: A process holds the GPU, unless `despite_clients`, as a reset by the hypervisor does.
@@ -143,18 +143,18 @@ class FakeDriver:
         return pathlib.Path(f"{self.path}.gpu{gpu}")
 
     def environment(self) -> dict[str, str]:
-        """What a process needs to find this driver in place of NVIDIA's."""
+        """Return the variables with which a process loads this driver instead of NVIDIA's."""
         return {"LD_LIBRARY_PATH": str(library().parent), "FAKE_NVML_STATE": str(self.path)}
 
 
 def _asks_for_reset(rule: str, gpu: int) -> bool:
-    """Whether a rule answers for one GPU that it needs a reset."""
+    """Return whether a rule answers that a GPU needs a reset."""
     words = rule.split()
     return words[0] == "fail" and words[2:4] == [str(RESET_REQUIRED), str(gpu)]
 
 
 def make(folder: pathlib.Path, node: str, count: int, model: gpus.Model = gpus.A100) -> FakeDriver:
-    """A driver with GPUs of one model, written."""
+    """Return a written driver with GPUs of one model."""
     driver = FakeDriver(
         path=folder / "gpus.txt",
         gpus=[
@@ -173,7 +173,7 @@ def make(folder: pathlib.Path, node: str, count: int, model: gpus.Model = gpus.A
 
 
 def library() -> pathlib.Path:
-    """The library, compiled if it is not there yet.
+    """Return the library, compiled if it does not exist yet.
 
     Raises:
         CompilerFailed: There is no C compiler.

@@ -1,4 +1,4 @@
-"""Which functions of NVIDIA's library our code calls: read from its source, so that a new call is never forgotten."""
+"""The functions of NVIDIA's library that our code calls: read from its source, so that none is missing."""
 
 import inspect
 import pathlib
@@ -14,13 +14,13 @@ _ALIAS = re.compile(r"return (nvml\w+)\(|^\s+(nvml\w+)\(", re.MULTILINE)
 
 
 def python_names() -> tuple[str, ...]:
-    """The functions of the bindings that `device_plugin.driver.nvml` names."""
+    """Return the functions of the bindings that `device_plugin.driver.nvml` names."""
     text = pathlib.Path(inspect.getfile(nvml)).read_text()
     return tuple(sorted({name for name in _NAME.findall(text) if callable(getattr(pynvml, name, None))}))
 
 
 def library_name(name: str) -> str:
-    """The function of the library behind one of the bindings, such as `nvmlDeviceGetCount_v2`."""
+    """Return the library's function behind a function of the bindings, such as `nvmlDeviceGetCount_v2`."""
     text = inspect.getsource(inspect.unwrap(getattr(pynvml, name)))
     pointers = _POINTER.findall(text)
     if pointers:
@@ -31,10 +31,10 @@ def library_name(name: str) -> str:
 
 
 def library_names() -> tuple[str, ...]:
-    """The functions of the library that our code calls."""
+    """Return the functions of the library that our code calls."""
     return tuple(sorted({library_name(name) for name in python_names()}))
 
 
 def error_number(name: str) -> int:
-    """NVML's number of an error, such as `NOT_SUPPORTED`."""
+    """Return NVML's number of an error, such as `NOT_SUPPORTED`."""
     return int(getattr(pynvml, f"NVML_ERROR_{name}"))

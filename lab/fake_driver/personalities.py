@@ -1,6 +1,6 @@
-"""How drivers answer on one kind of machine each: files in `personalities/`, read as NVIDIA's sources or reports say.
+"""The answers of drivers by kind of machine: files in `personalities/`, from NVIDIA's sources and reports.
 
-A file names what its GPUs are, and each call that is refused with the source of that answer: `seen` on such a machine,
+A file has its GPUs, and each refused call with the source of that answer: `seen` on such a machine,
 `read` in the named source, or a `guess`. Where a real machine differs, the file is wrong: `lab.gpu_check` shows it.
 """
 
@@ -24,7 +24,7 @@ class Refusal:
     answer: str
     """Name of NVML's error without its prefix, such as `NOT_SUPPORTED`."""
     source: str
-    """`seen`, `read` or `guess`, and where."""
+    """`seen`, `read` or `guess`, and the place."""
     gpu: int = -1
     """Position of the GPU; -1 for all of them."""
     whole: bool = False
@@ -44,19 +44,19 @@ class Personality:
     driver: str
     """Version of the driver."""
     gpus: int
-    """How many GPUs it has."""
+    """The number of its GPUs."""
     gpu: dict[str, Any]
-    """What each of them is, as `fake_driver.Gpu` has it."""
+    """The fields of each GPU, as in `fake_driver.Gpu`."""
     refusals: tuple[Refusal, ...]
     mig: tuple[int, ...]
     """Positions of the GPUs in MIG mode."""
     model: bool
-    """Whether it is what a model of GPU answers, in place of a circumstance."""
+    """Whether it describes a model of GPU; otherwise it describes a circumstance."""
     lines: dict[str, list[str]]
     """`words`, `processes`, `links` and `migs` of the fake driver."""
 
     def refusal(self, call: str) -> str:
-        """The error with which GPU 0 refuses a function of the library; empty where it answers."""
+        """Return the error with which GPU 0 refuses a function of the library; empty where it answers."""
         unsupported = {
             "nvmlDeviceGetMigMode": "mig_mode",
             "nvmlDeviceGetTotalEccErrors": "uncorrected_errors",
@@ -68,7 +68,7 @@ class Personality:
         return fitting[0] if fitting else ""
 
     def make(self, folder: pathlib.Path, node: str = "n") -> fake_driver.FakeDriver:
-        """A fake driver that answers so, written."""
+        """Return a written fake driver with these answers."""
         made = [
             fake_driver.Gpu(
                 uuid=gpus.gpu_uuid(node, index),
@@ -97,7 +97,7 @@ def names() -> tuple[str, ...]:
 
 
 def read(name: str) -> Personality:
-    """The personality of that name."""
+    """Return the personality of that name."""
     found = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
     return Personality(
         name,

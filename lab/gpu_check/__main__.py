@@ -14,11 +14,11 @@ from lab.gpu_check import answers, differences, trials
 
 
 def _safely(trial: Callable[[], Iterable[str]]) -> list[str]:
-    """The lines of a trial; what breaks it is a finding of its own."""
+    """Return the lines of a trial; an exception is a finding."""
     lines: list[str] = []
     try:
         lines.extend(trial())
-    except Exception as broken:  # One trial that breaks must not cost the report of the others.
+    except Exception as broken:  # A trial that fails must not prevent the report of the others.
         lines.append(f"FAILED: {type(broken).__name__}: {broken}")
     return lines
 
@@ -34,7 +34,7 @@ def _table(found: Sequence[answers.Answer]) -> list[str]:
 def _compared(found: Sequence[answers.Answer], wanted: str) -> list[str]:
     names = [one.value for one in found if one.call == "nvmlDeviceGetName" and one.value]
     if not names:
-        return ["FAILED: no GPU says its name: nothing to compare"]
+        return ["FAILED: no GPU reports its name: nothing to compare"]
     chosen = personalities.read(wanted) if wanted else differences.personality_of(names[0])
     if chosen is None:
         return [f"- there is no personality of {names[0]}; `--personality NAME` compares with another one"]
@@ -43,7 +43,7 @@ def _compared(found: Sequence[answers.Answer], wanted: str) -> list[str]:
 
 
 def _own_view() -> dict[str, list[str]]:
-    """The trials on our own reading of the driver."""
+    """Run the trials of our own reading of the driver."""
     try:
         driver: gpu_source.GpuSource = nvml.connect()
     except gpu_source.GpuSourceError as refused:
@@ -64,7 +64,7 @@ def _own_view() -> dict[str, list[str]]:
 
 
 def _report(wanted: str) -> tuple[str, int]:
-    """The report, and how many findings there are."""
+    """Return the report, and the number of findings."""
     found = list(answers.ask())
     sections = {
         "Differences to the fake driver's personality": _compared(found, wanted),

@@ -21,7 +21,7 @@ CONDITIONAL = frozenset(
         "nvmlDeviceGetComputeRunningProcesses_v2", "nvmlDeviceGetCurrentClocksThrottleReasons",
     }
 )  # fmt: skip
-"""What a refusal says only of the machine's wiring or MIG mode: not compared. Also older names of other calls."""
+"""Calls whose refusal depends only on the machine's wiring or MIG mode: not compared. Also older names of calls."""
 NOT_CALLED = frozenset(
     {
         "nvmlDeviceCreateGpuInstanceWithPlacement", "nvmlGpuInstanceCreateComputeInstance", "nvmlGpuInstanceDestroy",
@@ -35,7 +35,7 @@ NOT_CALLED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one call answered."""
+    """The answer of one call."""
 
     call: str
     """Function of the bindings."""
@@ -64,7 +64,7 @@ def _ask(call: str, gpu: int | None, work: Callable[[], Any]) -> Answer:
 
 
 def _shown(value: Any) -> str:
-    """One line of what a call answered."""
+    """Return the answer of a call as one line."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     fields = getattr(value, "_fields_", None)
@@ -86,7 +86,7 @@ def _busy(handle: Any) -> str:
     try:
         return f"{len(pynvml.nvmlDeviceGetProcessUtilization(handle, 0))} samples"
     except pynvml.NVMLError as cause:
-        if cause.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND):  # So it says that nothing ran.
+        if cause.value in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_NOT_FOUND):  # This means that nothing ran.
             return "0 samples"
         raise
 
@@ -112,7 +112,7 @@ def _instance(handle: Any) -> Any:
 
 
 def probes(event_set: Any) -> Mapping[str, Callable[[Any], Any]]:
-    """What is asked of each GPU, by function of the bindings."""
+    """The calls for each GPU, by function of the bindings."""
     nvml = pynvml
     plain = {
         name: getattr(nvml, name)
@@ -184,7 +184,7 @@ GLOBAL = (
     "nvmlEventSetFree",
     "nvmlShutdown",
 )
-"""What is about no GPU, in the order of the calls."""
+"""The calls without a GPU, in order."""
 
 
 def ask() -> Iterator[Answer]:
@@ -211,6 +211,6 @@ def ask() -> Iterator[Answer]:
 
 
 def not_asked() -> tuple[str, ...]:
-    """Functions that our code calls and this check does not know: each needs a probe, or a line in `NOT_CALLED`."""
+    """Return functions that our code calls and this check lacks: each needs a probe, or a line in `NOT_CALLED`."""
     known = {*probes(None), *GLOBAL, *NOT_CALLED, "nvmlDeviceGetHandleByIndex"}
     return tuple(name for name in calls.python_names() if name not in known)

@@ -1,4 +1,4 @@
-"""What a machine answers otherwise than the fake driver's personality of its model. Pure."""
+"""Differences between a machine's answers and the fake driver's personality of its model. Pure."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,7 @@ _MODEL = re.compile(r"GeForce|\b[A-Z]{1,2}\d{1,3}\b|\bOrin\b")
 
 
 def personality_of(name: str) -> personalities.Personality | None:
-    """The personality of a model: by the same name, else by the same chip in the name."""
+    """Return the personality of a model: by the same name, else by the same chip in the name."""
     models = [one for one in map(personalities.read, personalities.names()) if one.model]
     chip = _MODEL.search(name)
     return next(
@@ -25,7 +25,7 @@ def _chip(name: str) -> str:
 
 
 def compare(found: Iterable[answers.Answer], personality: personalities.Personality) -> Sequence[str]:
-    """One sentence for each call that answers otherwise, and each fact that is another one."""
+    """Return one sentence for each call and each fact that differs."""
     told = list(found)
     return [
         *(
@@ -41,15 +41,15 @@ def compare(found: Iterable[answers.Answer], personality: personalities.Personal
 
 
 def _refusal(personality: personalities.Personality, call: str) -> str:
-    """The error with which a model refuses a function of the bindings."""
-    # To find a GPU by its bus, the check asks for the bus first.
+    """Return the error with which a model refuses a function of the bindings."""
+    # To find a GPU by its bus, the check reads the bus first.
     asked = [call, "nvmlDeviceGetPciInfo"] if call == "nvmlDeviceGetHandleByPciBusId" else [call]
     return next(filter(None, (personality.refusal(calls.library_name(one)) for one in asked)), "")
 
 
 def _facts(told: Sequence[answers.Answer], personality: personalities.Personality) -> Iterable[str]:
     if not any(one.call == "nvmlDeviceGetName" and one.value == personality.gpu["name"] for one in told):
-        return  # Another variant of the model has other numbers.
+        return  # Variants of a model have different numbers.
     capability = str(personality.gpu["compute_capability"])
     for one in told:
         if one.call == "nvmlDeviceGetCudaComputeCapability" and one.value not in ("", capability):

@@ -1,6 +1,6 @@
-"""A program that holds memory of a GPU and keeps it busy, by the driver's own library: no framework is needed.
+"""A program that uses memory and compute of a GPU, with the driver's own library: no framework is needed.
 
-Prints `ready`, or `refused: <call> <code>`, and ends when its input does. CUDA_VISIBLE_DEVICES says which GPU.
+Prints `ready`, or `refused: <call> <code>`, and ends with its input. CUDA_VISIBLE_DEVICES selects the GPU.
 
 Source: CUDA driver API, cuda.h.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 
 def _allocated(cuda: ctypes.CDLL, size_bytes: int) -> tuple[str, ctypes.c_uint64]:
-    """The call that was refused, empty if none was, and the address of the memory."""
+    """Return the call that was refused, empty if none was, and the address of the memory."""
     device, context, address = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
     steps: tuple[tuple[str, Callable[[], int]], ...] = (
         ("cuInit", lambda: cuda.cuInit(0)),
@@ -29,7 +29,7 @@ def _allocated(cuda: ctypes.CDLL, size_bytes: int) -> tuple[str, ctypes.c_uint64
 
 
 def main() -> int:
-    """Hold as many MiB as the first argument says."""
+    """Allocate the MiB of the first argument."""
     size_bytes = int(sys.argv[1]) << 20
     try:
         cuda = ctypes.CDLL("libcuda.so.1")

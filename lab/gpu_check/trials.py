@@ -1,4 +1,4 @@
-"""What is tried beside the single calls: our reading of the driver, a CUDA program, MPS limits, a container's start.
+"""The trials besides the single calls: our reading of the driver, a CUDA program, MPS limits, a container's start.
 
 Each trial returns lines for the report; a line that begins with `FAILED` is a finding.
 """
@@ -25,17 +25,17 @@ _SLOTS = 2
 
 
 def adapter(driver: gpu_source.GpuSource) -> Iterator[str]:
-    """What the plugin and the monitor read."""
+    """Report what the plugin and the monitor read."""
     for device in driver.devices():
         yield f"- {device}"
         reading = driver.reading(device.uuid)
         yield f"  - {reading}"
         if not reading.answered:
-            yield f"FAILED: GPU {device.index} gives no reading: {reading.problem}"
+            yield f"FAILED: GPU {device.index} has no reading: {reading.problem}"
         try:
             yield f"  - {driver.usage(device.uuid)}"
         except gpu_source.GpuSourceError as refused:
-            yield f"FAILED: GPU {device.index} gives no usage: {refused}"
+            yield f"FAILED: GPU {device.index} has no usage: {refused}"
     faults = driver.next_faults(0.1)
     yield f"- XIDs while waiting 0.1 s: {[fault.xid for fault in faults] or 'none'}"
     yield f"- {driver.gaps()}"
@@ -43,7 +43,7 @@ def adapter(driver: gpu_source.GpuSource) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _load(mib: int, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
-    """A CUDA program that runs: its process id and the first line that it printed."""
+    """Run a CUDA program: yield its process id and the first line that it printed."""
     process = subprocess.Popen(
         [sys.executable, "-m", "lab.gpu_check.load", str(mib)],
         env={**os.environ, **environment},
@@ -66,7 +66,7 @@ def _load(mib: int, environment: dict[str, str]) -> Iterator[tuple[int, str]]:
 
 
 def processes(driver: gpu_source.GpuSource, seconds: float = 10.0) -> Iterator[str]:
-    """A CUDA program on each GPU, as the driver lists it to this process."""
+    """Run a CUDA program on each GPU, and report how the driver lists it to this process."""
     for device in driver.devices():
         if device.mig_enabled:
             yield f"- GPU {device.index} is in MIG mode: not tried"
@@ -96,7 +96,7 @@ def _listed(driver: gpu_source.GpuSource, device: gpu_source.Device, pid: int, d
 
 
 def mps(device: gpu_source.Device | None) -> Iterator[str]:
-    """Whether the MPS daemon keeps a client below its limit of memory."""
+    """Report whether the MPS daemon limits the memory of a client."""
     program = shutil.which("nvidia-cuda-mps-control")
     if program is None or device is None or device.mig_enabled:
         yield "- nvidia-cuda-mps-control is not there, or no whole GPU: not tried"
@@ -125,7 +125,7 @@ def mps(device: gpu_source.Device | None) -> Iterator[str]:
 
 
 def container(devices: Sequence[gpu_source.Device], seconds: float = 60.0) -> Iterator[str]:
-    """Our plugin as a process of its own beside a stand-in kubelet: one container is started."""
+    """Start one container with our plugin in a separate process and a fake kubelet."""
     with contextlib.ExitStack() as stack:
         # Not a long path: that of a unix socket has at most 107 characters.
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-check-")))

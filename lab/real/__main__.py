@@ -1,6 +1,6 @@
-"""Real parts for people: `python -m lab.real build`, or `python -m lab.real up DIR` to look around with kubectl.
+"""Run real components: `python -m lab.real build`, or `python -m lab.real up DIR` for a cluster to use with kubectl.
 
-`up --extender` is a cluster for `E2E_KUBECONFIG`: it has our extender and a kube-scheduler that asks it.
+`up --extender` is a cluster for `E2E_KUBECONFIG`, with our extender and a kube-scheduler that calls it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main() -> int:
     commands.add_parser("build", help="build etcd, kube-apiserver, kube-scheduler and kubectl into the cache")
     up = commands.add_parser("up", help="run etcd and kube-apiserver until Ctrl-C")
     up.add_argument("folder", type=pathlib.Path, help="where files and logs go")
-    up.add_argument("--extender", action="store_true", help="also run our extender, and a kube-scheduler that asks it")
+    up.add_argument("--extender", action="store_true", help="also run our extender, and a kube-scheduler that calls it")
     options = parser.parse_args()
     try:
         if options.command == "build":

@@ -42,11 +42,11 @@ func main() { etcdmain.Main(os.Args) }
 
 
 class BuildFailed(Exception):
-    """The binaries cannot be made here; the text says what is missing."""
+    """The binaries cannot be built here; the text names what is missing."""
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> pathlib.Path:
-    """Where binaries are kept: `HAMI_PY_CACHE`, or the user's cache."""
+    """Return the cache of binaries: `HAMI_PY_CACHE`, or the user's cache."""
     if environment.get("HAMI_PY_CACHE"):
         return pathlib.Path(environment["HAMI_PY_CACHE"])
     base = environment.get("XDG_CACHE_HOME")
@@ -54,7 +54,7 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> pathlib.Path:
 
 
 def folder_of_binaries() -> pathlib.Path:
-    """Where the programs of these versions lie, once they are built."""
+    """Return the folder of the programs of these versions."""
     return cache_folder() / f"kubernetes-{KUBERNETES_VERSION}-etcd-{ETCD_VERSION}-containerd-{CONTAINERD_VERSION}"
 
 
@@ -62,7 +62,7 @@ def binaries() -> pathlib.Path:
     """The folder with the programs of a control plane and of a node, built if they are not there yet.
 
     Raises:
-        BuildFailed: There is no Go, or a build broke.
+        BuildFailed: Go is not installed, or a build failed.
     """
     folder = folder_of_binaries()
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def binaries() -> pathlib.Path:
 
 @contextlib.contextmanager
 def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """One builder at a time; the others wait and then find what they need."""
+    """Lock the cache: one process builds at a time, the others wait and use its result."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -18,11 +18,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 class NotReady(Exception):
-    """A component did not come up; the text holds the end of its log."""
+    """A component did not start; the text has the end of its log."""
 
 
 class Components:
-    """Programs that share a folder and die with this process.
+    """Programs that share a folder and end with this process.
 
     Attributes:
         folder: Where their files and logs are.
@@ -95,7 +95,7 @@ class Components:
 
 
 def free_port() -> int:
-    """A loopback port that nobody has now."""
+    """Return a free loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -103,5 +103,5 @@ def free_port() -> int:
 
 
 def die_with_parent() -> None:
-    """For `preexec_fn`: a child that is killed when this process ends, however it ends."""
+    """For `preexec_fn`: the kernel kills the child when this process ends, in any way."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

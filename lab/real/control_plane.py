@@ -36,7 +36,7 @@ EXTENDER_RULES = (
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
     {"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]},
 )
-"""What the extender may do, and nothing more: the tests run it with just these rights."""
+"""The rights of the extender; the tests run it with exactly these."""
 
 PLUGIN_RULES = (
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
@@ -45,7 +45,7 @@ PLUGIN_RULES = (
     {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
     {"apiGroups": ["node.k8s.io"], "resources": ["runtimeclasses"], "verbs": ["get"]},
 )
-"""Likewise the device plugin."""
+"""The rights of the device plugin."""
 
 WEBUI_RULES = (
     {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]},
@@ -54,7 +54,7 @@ WEBUI_RULES = (
     {"apiGroups": ["hami.io"], "resources": ["gpus"], "verbs": ["get"]},
     {"apiGroups": ["hami.io"], "resources": ["pods"], "verbs": ["list"]},
 )
-"""Likewise the WebUI, where it asks who looks and where the monitors are, and reads the extender's read API."""
+"""The rights of the WebUI with sign-in and `--monitor-service`, and for the extender's read API."""
 _ROLES = ("admin", "scheduler", "extender", "plugin", "webui", "node")
 
 NODE_NAME = "localhost"
@@ -62,7 +62,7 @@ NODE_NAME = "localhost"
 
 
 def add_nodes(api: client.Api, nodes: Iterable[dict[str, Any]]) -> None:
-    """Create nodes and take the taint off that a new node without kubelet carries."""
+    """Create nodes and remove the taint of a new node without kubelet."""
     nodes = list(nodes)
     api.many(("POST", "/api/v1/nodes", node) for node in nodes)
 
@@ -77,7 +77,7 @@ class ControlPlane:
     """A running control plane.
 
     Attributes:
-        parts: Its programs; whoever adds to them starts them there.
+        parts: Its programs; callers may start more there.
         server: URL of the API server.
         api: A client with all rights.
     """
@@ -95,7 +95,7 @@ class ControlPlane:
         """Start etcd and the API server, and wait until they answer.
 
         Raises:
-            NotReady: They do not.
+            NotReady: They do not answer in time.
         """
         self._write_credentials()
         folder = self.parts.folder
@@ -124,7 +124,7 @@ class ControlPlane:
         self._grant("hami-webui", WEBUI_RULES)
 
     def kubeconfig(self, role: str) -> pathlib.Path:
-        """The way in for `admin`, `scheduler`, `extender`, `plugin`, `webui` or `node`."""
+        """Return the kubeconfig of `admin`, `scheduler`, `extender`, `plugin`, `webui` or `node`."""
         path = self.parts.folder / f"{role}.kubeconfig"
         path.touch(mode=0o600)
         path.write_bytes(
@@ -138,13 +138,13 @@ class ControlPlane:
         return path
 
     def token(self, role: str) -> str:
-        """The bearer token of a role."""
+        """Return the bearer token of a role."""
         return self._tokens[role]
 
     def scheduler(
         self, extender_url: str | None, without: Sequence[str] = ()
     ) -> contextlib.AbstractContextManager[kube_scheduler.KubeScheduler]:
-        """A kube-scheduler of this control plane; `kube_scheduler.running` says more."""
+        """Run a kube-scheduler of this control plane; see `kube_scheduler.running`."""
         gates = _POD_GROUPS if self._pod_groups else ""
         return kube_scheduler.running(
             self.parts, self.kubeconfig("scheduler"), extender_url, without=without, feature_gates=gates
@@ -194,16 +194,16 @@ class ControlPlane:
 def running(
     folder: pathlib.Path | None = None, *, pod_groups: bool = False, audited: bool = False
 ) -> Iterator[ControlPlane]:
-    """Etcd and kube-apiserver for as long as the context lasts; start the scheduler when its extender is there.
+    """Run etcd and kube-apiserver until the context ends; start the scheduler when its extender runs.
 
     Args:
-        folder: Where everything lies; one of its own that goes with it if None.
+        folder: The folder of all files; a temporary one if None.
         pod_groups: Whether API server and scheduler have the alpha PodGroup of `scheduling.k8s.io`.
-        audited: Whether every call is written down, for `audit`.
+        audited: Whether every call is logged, for `audit`.
 
     Raises:
         BuildFailed: The programs cannot be built here.
-        NotReady: They do not come up.
+        NotReady: They do not start in time.
     """
     programs = build.binaries()
     with contextlib.ExitStack() as stack:

@@ -14,12 +14,12 @@ import zipfile
 from lab.real import build
 
 VERSIONS = {3: "v32", 4: "v37"}
-"""The major version of helm, and what the package that holds it is named for."""
+"""The major version of helm, and the name of the package that contains it."""
 _PINNED = pathlib.Path(__file__).parents[2] / "requirements" / "helm.txt"
 
 
 def program(major: int) -> pathlib.Path:
-    """A helm of that major version.
+    """Return a helm of that major version.
 
     Raises:
         BuildFailed: It cannot be fetched.

@@ -21,7 +21,7 @@ class KubeScheduler:
         self._api = client.Api(f"https://127.0.0.1:{self._port}", "", ssl._create_unverified_context())
 
     def attempts(self) -> dict[str, int]:
-        """How many attempts ended how (`scheduled`, `unschedulable`, `error`), by its own metrics."""
+        """Return the number of attempts by result (`scheduled`, `unschedulable`, `error`), by its own metrics."""
         found: dict[str, int] = {}
         for line in self._api("GET", "/metrics").splitlines():
             if line.startswith("scheduler_schedule_attempts_total{"):
@@ -81,18 +81,18 @@ def running(
     without: Sequence[str] = (),
     feature_gates: str = "",
 ) -> Iterator[KubeScheduler]:
-    """A kube-scheduler for as long as the context lasts.
+    """Run a kube-scheduler until the context ends.
 
     Args:
-        parts: Where it runs.
-        kubeconfig: Its way in to the API server.
-        extender_url: Where the extender is; None runs it without any.
-        content_type: What it speaks; the default is its own.
+        parts: The programs to which it belongs.
+        kubeconfig: Its kubeconfig.
+        extender_url: The URL of the extender; None runs it without one.
+        content_type: Its content type for the API server; its own default if empty.
         without: Verbs of the extender, as its configuration names them, that it must not use.
         feature_gates: Alpha features, as its flag takes them.
 
     Raises:
-        NotReady: It does not come up.
+        NotReady: It does not start in time.
     """
     scheduler = KubeScheduler(parts)
     try:

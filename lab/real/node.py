@@ -1,8 +1,8 @@
 """A real kubelet and containerd on this machine, as root, as the node of a `control_plane`.
 
-They and all containers live in a mount and PID namespace of their own, whose init reaps: when it ends, everything in
-it ends, and every mount goes with it. The folder's `kubelet` lies over `/var/lib/kubelet` there, because the kubelet's
-device plugin directory is a constant; from outside it is used directly.
+They and all containers run in a separate mount and PID namespace, whose init reaps processes: when it ends, all
+processes and mounts in it end. The folder's `kubelet` lies over `/var/lib/kubelet` there, because the kubelet's device
+plugin directory is a constant; from outside it is used directly.
 
 Source: kubelet and containerd 2 configuration references. Tried on cgroup v1 with the cgroupfs driver.
 """
@@ -25,7 +25,7 @@ _PROGRAMS = {"runc": "runc", "unshare": "util-linux", "nsenter": "util-linux", "
 _CNI = pathlib.Path("/usr/lib/cni")
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 _CGROUP_SECONDS = 10.0
-"""How long killed processes may take to end."""
+"""Seconds in which killed processes must end."""
 _FORWARDING = pathlib.Path("/proc/sys/net/ipv4/ip_forward")
 _INIT = """
 mount --make-rshared /
@@ -95,7 +95,7 @@ class Node:
             name: What pods call it, where the archive does not name it.
 
         Raises:
-            NotReady: containerd does not take it.
+            NotReady: containerd does not accept it.
         """
         named = ("--index-name", name) if name else ()
         done = self._ctr("-n", "k8s.io", "images", "import", "--local", *named, str(archive))
@@ -130,7 +130,7 @@ class Node:
         return "\n".join(line.split(" ", 3)[3] for line in lines)
 
     def stop(self) -> None:
-        """End everything, and leave no process, mount or cgroup behind."""
+        """End everything, and remove all processes, mounts and cgroups."""
         for name in ("kubelet", "containerd"):
             self._parts.end(name)
         if self._holder is not None:
@@ -184,7 +184,7 @@ class Node:
         return [top / self._cgroup for top in tops if top.is_dir() and (top / "cgroup.procs").exists()]
 
     def _make_cgroups(self) -> None:
-        """The kubelet wants its root to exist in every v1 hierarchy; a new cpuset starts empty and must be filled."""
+        """Create the kubelet's root in every v1 hierarchy; a new cpuset starts empty and must be filled."""
         for folder in self._cgroup_folders():
             folder.mkdir(exist_ok=True)
             if folder.parent.name == "cpuset":
@@ -271,7 +271,7 @@ def running(
     *,
     has_cdi: bool = True,
 ) -> Iterator[Node]:
-    """A node for as long as the context lasts.
+    """Run a node until the context ends.
 
     Args:
         plane: Whose node it is.

@@ -1,7 +1,7 @@
-"""A stand-in for NVIDIA's container runtime: brings the fake driver into containers that request it, then runs runc.
+"""A fake of NVIDIA's container runtime: adds the fake driver to containers that request it, then runs runc.
 
-As unkind as the real one: a container that does not ask by `NVIDIA_VISIBLE_DEVICES` gets nothing, and one that requests
-MIG's control files without CAP_SYS_ADMIN does not start.
+As with the real one, a container without `NVIDIA_VISIBLE_DEVICES` gets nothing, and one that requests MIG's control
+files without CAP_SYS_ADMIN does not start.
 
 Source: NVIDIA/nvidia-container-toolkit, internal/config/image and cmd/nvidia-container-runtime-hook.
 """
@@ -57,7 +57,7 @@ def with_driver(spec: dict[str, object], environment: Mapping[str, str], tools: 
     """Add the driver to a container's OCI specification, in place. Returns whether it requests it.
 
     Raises:
-        SystemExit: It asks for what it may not have.
+        SystemExit: It requests something that it may not have.
     """
     process, mounts = spec["process"], spec["mounts"]
     assert isinstance(process, dict)

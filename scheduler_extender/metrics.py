@@ -56,7 +56,9 @@ class Metrics(metrics_registry.Series):
         )
         self.evictions = counter("hami_scheduler_evictions_total", "Pods evicted for others of higher priority.")
         self.gangs_planned = counter("hami_scheduler_gangs_planned_total", "Gangs whose members all got a reservation.")
-        self.gangs_aborted = counter("hami_scheduler_gangs_aborted_total", "Gangs of which not all were bound in time.")
+        self.gangs_aborted = counter(
+            "hami_scheduler_gangs_aborted_total", "Gangs whose members were not all bound in time."
+        )
         self.in_flight = gauge("hami_scheduler_in_flight_calls", "Calls being answered now.")
         self.leading = gauge("hami_scheduler_leading", "1 while this replica may bind, else 0.")
         self.ready = gauge("hami_scheduler_ready", "1 once the cluster has been read, else 0.")

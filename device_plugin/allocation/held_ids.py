@@ -20,9 +20,11 @@ class HeldIds:
         return {device_id for entry in self._owners.entries_or_none() for device_id in entry.device_ids}
 
     def gpus(self) -> dict[str, identifiers.GpuUuid | None]:
-        """Return the GPU of each by the record of its container; None where that is not known."""
+        """Return the GPU of each by its container's record, or None; the ids of pods that have ended are left out."""
         gpu_of: dict[str, identifiers.GpuUuid | None] = {}
         for entry in self._owners.entries_or_none():
+            if self._owners.is_leftover(entry):
+                continue
             pod = self._owners.pod_of(entry)
             shares: tuple[allocations.Share, ...] = ()
             if pod is not None:

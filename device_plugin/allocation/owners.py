@@ -58,6 +58,10 @@ class Owners:
         """Return the pod of an entry; None where it is not known."""
         return self._pods.by_uid.get(entry.pod_uid)
 
+    def is_leftover(self, entry: Entry) -> bool:
+        """Return whether the pod of an entry has ended. The kubelet frees its ids only when it allocates or lists."""
+        return self.pod_of(entry) is None and self._pods_are_current()
+
     def pod_or_refusal(self, entry: Entry) -> Pod | None:
         """Return the pod of an entry; None where the API server cannot be asked.
 
@@ -65,7 +69,7 @@ class Owners:
             StartRefused: The API server has no such pod on this node.
         """
         pod = self.pod_of(entry)
-        if pod is None and self._pods_are_current():
+        if self.is_leftover(entry):
             raise StartRefused(
                 error_codes.ALLOC_OWNER_UNKNOWN,
                 f"the API server shows no pod with UID {entry.pod_uid} on this node",

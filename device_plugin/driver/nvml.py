@@ -194,6 +194,8 @@ class Nvml:
         """Return the GPU at a position, with values that were known before in place of those that it refuses now."""
         handle = _call(pynvml.nvmlDeviceGetHandleByIndex, index)
         uuid = identifiers.GpuUuid(_text(_call(pynvml.nvmlDeviceGetUUID, handle)))
+        if not uuid:  # A node whose inventory had such a GPU could not be read, its other GPUs included.
+            raise gpu_source.GpuFailed("the driver returns an empty UUID")
         known = self._known.get(uuid)
         if known is None:
             known = gpu_source.Device(

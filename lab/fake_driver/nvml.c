@@ -159,7 +159,8 @@ static int enter(const char *function, int gpu, int is_mig) {
     }
 }
 
-#define LEAVE(result) do { pthread_mutex_unlock(&lock); return (result); } while (0)
+// The result is read before the lock is free: another thread loads the file anew.
+#define LEAVE(result) do { int left = (result); pthread_mutex_unlock(&lock); return left; } while (0)
 #define ENTER(gpu) do { int refused = enter(__func__, gpu, 0); if (refused != OK) return refused; } while (0)
 #define ENTER_ON(device) do { \
         int is_mig = (intptr_t)(device) >> 8 != 0, refused = enter(__func__, index_of(device), is_mig); \

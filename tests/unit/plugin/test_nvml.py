@@ -61,6 +61,22 @@ def test_gpus_as_the_driver_describes_them(driver: fake_driver.FakeDriver) -> No
     assert found == [[0, 81_920, 0, False, []], [1, 40_960, 1, False, []], [2, 81_920, 2, True, [10_240, 10_240]]]
 
 
+def test_a_gpu_with_an_empty_uuid_is_left_out_and_its_neighbours_stay(driver: fake_driver.FakeDriver) -> None:
+    """An inventory with an empty UUID cannot be read, and would cost the whole node."""
+    driver.write()
+
+    (found,) = run(
+        driver,
+        "answer = nvml.pynvml.nvmlDeviceGetUUID\n"
+        "nvml.pynvml.nvmlDeviceGetUUID = lambda handle: '' if answer(handle).endswith(answer(second)[-9:])"
+        " else answer(handle)\n"
+        "second = nvml.pynvml.nvmlDeviceGetHandleByIndex(1)\n"
+        "show([d.index for d in source.devices()])",
+    )
+
+    assert found == [0, 2]
+
+
 def test_mig_instances_are_made_and_taken_away(driver: fake_driver.FakeDriver) -> None:
     """By profile and place, each with a compute instance; what does not fit is an error."""
     driver.gpus[1].mig_mode = 1

@@ -41,7 +41,7 @@ class Allocation(NamedTuple):
     """The allocation on one GPU."""
 
     slots: int = 0
-    """Device ids, of which each share of a container holds one."""
+    """Number of device ids: one for each share of a container."""
     memory_mib: int = 0
     cores_percent: int = 0
     exclusive: int = 0

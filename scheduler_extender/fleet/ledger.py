@@ -520,7 +520,7 @@ class Ledger:
 
 
 def _undivided(node: _Node) -> frozenset[identifiers.GpuUuid]:
-    """The GPUs of which some pod holds a share whose record names no instance."""
+    """Return the GPUs on which a pod holds a share without the MIG instance in its record."""
     held = (share for pod in node.pods.values() for container in pod.shares for share in container)
     return frozenset(share.uuid for share in held if share.instance is None)
 

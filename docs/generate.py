@@ -1,5 +1,6 @@
 """Write the files that are generated from code: reference pages, rules, runbooks, dashboards (`make docs`)."""
 
+import argparse
 import inspect
 import pathlib
 import re
@@ -14,8 +15,7 @@ from device_plugin.monitor import settings as monitor_settings
 from docs import chart_values, keys
 from gpu_sharing.adapters import metrics_registry, read_api_types
 from gpu_sharing.core import error_codes, event_reasons
-from hamictl import __main__ as hamictl
-from hamictl import completion
+from hamictl import commands
 from observability import files
 from scheduler_extender import settings as extender_settings
 from scheduler_extender.metrics import Metrics
@@ -103,13 +103,13 @@ def _metric_row(name: str, kind: str, labels: Sequence[str], text: str) -> str:
 def hamictl_page() -> str:
     """Return the page of all commands of hamictl."""
     lines = ["# hamictl", _NOTE, "", "How to use it is in [use hamictl](../howto/use-hamictl.md).", ""]
-    for name, command in completion.commands_of(hamictl.make_parser()):
+    for name, command in commands.subparsers(commands.make_parser()):
         lines += [f"## {name}", "", f"{(command.description or '')[:1].upper()}{(command.description or '')[1:]}.", ""]
         rows = [
             f"| {', '.join(f'`{one}`' for one in action.option_strings) or f'`{action.metavar or action.dest}`'} "
             f"| {(action.help or '').replace('|', '/')} |"
             for action in command._actions
-            if action.dest != "help"
+            if action.dest != "help" and action.help != argparse.SUPPRESS
         ]
         lines += ["| flag | meaning |", "| --- | --- |", *rows, ""]
         examples, _, statuses = (command.epilog or "").partition("\n\n")

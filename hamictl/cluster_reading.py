@@ -15,7 +15,7 @@ import msgspec
 
 from gpu_sharing.adapters import access_reviews, certificates, kubernetes, objects
 from gpu_sharing.core import errors
-from hamictl import cluster_checks, failures, reader, record_checks, snapshot
+from hamictl import api_server, cluster_checks, failures, reader, record_checks, snapshot
 
 _TRIES, _PAUSE_SECONDS = 5, 0.5
 _PINGS = 3
@@ -29,23 +29,22 @@ class _Object(msgspec.Struct):
 
 
 def read(
-    kubeconfig: pathlib.Path | None, context: str, where: reader.Address
+    kubeconfigs: Sequence[pathlib.Path], context: str, where: reader.Address
 ) -> tuple[record_checks.Observation, cluster_checks.Environment]:
     """Read everything once.
 
     Raises:
         CommandFailed: The API server cannot be reached, or the account may not list nodes and pods.
     """
-    try:
-        seen = asyncio.run(_around(kubeconfig, context, where))
-    except errors.SettingsError as cause:
-        raise failures.CommandFailed(str(cause), "set --kubeconfig FILE") from cause
-    except errors.KubernetesError as cause:
-        raise failures.CommandFailed(str(cause), "does the API server answer kubectl?") from cause
+
+    async def around(client: kubernetes.Client) -> cluster_checks.Environment:
+        return await _around(client, where)
+
+    seen = api_server.call(kubeconfigs, context, around, rights="create selfsubjectaccessreviews")
 
     def cluster() -> snapshot.State:
         with_quotas = cluster_checks.QUOTAS not in seen.missing
-        return snapshot.read_cluster(kubeconfig, context, where.system_namespace, with_quotas=with_quotas)
+        return snapshot.read_cluster(kubeconfigs, context, where.system_namespace, with_quotas=with_quotas)
 
     reported, problem = None, ""
     try:
@@ -71,17 +70,16 @@ def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tupl
     return before, surroundings, after
 
 
-async def _around(kubeconfig: pathlib.Path | None, context: str, where: reader.Address) -> cluster_checks.Environment:
-    async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
-        ping = min([await client.ping() for _ in range(_PINGS)], key=lambda one: one.seconds)
-        rights = cluster_checks.RIGHTS + (() if where.url else cluster_checks.forwarding(where.system_namespace))
-        allowed = await asyncio.gather(*(_may(client, right) for right in rights))
-        missing = {right for right, may in zip(rights, allowed, strict=True) if not may}
-        hooks = await _list(client, cluster_checks.WEBHOOKS, _Object, missing)
-        policies = await _list(client, cluster_checks.POLICIES, _Object, missing)
-        leases = await _list(client, cluster_checks.LEASES, objects.Lease, missing)
-        daemon_sets = await _list(client, cluster_checks.DAEMON_SETS, cluster_checks.DaemonSet, missing)
-        classes = await _list(client, cluster_checks.DEVICE_CLASSES, objects.DeviceClass, missing)
+async def _around(client: kubernetes.Client, where: reader.Address) -> cluster_checks.Environment:
+    ping = min([await client.ping() for _ in range(_PINGS)], key=lambda one: one.seconds)
+    rights = cluster_checks.RIGHTS + (() if where.url else cluster_checks.forwarding(where.system_namespace))
+    allowed = await asyncio.gather(*(_may(client, right) for right in rights))
+    missing = {right for right, may in zip(rights, allowed, strict=True) if not may}
+    hooks = await _list(client, cluster_checks.WEBHOOKS, _Object, missing)
+    policies = await _list(client, cluster_checks.POLICIES, _Object, missing)
+    leases = await _list(client, cluster_checks.LEASES, objects.Lease, missing)
+    daemon_sets = await _list(client, cluster_checks.DAEMON_SETS, cluster_checks.DaemonSet, missing)
+    classes = await _list(client, cluster_checks.DEVICE_CLASSES, objects.DeviceClass, missing)
     return cluster_checks.Environment(
         missing=missing,
         ping=ping,

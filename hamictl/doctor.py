@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="the extender's health endpoint (default: by kubectl port-forward, unless --extender is set)",
     )
+    flags.add_reaching(parser)
+    flags.add_output(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -82,6 +84,6 @@ def run(options: argparse.Namespace) -> int:
 
 def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:
     where = dataclasses.replace(flags.address(options), health_url=options.health)
-    observed, seen = cluster_reading.read(flags.kubeconfig(options), options.context, where)
+    observed, seen = cluster_reading.read(flags.kubeconfigs(options), options.context, where)
     names = observed.cluster.resource_names
     return itertools.chain(cluster_checks.checks(seen, observed.cluster, names), record_checks.checks(observed, names))

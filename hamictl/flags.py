@@ -5,9 +5,8 @@ import os
 import pathlib
 import sys
 
-import yaml
-
-from hamictl import output, reader, snapshot
+from gpu_sharing.adapters import cluster_access
+from hamictl import output, reader
 
 EXTENDER_VARIABLE = "HAMI_EXTENDER"
 """Also the WebUI's variable, so that one setting serves both."""
@@ -66,32 +65,18 @@ def address(options: argparse.Namespace) -> reader.Address:
         kubeconfig=options.kubeconfig,
         context=options.context,
         system_namespace=options.system_namespace,
+        reachable=bool(kubeconfigs(options)) or cluster_access.is_pod(os.environ),
     )
 
 
-def kubeconfig(options: argparse.Namespace) -> pathlib.Path | None:
-    """Return the file that kubectl would read; None in a pod."""
-    for text in (options.kubeconfig, os.environ.get("KUBECONFIG", "").partition(os.pathsep)[0], "~/.kube/config"):
-        path = pathlib.Path(text).expanduser() if text else None
-        if path is not None and (path.exists() or text == options.kubeconfig):
-            return path
-    return None
+def kubeconfigs(options: argparse.Namespace) -> tuple[pathlib.Path, ...]:
+    """Return the files that kubectl would read; none in a pod."""
+    return cluster_access.files(options.kubeconfig, os.environ)
 
 
 def namespace(options: argparse.Namespace) -> str:
     """Return the namespace that kubectl would use."""
     if options.namespace:
         return str(options.namespace)
-    path = kubeconfig(options)
-    try:
-        config = yaml.safe_load(path.read_text()) if path else {}
-        name = options.context or config["current-context"]
-        contexts = {one["name"]: one["context"] for one in config["contexts"]}
-        return contexts[name].get("namespace") or "default"
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return "default"
-
-
-def cluster_state(options: argparse.Namespace) -> snapshot.State:
-    """Return the live cluster as the scheduler reads it."""
-    return snapshot.read_cluster(kubeconfig(options), options.context, options.system_namespace)
+    files = kubeconfigs(options)
+    return (cluster_access.namespace(files, options.context) if files else cluster_access.own_namespace()) or "default"

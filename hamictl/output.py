@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import yaml
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
 TABLES = FORMATS[:2]
@@ -72,14 +71,14 @@ def render(
         case "json":
             return json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False)
         case "yaml":
+            import yaml  # Here, because no other format needs it.
+
             text: str = yaml.safe_dump(msgspec.to_builtins(value), sort_keys=False, allow_unicode=True, width=1000)
             return text.rstrip("\n")
         case "name":
             return "\n".join(names)
-        case form:
-            hidden = () if form == "wide" else wide_only
-            shown = [{key: cell for key, cell in row.items() if key not in hidden} for row in rows]
-            return _table(shown, coloured=style.coloured)
+        case _:
+            return "\n".join(GrowingTable(style, wide_only).lines(rows))
 
 
 def print_rows(value: Any, rows: list[dict[str, str]], style: Style, nothing: str, **more: Any) -> None:
@@ -87,20 +86,38 @@ def print_rows(value: Any, rows: list[dict[str, str]], style: Style, nothing: st
     print(nothing if not rows and style.is_table else render(value, rows, style, **more))
 
 
-def _table(rows: Sequence[Mapping[str, str]], *, coloured: bool) -> str:
-    if not rows:
-        return ""
-    columns = list(rows[0])
-    cells = [columns, *([_clean(row[column]) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in cells) for index in range(len(columns))]
-    lines = []
-    for line in cells:
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+class GrowingTable:
+    """A table that is printed in parts: the header comes once, and no column becomes narrower."""
+
+    def __init__(self, style: Style, wide_only: Sequence[str] = ()) -> None:
+        """Start without rows.
+
+        Args:
+            style: The format and colour.
+            wide_only: Columns that only the format `wide` shows.
+        """
+        self._coloured = style.coloured
+        self._hidden = () if style.form == "wide" else wide_only
+        self._widths: list[int] = []
+
+    def lines(self, rows: Sequence[Mapping[str, str]]) -> list[str]:
+        """Return the lines of more rows; before the first rows the header."""
+        if not rows:
+            return []
+        columns = [column for column in rows[0] if column not in self._hidden]
+        cells = [[_clean(row[column]) for column in columns] for row in rows]
+        if not self._widths:
+            cells.insert(0, columns)
+            self._widths = [0] * len(columns)
+        self._widths = [max(width, *(len(line[index]) for line in cells)) for index, width in enumerate(self._widths)]
+        return [self._line(columns, line) for line in cells]
+
+    def _line(self, columns: Sequence[str], cells: Sequence[str]) -> str:
+        padded = [cell.ljust(width) for cell, width in zip(cells, self._widths, strict=True)]
         padded[-1] = padded[-1].rstrip()
-        if coloured:
+        if self._coloured:
             padded = [_painted(column, cell) for column, cell in zip(columns, padded, strict=True)]
-        lines.append("   ".join(padded).rstrip())
-    return "\n".join(lines)
+        return "   ".join(padded).rstrip()
 
 
 def _painted(column: str, cell: str) -> str:
@@ -118,6 +135,17 @@ def _clean(text: str) -> str:
 def mib(amount: int) -> str:
     """Return an amount with thousands separators."""
     return f"{amount:,} MiB"
+
+
+def age(seconds: float) -> str:
+    """Return a duration in its two largest units, as kubectl does: `45s`, `12m`, `3h20m`, `5d`."""
+    whole = max(int(seconds), 0)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86_400
+    if days >= 3:
+        return f"{days}d"
+    if hours >= 1:
+        return f"{hours}h{minutes % 60}m" if hours < 10 and minutes % 60 else f"{hours}h"
+    return f"{minutes}m" if minutes >= 2 else f"{whole}s"
 
 
 def percent(part: float, whole: float) -> str:

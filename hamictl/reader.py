@@ -23,6 +23,8 @@ _TIMEOUT_SECONDS = 15.0
 _FORWARD_SECONDS = 20.0
 _PORT, _HEALTH_PORT = 9446, 8080
 _Answer = TypeVar("_Answer")
+_KLOG = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
+"""The start of a line of kubectl's own log."""
 _BROKEN = (OSError, ValueError, KeyError, TypeError)
 """The errors of an answer that is missing or not from the extender."""
 
@@ -38,6 +40,8 @@ class Address:
     kubeconfig: str = ""
     context: str = ""
     system_namespace: str = "hami-system"
+    reachable: bool = True
+    """Whether there is a kubeconfig, or the service account of a pod, for kubectl."""
     health_url: str = ""
     """The health endpoint; empty: by kubectl's port-forward too, unless `url` is set."""
 
@@ -45,10 +49,17 @@ class Address:
 class Reader:
     """Reads from the read API of one extender."""
 
-    def __init__(self, url: str, token: str = "", ca_file: pathlib.Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str = "",
+        ca_file: pathlib.Path | None = None,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+    ) -> None:
+        self._timeout_seconds = timeout_seconds
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._tls = ssl.create_default_context(cafile=str(ca_file)) if url.startswith("https") else None
+        self._tls = _tls(ca_file) if ca_file else None  # None: by the system's authorities.
 
     def nodes(self) -> list[read_api_types.Node]:
         """Return every node. Errors as `_get`."""
@@ -70,14 +81,21 @@ class Reader:
         """
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
-            body = http_get.read(f"{self._url}/api/v1/{path}", _TIMEOUT_SECONDS, self._headers, self._tls)
+            body = http_get.read(f"{self._url}/api/v1/{path}", self._timeout_seconds, self._headers, self._tls)
             return msgspec.json.decode(body, type=kind)
         except urllib.error.HTTPError as refused:
             raise _refused(refused.code, refused.read()) from refused
         except (OSError, ValueError) as broken:  # msgspec's errors are ValueErrors.
-            cause = getattr(broken, "reason", broken)
+            cause = broken.reason if isinstance(broken, urllib.error.URLError) else broken
             hint = "is --extender the read API (port 9446), and does the extender run?"
             raise failures.CommandFailed(f"no answer from {self._url}: {cause}", hint) from broken
+
+
+def _tls(ca_file: pathlib.Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca_file))
+    except OSError as cause:  # SSLError too, where the file has no certificate.
+        raise failures.CommandFailed(f"--ca-file {ca_file}: {cause}") from cause
 
 
 def _refused(status: int, body: bytes) -> failures.CommandFailed:
@@ -99,8 +117,8 @@ def _refused(status: int, body: bytes) -> failures.CommandFailed:
 
 
 @contextlib.contextmanager
-def reaching(where: Address) -> Iterator[Reader]:
-    """Yield a reader; the connection ends with the context.
+def reaching(where: Address, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[Reader]:
+    """Yield a reader, each of whose reads may take that long; the connection ends with the context.
 
     Raises:
         CommandFailed: The extender cannot be reached.
@@ -110,12 +128,12 @@ def reaching(where: Address) -> Iterator[Reader]:
         if where.token_file:
             try:
                 token = where.token_file.read_text().strip()
-            except OSError as cause:
-                raise failures.CommandFailed(f"--token-file {where.token_file}: {cause.strerror}") from cause
-        yield Reader(where.url, token, where.ca_file)
+            except (OSError, UnicodeDecodeError) as cause:
+                raise failures.CommandFailed(f"--token-file {where.token_file}: {cause}") from cause
+        yield Reader(where.url, token, where.ca_file, timeout_seconds)
         return
     with _forwarded(where, _PORT) as url:
-        yield Reader(url)
+        yield Reader(url, timeout_seconds=timeout_seconds)
 
 
 def components(where: Address) -> dict[str, Any] | None:
@@ -154,6 +172,8 @@ def _components(url: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _forwarded(where: Address, port: int) -> Iterator[str]:
     """Yield the URL of a port of the extender; the forwarding ends with the context."""
+    if not where.reachable:
+        raise failures.no_kubeconfig()
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise failures.CommandFailed(
@@ -164,7 +184,7 @@ def _forwarded(where: Address, port: int) -> Iterator[str]:
     command += ["-n", where.system_namespace, "port-forward", "deployment/hami-scheduler", f":{port}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        yield f"http://127.0.0.1:{_forwarded_port(process)}"
+        yield f"http://127.0.0.1:{_forwarded_port(process, where)}"
     finally:
         process.terminate()
         process.wait(timeout=10)
@@ -173,7 +193,7 @@ def _forwarded(where: Address, port: int) -> Iterator[str]:
                 pipe.close()
 
 
-def _forwarded_port(process: "subprocess.Popen[str]") -> int:
+def _forwarded_port(process: "subprocess.Popen[str]", where: Address) -> int:
     assert process.stdout is not None
     assert process.stderr is not None
     ready, _, _ = select.select([process.stdout, process.stderr], [], [], _FORWARD_SECONDS)
@@ -181,9 +201,19 @@ def _forwarded_port(process: "subprocess.Popen[str]") -> int:
     match = re.search(r"127\.0\.0\.1:(\d+)", line)
     if match is None:
         process.kill()
-        message = process.stderr.read().strip() or "no answer"
-        raise failures.CommandFailed(
-            f"kubectl port-forward: {message}",
-            "does the extender run in this namespace (--system-namespace)? Or set --extender URL",
-        )
+        raise _not_forwarded(process.stderr.read(), where.system_namespace)
     return int(match[1])
+
+
+def _not_forwarded(printed: str, namespace: str) -> failures.CommandFailed:
+    """Return the failure by what kubectl printed: its last sentence that is no line of a log, and a hint."""
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
+    sentences = [line for line in lines if not _KLOG.match(line)] or lines
+    message = sentences[-1] if sentences else f"no answer within {_FORWARD_SECONDS:g} s"
+    if "orbidden" in message:
+        hint = f"it needs get on deployments, list on pods and create on pods/portforward in {namespace}"
+    elif "NotFound" in message or "not found" in message:
+        hint = f"does the extender run in namespace {namespace}? Set --system-namespace, or --extender URL"
+    else:
+        hint = "does kubectl get nodes work, with the same --kubeconfig and --context? Or set --extender URL"
+    return failures.CommandFailed(f"kubectl port-forward: {message}", hint)

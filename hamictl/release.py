@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import errors, gpus, identifiers, records
-from hamictl import failures, flags, snapshot
+from hamictl import api_server, failures, flags, snapshot
 
 _POLL_SECONDS = 0.5
 _TRIES = 5
@@ -23,35 +23,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait for the plugin (default 60)"
     )
+    flags.add_cluster(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the annotation, and wait until the device plugin has applied it."""
-    try:
-        return asyncio.run(_run(options))
-    except errors.KubernetesError as refused:
-        hint = "it needs get and patch on nodes, and list on pods"
-        raise failures.CommandFailed(str(refused), hint) from refused
+
+    async def release(client: kubernetes.Client) -> int:
+        return await _release(client, options)
+
+    files = flags.kubeconfigs(options)
+    return api_server.call(files, options.context, release, rights="get and patch nodes, and list pods")
 
 
-async def _run(options: argparse.Namespace) -> int:
-    async with kubernetes.Client(flags.kubeconfig(options), "hamictl", options.context) as client:
-        path = f"/api/v1/nodes/{options.node}"
-        gpu = await _write(client, path, options.gpu, cancel=options.cancel)
-        what = f"GPU-{gpu.index} {gpu.uuid} of {options.node}"
-        done = await _wait(client, path, gpu.uuid, options.timeout, cancel=options.cancel)
-        if options.cancel:
-            print(
-                f"{what} is used again"
-                if done
-                else f"{what} is no longer released; the device plugin has not confirmed it yet"
-            )
-            return 0 if done else failures.NEGATIVE
-        if not done:
-            print(f"{what} gets no new pods; the device plugin has not closed it within {options.timeout:g} s")
-            print(f"  see kubectl get node {options.node} -o yaml: hami.io/gpu-health and hami.io/node-problems")
-            return failures.NEGATIVE
-        holders = await _holders(client, options.node, gpu.uuid)
+async def _release(client: kubernetes.Client, options: argparse.Namespace) -> int:
+    path = f"/api/v1/nodes/{options.node}"
+    gpu = await _write(client, path, options.gpu, cancel=options.cancel)
+    what = f"GPU-{gpu.index} {gpu.uuid} of {options.node}"
+    done = await _wait(client, path, gpu.uuid, options.timeout, cancel=options.cancel)
+    if options.cancel:
+        unconfirmed = f"{what} is no longer released; the device plugin has not confirmed it yet"
+        print(f"{what} is used again" if done else unconfirmed)
+        return 0 if done else failures.NEGATIVE
+    if not done:
+        print(f"{what} gets no new pods; the device plugin has not closed it within {options.timeout:g} s")
+        print(f"  see kubectl get node {options.node} -o yaml: hami.io/gpu-health and hami.io/node-problems")
+        return failures.NEGATIVE
+    holders = await _holders(client, options.node, gpu.uuid)
     print(f"{what} is released: no new pods, and the device plugin has closed it; the monitor follows within seconds")
     if holders:
         print(f"it is still held by {', '.join(holders)}: delete them first")

@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node-policy", default="", metavar="POLICY", help="as --node-scheduler-policy of the extender"
     )
     parser.add_argument("--gpu-policy", default="", metavar="POLICY", help="as --gpu-scheduler-policy of the extender")
+    flags.add_cluster(parser)
+    flags.add_output(parser)
 
 
 def _percent(text: str) -> float:
@@ -117,7 +119,7 @@ def _origin(
 ) -> tuple[snapshot.State, simulation.Filling | None]:
     """Return the cluster at the start, and the statistics of a trace."""
     if options.trace is None:
-        return (snapshot.load(options.snapshot) if options.snapshot else flags.cluster_state(options)), None
+        return (snapshot.load(options.snapshot) if options.snapshot else snapshot.read_live(options)), None
     try:
         trace = traces.read(options.trace)
     except traces.BadTrace as cause:

@@ -1,23 +1,23 @@
-"""The scheduling state of a cluster: nodes, pods with GPUs and quotas, with the fields that the scheduler reads.
+"""`hamictl snapshot`: nodes, pods with GPUs and quotas, with the fields that the scheduler reads.
 
 Other fields are dropped, so a saved state contains no environment, no secret and no image. Names can be hashed; GPU
 UUIDs and models are kept, because scheduling needs them.
 """
 
-import asyncio
+import argparse
 import datetime
 import hashlib
 import pathlib
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
 from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import errors, gangs, records, requests
-from hamictl import failures, installation
+from gpu_sharing.core import gangs, records, requests
+from hamictl import api_server, failures, flags, installation
 from scheduler_extender.cluster import from_objects
 
 VERSION = 1
@@ -26,6 +26,22 @@ _RECORDED = re.compile(r"(nvidia\.com|hami\.io)/")
 
 T = TypeVar("T", objects.Node, objects.Pod, objects.ResourceQuota)
 K = TypeVar("K")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's own flags."""
+    parser.add_argument("file", type=pathlib.Path, metavar="FILE")
+    parser.add_argument("--hash-names", action="store_true", help="hash names of nodes, pods, namespaces and labels")
+    flags.add_cluster(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Save the cluster. Returns the exit status."""
+    state = read_live(options)
+    save(hashed(state) if options.hash_names else state, options.file)
+    gpus = sum(len(node.metadata.annotations or {}) > 0 for node in state.nodes)
+    print(f"{options.file}: {len(state.nodes)} nodes ({gpus} with records), {len(state.pods)} pods with GPUs")
+    return 0
 
 
 class State(msgspec.Struct):
@@ -40,28 +56,31 @@ class State(msgspec.Struct):
     """The names of the GPU resources."""
 
 
+def read_live(options: argparse.Namespace) -> State:
+    """Return the live cluster by the flags of a command. Errors as in `read_cluster`."""
+    return read_cluster(flags.kubeconfigs(options), options.context, options.system_namespace)
+
+
 def read_cluster(
-    kubeconfig: pathlib.Path | None, context: str, system_namespace: str, *, with_quotas: bool = True
+    kubeconfigs: Sequence[pathlib.Path], context: str, system_namespace: str, *, with_quotas: bool = True
 ) -> State:
     """Return the state of a live cluster.
 
     Raises:
         CommandFailed: The cluster cannot be reached, or the account may not read it.
     """
-    try:
-        return asyncio.run(_read(kubeconfig, context, system_namespace, with_quotas=with_quotas))
-    except errors.SettingsError as cause:
-        raise failures.CommandFailed(str(cause), "set --kubeconfig FILE, or --snapshot FILE") from cause
-    except errors.KubernetesError as cause:
-        raise failures.CommandFailed(str(cause), "you need to list nodes, pods and resourcequotas") from cause
+
+    async def read(client: kubernetes.Client) -> State:
+        return await _read(client, system_namespace, with_quotas=with_quotas)
+
+    return api_server.call(kubeconfigs, context, read, rights="list nodes, pods and resourcequotas")
 
 
-async def _read(kubeconfig: pathlib.Path | None, context: str, system_namespace: str, *, with_quotas: bool) -> State:
-    async with kubernetes.Client(kubeconfig, "hamictl", context) as client:
-        names = await installation.resource_names(client, system_namespace)
-        nodes = await list_all(client, "/api/v1/nodes", objects.Node)
-        pods = await list_all(client, "/api/v1/pods", objects.Pod)
-        quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
+async def _read(client: kubernetes.Client, system_namespace: str, *, with_quotas: bool) -> State:
+    names = await installation.resource_names(client, system_namespace)
+    nodes = await list_all(client, "/api/v1/nodes", objects.Node)
+    pods = await list_all(client, "/api/v1/pods", objects.Pod)
+    quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if from_objects.is_ours(pod, names) and not pod.has_ended]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpu_sharing.adapters import read_api_types
+from gpu_sharing.core import rejections
 from hamictl import output
 
 Row = dict[str, str]
@@ -43,25 +44,51 @@ def node_rows(nodes: Nodes) -> list[Row]:
 NODES_WIDE_ONLY = ("CORES", "LARGEST FREE", "PROBLEMS")
 
 
-def pod_rows(pods: Pods) -> list[Row]:
-    """Return one row a pod for a table."""
+def pod_rows(pods: Pods, now: float) -> list[Row]:
+    """Return one row a pod for a table.
+
+    Args:
+        pods: The read API's pods.
+        now: Unix seconds.
+    """
     return [
         {
             "NAMESPACE": pod.namespace,
             "POD": pod.name,
             "STATE": _pod_state(pod),
+            "AGE": output.age(now - pod.created_at) if pod.created_at else "?",
             "NODE": pod.node or "-",
             "GPUS": str(len(pod.gpus)),
-            "ALLOCATED": output.mib(sum(one.memory_mib for one in pod.gpus)),
+            "ALLOCATED": output.mib(sum(one.memory_mib for one in pod.gpus)) if pod.phase == "bound" else "-",
+            "REQUEST": _requested(pod.requests) or "-",
             "CORES": f"{sum(one.cores_percent for one in pod.gpus)}%",
             "DEVICES": ",".join(one.uuid for one in pod.gpus) or "-",
-            "WHY": pod.error_code or "-",
+            "CODE": pod.error_code or "-",
+            "WHY": _reason(pod) or "-",
         }
         for pod in pods
     ]
 
 
-PODS_WIDE_ONLY = ("CORES", "DEVICES", "WHY")
+PODS_WIDE_ONLY = ("CORES", "DEVICES", "CODE")
+
+
+def _requested(requested: Iterable[read_api_types.ContainerRequest]) -> str:
+    """Return the requests of a pod's containers, such as `2 x 4,000 MiB 30% cores + 1 x 50%`."""
+    parts = []
+    for request in requested:
+        memory = output.mib(request.memory_mib) if request.memory_mib else f"{request.memory_percent or 100}%"
+        cores = f" {request.cores_percent}% cores" if request.cores_percent else ""
+        parts.append(f"{request.gpus} x {memory}{cores}")
+    return " + ".join(parts)
+
+
+def _reason(pod: read_api_types.Pod) -> str:
+    """Return why a pod is pending, in a few words: those of its rejection's code."""
+    return _PHRASES.get(pod.error_code, pod.error_code)
+
+
+_PHRASES: Mapping[str, str] = {info.code: info.phrase for info in rejections.REASONS.values()}
 
 
 def _pod_state(pod: read_api_types.Pod) -> str:
@@ -75,8 +102,8 @@ def _state(gpu: read_api_types.Gpu) -> str:
     return "unhealthy" if not gpu.healthy else "cordoned" if gpu.cordoned else "ok"
 
 
-def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[Row]:
-    """Return one row a GPU, the most allocated first.
+def gpus(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Return every GPU as facts with their units, the most allocated first; None is a value that is not known.
 
     Args:
         nodes: The read API's nodes.
@@ -90,24 +117,46 @@ def gpu_rows(nodes: Nodes, pods: Pods, used: Mapping[str, Mapping[str, float]]) 
     standing = {node.name: node.standing for node in nodes if node.standing != "none"}
     pairs = [(node.name, gpu) for node in nodes for gpu in node.gpus]
     pairs.sort(key=lambda pair: -pair[1].memory_mib.allocated / max(pair[1].memory_mib.total, 1))
-    rows = []
+    facts = []
     for name, gpu in pairs:
-        memory = gpu.memory_mib
         measured = used.get(gpu.uuid, {})
-        rows.append(
+        memory_bytes = measured.get("memory_bytes")
+        facts.append(
             {
-                "NODE": name,
-                "GPU": str(gpu.index),
-                "MODEL": gpu.type,
-                "ALLOCATED": output.percent(memory.allocated, memory.total),
-                "USED": _measured(measured, "memory_bytes", lambda value: output.mib(int(value) >> 20)),
-                "UTIL": _measured(measured, "utilization_percent", lambda value: f"{value:.0f}%"),
-                "HEALTH": standing.get(name, "ok") if _state(gpu) == "ok" else _state(gpu),
-                "PODS": ", ".join(holders[gpu.uuid]) or "-",
-                "ISOLATION": _isolation(gpu),
+                "node": name,
+                "index": gpu.index,
+                "uuid": gpu.uuid,
+                "model": gpu.type,
+                "memory_mib": gpu.memory_mib.total,
+                "memory_allocated_mib": gpu.memory_mib.allocated,
+                "memory_used_mib": None if memory_bytes is None else int(memory_bytes) >> 20,
+                "cores_percent": gpu.cores_percent.total,
+                "cores_allocated_percent": gpu.cores_percent.allocated,
+                "utilization_percent": measured.get("utilization_percent"),
+                "health": standing.get(name, "ok") if _state(gpu) == "ok" else _state(gpu),
+                "pods": holders[gpu.uuid],
+                "isolation": _isolation(gpu),
             }
         )
-    return rows
+    return facts
+
+
+def gpu_rows(facts: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """Return one row a GPU for a table, from the facts of `gpus`; a question mark, never zero, where one is unknown."""
+    return [
+        {
+            "NODE": gpu["node"],
+            "GPU": str(gpu["index"]),
+            "MODEL": gpu["model"],
+            "ALLOCATED": output.percent(gpu["memory_allocated_mib"], gpu["memory_mib"]),
+            "USED": "?" if gpu["memory_used_mib"] is None else output.mib(gpu["memory_used_mib"]),
+            "UTIL": "?" if gpu["utilization_percent"] is None else f"{gpu['utilization_percent']:.0f}%",
+            "HEALTH": gpu["health"],
+            "PODS": ", ".join(gpu["pods"]) or "-",
+            "ISOLATION": gpu["isolation"],
+        }
+        for gpu in facts
+    ]
 
 
 GPUS_WIDE_ONLY = ("ISOLATION",)
@@ -167,9 +216,3 @@ def _free(gpu: read_api_types.Gpu) -> int:
     usable = gpu.healthy and not gpu.cordoned and not gpu.allocation_unknown and not gpu.exclusive
     free: int = gpu.memory_mib.total - gpu.memory_mib.allocated
     return free if usable and gpu.slots.allocated < gpu.slots.total else 0
-
-
-def _measured(measured: Mapping[str, float], name: str, shown: Any) -> str:
-    """Return the value as text; a question mark, never zero, where it is unknown."""
-    text: str = shown(measured[name]) if name in measured else "?"
-    return text

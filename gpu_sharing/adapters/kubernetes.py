@@ -1,16 +1,14 @@
 """The client of the API server: typed reads, small writes, our errors. No other module imports a client.
 
-The official client reads the kubeconfig (contexts, exec plugins, renewal); the calls use one pool of connections on the
-event loop, because the official client builds a Python object for every field of every pod.
+The calls use one pool of connections on the event loop, because the official client builds a Python object for every
+field of every pod; of it only the reading of a kubeconfig is used, in `cluster_access`.
 """
 
 import contextlib
 import email.utils
-import os
 import pathlib
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
@@ -19,11 +17,11 @@ from urllib import parse
 import aiohttp
 import msgspec
 
+from gpu_sharing.adapters import cluster_access
 from gpu_sharing.core import errors
 
 T = TypeVar("T")
 
-SERVICE_ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
 MERGE_PATCH = "application/merge-patch+json"
 _CONNECTIONS = 128
 _REVIEW_CONNECTIONS = 4
@@ -70,73 +68,26 @@ class Ping:
     """Seconds by which its clock is ahead of ours, with a precision of one second; None if unknown."""
 
 
-@dataclass(slots=True)
-class Access:
-    """How to reach an API server."""
-
-    host: str
-    """Its URL."""
-    tls: ssl.SSLContext | bool
-    """How to verify it; False where it speaks plain HTTP."""
-    authorization: Callable[[], str]
-    """Called for each request, so that a token that was renewed on disk is used."""
-
-
-def in_cluster() -> Access:
-    """Return the access by the service account that the kubelet mounts, without the official client and its 19 MiB.
-
-    Source: kubernetes.io/docs/tasks/run-application/access-api-from-pod
-
-    Raises:
-        SettingsError: There is none.
-    """
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT")
-    if not host or not port:
-        raise errors.SettingsError("this is not a pod of a cluster: set --kubeconfig FILE")
-    token = SERVICE_ACCOUNT / "token"
-    try:
-        token.read_text()
-        tls = ssl.create_default_context(cafile=str(SERVICE_ACCOUNT / "ca.crt"))
-    except OSError as cause:
-        raise errors.SettingsError(f"the service account cannot be read (or set --kubeconfig): {cause}") from cause
-    name = f"[{host}]" if ":" in host else host
-    return Access(f"https://{name}:{port}", tls, lambda: f"Bearer {token.read_text().strip()}")
-
-
-def _by_kubeconfig(path: pathlib.Path, context: str) -> Access:
-    try:
-        import kubernetes.client  # Here, because most processes run in a cluster and need not pay for it.
-        import kubernetes.config
-    except ImportError as cause:
-        raise errors.SettingsError("--kubeconfig needs pip install hami-py[kubeconfig]") from cause
-    configuration = kubernetes.client.Configuration()
-    try:
-        kubernetes.config.load_kube_config(  # type: ignore[no-untyped-call]
-            str(path), context=context or None, client_configuration=configuration
-        )
-    except Exception as cause:
-        raise errors.SettingsError(f"cannot reach a cluster by --kubeconfig {path}: {cause}") from cause
-    tls: ssl.SSLContext | bool = False
-    if configuration.host.startswith("https"):
-        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
-        if not configuration.verify_ssl:
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
-        if configuration.cert_file:
-            tls.load_cert_chain(configuration.cert_file, configuration.key_file)
-
-    def authorization() -> str:
-        token: str | None = configuration.get_api_key_with_prefix("authorization", alias="BearerToken")
-        return token or (configuration.get_basic_auth_token() if configuration.username else "") or ""
-
-    return Access(configuration.host, tls, authorization)
-
-
 class Client:
     """A connection pool to one API server. Use as an async context manager."""
 
-    def __init__(self, kubeconfig: pathlib.Path | None, user_agent: str, context: str = "") -> None:
-        self._access = _by_kubeconfig(kubeconfig, context) if kubeconfig else in_cluster()
+    def __init__(
+        self, kubeconfig: pathlib.Path | Sequence[pathlib.Path] | None, user_agent: str, context: str = ""
+    ) -> None:
+        """Read the access.
+
+        Args:
+            kubeconfig: One, or a list that is merged; none for the service account of a pod.
+            user_agent: The name of this program.
+            context: Of the kubeconfig; empty for its current one.
+
+        Raises:
+            SettingsError: The kubeconfig or the service account cannot be used.
+        """
+        kubeconfigs = [kubeconfig] if isinstance(kubeconfig, pathlib.Path) else kubeconfig or ()
+        self._access = (
+            cluster_access.by_kubeconfig(kubeconfigs, context) if kubeconfigs else cluster_access.in_cluster()
+        )
         self._user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
         self._review_session: aiohttp.ClientSession | None = None
@@ -262,6 +213,8 @@ class Client:
                 f"{self._host}{_with_query(path, query)}",
                 headers=self._headers(None),
                 timeout=timeout,
+                proxy=self._access.proxy,
+                server_hostname=self._access.server_name,
                 allow_redirects=False,
             ) as answer:
                 if answer.status != 200:
@@ -310,6 +263,8 @@ class Client:
                 data=body,
                 headers=self._headers(content_type),
                 timeout=aiohttp.ClientTimeout(total=timeout_seconds),
+                proxy=self._access.proxy,
+                server_hostname=self._access.server_name,
                 # The token belongs to this server, and no API server redirects a call of ours.
                 allow_redirects=False,
             ) as answer:

@@ -13,7 +13,7 @@ from device_plugin import settings as plugin_settings
 from device_plugin.monitor import settings as monitor_settings
 from docs import generate, keys
 from gpu_sharing.core import error_codes, event_reasons, requests
-from hamictl import __main__ as hamictl
+from hamictl import commands
 from scheduler_extender import settings as extender_settings
 from webui import settings as webui_settings
 
@@ -70,7 +70,7 @@ def test_every_example_of_hamictl_can_be_typed() -> None:
 
     assert len(examples) > 10
     for example in examples:
-        hamictl.make_parser().parse_args(shlex.split(example)[1:])
+        commands.make_parser().parse_args(shlex.split(example)[1:])
 
 
 def test_every_code_that_is_registered_is_used() -> None:

@@ -1,18 +1,24 @@
 """`hamictl` as a person types it, against a real extender on the lab's API server."""
 
+import contextlib
+import datetime
 import json
 import os
 import pathlib
 import pty
+import re
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 import pytest
 import yaml
 
+from gpu_sharing.core import version
 from hamictl import __main__ as command
-from lab import api_server, extender_process, gpus, traces
+from hamictl import explain_code
+from lab import api_server, certificates, extender_process, gpus, traces
 from tests.component import calls, liar
 
 pytestmark = pytest.mark.slow
@@ -79,13 +85,35 @@ def api(extender: Extender, server: api_server.Running) -> tuple[str, ...]:
     return ("--extender", f"http://{extender.api}")
 
 
-def test_without_its_extra_it_says_what_to_install() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "missing"), [(("demo", "--once"), "rich"), (("simulate", "--drain", "a"), "numpy")]
+)
+def test_without_its_extra_it_says_what_to_install(arguments: tuple[str, ...], missing: str) -> None:
     """The package alone is what the services need."""
-    program = "import sys; sys.modules['numpy'] = None; from hamictl import start; sys.exit(start.main())"
-    done = subprocess.run([sys.executable, "-c", program, "demo"], capture_output=True, text=True)
+    program = f"import sys; sys.modules[{missing!r}] = None; from hamictl import start; sys.exit(start.main())"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
 
     assert done.returncode == 2
-    assert done.stderr == "hamictl: numpy is not installed\nhint: pip install 'hami-py[cli]'\n"
+    assert done.stderr == f"hamictl: {missing} is not installed\nhint: pip install 'hami-py[cli]'\n"
+
+
+HEAVY = ("aiohttp", "asyncio", "flask", "kubernetes", "numpy", "rich", "scheduler_extender", "structlog", "yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--version",), ("--help",), ("explain-code", "SCHED_NOT_READY"), ("nodes", "--extender", "http://127.0.0.1:1")],
+)
+def test_a_small_command_imports_nothing_that_it_does_not_need(arguments: tuple[str, ...]) -> None:
+    """Each command took three quarters of a second before it did anything, because all of them were imported."""
+    program = (
+        "import atexit, sys\nfrom hamictl import __main__\n"
+        f"atexit.register(lambda: print('heavy', *({{*{HEAVY!r}}} & {{*sys.modules}}), file=sys.stderr))\n"
+        "sys.exit(__main__.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60)
+
+    assert done.stderr.splitlines()[-1] == "heavy", done.stderr
 
 
 def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
@@ -107,10 +135,11 @@ def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
 
 def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
     """With what they were allocated."""
-    assert said("pods", *api).splitlines() == [
-        "NAMESPACE   POD     STATE      NODE   GPUS   ALLOCATED",
-        "default     holds   starting   a      1      4,000 MiB",
-        "default     waits   pending    -      0      0 MiB",
+    lines = [re.sub(r"\b\d+s  ?\b", "0s   ", line) for line in said("pods", *api).splitlines()]
+    assert [re.split("   +", line) for line in lines] == [
+        ["NAMESPACE", "POD", "STATE", "AGE", "NODE", "GPUS", "ALLOCATED", "REQUEST", "WHY"],
+        ["default", "holds", "starting", "0s", "a", "1", "4,000 MiB", "-", "-"],
+        ["default", "waits", "pending", "0s", "-", "0", "-", "1 x 99,000 MiB", "-"],
     ]
     assert said("pods", *api, "-A", "-o", "name").split() == ["pod/holds", "pod/waits"]
     assert said("pods", *api, "-n", "empty") == "no pod in empty requests GPUs\n"
@@ -160,8 +189,14 @@ def test_what_goes_wrong_is_one_sentence_a_hint_and_a_status(api: tuple[str, ...
     for arguments, start in (
         (("nodes", "--extender", "http://127.0.0.1:1"), "hamictl: no answer from http://127.0.0.1:1"),
         (("nodes", *api, "--token-file", "/nowhere"), "hamictl: --token-file /nowhere"),
-        (("snapshot", str(tmp_path / "s")), "hamictl: this is not a pod of a cluster"),
-        (("simulate",), "hamictl: this is not a pod"),
+        (("snapshot", str(tmp_path / "s")), "hamictl: no kubeconfig: give --kubeconfig or set KUBECONFIG\n"),
+        (("simulate",), "hamictl: no kubeconfig: give --kubeconfig or set KUBECONFIG\n"),
+        (("nodes",), "hamictl: no kubeconfig: give --kubeconfig or set KUBECONFIG\n"),
+        (("doctor",), "hamictl: no kubeconfig: give --kubeconfig or set KUBECONFIG\n"),
+        (("gpu", "release", "a", "0"), "hamictl: no kubeconfig: give --kubeconfig or set KUBECONFIG\n"),
+        (("gpu", "release", "a", "0", "--kubeconfig", "/nowhere"), "hamictl: the kubeconfig /nowhere cannot be read: "),
+        (("nodes", "--extender", "https://127.0.0.1:1", "--ca-file", "/nowhere"), "hamictl: --ca-file /nowhere: "),
+        (("nodes", "--extender", "gpu"), "hamictl: no answer from gpu: unknown url type"),
         (("simulate", "--snapshot", "/nowhere"), "hamictl: /nowhere: No such file"),
         (("simulate", "--trace", str(tmp_path)), f"hamictl: no pod list in {tmp_path}"),
         (("simulate", "--trace", str(TRACE), "--until-percent", "much"), "usage: hamictl simulate"),
@@ -188,7 +223,7 @@ def test_a_defect_is_one_sentence_too_and_its_traceback_is_for_who_asks(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Reading Python is not needed to know what to do next."""
-    monkeypatch.setattr(command, "_explain_code", lambda options: dict[str, int]()["gpus"])
+    monkeypatch.setattr(explain_code, "run", lambda options: dict[str, int]()["gpus"])
     monkeypatch.setattr(sys, "argv", ["hamictl", "explain-code", "X"])
 
     assert command.main() == 2
@@ -231,7 +266,8 @@ def test_the_extender_is_reached_by_kubectl_where_no_url_is_given(api: tuple[str
         f"#!/bin/sh\necho \"$@\" > {asked}\necho 'Forwarding from {api[1].removeprefix('http://')} -> 9446'\nsleep 60\n"
     )
     kubectl.chmod(0o755)
-    found = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    (tmp_path / "config").touch()
+    found = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(tmp_path / "config")}
 
     assert "node/a" in said("nodes", "-o", "name", "--context", "prod", environment=found)
     assert asked.read_text().split() == [
@@ -240,9 +276,118 @@ def test_the_extender_is_reached_by_kubectl_where_no_url_is_given(api: tuple[str
     kubectl.write_text("#!/bin/sh\necho 'error: deployments.apps \"hami-scheduler\" not found' >&2\nexit 1\n")
     refused = hamictl("nodes", environment=found)
     assert refused.returncode == 2
-    assert refused.stderr.startswith(
-        'hamictl: kubectl port-forward: error: deployments.apps "hami-scheduler" not found'
+    assert refused.stderr == (
+        'hamictl: kubectl port-forward: error: deployments.apps "hami-scheduler" not found\n'
+        "  does the extender run in namespace hami-system? Set --system-namespace, or --extender URL\n"
     )
+    log = 'E1130 12:00:00.000000 7 memcache.go:265] "Unhandled Error" err="couldn\'t get the API group list"'
+    sentence = "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?"
+    kubectl.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{log}\n{log}\n{sentence}\nEND\nexit 1\n")
+    unreached = hamictl("nodes", environment=found)
+    assert unreached.stderr == (
+        f"hamictl: kubectl port-forward: {sentence}\n"
+        "  does kubectl get nodes work, with the same --kubeconfig and --context? Or set --extender URL\n"
+    )
+
+
+def test_https_without_an_authority_is_verified_by_those_of_the_system(tmp_path: pathlib.Path) -> None:
+    """`HAMI_EXTENDER=https://…` ended in "No such file or directory: 'None'"."""
+    certificates.write(tmp_path / "crt", tmp_path / "key")
+    with liar.telling({"/api/v1/nodes": {"nodes": []}}, tls=(tmp_path / "crt", tmp_path / "key")) as url:
+        unknown = hamictl("nodes", environment={"HAMI_EXTENDER": url})
+        system = {"HAMI_EXTENDER": url, "SSL_CERT_FILE": str(tmp_path / "crt")}
+        assert said("nodes", environment=system) == "no node has GPUs yet\n"
+        own = ("--ca-file", str(tmp_path / "crt"))
+        assert said("nodes", *own, environment={"HAMI_EXTENDER": url}) == "no node has GPUs yet\n"
+
+    assert unknown.returncode == 2
+    assert "certificate verify failed: self-signed certificate" in unknown.stderr
+
+
+def test_one_node_or_pod_is_shown_by_its_name(api: tuple[str, ...]) -> None:
+    """In the singular too, and with its namespace where that is another one."""
+    assert said("node", "b", *api, "-o", "name") == "node/b\n"
+    assert [one["name"] for one in json.loads(said("nodes", "b", "a", *api, "-o", "json"))] == ["a", "b"]
+    assert said("pod", "waits", *api, "-o", "name") == "pod/waits\n"
+    assert said("pods", "default/holds", "-n", "empty", *api, "-o", "name") == "pod/holds\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "answer"),
+    [
+        (("noeds",), 2, "no command noeds; did you mean nodes?\n  hamictl --help lists the commands\n"),
+        (("zzz",), 2, "no command zzz\n  hamictl --help lists the commands\n"),
+        (("nodes", "aa"), 1, "no node aa has GPUs; did you mean a?\n"),
+        (("pods", "hold"), 1, "no pod default/hold requests GPUs; did you mean holds?\n"),
+        (("pods", "defualt/holds"), 1, "no pod defualt/holds requests GPUs\n  there is one in namespace default\n"),
+        (("pods", "holds", "-n", "ai"), 1, "no pod ai/holds requests GPUs\n  there is one in namespace default\n"),
+    ],
+)
+def test_a_mistyped_name_is_answered_with_the_one_that_is_meant(
+    api: tuple[str, ...], arguments: tuple[str, ...], status: int, answer: str
+) -> None:
+    """A list of all choices does not show which one is nearly it."""
+    failed = hamictl(*arguments, *(api if arguments[0] in ("nodes", "pods") else ()))
+
+    assert (failed.returncode, failed.stderr) == (status, f"hamictl: {answer}")
+
+
+def test_a_mistyped_code_is_answered_with_the_one_that_is_meant() -> None:
+    failed = hamictl("explain-code", "SCHED_INSUFICIENT_GPU_MEMORY")
+
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(
+        "hamictl: no such code: SCHED_INSUFICIENT_GPU_MEMORY; did you mean SCHED_INSUFFICIENT_GPU_MEMORY?\n"
+    )
+
+
+def test_the_version_is_the_packages() -> None:
+    """The first question of a bug report."""
+    assert said("--version") == f"hamictl {version.VERSION}\n"
+
+
+@contextlib.contextmanager
+def watched(*arguments: str) -> Iterator[IO[str]]:
+    """The output of a command that goes on."""
+    line = [sys.executable, "-m", "hamictl", *arguments, "-w"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout
+        finally:
+            process.terminate()
+
+
+def test_a_watch_prints_what_changed_with_the_time(
+    api: tuple[str, ...], server: api_server.Running, extender: Extender
+) -> None:
+    """It printed the whole list again, and a reader had to compare them."""
+    with watched("pods", *api) as table, watched("pods", *api, "-o", "json") as documents:
+        first = [next(table).split() for _ in range(3)]
+        assert [line[2] for line in first] == ["POD", "holds", "waits"]
+        assert first[0][0] == "TIME"
+        present = [json.loads(next(documents)) for _ in range(2)]
+        assert [(one["name"], one["change"]) for one in present] == [
+            ("pod/default/holds", "present"), ("pod/default/waits", "present"),
+        ]  # fmt: skip
+        server.request("DELETE", f"{calls.PODS}/waits")
+        time, *cells = next(table).split()
+        assert re.fullmatch(r"\d\d:\d\d:\d\d", time)
+        assert cells[:3] == ["default", "waits", "removed"]
+        gone = json.loads(next(documents))
+        assert (gone["name"], gone["change"], gone["value"]["phase"]) == ("pod/default/waits", "removed", "pending")
+        assert datetime.datetime.fromisoformat(gone["time"]).tzinfo is not None
+
+
+def test_the_gpus_are_numbers_with_their_units_for_programs(api: tuple[str, ...]) -> None:
+    """A script had to cut "4,000 MiB" into a number, and could not tell MiB from percent."""
+    first = json.loads(said("top", *api, "-o", "json"))[0]
+
+    assert {key: first[key] for key in first if key not in ("index", "uuid")} == {
+        "node": "a", "model": "NVIDIA A100", "memory_mib": 16000, "memory_allocated_mib": 4000, "memory_used_mib": None,
+        "cores_percent": 100, "cores_allocated_percent": 0, "utilization_percent": None, "health": "ok",
+        "pods": ["default/holds"], "isolation": "hami-core",
+    }  # fmt: skip
 
 
 def test_a_snapshot_is_enough_to_find_out_what_would_fit(
@@ -358,14 +503,43 @@ def test_completion_knows_every_command(shell: str) -> None:
     script = said("completion", shell)
     for word in ("simulate", "snapshot", "explain-code", "hash-names"):
         assert word in script
-    if shell == "bash":
-        done = subprocess.run(
-            ["bash", "-c", script + "COMP_WORDS=(hamictl sim); COMP_CWORD=1; _hamictl; echo ${COMPREPLY[@]}"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.stdout.strip() == "simulate"
+
+
+def completed(line: str, environment: dict[str, str] | None = None) -> list[str]:
+    """What bash offers at the end of a line."""
+    words = line.split()
+    program = f"""{said("completion", "bash")}
+      hamictl() {{ {sys.executable} -m hamictl "$@"; }}
+      COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMP_LINE="{line}"
+      _hamictl; echo "${{COMPREPLY[@]}}"
+    """
+    known = {**os.environ, "KUBECONFIG": "/nowhere", **(environment or {})}
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60, env=known)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_a_shell_completes_commands_choices_and_names(api: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    """Names come from the cluster."""
+    reached = {"HAMI_EXTENDER": api[1]}
+    assert completed("hamictl sim") == ["simulate"]
+    assert completed("hamictl top -o wi") == ["wide"]
+    assert completed("hamictl explain-code SCHED_INSUFFICIENT_GPU_M") == ["SCHED_INSUFFICIENT_GPU_MEMORY"]
+    assert completed("hamictl node a", reached) == ["a"]
+    assert completed("hamictl explain wa", reached) == ["waits"]
+    assert completed("hamictl pods default/", reached) == ["default/holds", "default/waits"]
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\necho node/from-$1-$3\necho node/$2\n")
+    kubectl.chmod(0o755)
+    (tmp_path / "config").touch()
+    by_kubectl = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(tmp_path / "config")}
+    assert completed("hamictl simulate --drain fr", by_kubectl) == ["from-get--o"]
+
+
+def test_completion_is_silent_where_the_cluster_does_not_answer() -> None:
+    """An error in the middle of a command line would destroy it."""
+    assert completed("hamictl explain nosuch") == []
+    assert completed("hamictl explain nosuch", {"HAMI_EXTENDER": "http://127.0.0.1:1"}) == []
 
 
 def test_a_reader_that_stops_reading_is_no_failure(api: tuple[str, ...]) -> None:

@@ -13,14 +13,14 @@ import pytest
 import structlog
 
 from hamictl import __main__ as hamictl
-from hamictl import completion, output
+from hamictl import commands, completion, output
 from lab import api_server, extender_process, gpus, kinds, traces
 from tests.component import calls, golden_files, liar
 from tests.component.conftest import SMALL
 from tests.component.test_doctor import guard, register_webhook
 from tests.component.test_hamictl import PODS
 
-COMMANDS = [name for name, _ in completion.commands_of(hamictl.make_parser())]
+COMMANDS = [name for name, _ in commands.subparsers(commands.make_parser())]
 API = ("--extender", "{extender}")
 HEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", *API, "--health", "{health}")
 UNHEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", "--extender", "{liar}", "--health", "{liar}")
@@ -88,6 +88,7 @@ def quiet_logs() -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch, world: golden_files.Subjects, line: tuple[str, ...]) -> int:
     monkeypatch.setattr(sys, "argv", ["hamictl", *(part.format(**world.places) for part in line)])
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(output, "age", lambda seconds: "5m")
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     try:
         return hamictl.main()

@@ -196,8 +196,9 @@ def _forwarded(where: Address, port: int) -> Iterator[str]:
 def _forwarded_port(process: "subprocess.Popen[str]", where: Address) -> int:
     assert process.stdout is not None
     assert process.stderr is not None
-    ready, _, _ = select.select([process.stdout, process.stderr], [], [], _FORWARD_SECONDS)
-    line = process.stdout.readline() if process.stdout in ready else ""
+    # Its log comes first on the other pipe, and its sentence last: wait for the address, or for the end of the program.
+    ready, _, _ = select.select([process.stdout], [], [], _FORWARD_SECONDS)
+    line = process.stdout.readline() if ready else ""
     match = re.search(r"127\.0\.0\.1:(\d+)", line)
     if match is None:
         process.kill()

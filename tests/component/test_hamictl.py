@@ -282,7 +282,7 @@ def test_the_extender_is_reached_by_kubectl_where_no_url_is_given(api: tuple[str
     )
     log = 'E1130 12:00:00.000000 7 memcache.go:265] "Unhandled Error" err="couldn\'t get the API group list"'
     sentence = "The connection to the server 10.0.0.1:6443 was refused - did you specify the right host or port?"
-    kubectl.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{log}\n{log}\n{sentence}\nEND\nexit 1\n")
+    kubectl.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{log}\nEND\nsleep 0.5\ncat >&2 <<'END'\n{sentence}\nEND\nexit 1\n")
     unreached = hamictl("nodes", environment=found)
     assert unreached.stderr == (
         f"hamictl: kubectl port-forward: {sentence}\n"

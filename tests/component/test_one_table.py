@@ -267,7 +267,7 @@ def read(world: World) -> dict[str, dict[str, str]]:
     """The rows of `hamictl pods` and `hamictl nodes`."""
     unused: Any = None
     api = read_api.ReadApi(world.core, unused, read_access.OpenGate(), lambda: True)
-    (pod_row,) = views.pod_rows(list(asyncio.run(api._pods(None))))  # what the path `pods` answers
+    (pod_row,) = views.pod_rows(list(asyncio.run(api._pods(None))), 0)  # what the path `pods` answers
     (node_row,) = views.node_rows([api._node(identifiers.NodeName(NODE))])  # likewise `nodes`
     return {"pod": pod_row, "node": node_row}
 

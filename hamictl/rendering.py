@@ -74,12 +74,12 @@ def expectations(held: Sequence[tuple[str, bool]]) -> rich.console.RenderableTyp
     return rich.console.Group(lines, f"\n{sum(holds for _, holds in held)} of {len(held)} expectations held")
 
 
-def commands(suggested: Sequence[tuple[str, str]]) -> rich.table.Table:
+def commands(suggested: Sequence[tuple[str, str]]) -> rich.padding.Padding:
     """Return commands with their purpose."""
-    lines = rich.table.Table.grid(padding=(0, 0, 0, 2))
+    lines = rich.table.Table.grid(padding=(0, 2, 0, 0))
     for command, purpose in suggested:
         lines.add_row(rich.text.Text(command, style="bold"), purpose)
-    return lines
+    return rich.padding.Padding(lines, (0, 0, 0, 2), expand=False)
 
 
 def pending(world: demo_scenario.World) -> rich.console.RenderableType:

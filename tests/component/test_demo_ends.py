@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 HAMICTL = str(pathlib.Path(sys.executable).parent / "hamictl")
 SECONDS = 60.0
-KINDS = (["--once"], [], ["--pods", "500"], ["--empty"], ["--trace"])
+KINDS: tuple[list[str], ...] = (["--once"], [], ["--pods", "500"], ["--empty"], ["--trace"])
 
 
 class Demo:

@@ -499,7 +499,7 @@ class Running:
         self._thread = threading.Thread(target=self._run, name="lab-api-server", daemon=True)
 
     def start(self) -> None:
-        """Serve in a thread."""
+        """Run the server in a thread of its own."""
         self._thread.start()
 
     def stop(self) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 # Without packages of the developers' environment, as in the images: structlog loads rich if it is installed. The
-# standard input is a pipe of the parent: it ends when the parent dies, however that happens.
+# standard input is a pipe of the parent, which is closed when the parent dies, however that happens.
 _PROGRAM = """
-import os, runpy, signal, sys, threading, time
+import os, runpy, signal, stat, sys, threading, time
 
 def end_with_parent():
     os.read(0, 1)
@@ -27,7 +27,8 @@ def end_with_parent():
     time.sleep(30)
     os._exit(1)
 
-threading.Thread(target=end_with_parent, daemon=True).start()
+if stat.S_ISFIFO(os.fstat(0).st_mode):
+    threading.Thread(target=end_with_parent, daemon=True).start()
 sys.modules['rich'] = None
 runpy.run_module({module!r}, run_name='__main__')
 """

@@ -43,17 +43,30 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reaching(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the API server and of the extender."""
+def add_reaching(
+    parser: argparse.ArgumentParser, text: str = "the read API", fallback: str = "by kubectl port-forward into its pod"
+) -> None:
+    """Add the flags of the API server and of the extender.
+
+    Args:
+        parser: Of the command.
+        text: What the extender's URL is for.
+        fallback: What is done without it.
+    """
     add_cluster(parser)
     parser.add_argument(
         "--extender",
         default="",
         metavar="URL",
-        help=f"the read API (default: ${EXTENDER_VARIABLE}, else by kubectl port-forward into its pod)",
+        help=f"{text} (default: ${EXTENDER_VARIABLE}, else {fallback})",
     )
     parser.add_argument("--token-file", type=pathlib.Path, metavar="FILE", help="a bearer token for --extender")
     parser.add_argument("--ca-file", type=pathlib.Path, metavar="FILE", help="the authority of its certificate")
+
+
+def add_cluster_and_names(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the API server, and of the extender that knows the names of the GPU resources."""
+    add_reaching(parser, "the read API, for the names of the GPU resources", "from the arguments of its Deployment")
 
 
 def address(options: argparse.Namespace) -> reader.Address:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 
 import msgspec
 
@@ -36,12 +37,18 @@ class Deployment(msgspec.Struct):
 
 
 async def resource_names(client: kubernetes.Client, namespace: str) -> requests.ResourceNames:
-    """Return the names by the extender's flags; the defaults where the Deployment does not exist or cannot be read."""
+    """Return the names by the extender's flags; where its Deployment cannot be read, warn and return the defaults."""
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler"
     try:
-        deployment = await client.get(f"/apis/apps/v1/namespaces/{namespace}/deployments/hami-scheduler", Deployment)
-    except (errors.KubernetesError, msgspec.MsgspecError):
-        return requests.ResourceNames()
-    return names_of(deployment)
+        return names_of(await client.get(path, Deployment))
+    except (errors.KubernetesError, msgspec.MsgspecError) as cause:
+        names = requests.ResourceNames()
+        print(
+            f"hamictl: the names of the GPU resources are not known, {names.count} is assumed: {cause}\n"
+            "  set --system-namespace to the extender's namespace, or --extender URL",
+            file=sys.stderr,
+        )
+        return names
 
 
 def names_of(deployment: Deployment) -> requests.ResourceNames:

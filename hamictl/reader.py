@@ -65,6 +65,10 @@ class Reader:
         """Return every node. Errors as `_get`."""
         return self._get(read_api_types.Nodes, "nodes").nodes
 
+    def cluster(self) -> read_api_types.Cluster:
+        """Return the totals of the cluster, and the settings that readers need. Errors as `_get`."""
+        return self._get(read_api_types.Cluster, "cluster")
+
     def pods(self) -> list[read_api_types.Pod]:
         """Return every pod with GPUs that the caller may see. Errors as `_get`."""
         return self._get(read_api_types.Pods, "pods").pods

@@ -8,12 +8,12 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
+from gpu_sharing.adapters import read_api_types
 from gpu_sharing.core import errors
-from hamictl import failures, flags, output, simulation, snapshot
+from hamictl import failures, flags, manifests, outcomes, output, simulation, snapshot
 from lab import traces
 from scheduler_extender import settings
 from scheduler_extender.settings import Settings
@@ -24,7 +24,13 @@ _OVER = "\r\033[K"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags."""
     parser.add_argument("manifest", nargs="?", type=pathlib.Path, metavar="MANIFEST", help="YAML; - is standard input")
-    parser.add_argument("--replicas", type=int, metavar="N", help="N pods of each, instead of the manifest's number")
+    parser.add_argument(
+        "--replicas", "--count", type=_replicas, metavar="N", help="N pods of each, instead of the manifest's number"
+    )
+    parser.add_argument("--gpus", metavar="N", help="without a MANIFEST: pods of one container with N GPUs")
+    parser.add_argument("--gpumem", metavar="MIB", help="of each GPU; also with a suffix, such as 4Gi")
+    parser.add_argument("--gpumem-percentage", metavar="PERCENT", help="likewise: percent of each GPU's memory")
+    parser.add_argument("--gpucores", metavar="PERCENT", help="percent of each GPU's cores")
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--snapshot", type=pathlib.Path, metavar="FILE", help="a saved cluster instead of the live one")
     origin.add_argument(
@@ -48,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--node-policy", default="", metavar="POLICY", help="as --node-scheduler-policy of the extender"
     )
     parser.add_argument("--gpu-policy", default="", metavar="POLICY", help="as --gpu-scheduler-policy of the extender")
-    flags.add_cluster(parser)
+    flags.add_cluster_and_names(parser)
     flags.add_output(parser)
 
 
@@ -62,6 +68,12 @@ def _percent(text: str) -> float:
     return number
 
 
+def _replicas(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= manifests.MOST_PODS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {manifests.MOST_PODS:,}")
+    return int(text)
+
+
 def run(options: argparse.Namespace) -> int:
     """Place the pods and print the result. Returns the exit status: 1 if a pod would be pending."""
     extender_settings = _extender_settings(options)
@@ -72,36 +84,50 @@ def run(options: argparse.Namespace) -> int:
         pods += moved
     for text in options.add_nodes:
         state = simulation.with_more_nodes(state, text)
+    manifest = _manifest(options, state)
+    if not (manifest.pods or pods or options.drain or options.trace):
+        raise failures.CommandFailed("nothing to simulate", "pass a MANIFEST, --gpus N, --drain NODE or --trace DIR")
+    state, replaced = simulation.without_exported(state, manifest)
+    if replaced:
+        print(f"{replaced} pods of {options.manifest} exist in the cluster: they are placed anew", file=sys.stderr)
     extender_settings = dataclasses.replace(extender_settings, resource_names=state.resource_names)
-    if options.manifest:
-        pods += simulation.pods_of(options.manifest, _read(options.manifest), options.replicas, state.nodes)
-    elif not (pods or options.drain or options.trace):
-        raise failures.CommandFailed("nothing to simulate", "pass a MANIFEST, --drain NODE or --trace DIR")
     world = simulation.Simulation(state, extender_settings)
     before = world.models()
-    outcomes = world.place_all(pods)
-    after = world.models()
-    value = {
-        "pods": [msgspec.to_builtins(one) for one in outcomes],
-        "models": {
-            "before": [msgspec.to_builtins(one) for one in before],
-            "after": [msgspec.to_builtins(one) for one in after],
-        },
-    } | ({"trace": msgspec.to_builtins(filling)} if filling else {})
-    style = flags.style(options)
-    if outcomes or options.drain or not style.is_table:
-        output.print_rows(
-            value,
-            simulation.rows(outcomes),
-            style,
-            "the node has no pods with GPUs",
-            names=[f"pod/{one.pod}" for one in outcomes if one.node],
-        )
-    if style.is_table:
-        if outcomes or options.drain:
-            print()
-        print(output.render(None, simulation.model_rows(before, after), style))
-    return 0 if all(one.node or not one.code for one in outcomes) else failures.NEGATIVE
+    result = outcomes.Result(world.place_all([*pods, *manifest.pods]), before, world.models(), filling)
+    _print(result, world.explanations, flags.style(options), drains=bool(options.drain))
+    return 0 if all(group.fitting == len(group.outcomes) for group in result.groups) else failures.NEGATIVE
+
+
+def _manifest(options: argparse.Namespace, state: snapshot.State) -> manifests.Manifest:
+    """Return the pods of the file, or those that the flags describe."""
+    request = {name: getattr(options, name) for name in ("gpus", "gpumem", "gpumem_percentage", "gpucores")}
+    described = [name for name, quantity in request.items() if quantity is not None]
+    if options.manifest and described:
+        raise failures.CommandFailed(f"pass a MANIFEST or --{described[0].replace('_', '-')}, not both")
+    if options.manifest:
+        return manifests.read(options.manifest, _read(options.manifest), options.replicas, state.nodes)
+    return (
+        manifests.described(request, options.replicas or 1, state.resource_names) if described else manifests.Manifest()
+    )
+
+
+def _print(
+    result: outcomes.Result, explained: Mapping[str, read_api_types.Explanation], style: output.Style, *, drains: bool
+) -> None:
+    """Print the result; a table is followed by each no with its numbers, and by the allocation of each model."""
+    shows_pods = bool(result.pods) or drains
+    if shows_pods or not style.is_table:
+        rows = outcomes.pod_rows(result.pods) if style.form == "wide" else outcomes.group_rows(result.groups)
+        names = [f"pod/{one.pod}" for one in result.pods if one.node]
+        output.print_rows(result.to_facts(), rows, style, "the node has no pods with GPUs", names=names)
+    if not style.is_table:
+        return
+    rejected = outcomes.rejections(result.groups, explained)
+    if rejected:
+        print(f"\n{rejected}")
+    if shows_pods:
+        print()
+    print(output.render(None, simulation.model_rows(result.models_before, result.models_after), style))
 
 
 def _extender_settings(options: argparse.Namespace) -> Settings:

@@ -6,40 +6,33 @@ respected; CPU, memory, volumes and pod affinity are not examined.
 
 import asyncio
 import copy
-import pathlib
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-import yaml
 
-from gpu_sharing.adapters import events, objects
-from gpu_sharing.core import identifiers, placement, records, requests
-from hamictl import failures, output, snapshot
+from gpu_sharing.adapters import events, objects, read_api_types
+from gpu_sharing.core import error_codes, identifiers, placement, records
+from hamictl import explanations, failures, manifests, output, snapshot
 from lab import gpus, traces
 from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.cluster import from_objects, node_selection, pending
 from scheduler_extender.cluster.mirror import Mirror
-from scheduler_extender.decide import admission, core, verbs
-from scheduler_extender.fleet import facts, model_stats
+from scheduler_extender.decide import admission, core, explaining, verbs
+from scheduler_extender.fleet import model_stats
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report import event_notes
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.settings import Settings
 
-MOST_PODS = 10_000
+_MOST_ADDED_NODES, _MOST_ADDED_GPUS = 10_000, 64
 _PLANNER_STEPS = 4
 """The number of steps after which a gang has its holds, its nominations and its open gates."""
-_TOLERATED_BY_DAEMONS = (
-    "not-ready",
-    "unreachable",
-    "disk-pressure",
-    "memory-pressure",
-    "pid-pressure",
-    "unschedulable",
-)
 _PROGRESS_EVERY = 100
+MOST_EXPLAINED = 20
+"""Groups of which a rejected pod is explained node by node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +46,10 @@ class Outcome:
     code: str
     """The code of its rejection."""
     why: str
+    group: str = ""
+    """Its controller, as `namespace/name`; a pod without one is its own group."""
+    advice: str = ""
+    """What to do about the rejection."""
 
 
 class _Silent:
@@ -62,39 +59,33 @@ class _Silent:
         del event
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """Labels and taints of a node, decoded once, because a trace reads them a million times."""
-
-    labels: Mapping[str, str]
-    taints: Sequence[facts.Taint]
-
-    @staticmethod
-    def of(node: objects.Node) -> "_Node":
-        taints = from_objects.node_facts(node, requests.ResourceNames(), allow_hami_nodes=True).taints
-        return _Node(node.metadata.labels or {}, taints)
-
-
 class Simulation:
     """A cluster in memory, on which pods are placed one after another.
 
     Attributes:
         placed: The pods that fitted, as they would be bound.
+        explanations: Why the first rejected pod of each group does not fit, as `hamictl explain` has it.
     """
 
     def __init__(self, state: snapshot.State, settings: Settings) -> None:
         self._settings = settings
         self.placed: list[dict[str, Any]] = []
+        self.explanations: dict[str, read_api_types.Explanation] = {}
         self._core = core.DecisionCore(settings, Metrics())
         self._verbs = verbs.Verbs(self._core)
+        self._explainer = explaining.Explainer(self._core)
         self._mirror = self._core.mirror
         for node in state.nodes:
             self._mirror.see_node(node)
         for quota in state.quotas:
             self._mirror.see_quota(quota)
+        for api_group, pod_groups in state.pod_groups.items():
+            for pod_group in pod_groups:
+                if api_group in self._mirror.groups:
+                    self._mirror.groups[api_group].changed(pod_group)
         for pod in state.pods:
             self._mirror.see_pod(pod)
-        self._nodes = {node.metadata.name: _Node.of(node) for node in state.nodes}
+        self._nodes = {node.metadata.name: manifests.NodeFacts.of(node) for node in state.nodes}
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
         """Create pods as the webhook changes them, and place them one after another; gangs are planned first."""
@@ -103,10 +94,22 @@ class Simulation:
         members = [body for body, review in zip(patched, reviews, strict=True) if review.gang and not review.refused]
         if members:
             self._plan_gangs(members)
-        return [
-            _refused(body, review.refused) if review.refused else self.place(body)
-            for body, review in zip(patched, reviews, strict=True)
-        ]
+        return [self._answer(body, review.refused) for body, review in zip(patched, reviews, strict=True)]
+
+    def _answer(self, body: dict[str, Any], refusal: str) -> Outcome:
+        """Return the outcome of a pod with its group, and explain the first rejection of a group."""
+        outcome = _refused(body, refusal) if refusal else self.place(body)
+        group = _group_of(body)
+        if not outcome.code or refusal:
+            return dataclasses.replace(outcome, group=group, advice=_remedy(outcome.code))
+        if group not in self.explanations and len(self.explanations) < MOST_EXPLAINED:
+            pod = self._core.pending.get(identifiers.PodUid(body["metadata"]["uid"]))
+            assert pod is not None
+            answer = asyncio.run(self._explainer.explain(pod))
+            self.explanations[group] = explanations.of(outcome.pod, answer)
+        explained = self.explanations.get(group)
+        advice = explained.remedy if explained and explained.pod == outcome.pod else _remedy(outcome.code)
+        return dataclasses.replace(outcome, group=group, advice=advice)
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:
         """Let the extender's own planner write a hold for each member into the annotations of these bodies."""
@@ -153,6 +156,16 @@ class Simulation:
     def models(self) -> list[model_stats.ModelCount]:
         """Return the allocation of the GPUs of each model."""
         return model_stats.by_model(self._core.ledger.settle(), {})
+
+
+def _group_of(body: Mapping[str, Any]) -> str:
+    owner: Mapping[str, Any] = next(iter(body["metadata"].get("ownerReferences") or ()), {})
+    return f"{body['metadata']['namespace']}/{owner.get('name') or body['metadata']['name']}"
+
+
+def _remedy(code: str) -> str:
+    entry = error_codes.REGISTRY.get(error_codes.Code(code))
+    return entry.remedy if entry else ""
 
 
 def _refused(body: Mapping[str, Any], text: str) -> Outcome:
@@ -219,126 +232,10 @@ def filled(
     for count, body in enumerate(coming):
         if count % _PROGRESS_EVERY == 0:
             report(count, len(coming))
-        world.place(_pod(body, "trace", body["metadata"]["name"]))
+        world.place(manifests.pod(body, "trace", body["metadata"]["name"]))
     pods = [msgspec.convert(body, objects.Pod, strict=False) for body in world.placed]
     filling = Filling(len(nodes), trace.gpus, len(coming), len(pods))
     return msgspec.structs.replace(empty, pods=pods), filling
-
-
-def pods_of(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence[objects.Node]) -> list[dict[str, Any]]:
-    """Return the pods of a manifest: its Pods, and those that controllers would create from its pod templates.
-
-    Args:
-        path: For messages.
-        text: YAML, several documents allowed.
-        replicas: The number of pods of each, instead of the manifest's.
-        nodes: The nodes of the cluster: a DaemonSet creates one pod on each node that it allows.
-
-    Raises:
-        CommandFailed: It has no pods, or is not YAML.
-    """
-    try:
-        documents = [one for one in yaml.safe_load_all(text) if one]
-    except yaml.YAMLError as cause:
-        raise failures.CommandFailed(f"{path} is not YAML: {cause}") from cause
-    pods: list[dict[str, Any]] = []
-    for document in _items(documents):
-        pods += _pods(path, document, replicas, nodes)
-        if len(pods) > MOST_PODS:
-            raise failures.CommandFailed(f"{path} makes more than {MOST_PODS} pods", "lower --replicas")
-    if not pods:
-        raise failures.CommandFailed(f"{path} has no Pod, and no pod template that creates one here")
-    return pods
-
-
-def _items(documents: Iterable[Any]) -> Iterable[Any]:
-    for document in documents:
-        if isinstance(document, Mapping) and document.get("kind") == "List":
-            yield from document.get("items") or ()
-        else:
-            yield document
-
-
-def _pods(
-    path: pathlib.Path, document: Any, replicas: int | None, nodes: Sequence[objects.Node]
-) -> list[dict[str, Any]]:
-    try:
-        template = document if document["kind"] == "Pod" else _template_in(document)
-        if template is None:
-            return []
-        metadata = document["metadata"]
-        name, namespace = metadata.get("name") or metadata["generateName"], metadata.get("namespace", "default")
-        if document["kind"] == "DaemonSet" and replicas is None:
-            bodies = _one_a_node(template, namespace, name, nodes)
-        else:
-            count = _count(document) if replicas is None else replicas
-            bodies = [_pod(template, namespace, name if count == 1 else f"{name}-{index}") for index in range(count)]
-        for body in bodies:
-            msgspec.convert(body, objects.Pod, strict=False)
-    except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
-        raise failures.CommandFailed(f"{path}: not a manifest that the API server accepts: {cause}") from cause
-    return bodies
-
-
-def _template_in(value: Any) -> Mapping[str, Any] | None:
-    """Return the first pod template in a manifest: under `spec.template`, `spec.jobTemplate…`, or deeper."""
-    if isinstance(value, Mapping):
-        template = value.get("template")
-        spec = template.get("spec") if isinstance(template, Mapping) else None
-        if isinstance(template, Mapping) and isinstance(spec, Mapping) and "containers" in spec:
-            return template
-        inner: Iterable[Any] = value.values()
-    else:
-        inner = value if isinstance(value, list) else ()
-    return next((found for one in inner if (found := _template_in(one)) is not None), None)
-
-
-def _count(document: Mapping[str, Any]) -> int:
-    """Return how many pods a controller creates from its template at one time."""
-    spec = document.get("spec") or {}
-    if document["kind"] == "CronJob":
-        spec = spec["jobTemplate"].get("spec") or {}
-    if document["kind"] in ("Job", "CronJob"):
-        parallelism = int(spec.get("parallelism", 1))
-        return min(parallelism, int(spec["completions"])) if "completions" in spec else parallelism
-    return int(spec.get("replicas", 1))
-
-
-def _one_a_node(
-    template: Mapping[str, Any], namespace: str, name: str, nodes: Sequence[objects.Node]
-) -> list[dict[str, Any]]:
-    """Return the pods of a DaemonSet: one with node affinity for each node that its template allows.
-
-    Source: k8s.io/kubernetes pkg/controller/daemon/util: affinity to `metadata.name`, and the tolerations added.
-    """
-    bodies = []
-    for node in nodes:
-        body = _pod(template, namespace, f"{name}-{node.metadata.name}")
-        body["spec"]["tolerations"] = [
-            *(body["spec"].get("tolerations") or ()),
-            *({"key": f"node.kubernetes.io/{taint}", "operator": "Exists"} for taint in _TOLERATED_BY_DAEMONS),
-        ]
-        wished = node_selection.requirements_of(msgspec.convert(body, objects.Pod, strict=False))
-        known = _Node.of(node)
-        if node_selection.admits(wished, node.metadata.name, known.labels, known.taints):
-            there = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node.metadata.name]}]}
-            required = {"nodeSelectorTerms": [there]}
-            affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
-            body["spec"]["affinity"] = {**(body["spec"].get("affinity") or {}), **affinity}
-            bodies.append(body)
-    return bodies
-
-
-def _pod(template: Mapping[str, Any], namespace: str, name: str) -> dict[str, Any]:
-    body = {"metadata": dict(template.get("metadata") or {}), "spec": copy.deepcopy(template["spec"])}
-    body["metadata"] |= {"name": name, "namespace": namespace, "uid": f"simulated-{namespace}-{name}"}
-    body["metadata"]["resourceVersion"] = "1"
-    annotations = body["metadata"].get("annotations") or {}
-    body["metadata"]["annotations"] = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
-    body["spec"].setdefault("schedulerName", "hami-scheduler")
-    if (template.get("status") or {}).get("phase"):
-        body["spec"].pop("nodeName", None)  # An exported pod has the node that a scheduler chose.
-    return body
 
 
 def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
@@ -353,15 +250,30 @@ def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
     """
     parts = text.split(":")
     model = gpus.MODELS.get(parts[1].lower()) if len(parts) == 3 else None
-    if model is None or not (parts[0].isdecimal() and parts[2].isdecimal()):
+    if model is None or not (_is_number(parts[0], _MOST_ADDED_NODES) and _is_number(parts[2], _MOST_ADDED_GPUS)):
         raise failures.CommandFailed(
-            f"--add-nodes {text!r} is not COUNT:MODEL:GPUS", f"for example 2:a100:8; models: {', '.join(gpus.MODELS)}"
+            f"--add-nodes {text!r} is not COUNT:MODEL:GPUS with 1 to {_MOST_ADDED_NODES:,} nodes and 1 to "
+            f"{_MOST_ADDED_GPUS} GPUs",
+            f"for example 2:a100:8; models: {', '.join(gpus.MODELS)}",
         )
     new_nodes = [
         msgspec.convert(gpus.gpu_node(f"added-{index}", model, int(parts[2])), objects.Node, strict=False)
         for index in range(int(parts[0]))
     ]
     return msgspec.structs.replace(state, nodes=[*state.nodes, *new_nodes])
+
+
+def _is_number(text: str, most: int) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most
+
+
+def without_exported(state: snapshot.State, manifest: manifests.Manifest) -> tuple[snapshot.State, int]:
+    """Return the state without the pods that the manifest exports, and their number; its pod groups are added."""
+    kept = [pod for pod in state.pods if pod.key not in manifest.exported]
+    pod_groups = dict(state.pod_groups)
+    for api_group, groups in manifest.pod_groups.items():
+        pod_groups[api_group] = [*pod_groups.get(api_group, ()), *groups]
+    return msgspec.structs.replace(state, pods=kept, pod_groups=pod_groups), len(state.pods) - len(kept)
 
 
 def drained(state: snapshot.State, name: str) -> tuple[snapshot.State, list[dict[str, Any]]]:
@@ -371,7 +283,8 @@ def drained(state: snapshot.State, name: str) -> tuple[snapshot.State, list[dict
         CommandFailed: There is no such node.
     """
     if name not in {node.metadata.name for node in state.nodes}:
-        raise failures.CommandFailed(f"--drain: there is no node {name}", status=failures.NEGATIVE)
+        known = [node.metadata.name for node in state.nodes]
+        raise failures.unknown(f"--drain: there is no node {name}", name, known)
     gone = [pod for pod in state.pods if pod.spec.node_name == name]
     kept = [pod for pod in state.pods if pod.spec.node_name != name]
     nodes = [node for node in state.nodes if node.metadata.name != name]
@@ -386,19 +299,6 @@ def _unbound(pod: objects.Pod) -> dict[str, Any]:
     theirs = {key: value for key, value in annotations.items() if key not in records.OF_PODS}
     body["metadata"]["annotations"] = theirs
     return body
-
-
-def rows(outcomes: Sequence[Outcome]) -> list[dict[str, str]]:
-    """Return one row a pod for a table."""
-    return [
-        {
-            "POD": one.pod,
-            "NODE": one.node or "-",
-            "GPUS": ",".join(dict.fromkeys(one.gpus)) or "-",
-            "WHY": one.why.partition("\n")[0] or "fits",
-        }
-        for one in outcomes
-    ]
 
 
 def model_rows(

@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import gangs, records, requests
-from hamictl import api_server, failures, flags, installation
+from gpu_sharing.adapters import discovery, kubernetes, objects
+from gpu_sharing.core import errors, gangs, records, requests
+from hamictl import api_server, failures, flags, installation, reader
 from scheduler_extender.cluster import from_objects
 
 VERSION = 1
 _PAGE_SIZE = 1000
+_GANG_APIS = (gangs.KUBERNETES, gangs.COSCHEDULING)
 _RECORDED = re.compile(r"(nvidia\.com|hami\.io)/")
 
 T = TypeVar("T", objects.Node, objects.Pod, objects.ResourceQuota)
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags."""
     parser.add_argument("file", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--hash-names", action="store_true", help="hash names of nodes, pods, namespaces and labels")
-    flags.add_cluster(parser)
+    flags.add_cluster_and_names(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,36 +55,68 @@ class State(msgspec.Struct):
     quotas: list[objects.ResourceQuota]
     resource_names: requests.ResourceNames = msgspec.field(default_factory=requests.ResourceNames)
     """The names of the GPU resources."""
+    pod_groups: dict[str, list[objects.PodGroup]] = {}  # msgspec copies it
+    """By API group; they have the sizes of gangs."""
 
 
 def read_live(options: argparse.Namespace) -> State:
-    """Return the live cluster by the flags of a command. Errors as in `read_cluster`."""
-    return read_cluster(flags.kubeconfigs(options), options.context, options.system_namespace)
+    """Return the live cluster by the flags of a command. Errors as in `read_cluster`.
+
+    Without the extender's URL, the names of the GPU resources are read from the arguments of its Deployment.
+    """
+    address = flags.address(options)
+    names = None
+    if address.url:
+        with reader.reaching(address) as api:
+            names = api.cluster().resource_names
+    return read_cluster(flags.kubeconfigs(options), options.context, options.system_namespace, names=names)
 
 
 def read_cluster(
-    kubeconfigs: Sequence[pathlib.Path], context: str, system_namespace: str, *, with_quotas: bool = True
+    kubeconfigs: Sequence[pathlib.Path],
+    context: str,
+    system_namespace: str,
+    *,
+    names: requests.ResourceNames | None = None,
+    with_quotas: bool = True,
 ) -> State:
     """Return the state of a live cluster.
+
+    Args:
+        kubeconfigs: As of `flags.kubeconfigs`.
+        context: Of the kubeconfigs; empty for the current one.
+        system_namespace: Of the extender's Deployment.
+        names: The names of the GPU resources; None to read them from the Deployment.
+        with_quotas: Whether to read quotas.
 
     Raises:
         CommandFailed: The cluster cannot be reached, or the account may not read it.
     """
 
     async def read(client: kubernetes.Client) -> State:
-        return await _read(client, system_namespace, with_quotas=with_quotas)
+        known = names or await installation.resource_names(client, system_namespace)
+        return await _read(client, known, with_quotas=with_quotas)
 
     return api_server.call(kubeconfigs, context, read, rights="list nodes, pods and resourcequotas")
 
 
-async def _read(client: kubernetes.Client, system_namespace: str, *, with_quotas: bool) -> State:
-    names = await installation.resource_names(client, system_namespace)
+async def _read(client: kubernetes.Client, names: requests.ResourceNames, *, with_quotas: bool) -> State:
     nodes = await list_all(client, "/api/v1/nodes", objects.Node)
     pods = await list_all(client, "/api/v1/pods", objects.Pod)
     quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if from_objects.is_ours(pod, names) and not pod.has_ended]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names)
+    pod_groups = {api_group: await _pod_groups(client, api_group) for api_group in _GANG_APIS}
+    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names, pod_groups)
+
+
+async def _pod_groups(client: kubernetes.Client, api_group: str) -> list[objects.PodGroup]:
+    """Return the pod groups of an API; empty where the cluster does not have it, or the account may not list them."""
+    try:
+        path = await discovery.path_of(client, api_group, "podgroups")
+        return await list_all(client, path, objects.PodGroup) if path else []
+    except (errors.Forbidden, errors.NotFound):
+        return []
 
 
 async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[K]:
@@ -149,7 +182,7 @@ def hashed(state: State, salt: str = "") -> State:
 
 
 _HASHED_KEYS = frozenset(
-    {"name", "namespace", "nodeName", "uid", "nominatedNodeName", "values", records.NODE, gangs.NAME}
+    {"name", "namespace", "nodeName", "uid", "nominatedNodeName", "values", "podGroupName", records.NODE, gangs.NAME}
 )
 _HASHED_VALUES = frozenset({"labels", "nodeSelector", "matchLabels"})
 _LEFT_OUT = frozenset({"message", records.HOLD})

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gpu_sharing.core import requests
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -78,6 +80,12 @@ class Cluster(msgspec.Struct, frozen=True):
     cores_percent: Amount
     pods_bound: Count
     pods_pending: Count
+    resource_names: Annotated[
+        requests.ResourceNames | None,
+        msgspec.Meta(
+            description="The names of the GPU resources, which are settings of the extender, with their defaults."
+        ),
+    ] = None
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):

@@ -73,6 +73,7 @@ class ReadApi:
         gate: read_access.Gate,
         ready: Callable[[], bool],
     ) -> None:
+        self._core = core
         self._mirror = core.mirror
         self._pending = core.pending
         self._explainer = explaining.Explainer(core)
@@ -182,6 +183,7 @@ class ReadApi:
             cores_percent=read_api_types.Amount(cores_percent, allocated_percent),
             pods_bound=ledger.pod_count,
             pods_pending=len(self._pending),
+            resource_names=self._core.settings.resource_names,
         )
 
     def _node(self, name: identifiers.NodeName) -> read_api_types.Node:

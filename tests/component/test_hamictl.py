@@ -135,12 +135,15 @@ def test_nodes_in_every_format(api: tuple[str, ...]) -> None:
 
 def test_pods_of_a_namespace_or_of_all(api: tuple[str, ...]) -> None:
     """With what they were allocated."""
-    lines = [re.sub(r"\b\d+s  ?\b", "0s   ", line) for line in said("pods", *api).splitlines()]
-    assert [re.split("   +", line) for line in lines] == [
-        ["NAMESPACE", "POD", "STATE", "AGE", "NODE", "GPUS", "ALLOCATED", "REQUEST", "WHY"],
-        ["default", "holds", "starting", "0s", "a", "1", "4,000 MiB", "-", "-"],
-        ["default", "waits", "pending", "0s", "-", "0", "-", "1 x 99,000 MiB", "-"],
+    cells = [re.split("   +", line) for line in said("pods", *api).splitlines()]
+    ages = [line.pop(3) for line in cells]
+    assert cells == [
+        ["NAMESPACE", "POD", "STATE", "NODE", "GPUS", "ALLOCATED", "REQUEST", "WHY"],
+        ["default", "holds", "starting", "a", "1", "4,000 MiB", "-", "-"],
+        ["default", "waits", "pending", "-", "0", "-", "1 x 99,000 MiB", "-"],
     ]
+    assert ages[0] == "AGE"
+    assert all(re.fullmatch(r"\d+[sm]", age) for age in ages[1:])
     assert said("pods", *api, "-A", "-o", "name").split() == ["pod/holds", "pod/waits"]
     assert said("pods", *api, "-n", "empty") == "no pod in empty requests GPUs\n"
     assert gpus.gpu_uuid("a", 0) in said("pods", *api, "-o", "wide") or gpus.gpu_uuid("a", 1) in said(
@@ -406,8 +409,11 @@ def test_a_snapshot_is_enough_to_find_out_what_would_fit(
     assert live.stdout == saved.stdout
     assert saved.returncode == 0
     lines = saved.stdout.splitlines()
-    assert [line.split()[0] for line in lines[1:4]] == ["ai/train-0", "ai/train-1", "ai/train-2"]
-    assert lines[6].startswith("NVIDIA A100   4      6% -> 48%")
+    assert lines[1].split("   ") == ["ai/train (3 pods)", "a (2), b (1)", "3 GPUs", "3 of 3 fit"]
+    assert lines[4].startswith("NVIDIA A100   4      6% -> 48%")
+    assert "the names of the GPU resources are not known, nvidia.com/gpu is assumed: " in live.stderr
+    wide = said("simulate", "-", "--snapshot", str(file), "-o", "wide", given=PODS).splitlines()
+    assert [line.split()[0] for line in wide[1:4]] == ["ai/train-0", "ai/train-1", "ai/train-2"]
     assert server.request("GET", "/api/v1/pods")["items"] == before
 
     full = hamictl("simulate", "-", "--snapshot", str(file), "--replicas", "5", "-o", "json", given=PODS)
@@ -422,6 +428,29 @@ def test_a_snapshot_is_enough_to_find_out_what_would_fit(
     assert len(more.split()) == 5
     drained = json.loads(said("simulate", "--snapshot", str(file), "--drain", "a", "-o", "json"))
     assert [(one["pod"], one["node"]) for one in drained["pods"]] == [("default/holds", "b")]
+
+
+def test_the_names_of_the_resources_are_asked_of_the_extender(
+    server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """With renamed resources every pod "requests no nvidia.com/gpu", unless the Deployment has its usual name."""
+    kubeconfig = server.write_kubeconfig(tmp_path / "k")
+    flags = ("--resource-name", "example.com/vgpu", "--resource-mem", "example.com/vgpumem")
+    request = ("simulate", "--gpus", "1", "--gpumem", "999999", "-o", "json", "--kubeconfig", str(kubeconfig))
+    with extender_process.running(kubeconfig, tmp_path / "log", *flags) as extender:
+        answer = hamictl(*request, "--extender", f"http://{extender.api}")
+
+    assert answer.returncode == 1
+    assert answer.stderr == ""
+    assert "requested 999999MB" in json.dumps(json.loads(answer.stdout)["pods"])
+
+
+def test_numbers_out_of_range_are_refused_before_anything_is_made() -> None:
+    """A number with a zero too many filled the memory of the machine."""
+    for arguments in (("--replicas", "99999999999"), ("--replicas", "-1"), ("--count", "0")):
+        refused = hamictl("simulate", "--gpus", "1", *arguments)
+        assert refused.returncode == 2
+        assert "is not a number from 1 to 10,000" in refused.stderr
 
 
 def test_a_hashed_snapshot_names_nobody_and_schedules_alike(

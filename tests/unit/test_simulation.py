@@ -9,13 +9,14 @@ import yaml
 
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import requests
-from hamictl import simulation, snapshot
+from hamictl import failures, manifests, outcomes, simulation, snapshot
 from lab import gpus
 from scheduler_extender.settings import Settings
 from tests import inputs
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 LIMITS = {"nvidia.com/gpu": 1, "nvidia.com/gpumem": 4000}
+MEMORY = "nvidia.com/gpumem"
 FILE = pathlib.Path("manifest.yaml")
 
 
@@ -25,9 +26,11 @@ def cluster(*names: str, **changes: Any) -> snapshot.State:
 
 
 def simulate(found: snapshot.State, *documents: dict[str, Any]) -> list[simulation.Outcome]:
-    options = Settings(resource_names=found.resource_names)
-    pods = simulation.pods_of(FILE, yaml.safe_dump_all(documents), None, found.nodes)
-    return simulation.Simulation(found, options).place_all(pods)
+    return world_of(found).place_all(manifests.read(FILE, yaml.safe_dump_all(documents), None, found.nodes).pods)
+
+
+def world_of(found: snapshot.State) -> simulation.Simulation:
+    return simulation.Simulation(found, Settings(resource_names=found.resource_names))
 
 
 def pod_spec(limits: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -49,7 +52,55 @@ def controller(kind: str, own: dict[str, Any], **template: Any) -> dict[str, Any
         (controller("PyTorchish", {"replicas": 2}), 2),
         ({"kind": "CronJob", "metadata": {"name": "x"}, "spec": {"jobTemplate": controller("Job", {})}}, 1),
         (controller("DaemonSet", {}), 2),
+        (controller("StatefulSet", {"replicas": 3}), 3),
         ({"kind": "Deep", "metadata": {"name": "x"}, "spec": {"roles": [{"template": {"spec": pod_spec()}}]}}, 1),
+        (
+            {
+                "kind": "PyTorchJob",
+                "metadata": {"name": "x"},
+                "spec": {
+                    "pytorchReplicaSpecs": {
+                        "Master": {"replicas": 1, "template": {"spec": pod_spec()}},
+                        "Worker": {"replicas": 3, "template": {"spec": pod_spec()}},
+                    }
+                },
+            },
+            4,
+        ),
+        (
+            {
+                "kind": "JobSet",
+                "metadata": {"name": "x"},
+                "spec": {
+                    "replicatedJobs": [
+                        {"name": "driver", "template": {"spec": {"template": {"spec": pod_spec()}}}},
+                        {
+                            "name": "workers",
+                            "replicas": 2,
+                            "template": {
+                                "spec": {"parallelism": 3, "completions": 3, "template": {"spec": pod_spec()}}
+                            },
+                        },
+                    ]
+                },
+            },
+            7,
+        ),
+        (
+            {
+                "kind": "LeaderWorkerSet",
+                "metadata": {"name": "x"},
+                "spec": {
+                    "replicas": 2,
+                    "leaderWorkerTemplate": {
+                        "size": 3,
+                        "leaderTemplate": {"spec": pod_spec()},
+                        "workerTemplate": {"spec": pod_spec()},
+                    },
+                },
+            },
+            6,
+        ),
     ],
 )
 def test_as_many_pods_are_made_as_the_controllers_make(document: dict[str, Any], pods: int) -> None:
@@ -85,6 +136,88 @@ def test_a_pod_that_names_its_node_is_told_so_and_an_exported_one_is_placed_anew
     assert (pinned.node, pinned.code) == ("", "SCHED_NODE_NAME_SET")
     assert "matchFields" in pinned.why
     assert placed.node == "a"
+
+
+def test_an_exported_pod_does_not_hold_its_gpus_beside_itself() -> None:
+    """A pod that runs was found not to fit on the GPU that it holds itself."""
+    found = cluster("a")
+    body = {"kind": "Pod", "metadata": {"name": "p", "namespace": "ai"}, "spec": pod_spec({**LIMITS, MEMORY: 20_000})}
+    world = world_of(found)
+    world.place_all(manifests.read(FILE, yaml.safe_dump(body), None, found.nodes).pods)
+    running = msgspec.convert(world.placed[0], objects.Pod, strict=False)
+    full = msgspec.structs.replace(found, pods=[running])
+    exported = {**world.placed[0], "kind": "Pod", "status": {"phase": "Running"}}
+
+    manifest = manifests.read(FILE, yaml.safe_dump(exported), None, found.nodes)
+    without, replaced = simulation.without_exported(full, manifest)
+    (anew,) = world_of(without).place_all(manifest.pods)
+    (beside,) = world_of(full).place_all(manifests.read(FILE, yaml.safe_dump(body), 2, found.nodes).pods[:1])
+
+    assert (replaced, anew.node) == (1, "a")
+    assert beside.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
+
+
+def test_a_pod_that_has_ended_is_not_placed() -> None:
+    """`kubectl get pods -o yaml` lists those too, and they were counted."""
+    ended = {"kind": "Pod", "metadata": {"name": "p"}, "spec": pod_spec(), "status": {"phase": "Succeeded"}}
+
+    with pytest.raises(failures.CommandFailed, match="1 in it have ended"):
+        simulate(cluster("a"), ended)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_gang_has_the_size_of_its_pod_group(size: int) -> None:
+    """The group may stand in the manifest too; two pods are not enough for a group of three."""
+    group = {
+        "kind": "PodGroup", "apiVersion": "scheduling.x-k8s.io/v1alpha1", "metadata": {"name": "g"},
+        "spec": {"minMember": size},
+    }  # fmt: skip
+    job = controller("Job", {"parallelism": 2}, metadata={"labels": {"scheduling.x-k8s.io/pod-group": "g"}})
+    found = cluster("a", "b")
+    manifest = manifests.read(FILE, yaml.safe_dump_all([group, job]), None, found.nodes)
+    found, _ = simulation.without_exported(found, manifest)
+
+    outcomes = world_of(found).place_all(manifest.pods)
+
+    assert [bool(one.node) for one in outcomes] == [size == 2] * 2
+    assert {one.code for one in outcomes} == {"" if size == 2 else "SCHED_GANG_WAITS"}
+
+
+def test_replicas_are_counted_together_and_a_no_has_numbers_and_advice() -> None:
+    """Twenty rows of the same sentence, none with a number, did not say what to change."""
+    found = cluster("a", "b")
+    world = world_of(found)
+    deployment = controller("Deployment", {"replicas": 20}, spec=pod_spec({**LIMITS, MEMORY: 9000}))
+    result = world.place_all(manifests.read(FILE, yaml.safe_dump(deployment), None, found.nodes).pods)
+
+    groups = outcomes.grouped(result)
+    (row,) = outcomes.group_rows(groups)
+    text = outcomes.rejections(groups, world.explanations)
+
+    assert row["POD"] == "default/x (20 pods)"
+    assert row["WHY"].startswith("4 of 20 fit; 0/2 nodes available: ")
+    assert row["NODE"] == "a (2), b (2)"
+    assert text.startswith("default/x-4 would be pending: ")
+    assert "(requested 9000MB, available 5028MB)" in text
+    assert "request at most 5028 MiB of each GPU's memory" in text
+    assert text.endswith("(15 more of default/x would be pending)")
+    assert groups[0].to_facts() == {
+        "group": "default/x", "pods": 20, "fit": 4, "rejected_by_code": {"SCHED_INSUFFICIENT_GPU_MEMORY": 16},
+    }  # fmt: skip
+    assert all(one.advice for one in result if not one.node)
+
+
+def test_pods_are_described_by_flags_with_the_names_of_the_installation() -> None:
+    """A question such as "would another one fit?" needs no file."""
+    names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem", cores="example.com/vcores")
+    found = cluster("a", resource_names=names)
+    fitting = manifests.described({"gpus": "1", "gpumem": "10Gi", "gpucores": "30"}, 2, names)
+    refused = manifests.described({"gpus": "many"}, 1, names)
+
+    assert [bool(one.node) for one in world_of(found).place_all(fitting.pods)] == [True, True]
+    (outcome,) = world_of(found).place_all(refused.pods)
+    assert outcome.code == "SCHED_INVALID_QUANTITY"
+    assert "'many' is not a quantity" in outcome.why
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(4000, True), (12_000, False)])
@@ -138,7 +271,7 @@ def test_resources_go_by_the_names_of_the_installation() -> None:
 def test_manifests_that_once_went_wrong(file: str, placed: list[bool]) -> None:
     """As users wrote them."""
     found = cluster("a", "b")
-    pods = simulation.pods_of(FILE, (inputs.FOLDER / file).read_text(), None, found.nodes)
+    pods = manifests.read(FILE, (inputs.FOLDER / file).read_text(), None, found.nodes).pods
 
     outcomes = simulation.Simulation(found, Settings()).place_all(pods)
 
@@ -150,7 +283,7 @@ def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
     names = requests.ResourceNames("example.com/vgpu", "example.com/vgpumem")
     node = msgspec.json.decode((inputs.FOLDER / "17-renamed-node.json").read_bytes(), type=objects.Node)
     found = snapshot.State(snapshot.VERSION, "", [node], [], [], names)
-    pods = simulation.pods_of(FILE, (inputs.FOLDER / "17-renamed.yaml").read_text(), None, found.nodes)
+    pods = manifests.read(FILE, (inputs.FOLDER / "17-renamed.yaml").read_text(), None, found.nodes).pods
 
     (outcome,) = simulation.Simulation(found, Settings(resource_names=names)).place_all(pods)
 

@@ -20,7 +20,7 @@ from device_plugin.monitor import collector, share_usage
 from device_plugin.node import api_objects, pods
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import allocations, identifiers, placement, records, requests
-from hamictl import record_checks, simulation, snapshot, views
+from hamictl import manifests, record_checks, simulation, snapshot, views
 from lab import gpus
 from scheduler_extender.cluster import from_objects
 from scheduler_extender.cluster.pending import PendingPod
@@ -286,6 +286,6 @@ def problems(bound: dict[str, Any]) -> list[str]:
 
 
 def simulate(body: dict[str, Any]) -> list[simulation.Outcome]:
-    made = simulation.pods_of(pathlib.Path("pod.yaml"), yaml.safe_dump(body), None, cluster().nodes)
+    made = manifests.read(pathlib.Path("pod.yaml"), yaml.safe_dump(body), None, cluster().nodes).pods
     assert from_objects.is_ours(msgspec.convert(made[0], objects.Pod, strict=False), NAMES)
     return simulation.Simulation(cluster(), Settings()).place_all(made)

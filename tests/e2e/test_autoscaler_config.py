@@ -16,7 +16,7 @@ def test_kube_scheduler_loads_it_strictly(own_site: sites.Site, programs: pathli
     config, written = tmp_path / "config.yaml", tmp_path / "complete.yaml"
     connection = {"clientConnection": {"kubeconfig": str(own_site.plane.kubeconfig("scheduler"))}}
     config.write_text(CONFIG.read_text() + yaml.safe_dump(connection))
-    command = [programs / "kube-scheduler", "--config", config, "--write-config-to", written]
+    command = [str(programs / "kube-scheduler"), "--config", str(config), "--write-config-to", str(written)]
 
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
 

@@ -54,6 +54,8 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         unhealthy_reasons=records.decode_unhealthy_reasons(annotations.get(records.HEALTH, "")),
         problems=problems,
         lacks=lacking(node, names),
+        cpu_thousandths=quantities.thousandths((node.status.allocatable or {}).get("cpu")),
+        memory_thousandths=quantities.thousandths((node.status.allocatable or {}).get("memory")),
     )
 
 
@@ -114,10 +116,11 @@ def _unbound(pod: objects.Pod) -> dict[str, Any]:
         "nominated_node": identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
         "has_soft_preferences": pod.has_soft_preferences,
         "unschedulable_message": unscheduled[0].message if unscheduled else "",
+        "unscheduled_reason": unscheduled[0].reason if unscheduled else "",
         "preempts": pod.spec.preemption_policy != "Never",
         "hold": records.decode_hold(pod.annotations.get(records.HOLD, "")),
         "gates": tuple(pod.spec.scheduling_gates or ()),
-        "node_requirements": node_selection.requirements_of(pod) if traits.gang else node_selection.NONE,
+        "node_requirements": node_selection.requirements_of(pod),
     }
 
 

@@ -55,7 +55,8 @@ OWN = frozenset(
 ) | {gangs.NAME, gangs.SIZE}
 """The annotations that a pod's owner may write."""
 _ANNOTATIONS = OWN | records.OF_PODS
-_PREFIXES = ("nvidia.com/", "hami.io/")
+PREFIXES = ("nvidia.com/", "hami.io/")
+"""Of names that resemble ours: a misspelled one has no effect."""
 _MOST_UNKNOWN, _MOST_TOLD = 20, 5
 
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
@@ -326,7 +327,7 @@ def unknown_words(
 
 
 def _unknown(keys: Iterable[str], known: frozenset[str]) -> list[str]:
-    return [key for key in keys if key.startswith(_PREFIXES) and key not in known]
+    return [key for key in keys if key.startswith(PREFIXES) and key not in known]
 
 
 @functools.lru_cache(maxsize=8)

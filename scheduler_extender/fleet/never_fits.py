@@ -39,11 +39,11 @@ def obstacles(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[Obsta
     selectors = request.selectors
     type_id, mode_id = fleet.type_id[:, columns], fleet.mode_id[:, columns]
     for obstacle, accepts in (
-        (_no_mode, lambda: fleet.modes.matching(selectors.accept_mode)[mode_id]),
-        (_no_uuid, lambda: fleet.accepts_uuids(selectors)),
-        (_no_type, lambda: fleet.types.matching(selectors.accept_type)[type_id]),
+        (_no_mode, fleet.modes.matching(selectors.accept_mode)[mode_id]),
+        (_no_uuid, fleet.accepts_uuids(selectors)),
+        (_no_type, fleet.types.matching(selectors.accept_type)[type_id]),
     ):
-        left = accepted & accepts()
+        left = accepted & accepts
         if not left.any():
             return (obstacle(fleet, accepted, selectors),)
         accepted = left

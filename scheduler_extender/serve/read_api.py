@@ -17,7 +17,7 @@ from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
 from scheduler_extender.cluster import pending
-from scheduler_extender.decide import explaining
+from scheduler_extender.decide import causes, explaining
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
 from scheduler_extender.report import event_notes
@@ -73,6 +73,7 @@ class ReadApi:
         gate: read_access.Gate,
         ready: Callable[[], bool],
     ) -> None:
+        self._core = core
         self._mirror = core.mirror
         self._pending = core.pending
         self._explainer = explaining.Explainer(core)
@@ -231,6 +232,7 @@ class ReadApi:
             error_code=rejection.code if rejection else "",
             created_at=pod.traits.created_at,
             requests=_requests(pod),
+            reason=causes.headline(self._core, entry) if entry else "",
         )
 
     def _held(self, key: str) -> facts.BoundPod | None:
@@ -246,30 +248,41 @@ class ReadApi:
         if pod is None:
             held = self._held(key)
             return None if held is None else read_api_types.Explanation(key, "bound", held.node)
-        answer = await self._explainer.explain(pod)
-        return read_api_types.Explanation(
-            pod=key,
-            phase="pending",
-            node=None,
-            summary=event_notes.rejected(answer.rejection),
-            remedy=answer.remedy,
-            nearest=answer.nearest,
-            gates=list(answer.gates),
-            nodes=[
-                read_api_types.NodeExplanation(
-                    node=node.node,
-                    fits=node.code is None,
-                    code=node.code or "",
-                    message=node.message,
-                    curable=node.curable,
-                    advice=node.advice,
-                    waits_for=list(node.waits_for),
-                    evictable=list(node.evictable),
-                    examined=node.examined,
-                )
-                for node in answer.nodes
-            ],
-        )
+        return _explanation(key, await self._explainer.explain(pod))
+
+
+def _explanation(key: str, answer: explaining.Explanation) -> read_api_types.Explanation:
+    return read_api_types.Explanation(
+        pod=key,
+        phase="pending",
+        node=None,
+        summary=event_notes.rejected(answer.rejection),
+        remedy=answer.remedy,
+        nearest=answer.nearest,
+        gates=list(answer.gates),
+        nodes=[_node_explanation(node) for node in answer.nodes],
+        causes=[
+            read_api_types.Cause(one.code, one.sentence, one.advice, one.nodes, one.lasts) for one in answer.causes
+        ],
+        groups=[
+            read_api_types.NodeGroup(group.code or "", group.phrase, group.nodes, group.nearest)
+            for group in answer.groups
+        ],
+    )
+
+
+def _node_explanation(node: explaining.NodeExplanation) -> read_api_types.NodeExplanation:
+    return read_api_types.NodeExplanation(
+        node=node.node,
+        fits=node.code is None,
+        code=node.code or "",
+        message=node.message,
+        curable=node.curable,
+        advice=node.advice,
+        waits_for=list(node.waits_for),
+        evictable=list(node.evictable),
+        examined=node.examined,
+    )
 
 
 def _gpu(state: gpus.GpuState, known: facts.Node) -> read_api_types.Gpu:

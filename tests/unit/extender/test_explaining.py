@@ -35,7 +35,7 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
     """The fewest pods of any priority, and the best victims of a lower one."""
     answer = explain(full_node(), pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"}, priority=10))
 
-    a, b = answer.nodes
+    b, a = answer.nodes  # The nearest first: one pod must end there, two on the other.
     assert a.waits_for == ("default/one", "default/two")
     assert a.evictable == ("default/one", "default/two")
     assert a.advice == "request at most 4000 MiB of each GPU's memory"

@@ -14,7 +14,20 @@ import structlog
 
 from gpu_sharing.adapters import prometheus
 from gpu_sharing.core import error_codes
-from hamictl import completion, demo, doctor, failures, flags, output, reader, release, simulate, snapshot, views
+from hamictl import (
+    absent_pods,
+    completion,
+    demo,
+    doctor,
+    failures,
+    flags,
+    output,
+    reader,
+    release,
+    simulate,
+    snapshot,
+    views,
+)
 
 _WATCH_SECONDS = 2.0
 _STATUSES = "0 printed, 2 no answer"
@@ -112,6 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         "hamictl explain train-7", "hamictl explain ai/train-7",
     )  # fmt: skip
     explain.add_argument("pod", metavar="[NAMESPACE/]POD")
+    explain.add_argument("--all", action="store_true", help="list every node, not only the nearest five")
     flags.add_namespace(explain)
     for subparser in (nodes, pods, top, explain):
         flags.add_reaching(subparser)
@@ -224,14 +238,19 @@ def _used(url: str) -> dict[str, dict[str, float]]:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    namespace, _, name = options.pod.rpartition("/")
-    with reader.reaching(flags.address(options)) as api:
-        explanation = api.explain(namespace or flags.namespace(options), name)
+    named, _, name = options.pod.rpartition("/")
+    namespace = named or flags.namespace(options)
+    try:
+        with reader.reaching(flags.address(options)) as api:
+            explanation = api.explain(namespace, name)
+    except failures.CommandFailed as refused:
+        raise absent_pods.refusal(options, namespace, name, refused) from refused
+    text = views.explanation(explanation, every_node=options.all)
     if options.output == "table":
-        print(views.explanation(explanation))
+        print(text)
     else:
         output.print_rows(
-            explanation, views.explanation_rows(explanation), flags.style(options), views.explanation(explanation),
+            explanation, views.explanation_rows(explanation), flags.style(options), text,
             names=[f"node/{one.node}" for one in explanation.nodes if one.fits],
         )  # fmt: skip
     return 0

@@ -51,7 +51,7 @@ def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
         yield cause(error_codes.GATED, f"the scheduling {keeps} kube-scheduler from trying the pod", lasts=True)
     incomplete = core.ledger.gangs.incomplete(pod.namespace, pod.gang) if pod.gang else None
     if incomplete:
-        yield cause(incomplete.code, str(incomplete))
+        yield cause(incomplete.code, incomplete.sentence)
     if pod.scheduler_name == ours:
         yield from _on_every_node(scheduler_rules(pod), core.settings.resource_names)
 
@@ -95,7 +95,7 @@ def headline(core: DecisionCore, entry: pending.Entry) -> str:
     rejection = entry.rejection
     if rejection is not None and rejection.nearest and rejection.reason is not Reason.NOT_OFFERED:
         count = dict(rejection.counts)[rejection.reason]
-        return f"{rejection.nearest.rejection} on {nodes_words(count)}"
+        return f"{rejection.nearest.rejection.sentence} on {nodes_words(count)}"
     rules = scheduler_rules(entry.pod)
     return f"kube-scheduler: {', '.join(map(str, rules[:_MOST_RULES]))}" if rules else ""
 
@@ -108,11 +108,10 @@ def nodes_words(count: int) -> str:
 def advice_for(request: requests.PodRequest, refused: rejections.Rejection) -> str:
     """Return what a pod's owner would have to write for a node, where that is known; else the advice of the code."""
     match refused.reason:
-        case Reason.MEMORY if refused.available not in ("0MB", "0%"):
-            # The rejection is in the units of the event, where MB stands for MiB.
-            return f"request at most {refused.available.replace('MB', ' MiB')} of each GPU's memory"
-        case Reason.CORES if refused.available != "0%":
-            return f"request at most {refused.available} of each GPU's cores"
+        case Reason.MEMORY if refused.available_words:
+            return f"request at most {refused.available_words} of each GPU's memory"
+        case Reason.CORES if refused.available_words:
+            return f"request at most {refused.available_words} of each GPU's cores"
         case Reason.TOO_FEW_GPUS:
             return f"request at most {refused.available} GPUs in one container"
         case Reason.TYPE:

@@ -122,7 +122,7 @@ class _Stages:
             advice = causes.advice_for(self._pod.request, nearest.rejection)
             if nearest.rejection.info.curable and advice[0].islower():
                 advice = f"{advice}, or wait for a pod to end"
-            found = cause(nearest.rejection.code, f"{nearest.rejection}{where}", len(some))
+            found = cause(nearest.rejection.code, f"{nearest.rejection.sentence}{where}", len(some))
             yield _advised(found, advice)
 
     def _unavailable(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
@@ -159,7 +159,7 @@ class _Stages:
         )
         made = []
         for rejection, count in sorted(by_reason.items(), key=lambda item: -item[1])[:_MOST_CAUSES]:
-            sentence = f"{rejection} on {causes.nodes_words(count)}, also when all GPUs there are empty"
+            sentence = f"{rejection.sentence} on {causes.nodes_words(count)}, also when all GPUs there are empty"
             one = cause(error_codes.NEVER_FITS, sentence, count, lasts=True)
             advice = causes.advice_for(self._pod.request, rejection)
             made.append(_advised(one, advice) if advice[0].islower() else one)

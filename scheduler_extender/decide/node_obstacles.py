@@ -92,7 +92,7 @@ def _by_rejection(
     return Obstacle(
         node=name,
         stage=stage,
-        message=str(rejection),
+        message=rejection.sentence,
         code=rejection.code,
         rejection=rejection,
         short_mib=short_mib,

@@ -4,6 +4,7 @@ Served on every replica, from the same mirror that decides. On loopback it is op
 may read what. `gpu_sharing.adapters.read_api_types` describes every answer.
 """
 
+import contextlib
 import heapq
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import msgspec
 import orjson
 
 from gpu_sharing.adapters import pauses, read_api_types
-from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, near_misses, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
 from scheduler_extender.cluster import pending
@@ -25,6 +26,9 @@ from scheduler_extender.serve import read_access, server
 
 _LONGEST_NAME = 253
 _SORTED_AT_A_TIME = 2_000
+_MOST_COMPARED = 5_000
+"""Names that a misspelled one is compared with: about 50 ms, beside the loop."""
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,37 @@ class ReadApi:
             text = f"the pod's events cannot be read from the API server: {cause}"
             await self._refuse(send, 502, error_codes.EVENTS_UNREAD, text)
             return
-        if body is None:
+        if body is None and route is not None:
+            await self._refuse(send, 404, error_codes.NO_SUCH_POD, await self._absent(route, reader))
+        elif body is None:
             known = "cluster, nodes, pods, explain/<namespace>/<pod>, events/<namespace>/<pod>"
             text = f"nothing at {path[:80]}: there are {known}; the last two know pods that request GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
-            return
-        await server.answer(send, 200, body)
+        else:
+            await server.answer(send, 200, body)
+
+    async def _absent(self, route: Route, reader: read_access.Reader) -> str:
+        """Return that there is no such pod, and which one was probably meant, among those that the caller may see."""
+        visible = await reader.visible(await self._namespaces())
+        same_name: set[str] = set()
+        near: list[str] = []
+        pause = pauses.Pause()
+        for key in [*(pod.key for pod in self._mirror.ledger.pods()), *(pod.key for pod in self._pending)]:
+            await pause()
+            namespace, _, name = key.partition("/")
+            if visible is not None and namespace not in visible:
+                continue
+            if name == route.name:
+                same_name.add(namespace)
+            elif namespace == route.namespace and len(near) < _MOST_COMPARED:
+                near.append(name)
+        text = f"no pod {route.namespace}/{route.name} requests GPUs"
+        if same_name:
+            return f"{text}; a pod of that name is in namespace {', '.join(sorted(same_name)[:_MOST_NAMED])}"
+        with contextlib.suppress(worker.Busy):
+            meant = await self._core.worker.run(lambda: near_misses.nearest(route.name, near))
+            return f"{text}; did you mean {route.namespace}/{meant}?" if meant else text
+        return text
 
     async def _body(self, route: Route, reader: read_access.Reader) -> bytes | None:
         """Return the answer; None where there is no such pod.

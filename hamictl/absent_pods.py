@@ -55,7 +55,7 @@ async def _looked_up(options: argparse.Namespace, namespace: str, name: str) -> 
 def about(pod: objects.Pod, names: requests.ResourceNames) -> tuple[str, str]:
     """Return why a pod that exists is not among those that request GPUs, and what to do. Pure."""
     if pod.has_ended and pod.status is not None:
-        return f"{pod.key} has ended ({pod.status.phase}), so it is neither pending nor holds GPUs", ""
+        return f"{pod.key} has ended ({pod.status.phase}), so it neither waits nor holds GPUs", ""
     if from_objects.is_ours(pod, names):
         return f"{pod.key} requests GPUs, and the extender has not seen it yet", "try again in some seconds"
     words = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)

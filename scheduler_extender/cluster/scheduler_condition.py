@@ -12,8 +12,6 @@ GATED = "SchedulingGated"
 """The condition's reason for a pod with gates; its message names none."""
 
 _HEAD = re.compile(r"\d+/\d+ nodes are available: ")
-_PREEMPTION = re.compile(r"\. (no new claims to deallocate|preemption: )")
-"""Where the part about preemption begins, which repeats counts and gives no reason."""
 _COUNTED = re.compile(r"(\d+) (.+)", re.DOTALL)
 _BETWEEN = re.compile(r", (?=\d+ )")
 _MOST_BYTES = 4096
@@ -62,7 +60,8 @@ def rules(message: str) -> tuple[Rule, ...]:
         return ()
     if head is None:
         return (Rule(text),)
-    body = _PREEMPTION.split(text[head.end() :], maxsplit=1)[0].rstrip(". ")
+    # What follows is about preemption: it repeats counts and gives no reason.
+    body = text[head.end() :].partition(". ")[0].rstrip(".")
     return tuple(_rule(part) for part in _BETWEEN.split(body) if part)
 
 

@@ -67,7 +67,7 @@ def _sizes(fleet: arrays.Arrays, accepted: arrays.Bools, request: requests.PodRe
         per_node = (accepted & (memory_mib >= ask.memory_mib)).sum(0) if ask else np.zeros(1, np.int64)
         if ask and ask.gpus > per_node.max():
             most = int(per_node.max())
-            name = fleet.names[int(per_node.argmax())]
+            name = min(fleet.names[column] for column in np.flatnonzero(per_node == most).tolist())
             enough = f" with {ask.memory_mib:,} MiB" if ask.memory_mib > memory_mib[accepted].min() else ""
             yield Obstacle(
                 error_codes.NEVER_FITS,

@@ -44,6 +44,13 @@ def test_a_rule_of_kube_scheduler_has_a_code(text: str, code: error_codes.Code) 
     assert rule.code == code
 
 
+def test_the_end_that_kube_scheduler_adds_after_an_absent_claim_is_left_out() -> None:
+    """It writes "not found" once more there, by preemption."""
+    message = '0/7 nodes are available: persistentvolumeclaim "a.b" not found. not found'
+
+    assert condition.rules(message) == (condition.Rule('persistentvolumeclaim "a.b" not found'),)
+
+
 def test_a_message_of_another_form_is_kept_as_one_rule() -> None:
     """An error of the scheduler itself, such as an extender that does not answer, is quoted."""
     refused = 'Post "http://127.0.0.1:9444/filter": dial tcp 127.0.0.1:9444: connect: connection refused'

@@ -32,7 +32,7 @@ help: ## list the tasks
 setup: .venv/dev.stamp ## build .venv with everything
 
 demo: .venv/run.stamp ## the main job on an embedded cluster; ARGS="--once --output json"
-	@$(BIN)/python -m hamictl demo $(ARGS)
+	@$(BIN)/hamictl demo $(ARGS)
 
 test: .venv/dev.stamp ## unit, model, component and architecture tests; ARGS="-m 'not slow'" for the fast ones
 	$(BIN)/python -m pytest tests/unit tests/model tests/component tests/architecture \

@@ -221,6 +221,11 @@ def values_page() -> str:
     return chart_values.page(_NOTE)
 
 
+def values_from_hami_page() -> str:
+    """Return the page of the values of HAMi's chart."""
+    return chart_values.from_hami_page(_NOTE)
+
+
 PAGES = {
     "annotations.md": annotations_page,
     "http-api.md": http_api_page,
@@ -230,6 +235,7 @@ PAGES = {
     "settings.md": settings_page,
     "metrics.md": metrics_page,
     "values.md": values_page,
+    "values-from-hami.md": values_from_hami_page,
 }
 
 if __name__ == "__main__":

@@ -1,29 +1,36 @@
-"""`hamictl demo`: a whole cluster in this process, a real extender beside it, and a scenario with expectations.
+"""`hamictl demo`: a whole cluster in this process, real extender and WebUI beside it, a scenario with expectations.
 
 In the scenario each node has a device plugin and a fake kubelet; with many nodes one task replaces all kubelets.
 """
 
 import argparse
+import contextlib
+import errno
+import importlib.util
 import json
+import os
 import pathlib
+import shutil
 import signal
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import rich.console
 import rich.progress
 
 from gpu_sharing.core import records
-from hamictl import demo_scenario, flags, rendering
+from hamictl import demo_scenario, flags, rendering, start
 from lab import cluster as clusters
-from lab import extender_process, kinds, traces
+from lab import kinds, service_process, traces, webui_process
 
 _SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_SLOW_POLL_SECONDS = 0.5
 _OUTCOMES = ("Scheduled", "FailedScheduling")
 
 
@@ -52,42 +59,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show-environment", action="store_true", help="print the environment of each container of the scenario"
     )
     parser.add_argument(
-        "--port", type=int, default=0, metavar="PORT", help="port of the API server (default: a free one)"
+        "--port", type=_port, default=0, metavar="PORT", help="port of the API server (default: a free one)"
     )
 
 
 def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
+    number = int(text) if text.isdecimal() and len(text) < 10 else 0
     if not 0 < number <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
     return number
 
 
+def _port(text: str) -> int:
+    number = int(text) if text.isdecimal() and len(text) < 10 else -1
+    if not 0 <= number <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return number
+
+
 def run(options: argparse.Namespace) -> int:
-    """Run the scenario. Returns 0 if every expectation held, 1 if not, 2 if the cluster does not start."""
-    quiet = options.output == "json"
-    console = rich.console.Console(stderr=quiet, highlight=False)
+    """Run the scenario.
+
+    Returns:
+        0 if every expectation held, 1 if not, 2 if the cluster does not start, `start.STOPPED` after a signal.
+    """
+    console = rich.console.Console(stderr=options.output == "json", highlight=False)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stop.set())
     try:
         nodes, chapters = _plan(options)
+        plugins = not (options.trace or options.nodes or options.pods)
+        with clusters.running(nodes, port=options.port, plugins=plugins, stop=stop) as cluster:
+            status = _play(_Session(options, console, cluster, stop), chapters)
+    except service_process.Stopped:
+        status = start.STOPPED
     except traces.BadTrace as bad:
-        print(f"hamictl demo: {bad}", file=sys.stderr)
-        return 2
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    plugins = not (options.trace or options.nodes or options.pods)
+        return _refused(str(bad))
+    except (service_process.ServiceFailed, clusters.NodesNotReady) as failed:
+        return _refused(f"the cluster does not start: {failed}")
+    except BrokenPipeError:
+        raise
+    except OSError as failed:
+        if not stop.is_set():
+            return _refused(f"the cluster does not start: {_sentence(failed, options.port)}")
+    if stop.is_set():
+        _print_stopped(console)
+        return start.STOPPED
+    return status
+
+
+def _refused(sentence: str) -> int:
+    print(f"hamictl demo: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _sentence(failed: OSError, port: int) -> str:
+    if failed.errno == errno.EADDRINUSE:
+        return f"port {port} is in use; give another one, or no --port for a free one"
+    if failed.errno == errno.EACCES and port:
+        return f"port {port} is not permitted to this user; give one above 1023, or no --port for a free one"
+    return failed.strerror or str(failed)
+
+
+def _print_stopped(console: rich.console.Console) -> None:
     try:
-        with clusters.running(nodes, port=options.port, plugins=plugins) as cluster:
-            return _play(options, console, cluster, chapters, stop)
-    except (extender_process.ExtenderFailed, clusters.NodesNotReady, OSError) as failed:
-        print(f"hamictl demo: the cluster does not start: {failed}", file=sys.stderr)
-        return 2
+        console.print("stopped")
+        sys.stdout.flush()
+    except OSError:  # The terminal is gone, as after SIGHUP.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[demo_scenario.Chapter]]:
+    given = [flag for flag in ("empty", "trace") if getattr(options, flag)]
+    given += ["nodes or --pods"] if options.nodes or options.pods else []
+    if len(given) > 1:
+        raise traces.BadTrace(f"--{given[0]} and --{given[1]} exclude each other; give one of them")
     if options.trace:
         trace = traces.read(options.trace)
-        return trace.nodes, [demo_scenario.Chapter(f"replaying {options.trace.name}", trace.pods)]
+        return trace.nodes, [demo_scenario.Chapter(f"Replaying {options.trace.name}", trace.pods)]
     if options.empty:
         return demo_scenario.one_gpu(), []
     if options.nodes or options.pods:
@@ -95,51 +145,87 @@ def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[demo_
     return demo_scenario.nodes(), demo_scenario.chapters()
 
 
-def _play(
-    options: argparse.Namespace,
-    console: rich.console.Console,
-    cluster: clusters.Cluster,
-    chapters: Sequence[demo_scenario.Chapter],
-    stop: threading.Event,
-) -> int:
-    console.print(f"A cluster runs (nodes: {len(cluster.all(kinds.NODES))}). To use it, in another terminal:")
-    _print_exports(cluster, console)
-    console.print()
-    expectations = demo_scenario.common() + (demo_scenario.on_the_nodes() if cluster.gpu_nodes else [])
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One run of the command, while its cluster runs."""
+
+    options: argparse.Namespace
+    console: rich.console.Console
+    cluster: clusters.Cluster
+    stop: threading.Event
+
+
+def _play(session: _Session, chapters: Sequence[demo_scenario.Chapter]) -> int:
+    """Play the scenario, print its result, and stay unless `--once`. Returns the exit status."""
+    console, cluster = session.console, session.cluster
+    nodes = len(cluster.all(kinds.NODES))
+    console.print(f"A cluster runs in this process: {nodes} {'node' if nodes == 1 else 'nodes'}.\n")
     started = time.monotonic()
     for chapter in chapters:
-        if stop.is_set():
-            break
-        console.print(f"[bold]{chapter.title}[/bold]")
-        _submit(cluster, chapter, console, stop)
-        if len(chapter.pods) <= rendering.MOST_PODS_SHOWN:
-            world = read_world(cluster)
-            for body in chapter.pods:
-                console.print(rendering.pod(world, body["metadata"]["name"], environment=options.show_environment))
-        expectations += chapter.expectations
+        _play_chapter(session, chapter)
+        if session.stop.is_set():
+            return start.STOPPED
     seconds = time.monotonic() - started
     world = read_world(cluster)
     if len(world.nodes) <= rendering.MOST_NODES_SHOWN:
         console.print(rendering.gpus(world))
     if len(world.pods) > rendering.MOST_PODS_SHOWN:
         console.print(_figures(cluster, world, seconds))
-    held = [(one.what, _holds(one, world)) for one in expectations]
-    for what, holds in held:
-        console.print(f"{'[green]held[/green]  ' if holds else '[red]FAILED[/red]'} {what}")
-    if options.output == "json":
-        print(json.dumps(report(world, held)))
-    if not options.once and not stop.is_set():
-        console.print()
-        _print_exports(cluster, console)
-        console.print("Ctrl-C ends the cluster.")
-        stop.wait()
+        console.print(rendering.pending(world))
+    expectations = demo_scenario.common() + (demo_scenario.on_the_nodes() if cluster.gpu_nodes else [])
+    expectations += [one for chapter in chapters for one in chapter.expectations]
+    held = [(one.what, _holds(one, world)) for one in expectations] if chapters else []
+    if held:
+        console.print(rendering.expectations(held))
+    if session.options.output == "json":
+        print(json.dumps(report(world, held)), flush=True)
+    if not session.options.once:
+        _stay(session, world)
     return 0 if all(holds for _, holds in held) else 1
 
 
-def _print_exports(cluster: clusters.Cluster, console: rich.console.Console) -> None:
-    """Print the variables for kubectl, and for hamictl and the WebUI."""
-    console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
-    console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}", soft_wrap=True)
+def _play_chapter(session: _Session, chapter: demo_scenario.Chapter) -> None:
+    """Create the pods of a chapter, wait for their outcome and print it; returns early on a signal."""
+    session.console.print(f"[bold]{chapter.title}[/bold]", soft_wrap=True)
+    _submit(session, chapter)
+    if session.stop.is_set() or len(chapter.pods) > rendering.MOST_PODS_SHOWN:
+        return
+    world = read_world(session.cluster)
+    for body in chapter.pods:
+        session.console.print(rendering.pod(world, body, environment=session.options.show_environment))
+    session.console.print()
+
+
+def _stay(session: _Session, world: demo_scenario.World) -> None:
+    """Print what to do with the cluster, serve the WebUI, and wait for a signal."""
+    console, cluster = session.console, session.cluster
+    with contextlib.ExitStack() as stack:
+        pages = "needs Flask: pip install 'hami-py[webui]'"
+        if importlib.util.find_spec("flask"):
+            webui = webui_process.WebUIProcess(cluster.folder, f"http://{cluster.extender.api}", stop=session.stop)
+            pages = stack.enter_context(webui_process.running(webui)).url
+        console.print("\nIn another terminal:\n")
+        commands = pathlib.Path(sys.executable).parent
+        if shutil.which("hamictl") is None and (commands / "hamictl").exists():
+            console.print(f"  export PATH={commands}:$PATH", soft_wrap=True)
+        console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
+        console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}\n", soft_wrap=True)
+        console.print(rendering.commands(_suggested(world)))
+        console.print(f"\nThe WebUI: {pages}", soft_wrap=True)
+        console.print("Ctrl-C ends the cluster.")
+        session.stop.wait()
+
+
+def _suggested(world: demo_scenario.World) -> list[tuple[str, str]]:
+    """Return three commands for this cluster, with the purpose of each."""
+    pending = sorted(name for name in world.pods if world.note(name, "FailedScheduling") and not world.uuids(name))
+    first = pending[-1:] if "too-big" not in pending else ["too-big"]
+    explain = [(f"hamictl explain {name}", "why this pod is pending") for name in first]
+    return [
+        *(explain or [("hamictl nodes", "the GPUs of each node, allocated and free")]),
+        ("hamictl pods", "which pod holds which GPUs"),
+        ("hamictl top", "every GPU, the most allocated first"),
+    ]
 
 
 def _holds(expectation: demo_scenario.Expectation, world: demo_scenario.World) -> bool:
@@ -149,28 +235,25 @@ def _holds(expectation: demo_scenario.Expectation, world: demo_scenario.World) -
         return False  # The object of the expectation is missing.
 
 
-def _submit(
-    cluster: clusters.Cluster, chapter: demo_scenario.Chapter, console: rich.console.Console, stop: threading.Event
-) -> None:
-    """Create the pods of a chapter and wait until each is placed or rejected."""
+def _submit(session: _Session, chapter: demo_scenario.Chapter) -> None:
+    """Create the pods of a chapter and wait until each is placed or rejected, or a signal comes."""
     many = len(chapter.pods) > rendering.MOST_PODS_SHOWN
     columns = (*rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn())
-    with rich.progress.Progress(*columns, console=console, disable=not many) as progress:
+    with rich.progress.Progress(*columns, console=session.console, disable=not many) as progress:
         submitting = progress.add_task("submitted", total=len(chapter.pods))
         for body in chapter.pods:
-            cluster.create(kinds.PODS, body)
+            session.cluster.create(kinds.PODS, body)
             progress.advance(submitting)
-            if stop.is_set():
+            if session.stop.is_set():
                 return
         settling = progress.add_task("settled", total=len(chapter.pods))
         names = {body["metadata"]["name"] for body in chapter.pods}
         deadline = time.monotonic() + _SETTLE_SECONDS + len(names) / 20
-        while time.monotonic() < deadline and not stop.is_set():
-            settled = len(names & _settled(cluster))
+        while time.monotonic() < deadline:
+            settled = len(names & _settled(session.cluster))
             progress.update(settling, completed=settled)
-            if settled == len(names):
+            if settled == len(names) or session.stop.wait(_SLOW_POLL_SECONDS if many else _POLL_SECONDS):
                 return
-            time.sleep(_POLL_SECONDS if not many else 0.5)
 
 
 def _settled(cluster: clusters.Cluster) -> set[str]:

@@ -169,7 +169,7 @@ def chapters() -> list[Chapter]:
             ],
         ),
         Chapter(
-            "Two containers with a GPU each, two GPUs for one container, and an init container",
+            "Several containers, several GPUs, and an init container",
             [
                 pod("two-containers", _one("3000"), _one("5000")),
                 pod("two-gpus", {COUNT: "2", MEMORY: "6000"}),
@@ -182,7 +182,7 @@ def chapters() -> list[Chapter]:
             ],
         ),
         Chapter(
-            "Too much memory, a missing type, an unreadable amount: each rejection says what would help",
+            "Too much memory, a missing type, an unreadable amount: each with its reason",
             [
                 pod("too-big", _one("100000")),
                 pod("wrong-type", _one("1000"), annotations={TYPE: "H200"}),

@@ -499,7 +499,7 @@ class Running:
         self._thread = threading.Thread(target=self._run, name="lab-api-server", daemon=True)
 
     def start(self) -> None:
-        """Send the status and headers of an answer."""
+        """Run the server in a thread of its own."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -539,9 +539,9 @@ class Running:
         return path
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(self._server.serve(sockets=[self._socket]))
-        self.loop.close()
+        # The runner cancels what still runs at the end and waits for it.
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+            runner.run(self._server.serve(sockets=[self._socket]))
 
 
 @contextlib.contextmanager

@@ -5,18 +5,33 @@ import concurrent.futures
 import contextlib
 import pathlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from gpu_sharing.core import gpus, records
-from lab import api_server, extender_process, gpu_nodes, kinds, kubelet, scheduler, simple_kubelets, store
+from lab import (
+    api_server,
+    extender_process,
+    gpu_nodes,
+    kinds,
+    kubelet,
+    scheduler,
+    service_process,
+    simple_kubelets,
+    store,
+)
 
 _READY_SECONDS = 30.0
+_KUBECONFIG = "kubeconfig"
+_LONGEST_SOCKET = "kubelet/device-plugins/hami-nvidia-com-gpu.sock"
+_SOCKET_BYTES = 107
+"""Source: Linux, unix(7): `sun_path` has 108 bytes with the zero at its end."""
 
 
 class NodesNotReady(Exception):
-    """A device plugin does not register in time."""
+    """A device plugin cannot register; the text has the reason."""
 
 
 class ServedNode(Protocol):
@@ -36,16 +51,18 @@ class Cluster:
         server: Its API server.
         extender: Its extender.
         scheduler: Its scheduler loop.
+        folder: Holds the kubeconfig and logs.
         kubeconfig: The kubeconfig for kubectl and all other clients.
         gpu_nodes: The nodes that a device plugin serves, by name.
     """
 
     def __init__(
-        self, server: api_server.Running, extender: extender_process.ExtenderProcess, kubeconfig: pathlib.Path
+        self, server: api_server.Running, extender: extender_process.ExtenderProcess, folder: pathlib.Path
     ) -> None:
         self.server = server
         self.extender = extender
-        self.kubeconfig = kubeconfig
+        self.folder = folder
+        self.kubeconfig = folder / _KUBECONFIG
         self.gpu_nodes: dict[str, ServedNode] = {}
         self.scheduler = server.call(lambda: scheduler.Scheduler(server.app, scheduler.Extender(extender.verbs)))
 
@@ -72,6 +89,7 @@ def running(
     folder: pathlib.Path | None = None,
     *,
     plugins: bool = False,
+    stop: threading.Event | None = None,
     make_node: Callable[[pathlib.Path, pathlib.Path, store.Object, Sequence[gpus.Gpu]], ServedNode] = gpu_nodes.GpuNode,
 ) -> Iterator[Cluster]:
     """Run a cluster until the context ends.
@@ -82,29 +100,44 @@ def running(
         port: Port of the API server; 0 selects a free one.
         folder: Holds the kubeconfig and logs; a temporary one by default.
         plugins: Whether a device plugin and a kubelet of its own serve each node, instead of one task for all.
+        stop: Ends the start when it is set.
         make_node: Creates a served node from a folder, the kubeconfig, the node and its GPUs.
 
     Raises:
-        NodesNotReady: A device plugin does not register in time.
+        NodesNotReady: A device plugin does not register in time, or the path of the folder is too long for its socket.
+        service_process.ServiceFailed: The extender is not ready in time.
+        service_process.Stopped: `stop` is set before everything runs.
     """
     with contextlib.ExitStack() as stack:
         folder = folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-sharing-lab-")))
         server = stack.enter_context(api_server.running(port=port))
-        kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
+        kubeconfig = server.write_kubeconfig(folder / _KUBECONFIG)
         keep = server.app.store
         wanted = list(nodes)
         objects = [gpu_nodes.unserved(node) if plugins else node for node in wanted]
         server.call(lambda: [keep.create(kinds.NODES, "", node) for node in objects])
-        extender = stack.enter_context(extender_process.running(kubeconfig, folder / "extender.log", *arguments))
-        cluster = Cluster(server, extender, kubeconfig)
+        extender = stack.enter_context(
+            extender_process.running(kubeconfig, folder / "extender.log", *arguments, stop=stop)
+        )
+        cluster = Cluster(server, extender, folder)
         for node in wanted if plugins else ():
             if inventory := records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]")):
                 files = folder / node["metadata"]["name"]
+                _check_length(files)
                 stack.enter_context(_serving(cluster, make_node(files, kubeconfig, node, inventory)))
-        _wait_registered(cluster)
+        _wait_registered(cluster, stop or threading.Event())
         stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, frozenset(cluster.gpu_nodes))))
         stack.enter_context(_task(server, cluster.scheduler.run))
         yield cluster
+
+
+def _check_length(files: pathlib.Path) -> None:
+    socket = files / _LONGEST_SOCKET
+    if len(bytes(socket)) > _SOCKET_BYTES:
+        raise NodesNotReady(
+            f"the path of a socket may have {_SOCKET_BYTES} bytes, and {socket} has {len(bytes(socket))}; "
+            "set TMPDIR to a shorter folder"
+        )
 
 
 @contextlib.contextmanager
@@ -115,9 +148,11 @@ def _serving(cluster: Cluster, node: ServedNode) -> Iterator[None]:
         yield
 
 
-def _wait_registered(cluster: Cluster) -> None:
+def _wait_registered(cluster: Cluster, stop: threading.Event) -> None:
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline:
+        if stop.is_set():
+            raise service_process.Stopped
         found = {node["metadata"]["name"]: node for node in cluster.all(kinds.NODES)}
         waiting = [
             name

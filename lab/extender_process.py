@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import threading
 from collections.abc import Iterator, Sequence
 
 from lab import service_process
@@ -15,7 +16,12 @@ class ExtenderProcess(service_process.ServiceProcess):
     """An extender in a separate process."""
 
     def __init__(
-        self, kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str, within: Sequence[str] = ()
+        self,
+        kubeconfig: pathlib.Path,
+        log_file: pathlib.Path,
+        *arguments: str,
+        within: Sequence[str] = (),
+        stop: threading.Event | None = None,
     ) -> None:
         super().__init__(
             "scheduler_extender",
@@ -23,6 +29,7 @@ class ExtenderProcess(service_process.ServiceProcess):
             ["--kubeconfig", str(kubeconfig), "--start-delay-seconds", "0", *arguments],
             log_file,
             within=within,
+            stop=stop,
         )
 
     @property
@@ -47,11 +54,18 @@ class ExtenderProcess(service_process.ServiceProcess):
 
 
 @contextlib.contextmanager
-def running(kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str) -> Iterator[ExtenderProcess]:
-    """Run a ready extender until the context ends."""
-    extender = ExtenderProcess(kubeconfig, log_file, *arguments)
-    extender.start()
+def running(
+    kubeconfig: pathlib.Path, log_file: pathlib.Path, *arguments: str, stop: threading.Event | None = None
+) -> Iterator[ExtenderProcess]:
+    """Run a ready extender until the context ends.
+
+    Raises:
+        ExtenderFailed: It is not ready in time.
+        service_process.Stopped: `stop` is set before.
+    """
+    extender = ExtenderProcess(kubeconfig, log_file, *arguments, stop=stop)
     try:
+        extender.start()
         extender.wait_ready()
         yield extender
     finally:

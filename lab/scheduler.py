@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from gpu_sharing.core import errors, quantities
-from lab import api_server, kinds, store
+from lab import api_server, kinds, pods, store
 
 _FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 10.0
 _TIMEOUT_SECONDS = 5.0
@@ -239,7 +239,10 @@ class Scheduler:
             "PodName": metadata["name"], "PodNamespace": metadata["namespace"], "PodUID": metadata["uid"], "Node": node,
         }  # fmt: skip
         try:
-            failed = (await self._ask("bind", self.latencies.bind, body)).get("Error")
+            if _MANAGED & _requests(pod).keys():
+                failed = (await self._ask("bind", self.latencies.bind, body)).get("Error")
+            else:
+                failed = self._bind_alone(queued.key, node)
         except OSError as broken:
             failed = str(broken)
         if failed:
@@ -247,6 +250,16 @@ class Scheduler:
             self._count(queued.key, None)
             self._queue[queued.key] = queued
             self._later(queued, pod, failed)
+
+    def _bind_alone(self, key: store.Key, node: str) -> str:
+        """Bind a pod that requests no managed resource, as kube-scheduler does. Returns the refusal, or nothing."""
+        try:
+            current = self._store.get(kinds.PODS, *key)
+            bound = pods.bound(current, key[1], {"target": {"name": node}})
+            self._store.replace(kinds.PODS, key, current, bound)
+        except store.ApiError as refused:
+            return str(refused)
+        return ""
 
     async def _ask(self, verb: str, latencies: list[float], body: Any) -> Any:
         started = time.perf_counter()

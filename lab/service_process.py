@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,6 +16,26 @@ from typing import Any
 
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.02
+# Without packages of the developers' environment, as in the images: structlog loads rich if it is installed. The
+# standard input is a pipe of the parent, which is closed when the parent dies, however that happens.
+_PROGRAM = """
+import os, runpy, signal, stat, sys, threading, time
+
+def end_with_parent():
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+    os._exit(1)
+
+if stat.S_ISFIFO(os.fstat(0).st_mode):
+    threading.Thread(target=end_with_parent, daemon=True).start()
+sys.modules['rich'] = None
+runpy.run_module({module!r}, run_name='__main__')
+"""
+
+
+class Stopped(Exception):
+    """The user ends the program while it waits for a process."""
 
 
 class ServiceFailed(Exception):
@@ -37,8 +58,9 @@ class ServiceProcess:
         log_file: pathlib.Path,
         environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
+        stop: threading.Event | None = None,
     ) -> None:
-        """Make a process; `start` runs it.
+        """Make a process; `start` runs it, and it ends with this process.
 
         Args:
             module: As in `python -m`.
@@ -47,6 +69,7 @@ class ServiceProcess:
             log_file: The file of its output.
             environment: More variables.
             within: A command in which it runs.
+            stop: Ends the waits for it when it is set.
         """
         self._module = module
         self._listeners = listeners
@@ -54,6 +77,7 @@ class ServiceProcess:
         self.log_file = log_file
         self._environment = dict(environment or {})
         self._within = within
+        self._stop = stop
         self._process: subprocess.Popen[bytes] | None = None
         self.addresses = dict.fromkeys(listeners, "127.0.0.1:0")
 
@@ -66,11 +90,7 @@ class ServiceProcess:
     def command(self) -> list[str]:
         """The command line of the process."""
         binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]
-        # Without packages of the developers' environment, as in the images: structlog loads rich if it is installed.
-        start = (
-            f"import runpy, sys; sys.modules['rich'] = None; runpy.run_module({self._module!r}, run_name='__main__')"
-        )
-        program = [*self._within, sys.executable, "-c", start]
+        program = [*self._within, sys.executable, "-c", _PROGRAM.format(module=self._module)]
         return [*program, *binds, "--log-format", "json", *self._arguments]
 
     def environment(self) -> dict[str, str]:
@@ -82,11 +102,18 @@ class ServiceProcess:
 
         Raises:
             ServiceFailed: It does not listen in time.
+            Stopped: `stop` is set.
         """
         offset = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
+            # In a session of its own, so that Ctrl-C reaches this process alone, which then ends it.
             self._process = subprocess.Popen(
-                self.command(), stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment()
+                self.command(),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.PIPE,
+                env=self.environment(),
+                start_new_session=True,
             )
         line = self._wait_for(lambda: self.logged("listening", offset), "listening")
         self.addresses |= {name: line[name] for name in self._listeners if name in line}
@@ -96,6 +123,7 @@ class ServiceProcess:
 
         Raises:
             ServiceFailed: It is not ready in time.
+            Stopped: `stop` is set.
         """
         started = time.monotonic()
         self._wait_for(lambda: self.get("health", "/readyz")[0] == 200, "ready", timeout_seconds)
@@ -122,23 +150,29 @@ class ServiceProcess:
         """Kill it, as a crash would."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait()
+        self._ended()
 
     def wait_ended(self, timeout_seconds: float = 30.0) -> int:
         """Wait until it ends by itself. Returns its exit status."""
-        assert self._process is not None
-        return self._process.wait(timeout_seconds)
+        return self._ended(timeout_seconds)
 
     def stop(self) -> None:
         """End it as Kubernetes does: SIGTERM, then SIGKILL."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
         try:
-            self._process.wait(timeout=30)
+            self._ended(30.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def _ended(self, timeout_seconds: float | None = None) -> int:
+        """Wait until it has ended, then close its standard input. Returns its exit status."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        status = self._process.wait(timeout_seconds)
+        self._process.stdin.close()
+        return status
 
     def log_lines(self, offset: int = 0) -> Iterator[dict[str, Any]]:
         """Return its log, line by line; lines that are not JSON are skipped."""
@@ -159,6 +193,8 @@ class ServiceProcess:
             found = condition()
             if found:
                 return found
+            if self._stop is not None and self._stop.is_set():
+                raise Stopped
             if self._process.poll() is not None:
                 break
             time.sleep(_POLL_SECONDS)

@@ -1,9 +1,13 @@
-"""The kubelets of all nodes without a device plugin, in one task: bound pods run, deleted pods are removed."""
+"""The kubelets of all nodes without a device plugin, in one task: bound pods run, deleted pods are removed.
+
+The record of a pod that runs is completed as the device plugin does.
+"""
 
 import asyncio
 import hashlib
 from typing import Any
 
+from gpu_sharing.core import records
 from lab import api_server, kinds, store
 
 _START_SECONDS = 0.05
@@ -71,4 +75,9 @@ def _serve(keep: store.Store, key: store.Key, others: frozenset[str]) -> None:
     if pod["metadata"].get("deletionTimestamp"):
         keep.remove(kinds.PODS, key, pod)
     elif pod.get("status", {}).get("phase") == "Pending":
-        keep.replace(kinds.PODS, key, pod, {**pod, "status": running(pod)})
+        metadata = pod["metadata"]
+        annotations = dict(metadata.get("annotations") or {})
+        if annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING:
+            annotations[records.BIND_PHASE] = records.PHASE_SUCCESS
+        changed = {"metadata": {**metadata, "annotations": annotations}, "status": running(pod)}
+        keep.replace(kinds.PODS, key, pod, {**pod, **changed})

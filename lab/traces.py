@@ -60,8 +60,10 @@ def read(path: pathlib.Path) -> Trace:
     """Read a pod list and the node list beside it, or the two of a folder.
 
     Raises:
-        BadTrace: A file is missing or lacks a column.
+        BadTrace: The path or a file beside it does not exist, or a file lacks a column.
     """
+    if not path.exists():
+        raise BadTrace(f"no such file or folder: {path}")
     folder, pod_file = (path, _beside(path, _POD_LISTS, "pod list")) if path.is_dir() else (path.parent, path)
     rows = _rows(_beside(folder, _NODE_LISTS, "node list"))
     nodes = [_node(row) for row in rows]

@@ -2,48 +2,45 @@
 
 import contextlib
 import pathlib
-import time
+import threading
 from collections.abc import Iterator
 
 from lab import service_process
-
-_SECONDS = 30.0
 
 
 class WebUIProcess(service_process.ServiceProcess):
     """A WebUI in a separate process."""
 
-    def __init__(self, folder: pathlib.Path, extender: str, *arguments: str) -> None:
+    def __init__(
+        self, folder: pathlib.Path, extender: str, *arguments: str, stop: threading.Event | None = None
+    ) -> None:
         """Make a WebUI process; `start` runs it.
 
         Args:
             folder: The folder of its log.
             extender: URL of the read API.
             arguments: More flags.
+            stop: Ends the waits for it when it is set.
         """
         super().__init__(
             "webui",
             {"health": "--health-bind"},
             ["--extender", extender, "--bind", "127.0.0.1:0", *arguments],
             folder / "webui.log",
+            stop=stop,
         )
 
     @property
     def url(self) -> str:
         """The URL of the pages."""
-        deadline = time.monotonic() + _SECONDS
-        while (line := self.logged("pages")) is None:
-            if time.monotonic() > deadline:
-                raise service_process.ServiceFailed("the pages are not served")
-            time.sleep(0.05)
-        return f"http://{line['pages']}"
+        return f"http://{self._wait_for(lambda: self.logged('pages'), 'serving pages')['pages']}"
 
 
 @contextlib.contextmanager
 def running(webui: WebUIProcess) -> Iterator[WebUIProcess]:
     """Run a ready WebUI until the context ends."""
-    webui.start()
     try:
+        webui.start()
         webui.wait_ready()
         yield webui
     finally:

@@ -36,7 +36,8 @@ SCHEDULED = _register(
     SCHEDULER,
     "Pod",
     "The pod was bound to a node and its GPUs were chosen.",
-    "Successfully assigned pod to node-01\nGPU: 1/3, Memory: 4000MB\nScore: 85, Policy: binpack",
+    "Successfully assigned pod to node-01\nGPU: 1/3, Memory: 4000MB\nScore: 85, Policy: binpack\n"
+    "node policy binpack, GPU policy spread",
     warning=False,
 )
 FAILED_SCHEDULING = _register(

@@ -78,7 +78,7 @@ class DecisionEvents:
         """Report a bind that the API server has done."""
         known = self._core.ledger.node_facts(node)
         gpus_on_node = len(known.inventory) if known else placed.gpu_count
-        policy = self._core.placer.node_policy(pod.request).name
+        policy = self._core.placer.node_policy(pod.request)
         if logs.shows(logs.DECISIONS):
             gpus = [share.uuid for shares in placed.shares for share in shares]
             log.info(
@@ -87,10 +87,18 @@ class DecisionEvents:
                 node=node,
                 gpus=gpus,
                 score=round(score * 100),
-                policy=policy,
+                policy=policy.name,
                 decision_id=decision,
             )
-        note = event_notes.scheduled(node, gpus_on_node, pod.request, placed, score, policy)
+        note = event_notes.scheduled(
+            node,
+            gpus_on_node,
+            pod.request,
+            placed,
+            score=score,
+            node_policy=policy,
+            gpu_policy=self._core.placer.gpu_policy(pod.request),
+        )
         self._pod_event(pod.key, pod.uid, event_reasons.SCHEDULED, note, _BINDING)
 
     def bind_failed(

@@ -6,7 +6,7 @@ because `kubectl get events` cuts there.
 
 import collections
 
-from gpu_sharing.core import allocations, identifiers, placement, rejections, requests
+from gpu_sharing.core import allocations, identifiers, placement, policies, rejections, requests
 from scheduler_extender.cluster import pending
 
 
@@ -15,8 +15,10 @@ def scheduled(
     gpus_on_node: int,
     request: requests.PodRequest,
     placed: placement.Placement,
+    *,
     score: float,
-    policy_name: str,
+    node_policy: policies.NodePolicy,
+    gpu_policy: policies.GpuPolicy,
 ) -> str:
     """Return the note of a `Scheduled` event.
 
@@ -25,8 +27,9 @@ def scheduled(
         gpus_on_node: How many GPUs the node has.
         request: What the pod requested.
         placed: The GPUs it gets.
-        score: 0 to 1, of the policy that chose.
-        policy_name: That policy.
+        score: 0 to 1, of the node by the node policy.
+        node_policy: The policy by which the node was chosen.
+        gpu_policy: The policy by which the GPUs of the node were chosen.
     """
     shares = [share for container in placed.shares for share in container]
     memory = sorted({share.memory_mib for share in shares})
@@ -34,7 +37,8 @@ def scheduled(
     lines = [
         "Successfully assigned pod to " + node,
         f"GPU: {placed.gpu_count}/{gpus_on_node}, Memory: {amounts}",
-        f"Score: {round(score * 100)}, Policy: {policy_name}",
+        f"Score: {round(score * 100)}, Policy: {node_policy.name}",
+        f"node policy {node_policy.name}, GPU policy {gpu_policy.name}",
     ]
     by_gpu: dict[str, list[allocations.Share]] = collections.defaultdict(list)
     for share in shares:

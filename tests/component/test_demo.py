@@ -44,8 +44,8 @@ def test_a_trace_that_is_none_is_refused(tmp_path: object) -> None:
     """With the name of the file and what is missing."""
     done = hamictl("demo", "--once", "--trace", f"{tmp_path}/nothing.csv")
 
-    assert done.returncode == 2
-    assert "no node list in" in done.stderr
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"hamictl demo: no such file or folder: {tmp_path}/nothing.csv\n"
 
 
 def test_codes_are_explained_and_unknown_ones_are_listed() -> None:

@@ -12,22 +12,38 @@ app.kubernetes.io/name: hami
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 
-{{/* metadata of an object: (list . "name" "component") */}}
+{{- define "hami.namespace" -}}
+{{- .Values.namespaceOverride | default .Release.Namespace }}
+{{- end }}
+
+{{/* metadata of an object: (list . "name" "component"), and on demand more labels and annotations of its own */}}
 {{- define "hami.metadata" -}}
-{{- $root := index . 0 -}}
 name: {{ index . 1 }}
-namespace: {{ $root.Release.Namespace }}
-labels:
-  {{- include "hami.labels" $root | nindent 2 }}
-  app.kubernetes.io/component: {{ index . 2 }}
+namespace: {{ include "hami.namespace" (index . 0) }}
+{{ include "hami.describedBy" . }}
 {{- end }}
 
 {{- define "hami.clusterMetadata" -}}
-{{- $root := index . 0 -}}
 name: {{ index . 1 }}
+{{ include "hami.describedBy" . }}
+{{- end }}
+
+{{- define "hami.describedBy" -}}
+{{- $root := index . 0 -}}
 labels:
   {{- include "hami.labels" $root | nindent 2 }}
-  app.kubernetes.io/component: {{ index . 2 }}
+  {{- with index . 2 }}
+  app.kubernetes.io/component: {{ . }}
+  {{- end }}
+  {{- $own := dict }}{{ if gt (len .) 3 }}{{ $own = index . 3 | default dict }}{{ end }}
+  {{- with merge (dict) $own $root.Values.global.labels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- $own = dict }}{{ if gt (len .) 4 }}{{ $own = index . 4 | default dict }}{{ end }}
+{{- with merge (dict) $own $root.Values.global.annotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 {{- end }}
 
 {{/* An image: (list . image "the tag where none is given") */}}
@@ -50,16 +66,54 @@ labels:
 {{- define "hami.driver" -}}
 {{- $plugin := .Values.devicePlugin }}
 {{- if ne $plugin.driver "auto" }}{{ $plugin.driver }}
-{{- else if or $plugin.runtimeClassName (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}runtimeClass
+{{- else if not (has $plugin.nvidiaDriverRoot (list "" "auto")) }}hostPath
+{{- else if or $plugin.runtimeClassName $plugin.createRuntimeClass (lookup "node.k8s.io/v1" "RuntimeClass" "" "nvidia") }}runtimeClass
 {{- else }}hostPath
 {{- end }}
+{{- end }}
+
+{{- define "hami.driverRoot" -}}
+{{- $plugin := .Values.devicePlugin }}
+{{- if has $plugin.nvidiaDriverRoot (list "" "auto") }}{{ $plugin.driverRoot }}{{ else }}{{ $plugin.nvidiaDriverRoot }}{{ end }}
+{{- end }}
+
+{{/* The labels of the nodes with GPUs, as YAML. The default is not in values.yaml, because helm would add it to others. */}}
+{{- define "hami.nodeSelector" -}}
+{{- $plugin := .Values.devicePlugin }}
+{{- $plugin.nvidiaNodeSelector | default $plugin.nvidianodeSelector | default (dict "gpu" "on") | toYaml }}
+{{- end }}
+
+{{/* Where the pods of the nodes' agents may run. */}}
+{{- define "hami.onNodes" -}}
+{{- $plugin := .Values.devicePlugin }}
+{{- include "hami.placing" (dict "nodeSelector" (include "hami.nodeSelector" . | fromYaml) "tolerations" $plugin.tolerations "affinity" $plugin.affinity) }}
+{{- end }}
+
+{{/* The settings of single nodes as JSON, {"nodeconfig": […]}: of a list, or of HAMi's object. */}}
+{{- define "hami.nodeConfiguration" -}}
+{{- $given := .Values.devicePlugin.nodeConfiguration }}
+{{- if kindIs "slice" $given }}{{ toJson (dict "nodeconfig" $given) }}
+{{- else if $given.config }}
+{{- $read := $given.config | fromJson }}
+{{- if or $read.Error (not (kindIs "slice" $read.nodeconfig)) }}
+{{- fail (printf "devicePlugin.nodeConfiguration.config is not JSON with a list nodeconfig: %s" ($read.Error | default "no list nodeconfig in it")) }}
+{{- end }}
+{{- toJson $read }}
+{{- else }}{"nodeconfig": []}{{ end }}
+{{- end }}
+
+{{/* The ConfigMap of the settings of single nodes. */}}
+{{- define "hami.nodeConfigMap" -}}
+{{- $given := .Values.devicePlugin.nodeConfiguration }}
+{{- $name := "" }}{{ if kindIs "map" $given }}{{ $name = $given.externalConfigName }}{{ end }}
+{{- $name | default "hami-device-plugin" }}
 {{- end }}
 
 {{/* Whether a node may use one of some kinds of isolation: (list . "auto" "mps") */}}
 {{- define "hami.mayUse" -}}
 {{- $plugin := (first .).Values.devicePlugin }}{{ $kinds := rest . }}
 {{- $found := has $plugin.isolation $kinds }}
-{{- range $plugin.nodeConfiguration }}{{ if has (.operatingmode | default "") $kinds }}{{ $found = true }}{{ end }}{{ end }}
+{{- range (include "hami.nodeConfiguration" (first .) | fromJson).nodeconfig }}{{ if has (.operatingmode | default "") $kinds }}{{ $found = true }}{{ end }}{{ end }}
 {{- if $found }}true{{ end }}
 {{- end }}
 
@@ -127,9 +181,11 @@ readinessProbe:
 {{- end }}
 
 {{- define "hami.pull" -}}
-{{- with .Values.imagePullSecrets }}
+{{- with concat .Values.imagePullSecrets .Values.global.imagePullSecrets }}
 imagePullSecrets:
-  {{- toYaml . | nindent 2 }}
+  {{- range . }}
+  - {name: {{ if kindIs "map" . }}{{ .name }}{{ else }}{{ . }}{{ end }}}
+  {{- end }}
 {{- end }}
 {{- end }}
 
@@ -150,6 +206,16 @@ affinity:
 topologySpreadConstraints:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+{{- end }}
+
+{{/* Whether there are monitors: they are in the pods of the device plugin. */}}
+{{- define "hami.hasMonitors" -}}
+{{- if and .Values.devicePlugin.enabled .Values.monitor.enabled }}true{{ end }}
+{{- end }}
+
+{{/* Whether GPUs are hidden from containers that request none; HAMi's name is a word or a boolean. */}}
+{{- define "hami.hidesGpus" -}}
+{{- or .Values.scheduler.admissionWebhook.hideGpus (eq (toString .Values.scheduler.overwriteEnv) "true") }}
 {{- end }}
 
 {{- define "hami.hasServiceMonitors" -}}

@@ -1,7 +1,7 @@
 """The sentences of events, in the documented form."""
 
 from gpu_sharing.adapters import events
-from gpu_sharing.core import allocations, error_codes, identifiers, placement, rejections, requests
+from gpu_sharing.core import allocations, error_codes, identifiers, placement, policies, rejections, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending
 from scheduler_extender.report import event_notes
@@ -15,15 +15,19 @@ def share(uuid: str, memory_mib: int, cores: int = 0) -> allocations.Share:
 
 
 def test_scheduled_says_where_how_much_and_how_good() -> None:
-    """The three lines that `kubectl describe pod` has always shown, then the GPUs."""
+    """The three lines that `kubectl describe pod` has always shown, then both policies and the GPUs."""
     placed = placement.Placement(((share("GPU-a", 4000, 30),),))
 
-    note = event_notes.scheduled(NODE, 3, builders.pod_request(builders.share_of(4000, 30)), placed, 0.85, "binpack")
+    request = builders.pod_request(builders.share_of(4000, 30))
+    note = event_notes.scheduled(
+        NODE, 3, request, placed, score=0.85, node_policy=policies.FULLEST_NODE, gpu_policy=policies.SPREAD
+    )
 
     assert note == (
         "Successfully assigned pod to node-01\n"
         "    GPU: 1/3, Memory: 4000MB\n"
         "    Score: 85, Policy: binpack\n"
+        "    node policy binpack, GPU policy spread\n"
         "    GPU-a: 4000MB, cores 30%"
     )
 
@@ -33,7 +37,9 @@ def test_scheduled_tells_containers_apart_and_passes_warnings_on() -> None:
     placed = placement.Placement(((share("GPU-a", 1000),), (share("GPU-a", 3000),)))
     request = builders.pod_request(builders.share_of(1000), builders.share_of(3000), warnings=("x is ignored",))
 
-    note = event_notes.scheduled(NODE, 2, request, placed, 0.5, "spread")
+    note = event_notes.scheduled(
+        NODE, 2, request, placed, score=0.5, node_policy=policies.EMPTIEST_NODE, gpu_policy=policies.BINPACK
+    )
 
     assert "Memory: 1000-3000MB" in note
     assert "GPU-a: 1000MB, cores not limited + 3000MB, cores not limited" in note

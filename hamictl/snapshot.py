@@ -38,6 +38,8 @@ class State(msgspec.Struct):
     quotas: list[objects.ResourceQuota]
     resource_names: requests.ResourceNames = msgspec.field(default_factory=requests.ResourceNames)
     """The names of the GPU resources."""
+    misspelled: list[objects.Pod] | None = None
+    """Pods that request no GPU, and name a resource or annotation that resembles one of ours."""
 
 
 def read_cluster(
@@ -63,8 +65,14 @@ async def _read(kubeconfig: pathlib.Path | None, context: str, system_namespace:
         pods = await list_all(client, "/api/v1/pods", objects.Pod)
         quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if from_objects.is_ours(pod, names) and not pod.has_ended]
+    others = [_trimmed(pod) for pod in pods if not from_objects.is_ours(pod, names) and _resembles_ours(pod, names)]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names)
+    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names, others or None)
+
+
+def _resembles_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
+    containers = (*pod.init_containers, *pod.containers)
+    return not pod.has_ended and bool(requests.unknown_words(containers, pod.annotations, names))
 
 
 async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[K]:

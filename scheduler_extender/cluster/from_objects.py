@@ -39,11 +39,12 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         return facts.Node(name, standing=Reason.CORRUPT_NODE_RECORD, unavailable=_unavailable(node))
     links, bad_links = records.decode_links(annotations.get(records.SCORE, ""), inventory)
     ours = records.is_our_agent(annotations.get(records.AGENT))
+    cordoned = records.decode_cordon(annotations.get(records.CORDON, ""))
     return facts.Node(
         name,
         inventory=inventory,
-        cordoned=records.decode_cordon(annotations.get(records.CORDON, ""))
-        | records.decode_cordon(annotations.get(records.RELEASE, "")),
+        cordoned=cordoned | records.decode_cordon(annotations.get(records.RELEASE, "")),
+        unknown_cordons=tuple(sorted(cordoned - {gpu.uuid for gpu in inventory})),
         standing=Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
         unavailable=_unavailable(node),
         links=links,

@@ -51,7 +51,7 @@ def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
         yield cause(error_codes.GATED, f"the scheduling {keeps} kube-scheduler from trying the pod", lasts=True)
     incomplete = core.ledger.gangs.incomplete(pod.namespace, pod.gang) if pod.gang else None
     if incomplete:
-        yield cause(incomplete.code, incomplete.sentence)
+        yield cause(incomplete.code, incomplete.sentence, lasts=True)
     if pod.scheduler_name == ours:
         yield from _on_every_node(scheduler_rules(pod), core.settings.resource_names)
 
@@ -97,7 +97,9 @@ def headline(core: DecisionCore, entry: pending.Entry) -> str:
         count = dict(rejection.counts)[rejection.reason]
         return f"{rejection.nearest.rejection.sentence} on {nodes_words(count)}"
     rules = scheduler_rules(entry.pod)
-    return f"kube-scheduler: {', '.join(map(str, rules[:_MOST_RULES]))}" if rules else ""
+    if rules:
+        return f"kube-scheduler: {', '.join(map(str, rules[:_MOST_RULES]))}"
+    return "" if entry.decision else "kube-scheduler has not tried it yet"
 
 
 def nodes_words(count: int) -> str:

@@ -24,6 +24,8 @@ _SEEN_BY_US = frozenset({error_codes.NODE_SELECTOR, error_codes.NODE_TAINT, erro
 """Rules that our own look covers: kube-scheduler cannot mean a node that passes it."""
 _OF_THE_POD = frozenset({Reason.QUOTA, Reason.QUOTA_UNREADABLE, Reason.GANG})
 """Reasons that are the same on every node."""
+_MAY_PASS = frozenset({Reason.QUOTA, Reason.GANG, Reason.HAMI_NODE_BUSY})
+"""Reasons that the end or the start of other pods may cure, although no eviction does."""
 _STATES = {error_codes.NODE_CORDONED: "cordoned", error_codes.NODE_NOT_READY: "not ready"}
 
 
@@ -122,8 +124,10 @@ class _Stages:
             advice = causes.advice_for(self._pod.request, nearest.rejection)
             if nearest.rejection.info.curable and advice[0].islower():
                 advice = f"{advice}, or wait for a pod to end"
-            found = cause(nearest.rejection.code, f"{nearest.rejection.sentence}{where}", len(some))
-            yield _advised(found, advice)
+            lasts = not nearest.rejection.info.curable and reason not in _MAY_PASS
+            yield _advised(
+                cause(nearest.rejection.code, f"{nearest.rejection.sentence}{where}", len(some), lasts=lasts), advice
+            )
 
     def _unavailable(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         by_code: dict[error_codes.Code, list[Obstacle]] = collections.defaultdict(list)
@@ -134,7 +138,7 @@ class _Stages:
             sentence = (
                 f"{_names(some)} {verb} {_STATES[code]}" if code in _STATES else f"{_names(some)}: {some[0].message}"
             )
-            yield cause(code, sentence + self._would_fit(some), len(some))
+            yield cause(code, sentence + self._would_fit(some), len(some), lasts=True)
 
     def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
         known, wanted = self._facts(obstacles), self._pod.node_requirements

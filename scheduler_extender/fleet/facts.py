@@ -26,6 +26,8 @@ class Node:
     _: KW_ONLY
     inventory: tuple[gpus.Gpu, ...] = ()
     cordoned: frozenset[identifiers.GpuUuid] = frozenset()
+    unknown_cordons: tuple[identifiers.GpuUuid, ...] = ()
+    """UUIDs that a person cordoned and no GPU of the node has."""
     standing: Reason = Reason.NONE
     unavailable: Reason = Reason.NONE
     """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for no pod, although pods that

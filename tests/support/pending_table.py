@@ -39,7 +39,7 @@ def pod(
     name: str, limits: Mapping[str, str], annotations: Mapping[str, str] | None = None, **spec: Any
 ) -> dict[str, Any]:
     """Return a pod with one container."""
-    container = {"name": "main", "image": "train:1", "resources": {"limits": dict(limits)}}
+    container = {"name": "main", "image": "train:1", "resources": {"limits": dict(limits), "requests": dict(limits)}}
     return {
         "metadata": {"name": name, "annotations": dict(annotations or {})},
         "spec": {"schedulerName": "hami-scheduler", "containers": [container], **spec},

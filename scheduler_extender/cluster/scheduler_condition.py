@@ -3,6 +3,7 @@
 Source: k8s.io/kubernetes 1.36, `FitError.Error` of pkg/scheduler/framework/types.go, and the reasons of its plugins.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -53,8 +54,12 @@ class Rule:
         return f"{self.nodes} {self.text}" if self.nodes else self.text
 
 
+@functools.lru_cache(maxsize=1024)
 def rules(message: str) -> tuple[Rule, ...]:
-    """Return the rules of a condition's message; one rule with the whole text where it has another form."""
+    """Return the rules of a condition's message; one rule with the whole text where it has another form.
+
+    Replicas of a controller have equal messages, and each list of pods reads all of them: hence the cache.
+    """
     text, head = message[:_MOST_BYTES].strip(), _HEAD.match(message)
     if not text:
         return ()

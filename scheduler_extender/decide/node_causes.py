@@ -36,7 +36,8 @@ def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Ob
         by_stage[obstacle.stage].append(obstacle)
     if not by_stage.keys() - {Stage.NO_GPUS}:
         return (_no_gpus(obstacles),)
-    with_gpus = len(obstacles) - len(by_stage.pop(Stage.NO_GPUS, ()))
+    by_stage.pop(Stage.NO_GPUS, None)
+    with_gpus = [one for one in obstacles if one.stage is not Stage.NO_GPUS]
     stages = _Stages(core, pod, with_gpus)
     return tuple(one for stage in sorted(by_stage, reverse=True) for one in stages.causes(stage, by_stage[stage]))
 
@@ -56,10 +57,11 @@ def _no_gpus(obstacles: Sequence[Obstacle]) -> Cause:
 class _Stages:
     """Makes the causes of each stage from the nodes that came so far."""
 
-    def __init__(self, core: DecisionCore, pod: pending.PendingPod, with_gpus: int) -> None:
+    def __init__(self, core: DecisionCore, pod: pending.PendingPod, with_gpus: Sequence[Obstacle]) -> None:
         self._core = core
         self._pod = pod
-        self._with_gpus = with_gpus
+        self._with_gpus = len(with_gpus)
+        self._selected = [one for one in with_gpus if one.selected]
 
     def causes(self, stage: Stage, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """Return the causes of one stage, the most frequent one first."""
@@ -143,13 +145,17 @@ class _Stages:
     def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
         known, wanted = self._facts(obstacles), self._pod.node_requirements
         nowhere = [pair for pair in wanted.selector if all(node.labels.get(pair[0]) != pair[1] for node in known)]
-        parts = [f"nodeSelector {', '.join(f'{key}={value}' for key, value in nowhere or wanted.selector)}"]
+        what = f"nodeSelector {', '.join(f'{key}={value}' for key, value in nowhere or wanted.selector)}"
         if not nowhere and wanted.terms:
-            parts = [*(parts if wanted.selector else ()), f"required affinity {node_selection.affinity_words(wanted)}"]
-        sentence = f"{' with '.join(parts)} matches no node with GPUs{_labels_there(nowhere, known)}"
-        if len(obstacles) < self._with_gpus:
-            sentence = f"{' with '.join(parts)} excludes {causes.nodes_words(len(obstacles))}"
-        return cause(error_codes.NODE_SELECTOR, sentence + self._would_fit(obstacles), len(obstacles), lasts=True)
+            affinity = f"required affinity {node_selection.affinity_words(wanted)}"
+            what = f"{what} with {affinity}" if wanted.selector else affinity
+        if not self._selected:
+            sentence = f"{what} matches no node with GPUs{_labels_there(nowhere, known)}"
+        elif all(one.stage is Stage.NEVER for one in self._selected):
+            sentence = f"{what} leaves only nodes whose GPUs never serve the request, and excludes {_names(obstacles)}"
+        else:
+            sentence = f"{what} excludes {causes.nodes_words(len(obstacles))}{self._would_fit(obstacles)}"
+        return cause(error_codes.NODE_SELECTOR, sentence, len(obstacles), lasts=True)
 
     def _never(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """The request is more than the nodes have, or names other GPUs."""

@@ -59,6 +59,8 @@ class Obstacle:
     """None where the node takes the pod."""
     rejection: rejections.Rejection | None = None
     """Set where the GPUs, a quota, a gang or the state of the node reject it."""
+    selected: bool = True
+    """Whether the pod's node selector and required node affinity match the node."""
     gpus_fit: bool = False
     """Whether the GPUs fit as they are now, so that only this rule is in the way."""
     short_mib: int = 0
@@ -76,7 +78,8 @@ def obstacle_on(core: DecisionCore, pod: PendingPod, name: identifiers.NodeName)
     if rejection is not None:
         never = placement.fit(pod.request, _emptied(state), core.placer.gpu_policy(pod.request))
         if isinstance(never, rejections.Rejection):
-            return _by_rejection(name, Stage.NEVER, never)
+            selected = node_selection.selects(pod.node_requirements, name, known.labels)
+            return dataclasses.replace(_by_rejection(name, Stage.NEVER, never), selected=selected)
     fits = rejection is None
     other = _by_node(core, pod, known)
     if other is not None:
@@ -115,10 +118,10 @@ def _by_node(core: DecisionCore, pod: PendingPod, known: facts.Node) -> Obstacle
     if unmatched:
         pairs = ", ".join(f"{key}={value}" for key, value in unmatched)
         message = f"nodeSelector {pairs} does not match its labels"
-        return Obstacle(node=name, stage=Stage.SELECTOR, code=error_codes.NODE_SELECTOR, message=message)
+        return _not_selected(name, message)
     if not node_selection.affinity_matches(wanted, name, known.labels):
         message = f"required node affinity ({node_selection.affinity_words(wanted)}) does not match it"
-        return Obstacle(node=name, stage=Stage.SELECTOR, code=error_codes.NODE_SELECTOR, message=message)
+        return _not_selected(name, message)
     unavailable = core.placer.unavailable(name)
     cordoned = unavailable is not None and unavailable.reason is Reason.NODE_CORDONED
     if unavailable is not None and not (cordoned and node_selection.untolerated(wanted, [_UNSCHEDULABLE]) is None):
@@ -128,6 +131,10 @@ def _by_node(core: DecisionCore, pod: PendingPod, known: facts.Node) -> Obstacle
         message = f"the pod does not tolerate its taint {taint_words(taint)}"
         return Obstacle(node=name, stage=Stage.TAINT, code=error_codes.NODE_TAINT, message=message)
     return _by_size(pod, known)
+
+
+def _not_selected(name: identifiers.NodeName, message: str) -> Obstacle:
+    return Obstacle(node=name, stage=Stage.SELECTOR, code=error_codes.NODE_SELECTOR, message=message, selected=False)
 
 
 def taint_words(taint: facts.Taint) -> str:

@@ -239,7 +239,7 @@ UNKNOWN_USAGE = _register(
 SLOTS_EXHAUSTED = _register(
     "SCHED_SLOTS_EXHAUSTED",
     "The maximum number of containers already share the node's GPUs.",
-    "Wait, or raise the device plugin's --device-split-count.",
+    "Wait for a pod to end, or ask an operator to raise the device plugin's --device-split-count.",
 )
 GPU_HELD_EXCLUSIVELY = _register(
     "SCHED_GPU_HELD_EXCLUSIVELY",
@@ -284,7 +284,7 @@ NO_MIG_INSTANCE = _register(
 QUOTA_EXCEEDED = _register(
     "SCHED_QUOTA_EXCEEDED",
     "With this pod its namespace would hold more GPUs, GPU memory or GPU cores than its ResourceQuota allows.",
-    "Wait for a pod of the namespace to end, request less, or raise the limits.nvidia.com/… keys of the ResourceQuota.",
+    "Wait for a pod of the namespace to end, request less, or ask for larger limits.nvidia.com/… in the ResourceQuota.",
 )
 QUOTA_UNREADABLE = _register(
     "SCHED_QUOTA_UNREADABLE",

@@ -17,6 +17,16 @@ def closest(key: str, known: frozenset[str]) -> str:
     return by_word.get(nearest(key.rpartition("/")[2].lower(), by_word), "")
 
 
+@functools.lru_cache(maxsize=4096)
+def has_near_prefix(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether a key such as `nvida.com/gpu` has a prefix that is one of these, or nearly."""
+    if key.startswith(prefixes):
+        return True
+    written = f"{key[:_LONGEST].partition('/')[0]}/"
+    alike = [one for one in prefixes if abs(len(one) - len(written)) <= 2 and len(set(one) ^ set(written)) <= 2]
+    return bool(alike and nearest(written, alike))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return the known word that is nearest to a word; empty where none is near. It takes about 10 us a known word."""
     import difflib  # Here, because the processes of a GPU node never need it, and have little memory.

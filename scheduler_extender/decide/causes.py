@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gpu_sharing.core import error_codes, gangs, near_misses, rejections, requests
+from gpu_sharing.core import error_codes, gangs, rejections, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending, scheduler_condition
 from scheduler_extender.decide.core import DecisionCore
@@ -76,8 +76,8 @@ def scheduler_rules(pod: pending.AnyPod) -> tuple[scheduler_condition.Rule, ...]
 def _on_every_node(rules: Iterable[scheduler_condition.Rule], names: requests.ResourceNames) -> Iterator[Cause]:
     """Yield the rules that reject the pod on every node: claims of volumes, misspelled resources, errors."""
     for rule in rules:
-        meant = near_misses.closest(rule.resource, names.known()) if rule.resource.startswith(requests.PREFIXES) else ""
-        if meant and meant != rule.resource:
+        meant = requests.meant_resource(rule.resource, names)
+        if meant:
             sentence = f"no node has the resource {rule.resource}; the known one is {meant}"
             misspelled = cause(error_codes.NODE_RESOURCES, sentence, lasts=True)
             yield dataclasses.replace(misspelled, advice=f"Write {meant} and create the pod again.")

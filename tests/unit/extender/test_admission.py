@@ -142,6 +142,16 @@ def test_a_pod_of_another_scheduler_is_left_alone_with_a_warning(scheduler: str,
     assert f"schedulerName {scheduler} is not hami-scheduler" in verdict.warnings[0]
 
 
+@pytest.mark.parametrize("scheduler", ["hami-scheduler", "default-scheduler", "volcano"])
+@pytest.mark.parametrize("limits", [{GPU: "1", "nvidia.com/gpumemm": "4000"}, {"nvidia.com/gpumemm": "4000"}])
+def test_a_misspelled_resource_is_a_warning_for_every_pod(scheduler: str, limits: dict[str, str]) -> None:
+    """Also where nothing else of the pod is ours: its owner believes that it gets GPU memory."""
+    verdict = admission.review(pod(limits, {"schedulerName": scheduler}), DEFAULTS)
+
+    assert verdict.refused == ""
+    assert "nvidia.com/gpumemm has no effect: the known one is nvidia.com/gpumem" in verdict.warnings[-1]
+
+
 def test_what_the_request_ignores_is_a_warning() -> None:
     verdict = admission.review(pod({GPU: "1", MEM: "4000", "nvidia.com/gpumem-percentage": "50"}), DEFAULTS)
 

@@ -24,7 +24,7 @@ MEGABYTES_ALLOWED = frozenset({
     "gpu_sharing/core/placement.py", "gpu_sharing/core/quotas.py", "gpu_sharing/core/rejections.py",
     "gpu_sharing/core/requests.py",
     "hamictl/demo_scenario.py",
-    "scheduler_extender/decide/explaining.py", "scheduler_extender/report/event_notes.py",
+    "scheduler_extender/report/event_notes.py",
 })  # fmt: skip
 """Where the event texts are made, or compared, that say MB because HAMi's say so and mean MiB."""
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from gpu_sharing.core import error_codes
-from hamictl import cluster_checks, cluster_reading, failures, flags, node_checks, output, record_checks
+from hamictl import cluster_checks, cluster_reading, failures, flags, node_checks, output, pending_checks, record_checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,4 +86,8 @@ def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:
     where = dataclasses.replace(flags.address(options), health_url=options.health)
     observed, seen = cluster_reading.read(flags.kubeconfigs(options), options.context, where)
     names = observed.cluster.resource_names
-    return itertools.chain(cluster_checks.checks(seen, observed.cluster, names), record_checks.checks(observed, names))
+    return itertools.chain(
+        cluster_checks.checks(seen, observed.cluster, names),
+        record_checks.checks(observed, names),
+        pending_checks.checks(observed, names),
+    )

@@ -2,12 +2,13 @@
 
 import argparse
 
-from hamictl import flags, output, reader, views
+from hamictl import failures, flags, output, reader, views
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags."""
     parser.add_argument("pod", metavar="[NAMESPACE/]POD")
+    parser.add_argument("--all", action="store_true", help="list every node, not only the nearest five")
     flags.add_namespace(parser)
     flags.add_reaching(parser)
     flags.add_output(parser)
@@ -15,14 +16,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the explanation. Returns the exit status."""
-    namespace, _, name = options.pod.rpartition("/")
-    with reader.reaching(flags.address(options)) as api:
-        explanation = api.explain(namespace or flags.namespace(options), name)
+    named, _, name = options.pod.rpartition("/")
+    namespace = named or flags.namespace(options)
+    try:
+        with reader.reaching(flags.address(options)) as api:
+            explanation = api.explain(namespace, name)
+    except failures.CommandFailed as refused:
+        from hamictl import absent_pods  # Here, because it imports the extender's code.
+
+        raise absent_pods.refusal(options, namespace, name, refused) from refused
+    text = views.explanation(explanation, every_node=options.all)
     if options.output == "table":
-        print(views.explanation(explanation))
+        print(text)
     else:
         output.print_rows(
-            explanation, views.explanation_rows(explanation), flags.style(options), views.explanation(explanation),
+            explanation, views.explanation_rows(explanation), flags.style(options), text,
             names=[f"node/{one.node}" for one in explanation.nodes if one.fits],
         )  # fmt: skip
     return 0

@@ -15,7 +15,7 @@ import msgspec
 
 from gpu_sharing.adapters import events, objects, read_api_types
 from gpu_sharing.core import error_codes, identifiers, placement, records
-from hamictl import explanations, failures, manifests, output, snapshot
+from hamictl import failures, manifests, output, snapshot
 from lab import gpus, traces
 from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.cluster import from_objects, node_selection, pending
@@ -25,6 +25,7 @@ from scheduler_extender.fleet import model_stats
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report import event_notes
 from scheduler_extender.report.decision_events import DecisionEvents
+from scheduler_extender.serve import read_api
 from scheduler_extender.settings import Settings
 
 _MOST_ADDED_NODES, _MOST_ADDED_GPUS = 10_000, 64
@@ -106,7 +107,7 @@ class Simulation:
             pod = self._core.pending.get(identifiers.PodUid(body["metadata"]["uid"]))
             assert pod is not None
             answer = asyncio.run(self._explainer.explain(pod))
-            self.explanations[group] = explanations.of(outcome.pod, answer)
+            self.explanations[group] = read_api.explanation(outcome.pod, answer)
         explained = self.explanations.get(group)
         advice = explained.remedy if explained and explained.pod == outcome.pod else _remedy(outcome.code)
         return dataclasses.replace(outcome, group=group, advice=advice)

@@ -55,6 +55,8 @@ class State(msgspec.Struct):
     quotas: list[objects.ResourceQuota]
     resource_names: requests.ResourceNames = msgspec.field(default_factory=requests.ResourceNames)
     """The names of the GPU resources."""
+    misspelled: list[objects.Pod] | None = None
+    """Pods that request no GPU, and name a resource or annotation that resembles one of ours."""
     pod_groups: dict[str, list[objects.PodGroup]] = {}  # msgspec copies it
     """By API group; they have the sizes of gangs."""
 
@@ -105,9 +107,16 @@ async def _read(client: kubernetes.Client, names: requests.ResourceNames, *, wit
     pods = await list_all(client, "/api/v1/pods", objects.Pod)
     quotas = await list_all(client, "/api/v1/resourcequotas", objects.ResourceQuota) if with_quotas else []
     kept = [_trimmed(pod) for pod in pods if from_objects.is_ours(pod, names) and not pod.has_ended]
+    others = [_trimmed(pod) for pod in pods if not from_objects.is_ours(pod, names) and _resembles_ours(pod, names)]
     moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     pod_groups = {api_group: await _pod_groups(client, api_group) for api_group in _GANG_APIS}
-    return State(VERSION, moment, [_trimmed(node) for node in nodes], kept, quotas, names, pod_groups)
+    kept_nodes = [_trimmed(node) for node in nodes]
+    return State(VERSION, moment, kept_nodes, kept, quotas, names, others or None, pod_groups)
+
+
+def _resembles_ours(pod: objects.Pod, names: requests.ResourceNames) -> bool:
+    containers = (*pod.init_containers, *pod.containers)
+    return not pod.has_ended and bool(requests.unknown_words(containers, pod.annotations, names))
 
 
 async def _pod_groups(client: kubernetes.Client, api_group: str) -> list[objects.PodGroup]:

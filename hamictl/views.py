@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from gpu_sharing.adapters import read_api_types
-from gpu_sharing.core import rejections
+from gpu_sharing.core import error_codes, rejections
 from hamictl import output
 
 Row = dict[str, str]
@@ -84,8 +84,10 @@ def _requested(requested: Iterable[read_api_types.ContainerRequest]) -> str:
 
 
 def _reason(pod: read_api_types.Pod) -> str:
-    """Return why a pod is pending, in a few words: those of its rejection's code."""
-    return _PHRASES.get(pod.error_code, pod.error_code)
+    """Return why a pod is pending, in one line; by an older extender, the words of its rejection's code."""
+    if pod.phase == "pending" and not pod.reason and not pod.error_code:
+        return "not tried yet"
+    return pod.reason or _PHRASES.get(pod.error_code, pod.error_code)
 
 
 _PHRASES: Mapping[str, str] = {info.code: info.phrase for info in rejections.REASONS.values()}
@@ -167,28 +169,55 @@ def _isolation(gpu: read_api_types.Gpu) -> str:
     return gpu.mode or "unknown"
 
 
-def explanation(explained: read_api_types.Explanation) -> str:
-    """Return why a pod is pending, as text."""
+MOST_NODES_LISTED = 5
+"""Of an explanation; more nodes are counted by what is in the way there."""
+
+
+def explanation(explained: read_api_types.Explanation, *, every_node: bool = False) -> str:
+    """Return why a pod is pending, as text: the true cause in the first line, then the nearest nodes."""
     key = explained.pod
     if explained.phase == "bound":
         return f"{key} is on node {explained.node}"
-    lines = [f"{key} is pending: {explained.summary.splitlines()[0]}"]
-    if explained.gates:
-        lines.append(f"  kube-scheduler does not try it because of the gates {', '.join(explained.gates)}")
-    for node in explained.nodes:
-        lines.append(f"  {node.node}: {node.message}" + (f" [{node.code}]" if node.code else ""))
-        if node.advice:
-            lines.append(f"      {node.advice}")
-        if node.waits_for:
-            lines.append(f"      it fits once these have ended: {', '.join(node.waits_for)}")
-        if node.evictable:
-            lines.append(f"      preemption would evict {', '.join(node.evictable)}")
-        if not node.examined:
-            lines.append("      not examined: the pods that would have to end were not computed for this node")
-    if explained.nearest:
-        lines.append(f"nearest: {explained.nearest}")
-    lines.append(f"what to do: {explained.remedy}")
+    if not explained.causes:  # By an extender that does not send them.
+        return f"{key} is pending: {explained.summary.partition(chr(10))[0]}\n  what to do: {explained.remedy}"
+    first, *others = explained.causes
+    lines = [f"{key} is pending: {first.message} [{first.code}]", f"  what to do: {first.advice}"]
+    lines += [f"  also: {cause.message} [{cause.code}]" for cause in others]
+    listed = explained.nodes if every_node else _nearest(explained)
+    if listed:
+        whole = len(listed) == len(explained.nodes)
+        lines.append("nodes:" if whole else f"the nearest of {len(explained.nodes):,} nodes:")
+    lines += [line for node in listed for line in _node_lines(node)]
+    if len(listed) < len(explained.nodes):
+        lines.append("all nodes by reason (hamictl explain --all lists each):")
+        lines += [_group_line(group) for group in explained.groups]
     return "\n".join(lines)
+
+
+def _group_line(group: read_api_types.NodeGroup) -> str:
+    count = group.nearest if group.nodes == 1 else f"{group.nodes:,} nodes, the nearest {group.nearest}"
+    return f"  {count}: {group.message}" + (f" [{group.code}]" if group.code else "")
+
+
+def _nearest(explained: read_api_types.Explanation) -> list[read_api_types.NodeExplanation]:
+    """Return the first nodes, or all of a few; nodes without GPUs are only counted."""
+    if len(explained.nodes) <= MOST_NODES_LISTED:
+        return explained.nodes
+    with_gpus = [node for node in explained.nodes if node.code != error_codes.NODE_NOT_REGISTERED]
+    return with_gpus[:MOST_NODES_LISTED]
+
+
+def _node_lines(node: read_api_types.NodeExplanation) -> list[str]:
+    lines = [f"  {node.node}: {node.message}" + (f" [{node.code}]" if node.code else "")]
+    if node.advice:
+        lines.append(f"      {node.advice}")
+    if node.waits_for:
+        lines.append(f"      it fits once these have ended: {', '.join(node.waits_for)}")
+    if node.evictable:
+        lines.append(f"      preemption would evict {', '.join(node.evictable)}")
+    if not node.examined:
+        lines.append("      not examined: the pods that would have to end were not computed for this node")
+    return lines
 
 
 def explanation_rows(explained: read_api_types.Explanation) -> list[Row]:

@@ -161,6 +161,8 @@ class Pod:
     """Unix seconds; 0 while it is pending."""
     requests: tuple[Request, ...]
     """What the containers of a pending pod request."""
+    reason: str = ""
+    """Why it is pending, in one line; empty where that is not known."""
     not_running: str = ""
     """Why its containers do not run, where it is failing, such as `CrashLoopBackOff`."""
     used_mib: int | None = None

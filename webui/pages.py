@@ -7,10 +7,13 @@ import msgspec
 from werkzeug.wrappers import Response
 
 from gpu_sharing.adapters import read_api_types
+from gpu_sharing.core import error_codes
 from webui import extender_poller, filters, history, lists, models, node_heatmap, views
 from webui.seen import Seen
 
 _MOST_EVENTS = 12
+_NEAREST, _MOST_NODES = 5, 500
+"""Nodes that a pending pod's page shows, and how many after the link to all."""
 _FEW_NODES = 24
 """Up to so many nodes the overview shows each GPU; of more, one cell a node."""
 
@@ -101,6 +104,7 @@ class Pages:
             pod=pod,
             held=held,
             explanation=explanation,
+            listed=_listed(explanation) if explanation else (),
             explanation_error=explanation_error,
             events=events,
             events_error=events_error,
@@ -135,6 +139,14 @@ class Pages:
         if text and len(urls) == 1:
             return flask.redirect(urls[0])
         return flask.render_template("search.html", text=text, nodes=named_nodes, pods=named_pods)
+
+
+def _listed(explanation: read_api_types.Explanation) -> list[read_api_types.NodeExplanation]:
+    """Return the nearest nodes, or with `nodes=all` in the URL the first 500; a few nodes are always shown."""
+    if flask.request.args.get("nodes") == "all" or len(explanation.nodes) <= _NEAREST or not explanation.groups:
+        return explanation.nodes[:_MOST_NODES]
+    with_gpus = [node for node in explanation.nodes if node.code != error_codes.NODE_NOT_REGISTERED]
+    return with_gpus[:_NEAREST]
 
 
 def _visible(explanation: read_api_types.Explanation, namespaces: frozenset[str] | None) -> read_api_types.Explanation:

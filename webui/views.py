@@ -199,6 +199,7 @@ def _pod(pod: read_api_types.Pod, used: snapshots.Used) -> models.Pod:
         created_at=pod.created_at,
         bound_at=pod.bound_at,
         requests=tuple(_request(one) for one in pod.requests),
+        reason=pod.reason,
         not_running=pod.not_running,
         used_mib=snapshots.mib(used.pods.get(f"{pod.namespace}/{pod.name}")),
     )

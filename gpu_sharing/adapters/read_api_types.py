@@ -139,6 +139,13 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
         list[ContainerRequest],
         msgspec.Meta(description="What each container of a pending pod requests; empty where that cannot be read."),
     ] = []
+    reason: Annotated[
+        str,
+        msgspec.Meta(
+            description="Why it is pending, in one line; empty where it is bound or not known. `explain` has the "
+            "whole answer."
+        ),
+    ] = ""
 
 
 class Pods(msgspec.Struct, frozen=True):
@@ -169,6 +176,27 @@ class NodeExplanation(msgspec.Struct, frozen=True):
     ] = True
 
 
+class NodeGroup(msgspec.Struct, frozen=True):
+    """Nodes that one rule keeps a pod off."""
+
+    code: Annotated[str, msgspec.Meta(description="Empty where the GPUs fit.")]
+    message: str
+    nodes: Count
+    nearest: str
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """One thing that keeps a pod pending."""
+
+    code: str
+    message: Annotated[str, msgspec.Meta(description="What is in the way, with names and numbers.")]
+    advice: Annotated[str, msgspec.Meta(description="What the pod's owner can do.")]
+    nodes: Annotated[int, msgspec.Meta(ge=0, description="0 where it concerns the pod as a whole.")] = 0
+    lasts: Annotated[
+        bool, msgspec.Meta(description="Whether it stays until a person changes something: no end of a pod cures it.")
+    ] = False
+
+
 class Explanation(msgspec.Struct, frozen=True):
     """Answer of `explain`: why a pod is pending, node by node."""
 
@@ -176,12 +204,19 @@ class Explanation(msgspec.Struct, frozen=True):
     phase: Literal["bound", "pending"]
     node: str | None
     summary: Annotated[str, msgspec.Meta(description="The note of its event.")] = ""
-    remedy: Annotated[str, msgspec.Meta(description="What to do about the most frequent reason.")] = ""
+    remedy: Annotated[str, msgspec.Meta(description="What to do about the first cause.")] = ""
     nearest: Annotated[str | None, msgspec.Meta(description="The node where the fewest other pods must end.")] = None
     gates: Annotated[
         list[str], msgspec.Meta(description="Scheduling gates, for which kube-scheduler does not try the pod.")
     ] = []
-    nodes: list[NodeExplanation] = []
+    nodes: Annotated[
+        list[NodeExplanation],
+        msgspec.Meta(description="The nearest first; none for a request that cannot be read."),
+    ] = []
+    causes: Annotated[list[Cause], msgspec.Meta(description="The true cause first.")] = []
+    groups: Annotated[
+        list[NodeGroup], msgspec.Meta(description="The nodes by what is in the way, the nearest first.")
+    ] = []
 
 
 class Event(msgspec.Struct, frozen=True):

@@ -19,14 +19,21 @@ class ErrorCode:
     """What happened, in one sentence."""
     remedy: str
     """What to do about it, in one sentence."""
+    operator: bool = False
+    """Whether only an operator of the cluster can do that: a pod's owner cannot change nodes, plugins or quotas."""
+
+    @property
+    def advice(self) -> str:
+        """What a pod's owner does: the remedy, or to ask the operator for it."""
+        return f"Ask an operator of the cluster: {self.remedy}" if self.operator else self.remedy
 
 
 REGISTRY: dict[Code, ErrorCode] = {}
 
 
-def _register(name: str, meaning: str, remedy: str) -> Code:
+def _register(name: str, meaning: str, remedy: str, *, operator: bool = False) -> Code:
     code = Code(name)
-    REGISTRY[code] = ErrorCode(code, meaning, remedy)
+    REGISTRY[code] = ErrorCode(code, meaning, remedy, operator)
     return code
 
 
@@ -50,11 +57,13 @@ NODE_NOT_READY = _register(
     "SCHED_NODE_NOT_READY",
     "The kubelet of the node does not report that it is ready, so no pod is placed there.",
     "See kubectl describe node; the GPUs are used again once the node is Ready.",
+    operator=True,
 )
 NODE_CORDONED = _register(
     "SCHED_NODE_CORDONED",
     "The node is cordoned (spec.unschedulable), so no pod is placed there.",
     "Run kubectl uncordon NODE when the reason for the cordon has ended.",
+    operator=True,
 )
 POD_IN_DOUBT = _register(
     "SCHED_POD_IN_DOUBT",
@@ -150,11 +159,13 @@ NODE_NOT_REGISTERED = _register(
     "SCHED_NODE_NOT_REGISTERED",
     "The node has no record of its GPUs.",
     "Check that the device plugin runs there (label gpu=on) and that it finds the GPUs.",
+    operator=True,
 )
 CORRUPT_NODE_RECORD = _register(
     "SCHED_CORRUPT_NODE_RECORD",
     "The node's record of its GPUs cannot be read.",
     "Restart the device plugin of that node, which writes its record again.",
+    operator=True,
 )
 BAD_LINKS = _register(
     "SCHED_BAD_LINKS",
@@ -165,6 +176,7 @@ FOREIGN_AGENT = _register(
     "SCHED_FOREIGN_AGENT",
     "The node's GPUs are served by a device plugin of another project.",
     "Install this project's device plugin there, or allow such nodes with --allow-hami-nodes for a transition.",
+    operator=True,
 )
 DEVICE_CLASS = _register(
     "SCHED_DEVICE_CLASS",
@@ -172,11 +184,13 @@ DEVICE_CLASS = _register(
     "kube-scheduler's DynamicResources plugin rejects the pod there.",
     "Let the device plugin write its capacity (patch on nodes/status, as the chart grants), remove "
     "extendedResourceName from the class, or start kube-scheduler with --feature-gates=DRAExtendedResource=false.",
+    operator=True,
 )
 DRA_NODE = _register(
     "SCHED_DRA_NODE",
     "A DRA driver allocates the node's GPUs (ResourceSlices of gpu.nvidia.com exist); only one system may.",
     "Use another node, or remove NVIDIA's DRA driver from this one before installing the device plugin there.",
+    operator=True,
 )
 HAMI_NODE_BUSY = _register(
     "SCHED_HAMI_NODE_BUSY",
@@ -207,22 +221,25 @@ GPU_UNHEALTHY = _register(
     "SCHED_GPU_UNHEALTHY",
     "The GPUs that would fit are unhealthy.",
     "See the DeviceUnhealthy events of the node for the cause.",
+    operator=True,
 )
 GPU_CORDONED = _register(
     "SCHED_GPU_CORDONED",
     "The GPUs that would fit are cordoned by an administrator.",
     "Remove them from the node's annotation hami.io/device-cordon when they may be used again, or, where they were "
     "released for a reset: hamictl gpu release NODE GPU --cancel.",
+    operator=True,
 )
 UNKNOWN_USAGE = _register(
     "SCHED_UNKNOWN_USAGE",
     "A pod on the node holds GPUs by a record that cannot be read, so the free memory and cores there are unknown.",
     "Find the pod by its SCHED_CORRUPT_POD_RECORD event and delete it.",
+    operator=True,
 )
 SLOTS_EXHAUSTED = _register(
     "SCHED_SLOTS_EXHAUSTED",
     "The maximum number of containers already share the node's GPUs.",
-    "Wait, or raise the device plugin's --device-split-count.",
+    "Wait for a pod to end, or ask an operator to raise the device plugin's --device-split-count.",
 )
 GPU_HELD_EXCLUSIVELY = _register(
     "SCHED_GPU_HELD_EXCLUSIVELY",
@@ -267,12 +284,13 @@ NO_MIG_INSTANCE = _register(
 QUOTA_EXCEEDED = _register(
     "SCHED_QUOTA_EXCEEDED",
     "With this pod its namespace would hold more GPUs, GPU memory or GPU cores than its ResourceQuota allows.",
-    "Wait for a pod of the namespace to end, request less, or raise the limits.nvidia.com/… keys of the ResourceQuota.",
+    "Wait for a pod of the namespace to end, request less, or ask for larger limits.nvidia.com/… in the ResourceQuota.",
 )
 QUOTA_UNREADABLE = _register(
     "SCHED_QUOTA_UNREADABLE",
     "A ResourceQuota of the pod's namespace limits GPUs by a quantity that cannot be read, so no pod is placed there.",
     "Write whole numbers, for example limits.nvidia.com/gpumem: 40000 (MiB) or 40Gi.",
+    operator=True,
 )
 NOT_OFFERED = _register(
     "SCHED_NOT_OFFERED",
@@ -280,6 +298,52 @@ NOT_OFFERED = _register(
     "See kube-scheduler's own FailedScheduling event: CPU, memory, taints, affinity or volumes.",
 )
 
+OTHER_SCHEDULER = _register(
+    "SCHED_OTHER_SCHEDULER",
+    "The pod requests GPUs, and its schedulerName is not that of the scheduler that allocates them.",
+    "Write schedulerName: hami-scheduler and create the pod again, or have the webhook installed, which writes it.",
+)
+GATED = _register(
+    "SCHED_GATED",
+    "The pod has scheduling gates, and kube-scheduler tries no pod that has one.",
+    "See the controller that set the gate; it removes the gate when the pod may start.",
+)
+NODE_SELECTOR = _register(
+    "SCHED_NODE_SELECTOR",
+    "The pod's nodeSelector or required node affinity does not match the labels of the node.",
+    "Correct the nodeSelector or the affinity of the pod; kubectl get nodes --show-labels shows the labels.",
+)
+NODE_TAINT = _register(
+    "SCHED_NODE_TAINT",
+    "The node has a taint that the pod does not tolerate.",
+    "Add a toleration to the pod if it may run there.",
+)
+NODE_RESOURCES = _register(
+    "SCHED_NODE_RESOURCES",
+    "The node has less CPU, memory, storage or another resource of Kubernetes than the pod requests.",
+    "Request less of it, or wait for pods on that node to end.",
+)
+VOLUME = _register(
+    "SCHED_VOLUME",
+    "A volume of the pod is in the way: its claim does not exist, is not bound, or is bound to other nodes.",
+    "See kubectl get persistentvolumeclaims in the pod's namespace, and create or correct the claim.",
+)
+NEVER_FITS = _register(
+    "SCHED_NEVER_FITS",
+    "No node can serve the GPU request, even when all its GPUs are empty.",
+    "Request what the message says, or add a node with such GPUs.",
+)
+NO_SUCH_POD = _register(
+    "SCHED_NO_SUCH_POD",
+    "The extender knows no pod of that name: it knows pods that request GPUs and have not ended.",
+    "Check the name and the namespace, and that a container of the pod has GPU resources under limits.",
+)
+UNKNOWN_CORDON = _register(
+    "SCHED_UNKNOWN_CORDON",
+    "The node's annotation hami.io/device-cordon names a UUID that no GPU of the node has, so it cordons nothing.",
+    "Correct the UUID; hamictl top -o json lists the UUIDs of the node's GPUs.",
+    operator=True,
+)
 PREEMPTION_FAILED = _register(
     "SCHED_PREEMPTION_FAILED",
     "Pods of lower priority were evicted for a pod, but the pod still does not fit, or they did not end in time.",
@@ -840,6 +904,11 @@ DOCTOR_NVIDIA_PLUGIN = _register(
     "DOCTOR_NVIDIA_PLUGIN",
     "NVIDIA's own device plugin runs on nodes that ours serves: both offer nvidia.com/gpu, and the last one is used.",
     "Exclude its DaemonSet from these nodes, by a node selector or affinity.",
+)
+DOCTOR_MISSPELLED = _register(
+    "DOCTOR_MISSPELLED",
+    "A pod names a resource or annotation that resembles one of GPU sharing and has no effect.",
+    "Correct the name in the pod's template.",
 )
 DOCTOR_EXTENDER_COMPONENT = _register(
     "DOCTOR_EXTENDER_COMPONENT",

@@ -97,6 +97,14 @@ BAD_LINKS = _register(
     "SCHED_BAD_LINKS: …",
     warning=True,
 )
+UNKNOWN_CORDON = _register(
+    "UnknownGPUCordon",
+    SCHEDULER,
+    "Node",
+    "The node's annotation hami.io/device-cordon names a UUID that no GPU of the node has.",
+    "SCHED_UNKNOWN_CORDON: hami.io/device-cordon names GPU-6c4f1aef-…, which no GPU of the node has\n    …",
+    warning=True,
+)
 DEVICE_ALLOCATED = _register(
     "DeviceAllocated",
     PLUGIN,

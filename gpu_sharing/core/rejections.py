@@ -5,9 +5,12 @@ the log and the read API print the same value with its numbers.
 """
 
 import enum
+import re
 from dataclasses import dataclass
 
 from gpu_sharing.core import error_codes
+
+_MEGABYTES = re.compile(r"\b(\d+)MB\b")
 
 
 class Reason(enum.IntEnum):
@@ -106,6 +109,16 @@ class Rejection:
     """The namespace of the quota, if the reason is a quota."""
     detail: str = ""
     """More than the phrase, as a separate sentence."""
+
+    @property
+    def available_words(self) -> str:
+        """What is available, with MiB, such as `4000 MiB` or `30%`; empty where there is nothing of it."""
+        return "" if self.available in ("0MB", "0%") else _MEGABYTES.sub(r"\1 MiB", self.available)
+
+    @property
+    def sentence(self) -> str:
+        """The same as `str`, with MiB and thousands: only the texts of events say MB, as HAMi's do."""
+        return _MEGABYTES.sub(lambda match: f"{int(match[1]):,} MiB", str(self))
 
     @property
     def info(self) -> ReasonInfo:

@@ -55,7 +55,8 @@ OWN = frozenset(
 ) | {gangs.NAME, gangs.SIZE}
 """The annotations that a pod's owner may write."""
 _ANNOTATIONS = OWN | records.OF_PODS
-_PREFIXES = ("nvidia.com/", "hami.io/")
+PREFIXES = ("nvidia.com/", "hami.io/")
+"""Of names that resemble ours: a misspelled one has no effect."""
 _MOST_UNKNOWN, _MOST_TOLD = 20, 5
 
 _MODES = ("", "hami-core", "mps", gpus.MIG_MODE)
@@ -316,22 +317,36 @@ def unknown_words(
             warnings.append(f"annotation {key} has no effect: it is a resource, write it under resources.limits")
         elif meant := near_misses.closest(key, OWN):
             warnings.append(f"annotation {key} has no effect: the known one is {meant}")
+        elif meant := near_misses.closest(key, known):
+            warnings.append(f"annotation {key} has no effect: write the resource {meant} under resources.limits")
     warnings += [
         f"container {one.name}: resource {key} has no effect: the known one is {meant}"
         for one in containers
-        for key in itertools.islice(_unknown((*one.limits, *one.requests), known), _MOST_UNKNOWN)
+        for key in itertools.islice(_unknown((*one.limits, *one.requests), known, _prefixes(names)), _MOST_UNKNOWN)
         if (meant := near_misses.closest(key, known))
     ]
     return list(dict.fromkeys(warnings))[:_MOST_TOLD]
 
 
-def _unknown(keys: Iterable[str], known: frozenset[str]) -> list[str]:
-    return [key for key in keys if key.startswith(_PREFIXES) and key not in known]
+def meant_resource(key: str, names: ResourceNames) -> str:
+    """Return the resource that was probably meant by one without effect; empty for a known one, and for others."""
+    known = _known(names)
+    return near_misses.closest(key, known) if _unknown((key,), known, _prefixes(names)) else ""
+
+
+def _unknown(keys: Iterable[str], known: frozenset[str], prefixes: tuple[str, ...] = PREFIXES) -> list[str]:
+    return [key for key in keys if key not in known and near_misses.has_near_prefix(key, prefixes)]
 
 
 @functools.lru_cache(maxsize=8)
 def _known(names: ResourceNames) -> frozenset[str]:
     return names.known()
+
+
+@functools.lru_cache(maxsize=8)
+def _prefixes(names: ResourceNames) -> tuple[str, ...]:
+    """The prefixes of our resources, which a setting may rename."""
+    return tuple(sorted({*PREFIXES, *(f"{name.partition('/')[0]}/" for name in names.known())}))
 
 
 def mode(annotations: Mapping[str, str]) -> str:

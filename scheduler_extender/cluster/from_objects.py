@@ -39,11 +39,12 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         return facts.Node(name, standing=Reason.CORRUPT_NODE_RECORD, unavailable=_unavailable(node))
     links, bad_links = records.decode_links(annotations.get(records.SCORE, ""), inventory)
     ours = records.is_our_agent(annotations.get(records.AGENT))
+    cordoned = records.decode_cordon(annotations.get(records.CORDON, ""))
     return facts.Node(
         name,
         inventory=inventory,
-        cordoned=records.decode_cordon(annotations.get(records.CORDON, ""))
-        | records.decode_cordon(annotations.get(records.RELEASE, "")),
+        cordoned=cordoned | records.decode_cordon(annotations.get(records.RELEASE, "")),
+        unknown_cordons=tuple(sorted(cordoned - {gpu.uuid for gpu in inventory})),
         standing=Reason.NONE if ours or allow_hami_nodes else Reason.FOREIGN_AGENT,
         unavailable=_unavailable(node),
         links=links,
@@ -54,6 +55,8 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         unhealthy_reasons=records.decode_unhealthy_reasons(annotations.get(records.HEALTH, "")),
         problems=problems,
         lacks=lacking(node, names),
+        cpu_thousandths=quantities.thousandths((node.status.allocatable or {}).get("cpu")),
+        memory_thousandths=quantities.thousandths((node.status.allocatable or {}).get("memory")),
     )
 
 
@@ -114,10 +117,11 @@ def _unbound(pod: objects.Pod) -> dict[str, Any]:
         "nominated_node": identifiers.NodeName(status.nominated_node_name) if status.nominated_node_name else None,
         "has_soft_preferences": pod.has_soft_preferences,
         "unschedulable_message": unscheduled[0].message if unscheduled else "",
+        "unscheduled_reason": unscheduled[0].reason if unscheduled else "",
         "preempts": pod.spec.preemption_policy != "Never",
         "hold": records.decode_hold(pod.annotations.get(records.HOLD, "")),
         "gates": tuple(pod.spec.scheduling_gates or ()),
-        "node_requirements": node_selection.requirements_of(pod) if traits.gang else node_selection.NONE,
+        "node_requirements": node_selection.requirements_of(pod),
     }
 
 

@@ -52,6 +52,9 @@ class Listener(Protocol):
     def bad_links(self, node: facts.Node) -> None:
         """Report a node whose record of links cannot be read or contradicts itself."""
 
+    def unknown_cordon(self, node: facts.Node) -> None:
+        """Report a node whose cordon names a UUID that no GPU of it has."""
+
     def unschedulable(self, pod: pending.AnyPod) -> None:
         """Report a pod that kube-scheduler says it cannot place."""
 
@@ -200,6 +203,11 @@ class Mirror:
         if seen.bad_links and (before is None or before.bad_links != seen.bad_links):
             log.error("links unreadable", error_code=error_codes.BAD_LINKS, node=seen.name, cause=seen.bad_links)
             self._notify(lambda listener: listener.bad_links(seen))
+
+        if seen.unknown_cordons and (before is None or before.unknown_cordons != seen.unknown_cordons):
+            named = ", ".join(seen.unknown_cordons)
+            log.error("cordon of an unknown GPU", error_code=error_codes.UNKNOWN_CORDON, node=seen.name, gpus=named)
+            self._notify(lambda listener: listener.unknown_cordon(seen))
 
     @contextlib.contextmanager
     def reading(self, uid: identifiers.PodUid) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Which nodes a pod may be placed on by its own specification: node selector, required node affinity, tolerations.
 
 kube-scheduler decides that by itself; but gangs are planned before it schedules them, and a plan that it would reject
-is useless. CPU, volumes and pod affinity are not checked here; kube-scheduler rejects the node for them later.
+is useless. An explanation names the label or the taint that is in the way. CPU, volumes and pod
+affinity are not checked here; kube-scheduler rejects the node for them later.
 
 Source: k8s.io/component-helpers/scheduling/corev1, node selector terms and toleration of taints.
 """
@@ -29,24 +30,51 @@ NONE = NodeRequirements()
 
 
 def requirements_of(pod: objects.Pod) -> NodeRequirements:
-    """Return the nodes that a pod accepts."""
+    """Return the nodes that a pod accepts: `NONE`, the same value, for the many that accept every node."""
     affinity = pod.spec.affinity.node_affinity if pod.spec.affinity else None
     required = affinity.required_during_scheduling_ignored_during_execution if affinity else None
+    terms = tuple(required.node_selector_terms or ()) if required else ()
+    if not pod.spec.node_selector and not terms and not pod.spec.tolerations:
+        return NONE
     return NodeRequirements(
-        tuple(sorted((pod.spec.node_selector or {}).items())),
-        tuple(required.node_selector_terms or ()) if required else (),
-        tuple(pod.spec.tolerations or ()),
+        tuple(sorted((pod.spec.node_selector or {}).items())), terms, tuple(pod.spec.tolerations or ())
     )
 
 
 def admits(wanted: NodeRequirements, name: str, labels: Mapping[str, str], taints: Sequence[facts.Taint]) -> bool:
     """Whether a node is one that the pod may go to."""
-    if any(labels.get(key) != value for key, value in wanted.selector):
-        return False
-    if wanted.terms and not any(_holds(term, name, labels) for term in wanted.terms):
-        return False
-    return all(
-        any(_tolerates(one, taint) for one in wanted.tolerations) for taint in taints if taint.effect in _REPELLING
+    return selects(wanted, name, labels) and untolerated(wanted, taints) is None
+
+
+def selects(wanted: NodeRequirements, name: str, labels: Mapping[str, str]) -> bool:
+    """Whether the pod's node selector and required node affinity match a node."""
+    return not unmatched(wanted, labels) and affinity_matches(wanted, name, labels)
+
+
+def unmatched(wanted: NodeRequirements, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of the pod's node selector that a node's labels lack."""
+    return tuple((key, value) for key, value in wanted.selector if labels.get(key) != value)
+
+
+def affinity_matches(wanted: NodeRequirements, name: str, labels: Mapping[str, str]) -> bool:
+    """Whether the pod's required node affinity matches a node; True where it has none."""
+    return not wanted.terms or any(_holds(term, name, labels) for term in wanted.terms)
+
+
+def untolerated(wanted: NodeRequirements, taints: Sequence[facts.Taint]) -> facts.Taint | None:
+    """Return the first taint of a node that keeps the pod off it, or None."""
+    repelling = (taint for taint in taints if taint.effect in _REPELLING)
+    return next((taint for taint in repelling if not any(_tolerates(one, taint) for one in wanted.tolerations)), None)
+
+
+def affinity_words(wanted: NodeRequirements) -> str:
+    """Return the required node affinity in one line, such as `gpu In (a, b), disk Exists; or zone In (x)`."""
+    return "; or ".join(
+        ", ".join(
+            f"{one.key} {one.operator}" + (f" ({', '.join(one.values)})" if one.values else "")
+            for one in (*(term.match_expressions or ()), *(term.match_fields or ()))
+        )
+        for term in wanted.terms
     )
 
 

@@ -35,6 +35,8 @@ class _UnboundPod:
     has_soft_preferences: bool
     unschedulable_message: str
     """Of its condition `PodScheduled=False`; empty while it has none."""
+    unscheduled_reason: str = ""
+    """Of the same condition: `Unschedulable`, `SchedulingGated` or `SchedulerError`."""
     preempts: bool = True
     """Whether other pods may be evicted for it."""
     hold: records.Hold | None = None

@@ -64,7 +64,8 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
     ours = scheduler == settings.scheduler_name or (scheduler == DEFAULT_SCHEDULER and settings.force_overwrite)
     if not ours:
         text = f"the pod requests GPUs, but its schedulerName {scheduler} is not {settings.scheduler_name}"
-        return AdmissionResult(warnings=(f"{text}: it will get none that are shared",))
+        unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
+        return AdmissionResult(warnings=(f"{text}: it will get none that are shared", *unknown))
     if isinstance(request, requests.InvalidRequest):
         return AdmissionResult(f"{request.code}: {request.sentence}")
     own_variables = _own_variables(body, request)

@@ -1,26 +1,36 @@
 """Why a pod is pending, node by node, and what would change that: for the read API, and so for `hamictl` and the WebUI.
 
-The sentences and codes are those of the pod's events. What is added here takes longer and is computed only on request:
-whose end the pod waits for, which pods preemption could evict, and what to write instead. That is done beside the event
-loop and within a budget; a node that the budget did not reach is marked.
+What takes longer is computed only on request: every cause, whose end the pod waits for, which pods preemption could
+evict, and what to write instead. Whose end is computed beside the event loop and within a budget; a node that the
+budget did not reach is marked.
 """
 
-import dataclasses
+import collections
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import pauses
-from gpu_sharing.core import error_codes, identifiers, placement, preemption, rejections, requests
-from gpu_sharing.core.rejections import Reason
+from gpu_sharing.core import error_codes, identifiers, placement, preemption
 from scheduler_extender.cluster import pending
 from scheduler_extender.cluster.pending import PendingPod
-from scheduler_extender.decide import rejecting
+from scheduler_extender.decide import causes, node_causes, node_obstacles, rejecting
+from scheduler_extender.decide.causes import Cause
 from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.decide.node_obstacles import Obstacle, Stage
 
 _MOST_NODES_EXAMINED = 50
 _EXAMINED_SECONDS = 1.0
 """Then no further node is examined, because the caller waits for the answer."""
+
+_FAR = 1 << 30
+"""More pods than a node has: where it is not known how many must end, other nodes come first."""
+_PHRASES = {
+    Stage.SELECTOR: "node selector or affinity does not match",
+    Stage.TAINT: "taint not tolerated",
+    Stage.RESOURCES: "less CPU or memory in all than requested",
+    Stage.FITS: "its GPUs fit",
+}
 
 _Chosen = tuple[preemption.Victim, ...] | None
 
@@ -31,6 +41,8 @@ class NodeExplanation:
 
     node: identifiers.NodeName
     message: str
+    phrase: str = ""
+    """The message without names and numbers, as other nodes have it."""
     code: error_codes.Code | None = None
     """None where the GPUs fit."""
     curable: bool = False
@@ -46,6 +58,17 @@ class NodeExplanation:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeGroup:
+    """Nodes that one rule keeps a pod off."""
+
+    code: error_codes.Code | None
+    """None where the GPUs fit."""
+    phrase: str
+    nodes: int
+    nearest: identifiers.NodeName
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """Why a pod is pending."""
 
@@ -54,18 +77,27 @@ class Explanation:
     gates: tuple[str, ...]
     """The scheduling gates that keep kube-scheduler from it."""
     nodes: tuple[NodeExplanation, ...]
+    """The nearest first; none for a request that cannot be read, which no node changes."""
+    causes: tuple[Cause, ...] = ()
+    """The true one first."""
 
     @property
     def remedy(self) -> str:
-        """What to do about the reason that most nodes give."""
-        return error_codes.REGISTRY[self.rejection.code].remedy
+        """What to do about the first cause."""
+        return self.causes[0].advice if self.causes else error_codes.REGISTRY[self.rejection.code].advice
 
     @property
     def nearest(self) -> identifiers.NodeName | None:
         """The node where the fewest other pods are in the way."""
-        near = [node for node in self.nodes if node.code is None or node.waits_for]
-        best = min(near, key=lambda node: (len(node.waits_for), node.node), default=None)
-        return best.node if best else None
+        return next((node.node for node in self.nodes if node.code is None or node.waits_for), None)
+
+    @property
+    def groups(self) -> tuple[NodeGroup, ...]:
+        """The nodes by what is in the way, the nearest first."""
+        by_code: dict[error_codes.Code | None, list[NodeExplanation]] = collections.defaultdict(list)
+        for node in self.nodes:
+            by_code[node.code].append(node)
+        return tuple(NodeGroup(code, some[0].phrase, len(some), some[0].node) for code, some in by_code.items())
 
 
 class Explainer:
@@ -85,34 +117,51 @@ class Explainer:
         """
         names = sorted(self._ledger.node_names())
         rejection = rejecting.pod_rejection(self._ledger, self._placer, pod, names)
+        gates = tuple(str(gate.get("name", "")) for gate in pod.gates)
+        of_pod = tuple(causes.of_pod(self._core, pod))
         if isinstance(pod, pending.UnreadablePod):
-            nodes = [NodeExplanation(node=name, message=pod.invalid.sentence, code=pod.invalid.code) for name in names]
-        else:
-            nodes = await self._explain_nodes(pod, names)
-        return Explanation(rejection, tuple(str(gate.get("name", "")) for gate in pod.gates), tuple(nodes))
+            return Explanation(rejection, gates, (), of_pod)
+        obstacles = await self._obstacles(pod, names)
+        nodes = await self._explain_nodes(pod, obstacles)
+        return Explanation(rejection, gates, nodes, (*of_pod, *node_causes.of_nodes(self._core, pod, obstacles)))
 
-    async def _explain_nodes(self, pod: PendingPod, names: Sequence[identifiers.NodeName]) -> list[NodeExplanation]:
-        nodes: dict[identifiers.NodeName, NodeExplanation] = {}
-        curable: list[tuple[int, identifiers.NodeName]] = []
-        pause = pauses.Pause()
+    async def causes(self, pod: pending.AnyPod) -> tuple[Cause, ...]:
+        """Return only the causes, the true one first."""
+        of_pod = tuple(causes.of_pod(self._core, pod))
+        if isinstance(pod, pending.UnreadablePod):
+            return of_pod
+        obstacles = await self._obstacles(pod, sorted(self._ledger.node_names()))
+        return (*of_pod, *node_causes.of_nodes(self._core, pod, obstacles))
+
+    async def _obstacles(self, pod: PendingPod, names: Sequence[identifiers.NodeName]) -> list[Obstacle]:
+        pause, obstacles = pauses.Pause(), []
         for name in names:
             await pause()
-            answer = self._placer.unavailable(name) or self._placer.place_on(pod, name, nominations=False)
-            if isinstance(answer, placement.Placement):
-                nodes[name] = NodeExplanation(node=name, message="its GPUs fit")
-                continue
-            may_help = answer.info.curable
-            if may_help:
-                curable.append((-_most_free_mib(self._ledger.allocated_on(name)), name))
-            advice = _advice(pod.request, answer)
-            nodes[name] = NodeExplanation(
-                node=name, message=str(answer), code=answer.code, curable=may_help, advice=advice, examined=not may_help
+            obstacles.append(node_obstacles.obstacle_on(self._core, pod, name))
+        return obstacles
+
+    async def _explain_nodes(self, pod: PendingPod, obstacles: Sequence[Obstacle]) -> tuple[NodeExplanation, ...]:
+        """Return every node with what would change it there, the nearest first."""
+        curable = [one for one in obstacles if _may_help(one)]
+        curable.sort(key=lambda one: (-_most_free_mib(self._ledger.allocated_on(one.node)), one.node))
+        examined = await self._examine(pod, [one.node for one in curable])
+        pause, explained = pauses.Pause(), []
+        for one in obstacles:
+            await pause()
+            waits_for, evictable = examined.get(one.node, (None, None))
+            node = NodeExplanation(
+                node=one.node,
+                message=one.message,
+                phrase=_phrase(one),
+                code=one.code,
+                curable=_may_help(one),
+                advice=_advice(pod, one),
+                waits_for=self._keys(waits_for),
+                evictable=self._keys(evictable),
+                examined=not _may_help(one) or one.node in examined,
             )
-        for name, (waits_for, evictable) in (await self._examine(pod, [name for _, name in sorted(curable)])).items():
-            nodes[name] = dataclasses.replace(
-                nodes[name], waits_for=self._keys(waits_for), evictable=self._keys(evictable), examined=True
-            )
-        return list(nodes.values())
+            explained.append((_distance(one, node), node))
+        return tuple(node for _, node in sorted(explained, key=lambda pair: pair[0]))
 
     async def _examine(
         self, pod: PendingPod, names: Sequence[identifiers.NodeName]
@@ -146,23 +195,29 @@ def _most_free_mib(node: placement.NodeState) -> int:
     return max((state.free_memory_mib for state in node.states), default=0)
 
 
-def _advice(request: requests.PodRequest, refused: rejections.Rejection) -> str:
-    """What would have to be written for this node, where that is known; else the remedy of the code."""
-    match refused.reason:
-        case Reason.MEMORY if refused.available not in ("0MB", "0%"):
-            # The rejection is in the units of the event, where MB stands for MiB.
-            return f"request at most {refused.available.replace('MB', ' MiB')} of each GPU's memory"
-        case Reason.CORES if refused.available != "0%":
-            return f"request at most {refused.available} of each GPU's cores"
-        case Reason.TOO_FEW_GPUS:
-            return f"request at most {refused.available} GPUs in one container"
-        case Reason.TYPE:
-            excluded = requests.USE_TYPE if request.selectors.use_types else requests.NOUSE_TYPE
-            return f"the annotation {excluded} excludes it"
-        case Reason.UUID:
-            excluded = requests.USE_UUID if request.selectors.use_uuids else requests.NOUSE_UUID
-            return f"the annotation {excluded} excludes it"
-        case Reason.MODE:
-            return f"write {requests.MODE}: {refused.available}"
-        case _:
-            return error_codes.REGISTRY[refused.code].remedy
+def _may_help(obstacle: Obstacle) -> bool:
+    """Whether the departure of other pods could make a node fit."""
+    return obstacle.stage is Stage.GPUS and obstacle.rejection is not None and obstacle.rejection.info.curable
+
+
+def _phrase(obstacle: Obstacle) -> str:
+    """What a node has in common with others of its code."""
+    if obstacle.rejection is not None:
+        return obstacle.rejection.info.phrase
+    return _PHRASES[obstacle.stage]
+
+
+def _advice(pod: PendingPod, obstacle: Obstacle) -> str:
+    if obstacle.code is None:
+        return ""
+    if obstacle.rejection is not None and obstacle.stage in (Stage.GPUS, Stage.NEVER):
+        advice = causes.advice_for(pod.request, obstacle.rejection)
+        never = obstacle.stage is Stage.NEVER and advice == error_codes.REGISTRY[obstacle.code].advice
+        return error_codes.REGISTRY[error_codes.NEVER_FITS].advice if never else advice
+    return error_codes.REGISTRY[obstacle.code].advice
+
+
+def _distance(obstacle: Obstacle, node: NodeExplanation) -> tuple[int, int, int, str]:
+    """The order of nodes: by stage, then by how many pods must end there, then by the missing memory."""
+    known = len(node.waits_for) if node.waits_for else _FAR
+    return -obstacle.stage, 0 if obstacle.code is None else known, obstacle.short_mib, node.node

@@ -32,7 +32,9 @@ def pod_rejection(
     counts: collections.Counter[Reason] = collections.Counter()
     for some in details:
         counts[some.rejection.reason] += some.nodes
-    main = min(counts, key=lambda reason: (-counts[reason], reason), default=Reason.NODE_NOT_REGISTERED)
+    # Nodes without GPUs are no reason where others have some, however many they are.
+    told = [reason for reason in counts if reason is not Reason.NODE_NOT_REGISTERED]
+    main = min(told, key=lambda reason: (-counts[reason], reason), default=Reason.NODE_NOT_REGISTERED)
     return pending.PodRejection(nodes, main, tuple(counts.items()), details)
 
 

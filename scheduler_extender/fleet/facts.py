@@ -26,6 +26,8 @@ class Node:
     _: KW_ONLY
     inventory: tuple[gpus.Gpu, ...] = ()
     cordoned: frozenset[identifiers.GpuUuid] = frozenset()
+    unknown_cordons: tuple[identifiers.GpuUuid, ...] = ()
+    """UUIDs that a person cordoned and no GPU of the node has."""
     standing: Reason = Reason.NONE
     unavailable: Reason = Reason.NONE
     """NODE_NOT_READY or NODE_CORDONED, else NONE. What is free there counts as free for no pod, although pods that
@@ -42,6 +44,10 @@ class Node:
     """What is wrong with how it is set up, by error code, by the node's own words; for people only."""
     lacks: tuple[str, ...] = ()
     """Resources of our pods beside the count that are no key of its allocatable."""
+    cpu_thousandths: int = 0
+    """Its allocatable CPU; 0 where it is not known."""
+    memory_thousandths: int = 0
+    """Its allocatable memory, in thousandths of a byte; 0 where it is not known."""
     one_at_a_time: bool = False
     """Another project's plugin serves it, which serves the first pending pod it finds: no second one may be started."""
 

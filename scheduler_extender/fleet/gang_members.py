@@ -170,13 +170,11 @@ class Gangs:
             gang: Its gang.
             now: Monotonic seconds.
         """
+        incomplete = self.incomplete(namespace, gang)
+        if incomplete:
+            return incomplete
         members = self.members((namespace, gang.name))
-        defect = members.defect(gang.name)
-        if defect:
-            return rejections.Rejection(Reason.GANG, detail=defect)
-        size, present = members.size_for(gang), members.present
-        if present < size or not size:
-            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: {present} of {size} members are there")
+        size = members.size_for(gang)
         reserved = {
             other for other, until in members.reserved_until.items() if until > now and other not in members.bound
         }
@@ -186,6 +184,17 @@ class Gangs:
         if whole:
             return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: not enough free for one more member")
         return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: not enough free for all {size} members at once")
+
+    def incomplete(self, namespace: str, gang: gangs.Gang) -> rejections.Rejection | None:
+        """Return why no member of a gang can start whatever is free: members are missing, or they contradict."""
+        members = self.members((namespace, gang.name))
+        defect = members.defect(gang.name)
+        if defect:
+            return rejections.Rejection(Reason.GANG, detail=defect)
+        size, present = members.size_for(gang), members.present
+        if present < size or not size:
+            return rejections.Rejection(Reason.GANG, detail=f"{gang.name}: {present} of {size} members are there")
+        return None
 
     def join_refusal(self, namespace: str, gang: gangs.Gang) -> str:
         """Return why one more member cannot join, or an empty string."""

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from gpu_sharing.core import requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays
 
@@ -98,28 +97,3 @@ def _fragmentation(
         for share, times in lately.items()
     )
     return wasted / (requested * free)
-
-
-def never_fits(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[str, ...]:
-    """Why no node as it is known now can ever take the pod; empty where one could, or where none is known."""
-    by_model = fleet.columns
-    exists = fleet.exists[:, :by_model]
-    if not exists.any():
-        return ()
-    types = fleet.types.matching(request.selectors.accept_type)
-    among = exists & types[fleet.type_id[:, :by_model]]
-    if not among.any():
-        known = ", ".join(sorted(name for name in fleet.types.words if name))
-        return (f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {known}",)
-    largest_mib, most_gpus = int(fleet.memory_total[:, :by_model][among].max()), int(among.sum(0).max())
-    shares = []
-    for ask in request.containers:
-        if ask and ask.memory_mib > largest_mib:
-            shares.append(
-                f"{ask.memory_mib} MiB are requested of one GPU; the largest that it accepts has {largest_mib} MiB"
-            )
-        if ask and ask.gpus > most_gpus:
-            shares.append(
-                f"{ask.gpus} GPUs are requested for one container; no node has more than {most_gpus} it accepts"
-            )
-    return tuple(dict.fromkeys(f"the pod cannot be placed: {one}" for one in shares))

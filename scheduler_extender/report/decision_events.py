@@ -149,12 +149,19 @@ class DecisionEvents:
 
     def bad_links(self, node: facts.Node) -> None:
         """Report a node whose record of links cannot be read or contradicts itself."""
+        self._node_event(node.name, event_reasons.BAD_LINKS, error_codes.BAD_LINKS, node.bad_links)
+
+    def unknown_cordon(self, node: facts.Node) -> None:
+        """Report a node whose cordon names a UUID that no GPU of it has."""
+        sentence = event_notes.unknown_cordon(node.unknown_cordons, [gpu.uuid for gpu in node.inventory])
+        self._node_event(node.name, event_reasons.UNKNOWN_CORDON, error_codes.UNKNOWN_CORDON, sentence)
+
+    def _node_event(self, name: str, reason: str, code: error_codes.Code, sentence: str) -> None:
         if self._leads():
-            entry = error_codes.REGISTRY[error_codes.BAD_LINKS]
-            note = f"{entry.code}: {node.bad_links}\n    {entry.remedy}"
+            note = f"{code}: {sentence}\n    {error_codes.REGISTRY[code].remedy}"
             # The kubelet names a node by its name where others have a UID, and `kubectl describe node` filters by that.
-            regarding = events.Regarding("Node", node.name, "", node.name)
-            self._recorder.record(events.Event(regarding, event_reasons.BAD_LINKS, note, _SCHEDULING))
+            regarding = events.Regarding("Node", name, "", name)
+            self._recorder.record(events.Event(regarding, reason, note, _SCHEDULING))
 
     def unschedulable(self, pod: pending.AnyPod) -> None:
         """Report the GPUs of a pod that kube-scheduler says it cannot place, unless the rejection was ours."""

@@ -5,9 +5,12 @@ because `kubectl get events` cuts there.
 """
 
 import collections
+from collections.abc import Sequence
 
-from gpu_sharing.core import allocations, identifiers, placement, policies, rejections, requests
+from gpu_sharing.core import allocations, identifiers, near_misses, placement, policies, records, rejections, requests
 from scheduler_extender.cluster import pending
+
+_MOST_UUIDS = 3
 
 
 def scheduled(
@@ -62,6 +65,16 @@ def rejected(rejection: pending.PodRejection) -> str:
     summary = ", ".join(f"{count} {rejections.REASONS[reason].phrase}" for reason, count in ordered)
     head = f"0/{total} nodes available: {summary or 'there are no nodes'}"
     return "\n    ".join([head, *(f"{_name_of(nodes)}: {nodes.rejection}" for nodes in rejection.details)])
+
+
+def unknown_cordon(named: Sequence[str], known: Sequence[str]) -> str:
+    """Return which UUIDs of a node's cordon no GPU of the node has, and which were probably meant."""
+    texts = []
+    for uuid in named[:_MOST_UUIDS]:
+        meant = near_misses.nearest(uuid, known)
+        texts.append(f"{uuid[:80]} (did you mean {meant}?)" if meant else uuid[:80])
+    more = f" and {len(named) - _MOST_UUIDS} more" if len(named) > _MOST_UUIDS else ""
+    return f"{records.CORDON} names {', '.join(texts)}{more}, which no GPU of the node has"
 
 
 def _name_of(nodes: pending.RejectedNodes) -> str:

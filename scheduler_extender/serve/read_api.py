@@ -4,6 +4,7 @@ Served on every replica, from the same mirror that decides. On loopback it is op
 may read what. `gpu_sharing.adapters.read_api_types` describes every answer.
 """
 
+import contextlib
 import heapq
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ import msgspec
 import orjson
 
 from gpu_sharing.adapters import pauses, read_api_types
-from gpu_sharing.core import error_codes, errors, gpus, identifiers, placement
+from gpu_sharing.core import error_codes, errors, gpus, identifiers, near_misses, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
 from scheduler_extender.cluster import pending
-from scheduler_extender.decide import explaining
+from scheduler_extender.decide import causes, explaining
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
 from scheduler_extender.report import event_notes
@@ -25,6 +26,9 @@ from scheduler_extender.serve import read_access, server
 
 _LONGEST_NAME = 253
 _SORTED_AT_A_TIME = 2_000
+_MOST_COMPARED = 5_000
+"""Names that a misspelled one is compared with: about 50 ms, beside the loop."""
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +117,37 @@ class ReadApi:
             text = f"the pod's events cannot be read from the API server: {cause}"
             await self._refuse(send, 502, error_codes.EVENTS_UNREAD, text)
             return
-        if body is None:
+        if body is None and route is not None:
+            await self._refuse(send, 404, error_codes.NO_SUCH_POD, await self._absent(route, reader))
+        elif body is None:
             known = "cluster, nodes, pods, explain/<namespace>/<pod>, events/<namespace>/<pod>"
             text = f"nothing at {path[:80]}: there are {known}; the last two know pods that request GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
-            return
-        await server.answer(send, 200, body)
+        else:
+            await server.answer(send, 200, body)
+
+    async def _absent(self, route: Route, reader: read_access.Reader) -> str:
+        """Return that there is no such pod, and which one was probably meant, among those that the caller may see."""
+        visible = await reader.visible(await self._namespaces())
+        same_name: set[str] = set()
+        near: list[str] = []
+        pause = pauses.Pause()
+        for key in [*(pod.key for pod in self._mirror.ledger.pods()), *(pod.key for pod in self._pending)]:
+            await pause()
+            namespace, _, name = key.partition("/")
+            if visible is not None and namespace not in visible:
+                continue
+            if name == route.name:
+                same_name.add(namespace)
+            elif namespace == route.namespace and len(near) < _MOST_COMPARED:
+                near.append(name)
+        text = f"no pod {route.namespace}/{route.name} requests GPUs"
+        if same_name:
+            return f"{text}; a pod of that name is in namespace {', '.join(sorted(same_name)[:_MOST_NAMED])}"
+        with contextlib.suppress(worker.Busy):
+            meant = await self._core.worker.run(lambda: near_misses.nearest(route.name, near))
+            return f"{text}; did you mean {route.namespace}/{meant}?" if meant else text
+        return text
 
     async def _body(self, route: Route, reader: read_access.Reader) -> bytes | None:
         """Return the answer; None where there is no such pod.
@@ -233,6 +262,7 @@ class ReadApi:
             error_code=rejection.code if rejection else "",
             created_at=pod.traits.created_at,
             requests=_requests(pod),
+            reason=causes.headline(self._core, entry) if entry else "",
         )
 
     def _held(self, key: str) -> facts.BoundPod | None:
@@ -248,30 +278,42 @@ class ReadApi:
         if pod is None:
             held = self._held(key)
             return None if held is None else read_api_types.Explanation(key, "bound", held.node)
-        answer = await self._explainer.explain(pod)
-        return read_api_types.Explanation(
-            pod=key,
-            phase="pending",
-            node=None,
-            summary=event_notes.rejected(answer.rejection),
-            remedy=answer.remedy,
-            nearest=answer.nearest,
-            gates=list(answer.gates),
-            nodes=[
-                read_api_types.NodeExplanation(
-                    node=node.node,
-                    fits=node.code is None,
-                    code=node.code or "",
-                    message=node.message,
-                    curable=node.curable,
-                    advice=node.advice,
-                    waits_for=list(node.waits_for),
-                    evictable=list(node.evictable),
-                    examined=node.examined,
-                )
-                for node in answer.nodes
-            ],
-        )
+        return explanation(key, await self._explainer.explain(pod))
+
+
+def explanation(key: str, answer: explaining.Explanation) -> read_api_types.Explanation:
+    """Return what the path `explain` answers about a pending pod."""
+    return read_api_types.Explanation(
+        pod=key,
+        phase="pending",
+        node=None,
+        summary=event_notes.rejected(answer.rejection),
+        remedy=answer.remedy,
+        nearest=answer.nearest,
+        gates=list(answer.gates),
+        nodes=[_node_explanation(node) for node in answer.nodes],
+        causes=[
+            read_api_types.Cause(one.code, one.sentence, one.advice, one.nodes, one.lasts) for one in answer.causes
+        ],
+        groups=[
+            read_api_types.NodeGroup(group.code or "", group.phrase, group.nodes, group.nearest)
+            for group in answer.groups
+        ],
+    )
+
+
+def _node_explanation(node: explaining.NodeExplanation) -> read_api_types.NodeExplanation:
+    return read_api_types.NodeExplanation(
+        node=node.node,
+        fits=node.code is None,
+        code=node.code or "",
+        message=node.message,
+        curable=node.curable,
+        advice=node.advice,
+        waits_for=list(node.waits_for),
+        evictable=list(node.evictable),
+        examined=node.examined,
+    )
 
 
 def _gpu(state: gpus.GpuState, known: facts.Node) -> read_api_types.Gpu:

@@ -19,7 +19,7 @@ import structlog
 from gpu_sharing.core import error_codes, gangs
 from scheduler_extender.cluster.mirror import Mirror
 from scheduler_extender.decide import admission
-from scheduler_extender.fleet import model_stats
+from scheduler_extender.fleet import never_fits
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.serve import server
 from scheduler_extender.settings import Settings
@@ -138,7 +138,7 @@ class Webhook:
             why = self._ledger.gangs.join_refusal(asked.namespace, verdict.gang)
             if why:
                 return admission.AdmissionResult(f"{error_codes.BAD_GANG}: {why}")
-        more = model_stats.never_fits(self._ledger.settle(), verdict.request)
+        more = map(str, never_fits.obstacles(self._ledger.settle(), verdict.request))
         return dataclasses.replace(verdict, warnings=(*verdict.warnings, *more, *self._sizeless(asked, verdict)))
 
     def _sizeless(self, asked: _Asked, verdict: admission.AdmissionResult) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def told(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
     """And the exit status says so."""
     status, found = doctor(*reach(extender, healthy))
-    assert found == {"summary": {"checks": 16, "errors": 0, "warnings": 0}, "findings": []}
+    assert found == {"summary": {"checks": 19, "errors": 0, "warnings": 0}, "findings": []}
     assert status == 0
     table = hamictl("doctor", *reach(extender, healthy))
     assert table.stdout == "no problems found\n"
@@ -152,7 +152,7 @@ def test_each_of_a_dozen_planted_faults_is_found(
         ]
     )  # fmt: skip
     assert all(one["remedy"] and one["meaning"] and one["detail"] for one in found["findings"])
-    assert found["summary"] == {"checks": 16, "errors": 7, "warnings": 5}
+    assert found["summary"] == {"checks": 19, "errors": 7, "warnings": 5}
 
 
 def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_answer(healthy: pathlib.Path) -> None:

@@ -161,17 +161,38 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         "node": "a",
         "fits": False,
         "code": "SCHED_INSUFFICIENT_GPU_MEMORY",
-        "message": "GPU memory insufficient (requested 99000MB, available 16000MB)",
-        "curable": True,
+        "message": "GPU memory insufficient (requested 99,000 MiB, available 16,000 MiB)",
+        "curable": False,
         "advice": "request at most 16000 MiB of each GPU's memory",
         "waits_for": [],
         "evictable": [],
         "examined": True,
     }
     assert (found["nearest"], found["gates"]) == (None, [])
-    assert found["remedy"] == "Request less nvidia.com/gpumem, or wait for a pod to end."
-    assert {node["code"] for node in bad["nodes"]} == {"SCHED_PERCENT_OUT_OF_RANGE"}
-    assert extender.get("api", "/api/v1/explain/default/absent")[0] == 404
+    assert found["remedy"] == "Request at most 16000 MiB of each GPU's memory."
+    assert found["groups"] == [
+        {"code": "SCHED_INSUFFICIENT_GPU_MEMORY", "message": "GPU memory insufficient", "nodes": 2, "nearest": "a"}
+    ]
+    assert [cause["code"] for cause in found["causes"]] == ["SCHED_NEVER_FITS"]
+    assert (bad["nodes"], [cause["code"] for cause in bad["causes"]]) == ([], ["SCHED_PERCENT_OUT_OF_RANGE"])
+    reasons = {pod["name"]: pod["reason"] for pod in calls.read(extender, "pods")["pods"]}
+    assert reasons["bad"] == bad["causes"][0]["message"]
+
+
+def test_the_read_api_says_which_pod_was_probably_meant(extender: Extender, server: api_server.Running) -> None:
+    """A typo and a wrong namespace are the commonest reasons why a name is not known."""
+    calls.create(server, "train-7")
+    calls.eventually(lambda: calls.read(extender, "cluster")["pods_pending"] == 1)
+
+    def refusal(path: str) -> str:
+        status, body = extender.get("api", f"/api/v1/{path}")
+        answer = json.loads(body)
+        assert (status, answer["error_code"]) == (404, "SCHED_NO_SUCH_POD")
+        return str(answer["message"])
+
+    assert refusal("explain/default/trian-7") == "no pod default/trian-7 requests GPUs; did you mean default/train-7?"
+    assert refusal("events/ai/train-7") == "no pod ai/train-7 requests GPUs; a pod of that name is in namespace default"
+    assert refusal("explain/default/other") == "no pod default/other requests GPUs"
 
 
 def test_the_read_api_tells_what_happened_to_a_pod(extender: Extender, server: api_server.Running) -> None:

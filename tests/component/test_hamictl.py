@@ -176,8 +176,11 @@ def test_a_gpu_kept_out_of_use_is_not_called_ok(extender: Extender, server: api_
 def test_an_explanation_for_people_and_for_programs(api: tuple[str, ...]) -> None:
     """Node by node."""
     text = said("explain", "waits", *api)
-    assert text.startswith("default/waits is pending: 0/2 nodes available: 2 GPU memory insufficient\n")
-    assert "a: GPU memory insufficient (requested 99000MB, available 16000MB) [SCHED_INSUFFICIENT_GPU_MEMORY]" in text
+    assert text.startswith(
+        "default/waits is pending: no GPU here has 99,000 MiB; the largest has 16,000 MiB (NVIDIA A100)"
+        " [SCHED_NEVER_FITS]\n  what to do: Request at most 16000 MiB of each GPU's memory.\nnodes:\n"
+    )
+    assert "a: GPU memory insufficient (requested 99,000 MiB, available 16,000 MiB) [SCHED_INSUFFICIENT_GPU_ME" in text
     assert json.loads(said("explain", "waits", *api, "-o", "json"))["nodes"][0]["fits"] is False
     assert said("explain", "waits", *api, "-o", "wide").splitlines()[0].split() == ["NODE", "FITS", "CODE", "WHY"]
     assert said("explain", "default/holds", *api) == "default/holds is on node a\n"
@@ -187,7 +190,7 @@ def test_what_goes_wrong_is_one_sentence_a_hint_and_a_status(api: tuple[str, ...
     """And no traceback, unless it is requested."""
     absent = hamictl("explain", "nobody", *api)
     assert absent.returncode == 1
-    assert absent.stderr.startswith("hamictl: SCHED_UNKNOWN_ROUTE: nothing at /api/v1/explain/default/nobody")
+    assert absent.stderr.startswith("hamictl: SCHED_NO_SUCH_POD: no pod default/nobody requests GPUs")
 
     for arguments, start in (
         (("nodes", "--extender", "http://127.0.0.1:1"), "hamictl: no answer from http://127.0.0.1:1"),

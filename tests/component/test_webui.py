@@ -199,6 +199,40 @@ def test_the_overview_answers_how_full_it_is_and_who_waits(site: Site) -> None:
     assert "SCHED_INSUFFICIENT_GPU_MEMORY" in text
 
 
+def test_a_pending_pod_shows_its_cause_and_the_nearest_of_many_nodes(site: Site) -> None:
+    """Four hundred lines in the order of names hide the one that matters."""
+    code, taint = "SCHED_INSUFFICIENT_GPU_MEMORY", "SCHED_NODE_TAINT"
+    nodes = [
+        {
+            "node": f"n{number}", "fits": False, "code": code if number < 4 else taint, "message": "full",
+            "curable": False, "advice": "", "waits_for": [], "evictable": [],
+        }
+        for number in range(402)
+    ]  # fmt: skip
+    site.extender.explanations["ai", "waits"] = {
+        "pod": "ai/waits", "phase": "pending", "node": None, "summary": "0/402", "remedy": "Wait.", "nodes": nodes,
+        "causes": [
+            {"code": code, "message": "GPU memory insufficient on n0 and 3 nodes more", "advice": "Request less."},
+            {"code": taint, "message": "the taint team=ml", "advice": "Add a toleration."},
+        ],
+        "groups": [
+            {"code": code, "message": "GPU memory insufficient", "nodes": 4, "nearest": "n0"},
+            {"code": taint, "message": "taint not tolerated", "nodes": 398, "nearest": "n4"},
+        ],
+    }  # fmt: skip
+
+    page = site.page("/pods/ai/waits")
+    every = site.page("/pods/ai/waits?nodes=all")
+
+    assert page.index("GPU memory insufficient on n0 and 3 nodes more") < page.index("Request less.")
+    assert page.index("Request less.") < page.index("the taint team=ml")
+    assert "The nearest 5 of 402 nodes" in page
+    assert [f'href="/nodes/n{number}"' in page for number in (0, 4, 5)] == [True, True, False]
+    assert "398</span> × taint not tolerated" in page
+    assert 'href="/pods/ai/waits?nodes=all"' in page
+    assert all(f'href="/nodes/n{number}"' in every for number in range(402))
+
+
 def test_a_node_shows_each_gpu_as_a_bar_with_its_words_beside(site: Site) -> None:
     """For who does not see the colours."""
     text = site.page("/nodes")

@@ -75,7 +75,7 @@ def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.
     assert gates == [{"name": "hami.io/gang"}]
     assert "SCHED_BAD_GANG: gang train has its 2 members already" in third
     assert applied.returncode == 0
-    assert "Warning: the pod cannot be placed: 99000 MiB are requested of one GPU" in applied.stderr
+    assert "Warning: no GPU here has 99,000 MiB" in applied.stderr
 
     site.create(site.pod_body("later", {GPU: "1", "nvidia.com/gpucores": "150"}))
     sites.wait_for(lambda: site.events("later", "FailedScheduling"), 60)

@@ -28,3 +28,13 @@ def test_only_what_others_hold_is_curable() -> None:
         Reason.MIG_INSTANCE,
     }  # fmt: skip
     assert rejections.Rejection(Reason.MEMORY).code == error_codes.INSUFFICIENT_GPU_MEMORY
+
+
+def test_a_sentence_for_people_has_mib_and_the_text_of_the_event_has_not() -> None:
+    """Events keep HAMi's unit, which users search for; everywhere else MiB is written as what it is."""
+    rejected = rejections.Rejection(Reason.MEMORY, "40000MB", "21920MB")
+    nothing_free = rejections.Rejection(Reason.MEMORY, "40000MB", "0MB")
+
+    assert str(rejected) == "GPU memory insufficient (requested 40000MB, available 21920MB)"
+    assert rejected.sentence == "GPU memory insufficient (requested 40,000 MiB, available 21,920 MiB)"
+    assert (rejected.available_words, nothing_free.available_words) == ("21920 MiB", "")

@@ -374,6 +374,12 @@ def test_a_type_that_a_part_of_it_excludes_is_refused() -> None:
          ["container main: resource nvidia.com/gpumemory has no effect: the known one is nvidia.com/gpumem"]),
         ({}, {GPU: "1", "nvidia.com/gpu-memory": "4000"},
          ["container main: resource nvidia.com/gpu-memory has no effect: the known one is nvidia.com/gpumem"]),
+        ({"nvidia.com/gpumemm": "4000"}, {GPU: "1"},
+         ["annotation nvidia.com/gpumemm has no effect: write the resource nvidia.com/gpumem under resources.limits"]),
+        ({"nvida.com/use-gputype": "T4"}, {GPU: "1", "nvidia.io/gpucores": "30"},
+         ["annotation nvida.com/use-gputype has no effect: the known one is nvidia.com/use-gputype",
+          "container main: resource nvidia.io/gpucores has no effect: the known one is nvidia.com/gpucores"]),
+        ({"amd.com/use-gputype": "x", "nvidiacom": ""}, {GPU: "1", "amd.com/gpu": "1", "cpu": "1"}, []),
         ({"example.com/gpumem": "1", "nvidia.com/cuda": "12", "hami.io/vgpu-node": "n", requests.MODE: "mps",
           "nvidia.com/" + "x" * 200: ""},
          {GPU: "1", "nvidia.com/mig-1g.5gb": "1", "nvidia.com/gpu.shared": "1", "nvidia.com/priority": "0"}, []),
@@ -387,3 +393,12 @@ def test_a_word_that_nobody_knows_is_said_and_not_ignored(
     found = read(limits, annotations=annotations).warnings
 
     assert found == tuple(warnings) if warnings is not None else len(found) == 5
+
+
+def test_a_resource_that_a_setting_renamed_has_near_misses_too() -> None:
+    """The likely name is the one of this cluster."""
+    names = requests.ResourceNames(count="corp.example/vgpu", memory="corp.example/vgpu-memory")
+
+    assert requests.meant_resource("corp.example/vgpu-memry", names) == "corp.example/vgpu-memory"
+    assert requests.meant_resource("corp.example/vgpu-memory", names) == ""
+    assert requests.meant_resource("other.example/vgpu-memory", names) == ""

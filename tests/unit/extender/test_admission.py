@@ -8,13 +8,12 @@ import pytest
 import yaml
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import gangs, gpus, identifiers, placement, requests
+from gpu_sharing.core import gangs, identifiers, requests
 from scheduler_extender.cluster import node_selection
 from scheduler_extender.decide import admission
-from scheduler_extender.fleet import arrays, gang_members, model_stats
+from scheduler_extender.fleet import gang_members
 from scheduler_extender.settings import Settings
 from tests import inputs
-from tests.unit import builders
 
 GPU, MEM, CORES, PRIORITY = "nvidia.com/gpu", "nvidia.com/gpumem", "nvidia.com/gpucores", "nvidia.com/priority"
 DEFAULTS = Settings()
@@ -143,29 +142,20 @@ def test_a_pod_of_another_scheduler_is_left_alone_with_a_warning(scheduler: str,
     assert f"schedulerName {scheduler} is not hami-scheduler" in verdict.warnings[0]
 
 
+@pytest.mark.parametrize("scheduler", ["hami-scheduler", "default-scheduler", "volcano"])
+@pytest.mark.parametrize("limits", [{GPU: "1", "nvidia.com/gpumemm": "4000"}, {"nvidia.com/gpumemm": "4000"}])
+def test_a_misspelled_resource_is_a_warning_for_every_pod(scheduler: str, limits: dict[str, str]) -> None:
+    """Also where nothing else of the pod is ours: its owner believes that it gets GPU memory."""
+    verdict = admission.review(pod(limits, {"schedulerName": scheduler}), DEFAULTS)
+
+    assert verdict.refused == ""
+    assert "nvidia.com/gpumemm has no effect: the known one is nvidia.com/gpumem" in verdict.warnings[-1]
+
+
 def test_what_the_request_ignores_is_a_warning() -> None:
     verdict = admission.review(pod({GPU: "1", MEM: "4000", "nvidia.com/gpumem-percentage": "50"}), DEFAULTS)
 
     assert "nvidia.com/gpumem-percentage is ignored" in verdict.warnings[0]
-
-
-def test_a_request_beyond_every_gpu_of_the_cluster_is_known_at_once() -> None:
-    """No wait cures it; but the cluster may grow, so it is a warning."""
-    fleet = arrays.Arrays()
-    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(99_000))) == ()
-    states = tuple(gpus.GpuState(builders.gpu("n", index)) for index in range(2))
-    node = placement.NodeState(identifiers.NodeName("n"), states)
-    fleet.write(fleet.column(node.name), node, inventory_changed=True)
-    wrong_type = requests.Selectors(use_types=("h100",))
-
-    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(16_000, gpus=2))) == ()
-    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(17_000, gpus=3))) == (
-        "the pod cannot be placed: 17000 MiB are requested of one GPU; the largest that it accepts has 16000 MiB",
-        "the pod cannot be placed: 3 GPUs are requested for one container; no node has more than 2 it accepts",
-    )
-    assert model_stats.never_fits(fleet, builders.pod_request(builders.share_of(1), selectors=wrong_type)) == (
-        f"the pod cannot be placed: no GPU here has a type that the pod accepts; there are {builders.TYPES[0]}",
-    )
 
 
 def test_members_of_a_gang_are_given_the_gate_that_keeps_them_together() -> None:

@@ -35,7 +35,7 @@ def test_it_says_whose_end_makes_room_and_who_would_be_evicted() -> None:
     """The fewest pods of any priority, and the best victims of a lower one."""
     answer = explain(full_node(), pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "11000"}, priority=10))
 
-    a, b = answer.nodes
+    b, a = answer.nodes  # The nearest first: one pod must end there, two on the other.
     assert a.waits_for == ("default/one", "default/two")
     assert a.evictable == ("default/one", "default/two")
     assert a.advice == "request at most 4000 MiB of each GPU's memory"
@@ -101,3 +101,59 @@ def test_gates_and_gangs_are_told() -> None:
     assert answer.gates == ("hami.io/gang",)
     assert answer.nodes[0].message == "waits for its gang (train: 1 of 2 members are there)"
     assert answer.remedy.startswith("Wait, create the missing members")
+
+
+def test_a_selector_is_weighed_with_what_the_selected_nodes_have() -> None:
+    """It may match no node at all, only nodes that are too small, or only nodes that are full."""
+    world = World(
+        gpus.gpu_node("large", gpus.A100, 1, labels={"zone": "earth"}),
+        gpus.gpu_node("small", gpus.T4, 1, labels={"zone": "moon"}),
+        gpus.gpu_node("bare", gpus.T4, 0, labels={"zone": "mars"}),
+    )
+    limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "40000"}
+
+    nowhere = explain(world, pod("nowhere", limits, nodeSelector={"zone": "mars"}))
+    too_small = explain(world, pod("too-small", limits, nodeSelector={"zone": "moon"}))
+    fitting = explain(world, pod("fitting", limits, nodeSelector={"zone": "earth"}))
+
+    assert nowhere.causes[0].sentence == "nodeSelector zone=mars matches no node with GPUs; they have zone=earth"
+    assert too_small.causes[0].sentence == (
+        "nodeSelector zone=moon leaves only nodes whose GPUs never serve the request, and excludes large"
+    )
+    assert fitting.causes[0].sentence == "its GPUs fit on large; kube-scheduler has not tried the pod yet"
+
+
+def test_nodes_without_gpus_are_no_cause_where_others_have_some() -> None:
+    """A cluster may have a hundred nodes without GPUs; the one with GPUs is the one that is full."""
+    world = World(gpus.gpu_node("g", A100, 1), *(gpus.gpu_node(f"cpu-{n}", A100, 0) for n in range(3)))
+    world.see(held("holder", "g", 0, 15_000))
+    body = pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000"})
+
+    answer = explain(world, body)
+    world.filter(body, "g")
+
+    assert answer.causes[0].sentence == ("GPU memory insufficient (requested 4,000 MiB, available 1,000 MiB) on g")
+    assert answer.causes[0].advice == "Request at most 1000 MiB of each GPU's memory, or wait for a pod to end."
+    assert (answer.nodes[0].node, answer.nodes[0].waits_for) == ("g", ("default/holder",))
+    entry = world.pending.entry(world.listed("p").uid)
+    assert entry is not None
+    assert entry.rejection is not None
+    assert entry.rejection.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
+
+
+def test_empty_gpus_are_never_a_reason_to_wait() -> None:
+    """No pod can end where there is none."""
+    world = World(gpus.gpu_node("a", A100, 2), gpus.gpu_node("b", gpus.T4, 2))
+    for number, (limits, annotations) in enumerate(
+        [
+            ({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "200000"}, {}),
+            ({"nvidia.com/gpu": "5"}, {}),
+            ({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "15900"}, {"nvidia.com/use-gputype": "T4"}),
+            ({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100"}, {"nvidia.com/use-gputype": "H100"}),
+            ({"nvidia.com/gpu": "1", "nvidia.com/gpumem": "100"}, {"nvidia.com/vgpu-mode": "mig"}),
+        ]
+    ):
+        answer = explain(world, pod(f"p{number}", limits, annotations=annotations))
+        advice = [answer.remedy, *(one.advice for one in answer.causes), *(one.advice for one in answer.nodes)]
+        assert not any("wait" in text.lower() for text in advice), advice
+        assert all(one.lasts for one in answer.causes)

@@ -1,0 +1,228 @@
+"""Why no node takes a pod, as causes over all nodes: those of the nodes that came nearest are the first. Pure.
+
+Where a node selector leaves one node, and that one is cordoned, the cordon is the cause; that the other nodes do not
+match comes after it.
+"""
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from gpu_sharing.core import error_codes, rejections
+from gpu_sharing.core.rejections import Reason
+from scheduler_extender.cluster import node_selection, pending, scheduler_condition
+from scheduler_extender.decide import causes, node_obstacles
+from scheduler_extender.decide.causes import Cause, cause
+from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.decide.node_obstacles import Obstacle, Stage
+from scheduler_extender.fleet import facts, never_fits
+
+_MOST_NAMED = 3
+_MOST_CAUSES = 5
+"""Of one stage."""
+_SEEN_BY_US = frozenset({error_codes.NODE_SELECTOR, error_codes.NODE_TAINT, error_codes.NODE_CORDONED})
+"""Rules that our own look covers: kube-scheduler cannot mean a node that passes it."""
+_OF_THE_POD = frozenset({Reason.QUOTA, Reason.QUOTA_UNREADABLE, Reason.GANG})
+"""Reasons that are the same on every node."""
+_MAY_PASS = frozenset({Reason.QUOTA, Reason.GANG, Reason.HAMI_NODE_BUSY})
+"""Reasons that the end or the start of other pods may cure, although no eviction does."""
+_STATES = {error_codes.NODE_CORDONED: "cordoned", error_codes.NODE_NOT_READY: "not ready"}
+
+
+def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Obstacle]) -> tuple[Cause, ...]:
+    """Return what keeps a pod off the nodes, given what keeps it off each."""
+    by_stage: dict[Stage, list[Obstacle]] = collections.defaultdict(list)
+    for obstacle in obstacles:
+        by_stage[obstacle.stage].append(obstacle)
+    if not by_stage.keys() - {Stage.NO_GPUS}:
+        return (_no_gpus(obstacles),)
+    by_stage.pop(Stage.NO_GPUS, None)
+    with_gpus = [one for one in obstacles if one.stage is not Stage.NO_GPUS]
+    stages = _Stages(core, pod, with_gpus)
+    return tuple(one for stage in sorted(by_stage, reverse=True) for one in stages.causes(stage, by_stage[stage]))
+
+
+def _no_gpus(obstacles: Sequence[Obstacle]) -> Cause:
+    """The cause where no node has GPUs that the extender allocates."""
+    reasons = [one.rejection.reason for one in obstacles if one.rejection]
+    others = collections.Counter(reason for reason in reasons if reason is not Reason.NODE_NOT_REGISTERED)
+    if not others:
+        return cause(error_codes.NODE_NOT_REGISTERED, "no node has registered GPUs", len(obstacles), lasts=True)
+    ((reason, count),) = others.most_common(1)
+    where = _names(one for one in obstacles if one.rejection and one.rejection.reason is reason)
+    info = rejections.REASONS[reason]
+    return cause(info.code, f"{info.phrase} ({where}), and no other node has GPUs", count, lasts=True)
+
+
+class _Stages:
+    """Makes the causes of each stage from the nodes that came so far."""
+
+    def __init__(self, core: DecisionCore, pod: pending.PendingPod, with_gpus: Sequence[Obstacle]) -> None:
+        self._core = core
+        self._pod = pod
+        self._with_gpus = len(with_gpus)
+        self._selected = [one for one in with_gpus if one.selected]
+
+    def causes(self, stage: Stage, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
+        """Return the causes of one stage, the most frequent one first."""
+        match stage:
+            case Stage.FITS:
+                return self._fits(obstacles)
+            case Stage.GPUS:
+                return self._gpus(obstacles)
+            case Stage.UNAVAILABLE:
+                return self._unavailable(obstacles)
+            case Stage.SELECTOR:
+                return (self._selector(obstacles),)
+            case Stage.NEVER:
+                return self._never(obstacles)
+            case _:
+                return self._by_message(obstacles)
+
+    def _fits(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
+        """By our look the pod fits: only kube-scheduler can say what is in the way."""
+        where, pod = _names(obstacles), self._pod
+        if pod.nominated_node:
+            sentence = f"pods of lower priority are evicted for it on {pod.nominated_node}"
+            return (_advised(cause(error_codes.NOT_OFFERED, sentence), "Wait until they have ended."),)
+        count = self._core.settings.resource_names.count
+        rules = [
+            rule
+            for rule in causes.scheduler_rules(pod)
+            if rule.nodes and rule.code not in _SEEN_BY_US and rule.resource != count
+        ]
+        if not rules:
+            tried = "since then" if pod.unschedulable_message else "yet"
+            sentence = f"its GPUs fit on {where}; kube-scheduler has not tried the pod {tried}"
+            advice = f"Wait some seconds; if it stays, check that the kube-scheduler of {pod.scheduler_name} runs."
+            return (_advised(cause(error_codes.NOT_OFFERED, sentence), advice),)
+        return [
+            cause(rule.code, f"{self._rule(rule, obstacles)}; its GPUs would fit on {where}", rule.nodes)
+            for rule in rules[:_MOST_CAUSES]
+        ]
+
+    def _rule(self, rule: scheduler_condition.Rule, obstacles: Sequence[Obstacle]) -> str:
+        """Return a rule of kube-scheduler in words, with the pod's request where that is CPU or memory."""
+        traits = self._pod.traits
+        asked = {"cpu": traits.cpu_thousandths, "memory": traits.memory_thousandths}.get(rule.resource, 0)
+        if not asked:
+            return f"kube-scheduler: {rule}"
+        most = max((_allocatable(node, rule.resource) for node in self._facts(obstacles)), default=0)
+        whole = f"; the largest node has {node_obstacles.amount(rule.resource, most)} in all" if most else ""
+        asked_words = node_obstacles.amount(rule.resource, asked)
+        return f"{rule.text} on {causes.nodes_words(rule.nodes)}: the pod requests {asked_words}{whole}"
+
+    def _gpus(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
+        """One cause for each reason, with the numbers of its nearest node."""
+        by_reason: dict[Reason, list[Obstacle]] = collections.defaultdict(list)
+        for one in obstacles:
+            if one.rejection:
+                by_reason[one.rejection.reason].append(one)
+        for reason, some in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
+            nearest = min(some, key=lambda one: (one.short_mib, one.node))
+            assert nearest.rejection is not None
+            others = f" and {causes.nodes_words(len(some) - 1)} more" if len(some) > 1 else ""
+            where = "" if reason in _OF_THE_POD else f" on {nearest.node}{others}"
+            advice = causes.advice_for(self._pod.request, nearest.rejection)
+            if nearest.rejection.info.curable and advice[0].islower():
+                advice = f"{advice}, or wait for a pod to end"
+            lasts = not nearest.rejection.info.curable and reason not in _MAY_PASS
+            yield _advised(
+                cause(nearest.rejection.code, f"{nearest.rejection.sentence}{where}", len(some), lasts=lasts), advice
+            )
+
+    def _unavailable(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
+        by_code: dict[error_codes.Code, list[Obstacle]] = collections.defaultdict(list)
+        for one in obstacles:
+            by_code[one.code or error_codes.NOT_OFFERED].append(one)
+        for code, some in sorted(by_code.items(), key=lambda item: -len(item[1])):
+            verb = "is" if len(some) == 1 else "are"
+            sentence = (
+                f"{_names(some)} {verb} {_STATES[code]}" if code in _STATES else f"{_names(some)}: {some[0].message}"
+            )
+            yield cause(code, sentence + self._would_fit(some), len(some), lasts=True)
+
+    def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
+        known, wanted = self._facts(obstacles), self._pod.node_requirements
+        nowhere = [pair for pair in wanted.selector if all(node.labels.get(pair[0]) != pair[1] for node in known)]
+        what = f"nodeSelector {', '.join(f'{key}={value}' for key, value in nowhere or wanted.selector)}"
+        if not nowhere and wanted.terms:
+            affinity = f"required affinity {node_selection.affinity_words(wanted)}"
+            what = f"{what} with {affinity}" if wanted.selector else affinity
+        if not self._selected:
+            sentence = f"{what} matches no node with GPUs{_labels_there(nowhere, known)}"
+        elif all(one.stage is Stage.NEVER for one in self._selected):
+            sentence = f"{what} leaves only nodes whose GPUs never serve the request, and excludes {_names(obstacles)}"
+        else:
+            sentence = f"{what} excludes {causes.nodes_words(len(obstacles))}{self._would_fit(obstacles)}"
+        return cause(error_codes.NODE_SELECTOR, sentence, len(obstacles), lasts=True)
+
+    def _never(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
+        """The request is more than the nodes have, or names other GPUs."""
+        if len(obstacles) == self._with_gpus:
+            whole = never_fits.obstacles(self._core.ledger.settle(), self._pod.request)
+            if whole:
+                made = [cause(one.code, one.sentence, len(obstacles), lasts=True) for one in whole]
+                return [_advised(one, part.advice) for one, part in zip(made, whole, strict=True)]
+        by_reason: dict[rejections.Rejection, int] = collections.Counter(
+            one.rejection for one in obstacles if one.rejection
+        )
+        made = []
+        for rejection, count in sorted(by_reason.items(), key=lambda item: -item[1])[:_MOST_CAUSES]:
+            sentence = f"{rejection.sentence} on {causes.nodes_words(count)}, also when all GPUs there are empty"
+            one = cause(error_codes.NEVER_FITS, sentence, count, lasts=True)
+            advice = causes.advice_for(self._pod.request, rejection)
+            made.append(_advised(one, advice) if advice[0].islower() else one)
+        return made
+
+    def _by_message(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
+        """One cause for each text, such as a taint."""
+        by_text: dict[tuple[error_codes.Code, str], list[Obstacle]] = collections.defaultdict(list)
+        for one in obstacles:
+            by_text[one.code or error_codes.NOT_OFFERED, one.message].append(one)
+        for (code, message), some in sorted(by_text.items(), key=lambda item: -len(item[1]))[:_MOST_CAUSES]:
+            sentence = f"{message} ({_names(some)}){self._would_fit(some)}"
+            yield cause(code, sentence, len(some), lasts=True)
+
+    def _would_fit(self, obstacles: Sequence[Obstacle]) -> str:
+        """Say so where nothing else is in the way on some of these nodes, and others have another cause."""
+        fitting = [one for one in obstacles if one.gpus_fit]
+        if not fitting or len(obstacles) == self._with_gpus:
+            return ""
+        return (
+            ", where its GPUs would fit" if len(fitting) == len(obstacles) else f"; they would fit on {_names(fitting)}"
+        )
+
+    def _facts(self, obstacles: Iterable[Obstacle]) -> list[facts.Node]:
+        nodes = (self._core.ledger.node_facts(one.node) for one in obstacles)
+        return [node for node in nodes if node is not None]
+
+
+def _advised(one: Cause, advice: str) -> Cause:
+    """Return a cause with other advice, as a sentence."""
+    text = advice if advice.endswith(".") else f"{advice}."
+    return dataclasses.replace(one, advice=text[0].upper() + text[1:])
+
+
+def _names(obstacles: Iterable[Obstacle]) -> str:
+    """Return the names of a few nodes, and how many more there are."""
+    names = sorted(one.node for one in obstacles)
+    if len(names) <= _MOST_NAMED:
+        return ", ".join(names)
+    return f"{', '.join(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED:,} more nodes"
+
+
+def _allocatable(node: facts.Node, resource: str) -> int:
+    return node.cpu_thousandths if resource == "cpu" else node.memory_thousandths
+
+
+def _labels_there(pairs: Sequence[tuple[str, str]], nodes: Sequence[facts.Node]) -> str:
+    """Return which values of the first label the nodes have, for a label with a wrong value or key."""
+    if not pairs:
+        return ""
+    key = pairs[0][0]
+    values = sorted({node.labels[key] for node in nodes if key in node.labels})
+    if not values:
+        return f"; none has the label {key}"
+    more = f" and {len(values) - _MOST_NAMED} more values" if len(values) > _MOST_NAMED else ""
+    return f"; they have {', '.join(f'{key}={value}' for value in values[:_MOST_NAMED])}{more}"

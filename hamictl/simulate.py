@@ -4,6 +4,7 @@ On a copy of the live cluster, of a saved one, or of a public trace's cluster. N
 """
 
 import argparse
+import collections
 import dataclasses
 import pathlib
 import sys
@@ -78,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     world = simulation.Simulation(state, extender_settings)
     before = world.models()
     outcomes = world.place_all(pods)
+    for text, count in collections.Counter(text for one in outcomes for text in one.warnings).items():
+        print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
     after = world.models()
     value = {
         "pods": [msgspec.to_builtins(one) for one in outcomes],

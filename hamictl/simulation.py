@@ -6,6 +6,7 @@ respected; CPU, memory, volumes and pod affinity are not examined.
 
 import asyncio
 import copy
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Outcome:
     code: str
     """The code of its rejection."""
     why: str
+    warnings: tuple[str, ...] = ()
+    """As the webhook writes them when the pod is created, such as of a misspelled resource."""
 
 
 class _Silent:
@@ -103,9 +106,13 @@ class Simulation:
         members = [body for body, review in zip(patched, reviews, strict=True) if review.gang and not review.refused]
         if members:
             self._plan_gangs(members)
-        return [
+        outcomes = [
             _refused(body, review.refused) if review.refused else self.place(body)
             for body, review in zip(patched, reviews, strict=True)
+        ]
+        return [
+            dataclasses.replace(outcome, warnings=review.warnings)
+            for outcome, review in zip(outcomes, reviews, strict=True)
         ]
 
     def _plan_gangs(self, members: Sequence[dict[str, Any]]) -> None:

@@ -156,3 +156,15 @@ def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
 
     assert outcome.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
     assert "requested 999999MB" in outcome.why
+
+
+def test_a_name_without_effect_is_warned_of_whether_or_not_the_pod_fits() -> None:
+    """As the webhook would: the pod fits, and gets a whole GPU instead of the share that was meant."""
+    with_gpu = controller("Job", {}, spec=pod_spec({"nvidia.com/gpu": 1, "nvidia.com/gpumemm": 4000}))
+    without = controller("Job", {}, spec=pod_spec({"nvidia.com/gpumemm": 4000}))
+
+    for document in (with_gpu, without):
+        (outcome,) = simulate(cluster("a"), document)
+        assert outcome.warnings[-1] == (
+            "container main: resource nvidia.com/gpumemm has no effect: the known one is nvidia.com/gpumem"
+        )

@@ -8,7 +8,7 @@ import collections
 from collections.abc import Hashable, Iterator
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import error_codes, requests
+from gpu_sharing.core import error_codes, near_misses, records, requests
 from hamictl import snapshot
 from hamictl.record_checks import WARNING, Check, Finding, Observation
 from scheduler_extender import settings
@@ -21,6 +21,8 @@ from scheduler_extender.report import event_notes
 
 LONG_SECONDS = 120
 """A pod that is pending for less may only have to be tried."""
+_CORDON = frozenset({records.CORDON})
+"""The one annotation of nodes that a person writes."""
 _MOST_SHAPES = 200
 """Different pending pods that are examined: each takes a look at every node."""
 
@@ -92,7 +94,12 @@ def _warnings(pod: objects.Pod, names: requests.ResourceNames) -> list[str]:
 
 def _cordons(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
     for node in cluster.nodes:
+        about = f"node/{node.metadata.name}"
         seen = from_objects.node_facts(node, names, allow_hami_nodes=True)
         if seen.unknown_cordons:
             sentence = event_notes.unknown_cordon(seen.unknown_cordons, [gpu.uuid for gpu in seen.inventory])
-            yield Finding(error_codes.UNKNOWN_CORDON, WARNING, f"node/{seen.name}", sentence)
+            yield Finding(error_codes.UNKNOWN_CORDON, WARNING, about, sentence)
+        for key in node.metadata.annotations or {}:
+            if key != records.CORDON and near_misses.closest(key, _CORDON) and key.startswith(requests.PREFIXES):
+                sentence = f"annotation {key} has no effect: the known one is {records.CORDON}"
+                yield Finding(error_codes.DOCTOR_MISSPELLED, WARNING, about, sentence)

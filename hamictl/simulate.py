@@ -4,6 +4,7 @@ On a copy of the live cluster, of a saved one, or of a public trace's cluster. N
 """
 
 import argparse
+import collections
 import dataclasses
 import pathlib
 import sys
@@ -94,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
     world = simulation.Simulation(state, extender_settings)
     before = world.models()
     result = outcomes.Result(world.place_all([*pods, *manifest.pods]), before, world.models(), filling)
+    for text, count in collections.Counter(text for pod in result.pods for text in pod.warnings).items():
+        print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
     _print(result, world.explanations, flags.style(options), drains=bool(options.drain))
     return 0 if all(group.fitting == len(group.outcomes) for group in result.groups) else failures.NEGATIVE
 

@@ -51,6 +51,8 @@ class Outcome:
     """Its controller, as `namespace/name`; a pod without one is its own group."""
     advice: str = ""
     """What to do about the rejection."""
+    warnings: tuple[str, ...] = ()
+    """As the webhook writes them when the pod is created, such as of a misspelled resource."""
 
 
 class _Silent:
@@ -95,7 +97,10 @@ class Simulation:
         members = [body for body, review in zip(patched, reviews, strict=True) if review.gang and not review.refused]
         if members:
             self._plan_gangs(members)
-        return [self._answer(body, review.refused) for body, review in zip(patched, reviews, strict=True)]
+        return [
+            dataclasses.replace(self._answer(body, review.refused), warnings=review.warnings)
+            for body, review in zip(patched, reviews, strict=True)
+        ]
 
     def _answer(self, body: dict[str, Any], refusal: str) -> Outcome:
         """Return the outcome of a pod with its group, and explain the first rejection of a group."""

@@ -907,8 +907,8 @@ DOCTOR_NVIDIA_PLUGIN = _register(
 )
 DOCTOR_MISSPELLED = _register(
     "DOCTOR_MISSPELLED",
-    "A pod names a resource or annotation that resembles one of GPU sharing and has no effect.",
-    "Correct the name in the pod's template.",
+    "A pod or node names a resource or annotation that resembles one of GPU sharing and has no effect.",
+    "Correct the name: of a pod in its template, of a node's annotation with kubectl annotate.",
 )
 DOCTOR_EXTENDER_COMPONENT = _register(
     "DOCTOR_EXTENDER_COMPONENT",

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from gpu_sharing.core import records
-from hamictl import simulation
+from hamictl import manifests
 from lab import cluster as clusters
 from lab import gpus, kinds, mig_models
 from tests.support import accounting
@@ -48,7 +48,7 @@ def applied(demo: clusters.Cluster, name: str) -> list[str]:
         if one["kind"] != "Pod":
             demo.create(by_kind[one["kind"]], one)
     path = FOLDER / f"{name}.yaml"
-    pods = simulation.pods_of(path, path.read_text(), None, [])
+    pods = manifests.read(path, path.read_text(), None, []).pods
     for pod in pods:
         metadata = {key: pod["metadata"][key] for key in ("name", "labels", "annotations") if pod["metadata"].get(key)}
         demo.create(kinds.PODS, {"metadata": metadata, "spec": pod["spec"]})

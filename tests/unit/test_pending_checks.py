@@ -118,3 +118,15 @@ def test_a_cordon_of_a_gpu_that_is_nowhere_is_found_with_the_one_that_was_meant(
             ),
         )
     ]
+
+
+def test_a_misspelled_cordon_is_found() -> None:
+    """The GPU gets pods although a person believes that it does not."""
+    cluster = state()
+    annotations = cluster.nodes[0].metadata.annotations
+    assert annotations is not None
+    annotations["hami.io/device-cordoned"] = gpus.gpu_uuid("large", 1)
+
+    assert [(one.about, one.detail) for one in findings(cluster)] == [
+        ("node/large", "annotation hami.io/device-cordoned has no effect: the known one is hami.io/device-cordon")
+    ]

@@ -198,7 +198,7 @@ def test_replicas_are_counted_together_and_a_no_has_numbers_and_advice() -> None
     assert row["WHY"].startswith("4 of 20 fit; 0/2 nodes available: ")
     assert row["NODE"] == "a (2), b (2)"
     assert text.startswith("default/x-4 would be pending: ")
-    assert "(requested 9000MB, available 5028MB)" in text
+    assert "(requested 9,000 MiB, available 5,028 MiB)" in text
     assert "request at most 5028 MiB of each GPU's memory" in text
     assert text.endswith("(15 more of default/x would be pending)")
     assert groups[0].to_facts() == {
@@ -289,3 +289,15 @@ def test_a_renamed_resource_of_a_renamed_node_is_found_too_large() -> None:
 
     assert outcome.code == "SCHED_INSUFFICIENT_GPU_MEMORY"
     assert "requested 999999MB" in outcome.why
+
+
+def test_a_name_without_effect_is_warned_of_whether_or_not_the_pod_fits() -> None:
+    """As the webhook would: the pod fits, and gets a whole GPU instead of the share that was meant."""
+    with_gpu = controller("Job", {}, spec=pod_spec({"nvidia.com/gpu": 1, "nvidia.com/gpumemm": 4000}))
+    without = controller("Job", {}, spec=pod_spec({"nvidia.com/gpumemm": 4000}))
+
+    for document in (with_gpu, without):
+        (outcome,) = simulate(cluster("a"), document)
+        assert outcome.warnings[-1] == (
+            "container main: resource nvidia.com/gpumemm has no effect: the known one is nvidia.com/gpumem"
+        )

@@ -1,10 +1,14 @@
 """The sentences of events, in the documented form."""
 
-from gpu_sharing.adapters import events
+import msgspec
+
+from gpu_sharing.adapters import events, objects
 from gpu_sharing.core import allocations, error_codes, identifiers, placement, policies, rejections, requests
 from gpu_sharing.core.rejections import Reason
+from lab import gpus
 from scheduler_extender.cluster import pending
 from scheduler_extender.report import event_notes
+from tests.support.extender_world import A100, World
 from tests.unit import builders
 
 NODE = identifiers.NodeName("node-01")
@@ -102,3 +106,27 @@ def test_a_note_is_cut_at_the_end_of_a_line() -> None:
     assert all(line in note for line in cut.splitlines()[:-1])
     assert events.cut("short") == "short"
     assert len(events.cut("ä" * 2000).encode()) <= 1024
+
+
+def test_a_cordon_of_a_gpu_that_is_nowhere_is_an_event_on_its_node_once() -> None:
+    """Who wrote it believes that the GPU gets no pods; the node is where that person looks."""
+    node = gpus.gpu_node("a", A100, 1, annotations={"hami.io/device-cordon": "GPU-nowhere"})
+    world = World(node)
+    world.mirror.see_node(msgspec.convert(node, objects.Node))
+
+    (event,) = world.recorder.told
+    assert (event.regarding.kind, event.regarding.name, event.reason) == ("Node", "a", "UnknownGPUCordon")
+    assert event.note.splitlines()[0] == (
+        "SCHED_UNKNOWN_CORDON: hami.io/device-cordon names GPU-nowhere, which no GPU of the node has"
+    )
+
+    node["metadata"]["annotations"]["hami.io/device-cordon"] = gpus.gpu_uuid("a", 0)
+    world.mirror.see_node(msgspec.convert(node, objects.Node))
+    assert len(world.recorder.told) == 1
+
+
+def test_of_many_unknown_uuids_a_few_are_named() -> None:
+    """An event is short, and a tenant of the annotation may write much."""
+    note = event_notes.unknown_cordon([f"GPU-{number}" for number in range(9)], [])
+
+    assert note == "hami.io/device-cordon names GPU-0, GPU-1, GPU-2 and 6 more, which no GPU of the node has"

@@ -11,15 +11,17 @@ import msgspec
 
 from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import error_codes, records, requests
-from hamictl import snapshot
-from hamictl.record_checks import ERROR, WARNING, Check, Finding
+from hamictl import foreign_plugins, snapshot
+from hamictl.findings import ABSENT, ERROR, WARNING, Check, Finding
 from scheduler_extender.cluster import from_objects, node_selection
 
 SCHEDULER = "hami-scheduler"
 """The name of the Lease of kube-scheduler beside the extender; HAMi's has the same name."""
 _HEARTBEATS = "kube-node-lease"
 _OUR_WEBHOOKS = "hami.io"
-_NVIDIA_IMAGE = "k8s-device-plugin"
+_DEMO = "-demo"
+"""The end of the version of the demo's API server."""
+_CONDITIONS = ("Ready", "MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable")
 _SLOW_SECONDS = 1.0
 _SKEW_SECONDS = 5.0
 _WEEK_SECONDS = 7 * 86_400
@@ -107,11 +109,18 @@ class Environment:
     """Whether records are guarded."""
     leases: Sequence[objects.Lease] | None
     daemon_sets: Sequence[DaemonSet] | None
+    plugin_pods: Sequence[PodTemplate] | None = None
+    """Pods outside DaemonSets that mount the kubelet's folder of device plugins."""
     device_classes: Sequence[objects.DeviceClass] | None
     components: Mapping[str, Mapping[str, Any]] | None
     """The extender's components by its health endpoint; None where its address is unknown."""
     now: float
     """Unix seconds, by this machine's clock."""
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether this is the cluster of `hamictl demo`, which has neither webhook nor guard."""
+        return self.ping.version.endswith(_DEMO)
 
     @property
     def server_now(self) -> float:
@@ -128,8 +137,20 @@ def checks(seen: Environment, cluster: snapshot.State, names: requests.ResourceN
     yield "record guard", _guard(seen)
     yield "other schedulers", _schedulers(seen)
     yield "other device plugins", _device_plugins(seen, cluster, names)
+    yield "node conditions", _conditions(cluster)
     yield "device classes", _device_classes(seen, cluster, names)
     yield "components of the extender", _components(seen)
+
+
+def _conditions(cluster: snapshot.State) -> Iterator[Finding]:
+    """Report nodes with GPUs that are not ready, or short of memory, disk or process ids."""
+    for node in cluster.nodes:
+        if not (node.metadata.annotations or {}).get(records.INVENTORY):
+            continue
+        for condition in node.status.conditions or ():
+            if (condition.status == "True") is not (condition.type == "Ready") and condition.type in _CONDITIONS:
+                detail = f"{condition.type} is {condition.status}: {condition.reason} {condition.message}".rstrip(": ")
+                yield Finding(error_codes.DOCTOR_NODE_CONDITION, WARNING, f"node/{node.metadata.name}", detail)
 
 
 def _device_classes(seen: Environment, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
@@ -177,7 +198,7 @@ def _webhook(seen: Environment) -> Iterator[Finding]:
         return
     if not seen.webhooks:
         detail = "no MutatingWebhookConfiguration calls /webhook"
-        yield Finding(error_codes.DOCTOR_NO_WEBHOOK, WARNING, "cluster", detail)
+        yield Finding(error_codes.DOCTOR_NO_WEBHOOK, ABSENT if seen.is_demo else WARNING, "cluster", detail)
     left_seconds = min((one.ends_at for one in seen.webhooks), default=float("inf")) - seen.now
     if left_seconds < _WEEK_SECONDS:
         days = left_seconds / 86_400
@@ -192,7 +213,7 @@ def _webhook(seen: Environment) -> Iterator[Finding]:
 def _guard(seen: Environment) -> Iterator[Finding]:
     if seen.guarded is False:
         detail = "no ValidatingAdmissionPolicy for hami.io records"
-        yield Finding(error_codes.DOCTOR_NO_GUARD, WARNING, "cluster", detail)
+        yield Finding(error_codes.DOCTOR_NO_GUARD, ABSENT if seen.is_demo else WARNING, "cluster", detail)
 
 
 def _schedulers(seen: Environment) -> Iterator[Finding]:
@@ -212,22 +233,38 @@ def _schedulers(seen: Environment) -> Iterator[Finding]:
 
 
 def _device_plugins(seen: Environment, cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
-    ours = [
-        node for node in cluster.nodes if records.is_our_agent((node.metadata.annotations or {}).get(records.AGENT))
-    ]
+    """Report other plugins that allocate the GPUs of our nodes: by DaemonSets, pods, resources and annotations."""
+    ours = [node for node in cluster.nodes if foreign_plugins.is_ours(node.metadata.annotations or {})]
     for daemon_set in seen.daemon_sets or ():
-        images = [
-            str(container.get("image", "")) for container in daemon_set.spec.template.spec.get("containers") or ()
-        ]
-        if not any(_NVIDIA_IMAGE in image for image in images):
-            continue
-        pod = msgspec.convert({"spec": daemon_set.spec.template.spec}, objects.Pod, strict=False)
+        template = daemon_set.spec.template
+        vendor = foreign_plugins.vendor(daemon_set.metadata.name, template.metadata.labels or {}, template.spec)
+        pod = msgspec.convert({"spec": template.spec}, objects.Pod, strict=False)
         wished = node_selection.requirements_of(pod)
-        met = [node.metadata.name for node in ours if _admits(wished, node, names)]
+        met = [node.metadata.name for node in ours if vendor and _admits(wished, node, names)]
         if met:
             about = f"daemonset/{daemon_set.metadata.namespace}/{daemon_set.metadata.name}"
-            more = f" and {len(met) - 3} more" if len(met) > 3 else ""
-            yield Finding(error_codes.DOCTOR_NVIDIA_PLUGIN, ERROR, about, f"on {', '.join(met[:3])}{more}")
+            yield _other_plugin(vendor, about, met)
+    our_names = {node.metadata.name for node in ours}
+    for pod_with_plugin in seen.plugin_pods or ():
+        node_name = str(pod_with_plugin.spec.get("nodeName", ""))
+        labels = pod_with_plugin.metadata.labels or {}
+        vendor = foreign_plugins.vendor(pod_with_plugin.metadata.name, labels, pod_with_plugin.spec)
+        if vendor and node_name in our_names:
+            about = f"pod/{pod_with_plugin.metadata.namespace}/{pod_with_plugin.metadata.name}"
+            yield _other_plugin(vendor, about, [node_name])
+    for node in ours:
+        others = foreign_plugins.resources(node.status.allocatable or {}, names)
+        others += foreign_plugins.annotations(node.metadata.annotations or {})
+        if others:
+            about, detail = f"node/{node.metadata.name}", f"beside {names.count} it has {', '.join(others)}"
+            yield Finding(error_codes.DOCTOR_OTHER_PLUGIN, ERROR, about, detail)
+
+
+def _other_plugin(vendor: str, about: str, nodes: Sequence[str]) -> Finding:
+    is_nvidia = vendor == foreign_plugins.NVIDIA
+    code = error_codes.DOCTOR_NVIDIA_PLUGIN if is_nvidia else error_codes.DOCTOR_OTHER_PLUGIN
+    more = f" and {len(nodes) - 3:,} more nodes" if len(nodes) > 3 else ""
+    return Finding(code, ERROR, about, f"{vendor} on {', '.join(nodes[:3])}{more}")
 
 
 def _admits(wished: node_selection.NodeRequirements, node: objects.Node, names: requests.ResourceNames) -> bool:

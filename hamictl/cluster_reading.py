@@ -14,11 +14,14 @@ from typing import Any, TypeVar
 import msgspec
 
 from gpu_sharing.adapters import access_reviews, certificates, kubernetes, objects
-from gpu_sharing.core import errors
+from gpu_sharing.core import errors, requests
 from hamictl import api_server, cluster_checks, failures, reader, record_checks, snapshot
 
 _TRIES, _PAUSE_SECONDS = 5, 0.5
 _PINGS = 3
+_PAGE_SIZE = 1000
+_STATIC = "kubernetes.io/config.mirror"
+"""The annotation of the object that stands for a static pod, whose controller is its node."""
 
 T = TypeVar("T")
 
@@ -42,13 +45,16 @@ def read(
 
     seen = api_server.call(kubeconfigs, context, around, rights="create selfsubjectaccessreviews")
 
+    names: requests.ResourceNames | None = None
+
     def cluster() -> snapshot.State:
         with_quotas = cluster_checks.QUOTAS not in seen.missing
-        return snapshot.read_cluster(kubeconfigs, context, where.system_namespace, with_quotas=with_quotas)
+        return snapshot.read_cluster(kubeconfigs, context, where.system_namespace, names=names, with_quotas=with_quotas)
 
     reported, problem = None, ""
     try:
         with reader.reaching(where) as api:
+            names = _resource_names(api)
             before, surroundings, after = _agreeing(api, cluster)
             reported = after if before == after else None
             problem = "" if reported is not None else "the cluster changes too fast to compare"
@@ -56,6 +62,14 @@ def read(
         problem = f"{cause}. {cause.hint}".strip()
         surroundings = cluster()
     return record_checks.Observation(surroundings, reported, problem, seen.now), seen
+
+
+def _resource_names(api: reader.Reader) -> requests.ResourceNames | None:
+    """Return the extender's names of the GPU resources; None where it does not report them."""
+    try:
+        return api.cluster().resource_names
+    except failures.CommandFailed:
+        return None
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:
@@ -80,6 +94,7 @@ async def _around(client: kubernetes.Client, where: reader.Address) -> cluster_c
     leases = await _list(client, cluster_checks.LEASES, objects.Lease, missing)
     daemon_sets = await _list(client, cluster_checks.DAEMON_SETS, cluster_checks.DaemonSet, missing)
     classes = await _list(client, cluster_checks.DEVICE_CLASSES, objects.DeviceClass, missing)
+    plugin_pods = [] if cluster_checks.PODS in missing else await _plugin_pods(client)
     return cluster_checks.Environment(
         missing=missing,
         ping=ping,
@@ -87,6 +102,7 @@ async def _around(client: kubernetes.Client, where: reader.Address) -> cluster_c
         guarded=None if policies is None else any("hami.io/vgpu" in json.dumps(one.spec or {}) for one in policies),
         leases=leases,
         daemon_sets=daemon_sets,
+        plugin_pods=plugin_pods,
         device_classes=classes,
         components=reader.components(where),
         now=time.time(),
@@ -120,6 +136,18 @@ async def _list(
         return None
     except errors.NotFound:
         return []  # The server does not have this kind.
+
+
+async def _plugin_pods(client: kubernetes.Client) -> list[cluster_checks.PodTemplate]:
+    """Return the pods outside DaemonSets that mount a folder of device plugins, page by page, as there may be many."""
+    kept = []
+    async for page in client.pages("/api/v1/pods", _PAGE_SIZE):
+        for raw in page.items or ():
+            if b"/device-plugins" in bytes(raw):
+                pod = msgspec.json.decode(raw, type=cluster_checks.PodTemplate)
+                if not pod.metadata.controller or _STATIC in (pod.metadata.annotations or {}):
+                    kept.append(pod)
+    return kept
 
 
 def _webhooks(configuration: _Object) -> list[cluster_checks.Webhook]:

@@ -5,13 +5,15 @@ It only reads. Exit status 0: no problem; 1: problems found; 2: no answer.
 
 import argparse
 import dataclasses
+import datetime
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from gpu_sharing.core import error_codes
-from hamictl import cluster_checks, cluster_reading, failures, flags, node_checks, output, pending_checks, record_checks
+from hamictl import failures, findings, flags, node_checks, node_driver, node_report, output, quiet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,9 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kubelet-dir",
         type=pathlib.Path,
-        default=pathlib.Path("/var/lib/kubelet"),
         metavar="DIR",
-        help="of a node: the kubelet's (default /var/lib/kubelet)",
+        help="of a node: the kubelet's (default: the one with its socket of /var/lib/kubelet, k0s's and MicroK8s's)",
     )
     parser.add_argument(
         "--root", type=pathlib.Path, default=pathlib.Path("/"), metavar="DIR", help="of a node: the host's root"
@@ -44,50 +45,68 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_output(parser)
 
 
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is examined."""
+
+    checks: Iterable[findings.Check]
+    report: Mapping[str, Any]
+    lines: Sequence[str]
+    """The report for a table."""
+
+
 def run(options: argparse.Namespace) -> int:
     """Run the checks and print the findings. Returns the exit status."""
-    checks = (
-        node_checks.checks(node_checks.Node(options.root, options.kubelet_dir, options.least_free))
-        if options.what == "node"
-        else _cluster(options)
-    )
+    moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     style = flags.style(options)
-    found: list[record_checks.Finding] = []
+    subject = _node(options) if options.what == "node" else _cluster(options)
+    if style.is_table:
+        print("\n".join((moment, *subject.lines)), file=sys.stderr)
+    every: list[findings.Finding] = []
     count = 0
-    for name, findings in checks:
-        more = list(findings)
-        found += more
+    for name, some in subject.checks:
+        more = list(some)
+        every += more
         count += 1
         if style.is_table:
-            print(f"{'ok  ' if not more else 'bad '} {name}" + (f": {len(more)}" if more else ""), file=sys.stderr)
-    failed = sum(one.severity == record_checks.ERROR for one in found)
-    value = {
-        "summary": {"checks": count, "errors": failed, "warnings": len(found) - failed},
-        "findings": [one.to_facts() for one in found],
-    }
-    rows = [
-        {
-            "SEVERITY": one.severity,
-            "ABOUT": one.about,
-            "CODE": one.code,
-            "DETAIL": one.detail,
-            "WHAT TO DO": error_codes.REGISTRY[one.code].remedy,
-        }
-        for one in found
-    ]
-    if style.is_table and not found:
+            print(findings.line(name, more), file=sys.stderr)
+    problems = [one for one in every if one.severity != findings.ABSENT]
+    summary = findings.summary(count, problems)
+    if style.is_table:
+        print(f"{count} checks: {summary['errors']:,} errors, {summary['warnings']:,} warnings", file=sys.stderr)
+    if style.is_table and not problems:
         print("no problems found")
     else:
-        print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in found]))
-    return failures.NEGATIVE if found else 0
+        value = {
+            "summary": summary, "at": moment, "report": subject.report,
+            "not_installed": [one.to_facts() for one in every if one.severity == findings.ABSENT],
+            "findings": [one.to_facts() for one in problems],
+        }  # fmt: skip
+        rows = findings.rows(problems, each=style.form == "wide")
+        print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in problems]))
+    return failures.NEGATIVE if problems else 0
 
 
-def _cluster(options: argparse.Namespace) -> Iterator[record_checks.Check]:
+def _node(options: argparse.Namespace) -> _Subject:
+    kubelet_dir = options.kubelet_dir or node_checks.kubelet_dir(options.root)
+    node = node_checks.Node(options.root, kubelet_dir, options.least_free)
+    driver = node_driver.read(options.root)
+    report = node_report.facts(options.root, node_checks.file_systems(node), driver)
+    return _Subject(node_checks.checks(node, driver), report, node_report.lines(report))
+
+
+def _cluster(options: argparse.Namespace) -> _Subject:
+    # Here, because a GPU node has neither the extender's code nor what it needs.
+    from hamictl import cluster_checks, cluster_reading, cluster_report, pending_checks, record_checks
+
+    quiet.silence()
     where = dataclasses.replace(flags.address(options), health_url=options.health)
     observed, seen = cluster_reading.read(flags.kubeconfigs(options), options.context, where)
     names = observed.cluster.resource_names
-    return itertools.chain(
+    checks = itertools.chain(
         cluster_checks.checks(seen, observed.cluster, names),
         record_checks.checks(observed, names),
         pending_checks.checks(observed, names),
     )
+    report = cluster_report.facts(observed.cluster, seen.ping.version)
+    return _Subject(checks, report, cluster_report.lines(report))

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hamictl import failures, flags, output, reader, views
+from hamictl import failures, flags, output, quiet, reader, views
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
     except failures.CommandFailed as refused:
         from hamictl import absent_pods  # Here, because it imports the extender's code.
 
+        quiet.silence()
         raise absent_pods.refusal(options, namespace, name, refused) from refused
     text = views.explanation(explanation, every_node=options.all)
     if options.output == "table":

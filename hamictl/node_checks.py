@@ -1,30 +1,42 @@
 """Checks of the GPU node on which the command runs. Nothing is written."""
 
 import contextlib
-import ctypes
+import json
 import os
 import pathlib
 import shutil
 import socket
 import stat
-import threading
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_sharing.core import error_codes
-from hamictl.record_checks import ERROR, WARNING, Check, Finding
+from gpu_sharing.core import error_codes, requests
+from hamictl import foreign_plugins, node_driver
+from hamictl.findings import ERROR, WARNING, Check, Finding
 
-_LIBRARY = "libnvidia-ml.so.1"
-_NEEDED = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetRemappedRows", "nvmlEventSetWait_v2")
-"""The newest functions of the library that the device plugin calls."""
-_DRIVER_SECONDS = 5.0
-_SOCKETS = ("run/containerd/containerd.sock", "run/k3s/containerd/containerd.sock", "run/crio/crio.sock")
-_CONTAINERD = ("etc/containerd/config.toml", "etc/containerd/conf.d/*.toml")
+_SOCKETS = (
+    "run/containerd/containerd.sock", "run/crio/crio.sock", "run/cri-dockerd.sock",
+    "run/k3s/containerd/containerd.sock", "run/k0s/containerd.sock", "var/snap/microk8s/common/run/containerd.sock",
+)  # fmt: skip
+"""Of containerd, CRI-O, cri-dockerd, k3s and RKE2, k0s, MicroK8s.
+
+Source: docs.k3s.io and docs.rke2.io on containerd, docs.k0sproject.io/head/runtime, MicroK8s' `args/kubelet`.
+"""
+_CONTAINERD = (
+    "etc/containerd/config.toml", "etc/containerd/conf.d/*.toml",
+    "var/lib/rancher/k3s/agent/etc/containerd/config.toml", "var/lib/rancher/rke2/agent/etc/containerd/config.toml",
+    "etc/k0s/containerd.toml", "etc/k0s/containerd.d/*.toml",
+    "var/snap/microk8s/current/args/containerd.toml",
+)  # fmt: skip
+"""The configurations that those containerds read; k3s and RKE2 write theirs from a template."""
+_KUBELET_DIRS = ("var/lib/kubelet", "var/lib/k0s/kubelet", "var/snap/microk8s/common/var/lib/kubelet")
+"""Of the kubelet itself, of k0s and of MicroK8s; k3s and RKE2 have the first."""
 _MPS_PIPES = "run/nvidia/mps/pipe"
 _CDI = ("etc/cdi", "run/cdi", "var/run/cdi")
 """The last is usually a link to the one before; in a pod with the host's root mounted the link is broken."""
+_CHECKPOINT = "kubelet_internal_checkpoint"
 _WRITTEN = ("run/cdi", "usr/local/vgpu")
 """Where the device plugin writes by default, besides the kubelet's folder; it creates missing folders."""
 
@@ -45,10 +57,15 @@ class Node:
         return self.kubelet_dir / "device-plugins"
 
 
-def checks(node: Node) -> Iterator[Check]:
+def kubelet_dir(root: pathlib.Path) -> pathlib.Path:
+    """Return the folder of the kubelet: the first known one with its socket, or else the usual one."""
+    known = [root / name for name in _KUBELET_DIRS]
+    return next((path for path in known if (path / "device-plugins/kubelet.sock").exists()), known[0])
+
+
+def checks(node: Node, driver: node_driver.Reading) -> Iterator[Check]:
     """Yield every check with its findings, in the order of the output."""
-    name, driver = _driver()
-    yield name, driver
+    yield driver.label, driver.findings
     control = node.root / "dev/nvidiactl"
     yield "device nodes", _unless(control.exists(), error_codes.DOCTOR_NODE_DEVICES, "/dev/nvidiactl")
     yield "container runtime", _runtime(node.root)
@@ -57,6 +74,7 @@ def checks(node: Node) -> Iterator[Check]:
     yield "kubelet", _unless(kubelet.exists(), error_codes.DOCTOR_NODE_KUBELET, str(kubelet))
     ours = any(node.sockets.glob("hami-*.sock"))
     yield "device plugin", _unless(ours, error_codes.DOCTOR_NODE_PLUGIN, f"{node.sockets}/hami-*.sock")
+    yield "other device plugins", _other_plugins(node.sockets)
     yield "cgroups", _cgroups(node.root)
     yield "MPS", _mps(node.root / _MPS_PIPES)
     yield "folders", _folders(node)
@@ -70,45 +88,29 @@ def _unless(good: bool, code: error_codes.Code, detail: str, severity: str = ERR
     return () if good else (Finding(code, severity, "node", detail),)
 
 
-def _driver() -> Check:
-    """Call the driver by ctypes, because the command line does not depend on the NVML package.
-
-    It runs in a daemon thread, because a driver may hang, which is reported as a finding.
-    """
-    try:
-        nvml = ctypes.CDLL(_LIBRARY)
-    except OSError:
-        return "driver", _unless(False, error_codes.DOCTOR_NODE_DRIVER, _LIBRARY)
-    result: list[Check] = []
-    reading = threading.Thread(target=lambda: result.append(_read_driver(nvml)), daemon=True)
-    reading.start()
-    reading.join(_DRIVER_SECONDS)
-    silent = f"{_LIBRARY}: no answer within {_DRIVER_SECONDS:g} s"
-    return result[0] if result else ("driver", _unless(False, error_codes.DOCTOR_NODE_NVML, silent))
-
-
-def _read_driver(nvml: ctypes.CDLL) -> Check:
-    code = nvml.nvmlInit_v2()
-    if code:
-        nvml.nvmlErrorString.restype = ctypes.c_char_p
-        message = (nvml.nvmlErrorString(code) or b"").decode(errors="replace")
-        return "driver", _unless(False, error_codes.DOCTOR_NODE_NVML, f"{_LIBRARY}: {message}")
-    version, cuda = ctypes.create_string_buffer(96), ctypes.c_int()
-    nvml.nvmlSystemGetDriverVersion(version, len(version))
-    if hasattr(nvml, "nvmlSystemGetCudaDriverVersion"):
-        nvml.nvmlSystemGetCudaDriverVersion(ctypes.byref(cuda))
-    nvml.nvmlShutdown()
-    shown = version.value.decode(errors="replace")
-    lacking = [name for name in _NEEDED if not hasattr(nvml, name)]
-    detail = f"{shown} has no {', '.join(lacking)}"
-    name = f"driver {shown}, CUDA {cuda.value // 1000}.{cuda.value % 1000 // 10}"
-    return name, _unless(not lacking, error_codes.DOCTOR_NODE_DRIVER_OLD, detail)
-
-
 def _runtime(root: pathlib.Path) -> Iterator[Finding]:
     if not any((root / one).exists() for one in _SOCKETS):
-        detail = ", ".join(f"/{one}" for one in _SOCKETS)
+        detail = f"none of {len(_SOCKETS)} known sockets exists, such as /{_SOCKETS[0]}"
         yield Finding(error_codes.DOCTOR_NODE_RUNTIME, WARNING, "node", detail)
+
+
+def _other_plugins(folder: pathlib.Path) -> Iterator[Finding]:
+    """Report GPUs that another plugin has registered: by sockets, and by what the kubelet's checkpoint lists."""
+    names = [path.name for path in folder.glob("*")] if folder.is_dir() else []
+    signs = foreign_plugins.sockets(names)
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        listed = json.loads((folder / _CHECKPOINT).read_text())["Data"]["RegisteredDevices"] or {}
+        offered = {resource: len(ids or ()) for resource, ids in listed.items()}
+        signs += foreign_plugins.resources(offered, requests.ResourceNames())
+    if signs:
+        yield Finding(error_codes.DOCTOR_NODE_OTHER_PLUGIN, ERROR, "node", f"{folder}: {', '.join(signs)}")
+
+
+def file_systems(node: Node) -> dict[str, pathlib.Path]:
+    """Return the folders whose file systems a report measures, by their names on the host."""
+    names = ("", "var/lib", "dev/shm", *_WRITTEN)
+    folders = {f"/{name}": node.root / name for name in names}
+    return {**folders, str(node.kubelet_dir): node.kubelet_dir}
 
 
 def _cdi(root: pathlib.Path) -> Iterator[Finding]:

@@ -10,7 +10,8 @@ from collections.abc import Hashable, Iterator
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, near_misses, records, requests
 from hamictl import snapshot
-from hamictl.record_checks import WARNING, Check, Finding, Observation
+from hamictl.findings import WARNING, Check, Finding
+from hamictl.record_checks import Observation
 from scheduler_extender import settings
 from scheduler_extender.cluster import from_objects, pending
 from scheduler_extender.decide import explaining

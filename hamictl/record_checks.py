@@ -6,38 +6,19 @@ Allocations are computed from the records by the extender's own code, and compar
 import collections
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import read_api_types
 from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, quotas, records, requests
 from hamictl import snapshot
+from hamictl.findings import ERROR, WARNING, Check, Finding
 from scheduler_extender.cluster import from_objects
 from scheduler_extender.fleet import facts
 
-ERROR, WARNING = "error", "warning"
 _STUCK_SECONDS = 300
 _LABEL = "gpu"
 _NO_ISOLATION = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One problem that a check found."""
-
-    code: error_codes.Code
-    severity: str
-    about: str
-    """The object, such as `node/a` or `pod/default/train`."""
-    detail: str
-
-    def to_facts(self) -> dict[str, str]:
-        """Return the finding for JSON, with the meaning and remedy of its code."""
-        entry = error_codes.REGISTRY[self.code]
-        return {
-            "code": self.code, "severity": self.severity, "about": self.about, "detail": self.detail,
-            "meaning": entry.meaning, "remedy": entry.remedy,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +32,6 @@ class Observation:
     """Why the extender does not answer."""
     now: float
     """Unix seconds."""
-
-
-Check = tuple[str, Iterable[Finding]]
 
 
 def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Check]:
@@ -76,7 +54,8 @@ def _nodes(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[F
         offered = str((node.status.allocatable or {}).get(names.count, "0"))
         if text is None:
             if offered not in ("0", ""):
-                yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"{names.count}: {offered}")
+                detail = f"its kubelet offers {offered} {names.count}, and the node has no record of ours"
+                yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, detail)
             elif labels.get(_LABEL) == "on" and not records.decode_problems(annotations.get(records.PROBLEMS, "")):
                 yield Finding(error_codes.DOCTOR_NODE_WITHOUT_PLUGIN, ERROR, about, "labelled gpu=on, without a record")
             continue
@@ -90,7 +69,7 @@ def _nodes(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[F
             yield Finding(error_codes.DOCTOR_FOREIGN_PLUGIN, WARNING, about, f"its agent is {agent}")
         slots = sum(gpu.slots for gpu in inventory if gpu.healthy)
         if offered != str(slots):
-            detail = f"the kubelet offers {offered}, the healthy GPUs have {slots}"
+            detail = f"the kubelet offers {offered} {names.count}, the healthy GPUs have {slots} slots"
             yield Finding(error_codes.DOCTOR_SLOTS_DIFFER, WARNING, about, detail)
 
 

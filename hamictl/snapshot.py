@@ -23,7 +23,7 @@ from scheduler_extender.cluster import from_objects
 VERSION = 1
 _PAGE_SIZE = 1000
 _GANG_APIS = (gangs.KUBERNETES, gangs.COSCHEDULING)
-_RECORDED = re.compile(r"(nvidia\.com|hami\.io)/")
+_RECORDED = re.compile(r"(nvidia\.com|hami\.io|volcano\.sh)/")
 
 T = TypeVar("T", objects.Node, objects.Pod, objects.ResourceQuota)
 K = TypeVar("K")

@@ -90,6 +90,7 @@ class ApiServer:
     def __init__(self, token: str) -> None:
         self.store = store.Store()
         self.faults = faults.Faults()
+        self.version = "v1.36.0-lab"
         self.token = token
         self.calls = 0
 
@@ -149,6 +150,8 @@ class ApiServer:
         if request.method == "POST" and request.path.endswith("subjectaccessreviews"):
             return 201, orjson.dumps({**request.json(), "status": {"allowed": True}})
         found = discovery.document(request.path) if request.method == "GET" else None
+        if request.method == "GET" and request.path == "/version":
+            found = discovery.version(self.version)
         if found is None:
             raise store.ApiError(404, "NotFound", "the server could not find the requested resource")
         return 200, found

@@ -24,6 +24,8 @@ from lab import (
 )
 
 _READY_SECONDS = 30.0
+DEMO_VERSION = "v1.36.0-demo"
+"""Of the API server: `hamictl doctor` reads that the webhook and the guard are left out on purpose."""
 _KUBECONFIG = "kubeconfig"
 _LONGEST_SOCKET = "kubelet/device-plugins/hami-nvidia-com-gpu.sock"
 _SOCKET_BYTES = 107
@@ -111,6 +113,7 @@ def running(
     with contextlib.ExitStack() as stack:
         folder = folder or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-sharing-lab-")))
         server = stack.enter_context(api_server.running(port=port))
+        server.app.version = DEMO_VERSION
         kubeconfig = server.write_kubeconfig(folder / _KUBECONFIG)
         keep = server.app.store
         wanted = list(nodes)

@@ -11,13 +11,16 @@ from lab import kinds
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
 
 
+def version(text: str) -> bytes:
+    """Return the document at `/version`."""
+    return orjson.dumps({"major": "1", "minor": "36", "gitVersion": text, "platform": "linux/amd64"})
+
+
 @functools.cache
 def document(path: str) -> bytes | None:
     """Return the discovery document at a path, or None."""
     parts = path.strip("/").split("/")
     match parts:
-        case ["version"]:
-            return orjson.dumps({"major": "1", "minor": "36", "gitVersion": "v1.36.0-lab", "platform": "linux/amd64"})
         case ["healthz" | "livez" | "readyz"]:
             return b"ok"
         case ["api"]:

@@ -54,6 +54,10 @@ class _Status(msgspec.Struct, gc=False):
     reason: str = ""
 
 
+class _Version(msgspec.Struct, gc=False, rename="camel"):
+    git_version: str = ""
+
+
 _page_decoder = msgspec.json.Decoder(Page)
 _status_decoder = msgspec.json.Decoder(_Status)
 
@@ -66,6 +70,8 @@ class Ping:
     """How long that took."""
     ahead_seconds: float | None
     """Seconds by which its clock is ahead of ours, with a precision of one second; None if unknown."""
+    version: str = ""
+    """Its version, such as `v1.36.0`; empty if unknown."""
 
 
 class Client:
@@ -133,14 +139,17 @@ class Client:
             Unavailable: No answer.
         """
         started, before = time.monotonic(), time.time()
-        _, headers = await self._exchange(self._session, "GET", "/version", None, None, _DEFAULT_TIMEOUT_SECONDS)
+        content, headers = await self._exchange(self._session, "GET", "/version", None, None, _DEFAULT_TIMEOUT_SECONDS)
         seconds = time.monotonic() - started
         ahead = None
         with contextlib.suppress(ValueError):
             server_time = email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp()
             # The header has whole seconds, so half of one is left out on average; and it was made midway.
             ahead = server_time + 0.5 - (before + seconds / 2)
-        return Ping(seconds, ahead)
+        version = ""
+        with contextlib.suppress(msgspec.MsgspecError):
+            version = msgspec.json.decode(content, type=_Version).git_version
+        return Ping(seconds, ahead, version)
 
     async def post(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
         """Create an object, or a sub-resource such as a Binding. Returns the answer's body.

@@ -910,6 +910,23 @@ DOCTOR_MISSPELLED = _register(
     "A pod or node names a resource or annotation that resembles one of GPU sharing and has no effect.",
     "Correct the name: of a pod in its template, of a node's annotation with kubectl annotate.",
 )
+DOCTOR_OTHER_PLUGIN = _register(
+    "DOCTOR_OTHER_PLUGIN",
+    "Another device plugin (GKE's, HAMi's, Volcano's or a further one) offers GPUs of nodes that ours serves: both "
+    "allocate the same GPUs.",
+    "Exclude it from these nodes, by a node selector or affinity; on GKE by the node's label "
+    "gke-no-default-nvidia-gpu-device-plugin=true.",
+)
+DOCTOR_NODE_CONDITION = _register(
+    "DOCTOR_NODE_CONDITION",
+    "A node with GPUs is not ready, or is short of memory, disk or process ids.",
+    "See kubectl describe node for the cause; a node that is not ready gets no new pods.",
+)
+DOCTOR_NODE_OTHER_PLUGIN = _register(
+    "DOCTOR_NODE_OTHER_PLUGIN",
+    "Another device plugin has registered GPUs with the kubelet of this node: both allocate the same GPUs.",
+    "Exclude the other plugin from this node, and restart the kubelet if its resource stays.",
+)
 DOCTOR_EXTENDER_COMPONENT = _register(
     "DOCTOR_EXTENDER_COMPONENT",
     "A component of the extender is not healthy.",
@@ -957,7 +974,7 @@ DOCTOR_NODE_DRIVER_OLD = _register(
 )
 DOCTOR_NODE_RUNTIME = _register(
     "DOCTOR_NODE_RUNTIME",
-    "No socket of containerd or CRI-O is at its default path.",
+    "No socket of a container runtime is where containerd, CRI-O, cri-dockerd, k3s, RKE2, MicroK8s or k0s have it.",
     "Check that the container runtime runs; ignore this if its socket has another path.",
 )
 DOCTOR_NODE_CDI_OFF = _register(

@@ -8,6 +8,8 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import pytest
 
 from gpu_sharing.core import allocations, identifiers, records
-from lab import api_server, c_compiler, certificates, extender_process, fake_driver, faults, gpus, kinds
+from lab import api_server, c_compiler, certificates, cluster, extender_process, fake_driver, faults, gpus, kinds
 from tests.component import calls, liar
 from tests.component.conftest import SMALL
 from tests.component.test_hamictl import hamictl
@@ -100,11 +102,83 @@ def told(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
     """And the exit status says so."""
     status, found = doctor(*reach(extender, healthy))
-    assert found == {"summary": {"checks": 19, "errors": 0, "warnings": 0}, "findings": []}
+    assert found["summary"] == {"checks": 20, "errors": 0, "warnings": 0}
+    assert found["findings"] == found["not_installed"] == []
     assert status == 0
     table = hamictl("doctor", *reach(extender, healthy))
     assert table.stdout == "no problems found\n"
-    assert table.stderr.splitlines()[0] == "ok   rights"
+    lines = table.stderr.splitlines()
+    assert datetime.datetime.fromisoformat(lines[0]).tzinfo is not None
+    assert lines[1].startswith("Kubernetes v1.36.0-lab, 2 nodes (2 ready): ")
+    assert (lines[2], lines[-1]) == ("ok   rights", "20 checks: 0 errors, 0 warnings")
+
+
+def test_the_report_says_what_the_cluster_is(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
+    """A bug report without time, sizes and conditions raises the same questions each time."""
+    _, found = doctor(*reach(extender, healthy))
+
+    assert datetime.datetime.fromisoformat(found["at"]).tzinfo is not None
+    report = found["report"]
+    assert (report["api_server"], report["pods_with_gpus"]) == ("v1.36.0-lab", 1)
+    (first, _) = report["nodes"]
+    assert first == {
+        "name": "a", "conditions": {"Ready": "True"}, "cordoned": False, "cpu_thousandths": 128_000,
+        "memory_mib": 1 << 20, "ephemeral_storage_mib": 1 << 20, "gpus": 2,
+    }  # fmt: skip
+
+
+def test_what_the_demo_leaves_out_is_no_problem(
+    extender: extender_process.ExtenderProcess, server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """A newcomer's first `hamictl doctor` called the demo bad."""
+    server.app.version = cluster.DEMO_VERSION
+    kubeconfig = server.write_kubeconfig(tmp_path / "k")
+    status, found = doctor(*reach(extender, kubeconfig))
+    table = hamictl("doctor", *reach(extender, kubeconfig))
+
+    assert (status, found["findings"]) == (0, [])
+    assert [one["code"] for one in found["not_installed"]] == ["DOCTOR_NO_WEBHOOK", "DOCTOR_NO_GUARD"]
+    assert table.stdout == "no problems found\n"
+    assert "none webhook: not installed here" in table.stderr.splitlines()
+
+
+def test_many_findings_of_a_kind_are_counted_in_one_row(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """Two thousand equal rows hid the one that mattered."""
+    for index in range(7):
+        create(server, f"smuggled-{index}", [], node="b")
+    create(server, "corrupt", [share("a", 1, 100)], record="garbage")
+    calls.eventually(lambda: len(calls.read(extender, "pods")["pods"]) == 9)
+
+    table = hamictl("doctor", *reach(extender, healthy))
+    wide = hamictl("doctor", *reach(extender, healthy), "-o", "wide")
+    _, found = doctor(*reach(extender, healthy))
+
+    first = ", ".join(f"default/smuggled-{index}" for index in range(5))
+    assert f"7 pods: {first}, …" in table.stdout
+    assert "pod/default/corrupt" in table.stdout
+    assert len(table.stdout.splitlines()) == 3
+    assert len(wide.stdout.splitlines()) == 1 + len(found["findings"]) == 9
+    assert "bad  pods: 8 problems" in table.stderr.splitlines()
+
+
+def test_a_node_that_is_not_well_is_found(
+    healthy: pathlib.Path, extender: extender_process.ExtenderProcess, server: api_server.Running
+) -> None:
+    """Its pods wait, and nothing about GPUs says why."""
+    conditions = [
+        {"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "no network"},
+        {"type": "DiskPressure", "status": "True", "reason": "KubeletHasDiskPressure"},
+        {"type": "PIDPressure", "status": "False"},
+    ]
+    patch = "application/merge-patch+json"
+    server.request("PATCH", "/api/v1/nodes/a/status", {"status": {"conditions": conditions}}, patch)
+
+    assert told(doctor(*reach(extender, healthy))[1]) == [
+        ("DOCTOR_NODE_CONDITION", "node/a", "Ready is False: KubeletNotReady no network"),
+        ("DOCTOR_NODE_CONDITION", "node/a", "DiskPressure is True: KubeletHasDiskPressure"),
+    ]
 
 
 def test_each_of_a_dozen_planted_faults_is_found(
@@ -152,7 +226,7 @@ def test_each_of_a_dozen_planted_faults_is_found(
         ]
     )  # fmt: skip
     assert all(one["remedy"] and one["meaning"] and one["detail"] for one in found["findings"])
-    assert found["summary"] == {"checks": 19, "errors": 7, "warnings": 5}
+    assert found["summary"] == {"checks": 20, "errors": 7, "warnings": 5}
 
 
 def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_answer(healthy: pathlib.Path) -> None:
@@ -321,7 +395,7 @@ def test_another_installation_on_the_same_cluster_is_found(
         ("DOCTOR_SECOND_WEBHOOK", "cluster", "default/hami-scheduler and old/hami"),
         ("DOCTOR_SECOND_SCHEDULER", "lease/hami-system/hami-scheduler", "held by one_1, and another one is active too"),
         ("DOCTOR_SECOND_SCHEDULER", "lease/kube-system/hami-scheduler", "held by two_2, and another one is active too"),
-        ("DOCTOR_NVIDIA_PLUGIN", "daemonset/default/nvidia", "on a, b"),
+        ("DOCTOR_NVIDIA_PLUGIN", "daemonset/default/nvidia", "NVIDIA's device plugin on a, b"),
     ]
 
 
@@ -392,7 +466,9 @@ def test_a_driver_is_asked_for_its_version_and_for_what_the_plugin_needs(
     assert examined(node) == ["DOCTOR_NODE_DRIVER"]
     healthy = hamictl("doctor", "node", *where, environment=driver.environment())
     assert healthy.stdout == "no problems found\n"
-    assert healthy.stderr.splitlines()[0] == "ok   driver 570.86.15, CUDA 12.8"
+    lines = healthy.stderr.splitlines()
+    assert "ok   driver 570.86.15, CUDA 12.8" in lines
+    assert re.search(r"^GPU 0 .+: \d+ °C, [\d,]+ of [\d,]+ MiB used$", healthy.stderr, re.MULTILINE), lines
 
     driver.mismatch = True
     driver.write()
@@ -452,3 +528,100 @@ def test_a_folder_that_takes_nothing_and_a_disk_that_is_full_are_found(node: pat
     (node / "run/cdi").rmdir()
     (node / "run/cdi").touch()
     assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_FOLDER"]
+
+
+def test_the_report_of_a_node_has_sizes_the_container_and_variables_without_secrets(node: pathlib.Path) -> None:
+    """What a person asks first when a node misbehaves."""
+    own = {"HAMI_EXTENDER": "http://127.0.0.1:1", "HAMI_TOKEN": "s3cret", "NODE_NAME": "gpu-7"}
+    where = ("--root", str(node), "--kubelet-dir", str(node / "kubelet"))
+    done = hamictl("doctor", "node", *where, "-o", "json", environment=own)
+
+    report = json.loads(done.stdout)["report"]
+    assert report["environment"].items() >= {**own, "HAMI_TOKEN": "(hidden)"}.items()
+    assert "s3cret" not in done.stdout
+    assert report["cpus"] >= 1
+    assert report["memory_mib"] > report["memory_available_mib"] > 0
+    assert all(one["size_mib"] >= one["free_mib"] for one in report["file_systems"])
+    assert report["container"]["host_root"] == str(node)
+    assert report["gpus"] == []
+
+
+def test_a_node_is_examined_with_nothing_but_what_the_nodes_image_has(node: pathlib.Path) -> None:
+    """People were sent to run it on the node, and no image had it."""
+    absent = ("scheduler_extender", "webui", "lab", "numpy", "kubernetes", "rich", "uvicorn", "flask", "cryptography")
+    program = (
+        f"import sys\nsys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from hamictl import __main__\nsys.exit(__main__.main())"
+    )
+    arguments = ("doctor", "node", "--root", str(node), "--kubelet-dir", str(node / "kubelet"), "-o", "name")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "LD_LIBRARY_PATH": str(node)},
+    )  # fmt: skip
+
+    assert done.stderr == ""
+    assert done.stdout == "DOCTOR_NODE_DRIVER node\n"
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        "run/containerd/containerd.sock", "run/crio/crio.sock", "run/cri-dockerd.sock",
+        "run/k3s/containerd/containerd.sock", "run/k0s/containerd.sock",
+        "var/snap/microk8s/common/run/containerd.sock",
+    ],
+)  # fmt: skip
+def test_the_runtimes_of_small_distributions_are_known(node: pathlib.Path, runtime: str) -> None:
+    """On MicroK8s, k0s and with cri-dockerd a healthy runtime was reported missing."""
+    (node / "run/containerd/containerd.sock").unlink()
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_RUNTIME"]
+    (node / runtime).parent.mkdir(parents=True, exist_ok=True)
+    (node / runtime).touch()
+    assert examined(node) == ["DOCTOR_NODE_DRIVER"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "etc/containerd/conf.d/nvidia.toml", "var/lib/rancher/k3s/agent/etc/containerd/config.toml",
+        "var/lib/rancher/rke2/agent/etc/containerd/config.toml", "etc/k0s/containerd.d/nvidia.toml",
+        "var/snap/microk8s/current/args/containerd.toml",
+    ],
+)  # fmt: skip
+def test_their_configurations_are_read_too(node: pathlib.Path, path: str) -> None:
+    """CDI that was off there was not found."""
+    (node / path).parent.mkdir(parents=True, exist_ok=True)
+    (node / path).write_text("[plugins.'io.containerd.cri.v1.runtime']\nenable_cdi = false\n")
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_CDI_OFF"]
+
+
+@pytest.mark.parametrize(
+    "kubelet", ["var/lib/kubelet", "var/lib/k0s/kubelet", "var/snap/microk8s/common/var/lib/kubelet"]
+)
+def test_the_kubelet_is_found_where_the_distribution_has_it(node: pathlib.Path, kubelet: str) -> None:
+    """With k0s and MicroK8s one had to know `--kubelet-dir`."""
+    (node / kubelet).parent.mkdir(parents=True, exist_ok=True)
+    (node / "kubelet").rename(node / kubelet)
+    done = hamictl("doctor", "node", "--root", str(node), "-o", "json", environment={"LD_LIBRARY_PATH": str(node)})
+    assert [one["code"] for one in json.loads(done.stdout)["findings"]] == ["DOCTOR_NODE_DRIVER"]
+
+
+@pytest.mark.parametrize("socket_name", ["nvidia-gpu.sock", "nvidiaGPU-1700000000.sock", "volcano-vgpu.sock"])
+def test_another_plugin_on_the_node_is_found_by_its_socket(node: pathlib.Path, socket_name: str) -> None:
+    """NVIDIA's, GKE's and Volcano's; one that a node's service runs has no pod at all."""
+    (node / "kubelet/device-plugins" / socket_name).touch()
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_OTHER_PLUGIN"]
+
+
+def test_another_plugin_on_the_node_is_found_by_what_the_kubelet_lists(node: pathlib.Path) -> None:
+    """Its checkpoint has the resources of every plugin, whatever its socket is called."""
+    checkpoint = node / "kubelet/device-plugins/kubelet_internal_checkpoint"
+    for devices, codes in (
+        ({"nvidia.com/gpu": ["GPU-1"], "rdma/hca": ["a"]}, []),
+        ({"nvidia.com/gpu": ["GPU-1"], "volcano.sh/vgpu-number": ["a"]}, ["DOCTOR_NODE_OTHER_PLUGIN"]),
+        ({"volcano.sh/vgpu-number": []}, []),
+    ):
+        checkpoint.write_text(json.dumps({"Data": {"PodDeviceEntries": None, "RegisteredDevices": devices}}))
+        assert examined(node) == ["DOCTOR_NODE_DRIVER", *codes]
+    checkpoint.write_text("{")
+    assert examined(node) == ["DOCTOR_NODE_DRIVER"]

@@ -19,7 +19,7 @@ import time
 
 import pytest
 
-from hamictl import __main__ as hamictl
+from hamictl import commands as hamictl_commands
 from tests.chart import rendering
 from tests.docs.test_commands import PAGES, ROOT
 
@@ -56,7 +56,7 @@ def refusal(words: list[str]) -> str:
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         try:
-            hamictl.make_parser().parse_args(words[1:])
+            hamictl_commands.make_parser().parse_args(words[1:])
         except SystemExit as ended:
             text = said.getvalue()
             return text if ended.code and "are required" not in text and "expected one argument" not in text else ""

@@ -65,8 +65,19 @@ def test_it_starts_what_the_chart_starts(image: Image) -> None:
         "hami": ("device_plugin", "grpc", "pynvml"),
         "hami-node": ("numpy", "flask", "scheduler_extender", "webui"),
     }
-    for package in (*others[image.name], "hamictl", "lab", "kubernetes"):
+    for package in (*others[image.name], "lab", "kubernetes"):
         assert not (image.root / "opt/hami" / package).exists(), package
+
+
+def test_a_node_is_examined_from_the_image(image: Image) -> None:
+    """By one command, `kubectl debug node/NODE … -- python3 -m hamictl doctor node`."""
+    program = (
+        "import sys; sys.argv = ['hamictl', 'doctor', 'node', '-o', 'name']; from hamictl import __main__; "
+        "print('status', __main__.main())"
+    )
+    answer = image.run("python3", "-c", program)
+    assert "DOCTOR_NODE_DRIVER node" in answer.splitlines()
+    assert "status 1" in answer.splitlines()
 
 
 def test_it_has_no_shell_and_one_tool(image: Image) -> None:

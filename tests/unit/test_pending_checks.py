@@ -6,6 +6,7 @@ import pytest
 from gpu_sharing.adapters import objects
 from gpu_sharing.core import error_codes, records, requests
 from hamictl import pending_checks, record_checks, snapshot
+from hamictl.findings import Finding
 from lab import gpus
 from tests.support import extender_world, pending_table
 
@@ -40,7 +41,7 @@ def state(*pods: objects.Pod) -> snapshot.State:
     )
 
 
-def findings(cluster: snapshot.State) -> list[record_checks.Finding]:
+def findings(cluster: snapshot.State) -> list[Finding]:
     observed = record_checks.Observation(cluster, [], "", NOW)
     return [one for _, some in pending_checks.checks(observed, NAMES) for one in some]
 

@@ -48,7 +48,7 @@ def test_what_an_account_lacks_is_a_finding_and_what_is_there_is_looked_at(own_s
     own_site.api("POST", f"/apis/apps/v1/namespaces/{own_site.namespace}/daemonsets", plugin)
     assert [(one["code"], one["detail"]) for one in doctor(own_site, "admin")[1]][-1] == (
         "DOCTOR_NVIDIA_PLUGIN",
-        "on one",
+        "NVIDIA's device plugin on one",
     )
 
     status, found = doctor(own_site, "extender")

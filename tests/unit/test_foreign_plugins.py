@@ -1,12 +1,15 @@
 """Who else registers GPUs is found by what lies in the API, not by the name of one image."""
 
+import pathlib
 from typing import Any
 
 import pytest
+import yaml
 
 from gpu_sharing.core import requests
 from hamictl import foreign_plugins
 
+GOLDENS = pathlib.Path(__file__).parents[1] / "chart" / "golden"
 FOLDER = {"hostPath": {"path": "/var/lib/kubelet/device-plugins"}}
 
 
@@ -69,3 +72,15 @@ def test_resources_of_other_plugins_are_known_and_ours_are_not_theirs() -> None:
     assert "nvidia.com/gpu.shared: 8" not in foreign_plugins.resources(offered, names)
     assert foreign_plugins.annotations({"volcano.sh/node-vgpu-register": "GPU-1,10,16384"}) != []
     assert foreign_plugins.annotations({"volcano.sh/node-vgpu-register": "[]"}) == []
+
+
+def test_nothing_that_our_chart_installs_is_taken_for_another_plugin() -> None:
+    """HAMi's image brings its library to our nodes, and our DaemonSet has a name that HAMi's has too."""
+    rendered = [one for path in GOLDENS.glob("*.yaml") for one in yaml.safe_load_all(path.read_text()) if one]
+    daemon_sets = [one for one in rendered if one["kind"] == "DaemonSet"]
+
+    assert len({one["metadata"]["name"] for one in daemon_sets}) == 3
+    for one in daemon_sets:
+        template = one["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        assert foreign_plugins.vendor(one["metadata"]["name"], labels, template["spec"]) == ""

@@ -341,7 +341,7 @@ NO_SUCH_POD = _register(
 UNKNOWN_CORDON = _register(
     "SCHED_UNKNOWN_CORDON",
     "The node's annotation hami.io/device-cordon names a UUID that no GPU of the node has, so it cordons nothing.",
-    "Correct the UUID; hamictl top -o json lists the UUIDs of the node's GPUs.",
+    "Correct the UUID; hamictl nodes -o json lists the UUIDs.",
     operator=True,
 )
 PREEMPTION_FAILED = _register(

@@ -86,7 +86,7 @@ def _no_mode(fleet: arrays.Arrays, among: arrays.Bools, selectors: requests.Sele
     wanted = f"runs in mode {selectors.mode}" if selectors.mode else "is shared by containers"
     return Obstacle(
         error_codes.MODE_MISMATCH,
-        f"no GPU here {wanted}; the modes are {there}",
+        f"no GPU here {wanted}; the GPUs here run in {there}",
         f"write another mode in the annotation {requests.MODE}" + (", or remove it" if selectors.mode else ""),
     )
 
@@ -107,12 +107,12 @@ def _no_uuid(fleet: arrays.Arrays, among: arrays.Bools, selectors: requests.Sele
 def _no_type(fleet: arrays.Arrays, among: arrays.Bools, selectors: requests.Selectors) -> Obstacle:
     there = _words(fleet.types, fleet.type_id[:, : fleet.columns][among])
     if not selectors.use_types:
-        sentence = f"the annotation {requests.NOUSE_TYPE} excludes every GPU; the types are {there}"
+        sentence = f"the annotation {requests.NOUSE_TYPE} excludes every GPU; the GPUs here are {there}"
         return Obstacle(error_codes.TYPE_MISMATCH, sentence, "remove types from it")
     wanted = " or ".join(text.upper()[:80] for text in selectors.use_types[:_MOST_NAMED])
     return Obstacle(
         error_codes.TYPE_MISMATCH,
-        f"no GPU here is of type {wanted}; the types are {there}",
+        f"no GPU here is of type {wanted}; the GPUs here are {there}",
         f"correct the annotation {requests.USE_TYPE}, or remove it",
     )
 

@@ -130,11 +130,11 @@ TABLE = [
     ),
     Case(
         "type", pod("type", ONE, {TYPE: "H200"}),
-        "no GPU here is of type H200; the types are NVIDIA A10, NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3, "
+        "no GPU here is of type H200; the GPUs here are NVIDIA A10, NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3, "
         "NVIDIA L40S, NVIDIA-Tesla T4 and 1 more",
     ),
     Case("UUID", pod("uuid", ONE, {UUID: "GPU-nowhere"}), "no GPU here has the UUID GPU-nowhere"),
-    Case("mode", pod("mode", ONE, {MODE: "mig"}), "no GPU here runs in mode mig; the modes are hami-core"),
+    Case("mode", pod("mode", ONE, {MODE: "mig"}), "no GPU here runs in mode mig; the GPUs here run in hami-core"),
     Case(
         "impossible: memory", pod("huge", {GPU: "1", MEMORY: "200000"}),
         "no GPU here has 200,000 MiB; the largest has 81,920 MiB (NVIDIA A100-SXM4-80GB)",

@@ -65,7 +65,7 @@ LARGE = node("large", *(builders.gpu("large", index, memory_mib=81_920, mode="ha
             builders.share_of(1),
             Selectors(use_types=("h100",)),
             (
-                "no GPU here is of type H100; the types are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; "
+                "no GPU here is of type H100; the GPUs here are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; "
                 "correct the annotation nvidia.com/use-gputype, or remove it"
             ),
         ),
@@ -74,7 +74,7 @@ LARGE = node("large", *(builders.gpu("large", index, memory_mib=81_920, mode="ha
             Selectors(nouse_types=("nvidia",)),
             (
                 "the annotation nvidia.com/nouse-gputype excludes every GPU; "
-                "the types are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; remove types from it"
+                "the GPUs here are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; remove types from it"
             ),
         ),
         (
@@ -91,7 +91,7 @@ LARGE = node("large", *(builders.gpu("large", index, memory_mib=81_920, mode="ha
             builders.share_of(1),
             Selectors(mode="mig"),
             (
-                "no GPU here runs in mode mig; the modes are hami-core; "
+                "no GPU here runs in mode mig; the GPUs here run in hami-core; "
                 "write another mode in the annotation nvidia.com/vgpu-mode, or remove it"
             ),
         ),

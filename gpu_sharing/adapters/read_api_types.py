@@ -138,6 +138,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
             "whole answer."
         ),
     ] = ""
+    reason_code: Annotated[str, msgspec.Meta(description="The code of `reason`.")] = ""
 
 
 class Pods(msgspec.Struct, frozen=True):

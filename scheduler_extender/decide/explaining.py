@@ -208,8 +208,8 @@ def _phrase(obstacle: Obstacle) -> str:
 
 
 def _advice(pod: PendingPod, obstacle: Obstacle) -> str:
-    if obstacle.code is None:
-        return ""
+    if obstacle.code is None or obstacle.code == error_codes.NODE_NOT_REGISTERED:
+        return ""  # A node without GPUs is no fault that anybody should correct.
     if obstacle.rejection is not None and obstacle.stage in (Stage.GPUS, Stage.NEVER):
         advice = causes.advice_for(pod.request, obstacle.rejection)
         never = obstacle.stage is Stage.NEVER and advice == error_codes.REGISTRY[obstacle.code].advice

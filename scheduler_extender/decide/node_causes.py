@@ -83,8 +83,7 @@ class _Stages:
         """By our look the pod fits: only kube-scheduler can say what is in the way."""
         where, pod = _names(obstacles), self._pod
         if pod.nominated_node:
-            sentence = f"pods of lower priority are evicted for it on {pod.nominated_node}"
-            return (_advised(cause(error_codes.NOT_OFFERED, sentence), "Wait until they have ended."),)
+            return (cause(error_codes.NOT_TRIED, f"pods of lower priority are evicted for it on {pod.nominated_node}"),)
         count = self._core.settings.resource_names.count
         rules = [
             rule
@@ -94,8 +93,7 @@ class _Stages:
         if not rules:
             tried = "since then" if pod.unschedulable_message else "yet"
             sentence = f"its GPUs fit on {where}; kube-scheduler has not tried the pod {tried}"
-            advice = f"Wait some seconds; if it stays, check that the kube-scheduler of {pod.scheduler_name} runs."
-            return (_advised(cause(error_codes.NOT_OFFERED, sentence), advice),)
+            return (cause(error_codes.NOT_TRIED, sentence),)
         return [
             cause(rule.code, f"{self._rule(rule, obstacles)}; its GPUs would fit on {where}", rule.nodes)
             for rule in rules[:_MOST_CAUSES]

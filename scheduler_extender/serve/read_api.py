@@ -247,6 +247,7 @@ class ReadApi:
     def _unbound(self, pod: pending.AnyPod) -> read_api_types.Pod:
         entry = self._pending.entry(pod.uid)
         rejection = entry.rejection if entry else None
+        first = causes.headline(self._core, entry) if entry else None
         namespace, _, name = pod.key.partition("/")
         return read_api_types.Pod(
             namespace=namespace,
@@ -261,7 +262,8 @@ class ReadApi:
             error_code=rejection.code if rejection else "",
             created_at=pod.traits.created_at,
             requests=_requests(pod),
-            reason=causes.headline(self._core, entry) if entry else "",
+            reason=first.sentence if first else "",
+            reason_code=first.code if first else "",
         )
 
     def _held(self, key: str) -> facts.BoundPod | None:

@@ -157,3 +157,49 @@ def test_empty_gpus_are_never_a_reason_to_wait() -> None:
         advice = [answer.remedy, *(one.advice for one in answer.causes), *(one.advice for one in answer.nodes)]
         assert not any("wait" in text.lower() for text in advice), advice
         assert all(one.lasts for one in answer.causes)
+
+
+def test_a_pod_for_which_others_are_evicted_only_has_to_wait() -> None:
+    """It fits once they have ended, which their grace period may delay."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    body = pod("p", {"nvidia.com/gpu": "1"}, status={"phase": "Pending", "nominatedNodeName": "a"})
+
+    (cause,) = explain(world, body).causes
+
+    assert (cause.code, cause.sentence) == ("SCHED_NOT_TRIED", "pods of lower priority are evicted for it on a")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "by_webhook"), [("default-scheduler", True), ("", True), ("hami-schedulr", False)]
+)
+def test_the_webhook_is_advised_where_it_would_write_the_scheduler_name(scheduler: str, *, by_webhook: bool) -> None:
+    """It leaves the name of every scheduler but the default one alone."""
+    world = World(gpus.gpu_node("a", A100, 1))
+
+    cause = explain(world, pod("p", schedulerName=scheduler)).causes[0]
+
+    assert cause.code == "SCHED_OTHER_SCHEDULER"
+    assert cause.advice.startswith("Write schedulerName: hami-scheduler and create the pod again")
+    assert ("webhook" in cause.advice) is by_webhook
+
+
+def test_a_node_without_gpus_is_no_fault_to_correct() -> None:
+    """Most clusters have such nodes, and the advice would send a person to a device plugin that must not run there."""
+    world = World(gpus.gpu_node("g", A100, 1), gpus.gpu_node("cpu", A100, 0))
+
+    answer = explain(world, pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"}))
+
+    assert [(one.node, bool(one.advice)) for one in answer.nodes] == [("g", True), ("cpu", False)]
+
+
+def test_without_any_gpu_the_cluster_is_the_cause() -> None:
+    """And another plugin's GPUs are named, because they look as if they were free."""
+    none = explain(World(gpus.gpu_node("cpu", A100, 0)), pod("p"))
+    foreign_node = gpus.gpu_node("foreign", A100, 0)
+    foreign_node["status"]["allocatable"] = {"nvidia.com/gpu": "8"}
+    foreign = explain(World(foreign_node, gpus.gpu_node("cpu", A100, 0)), pod("p"))
+    empty = explain(World(), pod("p"))
+
+    assert none.causes[0].sentence == empty.causes[0].sentence == "no node has registered GPUs"
+    assert foreign.causes[0].sentence == ("GPUs served by another device plugin (foreign), and no other node has GPUs")
+    assert none.causes[0].advice.startswith("Ask an operator of the cluster: ")

@@ -7,6 +7,7 @@ affinity are not checked here; kube-scheduler rejects the node for them later.
 Source: k8s.io/component-helpers/scheduling/corev1, node selector terms and toleration of taints.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,15 +31,18 @@ NONE = NodeRequirements()
 
 
 def requirements_of(pod: objects.Pod) -> NodeRequirements:
-    """Return the nodes that a pod accepts: `NONE`, the same value, for the many that accept every node."""
+    """Return the nodes that a pod accepts."""
     affinity = pod.spec.affinity.node_affinity if pod.spec.affinity else None
     required = affinity.required_during_scheduling_ignored_during_execution if affinity else None
     terms = tuple(required.node_selector_terms or ()) if required else ()
-    if not pod.spec.node_selector and not terms and not pod.spec.tolerations:
-        return NONE
-    return NodeRequirements(
-        tuple(sorted((pod.spec.node_selector or {}).items())), terms, tuple(pod.spec.tolerations or ())
-    )
+    selector, tolerations = tuple(sorted((pod.spec.node_selector or {}).items())), tuple(pod.spec.tolerations or ())
+    return NodeRequirements(selector, terms, tolerations) if terms else _shared(selector, tolerations)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(selector: tuple[tuple[str, str], ...], tolerations: tuple[objects.Toleration, ...]) -> NodeRequirements:
+    """Return one value for all pods with equal ones: the API server gives every pod the same two tolerations."""
+    return NodeRequirements(selector, (), tolerations)
 
 
 def admits(wanted: NodeRequirements, name: str, labels: Mapping[str, str], taints: Sequence[facts.Taint]) -> bool:

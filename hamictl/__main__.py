@@ -242,7 +242,7 @@ def _explain(options: argparse.Namespace) -> int:
     namespace = named or flags.namespace(options)
     try:
         with reader.reaching(flags.address(options)) as api:
-            explanation = api.explain(namespace, name)
+            explanation = api.explain(namespace, name, views.most_nodes_read(options.output, every_node=options.all))
     except failures.CommandFailed as refused:
         raise absent_pods.refusal(options, namespace, name, refused) from refused
     text = views.explanation(explanation, every_node=options.all)

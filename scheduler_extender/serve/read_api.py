@@ -5,6 +5,7 @@ may read what. `gpu_sharing.adapters.read_api_types` describes every answer.
 """
 
 import contextlib
+import dataclasses
 import heapq
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _SORTED_AT_A_TIME = 2_000
 _MOST_COMPARED = 5_000
 """Names that a misspelled one is compared with: about 50 ms, beside the loop."""
 _MOST_NAMED = 5
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class Route:
     namespace: str = ""
     """Of the pod that `explain` and `events` are about."""
     name: str = ""
+    most_nodes: int | None = None
+    """How many nodes an explanation is to list; None for all."""
+
+
+def most_nodes_of(query: bytes) -> int | None:
+    """Return the parameter `nodes` of a query; None where it is absent or no number."""
+    texts = [part.partition(b"=")[2] for part in query[:_LONGEST_NAME].split(b"&") if part.startswith(b"nodes=")]
+    return int(texts[0]) if texts and texts[0].isdigit() and len(texts[0]) <= _MOST_DIGITS else None
 
 
 def route_of(raw_path: bytes) -> Route | None:
@@ -96,6 +106,8 @@ class ReadApi:
         authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         token = authorization[7:] if authorization[:7].lower() == "bearer " else ""
         route = route_of(scope["raw_path"])
+        if route is not None and route.what == "explain":
+            route = dataclasses.replace(route, most_nodes=most_nodes_of(scope.get("query_string", b"")))
         try:
             reader = await self._gate.admit(token)
             if route is not None and route.what == "openapi.json":
@@ -171,7 +183,7 @@ class ReadApi:
         visible = await reader.visible([route.namespace])
         if route.what == "events":
             return await self._events_of(route.namespace, route.name)
-        explained = await self._explain(f"{route.namespace}/{route.name}")
+        explained = await self._explain(f"{route.namespace}/{route.name}", route.most_nodes)
         if explained is not None and visible is not None:
             named = {_namespace_of(key) for node in explained.nodes for key in (*node.waits_for, *node.evictable)}
             visible |= await reader.visible_among(named)
@@ -274,15 +286,15 @@ class ReadApi:
         pod = self._pending.by_key(key) or self._held(key)
         return None if pod is None else read_api_types.Events(key, await self._events(namespace, pod.uid))
 
-    async def _explain(self, key: str) -> read_api_types.Explanation | None:
+    async def _explain(self, key: str, most_nodes: int | None) -> read_api_types.Explanation | None:
         pod = self._pending.by_key(key)
         if pod is None:
             held = self._held(key)
             return None if held is None else read_api_types.Explanation(key, "bound", held.node)
-        return _explanation(key, await self._explainer.explain(pod))
+        return _explanation(key, await self._explainer.explain(pod), most_nodes)
 
 
-def _explanation(key: str, answer: explaining.Explanation) -> read_api_types.Explanation:
+def _explanation(key: str, answer: explaining.Explanation, most_nodes: int | None) -> read_api_types.Explanation:
     return read_api_types.Explanation(
         pod=key,
         phase="pending",
@@ -291,7 +303,7 @@ def _explanation(key: str, answer: explaining.Explanation) -> read_api_types.Exp
         remedy=answer.remedy,
         nearest=answer.nearest,
         gates=list(answer.gates),
-        nodes=[_node_explanation(node) for node in answer.nodes],
+        nodes=[_node_explanation(node) for node in answer.nodes[:most_nodes]],
         causes=[
             read_api_types.Cause(one.code, one.sentence, one.advice, one.nodes, one.lasts) for one in answer.causes
         ],

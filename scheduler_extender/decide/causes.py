@@ -91,12 +91,24 @@ def _on_every_node(rules: Iterable[scheduler_condition.Rule], names: requests.Re
             yield cause(rule.code, f"kube-scheduler: {rule.text}", lasts=rule.code == error_codes.VOLUME)
 
 
+def of_request(core: DecisionCore, pod: pending.AnyPod) -> list[Cause]:
+    """Return what of a pod's request no node can ever serve."""
+    impossible = () if isinstance(pod, pending.UnreadablePod) else core.placer.never_fits(pod.request)
+    return [advised(cause(part.code, part.sentence, lasts=True), part.advice) for part in impossible]
+
+
+def advised(one: Cause, advice: str) -> Cause:
+    """Return a cause with other advice, as a sentence."""
+    text = advice if advice.endswith(".") else f"{advice}."
+    return dataclasses.replace(one, advice=text[0].upper() + text[1:])
+
+
 def headline(core: DecisionCore, entry: pending.Entry) -> Cause | None:
     """Return why a pod is pending without a look at the nodes, or None where that is not known.
 
     A list of 50,000 pods is made of these; what takes a look at every node is in the explanation of one pod.
     """
-    for first in of_pod(core, entry.pod):
+    for first in (*of_pod(core, entry.pod), *of_request(core, entry.pod)):
         return first
     rejection = entry.rejection
     if rejection is not None and rejection.nearest and rejection.reason is not Reason.NOT_OFFERED:

@@ -15,7 +15,7 @@ from scheduler_extender.decide import causes, node_obstacles
 from scheduler_extender.decide.causes import Cause, cause
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.decide.node_obstacles import Obstacle, Stage
-from scheduler_extender.fleet import facts, never_fits
+from scheduler_extender.fleet import facts
 
 _MOST_NAMED = 3
 _MOST_CAUSES = 5
@@ -125,7 +125,7 @@ class _Stages:
             if nearest.rejection.info.curable and advice[0].islower():
                 advice = f"{advice}, or wait for a pod to end"
             lasts = not nearest.rejection.info.curable and reason not in _MAY_PASS
-            yield _advised(
+            yield causes.advised(
                 cause(nearest.rejection.code, f"{nearest.rejection.sentence}{where}", len(some), lasts=lasts), advice
             )
 
@@ -158,10 +158,9 @@ class _Stages:
     def _never(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """The request is more than the nodes have, or names other GPUs."""
         if len(obstacles) == self._with_gpus:
-            whole = never_fits.obstacles(self._core.ledger.settle(), self._pod.request)
+            whole = causes.of_request(self._core, self._pod)
             if whole:
-                made = [cause(one.code, one.sentence, len(obstacles), lasts=True) for one in whole]
-                return [_advised(one, part.advice) for one, part in zip(made, whole, strict=True)]
+                return [dataclasses.replace(one, nodes=len(obstacles)) for one in whole]
         by_reason: dict[rejections.Rejection, int] = collections.Counter(
             one.rejection for one in obstacles if one.rejection
         )
@@ -170,7 +169,7 @@ class _Stages:
             sentence = f"{rejection.sentence} on {causes.nodes_words(count)}, also when all GPUs there are empty"
             one = cause(error_codes.NEVER_FITS, sentence, count, lasts=True)
             advice = causes.advice_for(self._pod.request, rejection)
-            made.append(_advised(one, advice) if advice[0].islower() else one)
+            made.append(causes.advised(one, advice) if advice[0].islower() else one)
         return made
 
     def _by_message(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
@@ -194,12 +193,6 @@ class _Stages:
     def _facts(self, obstacles: Iterable[Obstacle]) -> list[facts.Node]:
         nodes = (self._core.ledger.node_facts(one.node) for one in obstacles)
         return [node for node in nodes if node is not None]
-
-
-def _advised(one: Cause, advice: str) -> Cause:
-    """Return a cause with other advice, as a sentence."""
-    text = advice if advice.endswith(".") else f"{advice}."
-    return dataclasses.replace(one, advice=text[0].upper() + text[1:])
 
 
 def _names(obstacles: Iterable[Obstacle]) -> str:

@@ -76,10 +76,12 @@ def obstacle_on(core: DecisionCore, pod: PendingPod, name: identifiers.NodeName)
     if rejection is not None and rejection.reason in _WITHOUT_GPUS:
         return _by_rejection(name, Stage.NO_GPUS, rejection)
     if rejection is not None:
-        never = placement.fit(pod.request, _emptied(state), core.placer.gpu_policy(pod.request))
+        emptied = _emptied(state)
+        never = placement.fit(pod.request, emptied, core.placer.gpu_policy(pod.request))
         if isinstance(never, rejections.Rejection):
             selected = node_selection.selects(pod.node_requirements, name, known.labels)
-            return dataclasses.replace(_by_rejection(name, Stage.NEVER, never), selected=selected)
+            obstacle = _by_rejection(name, Stage.NEVER, never, short_mib=_short_mib(pod, emptied))
+            return dataclasses.replace(obstacle, selected=selected)
     fits = rejection is None
     other = _by_node(core, pod, known)
     if other is not None:

@@ -14,6 +14,7 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays
 
 _MOST_NAMED = 5
+_MOST_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,27 @@ def obstacles(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[Obsta
             return (obstacle(fleet, accepted, selectors),)
         accepted = left
     return tuple(dict.fromkeys(_sizes(fleet, accepted, request)))
+
+
+class Cache:
+    """The obstacles of recent requests, for as long as the GPUs of the cluster stay the same.
+
+    A list of pending pods needs them for each, and many of those request the same.
+    """
+
+    def __init__(self) -> None:
+        self._for: tuple[int, bytes] = (-1, b"")
+        self._known: dict[requests.PodRequest, tuple[Obstacle, ...]] = {}
+
+    def obstacles(self, fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[Obstacle, ...]:
+        """Return `obstacles`, from the cache where it has them."""
+        now = fleet.inventory_generation, fleet.standing[: fleet.columns].tobytes()
+        if now != self._for or len(self._known) >= _MOST_KEPT:
+            self._for, self._known = now, {}
+        known = self._known.get(request)
+        if known is None:
+            known = self._known[request] = obstacles(fleet, request)
+        return known
 
 
 def _sizes(fleet: arrays.Arrays, accepted: arrays.Bools, request: requests.PodRequest) -> Iterator[Obstacle]:

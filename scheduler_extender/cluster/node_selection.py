@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from gpu_sharing.adapters import objects
 from scheduler_extender.fleet import facts
 
+_MOST_WORDS, _LONGEST_WORD, _LONGEST_TEXT = 5, 80, 400
 _REPELLING = ("NoSchedule", "NoExecute")
 
 
@@ -71,15 +72,33 @@ def untolerated(wanted: NodeRequirements, taints: Sequence[facts.Taint]) -> fact
     return next((taint for taint in repelling if not any(_tolerates(one, taint) for one in wanted.tolerations)), None)
 
 
+def selector_words(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return pairs of a node selector in one line, such as `zone=a, disk=ssd`; of many the first ones."""
+    return _few([f"{key}={value}" for key, value in pairs[: _MOST_WORDS + 1]], len(pairs), ", ")
+
+
 def affinity_words(wanted: NodeRequirements) -> str:
-    """Return the required node affinity in one line, such as `gpu In (a, b), disk Exists; or zone In (x)`."""
-    return "; or ".join(
-        ", ".join(
-            f"{one.key} {one.operator}" + (f" ({', '.join(one.values)})" if one.values else "")
-            for one in (*(term.match_expressions or ()), *(term.match_fields or ()))
-        )
-        for term in wanted.terms
-    )
+    """Return the required node affinity in one line, such as `gpu In (a, b), disk Exists; or zone In (x)`.
+
+    Of many terms, expressions and values the first ones: a person reads it, and a tenant writes it.
+    """
+    return _few([_term_words(term) for term in wanted.terms[: _MOST_WORDS + 1]], len(wanted.terms), "; or ")
+
+
+def _term_words(term: objects.NodeSelectorTerm) -> str:
+    wanted = (*(term.match_expressions or ()), *(term.match_fields or ()))
+    return _few([_expression_words(one) for one in wanted[: _MOST_WORDS + 1]], len(wanted), ", ")
+
+
+def _expression_words(wanted: objects.Requirement) -> str:
+    values = wanted.values or []
+    shown = f" ({_few(values, len(values), ', ')})" if values else ""
+    return f"{wanted.key[:_LONGEST_WORD]} {wanted.operator[:_LONGEST_WORD]}{shown}"
+
+
+def _few(words: Sequence[str], count: int, separator: str) -> str:
+    more = f"{separator}and {count - _MOST_WORDS} more" if count > _MOST_WORDS else ""
+    return separator.join(word[:_LONGEST_TEXT] for word in words[:_MOST_WORDS]) + more
 
 
 def _holds(term: objects.NodeSelectorTerm, name: str, labels: Mapping[str, str]) -> bool:

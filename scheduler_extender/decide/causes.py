@@ -14,7 +14,7 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending, scheduler_condition
 from scheduler_extender.decide.core import DecisionCore
 
-_MOST_RULES = 5
+_MOST_RULES, _LONGEST_NAME = 5, 253
 _REWRITTEN = frozenset({"", "default-scheduler"})
 """The schedulerNames that the webhook replaces."""
 _OUR_PHRASES = frozenset(info.phrase for info in rejections.REASONS.values())
@@ -52,7 +52,8 @@ def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
         yield cause(pod.invalid.code, pod.invalid.sentence, lasts=True)
     gates = [name for gate in pod.gates if (name := str(gate.get("name", ""))) != gangs.GATE]
     if gates:
-        keeps = f"gate {gates[0]} keeps" if len(gates) == 1 else f"gates {', '.join(gates)} keep"
+        named = ", ".join(name[:_LONGEST_NAME] for name in gates[:_MOST_RULES])
+        keeps = f"gate {named} keeps" if len(gates) == 1 else f"gates {named} keep"
         yield cause(error_codes.GATED, f"the scheduling {keeps} kube-scheduler from trying the pod", lasts=True)
     incomplete = core.ledger.gangs.incomplete(pod.namespace, pod.gang) if pod.gang else None
     if incomplete:

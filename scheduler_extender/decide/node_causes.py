@@ -29,6 +29,18 @@ _MAY_PASS = frozenset({Reason.QUOTA, Reason.GANG, Reason.HAMI_NODE_BUSY})
 _STATES = {error_codes.NODE_CORDONED: "cordoned", error_codes.NODE_NOT_READY: "not ready"}
 
 
+def joined(
+    core: DecisionCore, pod: pending.PendingPod, of_pod: Sequence[Cause], obstacles: Sequence[Obstacle]
+) -> tuple[Cause, ...]:
+    """Return all causes of a pod, each once: first what concerns it as a whole.
+
+    That kube-scheduler has not tried a pod is no cause of its own where a gate or another schedulerName prevents it.
+    """
+    known = {one.sentence for one in of_pod}
+    more = (one for one in of_nodes(core, pod, obstacles) if one.sentence not in known)
+    return (*of_pod, *(one for one in more if not of_pod or one.code != error_codes.NOT_TRIED))
+
+
 def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Obstacle]) -> tuple[Cause, ...]:
     """Return what keeps a pod off the nodes, given what keeps it off each."""
     by_stage: dict[Stage, list[Obstacle]] = collections.defaultdict(list)
@@ -143,7 +155,7 @@ class _Stages:
     def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
         known, wanted = self._facts(obstacles), self._pod.node_requirements
         nowhere = [pair for pair in wanted.selector if all(node.labels.get(pair[0]) != pair[1] for node in known)]
-        what = f"nodeSelector {', '.join(f'{key}={value}' for key, value in nowhere or wanted.selector)}"
+        what = f"nodeSelector {node_selection.selector_words(nowhere or wanted.selector)}"
         if not nowhere and wanted.terms:
             affinity = f"required affinity {node_selection.affinity_words(wanted)}"
             what = f"{what} with {affinity}" if wanted.selector else affinity

@@ -118,8 +118,7 @@ def _by_node(core: DecisionCore, pod: PendingPod, known: facts.Node) -> Obstacle
     wanted, name = pod.node_requirements, known.name
     unmatched = node_selection.unmatched(wanted, known.labels)
     if unmatched:
-        pairs = ", ".join(f"{key}={value}" for key, value in unmatched)
-        message = f"nodeSelector {pairs} does not match its labels"
+        message = f"nodeSelector {node_selection.selector_words(unmatched)} does not match its labels"
         return _not_selected(name, message)
     if not node_selection.affinity_matches(wanted, name, known.labels):
         message = f"required node affinity ({node_selection.affinity_words(wanted)}) does not match it"

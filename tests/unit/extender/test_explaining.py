@@ -203,3 +203,35 @@ def test_without_any_gpu_the_cluster_is_the_cause() -> None:
     assert none.causes[0].sentence == empty.causes[0].sentence == "no node has registered GPUs"
     assert foreign.causes[0].sentence == ("GPUs served by another device plugin (foreign), and no other node has GPUs")
     assert none.causes[0].advice.startswith("Ask an operator of the cluster: ")
+
+
+def test_a_cause_of_the_pod_is_not_repeated_by_the_nodes() -> None:
+    """A gated pod is not tried by kube-scheduler, and that is the gate's doing, not one thing more."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    gated = explain(world, pod("gated", schedulingGates=[{"name": "x/y"}]))
+    member = {"hami.io/gang": "g", "hami.io/gang-size": "2"}
+    ganged = explain(world, pod("ganged", annotations=member, schedulingGates=[{"name": "hami.io/gang"}]))
+
+    assert [one.code for one in gated.causes] == ["SCHED_GATED"]
+    assert [one.code for one in ganged.causes] == ["SCHED_GANG_WAITS"]
+
+
+def test_what_a_tenant_wrote_at_length_is_cut() -> None:
+    """A pod may have thousands of expressions, and its explanation looks at each node."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    expressions = [
+        {"key": f"key-{number}" + "x" * 300, "operator": "In", "values": [str(value) for value in range(1_000)]}
+        for number in range(1_000)
+    ]
+    terms = [{"matchExpressions": expressions}] * 100
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    long_affinity = explain(world, pod("affinity", affinity={"nodeAffinity": required}))
+    selector = {f"key-{number}": "x" * 63 for number in range(500)}
+    long_selector = explain(world, pod("selector", nodeSelector=selector))
+    many_gates = explain(world, pod("gates", schedulingGates=[{"name": f"x/{n}"} for n in range(1_000)]))
+
+    for answer in (long_affinity, long_selector, many_gates):
+        assert len(answer.causes[0].sentence) < 3_000
+        assert all(len(node.message) < 3_000 for node in answer.nodes)
+    assert "and 95 more" in long_affinity.causes[0].sentence
+    assert "and 495 more" in long_selector.causes[0].sentence

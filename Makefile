@@ -13,19 +13,21 @@ help: ## list the tasks
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/run.stamp: requirements/run.txt pyproject.toml
-	@test -x $(BIN)/python || { echo "setting up .venv (once)" >&2; $(PYTHON) -m venv .venv; }
+	@test -x $(BIN)/python || { echo "setup 1 of 3: creating .venv, once" >&2; $(PYTHON) -m venv .venv; }
+	@echo "setup 2 of 3: installing $$(grep -c '==' $<) packages into .venv, about half a minute" >&2
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/run.txt >&2
+	@echo "setup 3 of 3: installing the project itself" >&2
 	@$(BIN)/pip install --quiet --no-build-isolation --no-deps -e . >&2
 	@touch $@
 
 .venv/dev.stamp: requirements/dev.txt requirements/compiler.txt .venv/run.stamp
-	@echo "adding the developers' tools to .venv (once)" >&2
+	@echo "setup: adding $$(grep -c '==' requirements/dev.txt) developers' packages to .venv, once, about a minute" >&2
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt >&2
 	@command -v cc >/dev/null || command -v gcc >/dev/null || $(BIN)/pip install --quiet --require-hashes -r requirements/compiler.txt >&2
 	@touch $@
 
 .venv/docs.stamp: requirements/docs.txt .venv/run.stamp
-	@echo "adding what builds the site to .venv (once)" >&2
+	@echo "setup: adding $$(grep -c '==' $<) packages that build the site to .venv, once" >&2
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/docs.txt >&2
 	@touch $@
 
@@ -85,7 +87,7 @@ dist: .venv/dev.stamp ## wheel and sdist into dist/, and what they hold, install
 	$(BIN)/python -m hatchling build
 	$(BIN)/python -m pytest tests/packaging -v $(ARGS)
 
-release: .venv/dev.stamp ## what is still missing for a release; publishes nothing; ARGS="v0.1.0"
+release: .venv/dev.stamp ## what is missing for a release; ARGS="v0.1.0 --build" makes the files first; publishes nothing
 	@$(BIN)/python -m release $(ARGS)
 
 images: .venv/dev.stamp ## both container images without an engine (root; apt: mmdebstrap buildah busybox-static), and look into them

@@ -1,4 +1,7 @@
-"""Report what is missing for a release: `python -m release v1.2.3`. Status 1 if a check fails; publishes nothing."""
+"""Report what is missing for a release: `python -m release v1.2.3`. Status 1 if a check fails; publishes nothing.
+
+With `--build` it makes the files first, in `build/release`: images, chart, wheel and sdist, ready to publish.
+"""
 
 import argparse
 import pathlib
@@ -6,7 +9,7 @@ import sys
 
 from docs import generate
 from observability import files
-from release import checks
+from release import artifacts, checks
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -20,17 +23,17 @@ def pages() -> dict[str, str]:
 def what_remains(tag: str) -> list[str]:
     """Return the commands that publish the release, for a person to run."""
     version = tag.removeprefix("v")
+    made = artifacts.folder(ROOT).relative_to(ROOT)
     pushes = [
-        f"buildah --storage-driver vfs push localhost/{name} docker://REGISTRY/hami-py/{name}:{version}"
-        for name in checks.IMAGES
+        f"buildah --storage-driver vfs push localhost/{name} docker://{repository}:{version}"
+        for name, repository in artifacts.repositories(ROOT).items()
     ]
     return [
         f"git tag --annotate {tag} --message {tag}",
         f"git push origin {tag}",
         *pushes,
-        "helm package charts/hami --destination build",
-        f"helm push build/hami-{version}.tgz oci://REGISTRY/charts",
-        f"uv publish {' '.join(f'dist/{name}' for name in checks.distribution_files(version))}",
+        f"helm push {made}/hami-{version}.tgz oci://{artifacts.registry(ROOT)}/charts",
+        f"uv publish {' '.join(f'{made}/{name}' for name in checks.distribution_files(version))}",
     ]
 
 
@@ -38,7 +41,11 @@ def main() -> int:
     """Run and print the checks. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m release", description=__doc__)
     parser.add_argument("tag", help="of the release, for example v1.2.3")
-    tag = parser.parse_args().tag
+    parser.add_argument("--build", action="store_true", help="make the files first (root, as for make images)")
+    options = parser.parse_args()
+    tag = options.tag
+    if options.build:
+        artifacts.make(ROOT, tag.removeprefix("v"), lambda line: print(line, file=sys.stderr, flush=True))
     missing = 0
     for one in checks.all_of(ROOT, tag, pages()):
         missing += not one.yes

@@ -3,6 +3,7 @@
 Built files must be newer than the last commit: an image of the previous commit has the same version and other code.
 """
 
+import hashlib
 import json
 import pathlib
 import re
@@ -41,6 +42,7 @@ def all_of(tree: pathlib.Path, tag: str, pages: Mapping[str, str]) -> Iterator[A
     yield fresh(tree, pages)
     yield images(tree, version)
     yield distributions(tree, version)
+    yield collected(tree, version)
 
 
 def clean(tree: pathlib.Path) -> Answer:
@@ -124,6 +126,28 @@ def distributions(tree: pathlib.Path, version: str) -> Answer:
     if any(_older_than_the_commit(tree, folder / name) for name in wanted):
         return Answer(question, False, "run make dist: they are older than the last commit")
     return Answer(question, True, _listed(wanted))
+
+
+def collected(tree: pathlib.Path, version: str) -> Answer:
+    """Check that the files to publish lie together, and have the content of their checksums."""
+    question, folder = "the files to publish are in build/release", tree / "build" / "release"
+    sums = folder / "SHA256SUMS"
+    if not sums.exists() or _older_than_the_commit(tree, sums):
+        return Answer(question, False, f"run python -m release v{version} --build")
+    lines = [line.partition("  ") for line in sums.read_text().splitlines()]
+    listed = {name: sha256 for sha256, _, name in lines}
+    wanted = {f"hami-{version}.tgz", *distribution_files(version), *(f"{name}-{version}.oci.tar" for name in IMAGES)}
+    missing = sorted(wanted - listed.keys()) or [name for name in listed if not _has(folder / name, listed[name])]
+    if missing:
+        return Answer(question, False, f"run python -m release v{version} --build: not as built: {_listed(missing)}")
+    return Answer(question, True, f"{len(listed)} files with SHA256SUMS")
+
+
+def _has(path: pathlib.Path, sha256: str) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == sha256
 
 
 def distribution_files(version: str) -> tuple[str, str]:

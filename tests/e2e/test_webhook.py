@@ -3,13 +3,14 @@
 import base64
 import pathlib
 import subprocess
+from typing import Any
 
 import orjson
 
 from lab import certificates, extender_process, gpus
 from lab.real import client
 from tests.e2e import site as sites
-from tests.support import accounting
+from tests.support import accounting, manuals
 
 A100 = gpus.Model("NVIDIA A100-SXM4-80GB", 16_000)
 GPU, MEM = "nvidia.com/gpu", "nvidia.com/gpumem"
@@ -18,27 +19,13 @@ UNNAMED = "default-scheduler"
 
 
 def configuration(address: str, certificate: pathlib.Path) -> dict[str, object]:
-    """As the chart will write it, with an address in place of the Service."""
-    return {
-        "metadata": {"name": "hami-webhook"},
-        "webhooks": [
-            {
-                "name": "vgpu.hami.io",
-                "clientConfig": {
-                    "url": f"https://{address}/webhook",
-                    "caBundle": base64.b64encode(certificate.read_bytes()).decode(),
-                },
-                "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
-                "objectSelector": {
-                    "matchExpressions": [{"key": "hami.io/webhook", "operator": "NotIn", "values": ["ignore"]}]
-                },
-                "failurePolicy": "Ignore",
-                "timeoutSeconds": 5,
-                "sideEffects": "None",
-                "admissionReviewVersions": ["v1"],
-            }
-        ],
+    """The configuration that the page on the webhook shows, with an address in place of the Service."""
+    found: dict[str, Any] = manuals.one("run-the-webhook", "MutatingWebhookConfiguration", "hami-webhook")
+    found["webhooks"][0]["clientConfig"] = {
+        "url": f"https://{address}/webhook",
+        "caBundle": base64.b64encode(certificate.read_bytes()).decode(),
     }
+    return found
 
 
 def test_mistakes_show_at_creation_and_plain_pods_are_made_ours(own_site: sites.Site, tmp_path: pathlib.Path) -> None:

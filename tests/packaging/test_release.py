@@ -4,13 +4,16 @@ import json
 import os
 import pathlib
 import subprocess
+import tarfile
 from collections.abc import Callable
 
 import pytest
+import yaml
 
 from release import __main__ as checklist
-from release import checks
+from release import artifacts, checks
 
+ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {"docs/reference/events.md": "# Events\n"}
 CHANGELOG = "# Changelog\n\n## Unreleased\n\n### Added\n\n## 1.2.3 - 2026-03-01\n\n### Added\n\n- Everything.\n"
 
@@ -38,6 +41,7 @@ def tree(tmp_path: pathlib.Path) -> pathlib.Path:
     write(tmp_path, "charts/hami/Chart.yaml", "version: 1.2.3\nappVersion: 1.2.3\n")
     write(tmp_path, "CHANGELOG.md", CHANGELOG)
     write(tmp_path, "docs/reference/events.md", "# Events\n")
+    write(tmp_path, "charts/hami/values.yaml", (ROOT / "charts/hami/values.yaml").read_text())
     git(tmp_path, "init")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--message", "1.2.3")
@@ -46,6 +50,9 @@ def tree(tmp_path: pathlib.Path) -> pathlib.Path:
     write(tmp_path, "build/images/images.json", json.dumps({name: {"digest": "sha256:0"} for name in checks.IMAGES}))
     for name in checks.IMAGES:
         write(tmp_path, f"build/images/{name}.cdx.json", bill("1.2.3"))
+        write(tmp_path, f"build/images/{name}.tar", name)
+    write(tmp_path, "build/release/hami-1.2.3.tgz", "")
+    artifacts.collect(tmp_path, "1.2.3", tmp_path / "build" / "release")
     return tmp_path
 
 
@@ -63,7 +70,7 @@ def test_a_tree_that_is_ready_gets_a_yes_to_all(tree: pathlib.Path) -> None:
     answers = list(checks.all_of(tree, "v1.2.3", PAGES))
 
     assert [one.question for one in answers if not one.yes] == []
-    assert len(answers) == 6
+    assert len(answers) == 7
     assert "hami sha256:0, hami-node sha256:0" in [one.detail for one in answers]
 
 
@@ -164,6 +171,18 @@ CASES: list[tuple[str, Callable[[pathlib.Path], None], str, str]] = [
         "wheel and sdist are built",
         "run make dist: they are older than the last commit",
     ),
+    (
+        "files that were not collected",
+        lambda tree: (tree / "build/release/SHA256SUMS").unlink(),
+        "the files to publish are in build/release",
+        "run python -m release v1.2.3 --build",
+    ),
+    (
+        "a file that was changed after its checksum",
+        lambda tree: write(tree, "build/release/hami-1.2.3.tgz", "other"),
+        "the files to publish are in build/release",
+        "run python -m release v1.2.3 --build: not as built: hami-1.2.3.tgz",
+    ),
 ]
 
 
@@ -185,7 +204,7 @@ def test_a_tag_has_the_form_of_a_version(tree: pathlib.Path, tag: str) -> None:
 
 def test_another_tag_than_the_version_is_refused(tree: pathlib.Path) -> None:
     """A slip of the finger publishes nothing under a wrong number."""
-    assert len(refused(tree, "v1.2.4")) == 4
+    assert len(refused(tree, "v1.2.4")) == 5
 
 
 def ask(tree: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -203,9 +222,11 @@ def test_what_remains_is_printed_and_not_run(
 
     said = capsys.readouterr().out
     assert status == 0
-    assert said.count("yes ") == 6
+    assert said.count("yes ") == 7
     assert "    git push origin v1.2.3\n" in said
-    assert "uv publish dist/hami_py-1.2.3-py3-none-any.whl dist/hami_py-1.2.3.tar.gz" in said
+    assert "docker://ghcr.io/hami-py/hami-node:1.2.3" in said
+    assert "helm push build/release/hami-1.2.3.tgz oci://ghcr.io/hami-py/charts" in said
+    assert "uv publish build/release/hami_py-1.2.3-py3-none-any.whl build/release/hami_py-1.2.3.tar.gz" in said
     tags = subprocess.run(("git", "tag"), cwd=tree, check=True, capture_output=True, text=True)
     assert tags.stdout == ""
 
@@ -220,6 +241,24 @@ def test_nothing_is_told_to_be_run_while_something_is_missing(
     said = capsys.readouterr().out
     assert "no  the working tree is clean: commit or remove: new.py\n" in said
     assert "git push" not in said
+
+
+def test_the_chart_is_packaged_with_the_images_of_its_version(tmp_path: pathlib.Path) -> None:
+    """The package that is pushed starts the images that are pushed, by the names of the documents."""
+    artifacts.package_chart(ROOT, tmp_path)
+
+    (package,) = tmp_path.glob("hami-*.tgz")
+    with tarfile.open(package) as content:
+        values = content.extractfile("hami/values.yaml")
+        assert values is not None
+        packaged = yaml.safe_load(values.read())
+    assert {packaged["image"]["repository"], packaged["nodeImage"]["repository"]} == set(
+        artifacts.repositories(ROOT).values()
+    )
+    for page in ("README.md", "docs/howto/install.md"):
+        text = (ROOT / page).read_text()
+        assert all(name in text for name in artifacts.repositories(ROOT).values()), page
+        assert f"oci://{artifacts.registry(ROOT)}/charts/hami" in text, page
 
 
 def test_the_pages_of_this_tree_are_those_that_are_asked_about() -> None:

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     namespace = named or flags.namespace(options)
     try:
         with reader.reaching(flags.address(options)) as api:
-            explanation = api.explain(namespace, name)
+            explanation = api.explain(namespace, name, views.most_nodes_read(options.output, every_node=options.all))
     except failures.CommandFailed as refused:
         from hamictl import absent_pods  # Here, because it imports the extender's code.
 

@@ -132,6 +132,7 @@ def rejections(groups: Iterable[Group], explanations: Mapping[str, read_api_type
         explained = explanations.get(group.name)
         if explained:
             text = views.explanation(explained).replace(" is pending: ", " would be pending: ", 1)
+            text = text.replace(" (hamictl explain --all lists each)", "")
         else:
             text = f"{first.pod} would be refused: {first.why} [{first.code}]\n  what to do: {first.advice}"
         count = len(group.rejected)

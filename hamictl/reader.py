@@ -73,17 +73,18 @@ class Reader:
         """Return every pod with GPUs that the caller may see. Errors as `_get`."""
         return self._get(read_api_types.Pods, "pods").pods
 
-    def explain(self, namespace: str, name: str) -> read_api_types.Explanation:
-        """Return why a pod is pending. Errors as `_get`."""
-        return self._get(read_api_types.Explanation, "explain", namespace, name)
+    def explain(self, namespace: str, name: str, most_nodes: int | None = None) -> read_api_types.Explanation:
+        """Return why a pod is pending, with so many of the nodes (None: all). Errors as `_get`."""
+        query = "" if most_nodes is None else f"?nodes={most_nodes}"
+        return self._get(read_api_types.Explanation, "explain", namespace, name, query=query)
 
-    def _get(self, kind: type[_Answer], *parts: str) -> _Answer:
-        """Return the answer at `/api/v1/<parts>`.
+    def _get(self, kind: type[_Answer], *parts: str, query: str = "") -> _Answer:
+        """Return the answer at `/api/v1/<parts>`, with a query such as `?nodes=5`.
 
         Raises:
             CommandFailed: There is no answer, or it is not of that kind.
         """
-        path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
+        path = "/".join(urllib.parse.quote(part, safe="") for part in parts) + query
         try:
             body = http_get.read(f"{self._url}/api/v1/{path}", self._timeout_seconds, self._headers, self._tls)
             return msgspec.json.decode(body, type=kind)

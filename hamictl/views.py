@@ -173,6 +173,11 @@ MOST_NODES_LISTED = 5
 """Of an explanation; more nodes are counted by what is in the way there."""
 
 
+def most_nodes_read(form: str, *, every_node: bool) -> int | None:
+    """Return how many nodes an explanation needs: what a program reads has all, None."""
+    return None if every_node or form != "table" else MOST_NODES_LISTED + 1
+
+
 def explanation(explained: read_api_types.Explanation, *, every_node: bool = False) -> str:
     """Return why a pod is pending, as text: the true cause in the first line, then the nearest nodes."""
     key = explained.pod
@@ -185,10 +190,10 @@ def explanation(explained: read_api_types.Explanation, *, every_node: bool = Fal
     lines += [f"  also: {cause.message} [{cause.code}]" for cause in others]
     listed = explained.nodes if every_node else _nearest(explained)
     if listed:
-        whole = len(listed) == len(explained.nodes)
-        lines.append("nodes:" if whole else f"the nearest of {len(explained.nodes):,} nodes:")
+        whole = len(listed) == explained.node_count
+        lines.append("nodes:" if whole else f"the nearest of {explained.node_count:,} nodes:")
     lines += [line for node in listed for line in _node_lines(node)]
-    if len(listed) < len(explained.nodes):
+    if len(listed) < explained.node_count:
         lines.append("all nodes by reason (hamictl explain --all lists each):")
         lines += [_group_line(group) for group in explained.groups]
     return "\n".join(lines)
@@ -201,7 +206,7 @@ def _group_line(group: read_api_types.NodeGroup) -> str:
 
 def _nearest(explained: read_api_types.Explanation) -> list[read_api_types.NodeExplanation]:
     """Return the first nodes, or all of a few; nodes without GPUs are only counted."""
-    if len(explained.nodes) <= MOST_NODES_LISTED:
+    if explained.node_count <= MOST_NODES_LISTED:
         return explained.nodes
     with_gpus = [node for node in explained.nodes if node.code != error_codes.NODE_NOT_REGISTERED]
     return with_gpus[:MOST_NODES_LISTED]

@@ -58,14 +58,14 @@ class Extender:
         self._ca_file = ca_file
         self._token_file = token_file
 
-    def get(self, kind: type[T], *parts: str) -> T:
-        """Return the answer at `/api/v1/<parts>`.
+    def get(self, kind: type[T], *parts: str, query: str = "") -> T:
+        """Return the answer at `/api/v1/<parts>`, with a query such as `?nodes=5`.
 
         Raises:
             NoAnswer: There is no answer, or it is not of that kind.
         """
         try:
-            return msgspec.json.decode(self._read(*parts, seconds=_PAGE_SECONDS), type=kind)
+            return msgspec.json.decode(self._read(*parts, query=query, seconds=_PAGE_SECONDS), type=kind)
         except msgspec.MsgspecError as broken:
             raise NoAnswer(f"the extender does not answer with JSON of that kind: {broken}") from broken
 
@@ -90,11 +90,11 @@ class Extender:
             return None
         return ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file else None)
 
-    def _read(self, *parts: str, seconds: float = _TIMEOUT_SECONDS) -> bytes:
+    def _read(self, *parts: str, query: str = "", seconds: float = _TIMEOUT_SECONDS) -> bytes:
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts)
         try:
             headers = {"Authorization": f"Bearer {self._token_file.read_text().strip()}"} if self._token_file else {}
-            return http_get.read(f"{self._url}/api/v1/{path}", seconds, headers, self._tls())
+            return http_get.read(f"{self._url}/api/v1/{path}{query}", seconds, headers, self._tls())
         except urllib.error.HTTPError as refused:
             raise NoAnswer(f"the extender answers {refused.code}{_told(refused)}") from refused
         except (OSError, ValueError) as broken:
@@ -227,31 +227,31 @@ class Source:
             raise meters.NoAnswer("the history of pods, or of more than an hour, needs --prometheus URL")
         return self._prometheus.series(node, pod, seconds)
 
-    def explain(self, namespace: str, name: str) -> read_api_types.Explanation:
-        """Return why a pod is pending, as of a moment ago.
+    def explain(self, namespace: str, name: str, most_nodes: int) -> read_api_types.Explanation:
+        """Return why a pod is pending, with so many of the nodes, as of a moment ago.
 
         Raises:
             NoAnswer: The extender does not answer, or knows no such pod.
         """
-        return self._asked(read_api_types.Explanation, "explain", namespace, name)
+        return self._asked(read_api_types.Explanation, "explain", namespace, name, query=f"?nodes={most_nodes}")
 
     def events(self, namespace: str, name: str) -> Sequence[read_api_types.Event]:
         """Return the events of a pod, as of a moment ago. Errors as `explain`."""
         return self._asked(read_api_types.Events, "events", namespace, name).events
 
-    def _asked(self, kind: type[T], *parts: str) -> T:
+    def _asked(self, kind: type[T], *parts: str, query: str = "") -> T:
         """An answer of the extender's, not older than a moment; none is waited for while it is known to be away."""
         if self.problem:
             raise NoAnswer(self.problem)
         now = self._clock()
-        at, answer = self._answers.get(parts, (float("-inf"), None))
+        at, answer = self._answers.get((*parts, query), (float("-inf"), None))
         if now - at < _SHARED_SECONDS:
             kept: T = answer
             return kept
-        answer = self._extender.get(kind, *parts)
+        answer = self._extender.get(kind, *parts, query=query)
         if len(self._answers) >= _MOST_SHARED:
             self._answers = {}
-        self._answers[parts] = (now, answer)
+        self._answers[*parts, query] = (now, answer)
         return answer
 
     def _run(self) -> None:

@@ -117,7 +117,7 @@ class Pages:
         if pod.state != "pending":
             return None, ""
         try:
-            explanation = self._source.explain(pod.namespace, pod.name)
+            explanation = self._source.explain(pod.namespace, pod.name, _MOST_NODES if _every_node() else _NEAREST + 1)
         except extender_poller.NoAnswer as cause:
             return None, str(cause)
         return _visible(explanation, flask.g.viewer.namespaces), ""
@@ -141,9 +141,13 @@ class Pages:
         return flask.render_template("search.html", text=text, nodes=named_nodes, pods=named_pods)
 
 
+def _every_node() -> bool:
+    return flask.request.args.get("nodes") == "all"
+
+
 def _listed(explanation: read_api_types.Explanation) -> list[read_api_types.NodeExplanation]:
     """Return the nearest nodes, or with `nodes=all` in the URL the first 500; a few nodes are always shown."""
-    if flask.request.args.get("nodes") == "all" or len(explanation.nodes) <= _NEAREST or not explanation.groups:
+    if _every_node() or explanation.node_count <= _NEAREST or not explanation.groups:
         return explanation.nodes[:_MOST_NODES]
     with_gpus = [node for node in explanation.nodes if node.code != error_codes.NODE_NOT_REGISTERED]
     return with_gpus[:_NEAREST]

@@ -195,7 +195,7 @@ def _pod(pod: read_api_types.Pod, used: snapshots.Used) -> models.Pod:
         gpus=len(pod.gpus),
         allocated_mib=sum(one.memory_mib for one in pod.gpus),
         cores_percent=sum(one.cores_percent for one in pod.gpus),
-        code=pod.error_code,
+        code=pod.reason_code or pod.error_code,
         created_at=pod.created_at,
         bound_at=pod.bound_at,
         requests=tuple(_request(one) for one in pod.requests),

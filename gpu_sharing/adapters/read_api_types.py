@@ -146,6 +146,7 @@ class Pod(msgspec.Struct, frozen=True, gc=False):
             "whole answer."
         ),
     ] = ""
+    reason_code: Annotated[str, msgspec.Meta(description="The code of `reason`.")] = ""
 
 
 class Pods(msgspec.Struct, frozen=True):
@@ -211,12 +212,20 @@ class Explanation(msgspec.Struct, frozen=True):
     ] = []
     nodes: Annotated[
         list[NodeExplanation],
-        msgspec.Meta(description="The nearest first; none for a request that cannot be read."),
+        msgspec.Meta(
+            description="The nearest first, at most as many as the parameter `nodes` says; none for a request that "
+            "cannot be read."
+        ),
     ] = []
     causes: Annotated[list[Cause], msgspec.Meta(description="The true cause first.")] = []
     groups: Annotated[
-        list[NodeGroup], msgspec.Meta(description="The nodes by what is in the way, the nearest first.")
+        list[NodeGroup], msgspec.Meta(description="All nodes by what is in the way, the nearest first.")
     ] = []
+
+    @property
+    def node_count(self) -> int:
+        """All nodes that were looked at, listed or not."""
+        return max(sum(group.nodes for group in self.groups), len(self.nodes))
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -285,6 +294,9 @@ def _operation(path: str, summary: str, answer: Any, problem: Any) -> dict[str, 
         return {"description": "As JSON.", "content": {"application/json": {"schema": schema}}}
 
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
+    queries = (
+        [{"name": "nodes", "in": "query", "schema": {"type": "integer", "minimum": 0}}] if "explain" in path else []
+    )
     statuses = ("401", "403", "404", "503", *(("502",) if "events" in path else ()))
     return {
         "operationId": path.split("/")[3],
@@ -292,6 +304,7 @@ def _operation(path: str, summary: str, answer: Any, problem: Any) -> dict[str, 
         "parameters": [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
             for name in names
-        ],
+        ]
+        + queries,
         "responses": {"200": response(answer), **{status: response(problem) for status in statuses}},
     }

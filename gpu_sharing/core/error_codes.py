@@ -295,7 +295,12 @@ QUOTA_UNREADABLE = _register(
 NOT_OFFERED = _register(
     "SCHED_NOT_OFFERED",
     "The node's GPUs fit, but kube-scheduler rejected the node for its own reasons.",
-    "See kube-scheduler's own FailedScheduling event: CPU, memory, taints, affinity or volumes.",
+    "Change what kube-scheduler names in its FailedScheduling event, such as pod affinity, topology spread or ports.",
+)
+NOT_TRIED = _register(
+    "SCHED_NOT_TRIED",
+    "kube-scheduler has not tried the pod yet, or waits for the pods that are evicted for it.",
+    "Wait some seconds; if it stays, check that the kube-scheduler of the pod's schedulerName runs.",
 )
 
 OTHER_SCHEDULER = _register(
@@ -341,7 +346,7 @@ NO_SUCH_POD = _register(
 UNKNOWN_CORDON = _register(
     "SCHED_UNKNOWN_CORDON",
     "The node's annotation hami.io/device-cordon names a UUID that no GPU of the node has, so it cordons nothing.",
-    "Correct the UUID; hamictl top -o json lists the UUIDs of the node's GPUs.",
+    "Correct the UUID; hamictl nodes -o json lists the UUIDs.",
     operator=True,
 )
 PREEMPTION_FAILED = _register(

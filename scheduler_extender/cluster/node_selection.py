@@ -7,12 +7,14 @@ affinity are not checked here; kube-scheduler rejects the node for them later.
 Source: k8s.io/component-helpers/scheduling/corev1, node selector terms and toleration of taints.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import objects
 from scheduler_extender.fleet import facts
 
+_MOST_WORDS, _LONGEST_WORD, _LONGEST_TEXT = 5, 80, 400
 _REPELLING = ("NoSchedule", "NoExecute")
 
 
@@ -30,15 +32,18 @@ NONE = NodeRequirements()
 
 
 def requirements_of(pod: objects.Pod) -> NodeRequirements:
-    """Return the nodes that a pod accepts: `NONE`, the same value, for the many that accept every node."""
+    """Return the nodes that a pod accepts."""
     affinity = pod.spec.affinity.node_affinity if pod.spec.affinity else None
     required = affinity.required_during_scheduling_ignored_during_execution if affinity else None
     terms = tuple(required.node_selector_terms or ()) if required else ()
-    if not pod.spec.node_selector and not terms and not pod.spec.tolerations:
-        return NONE
-    return NodeRequirements(
-        tuple(sorted((pod.spec.node_selector or {}).items())), terms, tuple(pod.spec.tolerations or ())
-    )
+    selector, tolerations = tuple(sorted((pod.spec.node_selector or {}).items())), tuple(pod.spec.tolerations or ())
+    return NodeRequirements(selector, terms, tolerations) if terms else _shared(selector, tolerations)
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(selector: tuple[tuple[str, str], ...], tolerations: tuple[objects.Toleration, ...]) -> NodeRequirements:
+    """Return one value for all pods with equal ones: the API server gives every pod the same two tolerations."""
+    return NodeRequirements(selector, (), tolerations)
 
 
 def admits(wanted: NodeRequirements, name: str, labels: Mapping[str, str], taints: Sequence[facts.Taint]) -> bool:
@@ -67,15 +72,33 @@ def untolerated(wanted: NodeRequirements, taints: Sequence[facts.Taint]) -> fact
     return next((taint for taint in repelling if not any(_tolerates(one, taint) for one in wanted.tolerations)), None)
 
 
+def selector_words(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return pairs of a node selector in one line, such as `zone=a, disk=ssd`; of many the first ones."""
+    return _few([f"{key}={value}" for key, value in pairs[: _MOST_WORDS + 1]], len(pairs), ", ")
+
+
 def affinity_words(wanted: NodeRequirements) -> str:
-    """Return the required node affinity in one line, such as `gpu In (a, b), disk Exists; or zone In (x)`."""
-    return "; or ".join(
-        ", ".join(
-            f"{one.key} {one.operator}" + (f" ({', '.join(one.values)})" if one.values else "")
-            for one in (*(term.match_expressions or ()), *(term.match_fields or ()))
-        )
-        for term in wanted.terms
-    )
+    """Return the required node affinity in one line, such as `gpu In (a, b), disk Exists; or zone In (x)`.
+
+    Of many terms, expressions and values the first ones: a person reads it, and a tenant writes it.
+    """
+    return _few([_term_words(term) for term in wanted.terms[: _MOST_WORDS + 1]], len(wanted.terms), "; or ")
+
+
+def _term_words(term: objects.NodeSelectorTerm) -> str:
+    wanted = (*(term.match_expressions or ()), *(term.match_fields or ()))
+    return _few([_expression_words(one) for one in wanted[: _MOST_WORDS + 1]], len(wanted), ", ")
+
+
+def _expression_words(wanted: objects.Requirement) -> str:
+    values = wanted.values or []
+    shown = f" ({_few(values, len(values), ', ')})" if values else ""
+    return f"{wanted.key[:_LONGEST_WORD]} {wanted.operator[:_LONGEST_WORD]}{shown}"
+
+
+def _few(words: Sequence[str], count: int, separator: str) -> str:
+    more = f"{separator}and {count - _MOST_WORDS} more" if count > _MOST_WORDS else ""
+    return separator.join(word[:_LONGEST_TEXT] for word in words[:_MOST_WORDS]) + more
 
 
 def _holds(term: objects.NodeSelectorTerm, name: str, labels: Mapping[str, str]) -> bool:

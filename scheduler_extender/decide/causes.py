@@ -14,7 +14,9 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending, scheduler_condition
 from scheduler_extender.decide.core import DecisionCore
 
-_MOST_RULES = 5
+_MOST_RULES, _LONGEST_NAME = 5, 253
+_REWRITTEN = frozenset({"", "default-scheduler"})
+"""The schedulerNames that the webhook replaces."""
 _OUR_PHRASES = frozenset(info.phrase for info in rejections.REASONS.values())
 
 
@@ -38,6 +40,9 @@ def cause(code: error_codes.Code, sentence: str, nodes: int = 0, *, lasts: bool 
     return Cause(code=code, sentence=sentence, advice=error_codes.REGISTRY[code].advice, nodes=nodes, lasts=lasts)
 
 
+_UNTRIED = cause(error_codes.NOT_TRIED, "kube-scheduler has not tried it yet")
+
+
 def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
     """Yield what keeps a pod pending whatever the nodes are like, the first to be cured first."""
     ours = core.settings.scheduler_name
@@ -47,7 +52,8 @@ def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
         yield cause(pod.invalid.code, pod.invalid.sentence, lasts=True)
     gates = [name for gate in pod.gates if (name := str(gate.get("name", ""))) != gangs.GATE]
     if gates:
-        keeps = f"gate {gates[0]} keeps" if len(gates) == 1 else f"gates {', '.join(gates)} keep"
+        named = ", ".join(name[:_LONGEST_NAME] for name in gates[:_MOST_RULES])
+        keeps = f"gate {named} keeps" if len(gates) == 1 else f"gates {named} keep"
         yield cause(error_codes.GATED, f"the scheduling {keeps} kube-scheduler from trying the pod", lasts=True)
     incomplete = core.ledger.gangs.incomplete(pod.namespace, pod.gang) if pod.gang else None
     if incomplete:
@@ -57,10 +63,11 @@ def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
 
 
 def _other_scheduler(named: str, ours: str) -> Cause:
+    by_webhook = ", or have the webhook installed, which writes it" if named in _REWRITTEN else ""
     return Cause(
         code=error_codes.OTHER_SCHEDULER,
         sentence=f"schedulerName is {named or 'not set'}, and GPUs are allocated by {ours}",
-        advice=f"Write schedulerName: {ours} and create the pod again, or have the webhook installed, which writes it.",
+        advice=f"Write schedulerName: {ours} and create the pod again{by_webhook}.",
         lasts=True,
     )
 
@@ -85,21 +92,34 @@ def _on_every_node(rules: Iterable[scheduler_condition.Rule], names: requests.Re
             yield cause(rule.code, f"kube-scheduler: {rule.text}", lasts=rule.code == error_codes.VOLUME)
 
 
-def headline(core: DecisionCore, entry: pending.Entry) -> str:
-    """Return in one line why a pod is pending, without a look at the nodes; empty if that is not known.
+def of_request(core: DecisionCore, pod: pending.AnyPod) -> list[Cause]:
+    """Return what of a pod's request no node can ever serve."""
+    impossible = () if isinstance(pod, pending.UnreadablePod) else core.placer.never_fits(pod.request)
+    return [advised(cause(part.code, part.sentence, lasts=True), part.advice) for part in impossible]
+
+
+def advised(one: Cause, advice: str) -> Cause:
+    """Return a cause with other advice, as a sentence."""
+    text = advice if advice.endswith(".") else f"{advice}."
+    return dataclasses.replace(one, advice=text[0].upper() + text[1:])
+
+
+def headline(core: DecisionCore, entry: pending.Entry) -> Cause | None:
+    """Return why a pod is pending without a look at the nodes, or None where that is not known.
 
     A list of 50,000 pods is made of these; what takes a look at every node is in the explanation of one pod.
     """
-    for first in of_pod(core, entry.pod):
-        return first.sentence
+    for first in (*of_pod(core, entry.pod), *of_request(core, entry.pod)):
+        return first
     rejection = entry.rejection
     if rejection is not None and rejection.nearest and rejection.reason is not Reason.NOT_OFFERED:
         count = dict(rejection.counts)[rejection.reason]
-        return f"{rejection.nearest.rejection.sentence} on {nodes_words(count)}"
+        return cause(rejection.code, f"{rejection.nearest.rejection.sentence} on {nodes_words(count)}", count)
     rules = scheduler_rules(entry.pod)
     if rules:
-        return f"kube-scheduler: {', '.join(map(str, rules[:_MOST_RULES]))}"
-    return "" if entry.decision else "kube-scheduler has not tried it yet"
+        main = max(rules, key=lambda rule: rule.nodes)
+        return cause(main.code, f"kube-scheduler: {', '.join(map(str, rules[:_MOST_RULES]))}", main.nodes)
+    return None if entry.decision else _UNTRIED
 
 
 def nodes_words(count: int) -> str:

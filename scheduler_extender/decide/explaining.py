@@ -123,7 +123,7 @@ class Explainer:
             return Explanation(rejection, gates, (), of_pod)
         obstacles = await self._obstacles(pod, names)
         nodes = await self._explain_nodes(pod, obstacles)
-        return Explanation(rejection, gates, nodes, (*of_pod, *node_causes.of_nodes(self._core, pod, obstacles)))
+        return Explanation(rejection, gates, nodes, node_causes.joined(self._core, pod, of_pod, obstacles))
 
     async def causes(self, pod: pending.AnyPod) -> tuple[Cause, ...]:
         """Return only the causes, the true one first."""
@@ -131,7 +131,7 @@ class Explainer:
         if isinstance(pod, pending.UnreadablePod):
             return of_pod
         obstacles = await self._obstacles(pod, sorted(self._ledger.node_names()))
-        return (*of_pod, *node_causes.of_nodes(self._core, pod, obstacles))
+        return node_causes.joined(self._core, pod, of_pod, obstacles)
 
     async def _obstacles(self, pod: PendingPod, names: Sequence[identifiers.NodeName]) -> list[Obstacle]:
         pause, obstacles = pauses.Pause(), []
@@ -208,8 +208,8 @@ def _phrase(obstacle: Obstacle) -> str:
 
 
 def _advice(pod: PendingPod, obstacle: Obstacle) -> str:
-    if obstacle.code is None:
-        return ""
+    if obstacle.code is None or obstacle.code == error_codes.NODE_NOT_REGISTERED:
+        return ""  # A node without GPUs is no fault that anybody should correct.
     if obstacle.rejection is not None and obstacle.stage in (Stage.GPUS, Stage.NEVER):
         advice = causes.advice_for(pod.request, obstacle.rejection)
         never = obstacle.stage is Stage.NEVER and advice == error_codes.REGISTRY[obstacle.code].advice

@@ -15,7 +15,7 @@ from scheduler_extender.decide import causes, node_obstacles
 from scheduler_extender.decide.causes import Cause, cause
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.decide.node_obstacles import Obstacle, Stage
-from scheduler_extender.fleet import facts, never_fits
+from scheduler_extender.fleet import facts
 
 _MOST_NAMED = 3
 _MOST_CAUSES = 5
@@ -27,6 +27,18 @@ _OF_THE_POD = frozenset({Reason.QUOTA, Reason.QUOTA_UNREADABLE, Reason.GANG})
 _MAY_PASS = frozenset({Reason.QUOTA, Reason.GANG, Reason.HAMI_NODE_BUSY})
 """Reasons that the end or the start of other pods may cure, although no eviction does."""
 _STATES = {error_codes.NODE_CORDONED: "cordoned", error_codes.NODE_NOT_READY: "not ready"}
+
+
+def joined(
+    core: DecisionCore, pod: pending.PendingPod, of_pod: Sequence[Cause], obstacles: Sequence[Obstacle]
+) -> tuple[Cause, ...]:
+    """Return all causes of a pod, each once: first what concerns it as a whole.
+
+    That kube-scheduler has not tried a pod is no cause of its own where a gate or another schedulerName prevents it.
+    """
+    known = {one.sentence for one in of_pod}
+    more = (one for one in of_nodes(core, pod, obstacles) if one.sentence not in known)
+    return (*of_pod, *(one for one in more if not of_pod or one.code != error_codes.NOT_TRIED))
 
 
 def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Obstacle]) -> tuple[Cause, ...]:
@@ -83,8 +95,7 @@ class _Stages:
         """By our look the pod fits: only kube-scheduler can say what is in the way."""
         where, pod = _names(obstacles), self._pod
         if pod.nominated_node:
-            sentence = f"pods of lower priority are evicted for it on {pod.nominated_node}"
-            return (_advised(cause(error_codes.NOT_OFFERED, sentence), "Wait until they have ended."),)
+            return (cause(error_codes.NOT_TRIED, f"pods of lower priority are evicted for it on {pod.nominated_node}"),)
         count = self._core.settings.resource_names.count
         rules = [
             rule
@@ -94,8 +105,7 @@ class _Stages:
         if not rules:
             tried = "since then" if pod.unschedulable_message else "yet"
             sentence = f"its GPUs fit on {where}; kube-scheduler has not tried the pod {tried}"
-            advice = f"Wait some seconds; if it stays, check that the kube-scheduler of {pod.scheduler_name} runs."
-            return (_advised(cause(error_codes.NOT_OFFERED, sentence), advice),)
+            return (cause(error_codes.NOT_TRIED, sentence),)
         return [
             cause(rule.code, f"{self._rule(rule, obstacles)}; its GPUs would fit on {where}", rule.nodes)
             for rule in rules[:_MOST_CAUSES]
@@ -127,7 +137,7 @@ class _Stages:
             if nearest.rejection.info.curable and advice[0].islower():
                 advice = f"{advice}, or wait for a pod to end"
             lasts = not nearest.rejection.info.curable and reason not in _MAY_PASS
-            yield _advised(
+            yield causes.advised(
                 cause(nearest.rejection.code, f"{nearest.rejection.sentence}{where}", len(some), lasts=lasts), advice
             )
 
@@ -145,7 +155,7 @@ class _Stages:
     def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
         known, wanted = self._facts(obstacles), self._pod.node_requirements
         nowhere = [pair for pair in wanted.selector if all(node.labels.get(pair[0]) != pair[1] for node in known)]
-        what = f"nodeSelector {', '.join(f'{key}={value}' for key, value in nowhere or wanted.selector)}"
+        what = f"nodeSelector {node_selection.selector_words(nowhere or wanted.selector)}"
         if not nowhere and wanted.terms:
             affinity = f"required affinity {node_selection.affinity_words(wanted)}"
             what = f"{what} with {affinity}" if wanted.selector else affinity
@@ -160,10 +170,9 @@ class _Stages:
     def _never(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """The request is more than the nodes have, or names other GPUs."""
         if len(obstacles) == self._with_gpus:
-            whole = never_fits.obstacles(self._core.ledger.settle(), self._pod.request)
+            whole = causes.of_request(self._core, self._pod)
             if whole:
-                made = [cause(one.code, one.sentence, len(obstacles), lasts=True) for one in whole]
-                return [_advised(one, part.advice) for one, part in zip(made, whole, strict=True)]
+                return [dataclasses.replace(one, nodes=len(obstacles)) for one in whole]
         by_reason: dict[rejections.Rejection, int] = collections.Counter(
             one.rejection for one in obstacles if one.rejection
         )
@@ -172,7 +181,7 @@ class _Stages:
             sentence = f"{rejection.sentence} on {causes.nodes_words(count)}, also when all GPUs there are empty"
             one = cause(error_codes.NEVER_FITS, sentence, count, lasts=True)
             advice = causes.advice_for(self._pod.request, rejection)
-            made.append(_advised(one, advice) if advice[0].islower() else one)
+            made.append(causes.advised(one, advice) if advice[0].islower() else one)
         return made
 
     def _by_message(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
@@ -196,12 +205,6 @@ class _Stages:
     def _facts(self, obstacles: Iterable[Obstacle]) -> list[facts.Node]:
         nodes = (self._core.ledger.node_facts(one.node) for one in obstacles)
         return [node for node in nodes if node is not None]
-
-
-def _advised(one: Cause, advice: str) -> Cause:
-    """Return a cause with other advice, as a sentence."""
-    text = advice if advice.endswith(".") else f"{advice}."
-    return dataclasses.replace(one, advice=text[0].upper() + text[1:])
 
 
 def _names(obstacles: Iterable[Obstacle]) -> str:

@@ -76,10 +76,12 @@ def obstacle_on(core: DecisionCore, pod: PendingPod, name: identifiers.NodeName)
     if rejection is not None and rejection.reason in _WITHOUT_GPUS:
         return _by_rejection(name, Stage.NO_GPUS, rejection)
     if rejection is not None:
-        never = placement.fit(pod.request, _emptied(state), core.placer.gpu_policy(pod.request))
+        emptied = _emptied(state)
+        never = placement.fit(pod.request, emptied, core.placer.gpu_policy(pod.request))
         if isinstance(never, rejections.Rejection):
             selected = node_selection.selects(pod.node_requirements, name, known.labels)
-            return dataclasses.replace(_by_rejection(name, Stage.NEVER, never), selected=selected)
+            obstacle = _by_rejection(name, Stage.NEVER, never, short_mib=_short_mib(pod, emptied))
+            return dataclasses.replace(obstacle, selected=selected)
     fits = rejection is None
     other = _by_node(core, pod, known)
     if other is not None:
@@ -116,8 +118,7 @@ def _by_node(core: DecisionCore, pod: PendingPod, known: facts.Node) -> Obstacle
     wanted, name = pod.node_requirements, known.name
     unmatched = node_selection.unmatched(wanted, known.labels)
     if unmatched:
-        pairs = ", ".join(f"{key}={value}" for key, value in unmatched)
-        message = f"nodeSelector {pairs} does not match its labels"
+        message = f"nodeSelector {node_selection.selector_words(unmatched)} does not match its labels"
         return _not_selected(name, message)
     if not node_selection.affinity_matches(wanted, name, known.labels):
         message = f"required node affinity ({node_selection.affinity_words(wanted)}) does not match it"

@@ -10,7 +10,7 @@ from gpu_sharing.core import allocations, gpus, identifiers, placement, policies
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending
 from scheduler_extender.cluster.pending import PendingPod
-from scheduler_extender.fleet import facts, fit_cache
+from scheduler_extender.fleet import facts, fit_cache, never_fits
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.settings import Settings
 
@@ -24,6 +24,7 @@ class Placer:
         self._settings = settings
         self._placements = fit_cache.PlacementCache()
         self._shapes = fit_cache.FitCache(ledger, self._placements)
+        self._never_fits = never_fits.Cache()
 
     def gpu_policy(self, request: requests.PodRequest) -> policies.GpuPolicy:
         """Return by which policy the pod prefers some of a node's GPUs."""
@@ -36,6 +37,10 @@ class Placer:
     def everywhere(self, request: requests.PodRequest) -> fit_cache.NodesFit:
         """Return where the GPUs fit, on all nodes at once: reservations count as allocated; quotas, gangs do not."""
         return self._shapes.fit(request, self.gpu_policy(request))
+
+    def never_fits(self, request: requests.PodRequest) -> tuple[never_fits.Obstacle, ...]:
+        """Return what of a request no node can ever serve; empty where one may."""
+        return self._never_fits.obstacles(self._ledger.settle(), request)
 
     def fit(self, request: requests.PodRequest, node: placement.NodeState) -> fit_cache.PlacementAnswer:
         """Return the GPUs of a node in that state that serve the request, or why none do; quota and gang ignored."""

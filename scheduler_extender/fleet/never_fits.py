@@ -14,6 +14,7 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays
 
 _MOST_NAMED = 5
+_MOST_KEPT = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,27 @@ def obstacles(fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[Obsta
             return (obstacle(fleet, accepted, selectors),)
         accepted = left
     return tuple(dict.fromkeys(_sizes(fleet, accepted, request)))
+
+
+class Cache:
+    """The obstacles of recent requests, for as long as the GPUs of the cluster stay the same.
+
+    A list of pending pods needs them for each, and many of those request the same.
+    """
+
+    def __init__(self) -> None:
+        self._for: tuple[int, bytes] = (-1, b"")
+        self._known: dict[requests.PodRequest, tuple[Obstacle, ...]] = {}
+
+    def obstacles(self, fleet: arrays.Arrays, request: requests.PodRequest) -> tuple[Obstacle, ...]:
+        """Return `obstacles`, from the cache where it has them."""
+        now = fleet.inventory_generation, fleet.standing[: fleet.columns].tobytes()
+        if now != self._for or len(self._known) >= _MOST_KEPT:
+            self._for, self._known = now, {}
+        known = self._known.get(request)
+        if known is None:
+            known = self._known[request] = obstacles(fleet, request)
+        return known
 
 
 def _sizes(fleet: arrays.Arrays, accepted: arrays.Bools, request: requests.PodRequest) -> Iterator[Obstacle]:
@@ -86,7 +108,7 @@ def _no_mode(fleet: arrays.Arrays, among: arrays.Bools, selectors: requests.Sele
     wanted = f"runs in mode {selectors.mode}" if selectors.mode else "is shared by containers"
     return Obstacle(
         error_codes.MODE_MISMATCH,
-        f"no GPU here {wanted}; the modes are {there}",
+        f"no GPU here {wanted}; the GPUs here run in {there}",
         f"write another mode in the annotation {requests.MODE}" + (", or remove it" if selectors.mode else ""),
     )
 
@@ -107,12 +129,12 @@ def _no_uuid(fleet: arrays.Arrays, among: arrays.Bools, selectors: requests.Sele
 def _no_type(fleet: arrays.Arrays, among: arrays.Bools, selectors: requests.Selectors) -> Obstacle:
     there = _words(fleet.types, fleet.type_id[:, : fleet.columns][among])
     if not selectors.use_types:
-        sentence = f"the annotation {requests.NOUSE_TYPE} excludes every GPU; the types are {there}"
+        sentence = f"the annotation {requests.NOUSE_TYPE} excludes every GPU; the GPUs here are {there}"
         return Obstacle(error_codes.TYPE_MISMATCH, sentence, "remove types from it")
     wanted = " or ".join(text.upper()[:80] for text in selectors.use_types[:_MOST_NAMED])
     return Obstacle(
         error_codes.TYPE_MISMATCH,
-        f"no GPU here is of type {wanted}; the types are {there}",
+        f"no GPU here is of type {wanted}; the GPUs here are {there}",
         f"correct the annotation {requests.USE_TYPE}, or remove it",
     )
 

@@ -5,6 +5,7 @@ may read what. `gpu_sharing.adapters.read_api_types` describes every answer.
 """
 
 import contextlib
+import dataclasses
 import heapq
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _SORTED_AT_A_TIME = 2_000
 _MOST_COMPARED = 5_000
 """Names that a misspelled one is compared with: about 50 ms, beside the loop."""
 _MOST_NAMED = 5
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class Route:
     namespace: str = ""
     """Of the pod that `explain` and `events` are about."""
     name: str = ""
+    most_nodes: int | None = None
+    """How many nodes an explanation is to list; None for all."""
+
+
+def most_nodes_of(query: bytes) -> int | None:
+    """Return the parameter `nodes` of a query; None where it is absent or no number."""
+    texts = [part.partition(b"=")[2] for part in query[:_LONGEST_NAME].split(b"&") if part.startswith(b"nodes=")]
+    return int(texts[0]) if texts and texts[0].isdigit() and len(texts[0]) <= _MOST_DIGITS else None
 
 
 def route_of(raw_path: bytes) -> Route | None:
@@ -96,6 +106,8 @@ class ReadApi:
         authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
         token = authorization[7:] if authorization[:7].lower() == "bearer " else ""
         route = route_of(scope["raw_path"])
+        if route is not None and route.what == "explain":
+            route = dataclasses.replace(route, most_nodes=most_nodes_of(scope.get("query_string", b"")))
         try:
             reader = await self._gate.admit(token)
             if route is not None and route.what == "openapi.json":
@@ -171,7 +183,7 @@ class ReadApi:
         visible = await reader.visible([route.namespace])
         if route.what == "events":
             return await self._events_of(route.namespace, route.name)
-        explained = await self._explain(f"{route.namespace}/{route.name}")
+        explained = await self._explain(f"{route.namespace}/{route.name}", route.most_nodes)
         if explained is not None and visible is not None:
             named = {_namespace_of(key) for node in explained.nodes for key in (*node.waits_for, *node.evictable)}
             visible |= await reader.visible_among(named)
@@ -248,6 +260,7 @@ class ReadApi:
     def _unbound(self, pod: pending.AnyPod) -> read_api_types.Pod:
         entry = self._pending.entry(pod.uid)
         rejection = entry.rejection if entry else None
+        first = causes.headline(self._core, entry) if entry else None
         namespace, _, name = pod.key.partition("/")
         return read_api_types.Pod(
             namespace=namespace,
@@ -262,7 +275,8 @@ class ReadApi:
             error_code=rejection.code if rejection else "",
             created_at=pod.traits.created_at,
             requests=_requests(pod),
-            reason=causes.headline(self._core, entry) if entry else "",
+            reason=first.sentence if first else "",
+            reason_code=first.code if first else "",
         )
 
     def _held(self, key: str) -> facts.BoundPod | None:
@@ -273,16 +287,16 @@ class ReadApi:
         pod = self._pending.by_key(key) or self._held(key)
         return None if pod is None else read_api_types.Events(key, await self._events(namespace, pod.uid))
 
-    async def _explain(self, key: str) -> read_api_types.Explanation | None:
+    async def _explain(self, key: str, most_nodes: int | None) -> read_api_types.Explanation | None:
         pod = self._pending.by_key(key)
         if pod is None:
             held = self._held(key)
             return None if held is None else read_api_types.Explanation(key, "bound", held.node)
-        return explanation(key, await self._explainer.explain(pod))
+        return explanation(key, await self._explainer.explain(pod), most_nodes)
 
 
-def explanation(key: str, answer: explaining.Explanation) -> read_api_types.Explanation:
-    """Return what the path `explain` answers about a pending pod."""
+def explanation(key: str, answer: explaining.Explanation, most_nodes: int | None = None) -> read_api_types.Explanation:
+    """Return what the path `explain` answers about a pending pod, with at most that many nodes."""
     return read_api_types.Explanation(
         pod=key,
         phase="pending",
@@ -291,7 +305,7 @@ def explanation(key: str, answer: explaining.Explanation) -> read_api_types.Expl
         remedy=answer.remedy,
         nearest=answer.nearest,
         gates=list(answer.gates),
-        nodes=[_node_explanation(node) for node in answer.nodes],
+        nodes=[_node_explanation(node) for node in answer.nodes[:most_nodes]],
         causes=[
             read_api_types.Cause(one.code, one.sentence, one.advice, one.nodes, one.lasts) for one in answer.causes
         ],

@@ -174,6 +174,9 @@ def test_the_read_api_explains_a_waiting_pod(extender: Extender, server: api_ser
         {"code": "SCHED_INSUFFICIENT_GPU_MEMORY", "message": "GPU memory insufficient", "nodes": 2, "nearest": "a"}
     ]
     assert [cause["code"] for cause in found["causes"]] == ["SCHED_NEVER_FITS"]
+    for query, count in (("nodes=1", 1), ("nodes=0", 0), ("nodes=-1", 2), ("nodes=9999999999", 2), ("x=1&nodes=1", 1)):
+        answer = calls.read(extender, f"explain/default/big?{query}")
+        assert (len(answer["nodes"]), answer["groups"]) == (count, found["groups"]), query
     assert (bad["nodes"], [cause["code"] for cause in bad["causes"]]) == ([], ["SCHED_PERCENT_OUT_OF_RANGE"])
     reasons = {pod["name"]: pod["reason"] for pod in calls.read(extender, "pods")["pods"]}
     assert reasons["bad"] == bad["causes"][0]["message"]

@@ -73,7 +73,7 @@ def test_a_pod_is_mended_or_refused_or_let_through(extender: extender_process.Ex
     assert {"op": "add", "path": "/spec/schedulerName", "value": "hami-scheduler"} in operations
     assert bad["response"]["allowed"] is False
     assert bad["response"]["status"]["message"].startswith("SCHED_UNKNOWN_POLICY: nvidia.com/numa-bind")
-    assert "the largest that it accepts has 16000 MiB" in warned["response"]["warnings"][0]
+    assert "the largest has 16,000 MiB" in warned["response"]["warnings"][0]
     assert post(extender, asked(POD, operation="UPDATE"))[1]["response"] == {"uid": "u-1", "allowed": True}
 
 

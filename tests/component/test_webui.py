@@ -62,8 +62,11 @@ class FakeExtender:
                 f"an answer of the extender about {what} cannot be read: {broken}"
             ) from broken
 
-    def get(self, kind: type[Any], *parts: str) -> Any:
-        return msgspec.convert(self._answer(*parts), kind)
+    def get(self, kind: type[Any], *parts: str, query: str = "") -> Any:
+        answer = self._answer(*parts)
+        if query:  # `?nodes=N`, as the extender reads it.
+            answer = {**answer, "nodes": answer["nodes"][: int(query.partition("=")[2])]}
+        return msgspec.convert(answer, kind)
 
     def _answer(self, *parts: str) -> Any:
         self.asked += 1

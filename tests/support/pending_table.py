@@ -46,10 +46,16 @@ def pod(
     }
 
 
+def _with_port(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a pod with a port of its node."""
+    body["spec"]["containers"][0]["ports"] = [{"containerPort": 9445, "hostPort": 9445}]
+    return body
+
+
 HOLDERS = {
     "holds-large": (
         "large",
-        pod("holds-large", {GPU: "2", MEMORY: "60000", "cpu": "48"}, {TYPE: "A100"}),
+        _with_port(pod("holds-large", {GPU: "2", MEMORY: "60000", "cpu": "48"}, {TYPE: "A100"})),
     ),
     "holds-small": ("small", pod("holds-small", {GPU: "2", MEMORY: "4000", CORES: "80"}, {TYPE: "T4"})),
 }
@@ -111,6 +117,11 @@ def _apart() -> dict[str, Any]:
     return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
+def _beside(app: str) -> dict[str, Any]:
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": app}}}
+    return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+
+
 def _volumes(claim: str) -> dict[str, Any]:
     return {"volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": claim}}]}
 
@@ -130,11 +141,11 @@ TABLE = [
     ),
     Case(
         "type", pod("type", ONE, {TYPE: "H200"}),
-        "no GPU here is of type H200; the types are NVIDIA A10, NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3, "
+        "no GPU here is of type H200; the GPUs here are NVIDIA A10, NVIDIA A100-SXM4-80GB, NVIDIA H100 80GB HBM3, "
         "NVIDIA L40S, NVIDIA-Tesla T4 and 1 more",
     ),
     Case("UUID", pod("uuid", ONE, {UUID: "GPU-nowhere"}), "no GPU here has the UUID GPU-nowhere"),
-    Case("mode", pod("mode", ONE, {MODE: "mig"}), "no GPU here runs in mode mig; the modes are hami-core"),
+    Case("mode", pod("mode", ONE, {MODE: "mig"}), "no GPU here runs in mode mig; the GPUs here run in hami-core"),
     Case(
         "impossible: memory", pod("huge", {GPU: "1", MEMORY: "200000"}),
         "no GPU here has 200,000 MiB; the largest has 81,920 MiB (NVIDIA A100-SXM4-80GB)",
@@ -242,6 +253,30 @@ TABLE = [
     Case(
         "request that cannot be read", pod("unreadable", {GPU: "1", CORES: "500"}),
         "container main: nvidia.com/gpucores: '500' is outside 0 to 100 percent",
+    ),
+    Case(
+        "affinity to pods", pod("beside", ONE, {TYPE: "A100"}, affinity=_beside("nowhere")),
+        "kube-scheduler: 4 node(s) didn't match pod affinity rules; its GPUs would fit on large",
+        "0/7 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable, "
+        f"4 node(s) didn't match pod affinity rules, 1 Insufficient nvidia.com/gpu. {PREEMPTION}",
+    ),
+    Case(
+        "storage of the node", pod("storage", {**ONE, "ephemeral-storage": "2Ti"}, {TYPE: "A100"}),
+        "kube-scheduler: 5 Insufficient ephemeral-storage; its GPUs would fit on large",
+        "0/7 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable, "
+        f"5 Insufficient ephemeral-storage. {PREEMPTION}",
+    ),
+    Case(
+        "resource of another vendor", pod("infiniband", {**ONE, "rdma/hca": "1"}, {TYPE: "A100"}),
+        "kube-scheduler: 5 Insufficient rdma/hca; its GPUs would fit on large",
+        "0/7 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable, "
+        f"5 Insufficient rdma/hca. {PREEMPTION}",
+    ),
+    Case(
+        "port of the node", _with_port(pod("port", ONE, {TYPE: "A100"})),
+        "kube-scheduler: 1 node(s) didn't have free ports for the requested pod ports; its GPUs would fit on large",
+        "0/7 nodes are available: 1 node(s) had untolerated taint(s), 1 node(s) were unschedulable, "
+        f"1 node(s) didn't have free ports for the requested pod ports, 3 device type mismatch. {PREEMPTION}",
     ),
     Case(
         "anti-affinity of pods", pod("apart", ONE, {TYPE: "A100"}, affinity=_apart()),

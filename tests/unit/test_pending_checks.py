@@ -48,6 +48,7 @@ def findings(cluster: snapshot.State) -> list[Finding]:
 
 PASSING = {
     "capacity: memory", "capacity: cores", "capacity: exclusive", "CPU: more than is free", "anti-affinity of pods",
+    "affinity to pods", "storage of the node", "resource of another vendor", "port of the node",
     "quota", "gang for which too little is free",
 }  # fmt: skip
 """What the end of another pod cures."""

@@ -157,3 +157,81 @@ def test_empty_gpus_are_never_a_reason_to_wait() -> None:
         advice = [answer.remedy, *(one.advice for one in answer.causes), *(one.advice for one in answer.nodes)]
         assert not any("wait" in text.lower() for text in advice), advice
         assert all(one.lasts for one in answer.causes)
+
+
+def test_a_pod_for_which_others_are_evicted_only_has_to_wait() -> None:
+    """It fits once they have ended, which their grace period may delay."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    body = pod("p", {"nvidia.com/gpu": "1"}, status={"phase": "Pending", "nominatedNodeName": "a"})
+
+    (cause,) = explain(world, body).causes
+
+    assert (cause.code, cause.sentence) == ("SCHED_NOT_TRIED", "pods of lower priority are evicted for it on a")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "by_webhook"), [("default-scheduler", True), ("", True), ("hami-schedulr", False)]
+)
+def test_the_webhook_is_advised_where_it_would_write_the_scheduler_name(scheduler: str, *, by_webhook: bool) -> None:
+    """It leaves the name of every scheduler but the default one alone."""
+    world = World(gpus.gpu_node("a", A100, 1))
+
+    cause = explain(world, pod("p", schedulerName=scheduler)).causes[0]
+
+    assert cause.code == "SCHED_OTHER_SCHEDULER"
+    assert cause.advice.startswith("Write schedulerName: hami-scheduler and create the pod again")
+    assert ("webhook" in cause.advice) is by_webhook
+
+
+def test_a_node_without_gpus_is_no_fault_to_correct() -> None:
+    """Most clusters have such nodes, and the advice would send a person to a device plugin that must not run there."""
+    world = World(gpus.gpu_node("g", A100, 1), gpus.gpu_node("cpu", A100, 0))
+
+    answer = explain(world, pod("p", {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "99000"}))
+
+    assert [(one.node, bool(one.advice)) for one in answer.nodes] == [("g", True), ("cpu", False)]
+
+
+def test_without_any_gpu_the_cluster_is_the_cause() -> None:
+    """And another plugin's GPUs are named, because they look as if they were free."""
+    none = explain(World(gpus.gpu_node("cpu", A100, 0)), pod("p"))
+    foreign_node = gpus.gpu_node("foreign", A100, 0)
+    foreign_node["status"]["allocatable"] = {"nvidia.com/gpu": "8"}
+    foreign = explain(World(foreign_node, gpus.gpu_node("cpu", A100, 0)), pod("p"))
+    empty = explain(World(), pod("p"))
+
+    assert none.causes[0].sentence == empty.causes[0].sentence == "no node has registered GPUs"
+    assert foreign.causes[0].sentence == ("GPUs served by another device plugin (foreign), and no other node has GPUs")
+    assert none.causes[0].advice.startswith("Ask an operator of the cluster: ")
+
+
+def test_a_cause_of_the_pod_is_not_repeated_by_the_nodes() -> None:
+    """A gated pod is not tried by kube-scheduler, and that is the gate's doing, not one thing more."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    gated = explain(world, pod("gated", schedulingGates=[{"name": "x/y"}]))
+    member = {"hami.io/gang": "g", "hami.io/gang-size": "2"}
+    ganged = explain(world, pod("ganged", annotations=member, schedulingGates=[{"name": "hami.io/gang"}]))
+
+    assert [one.code for one in gated.causes] == ["SCHED_GATED"]
+    assert [one.code for one in ganged.causes] == ["SCHED_GANG_WAITS"]
+
+
+def test_what_a_tenant_wrote_at_length_is_cut() -> None:
+    """A pod may have thousands of expressions, and its explanation looks at each node."""
+    world = World(gpus.gpu_node("a", A100, 1))
+    expressions = [
+        {"key": f"key-{number}" + "x" * 300, "operator": "In", "values": [str(value) for value in range(1_000)]}
+        for number in range(1_000)
+    ]
+    terms = [{"matchExpressions": expressions}] * 100
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
+    long_affinity = explain(world, pod("affinity", affinity={"nodeAffinity": required}))
+    selector = {f"key-{number}": "x" * 63 for number in range(500)}
+    long_selector = explain(world, pod("selector", nodeSelector=selector))
+    many_gates = explain(world, pod("gates", schedulingGates=[{"name": f"x/{n}"} for n in range(1_000)]))
+
+    for answer in (long_affinity, long_selector, many_gates):
+        assert len(answer.causes[0].sentence) < 3_000
+        assert all(len(node.message) < 3_000 for node in answer.nodes)
+    assert "and 95 more" in long_affinity.causes[0].sentence
+    assert "and 495 more" in long_selector.causes[0].sentence

@@ -1,10 +1,13 @@
 """Requests that no node can serve, however empty it is."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_sharing.core import error_codes, gpus, identifiers, placement, policies, requests
+from gpu_sharing.core.rejections import Reason
 from scheduler_extender.fleet import arrays, never_fits
 from tests.unit import builders
 
@@ -65,7 +68,7 @@ LARGE = node("large", *(builders.gpu("large", index, memory_mib=81_920, mode="ha
             builders.share_of(1),
             Selectors(use_types=("h100",)),
             (
-                "no GPU here is of type H100; the types are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; "
+                "no GPU here is of type H100; the GPUs here are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; "
                 "correct the annotation nvidia.com/use-gputype, or remove it"
             ),
         ),
@@ -74,7 +77,7 @@ LARGE = node("large", *(builders.gpu("large", index, memory_mib=81_920, mode="ha
             Selectors(nouse_types=("nvidia",)),
             (
                 "the annotation nvidia.com/nouse-gputype excludes every GPU; "
-                "the types are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; remove types from it"
+                "the GPUs here are NVIDIA A100-SXM4-80GB, NVIDIA-Tesla T4; remove types from it"
             ),
         ),
         (
@@ -91,7 +94,7 @@ LARGE = node("large", *(builders.gpu("large", index, memory_mib=81_920, mode="ha
             builders.share_of(1),
             Selectors(mode="mig"),
             (
-                "no GPU here runs in mode mig; the modes are hami-core; "
+                "no GPU here runs in mode mig; the GPUs here run in hami-core; "
                 "write another mode in the annotation nvidia.com/vgpu-mode, or remove it"
             ),
         ),
@@ -137,3 +140,25 @@ def test_codes_are_those_of_the_selectors_or_never_fits() -> None:
     )
 
     assert [one.code for one in (*big, *wrong)] == [error_codes.NEVER_FITS, error_codes.TYPE_MISMATCH]
+
+
+def test_what_was_impossible_is_looked_at_again_when_a_node_arrives_or_is_released() -> None:
+    """An autoscaler may add what was missing, and the list of pods must not go on to say that nothing has it."""
+    fleet, cache = fleet_of(SMALL), never_fits.Cache()
+    request = builders.pod_request(builders.share_of(40_000))
+
+    assert cache.obstacles(fleet, request) == cache.obstacles(fleet, request) != ()
+    fleet.write(fleet.column(LARGE.name), LARGE, inventory_changed=True)
+    assert cache.obstacles(fleet, request) == ()
+    foreign = dataclasses.replace(LARGE, standing=Reason.FOREIGN_AGENT)
+    fleet.write(fleet.column(LARGE.name), foreign, inventory_changed=False)
+    assert cache.obstacles(fleet, request) != ()
+
+
+def test_the_cache_of_requests_is_bounded() -> None:
+    """A tenant may create ten thousand pods that all request something else."""
+    fleet, cache = fleet_of(SMALL), never_fits.Cache()
+    for number in range(3_000):
+        cache.obstacles(fleet, builders.pod_request(builders.share_of(20_000 + number)))
+
+    assert len(cache._known) <= 1_024

@@ -167,5 +167,6 @@ def wanted_in(arguments: Sequence[str]) -> str:
     word = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     known = [name for command in COMMANDS for name in (command.name, *command.aliases)]
     if word and word not in known:
-        raise failures.unknown(f"no command {word}", word, known, "hamictl --help lists the commands", failures.FAILED)
+        hint = "hamictl --help lists the commands"
+        raise failures.unknown(f"no command {word}", word, known, hint=hint, status=failures.FAILED)
     return word

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Subject:
-    """What is examined."""
+    """The checks of a cluster or a node, and its report."""
 
     checks: Iterable[findings.Check]
     report: Mapping[str, Any]

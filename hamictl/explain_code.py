@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     entry = error_codes.REGISTRY.get(error_codes.Code(options.code.upper()))
     if entry is None:
         known = "\n  ".join(["known codes:", *sorted(error_codes.REGISTRY)])
-        raise failures.unknown(f"no such code: {options.code}", options.code, error_codes.REGISTRY, known)
+        raise failures.unknown(f"no such code: {options.code}", options.code, error_codes.REGISTRY, hint=known)
     if flags.style(options).is_table:
         print(f"{entry.code}\n  {entry.meaning}\n  {entry.remedy}")
     else:

@@ -23,7 +23,7 @@ class CommandFailed(errors.GpuSharingError):
         self.status = status
 
 
-def unknown(sentence: str, name: str, known: Iterable[str], hint: str = "", status: int = NEGATIVE) -> CommandFailed:
+def unknown(sentence: str, name: str, known: Iterable[str], *, hint: str = "", status: int = NEGATIVE) -> CommandFailed:
     """Return the failure for a name that does not exist, with the known name that is most similar to it."""
     similar = {one.lower(): one for one in known}
     near = difflib.get_close_matches(name.lower(), similar, 1)

@@ -24,7 +24,7 @@ _CELSIUS = 0
 _MOST_GPUS = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU as the driver reports it now; None where the driver does not report a value."""
 
@@ -131,9 +131,9 @@ def _gpu(nvml: ctypes.CDLL, index: int, handle: ctypes.c_void_p) -> Gpu:
     warm = answered("nvmlDeviceGetTemperature", ctypes.c_int(_CELSIUS), ctypes.byref(celsius))
     sized = answered("nvmlDeviceGetMemoryInfo", ctypes.byref(memory))
     return Gpu(
-        index,
-        name.value.decode(errors="replace") if named else "?",
-        celsius.value if warm else None,
-        memory.total >> 20 if sized else None,
-        memory.used >> 20 if sized else None,
+        index=index,
+        name=name.value.decode(errors="replace") if named else "?",
+        temperature_celsius=celsius.value if warm else None,
+        memory_mib=memory.total >> 20 if sized else None,
+        memory_used_mib=memory.used >> 20 if sized else None,
     )

@@ -68,8 +68,8 @@ class Result:
 def grouped(outcomes: Iterable[Outcome]) -> list[Group]:
     """Return the groups in the order of their first pods."""
     by_name: dict[str, list[Outcome]] = collections.defaultdict(list)
-    for one in outcomes:
-        by_name[one.group].append(one)
+    for outcome in outcomes:
+        by_name[outcome.group].append(outcome)
     return [Group(name, members) for name, members in by_name.items()]
 
 

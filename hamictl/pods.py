@@ -60,6 +60,6 @@ def selected(pods: list[read_api_types.Pod], names: list[str], namespace: str) -
             elsewhere = ", ".join(pod.namespace for pod in same_name)
             hint = f"there is one in namespace {elsewhere}" if elsewhere else ""
             known = {one for pod in pods for one in (pod.name, f"{pod.namespace}/{pod.name}")} - {name}
-            raise failures.unknown(f"no pod {where} requests GPUs", text, () if elsewhere else known, hint)
+            raise failures.unknown(f"no pod {where} requests GPUs", text, () if elsewhere else known, hint=hint)
         chosen += matching
     return chosen

@@ -36,17 +36,17 @@ MOST_EXPLAINED = 20
 """Groups of which a rejected pod is explained node by node."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The result for one pod."""
 
     pod: str
-    node: str
+    node: str = ""
     """Empty if it would be pending."""
-    gpus: tuple[str, ...]
-    code: str
-    """The code of its rejection."""
-    why: str
+    gpus: tuple[str, ...] = ()
+    code: str = ""
+    """The code of its rejection; empty if it fits, or requests no GPU."""
+    why: str = ""
     group: str = ""
     """Its controller, as `namespace/name`; a pod without one is its own group."""
     advice: str = ""
@@ -134,7 +134,7 @@ class Simulation:
         key = f"{pod.metadata.namespace}/{pod.metadata.name}"
         if not from_objects.is_ours(pod, self._settings.resource_names):
             resource = self._settings.resource_names.count
-            return Outcome(key, "", (), "", f"it requests no {resource}: kube-scheduler places it alone")
+            return Outcome(pod=key, why=f"it requests no {resource}: kube-scheduler places it alone")
         self._mirror.see_pod(pod)
         wished = node_selection.requirements_of(pod)
         names = [
@@ -144,7 +144,7 @@ class Simulation:
         assert listed is not None
         answer = self._verbs.filter(listed, names)
         if answer is not None and answer.rejection is not None:
-            return Outcome(key, "", (), answer.rejection.code, event_notes.rejected(answer.rejection))
+            return Outcome(pod=key, code=answer.rejection.code, why=event_notes.rejected(answer.rejection))
         assert isinstance(listed, pending.PendingPod)
         fitting = answer.decision.names if answer else names
         best = self._verbs.prioritize(listed, fitting).best or identifiers.NodeName(fitting[0])
@@ -157,7 +157,7 @@ class Simulation:
         )
         self._mirror.see_pod(msgspec.convert(bound, objects.Pod, strict=False))
         self.placed.append(bound)
-        return Outcome(key, best, tuple(share.uuid for shares in placed.shares for share in shares), "", "")
+        return Outcome(pod=key, node=best, gpus=tuple(share.uuid for shares in placed.shares for share in shares))
 
     def models(self) -> list[model_stats.ModelCount]:
         """Return the allocation of the GPUs of each model."""
@@ -177,7 +177,7 @@ def _remedy(code: str) -> str:
 def _refused(body: Mapping[str, Any], text: str) -> Outcome:
     """Return the outcome of a pod that the webhook refuses."""
     code, _, why = text.partition(": ")
-    return Outcome(f"{body['metadata']['namespace']}/{body['metadata']['name']}", "", (), code, why)
+    return Outcome(pod=f"{body['metadata']['namespace']}/{body['metadata']['name']}", code=code, why=why)
 
 
 class _Writer:

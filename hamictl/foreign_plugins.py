@@ -1,4 +1,4 @@
-"""Find other device plugins that register NVIDIA GPUs: by what lies in the API and on a node, not by the name of one image. Pure.
+"""Find other device plugins for NVIDIA GPUs by what lies in the API and on a node, not by one image. Pure.
 
 Source: the DaemonSets of NVIDIA/k8s-device-plugin, of kubernetes/cluster/addons/device-plugins/nvidia-gpu (GKE's), of
 HAMi and of Project-HAMi/volcano-vgpu-device-plugin.

@@ -1,4 +1,4 @@
-"""The entry point of the installed command: reports a missing dependency if the extra `cli` is not installed."""
+"""The entry point of the installed command: a signal while its modules load ends it without a traceback."""
 
 import os
 import signal
@@ -10,17 +10,14 @@ STOPPED = 130
 
 
 def main() -> int:
-    """Run `hamictl`. Returns its exit status; 2 if a dependency is not installed."""
+    """Run `hamictl`. Returns its exit status."""
     # While the modules load, a signal would end in a traceback. There is nothing to clean up yet.
     signal.signal(signal.SIGINT, _stop)
     if sys.argv[1:2] == ["demo"]:
         signal.signal(signal.SIGTERM, _stop)
         signal.signal(signal.SIGHUP, _stop)
-    try:
-        from hamictl import __main__ as command
-    except ModuleNotFoundError as missing:
-        sys.stderr.write(f"hamictl: {missing.name} is not installed\nhint: pip install 'hami-py[cli]'\n")
-        return 2
+    from hamictl import __main__ as command
+
     return command.main()
 
 

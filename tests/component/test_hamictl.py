@@ -7,6 +7,7 @@ import os
 import pathlib
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -384,6 +385,30 @@ def test_a_watch_prints_what_changed_with_the_time(
         gone = json.loads(next(documents))
         assert (gone["name"], gone["change"], gone["value"]["phase"]) == ("pod/default/waits", "removed", "pending")
         assert datetime.datetime.fromisoformat(gone["time"]).tzinfo is not None
+
+
+def test_ctrl_c_ends_a_watch_and_its_connection(api: tuple[str, ...], tmp_path: pathlib.Path) -> None:
+    """A kubectl port-forward that goes on holds a port and a connection to the cluster for hours."""
+    kubectl, forwarding = tmp_path / "kubectl", tmp_path / "forwarding"
+    kubectl.write_text(
+        f"#!/bin/sh\necho $$ > {forwarding}\necho 'Forwarding from {api[1].removeprefix('http://')} -> 9446'\n"
+        "exec sleep 600\n"
+    )
+    kubectl.chmod(0o755)
+    (tmp_path / "config").touch()
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "KUBECONFIG": str(tmp_path / "config"),
+    }  # fmt: skip
+    program = [sys.executable, "-c", "import sys; from hamictl import start; sys.exit(start.main())", "pods", "-w"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as watch:
+        assert watch.stdout is not None
+        assert watch.stderr is not None
+        assert next(watch.stdout).startswith("TIME")
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(timeout=60) == 130
+        assert watch.stderr.read() == ""
+    number = int(forwarding.read_text())
+    calls.eventually(lambda: not pathlib.Path(f"/proc/{number}").exists())
 
 
 def test_the_gpus_are_numbers_with_their_units_for_programs(api: tuple[str, ...]) -> None:

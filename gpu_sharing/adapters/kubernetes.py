@@ -111,7 +111,7 @@ class Client:
     def _opened(self, connections: int) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, ssl=self._access.tls, keepalive_timeout=60),
-            headers={"User-Agent": self._user_agent, "Accept": "application/json"},
+            headers=[("User-Agent", self._user_agent), ("Accept", "application/json"), *self._access.impersonation],
             read_bufsize=2**18,
             auto_decompress=True,
         )

@@ -147,6 +147,24 @@ def test_the_proxy_of_the_environment_is_used_but_for_the_hosts_that_it_leaves_o
     assert cluster_access.by_kubeconfig([path], "").proxy is None
 
 
+def test_an_administrator_may_act_as_another_user(tmp_path: pathlib.Path) -> None:
+    """`as` was ignored: `hamictl doctor` said what the administrator may, and not what the user may."""
+    user = {
+        "token": "secret", "as": "ada", "as-groups": ["ai", "dev"], "as-user-extra": {"reason/x": ["test"]},
+    }  # fmt: skip
+
+    async def story(address: str) -> None:
+        await call(whole(tmp_path / "config", {"server": f"http://{address}"}, user))
+
+    (head,) = heads_at_a_server(story)
+    assert sorted(line for line in head if line.startswith("Impersonate-")) == [
+        "Impersonate-Extra-reason%2Fx: test",
+        "Impersonate-Group: ai",
+        "Impersonate-Group: dev",
+        "Impersonate-User: ada",
+    ]
+
+
 def plugin(path: pathlib.Path, script: str) -> dict[str, Any]:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)

@@ -51,7 +51,13 @@ def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Ob
     by_stage.pop(Stage.NO_GPUS, None)
     with_gpus = [one for one in obstacles if one.stage is not Stage.NO_GPUS]
     stages = _Stages(core, pod, with_gpus)
-    return tuple(one for stage in sorted(by_stage, reverse=True) for one in stages.causes(stage, by_stage[stage]))
+    nearest = max(by_stage)
+    first = list(stages.causes(nearest, by_stage.pop(nearest)))
+    if first[0].code == error_codes.NOT_TRIED:
+        return tuple(first)
+    # Of the other nodes those count where only one rule is in the way: without it the pod would fit there.
+    lone = {stage: some for stage in by_stage if (some := [one for one in by_stage[stage] if one.gpus_fit])}
+    return (*first, *(one for stage in sorted(lone, reverse=True) for one in stages.causes(stage, lone[stage])))
 
 
 def _no_gpus(obstacles: Sequence[Obstacle]) -> Cause:
@@ -146,10 +152,8 @@ class _Stages:
         for one in obstacles:
             by_code[one.code or error_codes.NOT_OFFERED].append(one)
         for code, some in sorted(by_code.items(), key=lambda item: -len(item[1])):
-            verb = "is" if len(some) == 1 else "are"
-            sentence = (
-                f"{_names(some)} {verb} {_STATES[code]}" if code in _STATES else f"{_names(some)}: {some[0].message}"
-            )
+            named = f"node {_names(some)} is" if len(some) == 1 else f"nodes {_names(some)} are"
+            sentence = f"{named} {_STATES[code]}" if code in _STATES else f"{_names(some)}: {some[0].message}"
             yield cause(code, sentence + self._would_fit(some), len(some), lasts=True)
 
     def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
@@ -169,10 +173,9 @@ class _Stages:
 
     def _never(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """The request is more than the nodes have, or names other GPUs."""
-        if len(obstacles) == self._with_gpus:
-            whole = causes.of_request(self._core, self._pod)
-            if whole:
-                return [dataclasses.replace(one, nodes=len(obstacles)) for one in whole]
+        whole = causes.of_request(self._core, self._pod)
+        if whole:
+            return [dataclasses.replace(one, nodes=len(obstacles)) for one in whole]
         by_reason: dict[rejections.Rejection, int] = collections.Counter(
             one.rejection for one in obstacles if one.rejection
         )

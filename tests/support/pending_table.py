@@ -158,10 +158,13 @@ TABLE = [
         "impossible: count", pod("many", {GPU: "16", MEMORY: "1000"}),
         "no node here has 16 GPUs for one container; the most is 2 (cordoned)",
     ),
-    Case("cordoned node", pod("on-cordoned", ONE, {TYPE: "L40S"}), "cordoned is cordoned, where its GPUs would fit"),
+    Case(
+        "cordoned node", pod("on-cordoned", ONE, {TYPE: "L40S"}),
+        "node cordoned is cordoned, where its GPUs would fit",
+    ),
     Case(
         "cordoned node, by its name", pod("on-cordoned-name", ONE, nodeSelector=_named("cordoned")),
-        "cordoned is cordoned, where its GPUs would fit",
+        "node cordoned is cordoned, where its GPUs would fit",
     ),
     Case(
         "cordoned GPUs", pod("on-cordoned-gpus", ONE, nodeSelector=_named("gpus-cordoned")),

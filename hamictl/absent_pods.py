@@ -25,7 +25,7 @@ class _Pods(msgspec.Struct):
 def refusal(
     options: argparse.Namespace, namespace: str, name: str, refused: failures.CommandFailed
 ) -> failures.CommandFailed:
-    """Return what to print instead of the extender's refusal; the same where the API server does not say more."""
+    """Return what to print instead of the extender's refusal; the same where the API server knows no more."""
     if refused.status != failures.NEGATIVE:
         return refused
     try:
@@ -44,8 +44,8 @@ async def _looked_up(options: argparse.Namespace, namespace: str, name: str) -> 
             return about(await client.get(path, objects.Pod, _TIMEOUT_SECONDS), names)
         except errors.NotFound:
             query = parse.urlencode({"fieldSelector": f"metadata.name={name}", "limit": _MOST_NAMESPACES})
-            found = await client.get(f"/api/v1/pods?{query}", _Pods, _TIMEOUT_SECONDS)
-    others = sorted({pod.metadata.namespace for pod in found.items or ()})
+            namesakes = await client.get(f"/api/v1/pods?{query}", _Pods, _TIMEOUT_SECONDS)
+    others = sorted({pod.metadata.namespace for pod in namesakes.items or ()})
     if not others:
         return "", ""
     sentence = f"there is no pod {namespace}/{name}; it exists in namespace {', '.join(others)}"

@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     world = simulation.Simulation(state, extender_settings)
     before = world.models()
     outcomes = world.place_all(pods)
-    for text, count in collections.Counter(text for one in outcomes for text in one.warnings).items():
+    for text, count in collections.Counter(text for outcome in outcomes for text in outcome.warnings).items():
         print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
     after = world.models()
     value = {

@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -79,8 +80,7 @@ def run(options: argparse.Namespace) -> int:
     world = simulation.Simulation(state, extender_settings)
     before = world.models()
     outcomes = world.place_all(pods)
-    for text, count in collections.Counter(text for outcome in outcomes for text in outcome.warnings).items():
-        print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
+    _warn(outcomes)
     after = world.models()
     value = {
         "pods": [msgspec.to_builtins(one) for one in outcomes],
@@ -103,6 +103,12 @@ def run(options: argparse.Namespace) -> int:
             print()
         print(output.render(None, simulation.model_rows(before, after), style))
     return 0 if all(one.node or not one.code for one in outcomes) else failures.NEGATIVE
+
+
+def _warn(outcomes: Sequence[simulation.Outcome]) -> None:
+    """Print each warning once, with the number of pods that it concerns."""
+    for text, count in collections.Counter(text for outcome in outcomes for text in outcome.warnings).items():
+        print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
 
 
 def _extender_settings(options: argparse.Namespace) -> Settings:

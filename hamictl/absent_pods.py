@@ -23,29 +23,36 @@ class _Pods(msgspec.Struct):
 
 
 def refusal(
-    options: argparse.Namespace, namespace: str, name: str, refused: failures.CommandFailed
+    options: argparse.Namespace,
+    namespace: str,
+    name: str,
+    refused: failures.CommandFailed,
+    *,
+    names: requests.ResourceNames | None,
 ) -> failures.CommandFailed:
-    """Return what to print instead of the extender's refusal; the same where the API server does not say more."""
+    """Return what to print instead of the extender's refusal; the same where the API server knows no more."""
     if refused.status != failures.NEGATIVE:
         return refused
     try:
-        sentence, hint = asyncio.run(_looked_up(options, namespace, name))
+        sentence, hint = asyncio.run(_looked_up(options, namespace, name, names))
     except (errors.GpuSharingError, msgspec.MsgspecError, OSError):
         return refused  # The caller reaches the extender alone, or may not read pods.
     return failures.CommandFailed(sentence, hint, failures.NEGATIVE) if sentence else refused
 
 
-async def _looked_up(options: argparse.Namespace, namespace: str, name: str) -> tuple[str, str]:
+async def _looked_up(
+    options: argparse.Namespace, namespace: str, name: str, known: requests.ResourceNames | None
+) -> tuple[str, str]:
     """Return a sentence and a hint about a pod that the extender does not know; empty where there is none."""
     async with kubernetes.Client(flags.kubeconfigs(options), "hamictl", options.context) as client:
-        names = await installation.resource_names(client, options.system_namespace)
+        names = known or await installation.resource_names(client, options.system_namespace)
         path = f"/api/v1/namespaces/{parse.quote(namespace, safe='')}/pods/{parse.quote(name, safe='')}"
         try:
             return about(await client.get(path, objects.Pod, _TIMEOUT_SECONDS), names)
         except errors.NotFound:
             query = parse.urlencode({"fieldSelector": f"metadata.name={name}", "limit": _MOST_NAMESPACES})
-            found = await client.get(f"/api/v1/pods?{query}", _Pods, _TIMEOUT_SECONDS)
-    others = sorted({pod.metadata.namespace for pod in found.items or ()})
+            namesakes = await client.get(f"/api/v1/pods?{query}", _Pods, _TIMEOUT_SECONDS)
+    others = sorted({pod.metadata.namespace for pod in namesakes.items or ()})
     if not others:
         return "", ""
     sentence = f"there is no pod {namespace}/{name}; it exists in namespace {', '.join(others)}"

@@ -54,7 +54,7 @@ def read(
     reported, problem = None, ""
     try:
         with reader.reaching(where) as api:
-            names = _resource_names(api)
+            names = api.resource_names()
             before, surroundings, after = _agreeing(api, cluster)
             reported = after if before == after else None
             problem = "" if reported is not None else "the cluster changes too fast to compare"
@@ -62,14 +62,6 @@ def read(
         problem = f"{cause}. {cause.hint}".strip()
         surroundings = cluster()
     return record_checks.Observation(surroundings, reported, problem, seen.now), seen
-
-
-def _resource_names(api: reader.Reader) -> requests.ResourceNames | None:
-    """Return the extender's names of the GPU resources; None where it does not report them."""
-    try:
-        return api.cluster().resource_names
-    except failures.CommandFailed:
-        return None
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:

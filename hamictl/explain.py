@@ -18,14 +18,16 @@ def run(options: argparse.Namespace) -> int:
     """Print the explanation. Returns the exit status."""
     named, _, name = options.pod.rpartition("/")
     namespace = named or flags.namespace(options)
-    try:
-        with reader.reaching(flags.address(options)) as api:
-            explanation = api.explain(namespace, name, views.most_nodes_read(options.output, every_node=options.all))
-    except failures.CommandFailed as refused:
-        from hamictl import absent_pods  # Here, because it imports the extender's code.
+    most_nodes = views.most_nodes_read(options.output, every_node=options.all)
+    with reader.reaching(flags.address(options)) as api:
+        try:
+            explanation = api.explain(namespace, name, most_nodes)
+        except failures.CommandFailed as refused:
+            from hamictl import absent_pods  # Here, because it imports the extender's code.
 
-        quiet.silence()
-        raise absent_pods.refusal(options, namespace, name, refused) from refused
+            quiet.silence()
+            names = api.resource_names()
+            raise absent_pods.refusal(options, namespace, name, refused, names=names) from refused
     text = views.explanation(explanation, every_node=options.all)
     if options.output == "table":
         print(text)

@@ -25,7 +25,7 @@ LONG_SECONDS = 120
 _CORDON = frozenset({records.CORDON})
 """The one annotation of nodes that a person writes."""
 _MOST_SHAPES = 200
-"""Different pending pods that are examined: each takes a look at every node."""
+"""Different pending pods that are examined: for each, every node is."""
 
 
 def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Check]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from gpu_sharing.adapters import http_get, read_api_types
+from gpu_sharing.core import requests
 from hamictl import failures
 
 _TIMEOUT_SECONDS = 15.0
@@ -68,6 +69,13 @@ class Reader:
     def cluster(self) -> read_api_types.Cluster:
         """Return the totals of the cluster, and the settings that readers need. Errors as `_get`."""
         return self._get(read_api_types.Cluster, "cluster")
+
+    def resource_names(self) -> requests.ResourceNames | None:
+        """Return the names of the GPU resources; None where the extender does not report them."""
+        try:
+            return self.cluster().resource_names
+        except failures.CommandFailed:
+            return None
 
     def pods(self) -> list[read_api_types.Pod]:
         """Return every pod with GPUs that the caller may see. Errors as `_get`."""

@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpu_sharing.adapters import read_api_types
@@ -95,8 +95,7 @@ def run(options: argparse.Namespace) -> int:
     world = simulation.Simulation(state, extender_settings)
     before = world.models()
     result = outcomes.Result(world.place_all([*pods, *manifest.pods]), before, world.models(), filling)
-    for text, count in collections.Counter(text for pod in result.pods for text in pod.warnings).items():
-        print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
+    _warn(result.pods)
     _print(result, world.explanations, flags.style(options), drains=bool(options.drain))
     return 0 if all(group.fitting == len(group.outcomes) for group in result.groups) else failures.NEGATIVE
 
@@ -131,6 +130,12 @@ def _print(
     if shows_pods:
         print()
     print(output.render(None, simulation.model_rows(result.models_before, result.models_after), style))
+
+
+def _warn(outcomes: Sequence[simulation.Outcome]) -> None:
+    """Print each warning once, with the number of pods that it concerns."""
+    for text, count in collections.Counter(text for outcome in outcomes for text in outcome.warnings).items():
+        print(f"warning: {text} ({count} pods)" if count > 1 else f"warning: {text}", file=sys.stderr)
 
 
 def _extender_settings(options: argparse.Namespace) -> Settings:

@@ -70,7 +70,7 @@ def read_live(options: argparse.Namespace) -> State:
     names = None
     if address.url:
         with reader.reaching(address) as api:
-            names = api.cluster().resource_names
+            names = api.resource_names()
     return read_cluster(flags.kubeconfigs(options), options.context, options.system_namespace, names=names)
 
 

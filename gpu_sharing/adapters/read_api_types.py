@@ -213,7 +213,7 @@ class Explanation(msgspec.Struct, frozen=True):
     nodes: Annotated[
         list[NodeExplanation],
         msgspec.Meta(
-            description="The nearest first, at most as many as the parameter `nodes` says; none for a request that "
+            description="The nearest first, at most as many as the parameter `nodes`; none for a request that "
             "cannot be read."
         ),
     ] = []
@@ -224,7 +224,7 @@ class Explanation(msgspec.Struct, frozen=True):
 
     @property
     def node_count(self) -> int:
-        """All nodes that were looked at, listed or not."""
+        """The number of nodes that were examined, listed or not."""
         return max(sum(group.nodes for group in self.groups), len(self.nodes))
 
 

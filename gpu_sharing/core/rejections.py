@@ -117,7 +117,7 @@ class Rejection:
 
     @property
     def sentence(self) -> str:
-        """The same as `str`, with MiB and thousands: only the texts of events say MB, as HAMi's do."""
+        """The same as `str`, with MiB and thousands: only the texts of events have MB, as HAMi's do."""
         return _MEGABYTES.sub(lambda match: f"{int(match[1]):,} MiB", str(self))
 
     @property

@@ -69,7 +69,10 @@ def affinity_matches(wanted: NodeRequirements, name: str, labels: Mapping[str, s
 def untolerated(wanted: NodeRequirements, taints: Sequence[facts.Taint]) -> facts.Taint | None:
     """Return the first taint of a node that keeps the pod off it, or None."""
     repelling = (taint for taint in taints if taint.effect in _REPELLING)
-    return next((taint for taint in repelling if not any(_tolerates(one, taint) for one in wanted.tolerations)), None)
+    return next(
+        (taint for taint in repelling if not any(_tolerates(toleration, taint) for toleration in wanted.tolerations)),
+        None,
+    )
 
 
 def selector_words(pairs: Sequence[tuple[str, str]]) -> str:

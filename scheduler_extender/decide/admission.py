@@ -57,15 +57,15 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
         return AdmissionResult()
     names = settings.resource_names
     if not from_objects.is_ours(pod, names):
-        unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
-        return AdmissionResult(patch=_patch(body, _completed(body, None, settings)), warnings=tuple(unknown))
+        return AdmissionResult(
+            patch=_patch(body, _completed(body, None, settings)), warnings=_unknown_words(pod, names)
+        )
     request = requests.read(pod.init_containers, pod.containers, pod.annotations, names, counts_follow=True)
     scheduler = pod.spec.scheduler_name or DEFAULT_SCHEDULER
     ours = scheduler == settings.scheduler_name or (scheduler == DEFAULT_SCHEDULER and settings.force_overwrite)
     if not ours:
         text = f"the pod requests GPUs, but its schedulerName {scheduler} is not {settings.scheduler_name}"
-        unknown = requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names)
-        return AdmissionResult(warnings=(f"{text}: it will get none that are shared", *unknown))
+        return AdmissionResult(warnings=(f"{text}: it will get none that are shared", *_unknown_words(pod, names)))
     if isinstance(request, requests.InvalidRequest):
         return AdmissionResult(f"{request.code}: {request.sentence}")
     own_variables = _own_variables(body, request)
@@ -83,6 +83,10 @@ def review(body: Mapping[str, Any], settings: Settings) -> AdmissionResult:
             completed["spec"]["schedulingGates"] = [*gates, {"name": gangs.GATE}]
     warnings = (*request.warnings, *([own_variables] if own_variables else ()))
     return AdmissionResult(patch=_patch(body, completed), warnings=warnings, request=request, gang=gang)
+
+
+def _unknown_words(pod: objects.Pod, names: requests.ResourceNames) -> tuple[str, ...]:
+    return tuple(requests.unknown_words((*pod.init_containers, *pod.containers), pod.annotations, names))
 
 
 def _denial(

@@ -1,6 +1,6 @@
 """Why a pod is pending, as data: one cause after another. Pure.
 
-It comes from two sources: our own look at the pod and at every node (`node_obstacles`, `node_causes`), and the
+It comes from two sources: our own examination of the pod and of every node (`node_obstacles`, `node_causes`), and the
 condition that kube-scheduler writes, for the rules that only kube-scheduler knows. The read API, the pages, `hamictl`
 and doctor all use these, so that they cannot disagree.
 """
@@ -98,16 +98,16 @@ def of_request(core: DecisionCore, pod: pending.AnyPod) -> list[Cause]:
     return [advised(cause(part.code, part.sentence, lasts=True), part.advice) for part in impossible]
 
 
-def advised(one: Cause, advice: str) -> Cause:
+def advised(original: Cause, advice: str) -> Cause:
     """Return a cause with other advice, as a sentence."""
     text = advice if advice.endswith(".") else f"{advice}."
-    return dataclasses.replace(one, advice=text[0].upper() + text[1:])
+    return dataclasses.replace(original, advice=text[0].upper() + text[1:])
 
 
 def headline(core: DecisionCore, entry: pending.Entry) -> Cause | None:
-    """Return why a pod is pending without a look at the nodes, or None where that is not known.
+    """Return why a pod is pending without examining nodes, or None where that is not known.
 
-    A list of 50,000 pods is made of these; what takes a look at every node is in the explanation of one pod.
+    A list of 50,000 pods is made of these; only the explanation of one pod examines every node.
     """
     for first in (*of_pod(core, entry.pod), *of_request(core, entry.pod)):
         return first

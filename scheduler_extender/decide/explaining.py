@@ -142,25 +142,25 @@ class Explainer:
 
     async def _explain_nodes(self, pod: PendingPod, obstacles: Sequence[Obstacle]) -> tuple[NodeExplanation, ...]:
         """Return every node with what would change it there, the nearest first."""
-        curable = [one for one in obstacles if _may_help(one)]
-        curable.sort(key=lambda one: (-_most_free_mib(self._ledger.allocated_on(one.node)), one.node))
-        examined = await self._examine(pod, [one.node for one in curable])
+        curable = [obstacle for obstacle in obstacles if _may_help(obstacle)]
+        curable.sort(key=lambda obstacle: (-_most_free_mib(self._ledger.allocated_on(obstacle.node)), obstacle.node))
+        examined = await self._examine(pod, [obstacle.node for obstacle in curable])
         pause, explained = pauses.Pause(), []
-        for one in obstacles:
+        for obstacle in obstacles:
             await pause()
-            waits_for, evictable = examined.get(one.node, (None, None))
+            waits_for, evictable = examined.get(obstacle.node, (None, None))
             node = NodeExplanation(
-                node=one.node,
-                message=one.message,
-                phrase=_phrase(one),
-                code=one.code,
-                curable=_may_help(one),
-                advice=_advice(pod, one),
+                node=obstacle.node,
+                message=obstacle.message,
+                phrase=_phrase(obstacle),
+                code=obstacle.code,
+                curable=_may_help(obstacle),
+                advice=_advice(pod, obstacle),
                 waits_for=self._keys(waits_for),
                 evictable=self._keys(evictable),
-                examined=not _may_help(one) or one.node in examined,
+                examined=not _may_help(obstacle) or obstacle.node in examined,
             )
-            explained.append((_distance(one, node), node))
+            explained.append((_distance(obstacle, node), node))
         return tuple(node for _, node in sorted(explained, key=lambda pair: pair[0]))
 
     async def _examine(

@@ -21,7 +21,7 @@ _MOST_NAMED = 3
 _MOST_CAUSES = 5
 """Of one stage."""
 _SEEN_BY_US = frozenset({error_codes.NODE_SELECTOR, error_codes.NODE_TAINT, error_codes.NODE_CORDONED})
-"""Rules that our own look covers: kube-scheduler cannot mean a node that passes it."""
+"""Rules that we examine too: kube-scheduler cannot mean a node that passes them here."""
 _OF_THE_POD = frozenset({Reason.QUOTA, Reason.QUOTA_UNREADABLE, Reason.GANG})
 """Reasons that are the same on every node."""
 _MAY_PASS = frozenset({Reason.QUOTA, Reason.GANG, Reason.HAMI_NODE_BUSY})
@@ -36,9 +36,9 @@ def joined(
 
     That kube-scheduler has not tried a pod is no cause of its own where a gate or another schedulerName prevents it.
     """
-    known = {one.sentence for one in of_pod}
-    more = (one for one in of_nodes(core, pod, obstacles) if one.sentence not in known)
-    return (*of_pod, *(one for one in more if not of_pod or one.code != error_codes.NOT_TRIED))
+    known = {each.sentence for each in of_pod}
+    more = (each for each in of_nodes(core, pod, obstacles) if each.sentence not in known)
+    return (*of_pod, *(each for each in more if not of_pod or each.code != error_codes.NOT_TRIED))
 
 
 def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Obstacle]) -> tuple[Cause, ...]:
@@ -49,19 +49,27 @@ def of_nodes(core: DecisionCore, pod: pending.PendingPod, obstacles: Sequence[Ob
     if not by_stage.keys() - {Stage.NO_GPUS}:
         return (_no_gpus(obstacles),)
     by_stage.pop(Stage.NO_GPUS, None)
-    with_gpus = [one for one in obstacles if one.stage is not Stage.NO_GPUS]
+    with_gpus = [obstacle for obstacle in obstacles if obstacle.stage is not Stage.NO_GPUS]
     stages = _Stages(core, pod, with_gpus)
-    return tuple(one for stage in sorted(by_stage, reverse=True) for one in stages.causes(stage, by_stage[stage]))
+    nearest = max(by_stage)
+    first = list(stages.causes(nearest, by_stage.pop(nearest)))
+    if first[0].code == error_codes.NOT_TRIED:
+        return tuple(first)
+    # Of the other nodes those count where only one rule is in the way: without it the pod would fit there.
+    lone = {
+        stage: some for stage in by_stage if (some := [obstacle for obstacle in by_stage[stage] if obstacle.gpus_fit])
+    }
+    return (*first, *(each for stage in sorted(lone, reverse=True) for each in stages.causes(stage, lone[stage])))
 
 
 def _no_gpus(obstacles: Sequence[Obstacle]) -> Cause:
     """The cause where no node has GPUs that the extender allocates."""
-    reasons = [one.rejection.reason for one in obstacles if one.rejection]
+    reasons = [obstacle.rejection.reason for obstacle in obstacles if obstacle.rejection]
     others = collections.Counter(reason for reason in reasons if reason is not Reason.NODE_NOT_REGISTERED)
     if not others:
         return cause(error_codes.NODE_NOT_REGISTERED, "no node has registered GPUs", len(obstacles), lasts=True)
     ((reason, count),) = others.most_common(1)
-    where = _names(one for one in obstacles if one.rejection and one.rejection.reason is reason)
+    where = _names(obstacle for obstacle in obstacles if obstacle.rejection and obstacle.rejection.reason is reason)
     info = rejections.REASONS[reason]
     return cause(info.code, f"{info.phrase} ({where}), and no other node has GPUs", count, lasts=True)
 
@@ -73,7 +81,7 @@ class _Stages:
         self._core = core
         self._pod = pod
         self._with_gpus = len(with_gpus)
-        self._selected = [one for one in with_gpus if one.selected]
+        self._selected = [obstacle for obstacle in with_gpus if obstacle.selected]
 
     def causes(self, stage: Stage, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """Return the causes of one stage, the most frequent one first."""
@@ -92,7 +100,7 @@ class _Stages:
                 return self._by_message(obstacles)
 
     def _fits(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
-        """By our look the pod fits: only kube-scheduler can say what is in the way."""
+        """The pod fits as far as the extender knows: only kube-scheduler knows what is in the way."""
         where, pod = _names(obstacles), self._pod
         if pod.nominated_node:
             return (cause(error_codes.NOT_TRIED, f"pods of lower priority are evicted for it on {pod.nominated_node}"),)
@@ -125,11 +133,11 @@ class _Stages:
     def _gpus(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """One cause for each reason, with the numbers of its nearest node."""
         by_reason: dict[Reason, list[Obstacle]] = collections.defaultdict(list)
-        for one in obstacles:
-            if one.rejection:
-                by_reason[one.rejection.reason].append(one)
+        for obstacle in obstacles:
+            if obstacle.rejection:
+                by_reason[obstacle.rejection.reason].append(obstacle)
         for reason, some in sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0])):
-            nearest = min(some, key=lambda one: (one.short_mib, one.node))
+            nearest = min(some, key=lambda obstacle: (obstacle.short_mib, obstacle.node))
             assert nearest.rejection is not None
             others = f" and {causes.nodes_words(len(some) - 1)} more" if len(some) > 1 else ""
             where = "" if reason in _OF_THE_POD else f" on {nearest.node}{others}"
@@ -143,13 +151,11 @@ class _Stages:
 
     def _unavailable(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         by_code: dict[error_codes.Code, list[Obstacle]] = collections.defaultdict(list)
-        for one in obstacles:
-            by_code[one.code or error_codes.NOT_OFFERED].append(one)
+        for obstacle in obstacles:
+            by_code[obstacle.code or error_codes.NOT_OFFERED].append(obstacle)
         for code, some in sorted(by_code.items(), key=lambda item: -len(item[1])):
-            verb = "is" if len(some) == 1 else "are"
-            sentence = (
-                f"{_names(some)} {verb} {_STATES[code]}" if code in _STATES else f"{_names(some)}: {some[0].message}"
-            )
+            named = f"node {_names(some)} is" if len(some) == 1 else f"nodes {_names(some)} are"
+            sentence = f"{named} {_STATES[code]}" if code in _STATES else f"{_names(some)}: {some[0].message}"
             yield cause(code, sentence + self._would_fit(some), len(some), lasts=True)
 
     def _selector(self, obstacles: Sequence[Obstacle]) -> Cause:
@@ -161,7 +167,7 @@ class _Stages:
             what = f"{what} with {affinity}" if wanted.selector else affinity
         if not self._selected:
             sentence = f"{what} matches no node with GPUs{_labels_there(nowhere, known)}"
-        elif all(one.stage is Stage.NEVER for one in self._selected):
+        elif all(obstacle.stage is Stage.NEVER for obstacle in self._selected):
             sentence = f"{what} leaves only nodes whose GPUs never serve the request, and excludes {_names(obstacles)}"
         else:
             sentence = f"{what} excludes {causes.nodes_words(len(obstacles))}{self._would_fit(obstacles)}"
@@ -169,33 +175,35 @@ class _Stages:
 
     def _never(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """The request is more than the nodes have, or names other GPUs."""
-        if len(obstacles) == self._with_gpus:
-            whole = causes.of_request(self._core, self._pod)
-            if whole:
-                return [dataclasses.replace(one, nodes=len(obstacles)) for one in whole]
+        whole = causes.of_request(self._core, self._pod)
+        if whole:
+            return [dataclasses.replace(each, nodes=len(obstacles)) for each in whole]
         by_reason: dict[rejections.Rejection, int] = collections.Counter(
-            one.rejection for one in obstacles if one.rejection
+            obstacle.rejection for obstacle in obstacles if obstacle.rejection
         )
-        made = []
-        for rejection, count in sorted(by_reason.items(), key=lambda item: -item[1])[:_MOST_CAUSES]:
-            sentence = f"{rejection.sentence} on {causes.nodes_words(count)}, also when all GPUs there are empty"
-            one = cause(error_codes.NEVER_FITS, sentence, count, lasts=True)
-            advice = causes.advice_for(self._pod.request, rejection)
-            made.append(causes.advised(one, advice) if advice[0].islower() else one)
-        return made
+        return [
+            self._never_on(rejection, count)
+            for rejection, count in sorted(by_reason.items(), key=lambda item: -item[1])[:_MOST_CAUSES]
+        ]
+
+    def _never_on(self, rejection: rejections.Rejection, count: int) -> Cause:
+        sentence = f"{rejection.sentence} on {causes.nodes_words(count)}, also when all GPUs there are empty"
+        never = cause(error_codes.NEVER_FITS, sentence, count, lasts=True)
+        advice = causes.advice_for(self._pod.request, rejection)
+        return causes.advised(never, advice) if advice[0].islower() else never
 
     def _by_message(self, obstacles: Sequence[Obstacle]) -> Iterable[Cause]:
         """One cause for each text, such as a taint."""
         by_text: dict[tuple[error_codes.Code, str], list[Obstacle]] = collections.defaultdict(list)
-        for one in obstacles:
-            by_text[one.code or error_codes.NOT_OFFERED, one.message].append(one)
+        for obstacle in obstacles:
+            by_text[obstacle.code or error_codes.NOT_OFFERED, obstacle.message].append(obstacle)
         for (code, message), some in sorted(by_text.items(), key=lambda item: -len(item[1]))[:_MOST_CAUSES]:
             sentence = f"{message} ({_names(some)}){self._would_fit(some)}"
             yield cause(code, sentence, len(some), lasts=True)
 
     def _would_fit(self, obstacles: Sequence[Obstacle]) -> str:
-        """Say so where nothing else is in the way on some of these nodes, and others have another cause."""
-        fitting = [one for one in obstacles if one.gpus_fit]
+        """Return which of these nodes the pod would fit on without this cause; empty where it is the only one."""
+        fitting = [obstacle for obstacle in obstacles if obstacle.gpus_fit]
         if not fitting or len(obstacles) == self._with_gpus:
             return ""
         return (
@@ -203,13 +211,13 @@ class _Stages:
         )
 
     def _facts(self, obstacles: Iterable[Obstacle]) -> list[facts.Node]:
-        nodes = (self._core.ledger.node_facts(one.node) for one in obstacles)
+        nodes = (self._core.ledger.node_facts(obstacle.node) for obstacle in obstacles)
         return [node for node in nodes if node is not None]
 
 
 def _names(obstacles: Iterable[Obstacle]) -> str:
     """Return the names of a few nodes, and how many more there are."""
-    names = sorted(one.node for one in obstacles)
+    names = sorted(obstacle.node for obstacle in obstacles)
     if len(names) <= _MOST_NAMED:
         return ", ".join(names)
     return f"{', '.join(names[:_MOST_NAMED])} and {len(names) - _MOST_NAMED:,} more nodes"

@@ -1,8 +1,7 @@
-"""What keeps one pending pod off one node: the first rule in the way, by our own look at the pod and the node.
+"""What keeps one pending pod off one node: the first rule in the way, by the pod and the node as they are known.
 
 The stages are ordered by how near the node comes: a node of a later stage passes all earlier ones. A node that could
-never serve the request says nothing about cordons or taints, and a node whose labels do not match says nothing about
-free memory.
+never serve the request has no cordon or taint as its obstacle, and a node whose labels do not match no free memory.
 """
 
 import dataclasses

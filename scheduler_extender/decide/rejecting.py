@@ -33,8 +33,8 @@ def pod_rejection(
     for some in details:
         counts[some.rejection.reason] += some.nodes
     # Nodes without GPUs are no reason where others have some, however many they are.
-    told = [reason for reason in counts if reason is not Reason.NODE_NOT_REGISTERED]
-    main = min(told, key=lambda reason: (-counts[reason], reason), default=Reason.NODE_NOT_REGISTERED)
+    with_gpus = [reason for reason in counts if reason is not Reason.NODE_NOT_REGISTERED]
+    main = min(with_gpus, key=lambda reason: (-counts[reason], reason), default=Reason.NODE_NOT_REGISTERED)
     return pending.PodRejection(nodes, main, tuple(counts.items()), details)
 
 

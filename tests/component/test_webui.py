@@ -202,6 +202,19 @@ def test_the_overview_answers_how_full_it_is_and_who_waits(site: Site) -> None:
     assert "SCHED_INSUFFICIENT_GPU_MEMORY" in text
 
 
+def test_the_list_of_pods_says_why_a_pod_is_pending_by_the_code_of_the_cause() -> None:
+    """Also of a pod that the extender never rejected, because another rule keeps kube-scheduler from it."""
+    gated = pod(
+        "gated", reason="the scheduling gate x/y keeps kube-scheduler from trying the pod", reason_code="SCHED_GATED"
+    )
+    site = Site([node("a", gpu("a", 0))], [gated])
+
+    for page in ("/pods", "/", "/pods?code=SCHED_GATED"):
+        text = site.page(page)
+        assert "the scheduling gate x/y keeps" in text, page
+        assert "SCHED_GATED" in text, page
+
+
 def test_a_pending_pod_shows_its_cause_and_the_nearest_of_many_nodes(site: Site) -> None:
     """Four hundred lines in the order of names hide the one that matters."""
     code, taint = "SCHED_INSUFFICIENT_GPU_MEMORY", "SCHED_NODE_TAINT"

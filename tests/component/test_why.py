@@ -44,8 +44,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...
 def create(server: api_server.Running, case: pending_table.Case) -> None:
     path = f"/api/v1/namespaces/{case.namespace}/pods"
     server.request("POST", path, case.body)
-    if case.says:
-        condition = {"type": "PodScheduled", "status": "False", "reason": case.reason, "message": case.says}
+    if case.condition:
+        condition = {"type": "PodScheduled", "status": "False", "reason": case.reason, "message": case.condition}
         body = {"status": {"phase": "Pending", "conditions": [condition]}}
         path = f"{path}/{case.body['metadata']['name']}/status"
         server.request("PATCH", path, body, MERGE)

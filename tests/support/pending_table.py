@@ -1,4 +1,4 @@
-"""Pods that are pending, each for another cause, on one small cluster: what `hamictl explain` must say first.
+"""Pods that are pending, each for another cause, on one small cluster, and the first line of each explanation.
 
 The real kube-scheduler writes the conditions in the end-to-end test; the component test writes what it wrote there.
 """
@@ -79,15 +79,15 @@ class Case:
     Attributes:
         cause: What is in the way.
         body: The pod.
-        first: What the first line of the explanation says of it.
-        says: kube-scheduler's condition, where that is needed to know; for clusters without one.
+        first: The first line of the explanation, after the pod's name.
+        condition: kube-scheduler's message, where the cause cannot be known without it; for tests without one.
         namespace: Where it is created.
     """
 
     cause: str
     body: dict[str, Any]
     first: str
-    says: str = ""
+    condition: str = ""
     namespace: str = "default"
     reason: str = field(default="Unschedulable")
 
@@ -158,10 +158,13 @@ TABLE = [
         "impossible: count", pod("many", {GPU: "16", MEMORY: "1000"}),
         "no node here has 16 GPUs for one container; the most is 2 (cordoned)",
     ),
-    Case("cordoned node", pod("on-cordoned", ONE, {TYPE: "L40S"}), "cordoned is cordoned, where its GPUs would fit"),
+    Case(
+        "cordoned node", pod("on-cordoned", ONE, {TYPE: "L40S"}),
+        "node cordoned is cordoned, where its GPUs would fit",
+    ),
     Case(
         "cordoned node, by its name", pod("on-cordoned-name", ONE, nodeSelector=_named("cordoned")),
-        "cordoned is cordoned, where its GPUs would fit",
+        "node cordoned is cordoned, where its GPUs would fit",
     ),
     Case(
         "cordoned GPUs", pod("on-cordoned-gpus", ONE, nodeSelector=_named("gpus-cordoned")),
@@ -300,8 +303,8 @@ OTHERS = [
     ("default", pod("train-7", ONE, {TYPE: "H200"})),
     ("limited", pod("elsewhere", ONE, {TYPE: "H200"})),
     ("default", pod("no-gpu", {"cpu": "1"}, nodeSelector={"zone": "mars"})),
-    ("default", pod("only-misspelled", {"nvidia.com/gpumemm": "4000"}, schedulerName="nobody")),
-    ("default", pod("ended", ONE, schedulerName="nobody")),
+    ("default", pod("only-misspelled", {"nvidia.com/gpumemm": "4000"}, schedulerName="absent")),
+    ("default", pod("ended", ONE, schedulerName="absent")),
 ]
 """The pods that they mean; `ended` is to end before it is asked for."""
 ENDED = {"status": {"phase": "Succeeded"}}

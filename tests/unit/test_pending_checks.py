@@ -18,8 +18,8 @@ CREATED, NOW = "2026-01-01T00:00:00Z", 1_767_229_200.0
 def pod(case: pending_table.Case, created: str = CREATED) -> objects.Pod:
     name = case.body["metadata"]["name"]
     metadata = {**case.body["metadata"], "namespace": case.namespace, "uid": name, "creationTimestamp": created}
-    condition = {"type": "PodScheduled", "status": "False", "reason": case.reason, "message": case.says}
-    status = {"phase": "Pending", "conditions": [condition] if case.says else []}
+    condition = {"type": "PodScheduled", "status": "False", "reason": case.reason, "message": case.condition}
+    status = {"phase": "Pending", "conditions": [condition] if case.condition else []}
     return msgspec.convert({**case.body, "metadata": metadata, "status": status}, objects.Pod)
 
 

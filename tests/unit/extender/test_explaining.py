@@ -235,3 +235,21 @@ def test_what_a_tenant_wrote_at_length_is_cut() -> None:
         assert all(len(node.message) < 3_000 for node in answer.nodes)
     assert "and 95 more" in long_affinity.causes[0].sentence
     assert "and 495 more" in long_selector.causes[0].sentence
+
+
+def test_after_the_cause_come_only_the_rules_without_which_the_pod_would_fit() -> None:
+    """Nodes of other types are no cause, and where the pod fits already nothing else matters."""
+    cordoned = gpus.gpu_node("spare", A100, 1)
+    cordoned["spec"] = {"unschedulable": True}
+    world = World(gpus.gpu_node("full", A100, 1), cordoned, gpus.gpu_node("other", gpus.T4, 4))
+    world.see(held("holder", "full", 0, 15_000))
+    limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "4000"}
+
+    waits = explain(world, pod("waits", limits, annotations={"nvidia.com/use-gputype": "A100"}))
+    fits = explain(world, pod("fits", limits))
+
+    assert [one.sentence for one in waits.causes] == [
+        "GPU memory insufficient (requested 4,000 MiB, available 1,000 MiB) on full",
+        "node spare is cordoned, where its GPUs would fit",
+    ]
+    assert [one.code for one in fits.causes] == ["SCHED_NOT_TRIED"]

@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import io
 import itertools
-import itertools
 import os
 import pathlib
 import pty

@@ -18,7 +18,9 @@ from urllib import parse
 
 import aiohttp
 import msgspec
+import structlog
 
+from gpu_sharing.adapters import logs
 from gpu_sharing.core import errors
 
 T = TypeVar("T")
@@ -55,6 +57,8 @@ class _Status(msgspec.Struct, gc=False):
     message: str = ""
     reason: str = ""
 
+
+log = structlog.get_logger("kubernetes")
 
 _page_decoder = msgspec.json.Decoder(Page)
 _status_decoder = msgspec.json.Decoder(_Status)
@@ -264,6 +268,7 @@ class Client:
                 timeout=timeout,
                 allow_redirects=False,
             ) as answer:
+                log.debug("API watch", path=path, version=resource_version, status=answer.status)
                 if answer.status != 200:
                     raise _error("GET", path, answer.status, await answer.read())
                 rest = b""
@@ -314,7 +319,10 @@ class Client:
                 allow_redirects=False,
             ) as answer:
                 content = await answer.read()
-                self.observe(method, answer.status, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self.observe(method, answer.status, seconds)
+                if logs.shows(logs.HIGHEST):
+                    log.debug("API call", method=method, path=path, status=answer.status, seconds=round(seconds, 4))
                 if answer.status < 300:
                     return content, answer.headers
                 raise _error(method, path, answer.status, content)

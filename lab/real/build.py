@@ -2,7 +2,8 @@
 
 `k8s.io/kubernetes` cannot be installed by `go install`, because its go.mod replaces its staging modules by folders; a
 throw-away module that maps each of them to its published version builds it. Takes about 12 minutes on 2 cores with
-empty caches, and nothing when it was done before.
+empty caches, and nothing when it was done before. `HAMI_KUBERNETES=v1.30.14` selects another version, of which the
+control plane alone is built.
 
 Source: https://go.dev/ref/mod#go-mod-file-replace; Kubernetes publishes staging modules as v0.X.Y for v1.X.Y.
 """
@@ -20,12 +21,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-KUBERNETES_VERSION = "v1.36.3"
+DEFAULT_VERSION = "v1.36.3"
+"""The Kubernetes on which everything is tested."""
+OTHER_VERSIONS = ("v1.30.14", "v1.37.2")
+"""The oldest that is promised, and the newest; of these the control plane alone is built, for tests of scheduling."""
+KUBERNETES_VERSION = os.environ.get("HAMI_KUBERNETES") or DEFAULT_VERSION
 ETCD_VERSION = "v3.7.3"
 CONTAINERD_VERSION = "v2.4.2"
-_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl", "kubelet")
-_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
-_NEED_C = ("kubelet", *_CONTAINERD)
+_CONTROL_PLANE = ("kube-apiserver", "kube-scheduler", "kubectl")
+_KUBERNETES = (*_CONTROL_PLANE, "kubelet") if KUBERNETES_VERSION == DEFAULT_VERSION else _CONTROL_PLANE
+_ALL_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
+_CONTAINERD = _ALL_CONTAINERD if KUBERNETES_VERSION == DEFAULT_VERSION else ()
+_NEED_C = ("kubelet", *_ALL_CONTAINERD)
 """Built with cgo: they read cgroups, mounts and namespaces through libc."""
 _WITHOUT = "no_btrfs no_devmapper no_zfs"
 """Snapshotters of containerd that would need more libraries."""
@@ -69,6 +76,7 @@ def binaries() -> pathlib.Path:
     if all((folder / name).exists() for name in (*_KUBERNETES, *_CONTAINERD, "etcd")):
         return folder
     with only_one(folder):
+        _reuse_etcd(folder)
         build_programs(_prepare_etcd, {"etcd": "."}, folder)
         version = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
         version += " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor="
@@ -76,9 +84,18 @@ def binaries() -> pathlib.Path:
         build_programs(
             _prepare_kubernetes, {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, folder, version
         )
+        if not _CONTAINERD:
+            return folder
         packages = {name: f"github.com/containerd/containerd/v2/cmd/{name}" for name in _CONTAINERD}
         build_programs(_prepare_containerd, packages, folder)
     return folder
+
+
+def _reuse_etcd(folder: pathlib.Path) -> None:
+    """Link the etcd that was built beside another Kubernetes."""
+    for built in cache_folder().glob(f"kubernetes-*-etcd-{ETCD_VERSION}-*/etcd"):
+        if not (folder / "etcd").exists():
+            (folder / "etcd").hardlink_to(built)
 
 
 @contextlib.contextmanager

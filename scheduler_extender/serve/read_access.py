@@ -96,7 +96,7 @@ class OpenGate:
         return frozenset(namespaces)
 
     async def require_profile(self) -> None:
-        """Permit it."""
+        """Permit it to every caller on loopback."""
 
 
 @dataclass(slots=True)

@@ -76,6 +76,10 @@ protos: .venv/dev.stamp ## generate the code of the kubelet's wire formats
 e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet and containerd (built once into a cache)
 	$(BIN)/python -m pytest tests/e2e -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)
 
+SCHEDULING := kinds_of_pods quota preemption gangs webhook record_guard policy_cost chart api_contract existing_cluster
+e2e-version: .venv/dev.stamp ## scheduling, policies and chart on another Kubernetes: HAMI_KUBERNETES=v1.30.14 or v1.37.2
+	$(BIN)/python -m pytest $(SCHEDULING:%=tests/e2e/test_%.py) -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)
+
 observability: .venv/dev.stamp ## a story on real processes under a real Prometheus: alerts, series, dashboards
 	$(BIN)/python -m pytest tests/observability -v -s $(ARGS)
 
@@ -118,4 +122,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test search test-pythons soak-model fix check protos e2e observability webui chart images dist release gpu-check bench docs site docs-test lock ci
+.PHONY: help setup demo test search test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench docs site docs-test lock ci

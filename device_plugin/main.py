@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import structlog
 
 from device_plugin.driver import driver_library, gpu_source
-from gpu_sharing.adapters import kubernetes, logs
+from gpu_sharing.adapters import kubernetes, logs, profiling
 from gpu_sharing.core import error_codes, errors
 
 _DRIVER_CHANGED_STATUS = 3
@@ -69,6 +69,7 @@ def run_until_stopped(
     try:
         settings = parse(sys.argv[1:])
         logs.configure(settings.verbosity, settings.log_format)
+        profiling.on_signal()
         asyncio.run(_run(settings, user_agent, make))
     except errors.SettingsError as refused:
         sys.stderr.write(f"{module}: {error_codes.INVALID_SETTING}: {refused}\n")

@@ -6,7 +6,7 @@ import time
 import structlog
 import uvloop
 
-from gpu_sharing.adapters import logs
+from gpu_sharing.adapters import logs, profiling
 from gpu_sharing.core import error_codes, errors
 from scheduler_extender import app, settings
 
@@ -17,6 +17,7 @@ def main() -> int:
     try:
         parsed = settings.parse(sys.argv[1:])
         logs.configure(parsed.verbosity, parsed.log_format)
+        profiling.on_signal()
         uvloop.run(app.run(parsed, started_at))
     except errors.SettingsError as refused:
         sys.stderr.write(f"scheduler_extender: {error_codes.INVALID_SETTING}: {refused}\n")

@@ -167,7 +167,9 @@ class HealthEndpoint:
         if handler is None:
             pages = " ".join(one for one in self._answers if one not in ("/live", "/ready", "/health"))
             return 404, f"no such page: {pages}\n".encode(), b"text/plain"
-        return handler(accept)
+        answer = handler(accept)
+        log.debug("probe", path=path, status=answer[0])
+        return answer
 
     def _missing(self, components: Mapping[str, Component]) -> list[str]:
         """Why the process is not ready."""

@@ -16,8 +16,9 @@ from urllib import parse
 
 import aiohttp
 import msgspec
+import structlog
 
-from gpu_sharing.adapters import cluster_access
+from gpu_sharing.adapters import cluster_access, logs
 from gpu_sharing.core import errors
 
 T = TypeVar("T")
@@ -57,6 +58,8 @@ class _Status(msgspec.Struct, gc=False):
 class _Version(msgspec.Struct, gc=False, rename="camel"):
     git_version: str = ""
 
+
+log = structlog.get_logger("kubernetes")
 
 _page_decoder = msgspec.json.Decoder(Page)
 _status_decoder = msgspec.json.Decoder(_Status)
@@ -226,6 +229,7 @@ class Client:
                 server_hostname=self._access.server_name,
                 allow_redirects=False,
             ) as answer:
+                log.debug("API watch", path=path, version=resource_version, status=answer.status)
                 if answer.status != 200:
                     raise _error("GET", path, answer.status, await answer.read())
                 rest = b""
@@ -278,7 +282,10 @@ class Client:
                 allow_redirects=False,
             ) as answer:
                 content = await answer.read()
-                self.observe(method, answer.status, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                self.observe(method, answer.status, seconds)
+                if logs.shows(logs.HIGHEST):
+                    log.debug("API call", method=method, path=path, status=answer.status, seconds=round(seconds, 4))
                 if answer.status < 300:
                     return content, answer.headers
                 raise _error(method, path, answer.status, content)

@@ -7,19 +7,19 @@
 | 2 | also changes: starts, stops, lists, health, preemptions |
 | 3 | also one line for each pod bound and each container started (the default); independent of the number of nodes |
 | 4 | also one line for each node considered |
-| 5 | also the detail of each of its GPUs |
-| 6 | everything, probes included |
+| 5 | also the detail of each of its GPUs, and how each node's score came about |
+| 6 | everything: calls of the API server, uses of caches, plans, probes |
 
 The level can be changed while a process runs: SIGUSR1 raises it by one, SIGUSR2 lowers it.
 """
 
 import contextlib
-import json
 import logging
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import orjson
@@ -31,6 +31,11 @@ _OF_LEVEL = {"debug": HIGHEST, "info": 2, "warning": 1, "error": 0, "critical": 
 _LETTERS = {"debug": "I", "info": "I", "warning": "W", "error": "E", "critical": "F"}
 _REPEAT_SECONDS = 10.0
 _MOST_REMEMBERED = 1000
+_CALLSITE = (
+    structlog.processors.CallsiteParameter.FILENAME,
+    structlog.processors.CallsiteParameter.LINENO,
+)
+_OF_HEADER = frozenset({"timestamp", "level", "event", "filename", "lineno"})
 _NOT_COMPARED = frozenset({"timestamp", "decision_id", "seconds"})
 
 
@@ -88,7 +93,7 @@ def configure(verbosity: int, log_format: str) -> None:
 
     Args:
         verbosity: 0 to 6, see above.
-        log_format: `json`, `text` (as klog, key=value) or `console` (colours).
+        log_format: `json`, `text` (as klog) or `console` (colours).
     """
     _level.verbosity = verbosity
     processors: list[Any] = [
@@ -99,6 +104,8 @@ def configure(verbosity: int, log_format: str) -> None:
         Repeats(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    if log_format == "text":
+        processors.append(structlog.processors.CallsiteParameterAdder(_CALLSITE))
     logger_factory: Any = structlog.WriteLoggerFactory(sys.stdout)
     if log_format == "json":
         processors.append(structlog.processors.JSONRenderer(serializer=_dumps))
@@ -119,20 +126,33 @@ def configure(verbosity: int, log_format: str) -> None:
         signal.signal(signal.SIGUSR2, lambda *_: _change(-1))
 
 
-def as_text(logger: Any, method: str, line: Mapping[str, Any]) -> str:
-    """Return a line in klog's format: `E1128 16:50:05.123456 rejected error_code=… pod=default/train gpus=2`.
+def as_text(logger: Any, method: str, line: MutableMapping[str, Any]) -> str:
+    """Return a line in klog's format, with the process's id where klog has it.
 
-    Values with spaces, quotes or newlines are quoted as in JSON, so that each event is one line.
+    Texts are quoted as in Go, with escaped newlines, so that each event is one line; klog itself writes a text of
+    several lines as a block. Numbers and booleans are bare, lists and maps are JSON.
+
+    Example: `E0604 10:20:30.123456       1 verbs.py:724] "Failed to schedule pod" pod="ai/train" gpus=2`
+
+    Source: k8s.io/klog/v2, `klog.go` (header) and `internal/serialize` (keys and values).
     """
     date, _, moment = str(line["timestamp"]).rstrip("Z").partition("T")
-    head = f"{_LETTERS.get(line['level'], 'I')}{date[5:7]}{date[8:10]} {moment} {_text(line['event'])}"
-    rest = [f"{key}={_text(line[key])}" for key in line if key not in ("timestamp", "level", "event")]
-    return " ".join([head, *rest])
+    head = f"{_LETTERS.get(line['level'], 'I')}{date[5:7]}{date[8:10]} {moment} {os.getpid():7d}"
+    place = f"{line.get('filename', 'unknown')}:{line.get('lineno', 1)}"
+    rest = [f"{key}={_text(line[key])}" for key in line if key not in _OF_HEADER]
+    return " ".join([head, f"{place}] {_text(str(line['event']))}", *rest])
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
-    return json.dumps(text, ensure_ascii=False) if not text or any(one in text for one in ' "\n\r\t=') else text
+    """Return a value as klog writes it."""
+    if value is None:
+        return "<nil>"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str) or not isinstance(value, (int, float, list, tuple, dict, set, frozenset)):
+        return orjson.dumps(str(value)).decode()
+    plain = sorted(value) if isinstance(value, (set, frozenset)) else value
+    return orjson.dumps(plain, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def _change(by: int) -> None:

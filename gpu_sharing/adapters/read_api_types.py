@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from gpu_sharing.adapters import profiling
 from gpu_sharing.core import requests
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -260,6 +261,7 @@ PATHS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "/api/v1/pods": ("Every pod that holds GPUs or is pending.", Pods),
     "/api/v1/explain/{namespace}/{pod}": ("Why a pod is pending, node by node.", Explanation),
     "/api/v1/events/{namespace}/{pod}": ("The events of a pod, oldest first.", Events),
+    "/api/v1/profile/{seconds}": ("What the process does for so many seconds, at most 60.", profiling.Profile),
 }
 """The answer of each path."""
 

@@ -172,10 +172,10 @@ def _too_few_slots(request: requests.PodRequest, node: NodeState) -> rejections.
     return rejections.Rejection(Reason.SLOTS, str(request.slots), str(max(free, 0))) if free < request.slots else None
 
 
-def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.NodePolicy) -> float:
-    """Return the node's score for the pod, from 0 to 1, by the fraction of the node that is allocated afterwards.
+def allocated_after(request: requests.PodRequest, node: NodeState, placed: Placement) -> tuple[float, float, float]:
+    """Return the fractions of the node's slots, cores and memory that are allocated after the placement.
 
-    The fraction is the mean over slots, cores and memory, with the lasting containers (sidecars and apps).
+    They count the lasting containers (sidecars and apps).
     """
     staying = [
         allocations.allocation_of(share)
@@ -189,12 +189,17 @@ def node_score(request: requests.PodRequest, node: NodeState, placed: Placement,
     memory = sum(state.allocated.memory_mib for state in node.states) + sum(
         allocation.memory_mib for allocation in staying
     )
-    used = (
-        slots / max(node.slots_total, 1)
-        + cores / max(sum(state.gpu.cores_percent for state in node.states), 1)
-        + memory / max(sum(state.gpu.memory_mib for state in node.states), 1)
-    ) / 3
-    score: float = policy.score(min(used, 1.0))
+    return (
+        slots / max(node.slots_total, 1),
+        cores / max(sum(state.gpu.cores_percent for state in node.states), 1),
+        memory / max(sum(state.gpu.memory_mib for state in node.states), 1),
+    )
+
+
+def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.NodePolicy) -> float:
+    """Return the node's score for the pod, from 0 to 1: the policy's, of the mean of `allocated_after`."""
+    slots, cores, memory = allocated_after(request, node, placed)
+    score: float = policy.score(min((slots + cores + memory) / 3, 1.0))
     return score
 
 

@@ -2,7 +2,8 @@
 
 `k8s.io/kubernetes` cannot be installed by `go install`, because its go.mod replaces its staging modules by folders; a
 throw-away module that maps each of them to its published version builds it. Takes about 12 minutes on 2 cores with
-empty caches, and nothing when it was done before.
+empty caches, and nothing when it was done before. `HAMI_KUBERNETES=v1.30.14` selects another version, of which the
+control plane alone is built.
 
 Source: https://go.dev/ref/mod#go-mod-file-replace; Kubernetes publishes staging modules as v0.X.Y for v1.X.Y.
 """
@@ -20,12 +21,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-KUBERNETES_VERSION = "v1.36.3"
+DEFAULT_VERSION = "v1.36.3"
+"""The Kubernetes on which everything is tested."""
+OTHER_VERSIONS = ("v1.30.14", "v1.37.2")
+"""The oldest that is promised, and the newest; of these the control plane alone is built, for tests of scheduling."""
+KUBERNETES_VERSION = os.environ.get("HAMI_KUBERNETES") or DEFAULT_VERSION
 ETCD_VERSION = "v3.7.3"
 CONTAINERD_VERSION = "v2.4.2"
-_KUBERNETES = ("kube-apiserver", "kube-scheduler", "kubectl", "kubelet")
-_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
-_NEED_C = ("kubelet", *_CONTAINERD)
+_CONTROL_PLANE = ("kube-apiserver", "kube-scheduler", "kubectl")
+_KUBERNETES = (*_CONTROL_PLANE, "kubelet") if KUBERNETES_VERSION == DEFAULT_VERSION else _CONTROL_PLANE
+_ALL_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
+_CONTAINERD = _ALL_CONTAINERD if KUBERNETES_VERSION == DEFAULT_VERSION else ()
+_NEED_C = ("kubelet", *_ALL_CONTAINERD)
 """Built with cgo: they read cgroups, mounts and namespaces through libc."""
 _WITHOUT = "no_btrfs no_devmapper no_zfs"
 """Snapshotters of containerd that would need more libraries."""
@@ -68,19 +75,31 @@ def binaries() -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     if all((folder / name).exists() for name in (*_KUBERNETES, *_CONTAINERD, "etcd")):
         return folder
-    with _alone(folder):
-        _build(_prepare_etcd, {"etcd": "."}, folder)
+    with only_one(folder):
+        _reuse_etcd(folder)
+        build_programs(_prepare_etcd, {"etcd": "."}, folder)
         version = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
         version += " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor="
         version += KUBERNETES_VERSION.split(".")[1]
-        _build(_prepare_kubernetes, {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, folder, version)
+        build_programs(
+            _prepare_kubernetes, {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, folder, version
+        )
+        if not _CONTAINERD:
+            return folder
         packages = {name: f"github.com/containerd/containerd/v2/cmd/{name}" for name in _CONTAINERD}
-        _build(_prepare_containerd, packages, folder)
+        build_programs(_prepare_containerd, packages, folder)
     return folder
 
 
+def _reuse_etcd(folder: pathlib.Path) -> None:
+    """Link the etcd that was built beside another Kubernetes."""
+    for built in cache_folder().glob(f"kubernetes-*-etcd-{ETCD_VERSION}-*/etcd"):
+        if not (folder / "etcd").exists():
+            (folder / "etcd").hardlink_to(built)
+
+
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
+def only_one(folder: pathlib.Path) -> Iterator[None]:
     """Lock the cache: one process builds at a time, the others wait and use its result."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -97,7 +116,12 @@ def _go() -> str:
     return found
 
 
-def _run(folder: pathlib.Path, *arguments: str, cgo: bool = False) -> str:
+def run_go(folder: pathlib.Path, *arguments: str, cgo: bool = False) -> str:
+    """Return what `go` prints in a module's folder.
+
+    Raises:
+        BuildFailed: Go is not installed, or the command failed.
+    """
     done = subprocess.run(
         [_go(), *arguments],
         cwd=folder,
@@ -110,9 +134,20 @@ def _run(folder: pathlib.Path, *arguments: str, cgo: bool = False) -> str:
     return done.stdout
 
 
-def _build(
+def build_programs(
     prepare: Callable[[pathlib.Path], None], packages: Mapping[str, str], folder: pathlib.Path, flags: str = ""
 ) -> None:
+    """Build the packages that are not in the folder yet, in a temporary module.
+
+    Args:
+        prepare: Writes the module.
+        packages: The package of each program.
+        folder: Where the programs go.
+        flags: For the linker.
+
+    Raises:
+        BuildFailed: A build failed.
+    """
     missing = {name: package for name, package in packages.items() if not (folder / name).exists()}
     if not missing:
         return
@@ -124,21 +159,21 @@ def _build(
             print(f"building {name} ...", file=sys.stderr, flush=True)
             # Built beside its place and renamed, so that a half-written binary is never run.
             arguments = ["-tags", _WITHOUT, "-ldflags", f"-s -w {flags}", "-o", str(folder / f"{name}.part"), package]
-            _run(module, "build", *arguments, cgo=name in _NEED_C)
+            run_go(module, "build", *arguments, cgo=name in _NEED_C)
             (folder / f"{name}.part").rename(folder / name)
             print(f"built {name} in {(time.monotonic() - started) / 60:.1f} min", file=sys.stderr, flush=True)
 
 
 def _prepare_etcd(module: pathlib.Path) -> None:
     (module / "go.mod").write_text("module lab\n\ngo 1.24\n")
-    _run(module, "get", f"go.etcd.io/etcd/server/v3@{ETCD_VERSION}")
+    run_go(module, "get", f"go.etcd.io/etcd/server/v3@{ETCD_VERSION}")
     (module / "main.go").write_text(_ETCD_MAIN)
-    _run(module, "mod", "tidy")
+    run_go(module, "mod", "tidy")
 
 
 def _prepare_kubernetes(module: pathlib.Path) -> None:
     (module / "go.mod").write_text("module lab\n")
-    found = json.loads(_run(module, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES_VERSION}"))
+    found = json.loads(run_go(module, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES_VERSION}"))
     text = pathlib.Path(found["GoMod"]).read_text()
     staging = set(re.findall(r"^\s*(k8s\.io/\S+) v0\.0\.0$", text, re.M))
     staging |= set(re.findall(r"^\s*(k8s\.io/\S+) => \./staging", text, re.M))
@@ -154,7 +189,7 @@ def _prepare_kubernetes(module: pathlib.Path) -> None:
 
 def _prepare_containerd(module: pathlib.Path) -> None:
     (module / "go.mod").write_text("module lab\n\ngo 1.24\n")
-    _run(module, "get", f"github.com/containerd/containerd/v2@{CONTAINERD_VERSION}")
+    run_go(module, "get", f"github.com/containerd/containerd/v2@{CONTAINERD_VERSION}")
     _import(module, (f"github.com/containerd/containerd/v2/cmd/{name}" for name in _CONTAINERD))
 
 
@@ -162,4 +197,4 @@ def _import(module: pathlib.Path, packages: Iterable[str]) -> None:
     """Make the module need the packages, so that `go build` finds them and what they need."""
     lines = "".join(f'\t_ "{package}"\n' for package in packages)
     (module / "tools.go").write_text(f"//go:build tools\n\npackage lab\n\nimport (\n{lines})\n")
-    _run(module, "mod", "tidy")
+    run_go(module, "mod", "tidy")

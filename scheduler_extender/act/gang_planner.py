@@ -229,7 +229,9 @@ class GangPlanner:
                     draft.states[name] = state.plus(allocations.by_gpu(member.request.kinds, placed.shares))
                     expires_at = self._clock() + _SEEN_WITHIN_SECONDS
                     plan[member.uid] = self._placer.reservation(member, name, placed, expires_at)
+                    log.debug("gang plan", gang="/".join(key), pod=member.key, node=name)
                     continue
+            log.debug("gang plan", gang="/".join(key), pod=member.key, node=None)
             dispensable -= 1
             if dispensable < 0:
                 return {}

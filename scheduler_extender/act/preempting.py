@@ -115,6 +115,7 @@ class Preemptor:
                 if chosen is None:
                     continue
                 cost = preemption.cost(chosen)
+                log.debug("preemption plan", pod=pod.key, node=name, victims=len(chosen), cost=cost)
                 if best is None or cost < best[0]:
                     best = (cost, name, chosen)
                 helping += 1

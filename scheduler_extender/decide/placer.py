@@ -42,6 +42,11 @@ class Placer:
         """Return what of a request no node can ever serve; empty where one may."""
         return self._never_fits.obstacles(self._ledger.settle(), request)
 
+    @property
+    def last_cache_use(self) -> str:
+        """How the last answer of `everywhere` came about, for logs."""
+        return self._shapes.last_use
+
     def fit(self, request: requests.PodRequest, node: placement.NodeState) -> fit_cache.PlacementAnswer:
         """Return the GPUs of a node in that state that serve the request, or why none do; quota and gang ignored."""
         return self._placements.fit(request, node, self.gpu_policy(request))

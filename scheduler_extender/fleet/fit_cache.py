@@ -68,6 +68,8 @@ class FitCache:
     def __init__(self, ledger: Ledger, placements: PlacementCache) -> None:
         self._ledger = ledger
         self._placements = placements
+        self.last_use = ""
+        """How the last answer came about: `computed`, `updated N nodes` or `cached`; for logs."""
         self._answers: collections.OrderedDict[tuple[requests.PodRequest, policies.GpuPolicy], NodesFit] = (
             collections.OrderedDict()
         )
@@ -79,12 +81,14 @@ class FitCache:
         answer = self._answers.get(key)
         changed = self._ledger.changed_since(answer.seen) if answer and answer.columns == arrays.columns else None
         if answer is None or changed is None or len(changed) > _FEW_COLUMNS:
+            self.last_use = "computed"
             answer = self._answers[key] = self._computed(request, policy)
             if len(self._answers) > _MOST_SHAPES:
                 self._answers.popitem(last=False)
             return answer
         for column in changed:
             self._recompute(answer, request, policy, column)
+        self.last_use = f"updated {len(changed)} nodes" if changed else "cached"
         answer.seen = self._ledger.changes
         self._answers.move_to_end(key)
         return answer

@@ -45,10 +45,36 @@ class DecisionEvents:
     def filtered(self, answer: verbs.FilterDecision, offered: Sequence[str]) -> None:
         """Report what filter decided."""
         self._log_nodes(answer, offered)
+        if logs.shows(logs.HIGHEST):
+            log.debug("fit cache", pod=answer.pod.key, use=self._core.placer.last_cache_use, nodes=len(offered))
         if answer.rejection is None:
             self._core.pending.entry_of(answer.pod).report = pending.Report("", self._core.clock())
         else:
             self.rejected(answer.pod, answer.rejection, answer.decision.id)
+
+    def prioritized(self, pod: pending.AnyPod, names: Sequence[str], ranking: verbs.Ranking) -> None:
+        """Log how the score of each node came about, from verbosity 5 on."""
+        if not logs.shows(logs.DEVICES) or isinstance(pod, pending.UnreadablePod):
+            return
+        policy = self._core.placer.node_policy(pod.request)
+        for name in map(identifiers.NodeName, names):
+            placed = self._core.placer.place_on(pod, name, nominations=False)
+            if not isinstance(placed, placement.Placement):
+                continue
+            node = self._core.ledger.settled(name)
+            parts = placement.allocated_after(pod.request, node, placed)
+            slots, cores, memory = (round(100 * part, 1) for part in parts)
+            log.info(
+                "score",
+                pod=pod.key,
+                node=name,
+                policy=policy.name,
+                slots_percent_after=slots,
+                cores_percent_after=cores,
+                memory_percent_after=memory,
+                score=round(100 * placement.node_score(pod.request, node, placed, policy)),
+                best=name == ranking.best,
+            )
 
     def rejected(
         self, pod: pending.AnyPod, rejection: pending.PodRejection, decision: identifiers.DecisionId | None = None
@@ -62,7 +88,12 @@ class DecisionEvents:
             return
         entry.report = report
         log.error(
-            "rejected", error_code=rejection.code, pod=pod.key, **_numbers(rejection), why=note, decision_id=decision
+            "Failed to schedule pod",
+            error_code=rejection.code,
+            pod=pod.key,
+            **_numbers(rejection),
+            why=note,
+            decision_id=decision,
         )
         self._pod_event(pod.key, pod.uid, event_reasons.FAILED_SCHEDULING, note, _SCHEDULING)
 

@@ -9,6 +9,7 @@ nonResourceURL under `/api` protects nothing: `system:discovery` grants those to
 | `get` on `gpus.hami.io` | the read API: totals, nodes, GPUs, and of pods what the next rules open |
 | `list` on `pods.hami.io` | the pods of all namespaces, as the read API shows them |
 | `list` on `pods`, in a namespace or in all | the pods of that namespace, their explanations and events |
+| `get` on `profiles.hami.io` | a profile of the extender; no role of the chart has it |
 """
 
 import collections
@@ -28,6 +29,7 @@ ROLE = "hami-reader"
 """The chart's ClusterRole with the first rule."""
 _READ = {"resourceAttributes": {"group": "hami.io", "resource": "gpus", "verb": "get"}}
 _LIST_ALL = {"resourceAttributes": {"group": "hami.io", "resource": "pods", "verb": "list"}}
+_PROFILE = {"resourceAttributes": {"group": "hami.io", "resource": "profiles", "verb": "get"}}
 _REVIEWED_FOR_SECONDS = 30.0
 _MOST_TOKENS = 1_000
 
@@ -59,6 +61,13 @@ class Reader(Protocol):
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
         """Return the same as a set that may be empty."""
 
+    async def require_profile(self) -> None:
+        """Check that the caller may take a profile of this process.
+
+        Raises:
+            Refused: It may not.
+        """
+
 
 class Gate(Protocol):
     """Decides which callers may read what."""
@@ -85,6 +94,9 @@ class OpenGate:
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
         """Return None: everything is visible."""
         return frozenset(namespaces)
+
+    async def require_profile(self) -> None:
+        """Permit it to every caller on loopback."""
 
 
 @dataclass(slots=True)
@@ -182,6 +194,13 @@ class _TokenReader:
         with _reviewing():
             sees.update(await access_reviews.listable(self._client, self._user, asked - sees.keys()))
         return frozenset(name for name in asked if sees[name])
+
+    async def require_profile(self) -> None:
+        with _reviewing():
+            permitted = await access_reviews.may(self._client, self._user, _PROFILE)
+        if not permitted:
+            text = f"{self._user.username} may not get profiles.hami.io: a role with that rule is needed"
+            raise Refused(403, error_codes.READ_FORBIDDEN, text)
 
 
 def _key(token: str) -> bytes:

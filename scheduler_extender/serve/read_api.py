@@ -4,6 +4,7 @@ Served on every replica, from the same mirror that decides. On loopback it is op
 may read what. `gpu_sharing.adapters.read_api_types` describes every answer.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import heapq
@@ -14,7 +15,7 @@ from urllib import parse
 import msgspec
 import orjson
 
-from gpu_sharing.adapters import pauses, read_api_types
+from gpu_sharing.adapters import pauses, profiling, read_api_types
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, near_misses, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
@@ -38,10 +39,12 @@ class Route:
     """A decoded path, for the gate and the router alike."""
 
     what: str
-    """`cluster`, `nodes`, `pods`, `openapi.json`, `explain` or `events`; anything else is unknown."""
+    """`cluster`, `nodes`, `pods`, `openapi.json`, `explain`, `events` or `profile`; anything else is unknown."""
     namespace: str = ""
     """Of the pod that `explain` and `events` are about."""
     name: str = ""
+    seconds: float = 0.0
+    """Of a profile."""
     most_nodes: int | None = None
     """How many nodes an explanation is to list; None for all."""
 
@@ -69,6 +72,8 @@ def route_of(raw_path: bytes) -> Route | None:
             return Route(what)
         case ["", "api", "v1", "explain" | "events" as what, namespace, name]:
             return Route(what, namespace, name)
+        case ["", "api", "v1", "profile", text] if text.isascii() and text.isdigit() and len(text) < 3:
+            return Route("profile", seconds=min(float(text), profiling.SECONDS)) if int(text) else None
         case _:
             return None
 
@@ -94,6 +99,7 @@ class ReadApi:
         self._events = events
         self._gate = gate
         self._ready = ready
+        self._profiling = asyncio.Lock()
         self._openapi = orjson.dumps(read_api_types.openapi())
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
@@ -123,7 +129,8 @@ class ReadApi:
         try:
             body = await self._body(route, reader) if route else None
         except worker.Busy:
-            await self._refuse(send, 503, error_codes.BUSY, "other explanations are being computed, retry")
+            text = "another profile is being taken, or other explanations are being computed; retry"
+            await self._refuse(send, 503, error_codes.BUSY, text)
             return
         except (errors.KubernetesError, msgspec.MsgspecError) as cause:
             text = f"the pod's events cannot be read from the API server: {cause}"
@@ -132,7 +139,7 @@ class ReadApi:
         if body is None and route is not None:
             await self._refuse(send, 404, error_codes.NO_SUCH_POD, await self._absent(route, reader))
         elif body is None:
-            known = "cluster, nodes, pods, explain/<namespace>/<pod>, events/<namespace>/<pod>"
+            known = "cluster, nodes, pods, profile/<seconds>, explain/<namespace>/<pod>, events/<namespace>/<pod>"
             text = f"nothing at {path[:80]}: there are {known}; the last two know pods that request GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
         else:
@@ -174,8 +181,22 @@ class ReadApi:
                 return await _list("nodes", (self._node(name) for name in names))
             case "pods":
                 return await _list("pods", await self._pods(await reader.visible(await self._namespaces())))
+            case "profile":
+                await reader.require_profile()
+                return await self._profile(route.seconds)
         answer = await self._about_pod(route, reader)
         return None if answer is None else msgspec.json.encode(answer)
+
+    async def _profile(self, seconds: float) -> bytes:
+        """Sample this process; one caller at a time.
+
+        Raises:
+            Busy: Another profile is being taken.
+        """
+        if self._profiling.locked():
+            raise worker.Busy
+        async with self._profiling:
+            return msgspec.json.encode(await profiling.profile(seconds))
 
     async def _about_pod(
         self, route: Route, reader: read_access.Reader

@@ -273,6 +273,7 @@ class VerbServer:
         if pod is None:
             return self._priorities.encode(names), None
         ranking = self._verbs.prioritize(pod, names)
+        self._decision_events.prioritized(pod, names, ranking)
         body = self._priorities.encode(names, ranking.best or "", ranking.score)
         return body, ranking.decision.id if ranking.decision else None
 

@@ -37,7 +37,7 @@ def test_every_link_between_documents_leads_somewhere() -> None:
 def test_lists_are_written_as_the_site_reads_them() -> None:
     """Less than four spaces under an item end the list; right under an item's paragraph no next item begins."""
     for page in ROOT.glob("docs/**/*.md"):
-        text = page.read_text()
+        text = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.M | re.S)
         assert re.findall(r"\n\n {1,3}\S.*|\n {1,3}(?:-|\d+\.) .*", text) == [], page.name
         assert re.findall(r"\n\n {4}[^\n]+(?:\n {4}[^\n]+)*\n\d+\. .*", text) == [], page.name
 
@@ -111,7 +111,8 @@ def test_every_field_of_the_settings_is_explained() -> None:
 
 def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index() -> None:
     """A clone works anywhere."""
-    forbidden = re.compile(r"--(extra-)?index-url|https?://[^\s\"']*/simple(/|\b)|(?<![\w.])/(home|Users)/\w+")
+    forbidden = re.compile(r"--(extra-)?index-url|https?://[^\s\"']*/simple(/|\b)|(?<![\w.])/(home|Users)/(?!kubernetes/)\w+")
+    # /home/kubernetes/bin is GKE's folder of the driver.
     for pattern in ("*.md", "*.toml", "Makefile", "requirements/*.txt", "docs/**/*.md", ".ci/*"):
         for path in ROOT.glob(pattern):
             assert not forbidden.search(path.read_text()), path

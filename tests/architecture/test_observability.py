@@ -138,7 +138,8 @@ def test_the_examples_for_logs_speak_of_fields_that_are_written() -> None:
     )
     written = set(re.findall(r"[ (](\w+)=", sources)) | set(re.findall(r'"(\w+)"', sources))
     template = json.loads((ROOT / "examples/logs/index-template.json").read_text())
-    fields = set(template["template"]["mappings"]["properties"]) - {"@timestamp"}
+    added = {"@timestamp", "message", "severity", "source", "kubernetes"}  # By the shipper, and of klog's lines.
+    fields = set(template["template"]["mappings"]["properties"]) - added
     vector = yaml.safe_load((ROOT / "examples/logs/vector.yaml").read_text())
     labels = {value.strip("{} ") for value in vector["sinks"]["loki"]["labels"].values()} - {"hami"}
     page = (ROOT / "docs/howto/read-the-logs.md").read_text()
@@ -148,3 +149,8 @@ def test_the_examples_for_logs_speak_of_fields_that_are_written() -> None:
     assert labels <= fields
     assert len(told) > 10
     assert told <= fields
+    objects = [json.loads(line) for line in (ROOT / "examples/logs/kibana.ndjson").read_text().splitlines()]
+    assert objects[0]["attributes"]["title"] in template["index_patterns"]
+    columns = {column.partition(".")[0] for one in objects[1:] for column in one["attributes"]["columns"]}
+    assert columns <= fields | added
+    assert all(one["references"][0]["id"] == objects[0]["id"] for one in objects[1:])

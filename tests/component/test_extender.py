@@ -302,7 +302,7 @@ def test_logs_are_json_with_codes_and_a_decision_id(extender: Extender, server: 
     calls.filtered(extender, calls.create(server, "q", {"nvidia.com/gpu": "9"}), "a", "b")
 
     bound = calls.eventually(lambda: extender.logged("bound"))
-    refused = calls.eventually(lambda: extender.logged("rejected"))
+    refused = calls.eventually(lambda: extender.logged("Failed to schedule pod"))
 
     annotations = server.request("GET", f"{calls.PODS}/p")["metadata"]["annotations"]
     assert bound["decision_id"] == annotations["hami.io/decision-id"]

@@ -47,6 +47,21 @@ def test_the_health_check_of_the_documentation_works(world: installed_chart.Worl
     assert "nvidia.com/gpu" in world.kubectl("describe", "node", control_plane.NODE_NAME)
 
 
+def test_the_script_for_the_health_check_passes_as_it_stands(world: installed_chart.World) -> None:
+    """And prints what the node allocates."""
+    script = pathlib.Path(__file__).parents[2] / "examples" / "hami-health-check.sh"
+    environment = {
+        **os.environ,
+        "PATH": f"{world.plane.parts.binaries}:{os.environ['PATH']}",
+        "KUBECONFIG": str(world.plane.kubeconfig("admin")),
+    }
+    done = subprocess.run([script], capture_output=True, text=True, timeout=120, env=environment)
+
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert f"{control_plane.NODE_NAME}  nvidia.com/gpu allocatable " in done.stdout
+    assert "All checks passed." in done.stdout
+
+
 def test_a_pod_gets_its_slice(world: installed_chart.World) -> None:
     """Through kube-scheduler, extender, kubelet, device plugin and containerd; the webhook has its certificate."""
     hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/hami-webhook"

@@ -1,6 +1,7 @@
 """What is logged at which verbosity, in which form, and how often."""
 
 import json
+import re
 import subprocess
 import sys
 from typing import Any
@@ -57,19 +58,37 @@ log.warning("unheard"); log.error("still heard")
     assert heard == ["heard", "still heard"]
 
 
-def test_a_line_of_text_is_klogs_with_the_facts_as_words() -> None:
-    """What has spaces is quoted, so that a line is a line."""
+KLOG = re.compile(r"([IWEF])(\d{4}) (\d{2}:\d{2}:\d{2}\.\d{6}) +(\d+) ([^:\]]+):(\d+)\] (.*)")
+"""Source: k8s.io/klog/v2, `klog.go`, "Log lines have this form: Lmmdd hh:mm:ss.uuuuuu threadid file:line] msg...\"."""
+PAIR = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|\[.*?\]|[^ "]+)')
+
+
+def test_a_line_of_text_is_klogs_to_the_letter() -> None:
+    """So that tools that parse the components of Kubernetes parse these processes too; an event is one line."""
     body = """
-log.error("refused", error_code="SCHED_X", pod="ai/train", node="n1", requested="8000MB",
-          available="4000MB", why="0/1\\n  n1")
+log.error("Failed to schedule pod", error_code="SCHED_X", pod="ai/train", node="n1", requested="8000MB",
+          available="4000MB", why='0/1\\n  n1: "x"', gpus=2, share=0.5, fits=False, victims=["a", "b"], none=None)
 """
     (line,) = output(body, form="text")
-    head, _, rest = line.partition(" refused ")
-    letter_and_date, moment = head.split(" ")
-    assert letter_and_date[0] == "E"
-    assert len(letter_and_date) == 5
-    assert moment.count(":") == 2
-    assert rest == (r'error_code=SCHED_X pod=ai/train node=n1 requested=8000MB available=4000MB why="0/1\n  n1"')
+    found = KLOG.fullmatch(line)
+    assert found is not None, line
+    letter, _, _, process, file, number, message = found.groups()
+    assert (letter, file, int(number) > 0, int(process) > 0) == ("E", "<string>", True, True)
+    assert line.index("]") < line.index('"Failed to schedule pod"')
+    head, _, rest = message.partition('"Failed to schedule pod"')
+    assert head == ""
+    assert dict(PAIR.findall(rest)) == {
+        "error_code": '"SCHED_X"', "pod": '"ai/train"', "node": '"n1"', "requested": '"8000MB"',
+        "available": '"4000MB"', "why": r'"0/1\n  n1: \"x\""', "gpus": "2", "share": "0.5", "fits": "false",
+        "victims": '["a","b"]', "none": "<nil>",
+    }  # fmt: skip
+
+
+def test_the_process_id_has_the_width_of_klogs() -> None:
+    """Seven columns, so that the lines of one file stand below each other."""
+    (line,) = output('log.warning("w")', form="text")
+    assert line[0] == "W"
+    assert len(line.split(" ", 2)[2].partition(" <string>")[0]) == 7
 
 
 def test_repeats_are_left_out_and_counted() -> None:

@@ -25,12 +25,13 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        self.users = {f"token-{name}": name for name in ("bare", "ada", "webui", "operator")}
+        self.users = {f"token-{name}": name for name in ("bare", "ada", "webui", "operator", "dev")}
         self.rules = {
             "bare": set[Any](),
             "ada": {READ, ("", "pods", "list", "ai")},
             "webui": {READ, LIST_ALL},
             "operator": {READ, ("", "pods", "list", "")},
+            "dev": {READ, ("hami.io", "profiles", "get", "")},
         }
         self.asked: list[str] = []
         self.is_away = False
@@ -88,6 +89,27 @@ class Site:
 
 def pods(answer: Any) -> list[str]:
     return [f"{one['namespace']}/{one['name']}" for one in answer["pods"]]
+
+
+def test_a_profile_needs_a_rule_of_its_own_and_shows_places_in_code() -> None:
+    """It costs CPU of the process that decides, so that readers of the pages may not take one."""
+    site = Site()
+
+    refused, answer = site.get("/api/v1/profile/1", "token-webui")
+    permitted, profile = site.get("/api/v1/profile/1", "token-dev")
+
+    assert (refused, "profiles.hami.io" in answer["message"]) == (403, True)
+    assert permitted == 200
+    assert profile["samples"] > 0
+    assert any("profiling" not in one["frames"] and ".py:" in one["frames"] for one in profile["stacks"])
+    assert any("ReadApi" in one or "profil" in one for one in profile["tasks"])
+
+
+@pytest.mark.parametrize("seconds", ["0", "x", "-1", "1.5", "100", "²"])
+def test_a_profile_of_no_number_of_seconds_is_an_unknown_path(seconds: str) -> None:
+    """One or two digits; more than a minute is a minute."""
+    assert read_api.route_of(f"/api/v1/profile/{seconds}".encode()) is None
+    assert read_api.route_of(b"/api/v1/profile/99") == read_api.Route("profile", seconds=60.0)
 
 
 @pytest.mark.parametrize("path", ["cluster", "nodes", "pods", "explain/ai/waits", "events/ai/mine", "openapi.json"])

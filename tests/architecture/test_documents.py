@@ -111,7 +111,9 @@ def test_every_field_of_the_settings_is_explained() -> None:
 
 def test_no_file_holds_a_path_of_one_machine_or_the_address_of_an_index() -> None:
     """A clone works anywhere."""
-    forbidden = re.compile(r"--(extra-)?index-url|https?://[^\s\"']*/simple(/|\b)|(?<![\w.])/(home|Users)/(?!kubernetes/)\w+")
+    forbidden = re.compile(
+        r"--(extra-)?index-url|https?://[^\s\"']*/simple(/|\b)|(?<![\w.])/(home|Users)/(?!kubernetes/)\w+"
+    )
     # /home/kubernetes/bin is GKE's folder of the driver.
     for pattern in ("*.md", "*.toml", "Makefile", "requirements/*.txt", "docs/**/*.md", ".ci/*"):
         for path in ROOT.glob(pattern):

@@ -20,7 +20,7 @@ PLUGIN, SCHEDULER = (
     f"system:serviceaccount:{test_chart.NAMESPACE}:{name}" for name in ("hami-device-plugin", "hami-scheduler")
 )
 MOST_CPU_SECONDS = 6.0
-"""Of the API server for one call. It takes about 1 s, on a busy machine 2 s; a loop over the annotations took it 20 s."""
+"""Of the API server for one call. It takes 1 s, on a busy machine 2 s; a loop over the annotations took it 20 s."""
 
 
 @pytest.fixture(scope="module")

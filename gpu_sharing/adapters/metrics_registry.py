@@ -63,10 +63,12 @@ class Series:
             ("method", "status"),
         )
 
-    def seconds(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Histogram:
-        """A histogram of durations."""
+    def seconds(
+        self, name: str, text: str, labels: Sequence[str] = (), *, buckets: Sequence[float] = _SECONDS
+    ) -> prometheus_client.Histogram:
+        """Return a new histogram of durations; its buckets end at some seconds, those of a call by default."""
         self.labels[name] = labels
-        return prometheus_client.Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
+        return prometheus_client.Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Counter:
         """Return a new counter of the registry."""

@@ -3,7 +3,9 @@
 import concurrent.futures
 import http.client
 import json
+import os
 import pathlib
+import signal
 import ssl
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import time
 
 import pytest
 
+from gpu_sharing.adapters import objects
 from lab import api_server, certificates, cluster, extender_process, faults, gpus, kinds
 from tests import tools
 from tests.component import calls
@@ -327,3 +330,52 @@ def test_promtool_finds_nothing_wrong_with_the_names(extender: Extender, server:
     assert {status for status, _ in answers} == {200}
     done = subprocess.run([promtool, "check", "metrics"], input=answers[0][1], capture_output=True, timeout=60)
     assert done.stderr.decode() == ""
+
+
+def cancelled(extender: Extender, verb: str) -> float:
+    return extender.metric(f'hami_scheduler_calls_total{{outcome="cancelled",verb="{verb}"}}')
+
+
+def hang_up_on(extender: Extender, verb: str, body: bytes) -> None:
+    """Send a whole call, and close the connection without an answer, as kube-scheduler does after its timeout."""
+    connection = http.client.HTTPConnection(extender.verbs, timeout=60)
+    connection.request("POST", f"/{verb}", body, {"Content-Type": "application/json"})
+    connection.close()
+
+
+def test_a_call_that_kube_scheduler_gave_up_is_counted_as_such(extender: Extender, server: api_server.Running) -> None:
+    """Such calls were counted as answered, so that a cluster in which no call was in time looked healthy."""
+    pod = calls.create(server, "p")
+    arguments = {"PodName": "p", "PodNamespace": "default", "PodUID": pod["metadata"]["uid"], "Node": "a"}
+    server.app.faults.arm(faults.Fault("POST", "/binding$", delay_seconds=1.0))
+    hang_up_on(extender, "bind", json.dumps(arguments).encode())
+    calls.eventually(lambda: cancelled(extender, "bind") == 1)
+    calls.eventually(lambda: server.request("GET", f"{calls.PODS}/p")["spec"].get("nodeName") == "a")
+
+    # A process that had no CPU for a while finds the call and the end of the connection at the same time.
+    os.kill(extender.pid, signal.SIGSTOP)
+    try:
+        body = {"Pod": calls.create(server, "q"), "Nodes": None, "NodeNames": ["a"]}
+        hang_up_on(extender, "filter", json.dumps(body).encode())
+    finally:
+        os.kill(extender.pid, signal.SIGCONT)
+    calls.eventually(lambda: cancelled(extender, "filter") == 1)
+    assert calls.filtered(extender, calls.create(server, "r"), "a")["NodeNames"] == ["a"]
+    assert cancelled(extender, "filter") == 1
+
+
+def test_how_long_a_pod_was_pending_survives_a_restart_of_the_extender(
+    extender: Extender, server: api_server.Running
+) -> None:
+    """The start is the pod's creation by the API server, not what a process remembers."""
+    pod = calls.create(server, "p")
+    extender.kill()
+    extender.start()
+    extender.wait_ready()
+    calls.eventually(lambda: time.time() - objects.unix_seconds(pod["metadata"]["creationTimestamp"]) > 2)
+
+    assert calls.bind(extender, pod, "a") == ""
+
+    name = "hami_scheduler_pod_pending_duration_seconds"
+    assert extender.metric(f'{name}_count{{error_code="NONE"}}') == 1
+    assert extender.metric(f'{name}_sum{{error_code="NONE"}}') > 2

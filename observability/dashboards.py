@@ -160,6 +160,7 @@ DASHBOARDS = (
             Panel("Watches", "timeseries", "s", [(f"max by (watch) (hami_watch_age_seconds{{{CLUSTER}}})", "{{watch}}")], "Time since the last message; bookmarks come every minute.", alerts=("WatchStalled",)),
             Panel("Calls in flight", "timeseries", "short", [(f"sum(hami_scheduler_in_flight_calls{{{CLUSTER}}})", "calls"), (f"sum(hami_scheduler_nominations{{{CLUSTER}}})", "nominations"), (f"sum(hami_scheduler_pods_assumed{{{CLUSTER}}})", "assumed pods")], "Calls, nominations and assumed pods at the moment."),
             Panel("Events", "timeseries", "reqps", [(f"sum(rate(hami_scheduler_events_written_total{{{CLUSTER}}}[$__rate_interval]))", "written"), (f"sum(rate(hami_scheduler_events_dropped_total{{{CLUSTER}}}[$__rate_interval]))", "dropped")], "Pod events.", alerts=("HamiEventsDropped",)),
+            Panel("Long work", "timeseries", "percentunit", [(f"min by (work) (hami_progress_ratio{{{CLUSTER}}})", "{{work}}")], "Least part that is done of first lists, counting, restored containers, MIG changes and the start of MPS; 100 % is all."),
             Panel("Leader", "timeseries", "short", [(f"hami_scheduler_leading{{{CLUSTER}}}", "{{instance}}")], "1 for the extender that may bind.", alerts=("SchedulerExtenderNotLeading", "SchedulerExtenderDown")),
         ),
     ),

@@ -24,6 +24,22 @@ WATCHES = {
 """The series of `follow`, with the label `watch`."""
 
 
+PROGRESS = "hami_progress_ratio"
+"""The series of `show_progress`, with the label `work`."""
+
+
+class Work(Protocol):
+    """One kind of long work."""
+
+    @property
+    def work(self) -> str:
+        """The name of the work, as its label."""
+
+    @property
+    def ratio(self) -> float:
+        """Part that is done, 0 to 1."""
+
+
 class Watch(Protocol):
     """The statistics of one list and watch."""
 
@@ -113,6 +129,19 @@ class Series:
                 lists.add_metric([name], watch.lists)
                 failures.add_metric([name], watch.failures)
             return [age, lists, failures]
+
+        self.registry.register(_Live(collect))
+
+    def show_progress(self, *works: Work) -> None:
+        """Export how far long work is."""
+        self.labels[PROGRESS] = ("work",)
+        text = "Part of long work that is done, 0 to 1; 1 where none is under way."
+
+        def collect() -> list[prometheus_core.Metric]:
+            ratio = prometheus_core.GaugeMetricFamily(PROGRESS, text, labels=("work",))
+            for one in works:
+                ratio.add_metric([one.work], one.ratio)
+            return [ratio]
 
         self.registry.register(_Live(collect))
 

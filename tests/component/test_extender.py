@@ -19,6 +19,7 @@ from lab import api_server, certificates, cluster, extender_process, faults, gpu
 from tests import tools
 from tests.component import calls
 from tests.component.conftest import SMALL
+from tests.support import impatient
 
 pytestmark = pytest.mark.slow
 
@@ -360,19 +361,12 @@ def cancelled(extender: Extender, verb: str) -> float:
     return extender.metric(f'hami_scheduler_calls_total{{outcome="cancelled",verb="{verb}"}}')
 
 
-def hang_up_on(extender: Extender, verb: str, body: bytes) -> None:
-    """Send a whole call, and close the connection without an answer, as kube-scheduler does after its timeout."""
-    connection = http.client.HTTPConnection(extender.verbs, timeout=60)
-    connection.request("POST", f"/{verb}", body, {"Content-Type": "application/json"})
-    connection.close()
-
-
 def test_a_call_that_kube_scheduler_gave_up_is_counted_as_such(extender: Extender, server: api_server.Running) -> None:
     """Such calls were counted as answered, so that a cluster in which no call was in time looked healthy."""
     pod = calls.create(server, "p")
     arguments = {"PodName": "p", "PodNamespace": "default", "PodUID": pod["metadata"]["uid"], "Node": "a"}
     server.app.faults.arm(faults.Fault("POST", "/binding$", delay_seconds=1.0))
-    hang_up_on(extender, "bind", json.dumps(arguments).encode())
+    impatient.hang_up(extender.verbs, "bind", json.dumps(arguments).encode())
     calls.eventually(lambda: cancelled(extender, "bind") == 1)
     calls.eventually(lambda: server.request("GET", f"{calls.PODS}/p")["spec"].get("nodeName") == "a")
 
@@ -380,7 +374,7 @@ def test_a_call_that_kube_scheduler_gave_up_is_counted_as_such(extender: Extende
     os.kill(extender.pid, signal.SIGSTOP)
     try:
         body = {"Pod": calls.create(server, "q"), "Nodes": None, "NodeNames": ["a"]}
-        hang_up_on(extender, "filter", json.dumps(body).encode())
+        impatient.hang_up(extender.verbs, "filter", json.dumps(body).encode())
     finally:
         os.kill(extender.pid, signal.SIGCONT)
     calls.eventually(lambda: cancelled(extender, "filter") == 1)

@@ -22,7 +22,8 @@ SLICE = f'{NAMESPACE}, device=~"$device"'
 GPU = f'{NODE}, device=~"$device"'
 WEBUI, RUNBOOKS = "webui", "runbooks"
 """Variables that hold an address; the chart's values replace them."""
-_ADDRESSES = {WEBUI: ("WebUI", "http://localhost:8088"), RUNBOOKS: ("Runbooks", "")}
+_ADDRESSES = {WEBUI: ("WebUI", "http://localhost:8088"), RUNBOOKS: ("Runbooks", "http://localhost:8000")}
+"""Label and address of each: where the documents' `kubectl port-forward` and `mkdocs serve` serve them."""
 
 
 @dataclass(frozen=True, slots=True)

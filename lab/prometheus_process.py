@@ -15,7 +15,10 @@ from typing import Any
 import orjson
 import yaml
 
+from lab.real import components
+
 _START_SECONDS = 30.0
+_ATTEMPTS = 10
 TARGET_LABELS = ("job", "instance", "namespace", "pod", "container", "service", "endpoint")
 """The labels that the operator adds to each series without them."""
 
@@ -77,7 +80,8 @@ def running(
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(targets, interval), sort_keys=False))
     shutil.rmtree(folder / "data", ignore_errors=True)
-    for port in range(29_090, 29_190):
+    for _ in range(_ATTEMPTS):
+        port = components.free_port()
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
@@ -87,7 +91,8 @@ def running(
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         try:
-            if _is_ready(process, f"http://127.0.0.1:{port}"):
+            # Another process may have taken the port, and answer there.
+            if _is_ready(process, f"http://127.0.0.1:{port}") and process.poll() is None:
                 yield Prometheus(f"http://127.0.0.1:{port}")
                 return
         finally:

@@ -66,6 +66,8 @@ def processes() -> dict[str, metrics_registry.Series]:
     monitor = monitor_collector.Metrics(lambda: nothing)
     for one in (extender, plugin, monitor):
         one.follow({})
+    for one in (extender, plugin):
+        one.show_progress()
     return {"extender": extender, "device plugin": plugin, "monitor": monitor}
 
 

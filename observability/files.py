@@ -9,6 +9,7 @@ import yaml
 from observability import alerts, dashboards, rules
 
 RULES = "charts/hami/files/rules.yaml"
+LIMITS = "charts/hami/files/rule-limits.yaml"
 DASHBOARDS = "charts/hami/files/dashboards"
 _HEAD = "# Generated from observability/alerts.py by `make docs`; do not edit.\n"
 
@@ -20,6 +21,7 @@ def made() -> dict[str, str]:
 
 def _made() -> Iterator[tuple[str, str]]:
     yield RULES, _HEAD + _yaml(rules.rule_file())
+    yield LIMITS, _HEAD + _yaml(rules.limits_file())
     yield "examples/observability/prometheus-rule.yaml", _HEAD + _yaml(rules.prometheus_rule())
     yield "docs/reference/alerts.md", rules.overview()
     for alert in alerts.ALERTS:

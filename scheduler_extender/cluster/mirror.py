@@ -94,7 +94,7 @@ class Mirror:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = Ledger(lambda name, defect: set_aside.report("Node", name, defect, metrics))
-        self.pending = pending.Pending(clock)
+        self.pending = pending.Pending(clock, wall_clock)
         self.listener: Listener | None = None
         self._settings = settings
         self._names = settings.resource_names

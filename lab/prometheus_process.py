@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes processes of this machine, with the target labels that its operator would set."""
+"""A real Prometheus that scrapes processes of this machine, by scrape configurations as a cluster has them."""
 
 import contextlib
 import pathlib
@@ -9,7 +9,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,22 +16,11 @@ import yaml
 
 _START_SECONDS = 30.0
 TARGET_LABELS = ("job", "instance", "namespace", "pod", "container", "service", "endpoint")
-"""The labels that the operator adds to each series without them."""
+"""The labels that the operator adds to each series without them; a Prometheus without operator adds some of them."""
 
 
 class PrometheusFailed(Exception):
     """Prometheus does not start, or does not answer a query."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One process to scrape."""
-
-    job: str
-    address: str
-    pod: str
-    container: str
-    endpoint: str = "metrics"
 
 
 class Prometheus:
@@ -55,6 +43,12 @@ class Prometheus:
         except urllib.error.HTTPError as refused:
             raise PrometheusFailed(f"{expression}: {refused.read().decode(errors='replace')}") from refused
 
+    def active_targets(self) -> list[dict[str, Any]]:
+        """Return every target that is scraped: its `labels`, `health` and `lastError`."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/targets?state=active", timeout=30) as answer:
+            found: list[dict[str, Any]] = orjson.loads(answer.read())["data"]["activeTargets"]
+            return found
+
     def firing(self) -> set[str]:
         """Return the names of the firing alerts."""
         return {one["metric"]["alertname"] for one in self.query('ALERTS{alertstate="firing"}')}
@@ -62,20 +56,25 @@ class Prometheus:
 
 @contextlib.contextmanager
 def running(
-    program: str, folder: pathlib.Path, targets: Sequence[Target], rules: Mapping[str, Any], interval: str
+    program: str,
+    folder: pathlib.Path,
+    scrape_configs: Sequence[Mapping[str, Any]],
+    *,
+    rules: Mapping[str, Any],
+    interval: str,
 ) -> Iterator[Prometheus]:
     """Run a Prometheus until the context ends.
 
     Args:
         program: Its binary.
         folder: The folder of its files.
-        targets: The scraped processes.
+        scrape_configs: What it scrapes; it knows no discovery in Kubernetes, as Debian builds it.
         rules: The rule file.
         interval: The time between two scrapes, and between two evaluations, such as `500ms`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(targets, interval), sort_keys=False))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(scrape_configs, interval), sort_keys=False))
     shutil.rmtree(folder / "data", ignore_errors=True)
     for port in range(29_090, 29_190):
         with (folder / "log").open("wb") as log:
@@ -99,26 +98,12 @@ def running(
     raise PrometheusFailed("no port is free")
 
 
-def _configuration(targets: Sequence[Target], interval: str) -> dict[str, Any]:
+def _configuration(scrape_configs: Sequence[Mapping[str, Any]], interval: str) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval},
         "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {
-                "job_name": f"{target.job}-{number}", "honor_labels": True,
-                "static_configs": [
-                    {
-                        "targets": [target.address],
-                        "labels": {
-                            "job": target.job, "namespace": "hami-system", "pod": target.pod,
-                            "container": target.container, "service": target.job, "endpoint": target.endpoint,
-                        },
-                    }
-                ],
-            }
-            for number, target in enumerate(targets)
-        ],
-    }  # fmt: skip
+        "scrape_configs": [dict(one) for one in scrape_configs],
+    }
 
 
 def _is_ready(process: "subprocess.Popen[bytes]", url: str) -> bool:

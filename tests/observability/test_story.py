@@ -1,7 +1,7 @@
 """A small cluster of real processes, scraped by a real Prometheus, through a story of good and bad days.
 
-The rule file is the shipped one with its durations divided by `watched_cluster.FASTER`; the targets have the labels
-that the operator sets.
+The rule file is the shipped one with its durations divided by `watched_cluster.FASTER`; Prometheus finds its targets as
+the example for a Prometheus without operator does, in what the chart renders.
 """
 
 import json

@@ -1077,7 +1077,7 @@ def test_users_who_sign_in_are_viewers_each(signed: SignedSite) -> None:
 
 def test_the_process_itself_is_no_viewer(site: Site) -> None:
     """Its canary calls the overview periodically."""
-    site.page("/", **{"User-Agent": "hami-canary"})
+    site.client.get("/", headers={"User-Agent": "hami-canary"})
     assert series(site, "hami_webui_requests_total") == {}
     assert series(site, "hami_webui_viewers") == {"": 0.0}
     assert site.metrics.answered_at == float("-inf")

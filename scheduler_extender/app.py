@@ -230,6 +230,7 @@ class Extender:
             "generation": self._core.ledger.generation,
             "pods": {"pending": len(self._core.pending), "refused": self._core.pending.refused_count},
             "bindsUnderWay": self._binder.under_way,
+            **self._core.mirror.agents.summary(),
         }
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:

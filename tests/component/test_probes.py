@@ -66,3 +66,15 @@ def test_the_canary_of_the_webui_is_no_viewer(processes: Processes) -> None:
     text = processes["webui"].get("health", "/metrics")[1].decode()
     assert "\nhami_webui_viewers 0.0\n" in text
     assert "hami_webui_requests_total{" not in text
+
+
+def test_the_extender_lists_the_nodes_that_are_registered(processes: Processes) -> None:
+    """A node that is missing there gets no pods; one page shows it without a command of the cluster."""
+
+    def registered() -> bool:
+        found = json.loads(processes["extender"].get("health", "/healthz")[1])
+        assert {"plugins", "monitors"} <= found.keys()
+        nodes = found["registeredNodes"]
+        return bool(nodes["count"] == 1 and nodes["names"][0]["name"] == "n" and nodes["names"][0]["ageSeconds"] >= 0)
+
+    calls.eventually(registered)

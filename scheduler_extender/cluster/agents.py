@@ -61,7 +61,7 @@ class Agents:
             self.forget_node(node.name)
 
     def forget_node(self, name: identifiers.NodeName) -> None:
-        """A node is gone."""
+        """Forget a node that was deleted."""
         self._registered_at.pop(name, None)
 
     def see_pod(self, pod: objects.Pod) -> None:
@@ -76,7 +76,7 @@ class Agents:
             self._of_pods[uid] = tuple(_agents(pod))
 
     def forget_pod(self, uid: identifiers.PodUid) -> None:
-        """A pod is gone."""
+        """Forget a pod that was deleted."""
         self._of_pods.pop(uid, None)
 
     def keep_pods(self, uids: Collection[identifiers.PodUid]) -> None:

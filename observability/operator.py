@@ -11,6 +11,7 @@ ALERTMANAGER_CONFIG = "alertmanager-gpus"
 """The Secret with Alertmanager's configuration."""
 RECEIVER_FILES = "alertmanager-notification"
 """The Secret with what its receivers need; the operator mounts it as files."""
+_RBAC = "rbac.authorization.k8s.io"
 SECRET_FOLDER = f"/etc/alertmanager/secrets/{RECEIVER_FILES}"
 
 
@@ -21,7 +22,7 @@ def documents() -> list[dict[str, Any]]:
 
 def prometheus() -> dict[str, Any]:
     """Return a Prometheus that selects the chart's monitors and rules, and keeps 30 days."""
-    selected = {"matchLabels": targets.RELEASE_LABEL}
+    selected = {"matchLabels": targets.CHART_LABEL}
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "Prometheus",
@@ -74,26 +75,27 @@ def _storage(size: str) -> dict[str, Any]:
 
 
 def _prometheus_rights() -> list[dict[str, Any]]:
-    """Return the account of Prometheus, with the rights that its discovery needs in our namespace alone."""
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": SERVICE_ACCOUNT}
-    subject = {"kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": NAMESPACE}
+    """Return the account of Prometheus, with what its discovery reads: our namespace, and that of Alertmanager."""
+    account = {"name": SERVICE_ACCOUNT, "namespace": NAMESPACE}
     verbs = ["get", "list", "watch"]
     rights = [
         {"apiGroups": [""], "resources": ["services", "endpoints", "pods"], "verbs": verbs},
         {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": verbs},
     ]
-    where = {"name": SERVICE_ACCOUNT, "namespace": targets.NAMESPACE}
-    return [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": SERVICE_ACCOUNT, "namespace": NAMESPACE}},
-        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": where, "rules": rights},
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": where,
-            "roleRef": role,
-            "subjects": [subject],
-        },
-    ]
+    found: list[dict[str, Any]] = [{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": account}]
+    for namespace in (targets.NAMESPACE, NAMESPACE):
+        where = {"name": SERVICE_ACCOUNT, "namespace": namespace}
+        found += [
+            {"apiVersion": f"{_RBAC}/v1", "kind": "Role", "metadata": where, "rules": rights},
+            {
+                "apiVersion": f"{_RBAC}/v1",
+                "kind": "RoleBinding",
+                "metadata": where,
+                "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": SERVICE_ACCOUNT},
+                "subjects": [{"kind": "ServiceAccount", **account}],
+            },
+        ]
+    return found
 
 
 def example() -> str:
@@ -101,8 +103,9 @@ def example() -> str:
     head = (
         "# Generated from observability/operator.py by `make docs`; do not edit.\n"
         "# For a cluster with the Prometheus operator. Where you have a Prometheus and an Alertmanager, use only the\n"
-        "# ServiceMonitors; the chart creates the same ones by monitor.serviceMonitor. The Prometheus selects by the\n"
-        "# label `release: prometheus`: set monitor.serviceMonitor.labels and prometheusRule.labels to it.\n"
+        "# ServiceMonitors; the chart creates the same ones by monitor.serviceMonitor. This Prometheus selects by a\n"
+        "# label that the chart gives to all of them; for kube-prometheus-stack set monitor.serviceMonitor.labels and\n"
+        "# prometheusRule.labels to its own, `release: prometheus`.\n"
         f"# alertmanager.yml beside this file describes the Secrets {ALERTMANAGER_CONFIG} and {RECEIVER_FILES}.\n"
     )
     return head + "---\n".join(targets.yaml_of(one) for one in documents())

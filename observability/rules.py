@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from observability import alerts
+from observability import alerts, targets
 
 GROUP = "hami.gpu-sharing"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -24,7 +24,7 @@ def prometheus_rule() -> dict[str, Any]:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "hami-gpu-sharing", "namespace": "hami-system", "labels": {"release": "prometheus"}},
+        "metadata": {"name": "hami-gpu-sharing", "namespace": "hami-system", "labels": targets.OPERATOR_LABELS},
         "spec": rule_file(),
     }
 

@@ -12,8 +12,10 @@ import yaml
 
 NAMESPACE = "hami-system"
 INTERVAL = "15s"
-RELEASE_LABEL = {"release": "prometheus"}
-"""The label by which kube-prometheus-stack selects monitors and rules."""
+CHART_LABEL = {"app.kubernetes.io/name": "hami"}
+"""A label that the chart gives to each of its monitors and rules."""
+OPERATOR_LABELS = CHART_LABEL | {"release": "prometheus"}
+"""Labels of the monitors and rules of the examples; by the second one kube-prometheus-stack selects."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +94,9 @@ def service_monitors(namespace: str = "monitoring", labels: Mapping[str, str] | 
 
     Args:
         namespace: Where they are created.
-        labels: By which the Prometheus resource selects them; None for kube-prometheus-stack's label.
+        labels: By which a Prometheus resource selects them; None for those of the examples.
     """
-    return [_service_monitor(one, namespace, RELEASE_LABEL if labels is None else labels) for one in TARGETS]
+    return [_service_monitor(one, namespace, OPERATOR_LABELS if labels is None else labels) for one in TARGETS]
 
 
 def _service_monitor(target: Target, namespace: str, labels: Mapping[str, str]) -> dict[str, Any]:
@@ -104,9 +106,7 @@ def _service_monitor(target: Target, namespace: str, labels: Mapping[str, str]) 
         "metadata": {"name": target.job, "namespace": namespace, "labels": dict(labels)},
         "spec": {
             "namespaceSelector": {"matchNames": [NAMESPACE]},
-            "selector": {
-                "matchLabels": {"app.kubernetes.io/name": "hami", "app.kubernetes.io/component": target.component}
-            },
+            "selector": {"matchLabels": CHART_LABEL | {"app.kubernetes.io/component": target.component}},
             "endpoints": [
                 {
                     "port": target.port_name,

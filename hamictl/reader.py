@@ -81,6 +81,10 @@ class Reader:
         """Return every pod with GPUs that the caller may see. Errors as `_get`."""
         return self._get(read_api_types.Pods, "pods").pods
 
+    def profile(self, seconds: int) -> read_api_types.Profile:
+        """Return what the extender does for so many seconds. Errors as `_get`."""
+        return self._get(read_api_types.Profile, "profile", str(seconds))
+
     def explain(self, namespace: str, name: str, most_nodes: int | None = None) -> read_api_types.Explanation:
         """Return why a pod is pending, with so many of the nodes (None: all). Errors as `_get`."""
         query = "" if most_nodes is None else f"?nodes={most_nodes}"

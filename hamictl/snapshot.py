@@ -15,13 +15,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpu_sharing.adapters import discovery, kubernetes, objects
+from gpu_sharing.adapters import discovery, kubernetes, objects, read_api_types
 from gpu_sharing.core import errors, gangs, records, requests
 from hamictl import api_server, failures, flags, installation, reader
 from scheduler_extender.cluster import from_objects
 
 VERSION = 1
 _PAGE_SIZE = 1000
+_ANSWER_SECONDS = 30.0
 _GANG_APIS = (gangs.KUBERNETES, gangs.COSCHEDULING)
 _RECORDED = re.compile(r"(nvidia\.com|hami\.io|volcano\.sh)/")
 
@@ -33,12 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags."""
     parser.add_argument("file", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--hash-names", action="store_true", help="hash names of nodes, pods, namespaces and labels")
+    parser.add_argument(
+        "--profile", type=_seconds, metavar="SECONDS", help="with a profile of the extender, for a bug report"
+    )
     flags.add_cluster_and_names(parser)
+
+
+def _seconds(text: str) -> int:
+    number, longest = int(text) if text.isdecimal() and len(text) < 3 else 0, read_api_types.LONGEST_PROFILE_SECONDS
+    if not 0 < number <= longest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to {longest}")
+    return number
 
 
 def run(options: argparse.Namespace) -> int:
     """Save the cluster. Returns the exit status."""
     state = read_live(options)
+    if options.profile:
+        with reader.reaching(flags.address(options), options.profile + _ANSWER_SECONDS) as api:
+            state = msgspec.structs.replace(state, profile=api.profile(options.profile))
     save(hashed(state) if options.hash_names else state, options.file)
     gpus = sum(len(node.metadata.annotations or {}) > 0 for node in state.nodes)
     print(f"{options.file}: {len(state.nodes)} nodes ({gpus} with records), {len(state.pods)} pods with GPUs")
@@ -59,6 +73,8 @@ class State(msgspec.Struct):
     """Pods that request no GPU, and name a resource or annotation that resembles one of ours."""
     pod_groups: dict[str, list[objects.PodGroup]] = {}  # msgspec copies it
     """By API group; they have the sizes of gangs."""
+    profile: read_api_types.Profile | None = None
+    """What the extender did, if that was asked for."""
 
 
 def read_live(options: argparse.Namespace) -> State:

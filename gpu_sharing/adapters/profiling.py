@@ -15,41 +15,19 @@ import threading
 import time
 from types import FrameType
 
-import msgspec
 import structlog
 
+from gpu_sharing.adapters import read_api_types
+
 SECONDS = 60.0
-"""How long the profile of a signal lasts, and the longest that can be asked for."""
+"""How long the profile of a signal lasts."""
 _SAMPLES_PER_SECOND = 100
 _MOST_STACKS = 100
 _DEEPEST = 60
 log = structlog.get_logger("profiling")
 
 
-class Stack(msgspec.Struct, frozen=True):
-    """One place at which threads were seen."""
-
-    samples: int
-    """How often it was seen."""
-    thread: str
-    """The thread's name."""
-    frames: str
-    """The calls, outermost first, `file:function:line` separated by semicolons, as tools for flame graphs read them."""
-
-
-class Profile(msgspec.Struct, frozen=True):
-    """What a process did for some seconds."""
-
-    seconds: float
-    samples: int
-    """How many times all threads were looked at."""
-    stacks: list[Stack]
-    """The most frequent first."""
-    tasks: list[str]
-    """The tasks of the event loop at the end: name, coroutine, and where each waits."""
-
-
-def sample(seconds: float, stop: threading.Event | None = None) -> tuple[int, list[Stack]]:
+def sample(seconds: float, stop: threading.Event | None = None) -> tuple[int, list[read_api_types.Stack]]:
     """Sample the stacks of all threads but this one. Returns the number of samples and the most frequent stacks.
 
     Args:
@@ -65,7 +43,7 @@ def sample(seconds: float, stop: threading.Event | None = None) -> tuple[int, li
             if ident != threading.get_ident():
                 seen[names.get(ident, str(ident)), _frames(frame)] += 1
         samples += 1
-    stacks = [Stack(count, thread, frames) for (thread, frames), count in seen.most_common(_MOST_STACKS)]
+    stacks = [read_api_types.Stack(count, thread, frames) for (thread, frames), count in seen.most_common(_MOST_STACKS)]
     return samples, stacks
 
 
@@ -88,10 +66,10 @@ def tasks(loop: asyncio.AbstractEventLoop) -> list[str]:
     return sorted(found)
 
 
-async def profile(seconds: float) -> Profile:
+async def profile(seconds: float) -> read_api_types.Profile:
     """Return a profile of this process, sampled by a thread beside the running loop."""
     samples, stacks = await asyncio.to_thread(sample, seconds)
-    return Profile(seconds, samples, stacks, tasks(asyncio.get_running_loop()))
+    return read_api_types.Profile(seconds, samples, stacks, tasks(asyncio.get_running_loop()))
 
 
 def on_signal() -> None:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from gpu_sharing.adapters import profiling
 from gpu_sharing.core import requests
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -255,13 +254,39 @@ class Problem(msgspec.Struct, frozen=True):
     message: str
 
 
+class Stack(msgspec.Struct, frozen=True):
+    """One place at which threads were seen."""
+
+    samples: int
+    """How often it was seen."""
+    thread: str
+    """The thread's name."""
+    frames: str
+    """The calls, outermost first, `file:function:line` separated by semicolons, as tools for flame graphs read them."""
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What a process did for some seconds."""
+
+    seconds: float
+    samples: int
+    """How many times all threads were looked at."""
+    stacks: list[Stack]
+    """The most frequent first."""
+    tasks: list[str]
+    """The tasks of the event loop at the end: name, coroutine, and where each waits."""
+
+
+LONGEST_PROFILE_SECONDS = 60
+"""The longest profile that can be asked for."""
+
 PATHS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "/api/v1/cluster": ("Totals of the cluster.", Cluster),
     "/api/v1/nodes": ("Every node and its GPUs.", Nodes),
     "/api/v1/pods": ("Every pod that holds GPUs or is pending.", Pods),
     "/api/v1/explain/{namespace}/{pod}": ("Why a pod is pending, node by node.", Explanation),
     "/api/v1/events/{namespace}/{pod}": ("The events of a pod, oldest first.", Events),
-    "/api/v1/profile/{seconds}": ("What the process does for so many seconds, at most 60.", profiling.Profile),
+    "/api/v1/profile/{seconds}": ("What the process does for so many seconds, at most 60.", Profile),
 }
 """The answer of each path."""
 

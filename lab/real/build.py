@@ -26,6 +26,7 @@ DEFAULT_VERSION = "v1.36.3"
 OTHER_VERSIONS = ("v1.30.14", "v1.37.2")
 """The oldest that is promised, and the newest; of these the control plane alone is built, for tests of scheduling."""
 KUBERNETES_VERSION = os.environ.get("HAMI_KUBERNETES") or DEFAULT_VERSION
+MINOR = int(KUBERNETES_VERSION.split(".")[1])
 ETCD_VERSION = "v3.7.3"
 CONTAINERD_VERSION = "v2.4.2"
 _CONTROL_PLANE = ("kube-apiserver", "kube-scheduler", "kubectl")
@@ -80,7 +81,7 @@ def binaries() -> pathlib.Path:
         build_programs(_prepare_etcd, {"etcd": "."}, folder)
         version = f"-X k8s.io/component-base/version.gitVersion={KUBERNETES_VERSION}"
         version += " -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor="
-        version += KUBERNETES_VERSION.split(".")[1]
+        version += str(MINOR)
         build_programs(
             _prepare_kubernetes, {name: f"k8s.io/kubernetes/cmd/{name}" for name in _KUBERNETES}, folder, version
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import yaml
 
-from lab.real import client, components
+from lab.real import build, client, components
 
 CONFIG = pathlib.Path(__file__).parents[2] / "charts/hami/files/kube-scheduler-config.yaml"
 
@@ -64,7 +64,8 @@ class KubeScheduler:
             "--feature-gates",
             feature_gates,
         )
-        self._parts.wait("kube-scheduler", lambda: self._api("GET", "/readyz") == "ok")
+        ready = "/readyz" if build.MINOR > 30 else "/healthz"  # 1.30 has no /readyz yet.
+        self._parts.wait("kube-scheduler", lambda: self._api("GET", ready) == "ok")
 
     def stop(self) -> None:
         """Stop the process and wait for its end."""

@@ -73,7 +73,11 @@ def route_of(raw_path: bytes) -> Route | None:
         case ["", "api", "v1", "explain" | "events" as what, namespace, name]:
             return Route(what, namespace, name)
         case ["", "api", "v1", "profile", text] if text.isascii() and text.isdigit() and len(text) < 3:
-            return Route("profile", seconds=min(float(text), profiling.SECONDS)) if int(text) else None
+            return (
+                Route("profile", seconds=min(float(text), read_api_types.LONGEST_PROFILE_SECONDS))
+                if int(text)
+                else None
+            )
         case _:
             return None
 

@@ -329,6 +329,7 @@ def test_after_a_reboot_specifications_are_back_before_the_kubelet_knows_us(node
         if not node.plugin.logged("the node's pods are not read in time; registering without them", offset):
             break
 
+    node.wait("it registers", lambda: "registered" in [line.get("event") for line in node.plugin.log_lines(offset)])
     events = [line.get("event") for line in node.plugin.log_lines(offset)]
     assert events.index("device specifications are in place") < events.index("registered")
     assert any("950m" in path.read_text() for path in node.cdi_dir.iterdir())

@@ -117,8 +117,9 @@ def test_the_read_api_is_what_its_description_says(
 
         check()
         seen += 1
-    assert seen == 5
-    for path in ("cluster", "nodes", "pods", "explain/default/p", "explain/default/q", "events/default/p"):
+    assert seen == 6
+    pods = ("explain/default/p", "explain/default/q", "events/default/p")
+    for path in ("cluster", "nodes", "pods", "profile/1", *pods):
         assert calls.read(extender, path)
 
 

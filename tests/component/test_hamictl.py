@@ -482,6 +482,21 @@ def test_numbers_out_of_range_are_refused_before_anything_is_made() -> None:
         assert "is not a number from 1 to 10,000" in refused.stderr
 
 
+def test_a_snapshot_takes_a_profile_of_the_extender_along(
+    api: tuple[str, ...], server: api_server.Running, tmp_path: pathlib.Path
+) -> None:
+    """A bug report about a slow extender needs one file; without the flag there is none in it."""
+    kubeconfig, file = server.write_kubeconfig(tmp_path / "k"), tmp_path / "cluster.json"
+    said("snapshot", str(file), "--kubeconfig", str(kubeconfig), "--profile", "1", *api)
+
+    profile = json.loads(file.read_text())["profile"]
+    assert profile["samples"] > 0
+    assert any(one["thread"] == "MainThread" for one in profile["stacks"])
+    assert len(profile["tasks"]) > 1
+    refused = hamictl("snapshot", str(file), "--profile", "61")
+    assert (refused.returncode, "from 1 to 60" in refused.stderr) == (2, True)
+
+
 def test_a_hashed_snapshot_names_nobody_and_schedules_alike(
     api: tuple[str, ...], server: api_server.Running, tmp_path: pathlib.Path
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from gpu_sharing.core import records
 from lab import extender_process, gpus, webui_process
-from lab.real import client, control_plane
+from lab.real import build, client, control_plane
 from scheduler_extender.act import certificate_keeper, waking
 from tests.chart import rendering
 from tests.e2e import site as sites
@@ -371,7 +371,8 @@ def test_a_cluster_moves_from_hami_and_back(programs: pathlib.Path, tmp_path: pa
             agent = {"metadata": {"annotations": {records.AGENT: records.OUR_AGENT}}}
             plane.api("PATCH", "/api/v1/nodes/one", agent, merge)
             sites.wait_for(lambda: bound("ours") == "one", 60, extender.log_file.read_text)
-            sites.wait_for(lambda: told("large", "GPU memory insufficient"), 60)
+            if build.MINOR > 30:  # 1.30's kube-scheduler does not try a pod again when an annotation of a node changes.
+                sites.wait_for(lambda: told("large", "GPU memory insufficient"), 60)
             assert bound("large") == ""  # Theirs and ours are on that GPU: 1,920 MiB are left.
 
         # And back: nothing of ours stays in the way, and the records are in HAMi's words.

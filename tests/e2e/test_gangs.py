@@ -4,8 +4,10 @@ import pathlib
 import time
 from typing import Any
 
+import pytest
+
 from lab import gpus
-from lab.real import client
+from lab.real import build, client, control_plane
 from tests.e2e import site as sites
 from tests.e2e.test_preemption import kubelet
 from tests.support import accounting
@@ -56,12 +58,15 @@ def test_pods_of_a_pod_group_start_as_soon_as_its_least_number_can(
     programs: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """`spec.schedulingGroup`, beside kube-scheduler's own alpha plugin: nobody while two fit, later four of five."""
+    version = control_plane.POD_GROUP_API.get(build.MINOR)
+    if version is None:
+        pytest.skip(f"PodGroups of Kubernetes 1.{build.MINOR} are not supported")
     with sites.own(tmp_path, pod_groups=True) as site:
         site.add_nodes(gpus.gpu_node("n", A100, 4))
         site.create(*(site.pod_body(name, {"nvidia.com/gpu": "1"}) for name in ("other", "another")))
         site.wait_bound("other")
         site.wait_bound("another")
-        create_pod_group(site, "scheduling.k8s.io/v1alpha2", "train", {"schedulingPolicy": {"gang": {"minCount": 3}}})
+        create_pod_group(site, version, "train", {"schedulingPolicy": {"gang": {"minCount": 3}}})
         names = [f"train-{number}" for number in range(5)]
         group = {"podGroupName": "train"}
         for name in names:

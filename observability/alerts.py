@@ -356,11 +356,11 @@ ALERTS = (
     ),
     Alert(
         "SchedulerExtenderVerbSlow",
-        f"{_slowest('prioritize', 'score')} > 1 or {_slowest('bind', 'bind')} > 2 "
+        f"{_slowest('prioritize', 'score')} > 1 or {_slowest('bind', 'bind')} > 2.5 "
         f"or {_slowest('preempt', 'preempt')} > 5",
         "10m", "warning",
         "One {{ $labels.verb }} call in a hundred takes more than {{ $value | humanizeDuration }}.",
-        "Scheduling of pods with GPUs is slow. Limits are 1 s for prioritize, 2 s for bind and 5 s for preempt; "
+        "Scheduling of pods with GPUs is slow. Limits are 1 s for prioritize, 2.5 s for bind and 5 s for preempt; "
         "SchedulerExtenderSlow is the same for filter.",
         "For bind `hami_api_call_duration_seconds` of the extender, which waits for the API server; else its CPU.",
         "Give the extender or the API server more CPU. kube-scheduler cancels a call after its `httpTimeout`.",

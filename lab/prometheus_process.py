@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import shutil
+import socket
 import subprocess
 import time
 import urllib.error
@@ -14,7 +15,8 @@ from typing import Any
 import orjson
 import yaml
 
-_START_SECONDS = 30.0
+_START_SECONDS = 60.0
+_MOST_TRIES = 20
 TARGET_LABELS = ("job", "instance", "namespace", "pod", "container", "service", "endpoint")
 """The labels that the operator adds to each series without them; a Prometheus without operator adds some of them."""
 
@@ -76,7 +78,8 @@ def running(
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(scrape_configs, interval), sort_keys=False))
     shutil.rmtree(folder / "data", ignore_errors=True)
-    for port in range(29_090, 29_190):
+    for _ in range(_MOST_TRIES):
+        port = _free_port()
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
@@ -86,7 +89,7 @@ def running(
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         try:
-            if _is_ready(process, f"http://127.0.0.1:{port}"):
+            if _is_ready(process, f"http://127.0.0.1:{port}", folder):
                 yield Prometheus(f"http://127.0.0.1:{port}")
                 return
         finally:
@@ -106,11 +109,33 @@ def _configuration(scrape_configs: Sequence[Mapping[str, Any]], interval: str) -
     }
 
 
-def _is_ready(process: "subprocess.Popen[bytes]", url: str) -> bool:
+def _is_ready(process: "subprocess.Popen[bytes]", url: str, folder: pathlib.Path) -> bool:
+    """Return whether our Prometheus answers: another one may have the port, by its folder."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/-/ready", timeout=1) as answer:
+        with (
+            contextlib.suppress(OSError, KeyError, ValueError),
+            urllib.request.urlopen(f"{url}/api/v1/status/flags", timeout=1) as answer,
+        ):
+            if orjson.loads(answer.read())["data"]["storage.tsdb.path"] == str(folder / "data"):
+                return _answers(f"{url}/-/ready")
+        time.sleep(0.1)
+    return False
+
+
+def _answers(url: str) -> bool:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=1) as answer:
             if answer.status == 200:
                 return True
         time.sleep(0.1)
     return False
+
+
+def _free_port() -> int:
+    """Return a port that no process listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -76,7 +76,7 @@ protos: .venv/dev.stamp ## generate the code of the kubelet's wire formats
 e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet and containerd (built once into a cache)
 	$(BIN)/python -m pytest tests/e2e -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)
 
-SCHEDULING := kinds_of_pods quota preemption gangs webhook record_guard policy_cost chart api_contract existing_cluster
+SCHEDULING := kinds_of_pods quota preemption gangs webhook record_guard chart api_contract existing_cluster
 e2e-version: export HAMI_KUBERNETES := $(HAMI_KUBERNETES)
 e2e-version: .venv/dev.stamp ## scheduling, policies and chart on another Kubernetes: HAMI_KUBERNETES=v1.30.14 or v1.37.2
 	$(BIN)/python -m pytest $(SCHEDULING:%=tests/e2e/test_%.py) -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)

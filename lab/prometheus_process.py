@@ -3,7 +3,6 @@
 import contextlib
 import pathlib
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,8 +14,10 @@ from typing import Any
 import orjson
 import yaml
 
+from lab.real import components
+
 _START_SECONDS = 60.0
-_MOST_TRIES = 20
+_ATTEMPTS = 10
 TARGET_LABELS = ("job", "instance", "namespace", "pod", "container", "service", "endpoint")
 """The labels that the operator adds to each series without them; a Prometheus without operator adds some of them."""
 
@@ -78,8 +79,8 @@ def running(
     (folder / "rules.yaml").write_text(yaml.safe_dump(dict(rules), sort_keys=False))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(_configuration(scrape_configs, interval), sort_keys=False))
     shutil.rmtree(folder / "data", ignore_errors=True)
-    for _ in range(_MOST_TRIES):
-        port = _free_port()
+    for _ in range(_ATTEMPTS):
+        port = components.free_port()
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [
@@ -89,6 +90,7 @@ def running(
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         try:
+            # Another process may have taken the port, and answer there.
             if _is_ready(process, f"http://127.0.0.1:{port}", folder):
                 yield Prometheus(f"http://127.0.0.1:{port}")
                 return
@@ -131,11 +133,3 @@ def _answers(url: str) -> bool:
                 return True
         time.sleep(0.1)
     return False
-
-
-def _free_port() -> int:
-    """Return a port that no process listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -19,8 +19,8 @@ POD = f"{PODS}/large"
 PLUGIN, SCHEDULER = (
     f"system:serviceaccount:{test_chart.NAMESPACE}:{name}" for name in ("hami-device-plugin", "hami-scheduler")
 )
-MOST_CPU_SECONDS = 1.5
-"""Of the API server for one call. A loop over the annotations took it 20 s."""
+MOST_CPU_SECONDS = 6.0
+"""Of the API server for one call. It takes 1 s, on a busy machine 2 s; a loop over the annotations took it 20 s."""
 
 
 @pytest.fixture(scope="module")

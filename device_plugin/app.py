@@ -52,7 +52,10 @@ class Plugin:
         metrics.follow({"pods": self._node_side.pod_watch, "node": self._node_side.node_watch.reflector})
         metrics.show_progress(*self._works())
         registration = self._kubelet_side.registration
-        self._canary = health_endpoint.Canary(registration.call_own_socket, settings.health)
+        self._canary = health_endpoint.Canary(
+            registration.call_own_socket, settings.health, lambda: self._kubelet_side.answered_at
+        )
+        metrics.watch_canary(self._canary)
         status = Status(self._node_side, self._kubelet_side, metrics, self._canary)
         self._endpoint = health_endpoint.HealthEndpoint(
             settings.health, status.components, status.exposition, status.facts

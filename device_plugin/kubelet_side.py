@@ -82,8 +82,13 @@ class KubeletSide:
             pods_version=lambda: node_side.pods_version,
         )
         starts = Starts(self._allocator, _reporter(settings, client, node_side, owners))
-        servicer = Servicer(starts, self.ids.listing, metrics)
+        self._servicer = servicer = Servicer(starts, self.ids.listing, metrics)
         self.registration = Registration(settings.kubelet_dir, names.count, servicer, self._prepare)
+
+    @property
+    def answered_at(self) -> float:
+        """Return monotonic seconds of the last answer about a container; minus infinity before the first."""
+        return self._servicer.answered_at
 
     async def register(self, deadline: float) -> None:
         """Register with the kubelet and stay registered until cancelled.

@@ -157,7 +157,6 @@ HELP = {
     "mig-destroy": "own or all: which MIG instances that no record names are destroyed (default own: those it made)",
     "topology-score": "publish scores of the links between GPUs (default false; also ENABLE_TOPOLOGY_SCORE)",
     **health_endpoint.HELP,
-    **health_endpoint.CANARY_HELP,
     **flags.LOG_HELP,
 }
 """Every flag, in the order of `--help`."""
@@ -201,7 +200,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         disable_core_limit=given.switch("disable-core-limit"),
         mig_destroy=given.one_of("mig-destroy", MIG_DESTROYS, "own"),
         topology_score=given.switch("topology-score", variable="ENABLE_TOPOLOGY_SCORE"),
-        health=health_endpoint.read(given.text, COMPONENTS, canary=True),
+        health=health_endpoint.read(given.text, COMPONENTS, canary="socket"),
         unknown_xids=unknown_xids,
     )
 

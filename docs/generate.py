@@ -20,6 +20,7 @@ from observability import files
 from scheduler_extender import settings as extender_settings
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report import cluster_gauges
+from webui import metrics as webui_metrics
 from webui import models as webui_models
 from webui import openapi as webui_openapi
 from webui import settings as webui_settings
@@ -64,17 +65,20 @@ def processes() -> dict[str, metrics_registry.Series]:
     extender.count_events("hami_scheduler", recorder)
     plugin.count_events("hami_device_plugin", recorder)
     monitor = monitor_collector.Metrics(lambda: nothing)
+    webui = webui_metrics.Metrics(lambda: 0.0)
     for one in (extender, plugin, monitor):
         one.follow({})
-    for one in (extender, plugin):
-        one.show_progress()
-    return {"extender": extender, "device plugin": plugin, "monitor": monitor}
+    for each in (extender, plugin, monitor, webui):
+        each.watch_canary(None)
+    for each in (extender, plugin):
+        each.show_progress()
+    return {"extender": extender, "device plugin": plugin, "monitor": monitor, "WebUI": webui}
 
 
 def metrics_page() -> str:
     """Return the page of all metrics."""
     head = ["# Metrics", _NOTE, "", "Each process serves them at `/metrics` of its health listener.", ""]
-    extender, plugin, monitor = processes().values()
+    extender, plugin, monitor, webui = processes().values()
     cluster = [
         _metric_row(name, "gauge", labels, f"{text} From the leader only.")
         for name, (text, labels) in cluster_gauges.GAUGES.items()
@@ -85,6 +89,7 @@ def metrics_page() -> str:
             _metrics("Scheduler extender (port 8080)", extender, cluster),
             _metrics("Device plugin (port 8081)", plugin, []),
             _metrics("Monitor (port 41991)", monitor, []),
+            _metrics("WebUI (port 8081)", webui, []),
         ]
     )
 

@@ -47,6 +47,12 @@ def _memory(used_gib: int, total_gib: int = 80) -> dict[str, str]:
     }
 
 
+def _slowest(verb: str, series: str) -> str:
+    """Return the duration of the slowest call in a hundred, with the verb as a label."""
+    rate = f"rate(hami_scheduler_{series}_duration_seconds_bucket[5m])"
+    return f'label_replace(histogram_quantile(0.99, sum by (le) ({rate})), "verb", "{verb}", "", "")'
+
+
 _ALLOCATED = "sum by (model) (hami_scheduler_gpu_memory_allocated_bytes)"
 _ALLOCATABLE = "sum by (model) (hami_scheduler_gpu_memory_bytes)"
 _ON = "{{ $labels.device }} on {{ $labels.node }}"
@@ -425,5 +431,102 @@ ALERTS = (
         "Check the account's rights on `events.events.k8s.io`; raise `--event-rate` if the cluster is that busy.",
         {f"hami_scheduler_events_dropped_total{{{_EXTENDER}}}": "0+1x60"},
         {f"hami_scheduler_events_dropped_total{{{_EXTENDER}}}": "5x60"},
+    ),
+    Alert(
+        "SchedulerExtenderVerbSlow",
+        f"{_slowest('prioritize', 'score')} > 1 or {_slowest('bind', 'bind')} > 2.5 "
+        f"or {_slowest('preempt', 'preempt')} > 5",
+        "10m", "warning",
+        "One {{ $labels.verb }} call in a hundred takes more than {{ $value | humanizeDuration }}.",
+        "Scheduling of pods with GPUs is slow. Limits are 1 s for prioritize, 2.5 s for bind and 5 s for preempt; "
+        "SchedulerExtenderSlow is the same for filter.",
+        "For bind `hami_api_call_duration_seconds` of the extender, which waits for the API server; else its CPU.",
+        "Give the extender or the API server more CPU. kube-scheduler cancels a call after its `httpTimeout`.",
+        {
+            f'hami_scheduler_bind_duration_seconds_bucket{{{_EXTENDER}, le="2.5"}}': "0+1x60",
+            f'hami_scheduler_bind_duration_seconds_bucket{{{_EXTENDER}, le="5"}}': "0+100x60",
+            f'hami_scheduler_bind_duration_seconds_bucket{{{_EXTENDER}, le="+Inf"}}': "0+100x60",
+        },
+        {
+            f'hami_scheduler_bind_duration_seconds_bucket{{{_EXTENDER}, le="1"}}': "0+100x60",
+            f'hami_scheduler_bind_duration_seconds_bucket{{{_EXTENDER}, le="+Inf"}}': "0+100x60",
+        },
+    ),
+    Alert(
+        "SchedulerExtenderErrors",
+        'sum by (verb) (rate(hami_scheduler_calls_total{outcome="refused"}[5m])) '
+        "/ sum by (verb) (rate(hami_scheduler_calls_total[5m])) > 0.05",
+        "10m", "warning",
+        "{{ $value | humanizePercentage }} of all {{ $labels.verb }} calls are refused.",
+        "The extender cannot serve calls of kube-scheduler: it is not ready, does not lead, or calls are malformed. "
+        "Pods that do not fit are no errors.",
+        "`sum by (error_code) (rate(hami_scheduler_bad_requests_total[5m]))`, and `/healthz` of the extender.",
+        "`hamictl explain-code CODE`.",
+        {
+            f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="refused"}}': "0+1x60",
+            f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="answered"}}': "0+10x60",
+        },
+        {
+            f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="refused"}}': "0+1x60",
+            f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="answered"}}': "0+100x60",
+        },
+    ),
+    Alert(
+        "WebUISlow",
+        "histogram_quantile(0.95, sum by (page, le) (rate(hami_webui_request_duration_seconds_bucket[5m]))) > 2",
+        "10m", "warning",
+        "One request in twenty of {{ $labels.page }} takes more than {{ $value | humanizeDuration }}.",
+        "Pages of the WebUI are slow for users. Scheduling is not affected.",
+        "CPU throttling and memory of the WebUI; `hami_webui_viewers`. Pages of one pod or node wait for the extender.",
+        "Raise `webui.resources`; check SchedulerExtenderSlow and `hami_api_call_duration_seconds`.",
+        {
+            'hami_webui_request_duration_seconds_bucket{page="pages.nodes", le="2.5"}': "0+1x60",
+            'hami_webui_request_duration_seconds_bucket{page="pages.nodes", le="5"}': "0+100x60",
+            'hami_webui_request_duration_seconds_bucket{page="pages.nodes", le="+Inf"}': "0+100x60",
+        },
+        {
+            'hami_webui_request_duration_seconds_bucket{page="pages.nodes", le="1"}': "0+100x60",
+            'hami_webui_request_duration_seconds_bucket{page="pages.nodes", le="+Inf"}': "0+100x60",
+        },
+    ),
+    Alert(
+        "WebUIErrors",
+        'sum(rate(hami_webui_requests_total{status=~"5.."}[5m])) / sum(rate(hami_webui_requests_total[5m])) > 0.05',
+        "5m", "warning",
+        "{{ $value | humanizePercentage }} of all requests of the WebUI fail.",
+        "Users see error pages: the WebUI has no data yet, the API server reviews no tokens, or a page has a defect.",
+        '`sum by (page, status) (rate(hami_webui_requests_total{status=~"5.."}[5m]))`, and the log of the WebUI.',
+        "503: make the extender or the API server reachable for it. 500: report the defect with the line of the log.",
+        {
+            'hami_webui_requests_total{page="pages.nodes", status="500"}': "0+1x60",
+            'hami_webui_requests_total{page="pages.nodes", status="200"}': "0+10x60",
+        },
+        {
+            'hami_webui_requests_total{page="pages.nodes", status="404"}': "0+10x60",
+            'hami_webui_requests_total{page="pages.nodes", status="200"}': "0+10x60",
+        },
+    ),
+    Alert(
+        "WebUIDataOld",
+        "hami_webui_data_age_seconds > 120",
+        "5m", "warning",
+        "{{ $labels.instance }} shows data that is {{ $value | humanizeDuration }} old.",
+        "The WebUI receives nothing new from the extender, and marks its pages as old.",
+        "`/healthz` of the WebUI has the cause in the component `extender`.",
+        "Restore the extender, or correct `--extender`, `--extender-ca` and the rights of the WebUI's account.",
+        {'hami_webui_data_age_seconds{instance="w1"}': "300x60"},
+        {'hami_webui_data_age_seconds{instance="w1"}': "8x60"},
+    ),
+    Alert(
+        "HamiCanaryFails",
+        "hami_canary_success == 0",
+        "5m", "warning",
+        "{{ $labels.job }} at {{ $labels.instance }} does not answer its own calls.",
+        "The process runs, and does not answer its callers within `--canary-timeout`: kube-scheduler, the kubelet, "
+        "Prometheus or users.",
+        "`/healthz` of the process: the component `verbs`, `socket`, `scrape` or `pages` has the cause.",
+        "Check its CPU limit and connections; restart it if it stays so. No state is lost.",
+        {'hami_canary_success{job="hami-scheduler", instance="e1"}': "0x60"},
+        {'hami_canary_success{job="hami-scheduler", instance="e1"}': "1x60"},
     ),
 )  # fmt: skip

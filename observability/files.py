@@ -6,11 +6,12 @@ from typing import Any
 
 import yaml
 
-from observability import alerts, dashboards, rules
+from observability import alerts, dashboards, operator, rules, targets
 
 RULES = "charts/hami/files/rules.yaml"
 LIMITS = "charts/hami/files/rule-limits.yaml"
 DASHBOARDS = "charts/hami/files/dashboards"
+EXAMPLES = "examples/observability"
 _HEAD = "# Generated from observability/alerts.py by `make docs`; do not edit.\n"
 
 
@@ -22,7 +23,9 @@ def made() -> dict[str, str]:
 def _made() -> Iterator[tuple[str, str]]:
     yield RULES, _HEAD + _yaml(rules.rule_file())
     yield LIMITS, _HEAD + _yaml(rules.limits_file())
-    yield "examples/observability/prometheus-rule.yaml", _HEAD + _yaml(rules.prometheus_rule())
+    yield f"{EXAMPLES}/prometheus-rule.yaml", _HEAD + _yaml(rules.prometheus_rule())
+    yield f"{EXAMPLES}/prometheus.yml", targets.scrape_config_file()
+    yield f"{EXAMPLES}/prometheus-operator.yaml", operator.example()
     yield "docs/reference/alerts.md", rules.overview()
     for alert in alerts.ALERTS:
         yield rules.runbook_path(alert), rules.runbook(alert)

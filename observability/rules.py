@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from observability import alerts
+from observability import alerts, targets
 
 LIMIT = "%LIMIT%"
 """Stands for an alert's limit in `limits_file`."""
@@ -43,7 +43,7 @@ def prometheus_rule() -> dict[str, Any]:
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
-        "metadata": {"name": "hami-gpu-sharing", "namespace": "hami-system", "labels": {"release": "prometheus"}},
+        "metadata": {"name": "hami-gpu-sharing", "namespace": "hami-system", "labels": targets.OPERATOR_LABELS},
         "spec": rule_file(),
     }
 

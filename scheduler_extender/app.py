@@ -85,8 +85,11 @@ class Extender:
         self._verb_server = server.VerbServer(core, self._binder, self._decision_events, self._refusal)
         self._verbs_address = ""
         self._canary = health_endpoint.Canary(
-            lambda: listeners.ask(self._verbs_address, f"/{server.CANARY}"), settings.health
+            lambda: health_endpoint.get_own(self._verbs_address, f"/{server.CANARY}"),
+            settings.health,
+            lambda: self._verb_server.answered_at,
         )
+        self._metrics.watch_canary(self._canary)
         self._listeners = self._made_listeners()
         self._metrics.count_events("hami_scheduler", self._recorder)
         self._metrics.follow(self._watches)
@@ -238,6 +241,7 @@ class Extender:
             "generation": self._core.ledger.generation,
             "pods": {"pending": len(self._core.pending), "refused": self._core.pending.refused_count},
             "bindsUnderWay": self._binder.under_way,
+            **self._core.mirror.agents.summary(),
         }
 
     def _exposition(self, accept: str) -> tuple[bytes, str]:

@@ -88,7 +88,7 @@ class Settings:
     """`json`, `text` or `console`."""
 
 
-COMPONENTS = frozenset({"nodes", "pods", "quotas", "events", "verbs"})
+COMPONENTS = frozenset({"nodes", "pods", "quotas", "events", "ledger", "verbs"})
 """What `/healthz` shows the state of."""
 
 HELP = {
@@ -128,7 +128,6 @@ HELP = {
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
     "event-rate": "pod events per second at most, while idle (default 200)",
     **health_endpoint.HELP,
-    **health_endpoint.CANARY_HELP,
     **flags.LOG_HELP,
     "allow-hami-nodes": "also choose nodes of HAMi's own device plugin, one starting pod at a time (default false)",
 }
@@ -204,7 +203,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
         event_rate=flags.number("--event-rate", value("event-rate"), 200.0, 0.1, 10_000),
-        health=health_endpoint.read(value, COMPONENTS, canary=True),
+        health=health_endpoint.read(value, COMPONENTS, canary="verbs"),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
     )

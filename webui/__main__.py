@@ -8,16 +8,19 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import flask
 import gunicorn.app.base
 import structlog
 
-from gpu_sharing.adapters import flags, health_endpoint, logs, metrics_registry, sockets, stdlib_http
+from gpu_sharing.adapters import flags, health_endpoint, logs, sockets, stdlib_http
 from gpu_sharing.core import error_codes, errors
 from webui import access, app, cluster, extender_poller, meters, patient_worker, settings
+from webui.metrics import Metrics
 from webui.settings import Settings
 
 _TURN_SECONDS = 0.001
 _MOST_CONNECTIONS = 256
+_MOST_ANSWER_STATUS = 499
 
 
 class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it has no types
@@ -33,6 +36,16 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
             monitors = meters.Monitors(meters.AddressBook(self._cluster, settings.monitor_service).read)
         prometheus = meters.Prometheus(settings.prometheus) if settings.prometheus else None
         self._source = extender_poller.Source(extender, prometheus, monitors)
+        self._started_at = time.time()
+        self._pages_address = ""
+        self._metrics = Metrics(self._data_age_seconds)
+        self._canary = health_endpoint.Canary(
+            # A page that asks for a user is an answer too.
+            lambda: health_endpoint.get_own(self._pages_address, "/", most_status=_MOST_ANSWER_STATUS),
+            settings.health,
+            lambda: self._metrics.answered_at,
+        )
+        self._metrics.watch_canary(self._canary)
         super().__init__()
 
     def load_config(self) -> None:
@@ -54,6 +67,11 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
                 self.cfg.set(name, value)
 
     def load(self) -> Any:
+        pages = self._application()
+        self._metrics.measure(pages)
+        return pages
+
+    def _application(self) -> flask.Flask:
         settings = self._settings
         if settings.auth == "kubernetes":
             assert self._cluster is not None
@@ -69,7 +87,8 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
         if self._cluster:
             self._cluster.start()
         self._source.start()
-        structlog.get_logger("webui").info("pages", pages=sockets.shown(worker.sockets[0].sock))
+        self._pages_address = sockets.shown(worker.sockets[0].sock)
+        structlog.get_logger("webui").info("pages", pages=self._pages_address)
         threading.Thread(target=lambda: asyncio.run(self._probes()), name="probes", daemon=True).start()
 
     def _ended(self, server: Any, worker: Any) -> None:
@@ -78,19 +97,26 @@ class _Server(gunicorn.app.base.BaseApplication):  # type: ignore[misc]  # it ha
 
     async def _probes(self) -> None:
         endpoint = health_endpoint.HealthEndpoint(
-            health_endpoint.ProbeSettings(), self._components, metrics_registry.Series("webui").exposition, dict
+            self._settings.health, self._components, self._metrics.exposition, dict
         )
-        async with stdlib_http.serving("health", self._settings.health_bind, endpoint.answer):
+        async with (
+            stdlib_http.serving("health", self._settings.health_bind, endpoint.answer),
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(self._canary.run())
             await asyncio.Event().wait()
 
+    def _data_age_seconds(self) -> float:
+        return time.time() - (self._source.view.taken_at or self._started_at)
+
     def _components(self) -> Mapping[str, health_endpoint.Component]:
-        taken_at = self._source.view.taken_at
-        age = time.time() - taken_at if taken_at else 0.0
+        age = self._data_age_seconds() if self._source.view.taken_at else 0.0
         # Old data is better than no page, so that an extender that is away does not take the pages along.
         return {
             "extender": health_endpoint.Component(
                 not self._source.problem, self._source.problem or "answers", age, required=False
-            )
+            ),
+            "pages": self._canary.component(),
         }
 
 

@@ -4,9 +4,9 @@ import ipaddress
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from gpu_sharing.adapters import flags
+from gpu_sharing.adapters import flags, health_endpoint
 from gpu_sharing.core import errors
 from webui import meters
 
@@ -21,7 +21,7 @@ class Settings:
     bind: flags.Address = flags.Address("127.0.0.1", 8088)
     """Where the pages are served. They show the whole cluster, so only on loopback unless users are identified."""
     health_bind: flags.Address = flags.Address("", 8081)  # probes come from outside the pod
-    """Liveness and readiness."""
+    """Probes and metrics."""
     extender: str = "http://127.0.0.1:9446"
     """The extender's read API."""
     extender_ca: pathlib.Path | None = None
@@ -45,15 +45,20 @@ class Settings:
     """Host names of the pages: another site could resolve a name of its own to this address."""
     threads: int = 32
     """Pages made at one time."""
+    health: health_endpoint.ProbeSettings = field(default_factory=health_endpoint.ProbeSettings)
+    """Settings of probes."""
     verbosity: int = 3
     """0 to 6: errors, warnings, changes, decisions, nodes, GPUs, everything; SIGUSR1 and SIGUSR2 change it."""
     log_format: str = "json"
     """`json`, `text` or `console`."""
 
 
+COMPONENTS = frozenset({"extender", "pages"})
+"""Parts whose state `/healthz` shows."""
+
 HELP = {
     "bind": "HOST:PORT of the pages (default 127.0.0.1:8088); off loopback it needs --auth kubernetes or proxy",
-    "health-bind": "HOST:PORT of liveness and readiness (default :8081)",
+    "health-bind": "HOST:PORT of probes and metrics (default :8081)",
     "extender": "URL of the extender's read API (default http://127.0.0.1:9446)",
     "extender-ca": "FILE: who signed its certificate, PEM (default: the system's authorities)",
     "extender-token-file": "FILE: a bearer token for it (default: none)",
@@ -68,6 +73,7 @@ HELP = {
     "user-header": "header in which the proxy sends the user name (default X-Forwarded-User)",
     "hosts": "host names, with commas, beside localhost (default: none)",
     "threads": "pages made at one time (default 32)",
+    **health_endpoint.HELP,
     **flags.LOG_HELP,
 }
 """Every flag, in the order of `--help`."""
@@ -95,6 +101,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         user_header=value("user-header") or default.user_header,
         hosts=default.hosts | set(filter(None, (value("hosts") or "").lower().split(","))),
         threads=int(flags.number("--threads", value("threads"), default.threads, 1, 512)),
+        health=health_endpoint.read(value, COMPONENTS, canary="pages"),
         verbosity=flags.verbosity(value("v")),
         log_format=flags.log_format(value("log-format")),
     )

@@ -70,6 +70,7 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
     Attributes:
         followers: How many calls of ListAndWatch are open; without one the kubelet offers no device id.
         followed: How many there were so far.
+        answered_at: Monotonic seconds of the last answer about a container, refusals among them.
     """
 
     def __init__(self, starts: Starts, listing: DeviceIdList, metrics: Metrics) -> None:
@@ -77,6 +78,7 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
         self._listing = listing
         self._metrics = metrics
         self.followers = self.followed = 0
+        self.answered_at = float("-inf")
 
     async def GetDevicePluginOptions(  # noqa: N802  # the wire's name
         self, request: api_pb2.Empty, context: Any
@@ -132,8 +134,10 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
         except StartRefused as refused:
             self._metrics.failed(refused.code)
             log.error("allocate refused", error_code=refused.code, cause=str(refused))
+            self.answered_at = time.monotonic()
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, refused.text)
         self._metrics.allocate_seconds.observe(time.perf_counter() - started)
+        self.answered_at = time.monotonic()
         return api_pb2.AllocateResponse(container_responses=answers)
 
     async def PreStartContainer(  # noqa: N802
@@ -145,8 +149,10 @@ class Servicer(api_pb2_grpc.DevicePluginServicer):
             await self._starts.confirm(_checked(request.devices_ids))
         except StartRefused as refused:
             self._metrics.failed(refused.code)
+            self.answered_at = time.monotonic()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refused.text)
         self._metrics.confirm_seconds.observe(time.perf_counter() - started)
+        self.answered_at = time.monotonic()
         return api_pb2.PreStartContainerResponse()
 
 

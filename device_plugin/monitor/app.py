@@ -67,6 +67,10 @@ class Monitor:
         self._view = collector.MonitorView(node=settings.node_name, started_at=self._started_at)
         self._shown: tuple[object, ...] = ()
         self._text: tuple[bytes, str] = (b"", "")
+        self._address = ""
+        self._scraped_at = float("-inf")
+        self._canary = health_endpoint.Canary(self._scrape_itself, settings.health, lambda: self._scraped_at)
+        self._metrics.watch_canary(self._canary)
         self._endpoint = health_endpoint.HealthEndpoint(
             settings.health, self._components, self._exposition, self._facts
         )
@@ -85,7 +89,7 @@ class Monitor:
             )
         try:
             async with (
-                stdlib_http.serving("health", self._settings.bind, self._endpoint.answer),
+                stdlib_http.serving("health", self._settings.bind, self._endpoint.answer) as self._address,
                 asyncio.TaskGroup() as tasks,
             ):
                 work = [
@@ -95,6 +99,7 @@ class Monitor:
                         self._sample(),
                         self._ask_kubelet(),
                         self._node_watch.run(_RELEASE_RETRY_SECONDS),
+                        self._canary.run(),
                     )
                 ]
                 await stop.wait()
@@ -162,11 +167,17 @@ class Monitor:
             if (samples[device.uuid].taken_at if device.uuid in samples else self._started_at) < oldest
         )
 
+    async def _scrape_itself(self) -> None:
+        scraped_at = self._scraped_at
+        await health_endpoint.get_own(self._address, "/metrics")
+        self._scraped_at = scraped_at  # Only scrapes by others count.
+
     def _exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the series, encoded again only after a change, however many scrape."""
-        sampler = self._sampler
-        stale = self._stale(time.monotonic())
-        shown = (sampler.version, self._pods_version, stale, accept)
+        sampler, now = self._sampler, time.monotonic()
+        self._scraped_at = now
+        stale = self._stale(now)
+        shown = (sampler.version, self._pods_version, stale, accept, self._canary.success)
         if shown != self._shown:
             instances = {(device.uuid, one.start): one.uuid for device in sampler.devices for one in device.migs}
             fresh = {uuid: sample for uuid, sample in sampler.samples.items() if uuid not in stale}
@@ -215,6 +226,7 @@ class Monitor:
             "kubelet": health_endpoint.Component(
                 not self._kubelet_problem, self._kubelet_problem or "answers", required=False
             ),
+            "scrape": self._canary.component(),
         }
 
     def _facts(self) -> Mapping[str, object]:

@@ -45,7 +45,7 @@ class Settings:
     """`json`, `text` or `console`."""
 
 
-COMPONENTS = frozenset({"gpus", "pods", "kubelet", "processes"})
+COMPONENTS = frozenset({"gpus", "pods", "kubelet", "processes", "scrape"})
 """Parts whose state `/healthz` shows."""
 
 HELP = {
@@ -86,7 +86,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] | None = None
         interval_seconds=given.number("interval", 5, 0.1, 3600),
         stale_seconds=given.number("stale-after", 30, 0.2, 86_400),
         compatible=flags.truth("--compatibility-metrics", given.text("compatibility-metrics") or "true"),
-        health=health_endpoint.read(given.text, COMPONENTS, canary=False),
+        health=health_endpoint.read(given.text, COMPONENTS, canary="scrape"),
     )
     if settings.stale_seconds < settings.interval_seconds:
         raise errors.SettingsError(

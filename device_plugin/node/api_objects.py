@@ -40,12 +40,6 @@ class Spec(objects.PodSpec, gc=False, rename="camel"):
     runtime_class_name: str | None = None
 
 
-class ContainerState(objects.ContainerState, gc=False):
-    """State of a container; an empty object counts as that state."""
-
-    running: dict[str, str] | None = None
-
-
 class LinuxUser(msgspec.Struct, gc=False):
     """User of the first process of a container."""
 
@@ -62,7 +56,6 @@ class ContainerStatus(objects.ContainerStatus, gc=False, rename={"container_id":
     """Status of one container."""
 
     container_id: str = ""
-    state: ContainerState | None = None
     user: ContainerUser | None = None
 
 

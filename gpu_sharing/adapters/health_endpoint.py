@@ -23,6 +23,9 @@ from gpu_sharing.adapters import flags
 from gpu_sharing.core import errors
 
 READY, UNREADY = "ready", "unready"
+CANARY_AGENT = "hami-canary"
+"""The `User-Agent` of a process that calls itself."""
+_CHUNK_BYTES = 64 * 1024
 
 log = structlog.get_logger("health")
 
@@ -44,8 +47,9 @@ class Component:
 class ProbeSettings:
     """The settings of the probes."""
 
+    startup_path: str = "/startupz"
     live_path: str = "/livez"
-    """`/live` is the same."""
+    """`/live` is the same. The default paths stay valid beside another one, so that probes of either kind work."""
     ready_path: str = "/readyz"
     """`/ready` is the same."""
     health_path: str = "/healthz"
@@ -54,57 +58,81 @@ class ProbeSettings:
     """The answer of `/readyz` before the process is ready for the first time."""
     required: frozenset[str] = frozenset()
     """The components that must be healthy for the process to be ready; empty: those that it names itself."""
+    canary: bool = True
+    """Whether a process calls itself the way its callers do."""
+    canary_idle_seconds: float = 30.0
+    """How long no caller must have received an answer before the process calls itself: an answer proves as much."""
     canary_interval_seconds: float = 10.0
-    """How often a process calls itself the way its callers do."""
+    """The pause between two calls of the process to itself."""
     canary_timeout_seconds: float = 2.0
-    """How long that may take."""
+    """How long such a call may take."""
 
 
 HELP = {
-    "livez-path": "PATH of the liveness probe (default /livez)",
-    "readyz-path": "PATH of the readiness probe (default /readyz)",
-    "healthz-path": "PATH of the state of every component (default /healthz)",
+    "startupz-path": "PATH of the startup probe, beside /startupz",
+    "livez-path": "PATH of the liveness probe, beside /livez",
+    "readyz-path": "PATH of the readiness probe, beside /readyz",
+    "healthz-path": "PATH of the state of every component, beside /healthz",
     "health-initial": "ready or unready: what readiness says before the process was ready once (default unready)",
     "health-required": "components, with commas, that readiness needs (default: those that /healthz calls required)",
-}
-"""The flags of every process, in the order of `--help`."""
-CANARY_HELP = {
+    "canary": "true or false: the process calls itself while no other caller does (default true)",
+    "canary-idle": "seconds without an answer to a caller before the process calls itself (default 30)",
     "canary-interval": "seconds between two calls of the process to itself (default 10)",
     "canary-timeout": "seconds that such a call may take (default 2)",
 }
-"""Those of a process that is called by others."""
+"""The flags of every process, in the order of `--help`."""
+_MEANINGS = {
+    "startup": ("/startupz",),
+    "live": ("/livez", "/live"),
+    "ready": ("/readyz", "/ready"),
+    "health": ("/healthz", "/health"),
+    "metrics": ("/metrics",),
+}
+"""The paths that a process always answers, by what they mean."""
 
 
-def read(value: Callable[[str], str | None], known: frozenset[str], *, canary: bool) -> ProbeSettings:
-    """The settings of the probes.
+def read(value: Callable[[str], str | None], known: frozenset[str], canary: str) -> ProbeSettings:
+    """Return the settings of the probes.
 
     Args:
         value: The value of a flag.
         known: The components that the process has.
-        canary: Whether it has the flags of `CANARY_HELP`.
+        canary: The component that shows the process's calls to itself.
 
     Raises:
-        SettingsError: A path is invalid, or a component does not exist.
+        SettingsError: A path is invalid, a component does not exist, or is required and switched off.
     """
-    default = ProbeSettings()
     required = frozenset(filter(None, (value("health-required") or "").split(",")))
     if required - known:
         raise errors.SettingsError(
             f"--health-required {','.join(sorted(required - known))}: there are {', '.join(sorted(known))}"
         )
-    return ProbeSettings(
-        live_path=_path("--livez-path", value("livez-path"), default.live_path),
-        ready_path=_path("--readyz-path", value("readyz-path"), default.ready_path),
-        health_path=_path("--healthz-path", value("healthz-path"), default.health_path),
+    settings = ProbeSettings(
+        **_paths(value),
         initial=flags.one_of("--health-initial", value("health-initial"), (READY, UNREADY), UNREADY),
         required=required,
-        canary_interval_seconds=flags.number(
-            "--canary-interval", value("canary-interval") if canary else None, 10.0, 0.05, 3600
-        ),
-        canary_timeout_seconds=flags.number(
-            "--canary-timeout", value("canary-timeout") if canary else None, 2.0, 0.01, 600
-        ),
+        canary=flags.truth("--canary", value("canary") or "true"),
+        canary_idle_seconds=flags.number("--canary-idle", value("canary-idle"), 30.0, 0, 3600),
+        canary_interval_seconds=flags.number("--canary-interval", value("canary-interval"), 10.0, 0.05, 3600),
+        canary_timeout_seconds=flags.number("--canary-timeout", value("canary-timeout"), 2.0, 0.01, 600),
     )
+    if canary in required and not settings.canary:
+        raise errors.SettingsError(f"--health-required {canary} needs --canary true: its calls are what shows it")
+    return settings
+
+
+def _paths(value: Callable[[str], str | None]) -> dict[str, str]:
+    """Return the four paths, each with one meaning."""
+    default = ProbeSettings()
+    meanings = {path: meaning for meaning, paths in _MEANINGS.items() for path in paths}
+    paths = {}
+    for meaning in ("startup", "live", "ready", "health"):
+        flag, field = f"--{meaning}z-path", f"{meaning}_path"
+        path = _path(flag, value(flag.removeprefix("--")), getattr(default, field))
+        if meanings.setdefault(path, meaning) != meaning:
+            raise errors.SettingsError(f"{flag} {path} is the path of {meanings[path]}: choose another")
+        paths[field] = path
+    return paths
 
 
 def _path(flag: str, text: str | None, default: str) -> str:
@@ -137,11 +165,17 @@ class HealthEndpoint:
         self._exposition = exposition
         self._facts = facts
         self._was_ready = False
-        self._answers: Mapping[str, Callable[[str], tuple[int, bytes, bytes]]] = {
-            "/live": self._live, options.live_path: self._live, "/startupz": self._startup,
-            "/ready": self._ready, options.ready_path: self._ready,
-            "/health": self._health, options.health_path: self._health, "/metrics": self._metrics,
-        }  # fmt: skip
+        meanings: Mapping[str, tuple[str, Callable[[str], tuple[int, bytes, bytes]]]] = {
+            "live": (options.live_path, self._live),
+            "startup": (options.startup_path, self._startup),
+            "ready": (options.ready_path, self._ready),
+            "health": (options.health_path, self._health),
+            "metrics": ("/metrics", self._metrics),
+        }
+        self._pages = " ".join(path for path, _ in meanings.values())
+        self._answers = {
+            path: handler for meaning, (chosen, handler) in meanings.items() for path in (chosen, *_MEANINGS[meaning])
+        }
 
     async def __call__(
         self,
@@ -165,8 +199,7 @@ class HealthEndpoint:
         """The status, body and content type for a path."""
         handler = self._answers.get(path)
         if handler is None:
-            pages = " ".join(one for one in self._answers if one not in ("/live", "/ready", "/health"))
-            return 404, f"no such page: {pages}\n".encode(), b"text/plain"
+            return 404, f"no such page: {self._pages}\n".encode(), b"text/plain"
         answer = handler(accept)
         log.debug("probe", path=path, status=answer[0])
         return answer
@@ -225,34 +258,93 @@ def _unready(missing: list[str]) -> tuple[int, bytes, bytes]:
 
 
 class Canary:
-    """Calls the process's own listener periodically: a listener may hang while the process is healthy.
+    """Calls the process's own listener while no one else does: a listener may hang while the process is healthy.
 
     It is not required for readiness by default, because a busy process should keep its callers.
     """
 
-    def __init__(self, call: Callable[[], Awaitable[None]], options: ProbeSettings) -> None:
-        """Make a canary of a call, which raises if it fails."""
+    def __init__(
+        self,
+        call: Callable[[], Awaitable[None]],
+        options: ProbeSettings,
+        answered_at: Callable[[], float] = lambda: float("-inf"),
+    ) -> None:
+        """Make a canary.
+
+        Args:
+            call: The call, which raises if it fails.
+            options: Whether, when and how long it calls.
+            answered_at: Monotonic seconds of the last answer that another caller received.
+        """
         self._call = call
         self._options = options
+        self._others_answered_at = answered_at
         self._problem = "not called yet"
         self._answered_at = time.monotonic()
+        self.seconds: float | None = None
+        """How long the last call took; None before the first."""
+
+    @property
+    def success(self) -> bool | None:
+        """Whether the last call was answered, the process's own or another; None while it is switched off."""
+        return not self._problem if self._options.canary else None
 
     async def run(self) -> None:
-        """Call for ever; ends only by cancellation."""
-        while True:
-            try:
-                async with asyncio.timeout(self._options.canary_timeout_seconds):
-                    await self._call()
-            except Exception as problem:
-                reason = str(problem) or f"no answer within {self._options.canary_timeout_seconds:g} s"
-                if not self._problem:  # Before the first answer the listener is not open yet.
-                    log.warning("the canary is not answered", cause=reason)
-                self._problem = reason
-            else:
-                self._problem, self._answered_at = "", time.monotonic()
+        """Call whenever the process is idle; ends only by cancellation, or where it is switched off."""
+        while self._options.canary:
+            idle_seconds = time.monotonic() - self._others_answered_at()
+            if idle_seconds < self._options.canary_idle_seconds:
+                self._problem, self._answered_at = "", time.monotonic() - idle_seconds
+                await asyncio.sleep(
+                    min(self._options.canary_idle_seconds - idle_seconds, self._options.canary_interval_seconds)
+                )
+                continue
+            await self._try()
             await asyncio.sleep(self._options.canary_interval_seconds)
+
+    async def _try(self) -> None:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._options.canary_timeout_seconds):
+                await self._call()
+        except Exception as problem:
+            reason = str(problem) or f"no answer within {self._options.canary_timeout_seconds:g} s"
+            if not self._problem:  # Before the first answer the listener is not open yet.
+                log.warning("the canary is not answered", cause=reason)
+            self._problem = reason
+        else:
+            self._problem, self._answered_at = "", time.monotonic()
+        self.seconds = time.monotonic() - started
 
     def component(self) -> Component:
         """Return the result of the last call."""
+        if not self._options.canary:
+            return Component(True, "switched off", required=False)
         age = time.monotonic() - self._answered_at
         return Component(not self._problem, self._problem or "answers", age, required=False)
+
+
+async def get_own(address: str, path: str, most_status: int = 200) -> None:
+    """GET a path of one of the process's own listeners without TLS, on a new connection, and read the answer.
+
+    Args:
+        address: `HOST:PORT` of the listener.
+        path: The path.
+        most_status: The highest HTTP status that counts as an answer.
+
+    Raises:
+        OSError: The status is higher, or there is no answer.
+    """
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
+    try:
+        head = (f"GET {path} HTTP/1.1", f"Host: localhost:{port}", f"User-Agent: {CANARY_AGENT}", "Connection: close")
+        writer.write("".join(f"{line}\r\n" for line in (*head, "")).encode())
+        first_line = await reader.readline()
+        status = first_line.split(b" ")[1:2]
+        if not status or not status[0].isdigit() or int(status[0]) > most_status:
+            raise OSError(f"{address} answers {first_line[:80].decode(errors='replace').strip() or 'nothing'}")
+        while await reader.read(_CHUNK_BYTES):
+            pass
+    finally:
+        writer.close()

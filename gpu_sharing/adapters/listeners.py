@@ -154,23 +154,6 @@ async def serving(
         await asyncio.gather(*tasks)
 
 
-async def ask(address: str, path: str) -> None:
-    """GET a path of a plain listener on a new connection.
-
-    Raises:
-        OSError: The answer is not 200.
-    """
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-        line = await reader.readline()
-        if line.split(b" ")[1:2] != [b"200"]:
-            raise OSError(f"{address} answers {line[:80].decode(errors='replace').strip() or 'nothing'}")
-    finally:
-        writer.close()
-
-
 def stop(listeners: Mapping[str, tuple[flags.Address, Listener]]) -> None:
     """Accept no new calls; those in flight finish."""
     for _, bound in listeners.values():

@@ -48,6 +48,23 @@ class Watch(Protocol):
     failures: int
 
 
+CANARY = {
+    "hami_canary_success": "1 if the last call was answered, its own or another's, else 0; absent if it is off.",
+    "hami_canary_duration_seconds": "Time of the last call of the process to itself; absent before the first.",
+}
+"""The series of `watch_canary`."""
+
+
+class Canary(Protocol):
+    """The result of the process's calls to itself."""
+
+    seconds: float | None
+
+    @property
+    def success(self) -> bool | None:
+        """Return whether the last call was answered; None while it is switched off."""
+
+
 class Recorder(Protocol):
     """Counts written and dropped events."""
 
@@ -142,6 +159,20 @@ class Series:
             for one in works:
                 ratio.add_metric([one.work], one.ratio)
             return [ratio]
+
+        self.registry.register(_Live(collect))
+
+    def watch_canary(self, canary: Canary | None) -> None:
+        """Export the result of the process's calls to itself."""
+        self.labels |= dict.fromkeys(CANARY, ())
+
+        def collect() -> list[prometheus_core.Metric]:
+            success, duration = (prometheus_core.GaugeMetricFamily(name, text) for name, text in CANARY.items())
+            if canary is not None and canary.success is not None:
+                success.add_metric([], canary.success)
+            if canary is not None and canary.seconds is not None:
+                duration.add_metric([], canary.seconds)
+            return [success, duration]
 
         self.registry.register(_Live(collect))
 

@@ -191,10 +191,17 @@ class ContainerWaiting(msgspec.Struct, gc=False):
     reason: str = ""
 
 
+class ContainerRunning(msgspec.Struct, gc=False, rename="camel"):
+    """A container that runs; an empty object counts as that state."""
+
+    started_at: str | None = None
+
+
 class ContainerState(msgspec.Struct, gc=False):
     """The current state of a container."""
 
     waiting: ContainerWaiting | None = None
+    running: ContainerRunning | None = None
 
 
 class ContainerStatus(msgspec.Struct, gc=False):
@@ -202,6 +209,7 @@ class ContainerStatus(msgspec.Struct, gc=False):
 
     name: str = ""
     state: ContainerState | None = None
+    ready: bool | None = None
 
 
 class PodStatus(msgspec.Struct, gc=False, rename="camel"):

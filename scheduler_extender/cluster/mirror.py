@@ -27,6 +27,7 @@ from gpu_sharing.core import error_codes, gangs, identifiers, quotas, records, r
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import set_aside
 from scheduler_extender.cluster import dra, from_objects, pending
+from scheduler_extender.cluster.agents import Agents
 from scheduler_extender.fleet import facts
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.metrics import Metrics
@@ -82,6 +83,7 @@ class Mirror:
     Attributes:
         ledger: What every pod holds and what is reserved.
         pending: The pods that request GPUs and have no node.
+        agents: Registered nodes, and the plugins and monitors there.
         in_doubt: Pods that a list may lack although something newer than the list knew them, with their keys.
         lists: How many lists of pods have arrived.
     """
@@ -95,6 +97,7 @@ class Mirror:
     ) -> None:
         self.ledger = Ledger(lambda name, defect: set_aside.report("Node", name, defect, metrics))
         self.pending = pending.Pending(clock, wall_clock)
+        self.agents = Agents(settings.leader_lease.partition("/")[0], clock, wall_clock)
         self.listener: Listener | None = None
         self._settings = settings
         self._names = settings.resource_names
@@ -119,13 +122,13 @@ class Mirror:
         self.nodes = Sink(
             self.replace_nodes,
             self.see_node,
-            lambda node: ledger.remove_node(identifiers.NodeName(node.metadata.name)),
+            lambda node: self._forget_node(identifiers.NodeName(node.metadata.name)),
             unreadable("Node", error_codes.CORRUPT_NODE_RECORD),
         )
         self.pods = Sink(
             self.replace_pods,
             self.see_pod,
-            lambda pod: self.forget_pod(identifiers.PodUid(pod.metadata.uid)),
+            lambda pod: self._delete_pod(identifiers.PodUid(pod.metadata.uid)),
             unreadable("Pod", error_codes.CORRUPT_POD_RECORD),
         )
         self.quotas = Sink(
@@ -197,6 +200,7 @@ class Mirror:
             seen = facts.Node(identifiers.NodeName(node.metadata.name), standing=Reason.CORRUPT_NODE_RECORD)
         before = self.ledger.node_facts(seen.name)
         self.ledger.set_node(seen)
+        self.agents.see_node(seen)
         if seen.standing is Reason.CORRUPT_NODE_RECORD and (before is None or before.standing is not seen.standing):
             self._metrics.corrupt_records.inc()
             log.error("node record unreadable", error_code=error_codes.CORRUPT_NODE_RECORD, node=seen.name)
@@ -237,9 +241,19 @@ class Mirror:
         try:
             if from_objects.is_ours(pod, self._names):
                 self._take_in(pod)
+            else:
+                self.agents.see_pod(pod)
         except Exception as defect:
             set_aside.report("Pod", pod.key, defect, self._metrics)
             self._keep_out(pod)
+
+    def _forget_node(self, name: identifiers.NodeName) -> None:
+        self.ledger.remove_node(name)
+        self.agents.forget_node(name)
+
+    def _delete_pod(self, uid: identifiers.PodUid) -> None:
+        self.forget_pod(uid)
+        self.agents.forget_pod(uid)
 
     def _take_in(self, pod: objects.Pod) -> None:
         uid = identifiers.PodUid(pod.metadata.uid)
@@ -293,7 +307,7 @@ class Mirror:
         listed = {node.metadata.name for node in nodes}
         for name in self.ledger.node_names():
             if name not in listed:
-                self.ledger.remove_node(name)
+                self._forget_node(name)
         for node in _consumed(nodes):
             self.see_node(node)
             self.ledger.settle_some(1)
@@ -310,6 +324,7 @@ class Mirror:
             if known_before is not None and uid not in known_before:
                 self._metrics.drift.inc(from_objects.is_ours(pod, self._names) and not pod.has_ended)
             yield
+        self.agents.keep_pods(listed)
         if known_before is not None:
             self._metrics.drift.inc(len(known_before - listed.keys()))
         for uid in [held.uid for held in self.ledger.pods()] + self.pending.uids() + self.ledger.gangs.done():

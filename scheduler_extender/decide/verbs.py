@@ -12,7 +12,7 @@ import numpy as np
 import structlog
 
 from gpu_sharing.adapters import pauses
-from gpu_sharing.core import identifiers, placement, rejections
+from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending
 from scheduler_extender.decide.core import DecisionCore
@@ -73,6 +73,10 @@ class Verbs:
         if len(fitting) == 1:  # kube-scheduler skips prioritize then.
             self._nominate(pod, decision, identifiers.NodeName(fitting[0]))
         return FilterDecision(pod, decision, phrases)
+
+    def fitting_nodes(self, request: requests.PodRequest) -> int:
+        """Return on how many nodes a request fits, without effect on any pod."""
+        return int(np.count_nonzero(self._placer.everywhere(request).fitting.fits))
 
     def prioritize(self, pod: pending.AnyPod, names: list[str]) -> Ranking:
         """Return the best of the nodes: it scores 10 and all others 0, so that it wins over other plugins.

@@ -16,7 +16,7 @@ import orjson
 import structlog
 
 from gpu_sharing.adapters import guarded_http, objects
-from gpu_sharing.core import error_codes, identifiers
+from gpu_sharing.core import allocations, error_codes, identifiers, requests
 from scheduler_extender import worker
 from scheduler_extender.act import binding
 from scheduler_extender.cluster import pending
@@ -34,7 +34,8 @@ MOST_BODY_BYTES = 64 * 1024 * 1024
 _MOST_BODIES_BYTES = 2 * MOST_BODY_BYTES
 """Of all calls that are under way."""
 CANARY = "canary"
-"""A verb that decides nothing: by it the process finds out whether its listener answers."""
+"""A verb that only computes where a small pod would fit: by it the process finds out whether it answers callers."""
+_CANARY_REQUEST = requests.PodRequest(kinds=(allocations.Kind.APP,), containers=(requests.GpuRequest(1, memory_mib=1),))
 _BODY_WITHIN_SECONDS = 10.0
 _MOST_IN_FLIGHT = 256
 
@@ -142,6 +143,7 @@ class VerbServer:
 
     Attributes:
         last_call_at: Monotonic seconds of the last call.
+        answered_at: Monotonic seconds of the last answer that was not a refusal.
     """
 
     def __init__(
@@ -169,7 +171,7 @@ class VerbServer:
         self._in_flight = 0
         self._bodies = BodyBudget(_MOST_BODIES_BYTES)
         metrics.in_flight.set_function(lambda: self._in_flight)
-        self.last_call_at = float("-inf")
+        self.last_call_at = self.answered_at = float("-inf")
         self._filtered: tuple[identifiers.PodUid, bytes] | None = None
         """The pod of the last filter and the names of its answer: mostly prioritize is asked about the same bytes."""
         self._priorities = wire.Priorities()
@@ -186,7 +188,7 @@ class VerbServer:
             return
         verb = scope["path"].strip("/").rpartition("/")[2]
         if verb == CANARY:
-            await answer(send, 200, b"{}")
+            await self._answer_canary(send)
             return
         if verb not in self._timers:
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, f"no verb {verb[:40]!r}: filter, prioritize, bind")
@@ -205,6 +207,11 @@ class VerbServer:
         finally:
             self._in_flight -= 1
 
+    async def _answer_canary(self, send: Send) -> None:
+        """Answer on how many nodes a small pod would fit, computed as filter does; 0 while no call may be answered."""
+        fitting = 0 if self._refusal() else self._verbs.fitting_nodes(_CANARY_REQUEST)
+        await answer(send, 200, orjson.dumps({"fitting": fitting}))
+
     async def _serve(self, verb: str, receive: Receive, send: Send, caller_gone: Callable[[], bool]) -> None:
         failure = self._failure_status(verb)
         outcome = "refused"
@@ -219,6 +226,7 @@ class VerbServer:
                         raise CallerGone
                     await answer(send, 200, result)
                     outcome = "answered"
+                    self.answered_at = time.monotonic()
         except CallerGone:
             outcome = "cancelled"
             log.info("caller gone", verb=verb)

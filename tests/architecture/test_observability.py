@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from docs import generate
-from observability import alerts, dashboards, files, rules
+from observability import alerts, dashboards, files, rules, targets
 from tests import tools
 from tests.architecture import test_metrics
 
@@ -28,6 +28,11 @@ def test_no_runbook_is_left_of_an_alert_that_is_gone() -> None:
     """Nor any dashboard."""
     assert {path.stem for path in (ROOT / "docs/runbooks").iterdir()} == {one.name for one in alerts.ALERTS}
     assert {path.stem for path in (ROOT / files.DASHBOARDS).iterdir()} == {one.name for one in dashboards.DASHBOARDS}
+
+
+def test_the_page_names_every_process_with_its_job_and_port() -> None:
+    """Queries and dashboards of users name the job."""
+    assert "\n".join(targets.table()) in (ROOT / "docs/howto/watch-it.md").read_text()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lab.real import control_plane
+from observability import targets
 from tests.chart import rendering
 
 GOLDENS = pathlib.Path(__file__).parent / "golden"
@@ -291,25 +292,27 @@ def test_images_come_from_a_registry_of_ones_own_and_by_digest() -> None:
 
 
 def test_service_monitors_are_made_as_promised() -> None:
-    """Honouring our labels, in this namespace, of monitor, plugin and extender; only where their kind is known."""
+    """One for each process under its documented job, honouring our labels; only where their kind is known."""
     found = rendering.objects(4, apis=rendering.OPERATOR)
     monitors = [one for one in found if one["kind"] == "ServiceMonitor"]
-    assert [one["metadata"]["name"] for one in monitors] == ["hami-monitor", "hami-scheduler"]
     assert {one["metadata"]["namespace"] for one in monitors} == {"monitoring"}
-    ports = set()
-    for one in monitors:
-        assert one["spec"]["namespaceSelector"] == {"matchNames": ["hami-system"]}
-        for endpoint in one["spec"]["endpoints"]:
-            assert (endpoint["honorLabels"], endpoint["interval"], endpoint["path"]) == (True, "15s", "/metrics")
-            ports.add((one["metadata"]["name"], endpoint["port"]))
-        service = rendering.one(found, "Service", one["metadata"]["name"])
-        assert one["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-        assert {endpoint["port"] for endpoint in one["spec"]["endpoints"]} <= {
-            port["name"] for port in service["spec"]["ports"]
-        }
-    assert ports == {("hami-monitor", "metrics"), ("hami-monitor", "health"), ("hami-scheduler", "metrics")}
+    expected = targets.service_monitors()
+    by_job = {one["metadata"]["name"]: one["spec"] for one in monitors}
+    assert by_job == {one["metadata"]["name"]: one["spec"] for one in expected}
     assert rendering.one(found, "PrometheusRule", "hami")["spec"]["groups"]
     assert not [one for one in rendering.objects(4) if one["kind"] in CUSTOM]
+
+
+@pytest.mark.parametrize(
+    ("values", "missing"),
+    [("monitor.enabled=false", {"hami-monitor"}), ("webui.enabled=false", {"hami-webui"}),
+     ("devicePlugin.enabled=false", {"hami-monitor", "hami-device-plugin"})],
+)  # fmt: skip
+def test_what_is_not_installed_is_not_scraped(values: str, missing: set[str]) -> None:
+    """A monitor of a port that no Service has is a target that is never found."""
+    found = rendering.objects(4, "--set", values, apis=rendering.OPERATOR)
+    jobs = {one["metadata"]["name"] for one in found if one["kind"] == "ServiceMonitor"}
+    assert jobs == {one.job for one in targets.TARGETS} - missing
 
 
 def test_names_of_resources_reach_everybody() -> None:

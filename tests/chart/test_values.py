@@ -1,8 +1,17 @@
 """Wrong values fail at install, in a sentence that says what to do."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from device_plugin import mps_daemon
+from device_plugin import settings as plugin_settings
+from device_plugin.monitor import settings as monitor_settings
+from gpu_sharing.adapters import health_endpoint
+from scheduler_extender import settings as extender_settings
 from tests.chart import rendering
+from webui import settings as webui_settings
 
 BAD = {
     "scheduler.certManager.enabled=true,scheduler.existingSecret=x": "contradict each other",
@@ -65,15 +74,55 @@ def test_the_flags_are_those_of_the_processes() -> None:
     containers = [one for pod in pods for one in (*pod.get("initContainers", ()), *pod["containers"])]
     ours = [one["args"] for one in containers if one["name"] not in ("kube-scheduler", "copy")]
     assert len(ours) == 6
-    from device_plugin import mps_daemon
-    from device_plugin import settings as plugin
-    from device_plugin.monitor import settings as monitor
-    from scheduler_extender import settings as extender
-    from webui import settings as webui
-
     parsers = {
-        "scheduler_extender": extender.parse, "device_plugin": plugin.parse, "device_plugin.monitor": monitor.parse,
-        "webui": webui.parse, "device_plugin.mps_daemon": mps_daemon.parse,
+        "scheduler_extender": extender_settings.parse, "device_plugin": plugin_settings.parse,
+        "device_plugin.monitor": monitor_settings.parse, "webui": webui_settings.parse,
+        "device_plugin.mps_daemon": mps_daemon.parse,
     }  # fmt: skip
     for module, *arguments in ours:
         assert parsers[module](arguments, {"NODE_NAME": "n"})
+
+
+@pytest.mark.parametrize("paths", [False, True])
+def test_every_probe_of_the_chart_is_answered_by_its_process(paths: bool) -> None:
+    """A liveness probe at a path that the process does not answer restarts it for ever."""
+    values = [
+        f"{part}.probes.{kind}.{field}"
+        for part in ("scheduler", "devicePlugin", "monitor", "webui")
+        for kind in ("startup", "liveness", "readiness")
+        for field in (f"path=/own/{kind}", "periodSeconds=7", "initialDelaySeconds=1", "failureThreshold=9")
+    ]
+    found = rendering.objects(4, *(["--set", ",".join(values)] if paths else []))
+    parsers: dict[str, Callable[..., Any]] = {
+        "extender": extender_settings.parse, "nvidia": plugin_settings.parse, "monitor": monitor_settings.parse,
+        "webui": webui_settings.parse,
+    }  # fmt: skip
+    seen = set()
+    for workload in found:
+        if workload["kind"] not in ("Deployment", "DaemonSet"):
+            continue
+        for container in workload["spec"]["template"]["spec"]["containers"]:
+            if container["name"] not in parsers:
+                continue
+            settings = parsers[container["name"]](container["args"][1:], {"NODE_NAME": "n"})
+            endpoint = health_endpoint.HealthEndpoint(settings.health, dict, lambda accept: (b"", ""), dict)
+            for kind in ("startup", "liveness", "readiness"):
+                probe = container[f"{kind}Probe"]
+                assert endpoint.answer(probe["httpGet"]["path"])[0] == 200
+                if paths:
+                    assert probe["httpGet"]["path"] == f"/own/{kind}"
+                    assert (probe["periodSeconds"], probe["initialDelaySeconds"], probe["failureThreshold"]) == (
+                        7,
+                        1,
+                        9,
+                    )
+            seen.add(container["name"])
+    assert seen == set(parsers)
+
+
+def test_the_probes_of_kube_scheduler_are_values_too() -> None:
+    """On a slow API server it needs more time."""
+    found = rendering.objects(4, "--set", "scheduler.kubeScheduler.probes.liveness.failureThreshold=12")
+    container = rendering.container(rendering.one(found, "Deployment", "hami-scheduler"), "kube-scheduler")
+    assert container["livenessProbe"]["failureThreshold"] == 12
+    assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"

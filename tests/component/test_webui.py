@@ -31,7 +31,7 @@ from gpu_sharing.core import errors
 from lab import api_server
 from tests.component import liar
 from tests.support import searching
-from webui import access, app, cluster, extender_poller, history, lists, meters, models, settings, snapshots
+from webui import access, app, cluster, extender_poller, history, lists, meters, metrics, models, settings, snapshots
 from webui.settings import Settings
 
 EVIL = "<script>alert(1)</script>"
@@ -156,6 +156,8 @@ class Site:
         self.source = extender_poller.Source(fake, meter if measured else None, monitors, lambda: self.now)
         self.source.refresh()
         made = app.create(self.source, Settings(**options), gate or access.Open(), sessions, lambda: self.now)
+        self.metrics = metrics.Metrics(lambda: self.now - self.source.view.taken_at, lambda: self.now)
+        self.metrics.measure(made)
         self.client: flask.testing.FlaskClient = made.test_client()
 
     def page(self, path: str, status: int = 200, **headers: str) -> str:
@@ -1031,3 +1033,53 @@ def test_the_json_api_is_what_its_description_says(site: Site) -> None:
     ):
         answer = schema[path]["GET"].Case(path_parameters=names).call_and_validate(checks=checks)
         assert answer.status_code == 200
+
+
+def series(site: Site, name: str) -> dict[str, float]:
+    """The samples of one series, by their labels as printed."""
+    lines = site.metrics.exposition()[0].decode().splitlines()
+    found = (re.fullmatch(rf"{name}(\{{.*\}})? (\S+)", line) for line in lines)
+    return {match[1] or "": float(match[2]) for match in found if match}
+
+
+def test_requests_are_counted_by_page_and_status(site: Site) -> None:
+    """A page that is slow or fails for users is found without them; answers from the cache count like others."""
+    site.page("/nodes")
+    site.page("/nodes")
+    site.page("/nodes/zz", status=404)
+    site.page("/nowhere", status=404)
+    site.page("/", status=400, Host="evil.example")
+
+    assert series(site, "hami_webui_requests_total") == {
+        '{page="pages.nodes",status="200"}': 2.0,
+        '{page="pages.node",status="404"}': 1.0,
+        '{page="unknown",status="404"}': 1.0,
+        '{page="pages.overview",status="400"}': 1.0,
+    }
+    assert series(site, "hami_webui_request_duration_seconds_count")['{page="pages.nodes"}'] == 2.0
+
+
+def test_the_age_of_the_data_and_the_viewers_are_series(site: Site) -> None:
+    """Old data is marked on the pages, which nobody may be viewing; an alert needs a number."""
+    site.page("/")
+    assert (series(site, "hami_webui_viewers"), series(site, "hami_webui_data_age_seconds")) == ({"": 1.0}, {"": 0.0})
+    site.now += 301
+
+    assert (series(site, "hami_webui_viewers"), series(site, "hami_webui_data_age_seconds")) == ({"": 0.0}, {"": 301.0})
+
+
+def test_users_who_sign_in_are_viewers_each(signed: SignedSite) -> None:
+    """By their names: behind a proxy or a port-forward all have one address."""
+    for token in ("token-admin", "token-ada", "token-ada"):
+        assert signed.get("/", Authorization=f"Bearer {token}").status_code == 200
+    assert series(signed, "hami_webui_viewers") == {"": 2.0}
+
+
+def test_the_process_itself_is_no_viewer(site: Site) -> None:
+    """Its canary calls the overview periodically."""
+    site.client.get("/", headers={"User-Agent": "hami-canary"})
+    assert series(site, "hami_webui_requests_total") == {}
+    assert series(site, "hami_webui_viewers") == {"": 0.0}
+    assert site.metrics.answered_at == float("-inf")
+    site.page("/")
+    assert site.metrics.answered_at == site.now

@@ -2,18 +2,30 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
 from device_plugin import settings as plugin_settings
 from device_plugin.monitor import settings as monitor_settings
-from gpu_sharing.adapters import health_endpoint
+from gpu_sharing.adapters import health_endpoint, metrics_registry
 from gpu_sharing.core import errors
 from scheduler_extender import settings as extender_settings
+from webui import settings as webui_settings
 
 GOOD, BAD = health_endpoint.Component(True, "watching"), health_endpoint.Component(False, "not listed yet", 3.0)
 ASIDE = health_endpoint.Component(False, "2 waiting", required=False)
+
+
+PROCESSES: tuple[tuple[Callable[..., Any], str, str], ...] = (
+    (extender_settings.parse, "pods", "verbs"),
+    (plugin_settings.parse, "pods", "socket"),
+    (monitor_settings.parse, "pods", "scrape"),
+    (webui_settings.parse, "extender", "pages"),
+)
+"""How each process reads its flags, one of its components, and the one of its canary."""
 
 
 def endpoint(components: Mapping[str, health_endpoint.Component], **options: object) -> health_endpoint.HealthEndpoint:
@@ -73,23 +85,29 @@ def test_what_readiness_needs_how_it_begins_and_where_it_is_are_settings() -> No
     assert statuses(optimist, "/readyz") == [503]
 
     moved = endpoint({"pods": GOOD}, ready_path="/my/ready", live_path="/my/live", health_path="/my/health")
-    assert statuses(moved, "/my/ready", "/my/live", "/my/health", "/ready", "/readyz") == [200, 200, 200, 200, 404]
+    assert statuses(moved, "/my/ready", "/my/live", "/my/health") == [200, 200, 200]
+    assert statuses(moved, "/readyz", "/ready", "/livez", "/live", "/healthz", "/health") == [200] * 6
     assert moved.answer("/nowhere")[1].startswith(b"no such page: /my/live /startupz /my/ready /my/health /metrics")
 
 
 def test_settings_of_probes_that_make_no_sense_are_refused_by_every_process() -> None:
     """With what there is."""
     environment = {"NODE_NAME": "n"}
-    for parse in (extender_settings.parse, plugin_settings.parse, monitor_settings.parse):
-        given = ["--readyz-path", "/r", "--health-initial", "ready", "--health-required", "pods"]
+    for parse, component, canary in PROCESSES:
+        given = ["--readyz-path", "/r", "--health-initial", "ready", "--health-required", component]
+        given += ["--canary-idle", "3", "--canary-interval", "1", "--canary-timeout", "0.5"]
         assert parse(given, environment).health == health_endpoint.ProbeSettings(
-            ready_path="/r", initial="ready", required=frozenset({"pods"})
-        )
-        for wrong in (["--livez-path", "live"], ["--health-required", "pods,moon"], ["--health-initial", "perhaps"]):
+            ready_path="/r", initial="ready", required=frozenset({component}),
+            canary_idle_seconds=3.0, canary_interval_seconds=1.0, canary_timeout_seconds=0.5,
+        )  # fmt: skip
+        for wrong in (
+            ["--livez-path", "live"], ["--livez-path", "/readyz"], ["--readyz-path", "/metrics"],
+            ["--livez-path", "/x", "--healthz-path", "/x"], ["--health-required", f"{component},moon"],
+            ["--health-initial", "perhaps"], ["--canary", "false", "--health-required", canary],
+        ):  # fmt: skip
             with pytest.raises(errors.SettingsError):
                 parse(wrong, environment)
-    options = extender_settings.parse(["--canary-interval", "1", "--canary-timeout", "0.5"], environment).health
-    assert (options.canary_interval_seconds, options.canary_timeout_seconds) == (1.0, 0.5)
+        assert parse(["--canary", "false"], environment).health.canary is False
 
 
 def test_a_canary_tells_a_deaf_listener_from_one_that_answers() -> None:
@@ -120,3 +138,56 @@ def test_a_canary_tells_a_deaf_listener_from_one_that_answers() -> None:
         (False, "no answer within 0.05 s"),
         (True, "answers"),
     ]
+
+
+def test_a_canary_is_silent_while_others_are_answered_and_when_it_is_off() -> None:
+    """An answer to a caller proves as much; calls on top of it cost a busy process time."""
+
+    async def story() -> tuple[int, health_endpoint.Component, bool | None, int]:
+        calls = 0
+        others_answered_at = time.monotonic() + 3600
+
+        async def call() -> None:
+            nonlocal calls
+            calls += 1
+
+        options = health_endpoint.ProbeSettings(canary_idle_seconds=1800, canary_interval_seconds=0.01)
+        canary = health_endpoint.Canary(call, options, lambda: others_answered_at)
+        task = asyncio.create_task(canary.run())
+        while not canary.success:
+            await asyncio.sleep(0.01)
+        busy_calls, busy = calls, canary.component()
+        others_answered_at = float("-inf")
+        while not calls:
+            await asyncio.sleep(0.01)
+        task.cancel()
+
+        off = health_endpoint.Canary(call, health_endpoint.ProbeSettings(canary=False))
+        calls = 0
+        await off.run()
+        return busy_calls, busy, off.success, calls
+
+    busy_calls, busy, off, off_calls = asyncio.run(story())
+    assert (busy_calls, busy.healthy, busy.reason) == (0, True, "answers")
+    assert (off, off_calls) == (None, 0)
+
+
+def test_the_result_of_the_canary_is_a_metric_that_is_absent_while_it_is_off() -> None:
+    """An alert on 0 must not fire where the canary is switched off."""
+
+    async def call() -> None:
+        raise OSError("refused")
+
+    async def series(options: health_endpoint.ProbeSettings) -> list[str]:
+        canary = health_endpoint.Canary(call, options)
+        metrics = metrics_registry.Series("x")
+        metrics.watch_canary(canary)
+        task = asyncio.create_task(canary.run())
+        while options.canary and canary.seconds is None:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        text = metrics.exposition()[0].decode()
+        return [line for line in text.splitlines() if line.startswith("hami_canary")]
+
+    assert asyncio.run(series(health_endpoint.ProbeSettings()))[0] == "hami_canary_success 0.0"
+    assert asyncio.run(series(health_endpoint.ProbeSettings(canary=False))) == []

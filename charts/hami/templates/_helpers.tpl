@@ -164,20 +164,25 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
-{{/* Probes: (dict "port" "name of the port") */}}
+{{/* Probes: (dict "port" "name of the port" "probes" values), and "scheme" where it is not HTTP */}}
 {{- define "hami.probes" -}}
-startupProbe:
-  httpGet: {path: /startupz, port: {{ .port }}}
-  periodSeconds: 2
-  failureThreshold: 60
-livenessProbe:
-  httpGet: {path: /livez, port: {{ .port }}}
-  periodSeconds: 10
-  timeoutSeconds: 5
-readinessProbe:
-  httpGet: {path: /readyz, port: {{ .port }}}
-  periodSeconds: 5
-  timeoutSeconds: 5
+{{- range $kind := list "startup" "liveness" "readiness" }}
+{{- with index $.probes $kind }}
+{{ $kind }}Probe:
+  httpGet: {path: {{ .path | quote }}, port: {{ $.port }}{{ with $.scheme }}, scheme: {{ . }}{{ end }}}
+  initialDelaySeconds: {{ .initialDelaySeconds }}
+  periodSeconds: {{ .periodSeconds }}
+  timeoutSeconds: {{ .timeoutSeconds }}
+  failureThreshold: {{ .failureThreshold }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The paths of the probes as flags of the process. */}}
+{{- define "hami.probeArgs" -}}
+- --startupz-path={{ .startup.path }}
+- --livez-path={{ .liveness.path }}
+- --readyz-path={{ .readiness.path }}
 {{- end }}
 
 {{- define "hami.pull" -}}

@@ -17,7 +17,7 @@ from device_plugin.metrics import Metrics
 from device_plugin.node_side import RELEASE_RETRY_SECONDS, NodeSide
 from device_plugin.settings import Settings
 from device_plugin.status import Status
-from gpu_sharing.adapters import health_endpoint, kubernetes, stdlib_http
+from gpu_sharing.adapters import health_endpoint, kubernetes, metrics_registry, stdlib_http
 from gpu_sharing.core import error_codes
 
 _START_SECONDS = 10.0
@@ -50,6 +50,7 @@ class Plugin:
         self._node_side.offer_changed = self._kubelet_side.ids.refresh
         metrics.count_events("hami_device_plugin", self._node_side.recorder)
         metrics.follow({"pods": self._node_side.pod_watch, "node": self._node_side.node_watch.reflector})
+        metrics.show_progress(*self._works())
         registration = self._kubelet_side.registration
         self._canary = health_endpoint.Canary(
             registration.call_own_socket, settings.health, lambda: self._kubelet_side.answered_at
@@ -59,6 +60,11 @@ class Plugin:
         self._endpoint = health_endpoint.HealthEndpoint(
             settings.health, status.components, status.exposition, status.facts
         )
+
+    def _works(self) -> tuple[metrics_registry.Work, ...]:
+        """The long work of which the progress is shown."""
+        side = self._node_side
+        return side.pod_watch.progress, self._kubelet_side.restoring, side.migs.progress, side.mps_start
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped.

@@ -27,6 +27,7 @@ from device_plugin.node.class_check import RuntimeClassCheck
 from device_plugin.node_side import NodeSide
 from device_plugin.settings import Settings
 from gpu_sharing.adapters import kubernetes
+from gpu_sharing.adapters.progress import Progress
 
 _TRUNCATE_SECONDS = 5.0
 _POLL_SECONDS = 0.05
@@ -42,6 +43,7 @@ class KubeletSide:
         ids: The list of device ids.
         registration: With the kubelet.
         resources: The kubelet's podresources API.
+        restoring: How far the specifications of containers are written again.
     """
 
     def __init__(self, settings: Settings, client: kubernetes.Client, node_side: NodeSide, metrics: Metrics) -> None:
@@ -52,6 +54,7 @@ class KubeletSide:
         watch = node_side.pod_watch
         checkpoint_file = CheckpointFile(settings.kubelet_dir, names.count)
         self.resources = PodResources(settings.kubelet_dir, names.count)
+        self.restoring = Progress("restore_containers", is_due=True)
         store = CdiStore(settings.cdi_dir)
         owners = Owners(checkpoint_file, self.resources, pods, lambda: watch.synced and not watch.problem)
         container_edits = ContainerEdits(node, pods, assignments)
@@ -101,7 +104,7 @@ class KubeletSide:
 
     async def _prepare(self) -> None:
         """Write what containers may need that start right after a registration."""
-        restored = self._allocator.restore()
+        restored = await self._allocator.restore(self.restoring)
         if restored:
             log.info("device specifications are in place", containers=restored)
         self.ids.refresh()

@@ -34,6 +34,7 @@ from device_plugin.driver import gpu_source
 from device_plugin.isolation import mps, table
 from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.adapters import flags, logs
+from gpu_sharing.adapters.progress import Progress
 from gpu_sharing.core import error_codes, errors, nvidia
 
 _COMMAND_SECONDS = 10.0
@@ -168,6 +169,7 @@ class Daemon:
         self._settings = settings
         self._driver = driver
         self._root = settings.root
+        self._starting = Progress(mps.START, is_due=True)
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -185,6 +187,7 @@ class Daemon:
             except BlockingIOError as cause:
                 raise CannotIsolate(f"another MPS daemon of {self._root} runs") from cause
             (self._root / mps.READY).unlink(missing_ok=True)
+            mps.write_progress(self._root, self._starting.ratio)
             yield
 
     def run(self, devices: Sequence[gpu_source.Device], stop: threading.Event) -> int:
@@ -193,12 +196,15 @@ class Daemon:
         Raises:
             CannotIsolate: It does not start, or refuses its limits.
         """
+        self._starting.begin(2 * len(devices) + 2)  # A mode and a limit of each GPU, the daemon, its threads.
         with self._exclusive(devices), self._process() as process:
             self._wait_ready(process)
             for device in devices:
                 self._command(f"set_default_device_pinned_mem_limit {device.index} {device.memory_mib}M")
+                self._step()
             self._command("set_default_active_thread_percentage 100")
             (self._root / mps.READY).touch()
+            self._starting.end()
             log.info("serving", gpus=[device.uuid for device in devices], root=str(self._root))
             while not stop.wait(_POLL_SECONDS):
                 if process.poll() is not None:
@@ -223,6 +229,7 @@ class Daemon:
         try:
             for device in devices:
                 self._driver.set_compute_mode(device.uuid, nvidia.EXCLUSIVE_PROCESS)
+                self._step()
             yield
         finally:
             for uuid, mode in kept.items():
@@ -260,9 +267,15 @@ class Daemon:
                 raise CannotIsolate(f"{self._settings.program} ended with status {process.returncode}")
             with contextlib.suppress(CannotIsolate, ValueError):
                 float(self._command("get_default_active_thread_percentage"))
+                self._step()
                 return
+            self._starting.reach(self._starting.done, self._starting.total)  # Writes a line from time to time.
             time.sleep(_POLL_SECONDS)
         raise CannotIsolate(f"the MPS control daemon does not answer within {_READY_SECONDS:g} s")
+
+    def _step(self) -> None:
+        self._starting.step()
+        mps.write_progress(self._root, self._starting.ratio)
 
     def _command(self, command: str) -> str:
         try:

@@ -18,7 +18,7 @@ from device_plugin.delivery import host_cdi, methods
 from device_plugin.driver import gpu_source
 from device_plugin.driver.driver_threads import DriverThreads
 from device_plugin.driver.health_watch import HealthWatch
-from device_plugin.isolation import backend, table
+from device_plugin.isolation import backend, mps, table
 from device_plugin.kubelet import device_ids
 from device_plugin.metrics import Metrics
 from device_plugin.node import gpu_problems, inventory, mig_instances, pods, release, startup
@@ -54,6 +54,8 @@ class NodeSide:
         pods: Its pods.
         pods_version: Grows with each change of a pod.
         offer_changed: Called after each refresh of the offer.
+        migs: The MIG instances that the plugin makes and destroys.
+        mps_start: How far the MPS daemon of the node is.
     """
 
     def __init__(self, settings: Settings, client: kubernetes.Client, driver: DriverThreads, metrics: Metrics) -> None:
@@ -75,13 +77,14 @@ class NodeSide:
         self.problems = Problems(self.publisher.change)
         rules, changed = settings.health_rules, self._health_changed
         self.health = HealthWatch(driver=driver, rules=rules, boot_id=self._boot_id, metrics=metrics, changed=changed)
-        self._migs = MigInstances(
+        self.migs = MigInstances(
             driver=driver,
             health=self.health,
             write=self.publisher.write_now,
             changed=self.refresh,
             destroys_all=settings.mig_destroy == "all",
         )
+        self.mps_start = mps.DaemonStart(settings.mps_root, lambda: self.node.sharing.isolation == table.MPS)
         self.delivery = DeliveryCheck(self.node, self.problems)
         self._isolation = IsolationCheck(self.node, self.problems, self.assignments.on_gpu)
         self._releases = Releases(driver, self.problems, self.refresh)
@@ -107,7 +110,7 @@ class NodeSide:
         if at_start is None:
             return
         self._at_start = at_start
-        self._migs.remember(at_start.own_instances)
+        self.migs.remember(at_start.own_instances)
         self._isolation.remember(at_start.limited)
         if at_start.released:  # Before the first call to the driver.
             await self._releases.follow(at_start.released, {device.uuid: device.index for device in at_start.devices})
@@ -159,9 +162,7 @@ class NodeSide:
     async def destroy_unneeded_instances(self) -> None:
         """Destroy the MIG instances that no pod's record names, on a node that makes instances."""
         if self._makes_instances and self.pod_watch.synced and self._is_read.is_set():
-            await self._migs.destroy_unneeded(
-                [share for pod in self.pods.by_uid.values() for share in pod.mig_shares()]
-            )
+            await self.migs.destroy_unneeded([share for pod in self.pods.by_uid.values() for share in pod.mig_shares()])
 
     def xids_received(self) -> dict[identifiers.GpuUuid, bool]:
         """Return of each GPU whether its XIDs are received."""
@@ -180,7 +181,7 @@ class NodeSide:
                 disable_core_limit=settings.disable_core_limit,
                 mps_root=settings.mps_root,
                 mps_multi_user=settings.mps_multi_user,
-                create_instance=self._migs.create if self._makes_instances else None,
+                create_instance=self.migs.create if self._makes_instances else None,
             )
         )
 
@@ -225,9 +226,7 @@ class NodeSide:
         gpu_problems.report(self.problems, devices, self._driver.gaps)
         no_driver = self.health.driver_problem or ("" if devices else "the driver has no GPUs")
         self.problems.report_or_clear(error_codes.PLUGIN_NO_DRIVER, no_driver)
-        mig_instances.report_foreign_leftovers(
-            self.problems, self._migs, devices, makes_instances=self._makes_instances
-        )
+        mig_instances.report_foreign_leftovers(self.problems, self.migs, devices, makes_instances=self._makes_instances)
 
     def _offer_changed(self, changed: bool) -> None:
         if changed:

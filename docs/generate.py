@@ -68,6 +68,8 @@ def processes() -> dict[str, metrics_registry.Series]:
     webui = webui_metrics.Metrics(lambda: 0.0)
     for one in (extender, plugin, monitor):
         one.follow({})
+    for one in (extender, plugin):
+        one.show_progress()
     for each in (extender, plugin, monitor, webui):
         each.watch_canary(None)
     return {"extender": extender, "device plugin": plugin, "monitor": monitor, "WebUI": webui}

@@ -50,6 +50,7 @@ class FakeGpus:
                 utilization_percent=0.0,
                 temperature_celsius=35.0,
                 power_watts=60.0,
+                memory_controller_percent=0.0,
             ),
         )
 

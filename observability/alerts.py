@@ -35,6 +35,8 @@ class Alert:
     at: str = "30m"
     """The time at which the two cases are evaluated."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    limit: str = ""
+    """The number after `<` or `>` in the expression that the chart's values may replace, as it is written there."""
 
 
 def _memory(used_gib: int, total_gib: int = 80) -> dict[str, str]:
@@ -57,6 +59,16 @@ _ON = "{{ $labels.device }} on {{ $labels.node }}"
 
 ALERTS = (
     Alert(
+        "GPUMemoryUsageElevated",
+        "hami_gpu_memory_used_bytes / hami_gpu_memory_total_bytes > 0.9",
+        "5m", "warning",
+        f"{_ON} uses {{{{ $value | humanizePercentage }}}} of its memory.",
+        "Programs on the GPU use most of its memory. GPUMemoryUsageHigh is the next tier.",
+        "Compare `hami_vgpu_memory_usage_bytes` with `hami_vgpu_allocated_memory_bytes` of the containers on it.",
+        "Nothing if each container stays within its allocation. Else limit it (`hami-core` or MIG), or move it.",
+        _memory(74), _memory(70), limit="0.9",
+    ),
+    Alert(
         "GPUMemoryUsageHigh",
         "hami_gpu_memory_used_bytes / hami_gpu_memory_total_bytes > 0.95",
         "10m", "warning",
@@ -64,7 +76,7 @@ ALERTS = (
         "Programs on the GPU use nearly all of its memory; the next allocation may fail.",
         "Compare `hami_vgpu_memory_usage_bytes` with `hami_vgpu_allocated_memory_bytes` of the containers on it.",
         "Nothing if each container stays within its allocation. Else limit it (`hami-core` or MIG), or move it.",
-        _memory(78), _memory(70),
+        _memory(78), _memory(74), limit="0.95",
     ),
     Alert(
         "GPUNoAvailableMemory",
@@ -75,7 +87,7 @@ ALERTS = (
         "whole GPU this is normal (inference servers use all memory): `GPUFullyAllocated` then silences this alert.",
         "`topk(5, hami_vgpu_memory_usage_bytes)`, and `hami_monitor_unattributed_bytes` for other processes.",
         "Stop or move containers that use more than their allocation.",
-        _memory(80), _memory(78),
+        _memory(80), _memory(78), limit="1073741824",
     ),
     Alert(
         "GPUFullyAllocated",
@@ -108,6 +120,7 @@ ALERTS = (
             f"hami_scheduler_bind_failure_total{{{_EXTENDER}}}": "0+1x60",
             f"hami_scheduler_bind_success_total{{{_EXTENDER}}}": "0+20x60",
         },
+        limit="0.0909",
     ),
     Alert(
         "GPUUnhealthy",
@@ -120,6 +133,17 @@ ALERTS = (
         {f"hami_device_plugin_healthy_status{GPU}": "0x60"}, {f"hami_device_plugin_healthy_status{GPU}": "1x60"},
     ),
     Alert(
+        "GPUTemperatureCritical",
+        "hami_gpu_temperature_celsius > 80",
+        "2m", "critical",
+        f"{_ON} has {{{{ $value }}}} °C.",
+        "The GPU stays hot; near its limit it reduces its clocks, above the limit it shuts down.",
+        "Compare with the node's other GPUs: one hot GPU indicates its fan or heat sink, all of them the airflow.",
+        "Check airflow and fans; drain the node if the temperature keeps rising. A model that runs hotter by design "
+        "gets a higher limit (`prometheusRule.thresholds`).",
+        {f"hami_gpu_temperature_celsius{GPU}": "85x60"}, {f"hami_gpu_temperature_celsius{GPU}": "80x60"}, limit="80",
+    ),
+    Alert(
         "GPUTemperatureHigh",
         "hami_gpu_temperature_celsius > 80",
         "5m", "warning",
@@ -127,7 +151,7 @@ ALERTS = (
         "The GPU is hot; near its limit it reduces its clocks, above the limit it shuts down.",
         "Compare with the node's other GPUs: one hot GPU indicates its fan or heat sink, all of them the airflow.",
         "Check airflow and fans; drain the node if the temperature keeps rising.",
-        {f"hami_gpu_temperature_celsius{GPU}": "85x60"}, {f"hami_gpu_temperature_celsius{GPU}": "80x60"},
+        {f"hami_gpu_temperature_celsius{GPU}": "85x60"}, {f"hami_gpu_temperature_celsius{GPU}": "80x60"}, limit="80",
     ),
     Alert(
         "GPUCapacityLow",
@@ -145,6 +169,7 @@ ALERTS = (
             'hami_scheduler_gpu_memory_allocated_bytes{model="A100"}': "90x60",
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
         },
+        limit="0.9",
     ),
     Alert(
         "GPUCapacityExhaustedSoon",
@@ -164,6 +189,7 @@ ALERTS = (
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "1000x400",
         },
         at="6h",
+        limit="0.7",
     ),
     Alert(
         "GPUFragmentationHigh",
@@ -184,6 +210,7 @@ ALERTS = (
             'hami_scheduler_gpu_memory_bytes{model="A100"}': "100x60",
         },
         at="45m",
+        limit="0.5",
     ),
     Alert(
         "GPUAllocationFailures",
@@ -195,6 +222,7 @@ ALERTS = (
         "`hamictl explain-code CODE`.",
         {'hami_device_plugin_allocation_failures_total{instance="p1", error_code="ALLOC_NO_RECORD"}': "0+1x60"},
         {'hami_device_plugin_allocation_failures_total{instance="p1", error_code="ALLOC_NO_RECORD"}': "0 1x60"},
+        limit="3",
     ),
     Alert(
         "GPUQuotaNearEnd",
@@ -212,6 +240,7 @@ ALERTS = (
             'hami_scheduler_quota_used{namespace="ai", resource="nvidia.com/gpu"}': "9x60",
             'hami_scheduler_quota_limit{namespace="ai", resource="nvidia.com/gpu"}': "10x60",
         },
+        limit="0.9",
     ),
     Alert(
         "SchedulerExtenderDown",
@@ -250,6 +279,7 @@ ALERTS = (
             f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="1"}}': "0+100x60",
             f'hami_scheduler_filter_duration_seconds_bucket{{{_EXTENDER}, le="+Inf"}}': "0+100x60",
         },
+        limit="1",
     ),
     Alert(
         "SchedulerExtenderShedding",
@@ -263,6 +293,53 @@ ALERTS = (
         {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="filter", outcome="shed"}}': "7x60"},
     ),
     Alert(
+        "SchedulerExtenderCallsCancelled",
+        'sum by (verb) (increase(hami_scheduler_calls_total{outcome="cancelled"}[10m])) > 3',
+        "1m", "warning",
+        "kube-scheduler gave up {{ $value | humanize }} calls of {{ $labels.verb }} in ten minutes.",
+        "kube-scheduler closed the connection before the answer: its `httpTimeout` was over. It tries those pods again "
+        "later, so they stay pending for longer.",
+        "`hami_scheduler_filter_duration_seconds`, `hami_api_call_duration_seconds`, CPU throttling of the extender, "
+        "and its log (`caller gone`).",
+        "Give the extender more CPU, check the API server's response time, or raise `httpTimeout` of the extender in "
+        "kube-scheduler's configuration.",
+        {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="bind", outcome="cancelled"}}': "0+1x60"},
+        {f'hami_scheduler_calls_total{{{_EXTENDER}, verb="bind", outcome="cancelled"}}': "0x10 2x50"},
+        limit="3",
+    ),
+    Alert(
+        "GPUPodsPendingMany",
+        'sum(hami_scheduler_pods_pending{error_code!="SCHED_GATED"}) > 50',
+        "10m", "warning",
+        "{{ $value }} pods that request GPUs are pending.",
+        "The queue is long: pods arrive faster than GPUs become free, or scheduling has stopped. Pods that another "
+        "program keeps back by a scheduling gate do not count.",
+        "`sum by (error_code) (hami_scheduler_pods_pending)` shows the reasons; `rate(hami_scheduler_bind_success_total"
+        "[5m])` whether pods are still bound.",
+        "`hamictl explain-code CODE` of the most frequent reason. Add GPUs, set quotas and priorities, or delete pods "
+        "that can never run. A cluster with long queues by design gets a higher limit (`prometheusRule.thresholds`).",
+        {'hami_scheduler_pods_pending{error_code="SCHED_INSUFFICIENT_GPU_MEMORY"}': "51x60"},
+        {
+            'hami_scheduler_pods_pending{error_code="SCHED_INSUFFICIENT_GPU_MEMORY"}': "50x60",
+            'hami_scheduler_pods_pending{error_code="SCHED_GATED"}': "500x60",
+        },
+        limit="50",
+    ),
+    Alert(
+        "GPUPodPendingLong",
+        "max by (error_code) (hami_scheduler_oldest_pending_pod_age_seconds) > 1800",
+        "5m", "warning",
+        "A pod that requests GPUs is pending for {{ $value | humanizeDuration }}, by {{ $labels.error_code }}.",
+        "The oldest pending pod is without a node for long. UNDECIDED: kube-scheduler has not asked about it, or "
+        "GPUs are free and another rule keeps it off the nodes.",
+        "`hamictl pods -A`, then `hamictl explain NAMESPACE/POD` of the oldest. The panel Time until bound "
+        "of the dashboard GPU scheduler performance shows whether all pods wait.",
+        "Follow the advice of the explanation. Delete a pod whose request can never be met.",
+        {'hami_scheduler_oldest_pending_pod_age_seconds{error_code="SCHED_INSUFFICIENT_GPU_MEMORY"}': "1200+60x60"},
+        {'hami_scheduler_oldest_pending_pod_age_seconds{error_code="SCHED_INSUFFICIENT_GPU_MEMORY"}': "1800x60"},
+        limit="1800",
+    ),
+    Alert(
         "WatchStalled",
         "hami_watch_age_seconds > 180",
         "5m", "warning",
@@ -272,6 +349,7 @@ ALERTS = (
         "Usually it recovers by itself; else restart the process.",
         {'hami_watch_age_seconds{instance="e1", watch="pods"}': "300x60"},
         {'hami_watch_age_seconds{instance="e1", watch="pods"}': "70x60"},
+        limit="180",
     ),
     Alert(
         "DevicePluginMissing",

@@ -9,6 +9,7 @@ import yaml
 from observability import alerts, dashboards, operator, rules, targets
 
 RULES = "charts/hami/files/rules.yaml"
+LIMITS = "charts/hami/files/rule-limits.yaml"
 DASHBOARDS = "charts/hami/files/dashboards"
 EXAMPLES = "examples/observability"
 _HEAD = "# Generated from observability/alerts.py by `make docs`; do not edit.\n"
@@ -21,6 +22,7 @@ def made() -> dict[str, str]:
 
 def _made() -> Iterator[tuple[str, str]]:
     yield RULES, _HEAD + _yaml(rules.rule_file())
+    yield LIMITS, _HEAD + _yaml(rules.limits_file())
     yield f"{EXAMPLES}/prometheus-rule.yaml", _HEAD + _yaml(rules.prometheus_rule())
     yield f"{EXAMPLES}/prometheus.yml", targets.scrape_config_file()
     yield f"{EXAMPLES}/prometheus-operator.yaml", operator.example()

@@ -6,6 +6,8 @@ from typing import Any
 
 from observability import alerts, targets
 
+LIMIT = "%LIMIT%"
+"""Stands for an alert's limit in `limits_file`."""
 GROUP = "hami.gpu-sharing"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
@@ -17,6 +19,23 @@ def rule_file(faster: float = 1.0) -> dict[str, Any]:
         faster: The divisor of every duration: the time until an alert fires, and each window.
     """
     return {"groups": [{"name": GROUP, "rules": [_rule(one, faster) for one in alerts.ALERTS]}]}
+
+
+def limits_file() -> dict[str, Any]:
+    """Return the expressions whose limit the chart's values may replace, with `LIMIT` in its place, by alert."""
+    return {one.name: {"expr": with_limit(one, LIMIT), "limit": float(one.limit)} for one in alerts.ALERTS if one.limit}
+
+
+def with_limit(alert: alerts.Alert, limit: str) -> str:
+    """Return the expression of an alert with another limit.
+
+    Raises:
+        ValueError: The expression does not have the alert's limit once.
+    """
+    text, count = re.subn(rf"([<>]) {re.escape(alert.limit)}(?![\d.])", rf"\g<1> {limit}", alert.expression)
+    if count != 1:
+        raise ValueError(f"{alert.name}: its limit {alert.limit} occurs {count} times in its expression")
+    return text
 
 
 def prometheus_rule() -> dict[str, Any]:
@@ -49,15 +68,16 @@ def runbook(alert: alerts.Alert) -> str:
 def overview() -> str:
     """Return the page that lists all alerts."""
     rows = [
-        f"| [{one.name}](../runbooks/{one.name}.md) | {one.severity} | {one.wait} | {one.meaning} |"
+        f"| [{one.name}](../runbooks/{one.name}.md) | {one.severity} | {one.limit} | {one.wait} | {one.meaning} |"
         for one in alerts.ALERTS
     ]
     return "\n".join(
         [
             "# Alerts", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
             "The rules are `charts/hami/files/rules.yaml`; how to use them is in",
-            "[monitor it with Prometheus and Grafana](../howto/watch-it.md).", "",
-            "| alert | severity | after | meaning |", "| --- | --- | --- | --- |", *rows, "",
+            "[monitor it with Prometheus and Grafana](../howto/watch-it.md). The chart's value",
+            "`prometheusRule.thresholds` replaces limit and duration of each alert by its name.", "",
+            "| alert | severity | limit | after | meaning |", "| --- | --- | --- | --- | --- |", *rows, "",
         ]
     )  # fmt: skip
 

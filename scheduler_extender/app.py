@@ -24,6 +24,7 @@ from gpu_sharing.adapters import (
     kubernetes,
     listeners,
     objects,
+    progress,
     watching,
 )
 from gpu_sharing.core import error_codes
@@ -92,6 +93,8 @@ class Extender:
         self._listeners = self._made_listeners()
         self._metrics.count_events("hami_scheduler", self._recorder)
         self._metrics.follow(self._watches)
+        self._counting = progress.Progress("count_nodes", is_due=True)
+        self._metrics.show_progress(*(watch.progress for watch in self._watches.values()), self._counting)
         self._metrics.registry.register(cluster_gauges.ClusterGauges(core, self._leads))
         client.observe = self._metrics.api_call
 
@@ -167,8 +170,7 @@ class Extender:
             gc.collect()
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
-            while not self._core.ledger.settle_some(_NODES_AT_A_TIME):
-                await asyncio.sleep(0)
+            await self._count_nodes()
             self._core.ledger.take_freed()
             self._settled = True
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
@@ -179,6 +181,15 @@ class Extender:
                 tasks.create_task(self._core.usage.run())
             if self._settings.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
+
+    async def _count_nodes(self) -> None:
+        """Bring the ledger up to date with all that was listed, in short steps."""
+        ledger, total = self._core.ledger, self._core.ledger.unsettled_count
+        self._counting.begin(total)
+        while not ledger.settle_some(_NODES_AT_A_TIME):
+            self._counting.reach(max(total - ledger.unsettled_count, 0), total)
+            await asyncio.sleep(0)
+        self._counting.end()
 
     async def _list_again(self) -> None:
         await asyncio.gather(*(watch.list_again() for watch in self._watches.values()))

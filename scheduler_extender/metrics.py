@@ -3,6 +3,14 @@
 from gpu_sharing.adapters import metrics_registry
 from gpu_sharing.core import error_codes
 
+_PENDING_SECONDS = (
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 14_400.0, 43_200.0, 86_400.0
+)  # fmt: skip
+NEVER_REJECTED = "NONE"
+"""The reason of a bound pod that was never rejected."""
+_CANCELLED = "cancelled"
+_VERBS = ("filter", "prioritize", "preempt", "bind")
+
 
 class Metrics(metrics_registry.Series):
     """All series of the process."""
@@ -18,6 +26,14 @@ class Metrics(metrics_registry.Series):
         self.bind_failures_by_code = counter(
             "hami_scheduler_bind_failures_by_code_total", "Bind calls answered with an error, by code.", ("error_code",)
         )
+        self.pending_seconds = self.seconds(
+            "hami_scheduler_pod_pending_duration_seconds",
+            "Time from a pod's creation, or from when its gates were seen open, until it was bound, by its last "
+            "rejection; NONE if it was never rejected.",
+            ("error_code",),
+            buckets=_PENDING_SECONDS,
+        )
+        self.pending_seconds.labels(error_code=NEVER_REJECTED)
         self.preempt_seconds = self.seconds("hami_scheduler_preempt_duration_seconds", "Time to answer a preempt call.")
         self.webhook_seconds = self.seconds("hami_scheduler_webhook_duration_seconds", "Time to answer the API server.")
         self.calls = counter(
@@ -25,6 +41,8 @@ class Metrics(metrics_registry.Series):
             "Calls of kube-scheduler: answered, refused, shed because too many were under way, or cancelled by it.",
             ("verb", "outcome"),
         )
+        for verb in _VERBS:  # An alert on an increase needs the zero before it.
+            self.calls.labels(verb=verb, outcome=_CANCELLED)
         self.admissions = counter(
             "hami_scheduler_admissions_total",
             "Pods that the webhook allowed, completed with defaults, or denied.",
@@ -66,6 +84,10 @@ class Metrics(metrics_registry.Series):
             "hami_scheduler_certificate_expiry_timestamp_seconds",
             "When the certificate of webhook and read API ends, in Unix time; 0 without one.",
         )
+
+    def pod_bound(self, pending_seconds: float, last_code: error_codes.Code | None) -> None:
+        """Observe how long a bound pod was pending, by its last rejection."""
+        self.pending_seconds.labels(error_code=last_code or NEVER_REJECTED).observe(max(pending_seconds, 0.0))
 
     def bind_failed(self, code: error_codes.Code) -> None:
         """Count a failed bind, in total and by code."""

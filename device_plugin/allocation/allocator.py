@@ -34,6 +34,8 @@ from device_plugin.kubelet.checkpoint import Entry
 from device_plugin.kubelet.refusals import StartRefused
 from device_plugin.node.api_objects import Pod
 from device_plugin.node.local_node import LocalNode
+from gpu_sharing.adapters import pauses
+from gpu_sharing.adapters.progress import Progress
 from gpu_sharing.core import error_codes, identifiers
 
 _BARRIER_SECONDS = 10.0
@@ -168,14 +170,18 @@ class Allocator:
         """Return whether this process confirmed a container that was bound by CDI."""
         return self._confirmed.get((uid, container), False)
 
-    def restore(self) -> int:
+    async def restore(self, restoring: Progress) -> int:
         """Write the specifications of all that the kubelet has allocated, such as after a restart of the node.
 
         Returns:
             How many there are.
         """
-        restored = 0
-        for entry in self._owners.entries_or_none():
+        restored, pause = 0, pauses.Pause()
+        entries = list(self._owners.entries_or_none())
+        restoring.begin(len(entries))
+        for entry in entries:
+            restoring.step()
+            await pause()
             pod = self._owners.pod_of(entry)
             if pod is None or not _is_by_cdi(entry):
                 continue
@@ -190,6 +196,7 @@ class Allocator:
                     container=entry.container,
                     cause=str(refused),
                 )
+        restoring.end()
         return restored
 
     def keep(self, entries: Sequence[Entry]) -> None:

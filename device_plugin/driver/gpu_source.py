@@ -122,6 +122,8 @@ class Usage:
     utilization_percent: float | None
     temperature_celsius: float | None
     power_watts: float | None
+    memory_controller_percent: float | None = None
+    """Time in which the GPU's memory was read or written, 0 to 100."""
     processes: tuple[Process, ...] = ()
     mig_used_bytes: Mapping[str, int] = field(default_factory=dict)
     """Used memory of each MIG instance by UUID; without those that the driver does not measure."""

@@ -333,6 +333,7 @@ class Nvml:
             utilization_percent=None if rates is None else _plausible(float(rates.gpu), 100),
             temperature_celsius=_plausible(temperature, _MOST_CELSIUS),
             power_watts=None if milliwatts is None else _plausible(milliwatts / 1000, _MOST_WATTS),
+            memory_controller_percent=None if rates is None else _plausible(float(rates.memory), 100),
             processes=tuple(self._processes(uuid, handle, running or {}, total)),
             mig_used_bytes={name: value for name, value in migs.items() if value is not None},
             lists_processes=running is not None,

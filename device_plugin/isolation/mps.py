@@ -7,10 +7,12 @@ neighbours; and one user at a time is served. So `auto` never chooses it. The da
 Source: docs.nvidia.com/deploy/mps (variables of clients, number of clients, one server a user).
 """
 
+import contextlib
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 from device_plugin.delivery import edits
 from device_plugin.driver import gpu_source
@@ -20,8 +22,10 @@ from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.core import error_codes, nvidia
 
 NAME = "mps"
+START = "start_mps"
+"""The start of the daemon, as work whose progress is shown."""
 PIPE, LOG, SHARED_MEMORY = "pipe", "log", "shm"
-LOCK, READY = "daemon.lock", "ready"
+LOCK, READY, PROGRESS = "daemon.lock", "ready", "progress"
 
 
 def is_ready(root: pathlib.Path) -> bool:
@@ -40,6 +44,39 @@ def is_ready(root: pathlib.Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def write_progress(root: pathlib.Path, ratio: float) -> None:
+    """Write how far the start of the daemon is, for `start_ratio`. What cannot be written is not shown."""
+    part = root / f"{PROGRESS}.part"
+    with contextlib.suppress(OSError):
+        part.write_text(f"{ratio:.3f}")
+        part.rename(root / PROGRESS)
+
+
+def start_ratio(root: pathlib.Path) -> float:
+    """Return how far the start of the daemon is, 0 to 1: 1 once it serves."""
+    if is_ready(root):
+        return 1.0
+    try:
+        return min(max(float((root / PROGRESS).read_text()[:16]), 0.0), 0.99)
+    except (OSError, ValueError):
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonStart:
+    """The start of the daemon as work whose progress is shown."""
+
+    root: pathlib.Path
+    is_wanted: Callable[[], bool]
+    """Whether a GPU of the node is set to MPS."""
+    work: str = START
+
+    @property
+    def ratio(self) -> float:
+        """Part that is done, 0 to 1; 1 where MPS is not wanted."""
+        return start_ratio(self.root) if self.is_wanted() else 1.0
 
 
 class Mps(none.TimeSlicing):

@@ -25,6 +25,9 @@ MEASURED = {
     "hami_gpu_memory_total_bytes": ("Memory of the GPU.", _GPU),
     "hami_gpu_memory_used_bytes": ("Used memory of the GPU, in total.", _GPU),
     "hami_gpu_utilization_percent": ("Time in which kernels ran on the GPU, 0 to 100.", _GPU),
+    "hami_gpu_memory_controller_utilization_percent": (
+        "Time in which the memory of the GPU was read or written, 0 to 100.", _GPU
+    ),
     "hami_gpu_temperature_celsius": ("Temperature of the GPU.", _GPU),
     "hami_gpu_power_watts": ("Power that the GPU draws.", _GPU),
     "hami_gpu_allocatable_memory_bytes": ("Memory that may be allocated: the GPU's, times the scaling.", _GPU),
@@ -129,6 +132,7 @@ class Gauges(registry.Collector):
             measured = {
                 "hami_gpu_memory_used_bytes": usage.memory_used_bytes,
                 "hami_gpu_utilization_percent": usage.utilization_percent,
+                "hami_gpu_memory_controller_utilization_percent": usage.memory_controller_percent,
                 "hami_gpu_temperature_celsius": usage.temperature_celsius,
                 "hami_gpu_power_watts": usage.power_watts,
                 "hami_monitor_unattributed_bytes": unattributed,
@@ -242,6 +246,7 @@ def _unmeasured(
     return {
         "memory": usage.memory_used_bytes is None,
         "utilization": usage.utilization_percent is None,
+        "memory_controller_utilization": usage.memory_controller_percent is None,
         "temperature": usage.temperature_celsius is None,
         "power": usage.power_watts is None,
         "unattributed_memory": unattributed_bytes is None,

@@ -15,6 +15,7 @@ from device_plugin.driver.driver_threads import DriverThreads
 from device_plugin.driver.health_watch import HealthWatch
 from device_plugin.isolation import mig
 from device_plugin.node.problems import Problems
+from gpu_sharing.adapters.progress import Progress
 from gpu_sharing.core import error_codes, errors, identifiers, records
 
 log = structlog.get_logger("mig")
@@ -31,6 +32,9 @@ class MigInstances:
         write: Writes annotations of the node; raises `KubernetesError`.
         changed: Called after instances were made or destroyed and the GPUs were read again.
         destroys_all: Whether the plugin may destroy instances that it did not make.
+
+    Attributes:
+        progress: Of the instances that are made and destroyed now.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class MigInstances:
         self._destroys_all = destroys_all
         self._made: frozenset[records.MadeInstance] = frozenset()
         self._lock = asyncio.Lock()
+        self.progress = Progress("change_mig_instances")
 
     def remember(self, made: Iterable[records.MadeInstance]) -> None:
         """Add the instances that an earlier process made."""
@@ -60,6 +65,10 @@ class MigInstances:
         Raises:
             GpuSourceError: It cannot be made, or the node's annotation cannot be written.
         """
+        with self.progress.piece():  # Counted while it is queued, too: the driver changes one GPU after another.
+            await self._create(share)
+
+    async def _create(self, share: records.MigShare) -> None:
         async with self._lock:
             if mig.instance_of(share, self._health.devices) is not None:
                 return
@@ -80,17 +89,28 @@ class MigInstances:
             shares: The instances that the records of the node's pods name.
         """
         async with self._lock:
-            for device in self._health.devices:
-                for uuid in mig.unneeded(device, shares, self._destroyable):
-                    try:
-                        await self._driver.destroy_mig(device.uuid, uuid)
-                        log.info("MIG instance destroyed", device=device.uuid, instance=uuid)
-                    except gpu_source.GpuSourceError as refused:
-                        log.warning("MIG instance not destroyed", device=device.uuid, instance=uuid, cause=str(refused))
+            unneeded = [
+                (device.uuid, uuid)
+                for device in self._health.devices
+                for uuid in mig.unneeded(device, shares, self._destroyable)
+            ]
+            if unneeded:
+                self.progress.add(len(unneeded))
+            for gpu_uuid, instance in unneeded:
+                await self._destroy(gpu_uuid, instance)
             await self._destroy_bare()
             await self._health.read_all()
             with contextlib.suppress(gpu_source.GpuFailed):  # Then it is written the next time.
                 await self._write_made(mig.still_there(self._health.devices, self._made))
+
+    async def _destroy(self, gpu_uuid: identifiers.GpuUuid, instance: str) -> None:
+        try:
+            await self._driver.destroy_mig(gpu_uuid, instance)
+            log.info("MIG instance destroyed", device=gpu_uuid, instance=instance)
+        except gpu_source.GpuSourceError as refused:
+            log.warning("MIG instance not destroyed", device=gpu_uuid, instance=instance, cause=str(refused))
+        finally:
+            self.progress.finish()
 
     def foreign_leftovers(self, devices: Iterable[gpu_source.Device]) -> dict[identifiers.GpuUuid, str]:
         """Return the half-made GPU instances that the plugin may not destroy, by GPU."""

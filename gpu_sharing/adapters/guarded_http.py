@@ -7,6 +7,7 @@ connection with an incomplete request is closed for a new one, so that probes an
 import asyncio
 import collections
 import resource
+import select
 import socket
 import ssl
 from collections.abc import Callable
@@ -29,6 +30,11 @@ _DESCRIPTORS = 65_536
 _OTHER_DESCRIPTORS = 256
 """Descriptors for other uses than listeners: connections to the API server, files, the loop."""
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+CALLER_GONE = "hami.caller_gone"
+"""The extension of an ASGI scope by which an application learns whether the caller has closed its connection: its
+`ask` is a function `() -> bool`."""
+_CLOSED = select.POLLHUP | select.POLLERR | getattr(select, "POLLRDHUP", 0)
 
 log = structlog.get_logger("listeners")
 
@@ -159,6 +165,11 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         if self._overhead > MOST_HEAD_BYTES and not self.transport.is_closing():
             self._give_up(f"more than {MOST_HEAD_BYTES} bytes beside the body", _TOO_LARGE)
 
+    def on_message_begin(self) -> None:
+        """Offer the application `CALLER_GONE`."""
+        super().on_message_begin()
+        self.scope["extensions"] = {CALLER_GONE: {"ask": self._caller_gone}}
+
     def on_body(self, body: bytes) -> None:
         """Leave bodies to the application."""
         self._overhead -= len(body)
@@ -190,6 +201,15 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self._write_deadline = None
         if self.flow is not None:
             super().resume_writing()
+
+    def _caller_gone(self) -> bool:
+        """Ask the kernel: after a long pause of the process, the loop has not read the end of the connection yet."""
+        sock = self.transport.get_extra_info("socket")
+        if self.transport.is_closing() or sock is None:
+            return True
+        poll = select.poll()
+        poll.register(sock.fileno(), _CLOSED)
+        return bool(poll.poll(0))
 
     def _is_answered(self) -> bool:
         cycle: httptools_impl.RequestResponseCycle | None = self.cycle

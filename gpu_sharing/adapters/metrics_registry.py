@@ -24,6 +24,22 @@ WATCHES = {
 """The series of `follow`, with the label `watch`."""
 
 
+PROGRESS = "hami_progress_ratio"
+"""The series of `show_progress`, with the label `work`."""
+
+
+class Work(Protocol):
+    """One kind of long work."""
+
+    @property
+    def work(self) -> str:
+        """The name of the work, as its label."""
+
+    @property
+    def ratio(self) -> float:
+        """Part that is done, 0 to 1."""
+
+
 class Watch(Protocol):
     """The statistics of one list and watch."""
 
@@ -80,10 +96,12 @@ class Series:
             ("method", "status"),
         )
 
-    def seconds(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Histogram:
-        """A histogram of durations."""
+    def seconds(
+        self, name: str, text: str, labels: Sequence[str] = (), *, buckets: Sequence[float] = _SECONDS
+    ) -> prometheus_client.Histogram:
+        """Return a new histogram of durations; its buckets end at some seconds, those of a call by default."""
         self.labels[name] = labels
-        return prometheus_client.Histogram(name, text, labels, buckets=_SECONDS, registry=self.registry)
+        return prometheus_client.Histogram(name, text, labels, buckets=buckets, registry=self.registry)
 
     def counter(self, name: str, text: str, labels: Sequence[str] = ()) -> prometheus_client.Counter:
         """Return a new counter of the registry."""
@@ -142,6 +160,19 @@ class Series:
             if canary is not None and canary.seconds is not None:
                 duration.add_metric([], canary.seconds)
             return [success, duration]
+
+        self.registry.register(_Live(collect))
+
+    def show_progress(self, *works: Work) -> None:
+        """Export how far long work is."""
+        self.labels[PROGRESS] = ("work",)
+        text = "Part of long work that is done, 0 to 1; 1 where none is under way."
+
+        def collect() -> list[prometheus_core.Metric]:
+            ratio = prometheus_core.GaugeMetricFamily(PROGRESS, text, labels=("work",))
+            for one in works:
+                ratio.add_metric([one.work], one.ratio)
+            return [ratio]
 
         self.registry.register(_Live(collect))
 

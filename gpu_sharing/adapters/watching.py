@@ -15,14 +15,12 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 import structlog
 
-from gpu_sharing.adapters import kubernetes, pauses
+from gpu_sharing.adapters import kubernetes, pauses, progress
 from gpu_sharing.core import error_codes, errors
 
 T = TypeVar("T")
 
 _PAGE_SIZE = 1_000
-_PAGES_PER_LINE = 5
-"""Pages of a long list between two log lines with its progress."""
 _SHORTEST_WATCH_SECONDS, _LONGEST_WATCH_SECONDS = 240, 300
 FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 0.2, 15.0
 _STEADY_SECONDS = 30.0
@@ -71,6 +69,7 @@ class Reflector(Generic[T]):
         failures: How often list or watch broke.
         lists: How often the whole state was listed.
         problem: What broke last, empty while all is well.
+        progress: Of the list under way.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class Reflector(Generic[T]):
         self.failures = 0
         self.lists = 0
         self.problem = ""
+        self.progress = progress.Progress(f"list_{path.partition('?')[0].rpartition('/')[2]}", is_due=True)
 
     async def run(self) -> None:
         """List and watch; ends by cancellation, or if an optional API does not exist.
@@ -159,27 +159,19 @@ class Reflector(Generic[T]):
         started = time.monotonic()
         items: list[T] = []
         version = ""
-        pages = 0
+        self.progress.begin()
         async for page in self._client.pages(self._path, _PAGE_SIZE):
             pause = pauses.Pause()
             for raw in page.items or ():
                 self._decode_into(items, raw)
                 await pause()
             version = page.metadata.resource_version
-            pages += 1
-            if pages % _PAGES_PER_LINE == 0:
-                remaining = page.metadata.remaining_item_count
-                pace = len(items) / max(time.monotonic() - started, 1e-9)
-                log.info(
-                    "listing",
-                    path=self._path,
-                    objects=len(items),
-                    remaining=remaining,
-                    seconds_left=None if remaining is None else round(remaining / pace, 1),
-                )
+            # Each object is read, and then handed to the sink.
+            self.progress.reach(len(items), 2 * (len(items) + (page.metadata.remaining_item_count or 0)))
             await asyncio.sleep(0)  # Between pages other tasks run.
         count = len(items)
-        await pauses.spread(self._sink.replaced(items, started))
+        await pauses.spread(self.progress.steps(self._sink.replaced(items, started)))
+        self.progress.end()
         self._version = version
         self.synced = True
         self.lists += 1

@@ -473,7 +473,7 @@ int nvmlDeviceGetTemperatureThreshold(void *device, int kind, unsigned *out) {
 int nvmlDeviceGetUtilizationRates(void *device, unsigned out[2]) {
     ENTER_ON(device);
     if (GPU(device).mig > 0) LEAVE(NOT_SUPPORTED);
-    out[0] = GPU(device).utilization, out[1] = GPU(device).utilization / 2;
+    out[0] = GPU(device).utilization, out[1] = GPU(device).utilization < 0 ? -1 : GPU(device).utilization / 2;
     LEAVE(OK);
 }
 int nvmlDeviceGetPowerUsage(void *device, unsigned *out) { ENTER_ON(device); *out = GPU(device).power; LEAVE(OK); }

@@ -75,7 +75,7 @@ class BindRefused(Exception):
         self.message = message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Order:
     """One bind on its way."""
 
@@ -86,6 +86,10 @@ class _Order:
     score: float
     unix_seconds: int
     """When it was chosen."""
+    pending_since: float
+    """Unix seconds from which the pod counts as pending; 0 where that is not known."""
+    last_code: error_codes.Code | None
+    """Of the pod's last rejection."""
 
 
 class Binder:
@@ -197,8 +201,18 @@ class Binder:
             if answer.detail:
                 raise BindRefused(answer.code, str(answer))
             raise BindRefused(error_codes.NO_LONGER_FITS, f"{node} no longer fits: {answer}")
-        score = self._core.placer.score(pod, state, answer)
-        return _Order(pod, node, answer, self._core.pending.decision_id(pod.uid), score, int(time.time()))
+        # Read now: the watch may show the pod bound, and end its entry, before the Binding is answered.
+        entry = self._core.pending.entry(pod.uid) or pending.Entry(pod)
+        return _Order(
+            pod=pod,
+            node=node,
+            placed=answer,
+            decision=self._core.pending.decision_id(pod.uid),
+            score=self._core.placer.score(pod, state, answer),
+            unix_seconds=int(time.time()),
+            pending_since=entry.pending_since,
+            last_code=entry.last_code,
+        )
 
     def _binding(self, order: _Order) -> bytes:
         pod = order.pod
@@ -263,6 +277,8 @@ class Binder:
             )
             await self._find_out(uid, order.pod.key, order.node)
         self._core.mirror.confirm(uid)
+        if order.pending_since:
+            self._core.metrics.pod_bound(time.time() - order.pending_since, order.last_code)
         try:
             self._decision_events.scheduled(
                 order.pod, order.node, order.placed, score=order.score, decision=order.decision

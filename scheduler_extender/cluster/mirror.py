@@ -96,7 +96,7 @@ class Mirror:
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.ledger = Ledger(lambda name, defect: set_aside.report("Node", name, defect, metrics))
-        self.pending = pending.Pending(clock)
+        self.pending = pending.Pending(clock, wall_clock)
         self.agents = Agents(settings.leader_lease.partition("/")[0], clock, wall_clock)
         self.listener: Listener | None = None
         self._settings = settings

@@ -56,6 +56,12 @@ class _UnboundPod:
         return self.traits.ending
 
     @property
+    def gate_names(self) -> tuple[str, ...]:
+        """The gates that another program opens; a gang's own gate is opened by this extender, so it is none of them."""
+        names = (str(gate.get("name", "")) for gate in self.gates)
+        return tuple(name for name in names if name != gangs.GATE)
+
+    @property
     def gang(self) -> gangs.Gang | None:
         """The gang that it names; also None where what it says of its gang is invalid."""
         return self.traits.gang
@@ -161,6 +167,8 @@ class Entry:
     Attributes:
         decision: The last one; None before filter was asked.
         rejection: Why no node takes it; None where the last answer had nodes, or none was given.
+        last_code: The code of its last rejection, also after an answer that had nodes; None if it was never rejected.
+        ungated_at: Unix seconds at which its last gate was seen open; 0 where it was never seen gated.
         filter_rejection: Set while the pod waits to be woken.
         report: The last event about it.
         hold_end: Its hold, and the monotonic second at which the hold ends.
@@ -169,16 +177,30 @@ class Entry:
     pod: AnyPod
     decision: Decision | None = None
     rejection: PodRejection | None = None
+    last_code: error_codes.Code | None = None
+    ungated_at: float = 0.0
     filter_rejection: FilterRejection | None = None
     report: Report | None = None
     hold_end: tuple[records.Hold, float] | None = None
+
+    @property
+    def pending_since(self) -> float:
+        """Unix seconds from which it counts as pending; 0 where that is not known.
+
+        That is its creation, so that a restart of this process changes nothing. A pod that this process saw gated
+        counts from when its gates were open: until then another program kept it back.
+        """
+        return self.ungated_at or float(self.pod.traits.created_at)
 
 
 class Pending:
     """The pending pods of a cluster, by UID. Iterating yields the listed ones."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, wall_clock: Callable[[], float] = time.time
+    ) -> None:
         self._clock = clock
+        self._wall_clock = wall_clock
         self._listed: dict[identifiers.PodUid, Entry] = {}
         self._unlisted: collections.OrderedDict[identifiers.PodUid, Entry] = collections.OrderedDict()
         self._offered_last: tuple[str, ...] = ()
@@ -228,6 +250,8 @@ class Pending:
         if entry is None:
             self._listed[pod.uid] = Entry(pod)
         else:
+            if entry.pod.gate_names and not pod.gate_names:
+                entry.ungated_at = self._wall_clock()
             entry.pod = pod
             self._listed[pod.uid] = entry
 
@@ -241,6 +265,11 @@ class Pending:
         entry = self.entry(uid)
         known = entry.decision if entry else None
         return known.id if known else identifiers.DecisionId(secrets.token_hex(8))
+
+    def reject(self, pod: AnyPod, rejection: PodRejection) -> None:
+        """Keep why no node takes a pod."""
+        entry = self.entry_of(pod)
+        entry.rejection, entry.last_code = rejection, rejection.code
 
     def accept(self, pod: AnyPod) -> None:
         """Note that filter found nodes for a pod: it has no rejection any more and needs no wake-up."""

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from gpu_sharing.core import error_codes, gangs, rejections, requests
+from gpu_sharing.core import error_codes, rejections, requests
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending, scheduler_condition
 from scheduler_extender.decide.core import DecisionCore
@@ -50,7 +50,7 @@ def of_pod(core: DecisionCore, pod: pending.AnyPod) -> Iterator[Cause]:
         yield _other_scheduler(pod.scheduler_name, ours)
     if isinstance(pod, pending.UnreadablePod):
         yield cause(pod.invalid.code, pod.invalid.sentence, lasts=True)
-    gates = [name for gate in pod.gates if (name := str(gate.get("name", ""))) != gangs.GATE]
+    gates = pod.gate_names
     if gates:
         named = ", ".join(name[:_LONGEST_NAME] for name in gates[:_MOST_RULES])
         keeps = f"gate {named} keeps" if len(gates) == 1 else f"gates {named} keep"

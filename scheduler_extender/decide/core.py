@@ -55,5 +55,5 @@ class DecisionCore:
     def reject(self, pod: pending.AnyPod, offered: Iterable[identifiers.NodeName] = ()) -> pending.PodRejection:
         """Compute why no node takes a pod, and keep it as the pod's last rejection."""
         rejection = rejecting.pod_rejection(self.ledger, self.placer, pod, offered)
-        self.pending.entry_of(pod).rejection = rejection
+        self.pending.reject(pod, rejection)
         return rejection

@@ -263,6 +263,11 @@ class Ledger:
         return not self._unsettled
 
     @property
+    def unsettled_count(self) -> int:
+        """How many nodes `settle_some` has still to bring up to date."""
+        return len(self._unsettled)
+
+    @property
     def changes(self) -> int:
         """How often a column of the arrays was written so far."""
         return self._journal_start + len(self._journal)

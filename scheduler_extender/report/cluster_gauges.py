@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import core as prometheus_core
 from prometheus_client import registry
 
+from gpu_sharing.core import error_codes
+from scheduler_extender.cluster import pending
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import arrays, model_stats
 
@@ -37,7 +39,13 @@ GAUGES = {
         "Part of the free GPU memory that is of no use to pods like the last 500 bound ones, 0 to 1.", _MODEL
     ),
     "hami_scheduler_pods_bound": ("Pods that hold GPUs.", ()),
-    "hami_scheduler_pods_pending": ("Pods that request GPUs and have no node, by last rejection.", ("error_code",)),
+    "hami_scheduler_pods_pending": (
+        "Pods that request GPUs and have no node, by last rejection, or SCHED_GATED.", ("error_code",)
+    ),
+    "hami_scheduler_oldest_pending_pod_age_seconds": (
+        "How long the oldest pending pod is pending, by last rejection; none that is gated or of another scheduler.",
+        ("error_code",),
+    ),
     "hami_scheduler_pods_assumed": ("Pods that we bound and the watch has not shown yet.", ()),
     "hami_scheduler_nominations": ("Pods for which GPUs are reserved between prioritize and bind.", ()),
     "hami_scheduler_quota_used": ("What a namespace's pods hold: GPUs, bytes, percent.", _QUOTA),
@@ -50,7 +58,11 @@ class ClusterGauges(registry.Collector):
     """The gauges, counted at a scrape if the last count is old."""
 
     def __init__(
-        self, core: DecisionCore, leads: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+        self,
+        core: DecisionCore,
+        leads: Callable[[], bool],
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Join the parts.
 
@@ -58,12 +70,14 @@ class ClusterGauges(registry.Collector):
             core: The cluster as it is known.
             leads: Whether this replica reports for the cluster.
             clock: Monotonic seconds.
+            wall_clock: Unix seconds, from which ages of pods are counted.
         """
         names = core.settings.resource_names
         self._core = core
         self._resources = (names.count, names.memory, names.cores)
         self._leads = leads
         self._clock = clock
+        self._wall_clock = wall_clock
         self._counted: list[prometheus_core.Metric] = []
         self._counted_at = float("-inf")
 
@@ -91,19 +105,27 @@ class ClusterGauges(registry.Collector):
         ):
             families[name].add_metric((), value)
         self._count_models(families, fleet)
-        pending = collections.Counter(
-            entry.rejection.code if entry.rejection else UNDECIDED for entry in self._core.pending.entries()
-        )
-        for reason, count in pending.items():
-            families["hami_scheduler_pods_pending"].add_metric([reason], count)
-        if not pending:
-            families["hami_scheduler_pods_pending"].add_metric([UNDECIDED], 0)
+        self._count_pending(families)
         for namespace, held, limits in ledger.quotas.limited():
             for resource, unit, used, limit in zip(self._resources, (1, 1 << 20, 1), held, limits, strict=True):
                 if limit is not None:
                     families["hami_scheduler_quota_used"].add_metric((namespace, resource), used * unit)
                     families["hami_scheduler_quota_limit"].add_metric((namespace, resource), limit * unit)
         return families.values()
+
+    def _count_pending(self, families: Mapping[str, prometheus_core.GaugeMetricFamily]) -> None:
+        now, ours = self._wall_clock(), self._core.settings.scheduler_name
+        counts: collections.Counter[str] = collections.Counter({UNDECIDED: 0})
+        ages: dict[str, float] = {UNDECIDED: 0.0}
+        for entry in self._core.pending.entries():
+            pod, reason = entry.pod, _reason(entry)
+            counts[reason] += 1
+            if entry.pending_since and not pod.gate_names and not pod.is_deleting and pod.scheduler_name == ours:
+                ages[reason] = max(ages.get(reason, 0.0), now - entry.pending_since)
+        for reason, count in counts.items():
+            families["hami_scheduler_pods_pending"].add_metric([reason], count)
+        for reason, age in ages.items():
+            families["hami_scheduler_oldest_pending_pod_age_seconds"].add_metric([reason], age)
 
     def _count_models(self, families: Mapping[str, prometheus_core.GaugeMetricFamily], fleet: arrays.Arrays) -> None:
         for model in model_stats.by_model(fleet, self._lately()):
@@ -129,3 +151,10 @@ class ClusterGauges(registry.Collector):
             for share in shares
         )
         return dict(shapes.most_common(_MOST_SHAPES))
+
+
+def _reason(entry: pending.Entry) -> str:
+    """Return why a pod is pending, as a label."""
+    if entry.pod.gate_names:
+        return error_codes.GATED
+    return entry.rejection.code if entry.rejection else UNDECIDED

@@ -8,14 +8,14 @@ kept longer than the 90 s that it keeps them.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import structlog
 
-from gpu_sharing.adapters import objects
+from gpu_sharing.adapters import guarded_http, objects
 from gpu_sharing.core import allocations, error_codes, identifiers, requests
 from scheduler_extender import worker
 from scheduler_extender.act import binding
@@ -127,6 +127,12 @@ async def answer(send: Send, status: int, body: bytes, content_type: bytes = b"a
     await send({"type": "http.response.body", "body": body})
 
 
+def _caller_gone(scope: Scope) -> Callable[[], bool]:
+    """Return what says whether the caller of a request has hung up, where the listener can say it."""
+    extensions: Mapping[str, Mapping[str, Callable[[], bool]]] = scope.get("extensions") or {}
+    return extensions.get(guarded_http.CALLER_GONE, {}).get("ask", lambda: False)
+
+
 def error_body(code: error_codes.Code, message: str) -> bytes:
     """Return a JSON error: `Error` for kube-scheduler, code and message for people."""
     return orjson.dumps({"Error": f"{code}: {message}", "error_code": code, "message": message})
@@ -197,7 +203,7 @@ class VerbServer:
         self._in_flight += 1
         self.last_call_at = time.monotonic()
         try:
-            await self._serve(verb, receive, send)
+            await self._serve(verb, receive, send, _caller_gone(scope))
         finally:
             self._in_flight -= 1
 
@@ -206,7 +212,7 @@ class VerbServer:
         fitting = 0 if self._refusal() else self._verbs.fitting_nodes(_CANARY_REQUEST)
         await answer(send, 200, orjson.dumps({"fitting": fitting}))
 
-    async def _serve(self, verb: str, receive: Receive, send: Send) -> None:
+    async def _serve(self, verb: str, receive: Receive, send: Send, caller_gone: Callable[[], bool]) -> None:
         failure = self._failure_status(verb)
         outcome = "refused"
         try:
@@ -215,7 +221,10 @@ class VerbServer:
                 if refusal is not None:
                     await self._refuse(send, failure, refusal.code, refusal.message)
                 else:
-                    await answer(send, 200, await self._timed(verb, body))
+                    result = await self._timed(verb, body)
+                    if caller_gone():
+                        raise CallerGone
+                    await answer(send, 200, result)
                     outcome = "answered"
                     self.answered_at = time.monotonic()
         except CallerGone:

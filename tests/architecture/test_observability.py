@@ -134,6 +134,58 @@ def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
             places |= cells
 
 
+def test_every_link_of_a_dashboard_leads_somewhere() -> None:
+    """A cluster leads to a node, a node to a pod; a variable that the target lacks would show everything instead."""
+    boards = {f"hami-{one.name}": one for one in dashboards.DASHBOARDS}
+    runbooks = {one.name for one in alerts.ALERTS}
+    leads: dict[str, set[str]] = {name: set() for name in boards}
+    for uid, board in boards.items():
+        for panel in board.panels:
+            assert set(panel.alerts) <= runbooks, panel.title
+            for name in panel.links:
+                link = dashboards.LINKS[name]
+                for label in re.findall(r"(?<!\$)\{(\w+)\}", link.url):
+                    assert all(label in _labels(query) for query, _ in panel.queries), (panel.title, label)
+                target = re.match(r"/d/([\w-]+)\?var-(\w+)=", link.url)
+                if target:
+                    assert target[2] in boards[target[1]].variables
+                    leads[uid].add(target[1])
+    assert leads["hami-cluster-overview"] == {"hami-node", "hami-device-health"}
+    assert leads["hami-node"] >= {"hami-pods-and-slices"}
+    assert dashboards.LINKS["pod page"] in [
+        dashboards.LINKS[name] for panel in boards["hami-pods-and-slices"].panels for name in panel.links
+    ]
+
+
+def _labels(query: str) -> set[str]:
+    """The labels of a query's result: those that it sums by, else those of its first series."""
+    summed = re.search(r"by \(([\w, ]+)\)", query)
+    if summed:
+        return set(re.findall(r"\w+", summed[1]))
+    series = re.search(r"\bhami_\w+", query)
+    assert series
+    return {label for one in generate.processes().values() for label in one.labels.get(series[0], ())}
+
+
+def test_every_dashboard_links_to_the_others_to_the_webui_and_to_runbooks() -> None:
+    """By variables, so that the chart can set a site's addresses."""
+    for board in dashboards.DASHBOARDS:
+        made = dashboards.render(board)
+        variables = {one["name"] for one in made["templating"]["list"]}
+        text = json.dumps(made)
+        assert set(re.findall(r"\$\{(\w+)[}:]", text)) - {"__url_time_range"} <= variables
+        assert [link["type"] for link in made["links"]] == ["dashboards", "link", "link"]
+        assert set(made["links"][0]["tags"]) <= set(made["tags"])
+
+
+def test_the_limit_of_an_alert_is_a_number_of_its_expression() -> None:
+    """Else the chart's value would change nothing, or the wrong number."""
+    for one in alerts.ALERTS:
+        if one.limit:
+            assert rules.with_limit(one, one.limit) == one.expression
+            assert rules.LIMIT in rules.with_limit(one, rules.LIMIT)
+
+
 def test_the_examples_for_logs_speak_of_fields_that_are_written() -> None:
     """The template's fields, Loki's labels, and the page's table."""
     sources = "\n".join(

@@ -3,7 +3,9 @@
 import concurrent.futures
 import http.client
 import json
+import os
 import pathlib
+import signal
 import ssl
 import subprocess
 import sys
@@ -12,10 +14,12 @@ import time
 
 import pytest
 
+from gpu_sharing.adapters import objects
 from lab import api_server, certificates, cluster, extender_process, faults, gpus, kinds
 from tests import tools
 from tests.component import calls
 from tests.component.conftest import SMALL
+from tests.support import impatient
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +121,25 @@ def test_before_the_cluster_is_read_nothing_is_answered(server: api_server.Runni
         assert extender.get("api", "/api/v1/nodes")[0] == 503
         health = json.loads(extender.get("health", "/healthz")[1])
         assert health["components"]["pods"]["healthy"] is False
+    finally:
+        extender.stop()
+
+
+def test_a_start_that_lists_for_long_shows_how_far_it_is(server: api_server.Running, tmp_path: pathlib.Path) -> None:
+    """An operator sees which list a start waits for; it was one line in a log, and only of lists that went on."""
+    server.app.faults.arm(faults.Fault("GET", "/api/v1/pods$", times=1000, refuse_with=503))
+    extender = Extender(server.write_kubeconfig(tmp_path / "kubeconfig"), tmp_path / "log")
+    extender.start()
+    try:
+
+        def ratio(work: str) -> float:
+            return extender.metric(f'hami_progress_ratio{{work="{work}"}}')
+
+        calls.eventually(lambda: ratio("list_nodes") == 1)
+        assert ratio("list_pods") == ratio("count_nodes") == 0
+        server.call(server.app.faults.disarm)
+        calls.eventually(lambda: ratio("list_pods") == ratio("count_nodes") == 1)
+        calls.eventually(lambda: extender.get("health", "/readyz")[0] == 200)
     finally:
         extender.stop()
 
@@ -314,7 +337,12 @@ def test_the_canary_finds_the_verbs_answering(extender: Extender) -> None:
     """The process calls itself as kube-scheduler would; that is no call of kube-scheduler's."""
     calls.eventually(lambda: json.loads(extender.get("health", "/healthz")[1])["components"]["verbs"]["healthy"])
     assert extender.get("health", "/startupz")[0] == 200
-    assert b"hami_scheduler_calls_total{" not in extender.get("health", "/metrics")[1]
+    counted = [
+        line
+        for line in extender.get("health", "/metrics")[1].decode().splitlines()
+        if line.startswith("hami_scheduler_calls_total{") and not line.endswith(" 0.0")
+    ]
+    assert counted == []
 
 
 def test_promtool_finds_nothing_wrong_with_the_names(extender: Extender, server: api_server.Running) -> None:
@@ -327,3 +355,45 @@ def test_promtool_finds_nothing_wrong_with_the_names(extender: Extender, server:
     assert {status for status, _ in answers} == {200}
     done = subprocess.run([promtool, "check", "metrics"], input=answers[0][1], capture_output=True, timeout=60)
     assert done.stderr.decode() == ""
+
+
+def cancelled(extender: Extender, verb: str) -> float:
+    return extender.metric(f'hami_scheduler_calls_total{{outcome="cancelled",verb="{verb}"}}')
+
+
+def test_a_call_that_kube_scheduler_gave_up_is_counted_as_such(extender: Extender, server: api_server.Running) -> None:
+    """Such calls were counted as answered, so that a cluster in which no call was in time looked healthy."""
+    pod = calls.create(server, "p")
+    arguments = {"PodName": "p", "PodNamespace": "default", "PodUID": pod["metadata"]["uid"], "Node": "a"}
+    server.app.faults.arm(faults.Fault("POST", "/binding$", delay_seconds=1.0))
+    impatient.hang_up(extender.verbs, "bind", json.dumps(arguments).encode())
+    calls.eventually(lambda: cancelled(extender, "bind") == 1)
+    calls.eventually(lambda: server.request("GET", f"{calls.PODS}/p")["spec"].get("nodeName") == "a")
+
+    # A process that had no CPU for a while finds the call and the end of the connection at the same time.
+    os.kill(extender.pid, signal.SIGSTOP)
+    try:
+        body = {"Pod": calls.create(server, "q"), "Nodes": None, "NodeNames": ["a"]}
+        impatient.hang_up(extender.verbs, "filter", json.dumps(body).encode())
+    finally:
+        os.kill(extender.pid, signal.SIGCONT)
+    calls.eventually(lambda: cancelled(extender, "filter") == 1)
+    assert calls.filtered(extender, calls.create(server, "r"), "a")["NodeNames"] == ["a"]
+    assert cancelled(extender, "filter") == 1
+
+
+def test_how_long_a_pod_was_pending_survives_a_restart_of_the_extender(
+    extender: Extender, server: api_server.Running
+) -> None:
+    """The start is the pod's creation by the API server, not what a process remembers."""
+    pod = calls.create(server, "p")
+    extender.kill()
+    extender.start()
+    extender.wait_ready()
+    calls.eventually(lambda: time.time() - objects.unix_seconds(pod["metadata"]["creationTimestamp"]) > 2)
+
+    assert calls.bind(extender, pod, "a") == ""
+
+    name = "hami_scheduler_pod_pending_duration_seconds"
+    assert extender.metric(f'{name}_count{{error_code="NONE"}}') == 1
+    assert extender.metric(f'{name}_sum{{error_code="NONE"}}') > 2

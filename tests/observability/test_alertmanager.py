@@ -105,6 +105,15 @@ def _inhibited(url: str, labels: dict[str, str]) -> bool:
             ],
             {"GPUNoAvailableMemory"},
         ),
+        (
+            [
+                {"alertname": "GPUMemoryUsageHigh", "severity": "warning", "node": "n4", "device": "GPU-f"},
+                {"alertname": "GPUMemoryUsageElevated", "severity": "warning", "node": "n4", "device": "GPU-f"},
+                {"alertname": "GPUTemperatureCritical", "severity": "critical", "node": "n4", "device": "GPU-g"},
+                {"alertname": "GPUTemperatureHigh", "severity": "warning", "node": "n4", "device": "GPU-g"},
+            ],
+            {"GPUMemoryUsageElevated", "GPUTemperatureHigh"},
+        ),
     ],
 )
 def test_one_message_is_enough(url: str, alerts: list[dict[str, str]], expected: set[str]) -> None:

@@ -61,6 +61,7 @@ def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> 
     whole_node.driver.gpus[whole_gpu].used_mib = 81_500
     whole_node.driver.write()
     world.wait_alert("GPUNoAvailableMemory")
+    world.wait_alert("GPUMemoryUsageElevated")
     world.wait_alert("GPUMemoryUsageHigh")
 
     # One pod that no node takes; one that somebody bound past the scheduler; binds that the API server refuses.
@@ -81,6 +82,7 @@ def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> 
     # A GPU is hot, one falls ill and recovers, one does not answer the monitor.
     node_2.driver.gpus[0].temperature_celsius = 85
     node_2.driver.write()
+    world.wait_alert("GPUTemperatureCritical")
     world.wait_alert("GPUTemperatureHigh")
     node_2.driver.gpus[0].temperature_celsius = 45
     node_2.driver.gpus[1].recovery_action = 1
@@ -93,7 +95,7 @@ def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> 
     world.wait_alert("MonitorGPUStale")
     node_1.driver.rules = []
     node_1.driver.write()
-    world.wait_quiet("GPUUnhealthy", "MonitorGPUStale", "GPUTemperatureHigh")
+    world.wait_quiet("GPUUnhealthy", "MonitorGPUStale", "GPUTemperatureHigh", "GPUTemperatureCritical")
 
     _check_promised_series(world)
     _check_dashboards(world)
@@ -108,7 +110,8 @@ def test_a_story_of_good_and_bad_days(world: watched_cluster.WatchedCluster) -> 
     world.runs("after")
 
     assert world.seen == {
-        "GPUFullyAllocated", "GPUNoAvailableMemory", "GPUMemoryUsageHigh", "GPUAllocationFailures",
+        "GPUFullyAllocated", "GPUNoAvailableMemory", "GPUMemoryUsageElevated", "GPUMemoryUsageHigh",
+        "GPUAllocationFailures", "GPUTemperatureCritical",
         "ScheduleFailureRate", "GPUTemperatureHigh", "GPUUnhealthy", "MonitorGPUStale", "SchedulerExtenderDown",
         "HamiTargetDown",
     }  # fmt: skip
@@ -147,7 +150,7 @@ def _check_dashboards(world: watched_cluster.WatchedCluster) -> None:
     for board in dashboards.DASHBOARDS:
         for title, query in dashboards.queries(board):
             text = query.replace("$__rate_interval", WINDOW)
-            text = re.sub(r"\$(cluster|node|namespace)\b", ".*", text)
+            text = re.sub(r"\$(cluster|node|namespace|device)\b", ".*", text)
             assert world.prometheus.query(text), f"{board.title}: {title}: {text}"
             asked += 1
     print(f"{asked} queries of {len(dashboards.DASHBOARDS)} dashboards found something", flush=True)

@@ -130,6 +130,39 @@ def test_changes_reach_the_sink_after_the_list() -> None:
     with_reflector(story)
 
 
+class TwoPages(FakeServer):
+    """A list of four objects, whose second half can be held up."""
+
+    async def pages(self, path: str, page_size: int) -> AsyncIterator[kubernetes.Page[msgspec.Raw]]:
+        items = [msgspec.Raw(orjson.dumps({"metadata": {"name": str(number)}})) for number in range(4)]
+        yield kubernetes.Page(kubernetes.ListMetadata(remaining_item_count=2), items[:2])
+        await self.may_answer_list.wait()
+        yield kubernetes.Page(kubernetes.ListMetadata(resource_version="1"), items[2:])
+
+
+def test_the_progress_of_a_long_list_is_known_while_it_is_read() -> None:
+    """A quarter: of four objects two are read, and none of them has reached the sink."""
+
+    async def run() -> None:
+        client: Any = TwoPages()
+        client.may_answer_list.clear()
+        path = "/api/v1/pods?fieldSelector=spec.nodeName%3Da"
+        reflector = watching.Reflector(client, path, objects.Pod, Sink(), lambda pod: pod.metadata.resource_version)
+        assert (reflector.progress.work, reflector.progress.ratio) == ("list_pods", 0)
+        running = asyncio.create_task(reflector.run())
+        try:
+            async with asyncio.timeout(60):
+                await until(lambda: reflector.progress.ratio == 0.25)
+                client.may_answer_list.set()
+                await until(lambda: reflector.synced)
+            assert reflector.progress.ratio == 1
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_what_is_deleted_while_a_list_is_under_way_does_not_come_back() -> None:
     """A pod that a list has and a watch said was gone would hold its GPU for ever."""
 

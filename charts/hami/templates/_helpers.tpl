@@ -227,6 +227,53 @@ topologySpreadConstraints:
 {{- if and .Values.monitor.serviceMonitor.enabled (.Capabilities.APIVersions.Has "monitoring.coreos.com/v1/ServiceMonitor") }}true{{ end }}
 {{- end }}
 
+{{/* The alerts with the limits, durations and the runbooks' address of the values. */}}
+{{- define "hami.rules" -}}
+{{- $file := .Files.Get "files/rules.yaml" | fromYaml }}
+{{- $limits := .Files.Get "files/rule-limits.yaml" | fromYaml }}
+{{- $thresholds := .Values.prometheusRule.thresholds | default dict }}
+{{- $names := list }}
+{{- range $group := $file.groups }}
+{{- range $rule := $group.rules }}
+{{- $names = append $names $rule.alert }}
+{{- $own := get $thresholds $rule.alert | default dict }}
+{{- if hasKey $own "limit" }}
+{{- $known := get $limits $rule.alert }}
+{{- if not $known }}{{ fail (printf "prometheusRule.thresholds.%s.limit: this alert has no limit, only a duration (for)" $rule.alert) }}{{ end }}
+{{- $_ := set $rule "expr" (replace "%LIMIT%" (kindIs "string" $own.limit | ternary $own.limit (toJson $own.limit)) $known.expr) }}
+{{- end }}
+{{- with get $own "for" }}{{ $_ := set $rule "for" . }}{{ end }}
+{{- with $.Values.prometheusRule.runbookUrl }}
+{{- $_ := set (unset $rule.annotations "runbook") "runbook_url" (printf "%s/runbooks/%s.html" (trimSuffix "/" .) $rule.alert) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name, $_ := $thresholds }}
+{{- if not (has $name $names) }}
+{{- fail (printf "prometheusRule.thresholds.%s: there is no such alert; docs/reference/alerts.md lists them" $name) }}
+{{- end }}
+{{- end }}
+{{- toYaml $file }}
+{{- end }}
+
+{{/* A dashboard with the addresses of the values: (list . "its JSON") */}}
+{{- define "hami.dashboard" -}}
+{{- $root := first . }}{{ $text := last . }}
+{{- $addresses := dict "webui" $root.Values.dashboards.webuiUrl "runbooks" $root.Values.prometheusRule.runbookUrl }}
+{{- if or (get $addresses "webui") (get $addresses "runbooks") }}
+{{- $board := $text | fromJson }}
+{{- range $variable := $board.templating.list }}
+{{- with get $addresses $variable.name }}
+{{- $address := trimSuffix "/" . }}
+{{- $_ := set $variable "query" $address }}
+{{- $_ := set $variable "current" (dict "text" $address "value" $address) }}
+{{- end }}
+{{- end }}
+{{- $text = toPrettyJson $board }}
+{{- end }}
+{{- $text }}
+{{- end }}
+
 {{- define "hami.tlsSecret" -}}
 {{- .Values.scheduler.existingSecret | default "hami-scheduler-tls" }}
 {{- end }}

@@ -36,6 +36,9 @@ done
 """
 
 
+SLOW = CONTROL.replace("[ -e {folder}/running ] ||", "[ -e {folder}/may-answer ] ||")
+
+
 class FakeDriver:
     """GPUs with a compute mode."""
 
@@ -92,6 +95,28 @@ def test_while_the_daemon_runs_gpus_are_exclusive_and_clients_have_limits(tmp_pa
     assert {f"set_default_device_pinned_mem_limit {index} 1000M" for index in (0, 1)} <= set(commands)
     assert commands[-1] == "quit"
     assert (tmp_path / "calls").read_text().splitlines().count(f"-f {chosen.root}/pipe") == 1
+
+
+def test_the_start_of_the_daemon_shows_how_far_it_is(tmp_path: pathlib.Path) -> None:
+    """Of eight GPUs it takes a minute, in which the node's pods do not start."""
+    driver = FakeDriver(device(A, 0), device(B, 1))
+    chosen, stop = options(tmp_path), threading.Event()
+    (tmp_path / "nvidia-cuda-mps-control").write_text(SLOW.format(folder=tmp_path))
+    shown = mps.DaemonStart(chosen.root, lambda: True)
+    assert shown.ratio == 0
+    assert mps.DaemonStart(chosen.root, lambda: False).ratio == 1
+    daemon = mps_daemon.Daemon(chosen, driver)
+
+    with daemon.alone():
+        serving = threading.Thread(target=lambda: daemon.run(driver.listed, stop))
+        serving.start()
+        wait(lambda: shown.ratio == pytest.approx(2 / 6, abs=0.01))  # Both modes are set; the daemon does not answer.
+        (tmp_path / "may-answer").touch()
+        wait(lambda: shown.ratio == 1)
+        stop.set()
+        serving.join()
+
+    assert shown.ratio < 1
 
 
 def test_after_a_crash_the_mode_that_was_there_first_comes_back(tmp_path: pathlib.Path) -> None:

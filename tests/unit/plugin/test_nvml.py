@@ -301,7 +301,8 @@ def test_values_beyond_physics_are_absent_one_by_one(driver: fake_driver.FakeDri
     absent = ("recovery_action", "uncorrected_errors", "temperature_celsius", "limit_celsius")
     assert [reading[name] for name in absent] == [None] * 4
     assert (reading["answered"], reading["rows_failed"], reading["power_brake"]) == (True, False, False)
-    assert [usage[name] for name in ("utilization_percent", "temperature_celsius", "power_watts")] == [None] * 3
+    missing = ("utilization_percent", "memory_controller_percent", "temperature_celsius", "power_watts")
+    assert [usage[name] for name in missing] == [None] * 4
     assert usage["memory_used_bytes"] == 10 << 20
     assert usage["processes"] == [{"pid": 71, "memory_bytes": 1024, "utilization_percent": 0.0}]
 
@@ -485,7 +486,7 @@ show(dataclasses.asdict(source.usage(uuids[2])))
     total = driver.gpus[0].memory_mib << 20
     assert found[0] == {
         "memory_total_bytes": total, "memory_used_bytes": 10 << 20, "utilization_percent": None,
-        "temperature_celsius": 40, "power_watts": None, "mig_used_bytes": {},
+        "temperature_celsius": 40, "power_watts": None, "memory_controller_percent": None, "mig_used_bytes": {},
         "lists_processes": True,
         "processes": [
             {"pid": 71, "memory_bytes": gib, "utilization_percent": 40.0},

@@ -142,10 +142,13 @@ class Explainer:
 
     async def _explain_nodes(self, pod: PendingPod, obstacles: Sequence[Obstacle]) -> tuple[NodeExplanation, ...]:
         """Return every node with what would change it there, the nearest first."""
-        curable = [obstacle for obstacle in obstacles if _may_help(obstacle)]
-        curable.sort(key=lambda obstacle: (-_most_free_mib(self._ledger.allocated_on(obstacle.node)), obstacle.node))
-        examined = await self._examine(pod, [obstacle.node for obstacle in curable])
         pause, explained = pauses.Pause(), []
+        curable = []
+        for obstacle in obstacles:
+            await pause()
+            if _may_help(obstacle):
+                curable.append((-_most_free_mib(self._ledger.allocated_on(obstacle.node)), obstacle.node))
+        examined = await self._examine(pod, [name for _, name in sorted(curable)])
         for obstacle in obstacles:
             await pause()
             waits_for, evictable = examined.get(obstacle.node, (None, None))

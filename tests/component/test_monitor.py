@@ -1,5 +1,6 @@
 """The monitor as a real process beside the device plugin, on the fake driver and a made-up `/proc`."""
 
+import collections
 import concurrent.futures
 import contextlib
 import json
@@ -53,13 +54,13 @@ def monitoring(node: gpu_node.GpuNode, ids: str = "4711") -> Iterator[monitor_pr
 
 
 def scraped(monitor: monitor_process.MonitorProcess) -> dict[str, dict[str, float]]:
-    """Name and labels, as text, to value."""
+    """Name and labels, as text, to value; empty for a name that is not exported, or not yet."""
     status, body = monitor.get("health", "/metrics")
     assert status == 200
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = collections.defaultdict(dict)
     for family in parser.text_string_to_metric_families(body.decode()):
         for one in family.samples:
-            found.setdefault(one.name, {})[",".join(f"{k}={v}" for k, v in sorted(one.labels.items()))] = one.value
+            found[one.name][",".join(f"{k}={v}" for k, v in sorted(one.labels.items()))] = one.value
     return found
 
 
@@ -116,7 +117,7 @@ def test_a_gpu_that_hangs_hangs_no_scrape_and_grows_stale(
 
     node.driver.rules = ["hang nvmlDeviceGetMemoryInfo 0"]
     node.driver.write()
-    node.wait("stale", lambda: scraped(monitor)["hami_monitor_gpu_stale"][hung] == 1)
+    node.wait("stale", lambda: scraped(monitor)["hami_monitor_gpu_stale"].get(hung) == 1)
 
     found = scraped(monitor)
     assert list(found["hami_gpu_memory_used_bytes"]) == [well]
@@ -127,7 +128,7 @@ def test_a_gpu_that_hangs_hangs_no_scrape_and_grows_stale(
 
     node.driver.rules = []
     node.driver.write()
-    node.wait("fresh", lambda: scraped(monitor)["hami_monitor_gpu_stale"][hung] == 0)
+    node.wait("fresh", lambda: scraped(monitor)["hami_monitor_gpu_stale"].get(hung) == 0)
 
 
 def test_what_cannot_be_measured_is_missing_and_counted(

@@ -142,8 +142,9 @@ def test_what_cannot_be_measured_is_missing_and_counted(
 
     found = scraped(monitor)
     labels = f"device={node.uuid(0)},node={gpu_node.NODE}"
-    assert labels not in found["hami_gpu_power_watts"]
-    assert labels not in found["hami_gpu_utilization_percent"]
+    for name in ("hami_gpu_power_watts", "hami_gpu_utilization_percent"):
+        assert found[name], name  # Of the other GPU.
+        assert labels not in found[name]
     assert labels in found["hami_gpu_temperature_celsius"]
 
 

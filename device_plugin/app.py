@@ -62,7 +62,7 @@ class Plugin:
         )
 
     def _works(self) -> tuple[metrics_registry.Work, ...]:
-        """The long work of which the progress is shown."""
+        """Long work whose progress is shown."""
         side = self._node_side
         return side.pod_watch.progress, self._kubelet_side.restoring, side.migs.progress, side.mps_start
 

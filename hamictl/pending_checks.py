@@ -67,7 +67,7 @@ def _core_of(cluster: snapshot.State, names: requests.ResourceNames) -> Decision
 
 
 def _scheduler_name(cluster: snapshot.State, names: requests.ResourceNames) -> str:
-    """Return the schedulerName of the pods with a record, all of which the extender bound; else the default."""
+    """Return the schedulerName of pods with a record, because the extender bound them; else the default."""
     bound = (pod for pod in cluster.pods if pod.spec.node_name and from_objects.pod_facts(pod, names).allocated)
     counts = collections.Counter(pod.spec.scheduler_name for pod in bound)
     return counts.most_common(1)[0][0] if counts else settings.Settings().scheduler_name

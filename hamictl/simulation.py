@@ -33,7 +33,7 @@ _PLANNER_STEPS = 4
 """The number of steps after which a gang has its holds, its nominations and its open gates."""
 _PROGRESS_EVERY = 100
 MOST_EXPLAINED = 20
-"""Groups of which a rejected pod is explained node by node."""
+"""Groups whose nodes are listed one by one in the explanation of a rejected pod."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ class Progress:
             yield each
 
     def add(self, count: int) -> None:
-        """Queue some pieces of work, each of which `finish` ends; the work ends with the last one."""
+        """Queue pieces of work; `finish` ends one, and the work ends with the last."""
         if not self._is_under_way:
             self.begin()
         self.reach(self.done, self.total + count)

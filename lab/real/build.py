@@ -2,8 +2,8 @@
 
 `k8s.io/kubernetes` cannot be installed by `go install`, because its go.mod replaces its staging modules by folders; a
 throw-away module that maps each of them to its published version builds it. Takes about 12 minutes on 2 cores with
-empty caches, and nothing when it was done before. `HAMI_KUBERNETES=v1.30.14` selects another version, of which the
-control plane alone is built.
+empty caches, and nothing when it was done before. `HAMI_KUBERNETES=v1.30.14` selects another version; then only the
+control plane is built.
 
 Source: https://go.dev/ref/mod#go-mod-file-replace; Kubernetes publishes staging modules as v0.X.Y for v1.X.Y.
 """

@@ -117,6 +117,6 @@ def in_an_instance(pods: list[dict[str, Any]]) -> None:
 
 
 def test_the_documents_name_every_example() -> None:
-    """An example that no page names is found by nobody."""
+    """An example that no page names is not found."""
     page = (FOLDER.parents[1] / "docs" / "reference" / "requests.md").read_text()
     assert [name for name in NAMES if f"examples/workloads/{name}.yaml" not in page] == []

@@ -61,7 +61,7 @@ def test_the_result_of_the_canary_is_a_component_and_a_metric(name: str, process
 
 
 def test_the_canary_of_the_webui_is_no_viewer(processes: Processes) -> None:
-    """Its requests would hide that nobody uses the pages, or that they are slow for users."""
+    """Its requests would hide that the pages have no users, or that they are slow for users."""
     calls.eventually(lambda: b"\nhami_canary_success 1.0\n" in processes["webui"].get("health", "/metrics")[1])
     text = processes["webui"].get("health", "/metrics")[1].decode()
     assert "\nhami_webui_viewers 0.0\n" in text

@@ -1060,7 +1060,7 @@ def test_requests_are_counted_by_page_and_status(site: Site) -> None:
 
 
 def test_the_age_of_the_data_and_the_viewers_are_series(site: Site) -> None:
-    """Old data is marked on the pages, which nobody may be viewing; an alert needs a number."""
+    """Old data is marked on the pages, which may have no viewer; an alert needs a number."""
     site.page("/")
     assert (series(site, "hami_webui_viewers"), series(site, "hami_webui_data_age_seconds")) == ({"": 1.0}, {"": 0.0})
     site.now += 301

@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 import email.utils
+import gc
 import pathlib
 import secrets
 import socket
@@ -544,7 +545,12 @@ class Running:
     def _run(self) -> None:
         # The runner cancels what still runs at the end and waits for it.
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            runner.run(self._server.serve(sockets=[self._socket]))
+            runner.run(self._serve_and_collect())
+
+    async def _serve_and_collect(self) -> None:
+        await self._server.serve(sockets=[self._socket])
+        gc.collect()  # A server of grpc that is left in a cycle needs the loop for its end.
+        await asyncio.sleep(0)
 
 
 @contextlib.contextmanager

@@ -148,8 +148,8 @@ class Kubelet:
         server = grpc.aio.server()
         add(server)
         server.add_insecure_port(f"unix://{folder / 'kubelet.sock'}")
+        self._servers.append(server)  # Before its start, so that `stop` ends it where the start is cancelled.
         await server.start()
-        self._servers.append(server)
 
     async def stop(self) -> None:
         """End as a killed kubelet does: allocations stay in the checkpoint."""
@@ -365,11 +365,11 @@ class NodeAgent:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        await self._kubelet.start()
-        self._kubelet.listed = self._publish
-        self._publish()
         watcher = self._keep.watch(kinds.PODS, self._keep.version)
         try:
+            await self._kubelet.start()
+            self._kubelet.listed = self._publish
+            self._publish()
             for _, pod in list(self._keep.all(kinds.PODS)):
                 self._see(pod)
             while (change := await watcher.queue.get()) is not None:

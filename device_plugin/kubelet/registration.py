@@ -124,7 +124,11 @@ class Registration:
         server = grpc.aio.server(options=_OPTIONS)
         api_pb2_grpc.add_DevicePluginServicer_to_server(self._service, server)
         server.add_insecure_port(f"unix://{path}")
-        await server.start()
+        try:
+            await server.start()
+        except BaseException:
+            await server.stop(grace=None)  # Otherwise grpc ends it when the event loop may be closed already.
+            raise
         return server
 
     async def _register(self) -> None:

@@ -33,7 +33,7 @@ from device_plugin import settings as plugin_settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation import mps, table
 from device_plugin.isolation.backend import CannotIsolate
-from gpu_sharing.adapters import flags, logs
+from gpu_sharing.adapters import flags, logs, signals
 from gpu_sharing.adapters.progress import Progress
 from gpu_sharing.core import error_codes, errors, nvidia
 
@@ -324,8 +324,7 @@ def main(connect: Callable[[], Driver]) -> int:
         return 2
     logs.configure(settings.verbosity, settings.log_format)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signals.act_on((signal.SIGTERM, signal.SIGINT), stop.set)
     try:
         if settings.mount:
             mount_shared_memory(settings)

@@ -43,7 +43,7 @@ def main() -> int:
 def _run(options: argparse.Namespace) -> int:
     quiet.silence()
     if sys.argv[1:2] != ["demo"]:  # The demo has its own, and a connection to the cluster is closed on the way out.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: TID251  # It takes no lock.
     status: int = options.run(options)
     return status
 

@@ -23,6 +23,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from gpu_sharing.adapters import signals
 from gpu_sharing.core import records
 from hamictl import demo_scenario, flags, rendering, start
 from lab import cluster as clusters
@@ -85,8 +86,7 @@ def run(options: argparse.Namespace) -> int:
     """
     console = rich.console.Console(stderr=options.output == "json", highlight=False)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
+    signals.act_on((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), stop.set)
     try:
         nodes, chapters = _plan(options)
         plugins = not (options.trace or options.nodes or options.pods)

@@ -12,10 +12,9 @@ STOPPED = 130
 def main() -> int:
     """Run `hamictl`. Returns its exit status."""
     # While the modules load, a signal would end in a traceback. There is nothing to clean up yet.
-    signal.signal(signal.SIGINT, _stop)
-    if sys.argv[1:2] == ["demo"]:
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGHUP, _stop)
+    others = (signal.SIGTERM, signal.SIGHUP) if sys.argv[1:2] == ["demo"] else ()
+    for number in (signal.SIGINT, *others):
+        signal.signal(number, _stop)  # noqa: TID251  # It takes no lock.
     from hamictl import __main__ as command
 
     return command.main()

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+from gpu_sharing.adapters import signals
 from gpu_sharing.core import allocations, identifiers, records
 from lab import api_server, gpus, kinds, pods, store
 
@@ -55,8 +56,7 @@ def main() -> int:
     if not port.isdigit():
         parser.error(f"--bind {options.bind!r} is not HOST:PORT")
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    signals.act_on((signal.SIGTERM, signal.SIGINT), stop.set)
     with api_server.running(host or "127.0.0.1", int(port)) as server:
         server.call(lambda: seed(server.app.store, options.nodes, options.pods))
         if options.kubeconfig_out:

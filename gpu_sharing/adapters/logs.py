@@ -25,6 +25,8 @@ from typing import Any
 import orjson
 import structlog
 
+from gpu_sharing.adapters import signals
+
 FORMATS = ("json", "text", "console")
 DECISIONS, NODES, DEVICES, HIGHEST = 3, 4, 5, 6
 _OF_LEVEL = {"debug": HIGHEST, "info": 2, "warning": 1, "error": 0, "critical": 0}
@@ -122,8 +124,8 @@ def configure(verbosity: int, log_format: str) -> None:
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
     with contextlib.suppress(ValueError):  # Only the main thread may set signal handlers; elsewhere the level is fixed.
-        signal.signal(signal.SIGUSR1, lambda *_: _change(1))
-        signal.signal(signal.SIGUSR2, lambda *_: _change(-1))
+        signals.act_on((signal.SIGUSR1,), lambda: _change(1))
+        signals.act_on((signal.SIGUSR2,), lambda: _change(-1))
 
 
 def as_text(logger: Any, method: str, line: MutableMapping[str, Any]) -> str:

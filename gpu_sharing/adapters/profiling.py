@@ -17,7 +17,7 @@ from types import FrameType
 
 import structlog
 
-from gpu_sharing.adapters import read_api_types
+from gpu_sharing.adapters import read_api_types, signals
 
 SECONDS = 60.0
 """How long the profile of a signal lasts."""
@@ -76,12 +76,12 @@ def on_signal() -> None:
     """Have SIGQUIT start a profile of a minute that is logged at its end; a second one in this time is ignored."""
     running = threading.Lock()
 
-    def start(number: int, frame: FrameType | None) -> None:
+    def start() -> None:
         if running.acquire(blocking=False):
             threading.Thread(target=_log_profile, args=(running,), name="profiler", daemon=True).start()
 
     with contextlib.suppress(ValueError):  # Only the main thread may set signal handlers.
-        signal.signal(signal.SIGQUIT, start)
+        signals.act_on((signal.SIGQUIT,), start)
 
 
 def _log_profile(running: threading.Lock) -> None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 
+from gpu_sharing.adapters import signals
 from lab import extender_process
 from lab.real import build, components, control_plane
 
@@ -28,8 +29,7 @@ def main() -> int:
             print(build.binaries())
             return 0
         stop = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stop.set())
+        signals.act_on((signal.SIGTERM, signal.SIGINT), stop.set)
         options.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             plane = stack.enter_context(control_plane.running(options.folder.resolve()))

@@ -48,10 +48,13 @@ def test_each_verbosity_adds_its_own(verbosity: int) -> None:
 def test_the_level_changes_while_the_process_runs() -> None:
     """By signal: more, and less."""
     body = """
+import time
 log.debug("unheard")
 for _ in range(9): os.kill(os.getpid(), signal.SIGUSR1)
+while not logs.shows(6): time.sleep(0.01)
 log.debug("heard")
 for _ in range(9): os.kill(os.getpid(), signal.SIGUSR2)
+while logs.shows(1): time.sleep(0.01)
 log.warning("unheard"); log.error("still heard")
 """
     heard = [one for one in events(output(body)) if one != "verbosity changed"]

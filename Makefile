@@ -77,6 +77,12 @@ e2e: .venv/dev.stamp ## on a real etcd, kube-apiserver, kube-scheduler, kubelet 
 	$(BIN)/python -m pytest tests/e2e -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)
 
 SCHEDULING := kinds_of_pods quota preemption gangs webhook record_guard chart api_contract existing_cluster
+chaos: .venv/dev.stamp ## faults on purpose on a real control plane and node, and what holds; ARGS="--list", ARGS="--quick", ARGS=api-gone
+	$(BIN)/python -m chaos $(ARGS)
+
+soak: .venv/dev.stamp ## an hour of pods that come and go: nothing grows, the books stay right; ARGS="--minutes 5"
+	$(BIN)/python -m chaos.soak $(ARGS)
+
 e2e-version: export HAMI_KUBERNETES := $(HAMI_KUBERNETES)
 e2e-version: .venv/dev.stamp ## scheduling, policies and chart on another Kubernetes: HAMI_KUBERNETES=v1.30.14 or v1.37.2
 	$(BIN)/python -m pytest $(SCHEDULING:%=tests/e2e/test_%.py) -v -p no:schemathesis --numprocesses 2 --dist loadscope $(ARGS)
@@ -123,4 +129,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test search test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench docs site docs-test lock ci
+.PHONY: help setup demo test chaos soak search test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench docs site docs-test lock ci

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 GRACE_SECONDS = 2.0
 """A pod may be unbound for so long without counting as left behind."""
-_STEP_SECONDS = 0.1
 
 
 @dataclass(slots=True)
@@ -68,20 +67,23 @@ def phase(pods: Iterable[PodTimes], begin: float, end: float) -> Phase:
     )
 
 
-def recovery_seconds(pods: Sequence[PodTimes], ended_at: float, until: float) -> float | None:
-    """Return how long after the end of the faults no pod older than two seconds was unbound.
+def recovery_seconds(pods: Iterable[PodTimes], ended_at: float, until: float) -> float | None:
+    """Return after how long the last pod was bound that had waited longer than two seconds.
 
     Args:
         pods: All pods.
-        ended_at: When the last fault ended.
-        until: When the observation ended.
+        ended_at: From when it counts: mostly the end of the last fault.
+        until: The end of the observation.
+
+    Returns:
+        The seconds, 0 if none waited; None if one still does.
     """
-    moment = ended_at
-    while moment <= until:
-        waiting = any(
-            pod.created_at <= moment - GRACE_SECONDS and (pod.bound_at is None or pod.bound_at > moment) for pod in pods
-        )
-        if not waiting:
-            return round(moment - ended_at, 1)
-        moment += _STEP_SECONDS
-    return None
+    latest = ended_at
+    for pod in pods:
+        due = pod.created_at + GRACE_SECONDS
+        if pod.bound_at is None or pod.bound_at > until:
+            if due < until:
+                return None
+        elif pod.bound_at > max(due, ended_at):
+            latest = max(latest, pod.bound_at)
+    return round(latest - ended_at, 1)

@@ -116,6 +116,8 @@ _TOP = (
     "title", "note", "replicas", "nodes", "node_gpus", "http_faults", "pods_per_second", "burst_pods", "steady_seconds",
     "fault_seconds", "faults", "expect",
 )  # fmt: skip
+KEYS = (*_TOP, "kind", "seconds", "after_seconds", "bound_percent", "recovery_seconds")
+"""Words that occur in files, for whatever makes some at random."""
 _EXPECT = ("bound_percent", "during_percent", "recovery_seconds", "recovers_during")
 
 

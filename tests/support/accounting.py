@@ -37,6 +37,20 @@ def devices(pod: Mapping[str, Any]) -> list[list[tuple[str, int, int]]]:
     return containers
 
 
+def held(pods: Iterable[Mapping[str, Any]]) -> dict[str, Held]:
+    """What bound pods hold of each GPU, by UUID."""
+    found: dict[str, Held] = collections.defaultdict(Held)
+    for pod in pods:
+        for container in devices(pod) if pod["spec"].get("nodeName") and wants_gpu(pod) else ():
+            for uuid, mib, cores in container:
+                one = found[uuid]
+                one.memory_mib += mib
+                one.cores_percent += cores
+                one.containers += 1
+                one.exclusive += cores >= 100
+    return found
+
+
 def violations(nodes: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]) -> list[str]:
     """Every GPU that is allocated more than it has, and every bound GPU pod without a record.
 
@@ -48,7 +62,7 @@ def violations(nodes: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, A
         for gpu in json.loads(node["metadata"]["annotations"].get("hami.io/node-nvidia-register", "[]")):
             have[gpu["id"]] = gpu
             home[gpu["id"]] = node["metadata"]["name"]
-    held: dict[str, Held] = collections.defaultdict(Held)
+    pods = list(pods)
     found = []
     for pod in pods:
         if not pod["spec"].get("nodeName") or not wants_gpu(pod):
@@ -57,15 +71,10 @@ def violations(nodes: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, A
         if not devices(pod):
             found.append(f"{name} is bound without a record")
         for container in devices(pod):
-            for uuid, mib, cores in container:
+            for uuid, _, _ in container:
                 if home.get(uuid) != pod["spec"]["nodeName"]:
                     found.append(f"{name} holds {uuid}, which is not on its node")
-                one = held[uuid]
-                one.memory_mib += mib
-                one.cores_percent += cores
-                one.containers += 1
-                one.exclusive += cores >= 100
-    for uuid, one in held.items():
+    for uuid, one in held(pods).items():
         gpu = have.get(uuid, {"devmem": 0, "devcore": 0, "count": 0})
         if one.memory_mib > gpu["devmem"] or one.cores_percent > gpu["devcore"] or one.containers > gpu["count"]:
             found.append(f"{uuid} is allocated {one}, it has {gpu}")

@@ -5,7 +5,9 @@ import pathlib
 import sys
 import time
 
+from bench import report as bench_report
 from chaos import faults, measure, report, run, scenario
+from lab.real import build
 
 QUICK = (
     "api-gone", "etcd-restarted", "extender-killed", "leader-killed", "leader-stopped", "api-30-percent-failing",
@@ -23,6 +25,8 @@ def main() -> int:
     parser.add_argument("--folder", type=pathlib.Path, default=scenario.FOLDER, help="with the scenario files")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write everything measured there")
     parser.add_argument("--write-baseline", action="store_true", help="make this run the one that others compare with")
+    parser.add_argument("--write-page", action="store_true", help="put the table into the documents")
+    parser.add_argument("--from-json", type=pathlib.Path, metavar="FILE", help="take results from there, and run none")
     options = parser.parse_args()
     try:
         known = {one.name: one for one in scenario.all_of(options.folder, faults.OPTIONS)}
@@ -37,7 +41,10 @@ def main() -> int:
         for name in names:
             print(f"{name:28}{known[name].title}")
         return 0
-    results = _run_all([known[name] for name in names])
+    if options.from_json:
+        results = [one for one in report.from_json(options.from_json.read_text()) if one.name in names]
+    else:
+        results = _run_all([known[name] for name in names])
     print(report.table(results))
     if options.json:
         options.json.write_text(report.as_json(results))
@@ -46,6 +53,8 @@ def main() -> int:
         print(f"worse than the baseline: {sentence}")
     if options.write_baseline:
         report.write_baseline(results)
+    if options.write_page:
+        report.write_page(results, {**bench_report.machine(), "Kubernetes": build.KUBERNETES_VERSION})
     failed = [result for result in results if result.failures]
     print(f"{len(results) - len(failed)} of {len(results)} scenarios hold")
     return 1 if failed or (worse and not options.write_baseline) else 0

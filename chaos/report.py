@@ -6,8 +6,12 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from chaos import measure
 
+PAGE = pathlib.Path(__file__).parents[1] / "docs/explanation/when-things-break.md"
+_BEGIN, _END = "<!-- table: python -m chaos --write-page -->", "<!-- end of table -->"
 BASELINE = pathlib.Path(__file__).with_name("baseline.json")
 _PERCENT_WORSE = 10.0
 """Points by which a percentage may be lower than in the baseline: both are of one run on a busy machine."""
@@ -38,6 +42,14 @@ def _row(result: measure.Result) -> str:
         result.lost, result.repeated_bindings, len(result.violations),
     )  # fmt: skip
     return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def write_page(results: Sequence[measure.Result], conditions: Mapping[str, Any], page: pathlib.Path = PAGE) -> None:
+    """Replace the table of the page, and the conditions below it."""
+    head, _, rest = page.read_text().partition(_BEGIN)
+    foot = rest.partition(_END)[2]
+    told = ", ".join(f"{name} {value}" for name, value in conditions.items())
+    page.write_text(f"{head}{_BEGIN}\n\n{table(results)}\n\nConditions: {told}.\n\n{_END}{foot}")
 
 
 def ratios(result: measure.Result) -> dict[str, float | None]:
@@ -92,6 +104,11 @@ def read_baseline(path: pathlib.Path = BASELINE) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def from_json(text: str) -> list[measure.Result]:
+    """Return what `as_json` wrote."""
+    return msgspec.json.decode(text, type=list[measure.Result])
 
 
 def as_json(results: Iterable[measure.Result]) -> str:

@@ -155,6 +155,7 @@ def annotations_page() -> str:
         ("Requests of a pod", keys.REQUESTED),
         ("Written to a pod", keys.WRITTEN),
         ("On a node", keys.OF_NODES),
+        ("On kube-scheduler's Lease", keys.OF_LEASES),
     ):
         rows = [f"| `{one.name}` | {one.kind} | {one.writer} | {one.meaning} |" for one in table]
         lines += [f"## {title}", "", "| key | kind | written by | meaning |", "| --- | --- | --- | --- |", *rows, ""]

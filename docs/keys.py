@@ -6,7 +6,7 @@ A test checks that every key in the code is listed here.
 from dataclasses import dataclass
 
 from gpu_sharing.core import allocations, gangs, gpus, identifiers, records, requests
-from scheduler_extender.act import waking
+from scheduler_extender.act import leadership, waking
 from scheduler_extender.decide import admission
 
 OWNER, EXTENDER, PLUGIN, ADMINISTRATOR = "its owner", "extender", "device plugin", "administrator"
@@ -76,6 +76,15 @@ OF_NODES = (
     ),
 )
 """On a node, by the plugin or an administrator."""
+OF_LEASES = (
+    Key(
+        leadership.HANDED_OVER,
+        "annotation",
+        EXTENDER,
+        "The term (`leaseTransitions`) whose extender has ended with no Binding under way: its successor need not wait.",
+    ),
+)
+"""On the Lease that elects a replica."""
 
 
 def examples() -> dict[str, str]:

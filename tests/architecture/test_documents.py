@@ -60,7 +60,7 @@ def test_every_annotation_of_the_code_is_in_the_table() -> None:
     names = requests.ResourceNames()
     no_keys = {*names.managed(), names.priority, "hami.io/vgpu"}  # Resources, and a kind of CDI device.
 
-    table = {one.name for one in (*keys.REQUESTED, *keys.WRITTEN, *keys.OF_NODES)}
+    table = {one.name for one in (*keys.REQUESTED, *keys.WRITTEN, *keys.OF_NODES, *keys.OF_LEASES)}
     assert found - no_keys == table
 
 

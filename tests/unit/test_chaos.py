@@ -1,7 +1,5 @@
 """Scenario files, what is measured of them, and what counts as worse than before."""
 
-import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -160,4 +158,18 @@ def test_what_got_worse_than_the_baseline_is_said(
 def test_the_table_and_the_json_have_every_result() -> None:
     """And what never recovered says so."""
     assert "| t | 1 | 10 | 100.0 % | 100 % of 10 | never |" in report.table([result(recovery_seconds=None)])
-    assert json.loads(report.as_json([result()]))[0] == json.loads(json.dumps(dataclasses.asdict(result())))
+    assert report.from_json(report.as_json([result()])) == [result()]
+
+
+def test_the_page_keeps_its_text_around_a_new_table(tmp_path: pathlib.Path) -> None:
+    """A second run replaces the first."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: python -m chaos --write-page -->\n<!-- end of table -->\nafter\n")
+    for pods in (10, 77):
+        report.write_page([result(pods=pods)], {"cpu": "X"}, page)
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| 77 |" in text
+    assert "| 10 |" not in text
+    assert "Conditions: cpu X." in text

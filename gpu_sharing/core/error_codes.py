@@ -355,6 +355,49 @@ PREEMPTION_FAILED = _register(
     "Nothing: it is tried again; see the pod's events for the evicted pods, and check for pods that do not terminate.",
 )
 
+REMEDIATION_RULES = _register(
+    "SCHED_REMEDIATION_RULES",
+    "A rule of remediation has an unknown word or a value out of its range; no rule is used.",
+    "Correct every named rule; docs/howto/remediation.md lists the fields and words.",
+    operator=True,
+)
+REMEDIATION_CONTRADICTION = _register(
+    "SCHED_REMEDIATION_CONTRADICTION",
+    "Rules of remediation contradict each other, or one releases what it should cordon; no rule is used.",
+    "Give one of the named rules another condition or priority.",
+    operator=True,
+)
+REMEDIATION_UNBOUNDED = _register(
+    "SCHED_REMEDIATION_UNBOUNDED",
+    "A rule of remediation would act on healthy GPUs, or its breaker bounds nothing; no rule is used.",
+    "Name the fault in the rule's condition, and let the breaker allow at most 50 percent of the nodes.",
+    operator=True,
+)
+REMEDIATED = _register(
+    "SCHED_REMEDIATED",
+    "Remediation has acted on a faulty GPU or node, as one of its rules says.",
+    "Nothing; the node's annotation hami.io/remediation and hamictl doctor show the act, and a release ends it.",
+    operator=True,
+)
+REMEDIATION_REFUSED = _register(
+    "SCHED_REMEDIATION_REFUSED",
+    "A rule of remediation asks for an act that is not done now: a limit is reached, or it is a dry run.",
+    "Read the reason in the message; act by hand if it cannot wait, or change the rule's limits.",
+    operator=True,
+)
+REMEDIATION_FAILED = _register(
+    "SCHED_REMEDIATION_FAILED",
+    "The API server refused an act of remediation or did not answer; it is tried again after its cool-down.",
+    "Check the extender's permissions (remediation.mode of the chart adds them) and the pod's disruption budget.",
+    operator=True,
+)
+REMEDIATION_STOPPED = _register(
+    "SCHED_REMEDIATION_STOPPED",
+    "Too many nodes have faulty GPUs at once, so remediation is stopped; it lets single acts through after a time.",
+    "Find the common cause, such as a driver update or cooling; it closes when fewer nodes are affected.",
+    operator=True,
+)
+
 # Binding.
 POD_GONE = _register(
     "SCHED_POD_GONE",

@@ -33,14 +33,16 @@ from scheduler_extender.act import (
     certificate_keeper,
     gang_planner,
     leadership,
+    node_writer,
     pod_writer,
     preempting,
     waking,
 )
+from scheduler_extender.act.remediating import Remediator
 from scheduler_extender.cluster.mirror import Mirror
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
-from scheduler_extender.report import cluster_gauges, pod_events
+from scheduler_extender.report import cluster_gauges, pod_events, remediation_events
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.serve import read_access, read_api, server, webhook
 from scheduler_extender.settings import Settings
@@ -78,6 +80,10 @@ class Extender:
         self._writer = pod_writer.PodWriter(client)
         self._gangs = gang_planner.GangPlanner(self._writer, core, self._decision_events)
         self._preemptor = preempting.Preemptor(self._writer, core, self._decision_events)
+        self._remediator = None
+        if settings.remediation != "off":
+            reports = remediation_events.RemediationEvents(self._recorder, self._metrics)
+            self._remediator = Remediator(core, self._writer, node_writer.NodeWriter(client), reports)
         self._binder = binding.Binder(client, core, self._decision_events, self._leads)
         self._keeper = certificate_keeper.of(client, settings) if settings.tls_secret else None
         if self._keeper:
@@ -179,6 +185,8 @@ class Extender:
             tasks.create_task(self._gangs.run(self._leads))
             if self._core.usage.counts:
                 tasks.create_task(self._core.usage.run())
+            if self._remediator:
+                tasks.create_task(self._remediator.run(self._leads))
             if self._settings.preempts:
                 tasks.create_task(self._preemptor.run(self._leads))
 

@@ -54,7 +54,7 @@ class GpuFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """One node with GPUs."""
+    """A node with GPUs, and what remediation did there."""
 
     name: identifiers.NodeName
     gpus: tuple[GpuFacts, ...] = ()
@@ -190,7 +190,7 @@ class Act:
 
     @property
     def action(self) -> Action:
-        """What is done."""
+        """The action of the rule."""
         return self.rule.action
 
 
@@ -209,7 +209,8 @@ class Situation:
 
     Attributes:
         nodes: Every node with GPUs.
-        holders: The GPUs that pods hold which are not ending, by node.
+        holders: The GPUs that pods hold, by node.
+        evictable: Likewise, of pods that may be evicted: they are not ending, and an owner starts them again.
         since: What `observe` returned, in Unix seconds.
         breaker_opened_at: Since when too many nodes are affected, by the previous plan; None while they are not.
         dry_run: Whether nothing may be done.
@@ -217,6 +218,7 @@ class Situation:
 
     nodes: Sequence[NodeFacts]
     holders: Mapping[identifiers.NodeName, Collection[identifiers.GpuUuid]]
+    evictable: Mapping[identifiers.NodeName, Collection[identifiers.GpuUuid]]
     since: Since
     breaker_opened_at: float | None = None
     dry_run: bool = False
@@ -321,8 +323,8 @@ def _on_node(
         begun.add((rule.action, target))
         gpu = by_uuid.get(match.gpu)
         act = Act(node=node.name, gpu=target, rule=rule, cause=gpu.cause if gpu else _node_cause(rule))
-        held = match.gpu in situation.holders.get(node.name, ())
-        if not _is_done(act, node, held):
+        if not _is_done(act, node, match.gpu in situation.evictable.get(node.name, ())):
+            held = match.gpu in situation.holders.get(node.name, ())
             yield _judged(act, node, held, situation.since[match], now)
     yield from _releases(node, situation, rules, now)
 
@@ -346,11 +348,11 @@ def _has_next(match: Match, ordered: Sequence[Match], by_name: Mapping[str, Rule
     return any(one.gpu == match.gpu and by_name[one.rule].action in REPAIRS for one in later)
 
 
-def _is_done(act: Act, node: NodeFacts, held: bool) -> bool:
+def _is_done(act: Act, node: NodeFacts, evictable: bool) -> bool:
     """Return whether the cluster shows that nothing is to be done."""
     own = remediation_history.entry(node.history, act.action, act.gpu)
     if act.action is Action.EVICT_PODS:
-        return not held
+        return not evictable
     return own is not None and own.holds and _stands(act.action, act.gpu, node)
 
 

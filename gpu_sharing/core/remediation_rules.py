@@ -89,7 +89,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule."""
+    """A fault, the act that answers it, and how often."""
 
     name: str
     when: Condition
@@ -354,3 +354,10 @@ DEFAULTS: Mapping[str, object] = {
     ],
 }  # fmt: skip
 """The rules without a file."""
+
+
+def default() -> RuleSet:
+    """Return the rules without a file."""
+    rules = read(DEFAULTS)
+    assert isinstance(rules, RuleSet)
+    return rules

@@ -67,6 +67,8 @@ class Traits(NamedTuple):
     """Unix seconds of its Binding, by its record; 0 for a pending pod."""
     created_at: int = 0
     """Unix seconds; 0 where it is not known."""
+    owner: str = ""
+    """The UID of its controller, which starts another pod in its place; empty where it has none."""
 
 
 _NOTHING_KNOWN = Traits()

@@ -55,7 +55,7 @@ def made(
     chosen = with_rules or rules()
     held = {identifiers.NodeName(name): uuids for name, uuids in (holders or {}).items()}
     since = remediation.observe({}, listed, chosen, now - age)
-    return remediation.plan(Situation(nodes=listed, holders=held, since=since, **changes), chosen, now)
+    return remediation.plan(Situation(nodes=listed, holders=held, evictable=held, since=since, **changes), chosen, now)
 
 
 def told(plan: Plan) -> list[tuple[str, str, Refusal | None]]:
@@ -157,10 +157,11 @@ def test_the_cordon_of_a_gpu_that_was_replaced_is_released() -> None:
 def test_a_node_is_released_once_all_its_gpus_are_healthy(action: str, field: str) -> None:
     chosen = one_rule({"need": ["reboot"]}, action)
     ours = (Entry(action=Action(action), rule="r", times=(int(NOW) - 900,), holds=True),)
-    states = {field: True, "history": ours}
+    states: dict[str, Any] = {field: True, "history": ours}
+    foreign: dict[str, Any] = {field: True}
 
     assert told(made([node(broken(0), broken(1))], chosen)) == [(action, "", None)]
-    assert told(made([node(broken(0), **{field: True})], chosen)) == [(action, "", Refusal.FOREIGN)]
+    assert told(made([node(broken(0), **foreign)], chosen)) == [(action, "", Refusal.FOREIGN)]
     assert made([node(broken(0), healthy(1), **states)], chosen).acts == ()
     assert told(made([node(healthy(0), healthy(1), **states)], chosen)) == [("release", "", None)]
 
@@ -422,7 +423,11 @@ def test_whatever_fails_when_no_limit_is_exceeded_and_nothing_foreign_is_undone(
             since = remediation.observe({} if kind == "crash" else since, nodes, chosen, now)
             held = {one.name: {UUIDS[0]} for one, has in zip(nodes, cluster.has_pod, strict=True) if has}
             situation = Situation(
-                nodes=nodes, holders=held, since=since, breaker_opened_at=None if kind == "crash" else opened_at
+                nodes=nodes,
+                holders=held,
+                evictable=held,
+                since=since,
+                breaker_opened_at=None if kind == "crash" else opened_at,
             )
             plan = remediation.plan(situation, chosen, now)
             opened_at = plan.breaker_opened_at

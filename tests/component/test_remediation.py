@@ -162,7 +162,7 @@ def test_a_foreign_cordon_stays_and_a_protected_pod_is_tried_again(site: Site) -
     """What an administrator cordoned is the administrator's, and a disruption budget delays an eviction."""
     dead, other = gpus.gpu_uuid("a", 0), gpus.gpu_uuid("a", 1)
     mine = {"metadata": {"annotations": {records.CORDON: other}}}
-    site.server.request("PATCH", f"{NODES}/a", mine)
+    site.server.request("PATCH", f"{NODES}/a", mine, "application/merge-patch+json")
     site.pod("train-0", "a", 0)
     site.server.app.faults.arm(faults.Fault("POST", "/eviction$", times=2, refuse_with=429))
 

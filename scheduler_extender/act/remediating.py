@@ -28,6 +28,8 @@ from scheduler_extender.report.remediation_events import RemediationEvents
 
 _EVERY_SECONDS = 1.0
 _SEEN_WITHIN_SECONDS = 30.0
+_LONGEST_REST_SECONDS = 60.0
+_Key = tuple[identifiers.NodeName, Action, identifiers.GpuUuid]
 _Gpus = dict[identifiers.NodeName, set[identifiers.GpuUuid]]
 
 log = structlog.get_logger("remediation")
@@ -59,6 +61,8 @@ class Remediator:
         self._opened_at: float | None = None
         self._unseen: dict[identifiers.NodeName, tuple[History, float]] = {}
         """Histories that were written and that the watch has not shown, each with the time until which that counts."""
+        self._rests_until: dict[_Key, float] = {}
+        """When an act is tried again that the API server refused or did not answer."""
         self.migrations = Migrations(core.ledger, core.pending)
 
     async def run(self, leads: Callable[[], bool]) -> None:
@@ -78,10 +82,12 @@ class Remediator:
         if self._waits_for_watch():
             return
         plan = self._plan()
+        asked = {_key(act) for act in plan.acts}
+        self._rests_until = {key: until for key, until in self._rests_until.items() if key in asked}
         self._core.mirror.node_health.latest = plan
         self._reports.planned(plan)
         for act in plan.acts:
-            if act.refusal is None and leads():
+            if act.refusal is None and leads() and self._rests_until.get(_key(act), 0.0) <= self._core.clock():
                 with set_aside.guard("remediation", act.node, self._core.metrics):
                     await self._do(act)
         for ended in self.migrations.step(self._core.clock()):
@@ -139,6 +145,7 @@ class Remediator:
         try:
             done = await self._written(act, known.history)
         except errors.KubernetesError as cause:
+            self._rests_until[_key(act)] = self._core.clock() + min(act.rule.cool_down_seconds, _LONGEST_REST_SECONDS)
             self._reports.failed(act, cause)
             return
         if done:
@@ -194,6 +201,10 @@ class Remediator:
                 self._reports.evicted(act, bound, is_gone=await self._pods.evict(bound))
         except errors.KubernetesError as cause:
             self._reports.failed(act, cause)
+
+
+def _key(act: Act) -> _Key:
+    return act.node, act.action, act.gpu
 
 
 def _may_be_evicted(pod: facts.BoundPod) -> bool:

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import subprocess
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -130,7 +131,12 @@ def test_the_account_writes_nothing_else_of_a_node(remediated: sites.Site) -> No
         (ready, "/status", STRATEGIC),
         ({"status": {"capacity": {"cpu": "1000"}}}, "/status", MERGE),
     ]
-    sites.wait_for(lambda: "SCHED_OTHER_WRITE" in patched(evil[0][0]), 60)
+
+    def is_in_force() -> bool:
+        """What is written before the policy is in force stays, so each try writes another value."""
+        return "SCHED_OTHER_WRITE" in patched({"metadata": {"labels": {"probe": uuid.uuid4().hex}}})
+
+    sites.wait_for(is_in_force, 60)
     for body, path, kind in evil:
         assert "SCHED_OTHER_WRITE" in patched(body, path, kind), body
     assert patched({"metadata": {"annotations": {records.CORDON: "GPU-x"}}}) == ""

@@ -10,7 +10,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import read_api_types
-from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, quotas, records, requests
+from gpu_sharing.core import (
+    allocations,
+    error_codes,
+    errors,
+    gpus,
+    identifiers,
+    quotas,
+    records,
+    remediation,
+    remediation_history,
+    requests,
+)
 from hamictl import snapshot
 from hamictl.findings import ERROR, WARNING, Check, Finding
 from scheduler_extender.cluster import from_objects
@@ -19,6 +30,8 @@ from scheduler_extender.fleet import facts
 _STUCK_SECONDS = 300
 _LABEL = "gpu"
 _NO_ISOLATION = "none"
+_PASSING = frozenset({remediation.Refusal.NOT_YET.value, remediation.Refusal.COOL_DOWN.value})
+"""Reasons that end by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,8 @@ class Observation:
     """Why the extender does not answer."""
     now: float
     """Unix seconds."""
+    remediation: read_api_types.Remediation | None = None
+    """What the extender does about faulty GPUs; None where it does not answer."""
 
 
 def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Check]:
@@ -40,6 +55,7 @@ def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Che
     yield "nodes", _nodes(cluster, names)
     yield "setup of nodes", _problems(cluster)
     yield "GPUs", _gpus(cluster, names)
+    yield "remediation", _remediation(cluster, observed.remediation)
     yield "pods", _pods(cluster, names, observed.now)
     yield "allocations", _allocations(cluster, names)
     yield "quotas", _quotas(cluster, names)
@@ -104,6 +120,27 @@ def _gpus(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Fi
             if not gpu.healthy:
                 about = f"gpu/{seen.name}/{gpu.index}"
                 yield Finding(error_codes.DOCTOR_GPU_SICK, ERROR, about, f"{gpu.uuid} {gpu.type}")
+
+
+def _remediation(cluster: snapshot.State, seen: read_api_types.Remediation | None) -> Iterator[Finding]:
+    """Report what remediation keeps from use, and what a rule asks for and is not done."""
+    for node in cluster.nodes:
+        text = (node.metadata.annotations or {}).get(remediation_history.ANNOTATION, "")
+        for entry in remediation_history.decode(text):
+            if entry.holds:
+                about = f"node/{node.metadata.name}"
+                detail = f"{entry.action.value}{f' of {entry.gpu}' if entry.gpu else ''} by rule {entry.rule}"
+                yield Finding(error_codes.REMEDIATED, WARNING, about, detail)
+    if seen is None:
+        return
+    for act in seen.acts:
+        if act.reason and act.reason not in _PASSING:
+            of = f" of {act.gpu}" if act.gpu else ""
+            detail = f"{act.action}{of} by rule {act.rule}: {act.reason} ({act.cause})"
+            yield Finding(error_codes.REMEDIATION_REFUSED, WARNING, f"node/{act.node}", detail)
+    if seen.breaker != "closed":
+        detail = f"{seen.affected_nodes} nodes have a fault; the breaker is {seen.breaker}"
+        yield Finding(error_codes.REMEDIATION_STOPPED, ERROR, "cluster", detail)
 
 
 def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) -> Iterator[Finding]:

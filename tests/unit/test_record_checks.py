@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import kubernetes, objects, read_api_types
 from gpu_sharing.core import records, requests
 from gpu_sharing.core.rejections import Reason
 from hamictl import cluster_checks, record_checks, snapshot
@@ -134,3 +134,23 @@ def test_an_inventory_under_a_second_node_that_is_not_ready_is_found_and_not_fre
 
     assert [(one.code, one.about) for one in told] == [("DOCTOR_GPU_TWICE", "gpu/node-old/0")]
     assert from_objects.node_facts(old, NAMES, allow_hami_nodes=False).unavailable is Reason.NODE_NOT_READY
+
+
+def test_what_remediation_did_and_what_it_does_not_do_is_found() -> None:
+    """An operator sees why a GPU gets no pods, and which fault waits for a person."""
+    held = '[{"action":"cordon-gpu","gpu":"GPU-1","rule":"r","at":[1],"holds":true},{"action":"evict-pods","at":[1]}]'
+    node = gpus.gpu_node("a", A10, 1, annotations={"hami.io/remediation": held})
+
+    def act(reason: str) -> read_api_types.RemediationAct:
+        return read_api_types.RemediationAct("a", "GPU-1", "evict-pods", "s", "XID 79: lost", reason)
+
+    acts = [act(""), act("cool-down"), act("budget used up")]
+    seen = read_api_types.Remediation(mode="on", leading=True, breaker="open", affected_nodes=3, acts=acts)
+    found = list(record_checks._remediation(cluster(node), seen))
+
+    assert [(one.code, one.about, one.detail) for one in found] == [
+        ("SCHED_REMEDIATED", "node/a", "cordon-gpu of GPU-1 by rule r"),
+        ("SCHED_REMEDIATION_REFUSED", "node/a", "evict-pods of GPU-1 by rule s: budget used up (XID 79: lost)"),
+        ("SCHED_REMEDIATION_STOPPED", "cluster", "3 nodes have a fault; the breaker is open"),
+    ]
+    assert len(list(record_checks._remediation(cluster(node), None))) == 1

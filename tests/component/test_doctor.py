@@ -102,7 +102,7 @@ def told(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
     """And the exit status says so."""
     status, found = doctor(*reach(extender, healthy))
-    assert found["summary"] == {"checks": 20, "errors": 0, "warnings": 0}
+    assert found["summary"] == {"checks": 21, "errors": 0, "warnings": 0}
     assert found["findings"] == found["not_installed"] == []
     assert status == 0
     table = hamictl("doctor", *reach(extender, healthy))
@@ -110,7 +110,7 @@ def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: exte
     lines = table.stderr.splitlines()
     assert datetime.datetime.fromisoformat(lines[0]).tzinfo is not None
     assert lines[1].startswith("Kubernetes v1.36.0-lab, 2 nodes (2 ready): ")
-    assert (lines[2], lines[-1]) == ("ok   rights", "20 checks: 0 errors, 0 warnings")
+    assert (lines[2], lines[-1]) == ("ok   rights", "21 checks: 0 errors, 0 warnings")
 
 
 def test_the_report_says_what_the_cluster_is(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
@@ -226,7 +226,7 @@ def test_each_of_a_dozen_planted_faults_is_found(
         ]
     )  # fmt: skip
     assert all(one["remedy"] and one["meaning"] and one["detail"] for one in found["findings"])
-    assert found["summary"] == {"checks": 20, "errors": 7, "warnings": 5}
+    assert found["summary"] == {"checks": 21, "errors": 7, "warnings": 5}
 
 
 def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_answer(healthy: pathlib.Path) -> None:

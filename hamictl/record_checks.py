@@ -17,6 +17,7 @@ from gpu_sharing.core import (
     gpus,
     identifiers,
     quotas,
+    reconciliation,
     records,
     remediation,
     remediation_history,
@@ -28,6 +29,16 @@ from scheduler_extender.cluster import from_objects
 from scheduler_extender.fleet import facts
 
 _STUCK_SECONDS = 300
+_DRIFTS = {
+    reconciliation.Drift.OTHER_NODE: (
+        error_codes.DOCTOR_RECORD_OTHER_NODE, "bound to {node}, and its record names {other}"
+    ),
+    reconciliation.Drift.UNKNOWN_GPU: (
+        error_codes.DOCTOR_RECORD_UNKNOWN_GPU, "its record names a GPU that {node} does not have"
+    ),
+    reconciliation.Drift.NODE_GONE: (error_codes.DOCTOR_RECORD_NODE_GONE, "there is no node {node}"),
+}  # fmt: skip
+"""Code and detail of each."""
 _LABEL = "gpu"
 _NO_ISOLATION = "none"
 _PASSING = frozenset({remediation.Refusal.NOT_YET.value, remediation.Refusal.COOL_DOWN.value})
@@ -57,6 +68,7 @@ def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Che
     yield "GPUs", _gpus(cluster, names)
     yield "remediation", _remediation(cluster, observed.remediation)
     yield "pods", _pods(cluster, names, observed.now)
+    yield "records", _drift(cluster, names)
     yield "allocations", _allocations(cluster, names)
     yield "quotas", _quotas(cluster, names)
     yield "extender", _extender(observed, names)
@@ -157,6 +169,19 @@ def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) ->
         elif held.starting and held.traits.bound_at and now - held.traits.bound_at > _STUCK_SECONDS:
             minutes = int((now - held.traits.bound_at) // 60)
             yield Finding(error_codes.DOCTOR_STUCK, WARNING, about, f"bound to {held.node} {minutes} minutes ago")
+
+
+def _drift(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    """Report records that do not agree with the nodes that are there."""
+    nodes = {seen.name: seen for seen in _node_facts(cluster, names)}
+    for pod in cluster.pods:
+        if not pod.spec.node_name:
+            continue
+        held = from_objects.pod_facts(pod, names)
+        drift = facts.record_drift(held, nodes.get(held.node))
+        if drift is not None:
+            code, what = _DRIFTS[drift]
+            yield Finding(code, WARNING, f"pod/{pod.key}", what.format(node=held.node, other=held.other_node))
 
 
 def _allocations(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:

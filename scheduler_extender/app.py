@@ -39,6 +39,7 @@ from scheduler_extender.act import (
     waking,
 )
 from scheduler_extender.act.remediating import Remediator
+from scheduler_extender.cluster import auditing
 from scheduler_extender.cluster.mirror import Mirror
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.metrics import Metrics
@@ -185,6 +186,7 @@ class Extender:
             tasks.create_task(self._gangs.run(self._leads))
             if self._core.usage.counts:
                 tasks.create_task(self._core.usage.run())
+            tasks.create_task(auditing.Auditor(self._core.ledger, self._metrics, self._leads).run())
             if self._remediator:
                 tasks.create_task(self._remediator.run(self._leads))
             if self._settings.preempts:

@@ -78,6 +78,18 @@ class Metrics(metrics_registry.Series):
         )
         self.evictions = counter("hami_scheduler_evictions_total", "Pods evicted for others of higher priority.")
         self._count_remediation()
+        self.books_drift = counter(
+            "hami_scheduler_books_drift_total",
+            "Sums of the ledger that differed from the pods that they count, and were corrected.",
+            ("kind",),
+        )
+        self.record_drift = gauge(
+            "hami_scheduler_record_drift_pods",
+            "Bound pods whose record names another node, or a GPU that their node lacks, or whose node is gone.",
+            ("kind",),
+        )
+        for kind in ("node", "quota"):
+            self.books_drift.labels(kind=kind)
         self.gangs_planned = counter("hami_scheduler_gangs_planned_total", "Gangs whose members all got a reservation.")
         self.gangs_aborted = counter(
             "hami_scheduler_gangs_aborted_total", "Gangs whose members were not all bound in time."

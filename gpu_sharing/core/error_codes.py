@@ -398,6 +398,12 @@ REMEDIATION_STOPPED = _register(
     operator=True,
 )
 
+BOOKS_DRIFT = _register(
+    "SCHED_BOOKS_DRIFT",
+    "A sum of the extender's ledger differed from the pods that it counts, because of a defect; it is corrected.",
+    "Report the log line; nothing else is to be done.",
+)
+
 # Binding.
 POD_GONE = _register(
     "SCHED_POD_GONE",
@@ -885,6 +891,31 @@ DOCTOR_STUCK = _register(
     "DOCTOR_STUCK",
     "A pod was bound minutes ago, and the device plugin has not started it with its GPUs.",
     "See the kubelet's or the plugin's message in kubectl describe pod; pulling an image can take minutes.",
+)
+DOCTOR_RECORD_OTHER_NODE = _register(
+    "DOCTOR_RECORD_OTHER_NODE",
+    "A pod's record names another node than the pod is bound to, so the device plugin does not start it.",
+    "Delete the pod, so that its owner makes a new one; remove hami.io/vgpu-* from copies of a pod's YAML.",
+)
+DOCTOR_RECORD_UNKNOWN_GPU = _register(
+    "DOCTOR_RECORD_UNKNOWN_GPU",
+    "A pod's record names a GPU that its node does not have, for example after hardware was replaced.",
+    "Delete the pod once its containers have ended, so that its owner makes a new one.",
+)
+DOCTOR_RECORD_NODE_GONE = _register(
+    "DOCTOR_RECORD_NODE_GONE",
+    "A pod holds GPUs of a node that does not exist; Kubernetes deletes such pods by itself within minutes.",
+    "If it stays, delete the pod with --force.",
+)
+DOCTOR_NODE_LEFTOVERS = _register(
+    "DOCTOR_NODE_LEFTOVERS",
+    "Files of containers that the kubelet no longer knows are still there after an hour.",
+    "Check that the device plugin runs, which deletes them; without it, delete the files.",
+)
+DOCTOR_NODE_MPS_MODES = _register(
+    "DOCTOR_NODE_MPS_MODES",
+    "An MPS daemon has ended without restoring the compute modes of its GPUs, so they may serve one process only.",
+    "Start the daemon again, or run nvidia-smi -c DEFAULT and delete the file.",
 )
 DOCTOR_GPU_TWICE = _register(
     "DOCTOR_GPU_TWICE",

@@ -23,6 +23,7 @@ from scheduler_extender.fleet import facts
 
 REFUSED = "Refused"
 """Why a pod does not run whose containers the device plugin refused to start."""
+_LONGEST_NAME = 253
 _JUST_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
@@ -193,6 +194,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
         shares=shares,
         amounts=quotas.amounts(kinds, shares),
         corrupt=corrupt,
+        other_node=recorded if (recorded := pod.annotations.get(records.NODE, "")[:_LONGEST_NAME]) != node else "",
         starting=not corrupt and pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
         not_running="" if corrupt else _not_running(pod),
         traits=traits,

@@ -13,6 +13,7 @@ from hamictl import cluster_checks, record_checks, snapshot
 from lab import gpus
 from scheduler_extender.cluster import from_objects
 from tests import inputs
+from tests.support import extender_world
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 NAMES = requests.ResourceNames()
@@ -154,3 +155,25 @@ def test_what_remediation_did_and_what_it_does_not_do_is_found() -> None:
         ("SCHED_REMEDIATION_STOPPED", "cluster", "3 nodes have a fault; the breaker is open"),
     ]
     assert len(list(record_checks._remediation(cluster(node), None))) == 1
+
+
+def test_records_that_do_not_agree_with_their_nodes_are_found() -> None:
+    """Each kind by its own code, with what to do about it."""
+    copied = extender_world.held("copied", "a", 0, 1_000)
+    copied["metadata"]["annotations"][records.NODE] = "elsewhere"
+    bodies = [
+        copied,
+        extender_world.held("replaced", "a", 5, 1_000),
+        extender_world.held("gone", "nowhere", 0, 1_000),
+        extender_world.held("good", "a", 0, 1_000),
+        extender_world.pod("pending", {"nvidia.com/gpu": "1"}),
+    ]
+    pods = [msgspec.convert(one, objects.Pod) for one in bodies]
+    node = msgspec.convert(gpus.gpu_node("a", A10, 1), objects.Node)
+    seen = snapshot.State(snapshot.VERSION, "", [node], pods, [])
+
+    assert [(one.code, one.about, one.detail) for one in record_checks._drift(seen, NAMES)] == [
+        ("DOCTOR_RECORD_OTHER_NODE", "pod/default/copied", "bound to a, and its record names elsewhere"),
+        ("DOCTOR_RECORD_UNKNOWN_GPU", "pod/default/replaced", "its record names a GPU that a does not have"),
+        ("DOCTOR_RECORD_NODE_GONE", "pod/default/gone", "there is no node nowhere"),
+    ]

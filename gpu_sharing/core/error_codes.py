@@ -132,8 +132,8 @@ OTHER_NODE = _register(
 )
 OTHER_WRITE = _register(
     "SCHED_OTHER_WRITE",
-    "The scheduler's account tried to change more of a pod than our annotations and scheduling gates; the admission "
-    "policy hami-own-writes refused it.",
+    "The scheduler's account tried to change more of a pod than our annotations and scheduling gates, or more of a "
+    "node than remediation writes; the admission policy hami-own-writes or hami-own-nodes refused it.",
     "A pod with more than 1,000 annotations or labels cannot get ours; else find out who uses the account.",
 )
 RECORD_GUARDED = _register(

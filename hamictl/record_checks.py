@@ -41,8 +41,7 @@ _DRIFTS = {
 """Code and detail of each."""
 _LABEL = "gpu"
 _NO_ISOLATION = "none"
-_PASSING = frozenset({remediation.Refusal.NOT_YET.value, remediation.Refusal.COOL_DOWN.value})
-"""Reasons that end by themselves."""
+_PASSING = frozenset(refusal.value for refusal in remediation.PASSING)
 
 
 @dataclass(frozen=True, slots=True)

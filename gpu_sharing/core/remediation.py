@@ -171,6 +171,10 @@ class Refusal(enum.Enum):
     DRY_RUN = "dry run"
 
 
+PASSING = frozenset({Refusal.NOT_YET, Refusal.COOL_DOWN})
+"""Reasons that end by themselves, after `Act.wait_seconds`."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Act:
     """One act that a rule asks for."""

@@ -58,11 +58,10 @@ class RemediationEvents:
             reason=refusal.value,
             wait_seconds=act.wait_seconds,
         )
-        if refusal is Refusal.NOT_YET:
+        if refusal in remediation.PASSING:
             return  # The act follows by itself.
-        wait = f", for {act.wait_seconds} s" if act.wait_seconds else ""
         note = f"{error_codes.REMEDIATION_REFUSED}: {'would do' if is_dry else 'does not do'} {describe(act)}"
-        self._node_event(act, event_reasons.REMEDIATION_REFUSED, f"{note}\n    {refusal.value}{wait}")
+        self._node_event(act, event_reasons.REMEDIATION_REFUSED, f"{note}\n    {refusal.value}")
 
     def done(self, act: Act) -> None:
         """Report an act or a release that the API server has done."""

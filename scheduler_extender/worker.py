@@ -67,7 +67,7 @@ def each(items: Iterable[T]) -> Iterator[T]:
 
 
 class Stopped(Exception):
-    """Nobody waits for the result of a computation any more."""
+    """The caller of a computation has gone."""
 
 
 class _OfThread(threading.local):
@@ -81,7 +81,7 @@ def going_on() -> None:
     """Call it between the steps of a long computation.
 
     Raises:
-        Stopped: Nobody waits for its result any more. Never raised outside a `Worker`.
+        Stopped: Its caller has gone. Never raised outside a `Worker`.
     """
     if _of_thread.stop is not None and _of_thread.stop.is_set():
         raise Stopped

@@ -34,7 +34,10 @@ class Auditor:
         """Audit for ever; ends only by cancellation."""
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
-            await self.step()
+            try:
+                await self.step()
+            except Exception:  # An audit that fails must not end what it audits.
+                log.exception("defect", error_code=error_codes.INTERNAL)
 
     async def step(self) -> None:
         """Audit every node and every namespace once; others may have their turn between two of them."""

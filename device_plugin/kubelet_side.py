@@ -70,7 +70,12 @@ class KubeletSide:
         )
         self._allocator = Allocator(node, owners, preparation, matcher)
         self._leftovers = Leftovers(
-            node=node, owners=owners, allocator=self._allocator, store=store, forget_seconds=forget_seconds
+            node=node,
+            owners=owners,
+            allocator=self._allocator,
+            store=store,
+            forget_seconds=forget_seconds,
+            count=lambda kind: metrics.leftovers.labels(kind=kind).inc(),
         )
         self._cdi_check = _cdi_check(settings, node_side, self._allocator, metrics)
         self.held = HeldIds(owners, assignments)

@@ -3,6 +3,9 @@
 from gpu_sharing.adapters import metrics_registry
 from gpu_sharing.core import error_codes
 
+LEFTOVERS = CDI, FOLDER, MIG = ("cdi", "folder", "mig")
+"""Kinds of what ended containers leave behind."""
+
 
 class Metrics(metrics_registry.Series):
     """All series of the process."""
@@ -46,6 +49,14 @@ class Metrics(metrics_registry.Series):
         self.device_ids = gauge(
             "hami_device_plugin_device_ids", "Device ids listed for the kubelet, by health.", ("health",)
         )
+
+        self.leftovers = counter(
+            "hami_device_plugin_leftovers_deleted_total",
+            "What ended containers left behind and was deleted: CDI specifications, folders, MIG instances.",
+            ("kind",),
+        )
+        for kind in LEFTOVERS:
+            self.leftovers.labels(kind=kind)
 
     def failed(self, code: error_codes.Code) -> None:
         """Count a container that was refused."""

@@ -20,7 +20,7 @@ from device_plugin.driver.driver_threads import DriverThreads
 from device_plugin.driver.health_watch import HealthWatch
 from device_plugin.isolation import backend, mps, table
 from device_plugin.kubelet import device_ids
-from device_plugin.metrics import Metrics
+from device_plugin.metrics import MIG, Metrics
 from device_plugin.node import gpu_problems, inventory, mig_instances, pods, release, startup
 from device_plugin.node.api_objects import Node
 from device_plugin.node.delivery_check import DeliveryCheck
@@ -83,6 +83,7 @@ class NodeSide:
             write=self.publisher.write_now,
             changed=self.refresh,
             destroys_all=settings.mig_destroy == "all",
+            count=lambda: metrics.leftovers.labels(kind=MIG).inc(),
         )
         self.mps_start = mps.DaemonStart(settings.mps_root, lambda: self.node.sharing.isolation == table.MPS)
         self.delivery = DeliveryCheck(self.node, self.problems)

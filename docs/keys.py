@@ -5,7 +5,7 @@ A test checks that every key in the code is listed here.
 
 from dataclasses import dataclass
 
-from gpu_sharing.core import allocations, gangs, gpus, identifiers, records, requests
+from gpu_sharing.core import allocations, gangs, gpus, identifiers, records, remediation_history, requests
 from scheduler_extender.act import leadership, waking
 from scheduler_extender.decide import admission
 
@@ -18,7 +18,7 @@ class Key:
 
     name: str
     kind: str
-    """`annotation`, `label` or `scheduling gate`."""
+    """`annotation`, `label`, `taint` or `scheduling gate`."""
     writer: str
     meaning: str
     """One sentence, with the values."""
@@ -67,7 +67,25 @@ OF_NODES = (
     Key(
         records.MIG_MADE, "annotation", PLUGIN, "The MIG instances that the plugin made, so that it destroys no others."
     ),
-    Key(records.CORDON, "annotation", ADMINISTRATOR, "GPUs that get no new pods: UUIDs, separated by commas."),
+    Key(
+        records.CORDON,
+        "annotation",
+        f"{ADMINISTRATOR}, or {EXTENDER} by remediation",
+        "GPUs that get no new pods: UUIDs, separated by commas.",
+    ),
+    Key(
+        remediation_history.ANNOTATION,
+        "annotation",
+        EXTENDER,
+        "What remediation did on the node in the last day, and what it will release.",
+    ),
+    Key(
+        remediation_history.REQUEST,
+        "annotation",
+        EXTENDER,
+        "What remediation requests from the maintenance of the node: `reset GPU-…` or `reboot`, separated by commas.",
+    ),
+    Key(remediation_history.TAINT, "taint", EXTENDER, "Keeps pods off a node with a faulty GPU, where a rule says so."),
     Key(
         records.RELEASE,
         "annotation",
@@ -81,7 +99,7 @@ OF_LEASES = (
         leadership.HANDED_OVER,
         "annotation",
         EXTENDER,
-        "The term (`leaseTransitions`) whose extender has ended with no Binding under way: its successor need not wait.",
+        "The term (`leaseTransitions`) whose extender has ended with no Binding under way: a successor need not wait.",
     ),
 )
 """On the Lease that elects a replica."""

@@ -51,17 +51,18 @@ def read(
         with_quotas = cluster_checks.QUOTAS not in seen.missing
         return snapshot.read_cluster(kubeconfigs, context, where.system_namespace, names=names, with_quotas=with_quotas)
 
-    reported, problem = None, ""
+    reported, remediation, problem = None, None, ""
     try:
         with reader.reaching(where) as api:
             names = api.resource_names()
+            remediation = api.remediation()
             before, surroundings, after = _agreeing(api, cluster)
             reported = after if before == after else None
             problem = "" if reported is not None else "the cluster changes too fast to compare"
     except failures.CommandFailed as cause:
         problem = f"{cause}. {cause.hint}".strip()
         surroundings = cluster()
-    return record_checks.Observation(surroundings, reported, problem, seen.now), seen
+    return record_checks.Observation(surroundings, reported, problem, seen.now, remediation), seen
 
 
 def _agreeing(api: reader.Reader, cluster: Callable[[], snapshot.State]) -> tuple[Any, snapshot.State, Any]:

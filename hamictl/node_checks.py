@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import stat
+import time
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +39,12 @@ _MPS_PIPES = "run/nvidia/mps/pipe"
 _CDI = ("etc/cdi", "run/cdi", "var/run/cdi")
 """The last is usually a link to the one before; in a pod with the host's root mounted the link is broken."""
 _CHECKPOINT = "kubelet_internal_checkpoint"
+_MPS_MODES = "compute-modes.json"
+_OF_CONTAINERS = ("run/cdi/hami-vgpu_*.json", "usr/local/vgpu/containers/*_*")
+"""CDI specifications and folders of containers, where the device plugin has them by default."""
+_LEFT_SECONDS = 3600
+_POD_UID = re.compile(r"(?:^|_)([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:_|\.json$)")
+"""The pod in the name of either; a folder that is named by a mark has none."""
 _WRITTEN = ("run/cdi", "usr/local/vgpu")
 """Where the device plugin writes by default, besides the kubelet's folder; it creates missing folders."""
 
@@ -77,6 +85,7 @@ def checks(node: Node, driver: node_driver.Reading) -> Iterator[Check]:
     yield "other device plugins", _other_plugins(node.sockets)
     yield "cgroups", _cgroups(node.root)
     yield "MPS", _mps(node.root / _MPS_PIPES)
+    yield "leftovers", _leftovers(node)
     yield "folders", _folders(node)
     memory = node.root / "dev/shm"
     writable = memory.is_dir() and os.access(memory, os.W_OK)
@@ -98,7 +107,7 @@ def _other_plugins(folder: pathlib.Path) -> Iterator[Finding]:
     """Report GPUs that another plugin has registered: by sockets, and by what the kubelet's checkpoint lists."""
     names = [path.name for path in folder.glob("*")] if folder.is_dir() else []
     signs = foreign_plugins.sockets(names)
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         listed = json.loads((folder / _CHECKPOINT).read_text())["Data"]["RegisteredDevices"] or {}
         offered = {resource: len(ids or ()) for resource, ids in listed.items()}
         signs += foreign_plugins.resources(offered, requests.ResourceNames())
@@ -155,6 +164,26 @@ def _cgroups(root: pathlib.Path) -> Iterator[Finding]:
 def _mps(pipes: pathlib.Path) -> Iterator[Finding]:
     if pipes.is_dir() and not _listens(pipes / "control"):
         yield Finding(error_codes.DOCTOR_NODE_MPS, WARNING, "node", f"{pipes}/control")
+
+    modes = pipes.parent / _MPS_MODES
+    if modes.exists() and not _listens(pipes / "control"):
+        yield Finding(error_codes.DOCTOR_NODE_MPS_MODES, WARNING, "node", str(modes))
+
+
+def _leftovers(node: Node) -> Iterator[Finding]:
+    """Report files of containers whose pods the kubelet's checkpoint no longer names."""
+    try:
+        checkpoint = (node.sockets / _CHECKPOINT).read_text()
+    except (OSError, UnicodeDecodeError):
+        return  # Without it, it is not known which are needed.
+    latest = time.time() - _LEFT_SECONDS
+    for pattern in _OF_CONTAINERS:
+        found = {path: match[1] for path in sorted(node.root.glob(pattern)) if (match := _POD_UID.search(path.name))}
+        left = [path for path, uid in found.items() if uid not in checkpoint]
+        old = [path for path in left if path.lstat().st_ctime < latest]
+        if old:
+            detail = f"{len(old):,} in {old[0].parent}, such as {old[0].name}"
+            yield Finding(error_codes.DOCTOR_NODE_LEFTOVERS, WARNING, "node", detail)
 
 
 def _listens(path: pathlib.Path) -> bool:

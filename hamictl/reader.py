@@ -77,6 +77,13 @@ class Reader:
         except failures.CommandFailed:
             return None
 
+    def remediation(self) -> read_api_types.Remediation:
+        """Return what is done about faulty GPUs; nothing where the extender does not report it."""
+        try:
+            return self._get(read_api_types.Remediation, "remediation")
+        except failures.CommandFailed:
+            return read_api_types.Remediation()
+
     def pods(self) -> list[read_api_types.Pod]:
         """Return every pod with GPUs that the caller may see. Errors as `_get`."""
         return self._get(read_api_types.Pods, "pods").pods

@@ -10,15 +10,38 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.adapters import read_api_types
-from gpu_sharing.core import allocations, error_codes, errors, gpus, identifiers, quotas, records, requests
+from gpu_sharing.core import (
+    allocations,
+    error_codes,
+    errors,
+    gpus,
+    identifiers,
+    quotas,
+    reconciliation,
+    records,
+    remediation,
+    remediation_history,
+    requests,
+)
 from hamictl import snapshot
 from hamictl.findings import ERROR, WARNING, Check, Finding
 from scheduler_extender.cluster import from_objects
 from scheduler_extender.fleet import facts
 
 _STUCK_SECONDS = 300
+_DRIFTS = {
+    reconciliation.Drift.OTHER_NODE: (
+        error_codes.DOCTOR_RECORD_OTHER_NODE, "bound to {node}, and its record names {other}"
+    ),
+    reconciliation.Drift.UNKNOWN_GPU: (
+        error_codes.DOCTOR_RECORD_UNKNOWN_GPU, "its record names a GPU that {node} does not have"
+    ),
+    reconciliation.Drift.NODE_GONE: (error_codes.DOCTOR_RECORD_NODE_GONE, "there is no node {node}"),
+}  # fmt: skip
+"""Code and detail of each."""
 _LABEL = "gpu"
 _NO_ISOLATION = "none"
+_PASSING = frozenset(refusal.value for refusal in remediation.PASSING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +55,8 @@ class Observation:
     """Why the extender does not answer."""
     now: float
     """Unix seconds."""
+    remediation: read_api_types.Remediation | None = None
+    """What the extender does about faulty GPUs; None where it does not answer."""
 
 
 def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Check]:
@@ -40,7 +65,9 @@ def checks(observed: Observation, names: requests.ResourceNames) -> Iterator[Che
     yield "nodes", _nodes(cluster, names)
     yield "setup of nodes", _problems(cluster)
     yield "GPUs", _gpus(cluster, names)
+    yield "remediation", _remediation(cluster, observed.remediation)
     yield "pods", _pods(cluster, names, observed.now)
+    yield "records", _drift(cluster, names)
     yield "allocations", _allocations(cluster, names)
     yield "quotas", _quotas(cluster, names)
     yield "extender", _extender(observed, names)
@@ -106,6 +133,27 @@ def _gpus(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Fi
                 yield Finding(error_codes.DOCTOR_GPU_SICK, ERROR, about, f"{gpu.uuid} {gpu.type}")
 
 
+def _remediation(cluster: snapshot.State, seen: read_api_types.Remediation | None) -> Iterator[Finding]:
+    """Report what remediation keeps from use, and what a rule asks for and is not done."""
+    for node in cluster.nodes:
+        text = (node.metadata.annotations or {}).get(remediation_history.ANNOTATION, "")
+        for entry in remediation_history.decode(text):
+            if entry.holds:
+                about = f"node/{node.metadata.name}"
+                detail = f"{entry.action.value}{f' of {entry.gpu}' if entry.gpu else ''} by rule {entry.rule}"
+                yield Finding(error_codes.REMEDIATED, WARNING, about, detail)
+    if seen is None:
+        return
+    for act in seen.acts:
+        if act.reason and act.reason not in _PASSING:
+            of = f" of {act.gpu}" if act.gpu else ""
+            detail = f"{act.action}{of} by rule {act.rule}: {act.reason} ({act.cause})"
+            yield Finding(error_codes.REMEDIATION_REFUSED, WARNING, f"node/{act.node}", detail)
+    if seen.breaker != "closed":
+        detail = f"{seen.affected_nodes} nodes have a fault; the breaker is {seen.breaker}"
+        yield Finding(error_codes.REMEDIATION_STOPPED, ERROR, "cluster", detail)
+
+
 def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) -> Iterator[Finding]:
     for pod in cluster.pods:
         if not pod.spec.node_name:
@@ -120,6 +168,19 @@ def _pods(cluster: snapshot.State, names: requests.ResourceNames, now: float) ->
         elif held.starting and held.traits.bound_at and now - held.traits.bound_at > _STUCK_SECONDS:
             minutes = int((now - held.traits.bound_at) // 60)
             yield Finding(error_codes.DOCTOR_STUCK, WARNING, about, f"bound to {held.node} {minutes} minutes ago")
+
+
+def _drift(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:
+    """Report records that do not agree with the nodes that are there."""
+    nodes = {seen.name: seen for seen in _node_facts(cluster, names)}
+    for pod in cluster.pods:
+        if not pod.spec.node_name:
+            continue
+        held = from_objects.pod_facts(pod, names)
+        drift = facts.record_drift(held, nodes.get(held.node))
+        if drift is not None:
+            code, what = _DRIFTS[drift]
+            yield Finding(code, WARNING, f"pod/{pod.key}", what.format(node=held.node, other=held.other_node))
 
 
 def _allocations(cluster: snapshot.State, names: requests.ResourceNames) -> Iterator[Finding]:

@@ -107,6 +107,19 @@ ALERTS = (
         },
     ),
     Alert(
+        "RemediationStopped",
+        'max without (state) (hami_scheduler_remediation_breaker{state="open"}) == 1',
+        "5m", "critical",
+        "Remediation is stopped: too many nodes have faulty GPUs.",
+        "More nodes have a fault than the breaker of remediation allows, so no GPU is cordoned and no pod evicted; one "
+        "act is let through from time to time.",
+        "`hami_scheduler_remediation_affected_nodes`, and `hamictl doctor` for the faults.",
+        "Find the common cause, such as a driver update or cooling. Raise `breaker` in the rules if the "
+        "faults are unrelated.",
+        {f'hami_scheduler_remediation_breaker{{{_EXTENDER}, state="open"}}': "1x60"},
+        {f'hami_scheduler_remediation_breaker{{{_EXTENDER}, state="open"}}': "0x60"},
+    ),
+    Alert(
         "ScheduleFailureRate",
         "sum(rate(hami_scheduler_bind_failure_total[5m])) / (sum(rate(hami_scheduler_bind_failure_total[5m])) + "
         "(sum(rate(hami_scheduler_bind_success_total[5m])) or vector(0))) > 0.0909",

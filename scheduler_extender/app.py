@@ -34,15 +34,18 @@ from scheduler_extender.act import (
     certificate_keeper,
     gang_planner,
     leadership,
+    node_writer,
     pod_writer,
     preempting,
     waking,
 )
+from scheduler_extender.act.remediating import Remediator
+from scheduler_extender.cluster import auditing
 from scheduler_extender.cluster.mirror import Mirror
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.forever import forever
 from scheduler_extender.metrics import Metrics
-from scheduler_extender.report import cluster_gauges, pod_events
+from scheduler_extender.report import cluster_gauges, pod_events, remediation_events
 from scheduler_extender.report.decision_events import DecisionEvents
 from scheduler_extender.serve import read_access, read_api, server, webhook
 from scheduler_extender.settings import Settings
@@ -79,6 +82,10 @@ class Extender:
         self._writer = pod_writer.PodWriter(client)
         self._gangs = gang_planner.GangPlanner(self._writer, core, self._decision_events)
         self._preemptor = preempting.Preemptor(self._writer, core, self._decision_events)
+        self._remediator = None
+        if settings.remediation != "off":
+            reports = remediation_events.RemediationEvents(self._recorder, self._metrics)
+            self._remediator = Remediator(core, self._writer, node_writer.NodeWriter(client), reports)
         self._binder = binding.Binder(client, core, self._decision_events, self._leads)
         self._keeper = certificate_keeper.of(client, settings) if settings.tls_secret else None
         if self._keeper:
@@ -188,6 +195,10 @@ class Extender:
             tasks.create_task(forever("gangs", self._gangs.run(self._leads)))
             if self._core.usage.counts:
                 tasks.create_task(forever("usage", self._core.usage.run()))
+            audit = auditing.Auditor(self._core.ledger, self._metrics, self._leads)
+            tasks.create_task(forever("audit", audit.run()))
+            if self._remediator:
+                tasks.create_task(forever("remediation", self._remediator.run(self._leads)))
             if self._settings.preempts:
                 tasks.create_task(forever("preemption", self._preemptor.run(self._leads)))
 

@@ -1,7 +1,9 @@
 """What the extender counts. Names that dashboards know are fixed by the contract; the rest are in base units."""
 
+import itertools
+
 from gpu_sharing.adapters import metrics_registry
-from gpu_sharing.core import error_codes
+from gpu_sharing.core import error_codes, remediation, remediation_rules
 
 _PENDING_SECONDS = (
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1_800.0, 3_600.0, 7_200.0, 14_400.0, 43_200.0, 86_400.0
@@ -9,6 +11,8 @@ _PENDING_SECONDS = (
 NEVER_REJECTED = "NONE"
 """The reason of a bound pod that was never rejected."""
 _CANCELLED = "cancelled"
+REMEDIATION_OUTCOMES = DONE, DRY_RUN, REFUSED, FAILED = ("done", "dry-run", "refused", "failed")
+"""Outcomes of an act of remediation."""
 _VERBS = ("filter", "prioritize", "preempt", "bind")
 
 
@@ -73,6 +77,19 @@ class Metrics(metrics_registry.Series):
             "hami_scheduler_preemptions_total", "Pods for which others of lower priority were evicted."
         )
         self.evictions = counter("hami_scheduler_evictions_total", "Pods evicted for others of higher priority.")
+        self._count_remediation()
+        self.books_drift = counter(
+            "hami_scheduler_books_drift_total",
+            "Sums of the ledger that differed from the pods that they count, and were corrected.",
+            ("kind",),
+        )
+        self.record_drift = gauge(
+            "hami_scheduler_record_drift_pods",
+            "Bound pods whose record names another node, or a GPU that their node lacks, or whose node is gone.",
+            ("kind",),
+        )
+        for kind in ("node", "quota"):
+            self.books_drift.labels(kind=kind)
         self.gangs_planned = counter("hami_scheduler_gangs_planned_total", "Gangs whose members all got a reservation.")
         self.gangs_aborted = counter(
             "hami_scheduler_gangs_aborted_total", "Gangs whose members were not all bound in time."
@@ -94,6 +111,43 @@ class Metrics(metrics_registry.Series):
             "hami_scheduler_certificate_expiry_timestamp_seconds",
             "When the certificate of webhook and read API ends, in Unix time; 0 without one.",
         )
+
+    def _count_remediation(self) -> None:
+        """Add what the leader counts of remediation; it is 0 where remediation is off."""
+        self.remediation_acts = self.counter(
+            "hami_scheduler_remediation_acts_total",
+            "Acts on faulty GPUs and nodes: done, failed, refused by a limit, or left out in a dry run.",
+            ("action", "outcome"),
+        )
+        self.remediation_evictions = self.counter(
+            "hami_scheduler_remediation_evictions_total", "Pods of faulty GPUs: evicted, or refused.", ("outcome",)
+        )
+        self.migrations = self.counter(
+            "hami_scheduler_migrations_total",
+            "Evicted pods whose owner has a pod on another GPU again (done), or has none within an hour (lost).",
+            ("outcome",),
+        )
+        self.migrations_under_way = self.gauge(
+            "hami_scheduler_migrations_under_way", "Evicted pods whose owner has no pod on another GPU yet."
+        )
+        self.remediation_breaker = self.gauge(
+            "hami_scheduler_remediation_breaker", "1 for the state of remediation's breaker, else 0.", ("state",)
+        )
+        self.remediation_budget_left = self.gauge(
+            "hami_scheduler_remediation_budget_left", "Acts of remediation that are left in this hour."
+        )
+        self.remediation_affected = self.gauge(
+            "hami_scheduler_remediation_affected_nodes", "Nodes with a fault that a rule of remediation names."
+        )
+
+        for action, outcome in itertools.product(remediation_rules.Action, REMEDIATION_OUTCOMES):
+            self.remediation_acts.labels(action=action.value, outcome=outcome)
+        for outcome in ("done", "refused"):
+            self.remediation_evictions.labels(outcome=outcome)
+        for outcome in ("done", "lost"):
+            self.migrations.labels(outcome=outcome)
+        for state in remediation.Breaker:
+            self.remediation_breaker.labels(state=state.value)
 
     def pod_bound(self, pending_seconds: float, last_code: error_codes.Code | None) -> None:
         """Observe how long a bound pod was pending, by its last rejection."""

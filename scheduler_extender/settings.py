@@ -1,5 +1,6 @@
 """Every setting of the extender: one frozen class, filled from flags and environment variables."""
 
+import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +8,12 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from gpu_sharing.adapters import flags, health_endpoint
-from gpu_sharing.core import errors, policies, requests
+from gpu_sharing.core import error_codes, errors, policies, remediation_rules, requests
+from gpu_sharing.core.remediation_rules import RuleSet
 
+_MOST_RULE_BYTES = 64 * 1024
+_MOST_PROBLEMS = 20
+_DEFAULT_RULES = remediation_rules.default()
 _Policy = TypeVar("_Policy", policies.NodePolicy, policies.GpuPolicy)
 
 
@@ -69,6 +74,10 @@ class Settings:
     """How long all members of a gang may take to be bound once GPUs are reserved for all."""
     gang_evicts: bool = True
     """Whether members that are bound by then are evicted if others are not; else they stay and hold their GPUs."""
+    remediation: str = "off"
+    """`off`; `dry-run`: report what would be done about faulty GPUs; `on`: do it."""
+    remediation_rules: RuleSet = field(default_factory=lambda: _DEFAULT_RULES)
+    """What follows which fault, and how often."""
     allow_hami_nodes: bool = False
     """Whether nodes of HAMi's own device plugin may be chosen, one starting pod at a time."""
     resource_names: requests.ResourceNames = field(default_factory=requests.ResourceNames)
@@ -129,6 +138,8 @@ HELP = {
     "usage-weight": "0 to 1: how much measured use of GPUs counts when nodes are compared (default 0, not at all)",
     "gang-deadline-seconds": "seconds in which all members of a gang must be bound once reserved (default 60)",
     "gang-evict": "true or false: evict the bound members of a gang that was not bound in time (default true)",
+    "remediation": "off, dry-run or on: act on faulty GPUs as the rules say (default off)",
+    "remediation-rules": "FILE: JSON with the rules of remediation (default: those of docs/howto/remediation.md)",
     **flags.RESOURCE_HELP,
     "default-gpu-num": "GPUs that the webhook writes where only memory or cores are requested (default 1)",
     "default-memory": "MiB of a GPU where a container requests no memory (default 0, all of it)",
@@ -204,6 +215,8 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         usage_weight=flags.number("--usage-weight", value("usage-weight"), 0.0, 0, 1),
         gang_deadline_seconds=flags.number("--gang-deadline-seconds", value("gang-deadline-seconds"), 60.0, 1, 86_400),
         gang_evicts=flags.truth("--gang-evict", value("gang-evict") or "true"),
+        remediation=flags.one_of("--remediation", value("remediation"), ("off", "dry-run", "on"), "off"),
+        remediation_rules=_rules(flags.path(value("remediation-rules"))),
         allow_hami_nodes=flags.truth("--allow-hami-nodes", value("allow-hami-nodes")),
         resource_names=replace(
             flags.resource_names(value),
@@ -237,6 +250,25 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
     if settings.usage_weight and not settings.prometheus_url:
         raise errors.SettingsError("--usage-weight needs --prometheus-url: the measured use comes from there")
     return settings
+
+
+def _rules(path: pathlib.Path | None) -> RuleSet:
+    if path is None:
+        return _DEFAULT_RULES
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_RULE_BYTES + 1)
+        if len(content) > _MOST_RULE_BYTES:
+            raise ValueError(f"it is larger than {_MOST_RULE_BYTES} bytes")
+        read = remediation_rules.read(json.loads(content))
+    except (OSError, ValueError, RecursionError) as cause:
+        text = cause.strerror if isinstance(cause, OSError) else str(cause)
+        raise errors.SettingsError(f"--remediation-rules {path}: {error_codes.REMEDIATION_RULES}: {text}") from cause
+    if isinstance(read, RuleSet):
+        return read
+    shown = "; ".join(f"{problem.code}: {problem.sentence}" for problem in read[:_MOST_PROBLEMS])
+    more = f"; and {len(read) - _MOST_PROBLEMS} more" if len(read) > _MOST_PROBLEMS else ""
+    raise errors.SettingsError(f"--remediation-rules {path}: {shown}{more}")
 
 
 def _url(text: str) -> str:

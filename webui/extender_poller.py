@@ -77,6 +77,13 @@ class Extender:
         """Every pod with GPUs. Errors as `get`."""
         return self._items("pods", read_api_types.Pod)
 
+    def remediation(self) -> read_api_types.Remediation:
+        """What is done about faulty GPUs; nothing where the extender is too old to say."""
+        try:
+            return self.get(read_api_types.Remediation, "remediation")
+        except NoAnswer:
+            return read_api_types.Remediation()
+
     def _items(self, what: str, kind: type[T]) -> list[T]:
         """Decoded one by one, because decoding all in one call would delay other threads."""
         decoder = msgspec.json.Decoder(kind)
@@ -120,6 +127,7 @@ class Source:
 
     Attributes:
         problem: Why there is no newer snapshot; empty while there is.
+        remediation: What is done about faulty GPUs.
         history: The last hour.
     """
 
@@ -139,6 +147,7 @@ class Source:
         self._answers: dict[tuple[str, ...], tuple[float, Any]] = {}
         self._changes: collections.deque[models.Change] = collections.deque(maxlen=_MOST_CHANGES)
         self.history = history.Ring()
+        self.remediation = read_api_types.Remediation()
         self.problem = "nothing has been read yet"
 
     @property
@@ -177,6 +186,7 @@ class Source:
             )
             view = views.view(snapshot)  # Computed here, so that no request waits for it.
             changed = changes.between(self._view, view)
+            self.remediation = self._extender.remediation()
         except NoAnswer as problem:
             message = str(problem)
             if message != self.problem:

@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response
 
 from gpu_sharing.adapters import read_api_types
 from gpu_sharing.core import error_codes
-from webui import extender_poller, filters, history, lists, models, node_heatmap, views
+from webui import extender_poller, filters, history, lists, models, node_heatmap, remediation_list, views
 from webui.seen import Seen
 
 _MOST_EVENTS = 12
@@ -52,6 +52,8 @@ class Pages:
             cell=node_heatmap.CELL,
             changes=self._seen.changes()[:_MOST_EVENTS],
             measured_at=view.measured_at,
+            remediation=self._source.remediation,
+            acts=remediation_list.rows(self._source.remediation)[:_MOST_EVENTS],
             series=self._source.history.series(),
             windows=self._windows(),
         )
@@ -76,6 +78,8 @@ class Pages:
             "node.html",
             node=node,
             why_unknown=why,
+            remediation=self._source.remediation,
+            acts=remediation_list.rows(self._source.remediation, name),
             series=self._source.history.series(name),
             windows=self._windows(),
         )

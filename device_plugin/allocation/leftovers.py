@@ -1,5 +1,8 @@
 """Deletes what was made for allocations that the kubelet has deleted: specifications and folders of containers."""
 
+from collections.abc import Callable
+
+from device_plugin import metrics
 from device_plugin.allocation import marks
 from device_plugin.allocation.allocator import Allocator
 from device_plugin.allocation.owners import Owners
@@ -16,11 +19,20 @@ class Leftovers:
         allocator: Remembers containers.
         store: Has the specifications.
         forget_seconds: What is younger is kept: the kubelet may not have written its checkpoint yet.
+        count: Called with the kind of each that is deleted.
     """
 
     def __init__(
-        self, *, node: LocalNode, owners: Owners, allocator: Allocator, store: CdiStore, forget_seconds: float
+        self,
+        *,
+        node: LocalNode,
+        owners: Owners,
+        allocator: Allocator,
+        store: CdiStore,
+        forget_seconds: float,
+        count: Callable[[str], None] = lambda kind: None,
     ) -> None:
+        self._count = count
         self._node = node
         self._owners = owners
         self._allocator = allocator
@@ -49,6 +61,7 @@ class Leftovers:
             is_old = self._store.age_seconds(written.device, written.pod_uid) > self._forget_seconds
             if written.name not in names and is_old:
                 self._store.delete(written)
+                self._count(metrics.CDI)
                 deleted += 1
         return deleted
 
@@ -58,5 +71,6 @@ class Leftovers:
             for folder in backend.folders(self._forget_seconds):
                 if folder not in kept:
                     backend.delete_folder(folder)
+                    self._count(metrics.FOLDER)
                     deleted += 1
         return deleted

@@ -32,6 +32,7 @@ class MigInstances:
         write: Writes annotations of the node; raises `KubernetesError`.
         changed: Called after instances were made or destroyed and the GPUs were read again.
         destroys_all: Whether the plugin may destroy instances that it did not make.
+        count: Called for each instance that is destroyed.
 
     Attributes:
         progress: Of the instances that are made and destroyed now.
@@ -45,7 +46,9 @@ class MigInstances:
         write: WriteAnnotations,
         changed: Callable[[], None],
         destroys_all: bool,
+        count: Callable[[], None] = lambda: None,
     ) -> None:
+        self._count = count
         self._driver = driver
         self._health = health
         self._write = write
@@ -106,6 +109,7 @@ class MigInstances:
     async def _destroy(self, gpu_uuid: identifiers.GpuUuid, instance: str) -> None:
         try:
             await self._driver.destroy_mig(gpu_uuid, instance)
+            self._count()
             log.info("MIG instance destroyed", device=gpu_uuid, instance=instance)
         except gpu_source.GpuSourceError as refused:
             log.warning("MIG instance not destroyed", device=gpu_uuid, instance=instance, cause=str(refused))

@@ -26,6 +26,7 @@ from gpu_sharing.core import errors
 T = TypeVar("T")
 
 MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 _CONNECTIONS = 128
 _REVIEW_CONNECTIONS = 4
 """Reviews of callers' tokens have separate connections, so that a Binding never waits for them."""
@@ -199,6 +200,13 @@ class Client:
     async def patch(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
         """Merge-patch an object. A `metadata.uid` in the patch is a precondition. Errors as in `post`."""
         return await self._call("PATCH", path, body, MERGE_PATCH, timeout_seconds)
+
+    async def patch_items(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
+        """Patch an object by Kubernetes' strategic merge, which keeps the other items of a list of conditions.
+
+        Errors as in `post`.
+        """
+        return await self._call("PATCH", path, body, STRATEGIC_PATCH, timeout_seconds)
 
     async def pages(self, path: str, page_size: int) -> AsyncIterator[Page[msgspec.Raw]]:
         """List consistently, page by page.

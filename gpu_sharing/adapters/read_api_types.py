@@ -88,6 +88,53 @@ class Cluster(msgspec.Struct, frozen=True):
     ] = None
 
 
+RemediationMode = Literal["off", "dry-run", "on"]
+
+
+class RemediationAct(msgspec.Struct, frozen=True, gc=False):
+    """What a rule of remediation asks for, and why it is not done yet."""
+
+    node: str
+    gpu: Annotated[str, msgspec.Meta(description="Empty where the act concerns the node.")]
+    action: str
+    rule: str
+    cause: Annotated[str, msgspec.Meta(description="The fault, or the condition of the node.")]
+    reason: Annotated[str, msgspec.Meta(description="Why it is not done; empty where it is done now.")]
+    wait_seconds: Count = 0
+
+
+class RemediationEntry(msgspec.Struct, frozen=True, gc=False):
+    """What remediation has done on a node in the last day, by action and GPU."""
+
+    node: str
+    gpu: Annotated[str, msgspec.Meta(description="Empty where the act concerned the node.")]
+    action: str
+    rule: str
+    times: Annotated[list[int], msgspec.Meta(description="Unix seconds of each act, oldest first.")]
+    holds: Annotated[bool, msgspec.Meta(description="Its effect stands until remediation releases it.")]
+
+
+class Migration(msgspec.Struct, frozen=True, gc=False):
+    """An evicted pod whose owner has no pod on another GPU yet."""
+
+    namespace: str
+    name: str
+    reason: str
+
+
+class Remediation(msgspec.Struct, frozen=True):
+    """Answer of `remediation`: what is done about faulty GPUs. Only the leader plans."""
+
+    mode: RemediationMode = "off"
+    leading: bool = False
+    breaker: Literal["closed", "open", "half-open"] = "closed"
+    budget_left: Annotated[int, msgspec.Meta(ge=0, description="Acts that are left in this hour.")] = 0
+    affected_nodes: Count = 0
+    acts: list[RemediationAct] = []  # msgspec copies it
+    history: list[RemediationEntry] = []
+    migrations: list[Migration] = []
+
+
 class Share(msgspec.Struct, frozen=True, gc=False):
     """The share of a container, or of a whole pod, of one GPU."""
 
@@ -284,6 +331,7 @@ PATHS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "/api/v1/cluster": ("Totals of the cluster.", Cluster),
     "/api/v1/nodes": ("Every node and its GPUs.", Nodes),
     "/api/v1/pods": ("Every pod that holds GPUs or is pending.", Pods),
+    "/api/v1/remediation": ("What is done about faulty GPUs.", Remediation),
     "/api/v1/explain/{namespace}/{pod}": ("Why a pod is pending, node by node.", Explanation),
     "/api/v1/events/{namespace}/{pod}": ("The events of a pod, oldest first.", Events),
     "/api/v1/profile/{seconds}": ("What the process does for so many seconds, at most 60.", Profile),

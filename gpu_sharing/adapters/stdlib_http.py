@@ -58,8 +58,10 @@ async def serving(name: str, address: flags.Address, answer: Answer) -> AsyncIte
     try:
         yield shown
     finally:
-        await asyncio.to_thread(server.shutdown)
-        server.server_close()
+        try:
+            await asyncio.to_thread(server.shutdown)
+        finally:  # Also where this wait is cancelled.
+            server.server_close()
 
 
 class _Head(io.BufferedReader):

@@ -132,8 +132,8 @@ OTHER_NODE = _register(
 )
 OTHER_WRITE = _register(
     "SCHED_OTHER_WRITE",
-    "The scheduler's account tried to change more of a pod than our annotations and scheduling gates; the admission "
-    "policy hami-own-writes refused it.",
+    "The scheduler's account tried to change more of a pod than our annotations and scheduling gates, or more of a "
+    "node than remediation writes; the admission policy hami-own-writes or hami-own-nodes refused it.",
     "A pod with more than 1,000 annotations or labels cannot get ours; else find out who uses the account.",
 )
 RECORD_GUARDED = _register(
@@ -353,6 +353,55 @@ PREEMPTION_FAILED = _register(
     "SCHED_PREEMPTION_FAILED",
     "Pods of lower priority were evicted for a pod, but the pod still does not fit, or they did not end in time.",
     "Nothing: it is tried again; see the pod's events for the evicted pods, and check for pods that do not terminate.",
+)
+
+REMEDIATION_RULES = _register(
+    "SCHED_REMEDIATION_RULES",
+    "A rule of remediation has an unknown word or a value out of its range; no rule is used.",
+    "Correct every named rule; docs/howto/remediation.md lists the fields and words.",
+    operator=True,
+)
+REMEDIATION_CONTRADICTION = _register(
+    "SCHED_REMEDIATION_CONTRADICTION",
+    "Rules of remediation contradict each other, or one releases what it should cordon; no rule is used.",
+    "Give one of the named rules another condition or priority.",
+    operator=True,
+)
+REMEDIATION_UNBOUNDED = _register(
+    "SCHED_REMEDIATION_UNBOUNDED",
+    "A rule of remediation would act on healthy GPUs, or its breaker bounds nothing; no rule is used.",
+    "Name the fault in the rule's condition, and let the breaker allow at most 50 percent of the nodes.",
+    operator=True,
+)
+REMEDIATED = _register(
+    "SCHED_REMEDIATED",
+    "Remediation has acted on a faulty GPU or node, as one of its rules says.",
+    "Nothing; the node's annotation hami.io/remediation and hamictl doctor show the act, and a release ends it.",
+    operator=True,
+)
+REMEDIATION_REFUSED = _register(
+    "SCHED_REMEDIATION_REFUSED",
+    "A rule of remediation asks for an act that is not done now: a limit is reached, or it is a dry run.",
+    "Read the reason in the message; act by hand if it cannot wait, or change the rule's limits.",
+    operator=True,
+)
+REMEDIATION_FAILED = _register(
+    "SCHED_REMEDIATION_FAILED",
+    "The API server refused an act of remediation or did not answer; it is tried again after its cool-down.",
+    "Check the extender's permissions (remediation.mode of the chart adds them) and the pod's disruption budget.",
+    operator=True,
+)
+REMEDIATION_STOPPED = _register(
+    "SCHED_REMEDIATION_STOPPED",
+    "Too many nodes have faulty GPUs at once, so remediation is stopped; it lets single acts through after a time.",
+    "Find the common cause, such as a driver update or cooling; it closes when fewer nodes are affected.",
+    operator=True,
+)
+
+BOOKS_DRIFT = _register(
+    "SCHED_BOOKS_DRIFT",
+    "A sum of the extender's ledger differed from the pods that it counts, because of a defect; it is corrected.",
+    "Report the log line; nothing else is to be done.",
 )
 
 # Binding.
@@ -847,6 +896,31 @@ DOCTOR_STUCK = _register(
     "DOCTOR_STUCK",
     "A pod was bound minutes ago, and the device plugin has not started it with its GPUs.",
     "See the kubelet's or the plugin's message in kubectl describe pod; pulling an image can take minutes.",
+)
+DOCTOR_RECORD_OTHER_NODE = _register(
+    "DOCTOR_RECORD_OTHER_NODE",
+    "A pod's record names another node than the pod is bound to, so the device plugin does not start it.",
+    "Delete the pod, so that its owner makes a new one; remove hami.io/vgpu-* from copies of a pod's YAML.",
+)
+DOCTOR_RECORD_UNKNOWN_GPU = _register(
+    "DOCTOR_RECORD_UNKNOWN_GPU",
+    "A pod's record names a GPU that its node does not have, for example after hardware was replaced.",
+    "Delete the pod once its containers have ended, so that its owner makes a new one.",
+)
+DOCTOR_RECORD_NODE_GONE = _register(
+    "DOCTOR_RECORD_NODE_GONE",
+    "A pod holds GPUs of a node that does not exist; Kubernetes deletes such pods by itself within minutes.",
+    "If it stays, delete the pod with --force.",
+)
+DOCTOR_NODE_LEFTOVERS = _register(
+    "DOCTOR_NODE_LEFTOVERS",
+    "Files of containers that the kubelet no longer knows are still there after an hour.",
+    "Check that the device plugin runs, which deletes them; without it, delete the files.",
+)
+DOCTOR_NODE_MPS_MODES = _register(
+    "DOCTOR_NODE_MPS_MODES",
+    "An MPS daemon has ended without restoring the compute modes of its GPUs, so they may serve one process only.",
+    "Start the daemon again, or run nvidia-smi -c DEFAULT and delete the file.",
 )
 DOCTOR_GPU_TWICE = _register(
     "DOCTOR_GPU_TWICE",

@@ -105,6 +105,30 @@ UNKNOWN_CORDON = _register(
     "SCHED_UNKNOWN_CORDON: hami.io/device-cordon names GPU-6c4f1aef-…, which no GPU of the node has\n    …",
     warning=True,
 )
+REMEDIATED = _register(
+    "GPURemediated",
+    SCHEDULER,
+    "Node, and each Pod on the GPU",
+    "Remediation has acted on a faulty GPU or node: what, why, and by which rule.",
+    "SCHED_REMEDIATED: cordon-gpu of GPU-103c5a7a-… by rule cordon-broken-gpu: XID 79: GPU has fallen off the bus",
+    warning=True,
+)
+REMEDIATION_REFUSED = _register(
+    "GPURemediationRefused",
+    SCHEDULER,
+    "Node",
+    "A rule of remediation asks for an act that is not done: the reason, such as a cool-down or a dry run.",
+    "SCHED_REMEDIATION_REFUSED: would do evict-pods of GPU-103c5a7a-…: dry run\n    …",
+    warning=True,
+)
+REMEDIATION_RELEASED = _register(
+    "GPURemediationReleased",
+    SCHEDULER,
+    "Node",
+    "A GPU or node is healthy again, and remediation has undone its own cordon, taint or request.",
+    "Released cordon-gpu of GPU-103c5a7a-…: healthy",
+    warning=False,
+)
 DEVICE_ALLOCATED = _register(
     "DeviceAllocated",
     PLUGIN,

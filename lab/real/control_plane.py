@@ -41,6 +41,12 @@ EXTENDER_RULES = (
 )
 """The rights of the extender; the tests run it with exactly these."""
 
+REMEDIATION_RULES = (
+    {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]},
+    {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},
+)
+"""What `--remediation on` needs beside the rights of the extender."""
+
 PLUGIN_RULES = (
     {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch", "patch"]},
     {"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]},

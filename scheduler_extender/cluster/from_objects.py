@@ -4,13 +4,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from gpu_sharing.adapters import objects
-from gpu_sharing.core import allocations, errors, gangs, identifiers, preemption, quantities, quotas, records, requests
+from gpu_sharing.core import (
+    allocations,
+    errors,
+    gangs,
+    identifiers,
+    preemption,
+    quantities,
+    quotas,
+    records,
+    remediation,
+    remediation_history,
+    requests,
+)
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import node_selection, pending
 from scheduler_extender.fleet import facts
 
 REFUSED = "Refused"
 """Why a pod does not run whose containers the device plugin refused to start."""
+_LONGEST_NAME = 253
 _JUST_STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 
 
@@ -57,6 +70,33 @@ def node_facts(node: objects.Node, names: requests.ResourceNames, *, allow_hami_
         lacks=lacking(node, names),
         cpu_thousandths=quantities.thousandths((node.status.allocatable or {}).get("cpu")),
         memory_thousandths=quantities.thousandths((node.status.allocatable or {}).get("memory")),
+    )
+
+
+def node_health(node: objects.Node) -> remediation.NodeFacts | None:
+    """Return what remediation reads of a node; None where no device plugin of ours reports its GPUs."""
+    annotations = node.metadata.annotations or {}
+    if not records.is_our_agent(annotations.get(records.AGENT)):
+        return None
+    try:
+        inventory = records.decode_inventory(annotations.get(records.INVENTORY, "[]"))
+    except errors.CorruptRecord:
+        return None
+    conditions = {one.type: one.status for one in node.status.conditions or ()}
+    return remediation.NodeFacts(
+        name=identifiers.NodeName(node.metadata.name),
+        gpus=remediation.gpu_facts(
+            inventory,
+            annotations.get(records.HEALTH, ""),
+            cordoned=records.decode_cordon(annotations.get(records.CORDON, "")),
+            released=records.decode_cordon(annotations.get(records.RELEASE, "")),
+        ),
+        is_alive=conditions.get("Ready", "True") == "True",
+        conditions=conditions,
+        problems=tuple(records.decode_problems(annotations.get(records.PROBLEMS, ""))),
+        is_cordoned=bool(node.spec.unschedulable),
+        is_tainted=any(taint.key == remediation_history.TAINT for taint in node.spec.taints or ()),
+        history=remediation_history.decode(annotations.get(remediation_history.ANNOTATION, "")),
     )
 
 
@@ -154,6 +194,7 @@ def pod_facts(pod: objects.Pod, names: requests.ResourceNames) -> facts.BoundPod
         shares=shares,
         amounts=quotas.amounts(kinds, shares),
         corrupt=corrupt,
+        other_node=recorded if (recorded := pod.annotations.get(records.NODE, "")[:_LONGEST_NAME]) != node else "",
         starting=not corrupt and pod.annotations.get(records.BIND_PHASE) == records.PHASE_ALLOCATING,
         not_running="" if corrupt else _not_running(pod),
         traits=traits,
@@ -192,6 +233,7 @@ def _traits(pod: objects.Pod) -> facts.Traits:
         gang_of(pod),
         int(bound_at) if bound_at.isascii() and bound_at.isdigit() and len(bound_at) < 12 else 0,
         int(objects.unix_seconds(pod.metadata.creation_timestamp)),
+        pod.metadata.controller,
     )
 
 

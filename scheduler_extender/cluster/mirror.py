@@ -28,6 +28,7 @@ from gpu_sharing.core.rejections import Reason
 from scheduler_extender import set_aside
 from scheduler_extender.cluster import dra, from_objects, pending
 from scheduler_extender.cluster.agents import Agents
+from scheduler_extender.cluster.node_health import NodeHealth
 from scheduler_extender.fleet import facts
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.metrics import Metrics
@@ -84,6 +85,7 @@ class Mirror:
         ledger: What every pod holds and what is reserved.
         pending: The pods that request GPUs and have no node.
         agents: Registered nodes, and the plugins and monitors there.
+        node_health: Faults of GPUs and nodes, for remediation.
         in_doubt: Pods that a list may lack although something newer than the list knew them, with their keys.
         lists: How many lists of pods have arrived.
     """
@@ -98,6 +100,7 @@ class Mirror:
         self.ledger = Ledger(lambda name, defect: set_aside.report("Node", name, defect, metrics))
         self.pending = pending.Pending(clock, wall_clock)
         self.agents = Agents(settings.leader_lease.partition("/")[0], clock, wall_clock)
+        self.node_health = NodeHealth(settings.remediation != "off", metrics)
         self.listener: Listener | None = None
         self._settings = settings
         self._names = settings.resource_names
@@ -199,6 +202,7 @@ class Mirror:
             set_aside.report("Node", node.metadata.name, defect, self._metrics)
             seen = facts.Node(identifiers.NodeName(node.metadata.name), standing=Reason.CORRUPT_NODE_RECORD)
         before = self.ledger.node_facts(seen.name)
+        self.node_health.see_node(node)
         self.ledger.set_node(seen)
         self.agents.see_node(seen)
         if seen.standing is Reason.CORRUPT_NODE_RECORD and (before is None or before.standing is not seen.standing):
@@ -249,6 +253,7 @@ class Mirror:
 
     def _forget_node(self, name: identifiers.NodeName) -> None:
         self.ledger.remove_node(name)
+        self.node_health.forget_node(name)
         self.agents.forget_node(name)
 
     def _delete_pod(self, uid: identifiers.PodUid) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
-from gpu_sharing.core import allocations, gangs, gpus, identifiers, quotas, requests, topology
+from gpu_sharing.core import allocations, gangs, gpus, identifiers, quotas, reconciliation, requests, topology
 from gpu_sharing.core.rejections import Reason
 
 Allocations = Mapping[identifiers.GpuUuid, allocations.Allocation]
@@ -67,6 +67,8 @@ class Traits(NamedTuple):
     """Unix seconds of its Binding, by its record; 0 for a pending pod."""
     created_at: int = 0
     """Unix seconds; 0 where it is not known."""
+    owner: str = ""
+    """The UID of its controller, which starts another pod in its place; empty where it has none."""
 
 
 _NOTHING_KNOWN = Traits()
@@ -89,6 +91,8 @@ class BoundPod:
     """Device ids of a pod that has no record of ours."""
     corrupt: bool = False
     """The record does not decode: the node's GPUs that `allocated` does not name are unknown."""
+    other_node: str = ""
+    """The node that its record names, where that is another one."""
     starting: bool = False
     """The device plugin has not handed the GPUs over yet."""
     not_running: str = ""
@@ -99,6 +103,12 @@ class BoundPod:
     def namespace(self) -> str:
         """The pod's namespace."""
         return self.key.partition("/")[0]
+
+
+def record_drift(pod: BoundPod, node: Node | None) -> reconciliation.Drift | None:
+    """Return how a pod's record differs from its node; None for a node whose GPUs are not known just now."""
+    known = None if node is None else {gpu.uuid for gpu in node.inventory} or pod.allocated
+    return reconciliation.record_drift(pod.other_node, pod.node, pod.allocated, known)
 
 
 @dataclass(frozen=True, slots=True)

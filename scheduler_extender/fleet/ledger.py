@@ -25,7 +25,7 @@ Pure: the time is an argument. Not thread-safe: everything happens on one event 
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gpu_sharing.core import (
@@ -58,6 +58,28 @@ class _Node:
     """The node with what its pods hold and no reservations; None once that changed."""
     settled: placement.NodeState | None = None
     """What its column holds."""
+
+
+class QuotaAudit:
+    """A count of what each namespace's pods hold, during which pods may come and go."""
+
+    def __init__(
+        self, pods: Mapping[identifiers.PodUid, facts.BoundPod], quotas_: namespace_quotas.NamespaceQuotas
+    ) -> None:
+        self._pods = pods
+        self._quotas = quotas_
+        self._seen = quotas_.changes()
+        self._sums: dict[str, quotas.Amounts] = {}
+
+    def add(self, uid: identifiers.PodUid) -> None:
+        """Count one pod; what has changed since the beginning is not corrected."""
+        pod = self._pods.get(uid)
+        if pod is not None:
+            self._sums[pod.namespace] = self._sums.get(pod.namespace, quotas.NOTHING).plus(pod.amounts)
+
+    def correct(self) -> list[str]:
+        """Correct the sums that differ. Returns their namespaces."""
+        return self._quotas.correct(self._sums, self._seen)
 
 
 class Ledger:
@@ -386,6 +408,27 @@ class Ledger:
             if reservation.uid != uid and (reservation.priority >= priority if reservation.is_hold else nominations)
         ]
         return self._state(name, reservations)
+
+    # What is compared with its parts.
+
+    def correct_node(self, name: identifiers.NodeName) -> bool:
+        """Compare what is allocated on a node with its pods. Returns whether it differed, and is corrected."""
+        node = self._nodes.get(name)
+        if node is None:
+            return False
+        allocated: dict[identifiers.GpuUuid, allocations.Allocation] = {}
+        for pod in node.pods.values():
+            _add(allocated, pod.allocated)
+        foreign_slots = sum(pod.foreign_slots for pod in node.pods.values())
+        if allocated == node.allocated and foreign_slots == node.foreign_slots:
+            return False
+        node.allocated, node.foreign_slots, node.held = allocated, foreign_slots, None
+        self._touch(name, freed=True)
+        return True
+
+    def quota_audit(self) -> "QuotaAudit":
+        """Begin to count what each namespace holds, a pod at a time."""
+        return QuotaAudit(self._pods, self.quotas)
 
     # How it is kept.
 

@@ -1,5 +1,8 @@
 """What each namespace holds and may hold, updated as pods and quotas come and go."""
 
+import collections
+from collections.abc import Mapping
+
 from gpu_sharing.core import quotas, rejections
 
 
@@ -10,6 +13,8 @@ class NamespaceQuotas:
         self._quotas: dict[str, dict[str, quotas.Quota]] = {}
         self._held: dict[str, quotas.Amounts] = {}
         self._relieved: set[str] = set()
+        self._changes: collections.Counter[str] = collections.Counter()
+        """How often what is held by each namespace has changed."""
 
     def is_limited(self, namespace: str) -> bool:
         """Whether any quota limits the namespace; most have none."""
@@ -57,10 +62,12 @@ class NamespaceQuotas:
 
     def add(self, namespace: str, more: quotas.Amounts) -> None:
         """Count what a pod of the namespace holds."""
+        self._changes[namespace] += 1
         self._held[namespace] = self.held(namespace).plus(more)
 
     def subtract(self, namespace: str, less: quotas.Amounts) -> None:
         """Count no longer what a pod of the namespace held."""
+        self._changes[namespace] += 1
         left = self.held(namespace).minus(less)
         if left == quotas.NOTHING:
             self._held.pop(namespace, None)
@@ -68,6 +75,33 @@ class NamespaceQuotas:
             self._held[namespace] = left
         if namespace in self._quotas:
             self._relieved.add(namespace)
+
+    def changes(self) -> dict[str, int]:
+        """Return how often what is held by each namespace has changed, for `correct`."""
+        return dict(self._changes)
+
+    def correct(self, sums: Mapping[str, quotas.Amounts], seen: Mapping[str, int]) -> list[str]:
+        """Set what differs from sums that were counted anew.
+
+        Args:
+            sums: What the pods of each namespace hold; a namespace that is missing holds nothing.
+            seen: The changes before the count began; a namespace that has changed since is left out.
+
+        Returns:
+            The namespaces that were corrected.
+        """
+        differ = [
+            namespace
+            for namespace in sorted({*sums, *self._held})
+            if self._changes[namespace] == seen.get(namespace, 0)
+            and sums.get(namespace, quotas.NOTHING) != self.held(namespace)
+        ]
+        for namespace in differ:
+            self._held[namespace] = sums.get(namespace, quotas.NOTHING)
+            if self._held[namespace] == quotas.NOTHING:
+                del self._held[namespace]
+            self._relieved.add(namespace)
+        return differ
 
     def take_relieved(self) -> frozenset[str]:
         """Return the namespaces that may hold more than at the last call."""

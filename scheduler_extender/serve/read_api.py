@@ -25,7 +25,7 @@ from scheduler_extender.decide import causes, explaining
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
 from scheduler_extender.report import event_notes
-from scheduler_extender.serve import read_access, server
+from scheduler_extender.serve import read_access, remediation_view, server
 
 log = structlog.get_logger("read api")
 
@@ -42,7 +42,8 @@ class Route:
     """A decoded path, for the gate and the router alike."""
 
     what: str
-    """`cluster`, `nodes`, `pods`, `openapi.json`, `explain`, `events` or `profile`; anything else is unknown."""
+    """`cluster`, `nodes`, `pods`, `remediation`, `openapi.json`, `explain`, `events` or `profile`; anything else is
+    unknown."""
     namespace: str = ""
     """Of the pod that `explain` and `events` are about."""
     name: str = ""
@@ -71,7 +72,7 @@ def route_of(raw_path: bytes) -> Route | None:
     if any(part in ("", ".", "..") or len(part) > _LONGEST_NAME or set("/\0") & set(part) for part in parts[1:]):
         return None
     match parts:
-        case ["", "api", "v1", "cluster" | "nodes" | "pods" | "openapi.json" as what]:
+        case ["", "api", "v1", "cluster" | "nodes" | "pods" | "remediation" | "openapi.json" as what]:
             return Route(what)
         case ["", "api", "v1", "explain" | "events" as what, namespace, name]:
             return Route(what, namespace, name)
@@ -152,7 +153,10 @@ class ReadApi:
         if body is None and route is not None:
             await self._refuse(send, 404, error_codes.NO_SUCH_POD, await self._absent(route, reader))
         elif body is None:
-            known = "cluster, nodes, pods, profile/<seconds>, explain/<namespace>/<pod>, events/<namespace>/<pod>"
+            known = (
+                "cluster, nodes, pods, remediation, profile/<seconds>, explain/<namespace>/<pod>, "
+                "events/<namespace>/<pod>"
+            )
             text = f"nothing at {path[:80]}: there are {known}; the last two know pods that request GPUs"
             await self._refuse(send, 404, error_codes.UNKNOWN_ROUTE, text)
         else:
@@ -194,6 +198,9 @@ class ReadApi:
                 return await _list("nodes", (self._node(name) for name in names))
             case "pods":
                 return await _list("pods", await self._pods(await reader.visible(await self._namespaces())))
+            case "remediation":
+                visible = await reader.visible(await self._namespaces())
+                return msgspec.json.encode(remediation_view.view(self._core, visible))
             case "profile":
                 await reader.require_profile()
                 return await self._profile(route.seconds)

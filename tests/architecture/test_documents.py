@@ -93,7 +93,11 @@ def test_every_reason_of_an_event_is_used() -> None:
     """The page promises no event that nobody writes, and no other module makes up one of its own."""
     source = (ROOT / "gpu_sharing/core/event_reasons.py").read_text()
     names = re.findall(r"^([A-Z_]+) = _register\(", source, re.M)
-    writers = ("scheduler_extender/report/decision_events.py", "device_plugin/node/node_events.py")
+    writers = (
+        "scheduler_extender/report/decision_events.py",
+        "scheduler_extender/report/remediation_events.py",
+        "device_plugin/node/node_events.py",
+    )
     sources = "\n".join((ROOT / path).read_text() for path in writers)
 
     assert len(names) == len(event_reasons.REGISTRY)

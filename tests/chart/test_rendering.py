@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from gpu_sharing.core import remediation_rules
 from lab.real import control_plane
 from observability import targets
 from tests.chart import rendering
@@ -27,7 +28,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
                 "scheduler.replicas=2,scheduler.certManager.enabled=true,webui.auth=kubernetes,"
                 "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mps,"
                 "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia,"
-                "devicePlugin.gpuOperatorToolkitReady.enabled=true"
+                "devicePlugin.gpuOperatorToolkitReady.enabled=true,scheduler.remediation.mode=on"
             ),
         ),
         EVERYTHING,
@@ -118,11 +119,40 @@ def test_every_role_is_what_the_end_to_end_tests_run_with() -> None:
         for verb in ("get", "patch")
     }
     assert of("ClusterRole", "hami-scheduler-extender") == rights(control_plane.EXTENDER_RULES) - {leases} | hooks
+    remediating = rendering.objects(4, "--set", "scheduler.remediation.mode=on")
+    extra = rendering.one(remediating, "ClusterRole", "hami-scheduler-remediation")["rules"]
+    assert rights(extra) == rights(control_plane.REMEDIATION_RULES)
     classes = ("node.k8s.io", "runtimeclasses", "get")
     plugin = {(*one[:3], "nvidia") if one[:3] == classes else one for one in rights(control_plane.PLUGIN_RULES)}
     assert of("ClusterRole", "hami-device-plugin") == plugin
     webui = of("ClusterRole", "hami-webui") | of("Role", "hami-webui")
     assert webui == rights(control_plane.WEBUI_RULES)
+
+
+def test_remediation_gets_its_rules_and_no_right_before_it_is_switched_on() -> None:
+    """A dry run needs no right; NVSentinel's objects are for those who name them in the rules."""
+    rule = '{"name":"r","when":{"xid":[79]},"do":"evict-pods"}'
+    rules = ("--set-json", f'scheduler.remediation.rules={{"rules":[{rule}],"nvsentinel":true}}')
+
+    def rendered(mode: str) -> list[dict[str, Any]]:
+        return rendering.objects(4, "--set-string", f"scheduler.remediation.mode={mode}", *rules)
+
+    def names(mode: str) -> set[str]:
+        return {one["metadata"]["name"] for one in rendered(mode)}
+
+    assert not {"hami-remediation", "hami-scheduler-remediation", "hami-own-nodes"} & names("off")
+    assert names("dry-run") - names("off") == {"hami-remediation"}
+    assert names("on") - names("dry-run") == {"hami-scheduler-remediation", "hami-own-nodes"}
+    found = rendered("on")
+    arguments = rendering.container(rendering.one(found, "Deployment", "hami-scheduler"), "extender")["args"]
+    assert {"--remediation=on", "--remediation-rules=/etc/hami-remediation/rules.json"} <= set(arguments)
+    file = json.loads(rendering.one(found, "ConfigMap", "hami-remediation")["data"]["rules.json"])
+    assert isinstance(remediation_rules.read(file), remediation_rules.RuleSet)
+    janitor = [rule for rule in rendering.one(found, "ClusterRole", "hami-scheduler-remediation")["rules"]
+               if rule["apiGroups"] == ["janitor.dgxc.nvidia.com"]]  # fmt: skip
+    assert [rule["verbs"] for rule in janitor] == [["create"]]
+    with pytest.raises(rendering.Refused, match="mode"):
+        rendering.text(4, "--set-string", "scheduler.remediation.mode=maybe")
 
 
 def test_no_process_listens_on_addresses_of_one_family() -> None:

@@ -476,6 +476,11 @@ def test_mig_instances_are_made_for_a_pod_and_taken_away_after_it() -> None:
         assert visible == ["MIG-made-0-1", "MIG-made-0-2"]
         node.delete(pods[0])
         node.wait("the first is taken away", lambda: node.plugin.logged("MIG instance destroyed"))
+        assert node.plugin.metric('hami_device_plugin_leftovers_deleted_total{kind="mig"}') == 1
+        node.wait(
+            "its specification, too",
+            lambda: node.plugin.metric('hami_device_plugin_leftovers_deleted_total{kind="cdi"}') == 1,
+        )
         whole = node.create("mig-next", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "2g.20gb", 0, 2)})
         assert node.run(whole).environment["NVIDIA_VISIBLE_DEVICES"] == "MIG-made-0-3"
         crowded = node.create("mig-late", "0:9728:0", annotations={MIGS: mig_record(node.uuid(0), "1g.10gb", 3, 1)})

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gpu_sharing.core import allocations, identifiers, records
+from hamictl import node_checks
 from lab import api_server, c_compiler, certificates, cluster, extender_process, fake_driver, faults, gpus, kinds
 from tests.component import calls, liar
 from tests.component.conftest import SMALL
@@ -102,7 +103,7 @@ def told(found: dict[str, Any]) -> list[tuple[str, str, str]]:
 def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
     """And the exit status says so."""
     status, found = doctor(*reach(extender, healthy))
-    assert found["summary"] == {"checks": 20, "errors": 0, "warnings": 0}
+    assert found["summary"] == {"checks": 22, "errors": 0, "warnings": 0}
     assert found["findings"] == found["not_installed"] == []
     assert status == 0
     table = hamictl("doctor", *reach(extender, healthy))
@@ -110,7 +111,7 @@ def test_a_healthy_cluster_has_no_findings(healthy: pathlib.Path, extender: exte
     lines = table.stderr.splitlines()
     assert datetime.datetime.fromisoformat(lines[0]).tzinfo is not None
     assert lines[1].startswith("Kubernetes v1.36.0-lab, 2 nodes (2 ready): ")
-    assert (lines[2], lines[-1]) == ("ok   rights", "20 checks: 0 errors, 0 warnings")
+    assert (lines[2], lines[-1]) == ("ok   rights", "22 checks: 0 errors, 0 warnings")
 
 
 def test_the_report_says_what_the_cluster_is(healthy: pathlib.Path, extender: extender_process.ExtenderProcess) -> None:
@@ -226,7 +227,7 @@ def test_each_of_a_dozen_planted_faults_is_found(
         ]
     )  # fmt: skip
     assert all(one["remedy"] and one["meaning"] and one["detail"] for one in found["findings"])
-    assert found["summary"] == {"checks": 20, "errors": 7, "warnings": 5}
+    assert found["summary"] == {"checks": 22, "errors": 7, "warnings": 5}
 
 
 def test_an_extender_that_is_away_is_a_finding_and_a_cluster_that_is_away_no_answer(healthy: pathlib.Path) -> None:
@@ -520,6 +521,35 @@ def test_a_folder_of_mps_without_its_daemon_is_found(node: pathlib.Path) -> None
         daemon.listen()
         assert examined(node) == ["DOCTOR_NODE_DRIVER"]
     assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_MPS"]
+
+
+def test_an_mps_daemon_that_was_killed_leaves_its_compute_modes(node: pathlib.Path) -> None:
+    """A GPU that serves one process only would reject every pod but the first."""
+    (node / "run/nvidia/mps").mkdir(parents=True)
+    (node / "run/nvidia/mps/compute-modes.json").write_text("{}")
+    assert examined(node) == ["DOCTOR_NODE_DRIVER", "DOCTOR_NODE_MPS_MODES"]
+
+
+def test_files_of_containers_that_the_kubelet_has_forgotten_are_found(
+    node: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They fill the disk of a node on which no plugin deletes them."""
+    gone, here = (f"{digit * 8}-1111-2222-3333-444444444444" for digit in "ab")
+    checkpoint = node / "kubelet/device-plugins/kubelet_internal_checkpoint"
+    checkpoint.write_text(json.dumps({"Data": {"PodDeviceEntries": [{"PodUID": here}]}}))
+    containers = node / "usr/local/vgpu/containers"
+    for name in (f"{gone}_c", f"{here}_c", "mark_without_pod"):
+        (containers / name).mkdir(parents=True)
+    for uid in (gone, here):
+        (node / f"run/cdi/hami-vgpu_d-1_{uid}.json").write_text("{}")
+    assert examined(node) == ["DOCTOR_NODE_DRIVER"]  # They may be new.
+
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+    examined_at = node_checks.Node(node, node / "kubelet")
+    found = [one.detail for one in node_checks._leftovers(examined_at)]
+    assert [detail.partition(" in ")[0] for detail in found] == ["1", "1"]
+    assert all(gone in detail for detail in found)
 
 
 def test_a_folder_that_takes_nothing_and_a_disk_that_is_full_are_found(node: pathlib.Path) -> None:

@@ -117,9 +117,9 @@ def test_the_read_api_is_what_its_description_says(
 
         check()
         seen += 1
-    assert seen == 6
+    assert seen == 7
     pods = ("explain/default/p", "explain/default/q", "events/default/p")
-    for path in ("cluster", "nodes", "pods", "profile/1", *pods):
+    for path in ("cluster", "nodes", "pods", "remediation", "profile/1", *pods):
         assert calls.read(extender, path)
 
 

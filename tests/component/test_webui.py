@@ -42,6 +42,7 @@ class FakeExtender:
 
     def __init__(self, nodes: list[Any], pods: list[Any]) -> None:
         self.answers: dict[str, Any] = {"cluster": {}, "nodes": {"nodes": nodes}, "pods": {"pods": pods}}
+        self.remediated = read_api_types.Remediation()
         self.explanations: dict[tuple[str, str], Any] = {}
         self.events: dict[tuple[str, str], Any] = {}
         self.is_away = False
@@ -52,6 +53,9 @@ class FakeExtender:
 
     def pods(self) -> list[read_api_types.Pod]:
         return self._items("pods", read_api_types.Pod)
+
+    def remediation(self) -> read_api_types.Remediation:
+        return self.remediated
 
     def _items(self, what: str, kind: type[Any]) -> list[Any]:
         found = self._answer(what)[what]
@@ -571,6 +575,26 @@ def serving(answer: Callable[..., tuple[int, bytes]]) -> contextlib.AbstractCont
         return status, body + request.headers.get("Authorization", "").encode()
 
     return liar.serving(told)
+
+
+def test_the_pages_show_what_remediation_did_and_what_it_does_not_do(site: Site) -> None:
+    """On the overview of all nodes, on a node's page of that node; nothing where there is nothing."""
+    assert "Remediation" not in site.page("/") + site.page("/nodes/b")
+    act = read_api_types.RemediationAct("b", "GPU-b-0", "evict-pods", "evict", f"XID 79: {EVIL}", "cool-down", 40)
+    did = read_api_types.RemediationEntry("b", "GPU-b-0", "cordon-gpu", "cordon", [1], holds=True)
+    tried = read_api_types.RemediationEntry("a", "", "restart-mps", "mps", [1, 2], holds=False)
+    site.extender.remediated = read_api_types.Remediation(
+        mode="on", leading=True, breaker="open", budget_left=7, affected_nodes=3, acts=[act], history=[tried, did]
+    )
+    site.source.refresh()
+
+    overview, page = site.page("/"), site.page("/nodes/b")
+    for shown in (overview, page):
+        assert EVIL not in shown
+        for part in ("evict-pods", "cool-down, 40 s", "cordon-gpu", "in effect", "breaker open", "XID 79"):
+            assert part in shown, part
+    assert "done 2 times in a day" in overview
+    assert "restart-mps" not in page
 
 
 @pytest.mark.parametrize(

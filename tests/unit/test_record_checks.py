@@ -6,13 +6,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import kubernetes, objects, read_api_types
 from gpu_sharing.core import records, requests
 from gpu_sharing.core.rejections import Reason
 from hamictl import cluster_checks, record_checks, snapshot
 from lab import gpus
 from scheduler_extender.cluster import from_objects
 from tests import inputs
+from tests.support import extender_world
 
 A10 = gpus.Model("NVIDIA A10", 23_028)
 NAMES = requests.ResourceNames()
@@ -134,3 +135,45 @@ def test_an_inventory_under_a_second_node_that_is_not_ready_is_found_and_not_fre
 
     assert [(one.code, one.about) for one in told] == [("DOCTOR_GPU_TWICE", "gpu/node-old/0")]
     assert from_objects.node_facts(old, NAMES, allow_hami_nodes=False).unavailable is Reason.NODE_NOT_READY
+
+
+def test_what_remediation_did_and_what_it_does_not_do_is_found() -> None:
+    """An operator sees why a GPU gets no pods, and which fault waits for a person."""
+    held = '[{"action":"cordon-gpu","gpu":"GPU-1","rule":"r","at":[1],"holds":true},{"action":"evict-pods","at":[1]}]'
+    node = gpus.gpu_node("a", A10, 1, annotations={"hami.io/remediation": held})
+
+    def act(reason: str) -> read_api_types.RemediationAct:
+        return read_api_types.RemediationAct("a", "GPU-1", "evict-pods", "s", "XID 79: lost", reason)
+
+    acts = [act(""), act("cool-down"), act("budget used up")]
+    seen = read_api_types.Remediation(mode="on", leading=True, breaker="open", affected_nodes=3, acts=acts)
+    found = list(record_checks._remediation(cluster(node), seen))
+
+    assert [(one.code, one.about, one.detail) for one in found] == [
+        ("SCHED_REMEDIATED", "node/a", "cordon-gpu of GPU-1 by rule r"),
+        ("SCHED_REMEDIATION_REFUSED", "node/a", "evict-pods of GPU-1 by rule s: budget used up (XID 79: lost)"),
+        ("SCHED_REMEDIATION_STOPPED", "cluster", "3 nodes have a fault; the breaker is open"),
+    ]
+    assert len(list(record_checks._remediation(cluster(node), None))) == 1
+
+
+def test_records_that_do_not_agree_with_their_nodes_are_found() -> None:
+    """Each kind by its own code, with what to do about it."""
+    copied = extender_world.held("copied", "a", 0, 1_000)
+    copied["metadata"]["annotations"][records.NODE] = "elsewhere"
+    bodies = [
+        copied,
+        extender_world.held("replaced", "a", 5, 1_000),
+        extender_world.held("gone", "nowhere", 0, 1_000),
+        extender_world.held("good", "a", 0, 1_000),
+        extender_world.pod("pending", {"nvidia.com/gpu": "1"}),
+    ]
+    pods = [msgspec.convert(one, objects.Pod) for one in bodies]
+    node = msgspec.convert(gpus.gpu_node("a", A10, 1), objects.Node)
+    seen = snapshot.State(snapshot.VERSION, "", [node], pods, [])
+
+    assert [(one.code, one.about, one.detail) for one in record_checks._drift(seen, NAMES)] == [
+        ("DOCTOR_RECORD_OTHER_NODE", "pod/default/copied", "bound to a, and its record names elsewhere"),
+        ("DOCTOR_RECORD_UNKNOWN_GPU", "pod/default/replaced", "its record names a GPU that a does not have"),
+        ("DOCTOR_RECORD_NODE_GONE", "pod/default/gone", "there is no node nowhere"),
+    ]

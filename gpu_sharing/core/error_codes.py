@@ -1007,3 +1007,61 @@ DOCTOR_NODE_SPACE = _register(
     "Little space is left where the device plugin writes, or in the shared memory of MPS and frameworks.",
     "Free space, or mount a larger file system; --least-free sets the limit.",
 )
+
+# The fault injection service.
+FAULT_INVALID = _register(
+    "FAULT_INVALID",
+    "A request to inject a fault has unknown or missing fields, or values outside their bounds; nothing was injected.",
+    "Correct the fields that the message names; hamictl fault kinds lists every kind with its fields and bounds.",
+)
+FAULT_UNKNOWN_KIND = _register(
+    "FAULT_UNKNOWN_KIND",
+    "There is no kind of fault of that name; nothing was injected.",
+    "Use one of the kinds that hamictl fault kinds lists.",
+)
+FAULT_UNKNOWN = _register(
+    "FAULT_UNKNOWN",
+    "No fault has that id: it was never injected, or it was recovered so long ago that its entry is deleted.",
+    "List the faults with hamictl fault list.",
+)
+FAULT_COLLIDES = _register(
+    "FAULT_COLLIDES",
+    "Another fault with the same effect is injected into the same target, so that recovering one would undo the other; "
+    "nothing was injected.",
+    "Recover the other fault first; the message names its id.",
+)
+FAULT_NO_CONSENT = _register(
+    "FAULT_NO_CONSENT",
+    "The node does not have the label hami.io/fault-injection: allowed, so no fault may be injected into it.",
+    "If pods of this node may break, run kubectl label node NODE hami.io/fault-injection=allowed.",
+    operator=True,
+)
+FAULT_NO_TARGET = _register(
+    "FAULT_NO_TARGET",
+    "The node, GPU or process of a fault does not exist; nothing was injected.",
+    "Use one of the targets that the message names.",
+)
+FAULT_NOT_SUPPORTED = _register(
+    "FAULT_NOT_SUPPORTED",
+    "No backend of this fault injection service can inject that kind of fault here; nothing was injected.",
+    "Use one of the kinds that the message names, or run the service where a backend can inject this one.",
+    operator=True,
+)
+FAULT_BACKEND = _register(
+    "FAULT_BACKEND",
+    "Injecting or recovering a fault failed; hamictl fault show has the state and the cause.",
+    "Remove the cause, then inject again if the state is failed, or recover again if it is injected.",
+    operator=True,
+)
+FAULT_TOO_MANY = _register(
+    "FAULT_TOO_MANY",
+    "As many faults are in effect as the service permits at one time; nothing was injected.",
+    "Recover some: hamictl fault cleanup recovers all.",
+)
+FAULT_TRACKER = _register(
+    "FAULT_TRACKER",
+    "The record of faults cannot be read or written, so nothing is injected: a fault without a record could not be "
+    "recovered after a restart.",
+    "See the cause in the message. If the record is damaged, check by hand what is in effect, then delete the record.",
+    operator=True,
+)

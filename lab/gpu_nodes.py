@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import pathlib
 import queue
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,6 +29,8 @@ class FakeGpus:
     """XIDs to report."""
     usages: dict[identifiers.GpuUuid, gpu_source.Usage] = field(default_factory=dict)
     """The used memory and utilization; 0 for the other GPUs."""
+    xid_turns: int = 0
+    """How often XIDs were waited for; one more proves that what was received before is handled."""
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
@@ -41,21 +44,22 @@ class FakeGpus:
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """See `GpuSource`."""
-        total = next((one.memory_mib or 0 for one in self.listed if one.uuid == uuid), 0) << 20
-        return self.usages.get(
-            uuid,
-            gpu_source.Usage(
-                memory_total_bytes=total,
-                memory_used_bytes=0,
-                utilization_percent=0.0,
-                temperature_celsius=35.0,
-                power_watts=60.0,
-                memory_controller_percent=0.0,
-            ),
+        return self.usages.get(uuid) or self.idle(uuid)
+
+    def idle(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
+        """Return the use of a GPU on which nothing runs."""
+        return gpu_source.Usage(
+            memory_total_bytes=next((one.memory_mib or 0 for one in self.listed if one.uuid == uuid), 0) << 20,
+            memory_used_bytes=0,
+            utilization_percent=0.0,
+            temperature_celsius=35.0,
+            power_watts=60.0,
+            memory_controller_percent=0.0,
         )
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
+        self.xid_turns += 1
         try:
             return (self.faults.get(timeout=timeout_seconds),)
         except queue.Empty:
@@ -144,26 +148,54 @@ class GpuNode:
             health_bind=flags.Address("127.0.0.1", 0),
             health_rules=health.Rules(hold_seconds=1.0),
             health_interval_seconds=0.5,
+            boot_id_file=folder / "boot_id",
         )
+        self._boots = 0
+        self._boot()
+        self._rebooting: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.gpus = FakeGpus(devices_of(inventory))
         self.kubelet = kubelet.Kubelet(self._options.kubelet_dir, self._options.cdi_dir)
 
+    def _boot(self) -> None:
+        """Write another boot id, as the kernel has after each start."""
+        self._boots += 1
+        self._options.boot_id_file.write_text(f"{uuid.uuid5(uuid.NAMESPACE_DNS, f'{self.name}/{self._boots}')}\n")
+
+    def reboot(self) -> None:
+        """Restart the device plugin with another boot id; containers go on. May be called from any thread."""
+        assert self._loop is not None
+        assert self._rebooting is not None
+        self._loop.call_soon_threadsafe(self._rebooting.set)
+
     async def run(self, keep: store.Store) -> None:
         """Serve until cancelled."""
+        self._loop, self._rebooting = asyncio.get_running_loop(), asyncio.Event()
         agent = asyncio.create_task(kubelet.NodeAgent(keep, self.name, self.kubelet).run())
-        stop = asyncio.Event()
         try:
-            async with kubernetes.Client(self._options.kubeconfig, "hami-device-plugin") as client:
-                plugin = asyncio.create_task(app.Plugin(self._options, client, lambda: self.gpus).run(stop))
-                try:
-                    await asyncio.wait([plugin, agent], return_when=asyncio.FIRST_COMPLETED)
-                    for task in (plugin, agent):
-                        if task.done():
-                            task.result()  # Neither task ends by itself.
-                finally:
-                    stop.set()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await plugin
+            while True:
+                await self._serve_one_boot(agent, self._rebooting)
+                self._rebooting.clear()
+                # A thread of the plugin that ended may still wait at the old queue.
+                self.gpus.faults = queue.SimpleQueue()
+                self._boot()
         finally:
             agent.cancel()
             await asyncio.gather(agent, return_exceptions=True)
+
+    async def _serve_one_boot(self, agent: "asyncio.Task[None]", rebooting: asyncio.Event) -> None:
+        """Run a device plugin until the node is to restart."""
+        stop = asyncio.Event()
+        async with kubernetes.Client(self._options.kubeconfig, "hami-device-plugin") as client:
+            plugin = asyncio.create_task(app.Plugin(self._options, client, lambda: self.gpus).run(stop))
+            reboot = asyncio.create_task(rebooting.wait())
+            try:
+                await asyncio.wait([plugin, agent, reboot], return_when=asyncio.FIRST_COMPLETED)
+                for task in (plugin, agent):
+                    if task.done():
+                        task.result()  # Neither task ends by itself.
+            finally:
+                reboot.cancel()
+                stop.set()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await plugin

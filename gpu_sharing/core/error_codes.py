@@ -1065,3 +1065,35 @@ FAULT_TRACKER = _register(
     "See the cause in the message. If the record is damaged, check by hand what is in effect, then delete the record.",
     operator=True,
 )
+FAULT_UNAUTHORIZED = _register(
+    "FAULT_UNAUTHORIZED",
+    "The fault injection API was called without a token that the cluster knows.",
+    "Send a bearer token of this cluster, for example by kubectl create token.",
+)
+FAULT_FORBIDDEN = _register(
+    "FAULT_FORBIDDEN",
+    "The caller of the fault injection API lacks a permission: get or create on faults.hami.io, or it is a web page.",
+    "Bind the ClusterRole hami-fault-injection to the account; from a browser the API cannot be used.",
+    operator=True,
+)
+FAULT_REVIEW_FAILED = _register(
+    "FAULT_REVIEW_FAILED",
+    "The API server did not answer the review of a caller of the fault injection API, so the call was refused.",
+    "Try again; if it stays, check that the service may create tokenreviews and subjectaccessreviews.",
+    operator=True,
+)
+FAULT_ROUTE = _register(
+    "FAULT_ROUTE",
+    "The path of the fault injection API does not exist, or does not support that method.",
+    "See /openapi.json of the service for its paths.",
+)
+FAULT_NOT_READY = _register(
+    "FAULT_NOT_READY",
+    "The fault injection service has not read its record of faults yet.",
+    "Wait some seconds; /healthz shows what is missing.",
+)
+FAULT_NO_MEASUREMENT = _register(
+    "FAULT_NO_MEASUREMENT",
+    "The numbers for a scenario's checks cannot be read from the API server.",
+    "Try again; while a fault on the API server is injected, there may be no answer.",
+)

@@ -112,7 +112,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of fault."""
+    """One kind of fault: a line of the table."""
 
     name: str
     group: Group
@@ -240,7 +240,7 @@ _TABLE = (
     ),
 )  # fmt: skip
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in _TABLE}
-_COMMON = (
+COMMON = (
     Parameter(
         name="duration_seconds", text="after which it is recovered; 0: when it is asked for", highest=LONGEST_SECONDS,
         unit="s", default=0,
@@ -371,7 +371,7 @@ def read_request(value: object, group: Group | None = None, preset: Mapping[str,
     if not isinstance(name, str):
         raise errors.FaultRefused(error_codes.FAULT_INVALID, "kind: write the name of a kind of fault")
     kind = kind_of(name, group)
-    known = {parameter.name: parameter for parameter in (*kind.fields, *_COMMON)}
+    known = {parameter.name: parameter for parameter in (*kind.fields, *COMMON)}
     problems = [
         f"{field}: is {preset[field]} here; leave it out"
         for field in preset
@@ -480,6 +480,16 @@ class Document:
         finished = [fault.id for fault in faults if not fault.is_in_effect]
         deleted = frozenset(finished[:-MOST_FINISHED])
         return replace(self, faults=tuple(fault for fault in faults if fault.id not in deleted))
+
+    def merged_with(self, other: "Document") -> "Document":
+        """Return the document with the faults of another one that it does not have."""
+        more = tuple(fault for fault in other.faults if self.find(fault.id) is None)
+        unreadable = tuple(entry for entry in other.unreadable if entry not in self.unreadable)
+        return Document(
+            next_number=max(self.next_number, other.next_number),
+            faults=(*self.faults, *more),
+            unreadable=(*self.unreadable, *unreadable),
+        )
 
 
 def encode(document: Document) -> str:

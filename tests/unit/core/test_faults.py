@@ -203,6 +203,18 @@ def test_old_finished_faults_are_deleted_and_no_id_comes_twice() -> None:
     assert document.next_number == faults.MOST_FINISHED + 11
 
 
+def test_a_document_adopts_what_another_write_added() -> None:
+    """A write whose answer was lost is found at the next one, and its fault is recovered."""
+    ours, _ = faults.Document(unreadable=(1,)).with_new(faults.read_request(XID), "lab", 100.0)
+    theirs, made = ours.with_new(faults.read_request(XID | {"gpu": 1}), "lab", 101.0)
+    merged = ours.merged_with(dataclasses.replace(theirs, unreadable=(1, 2)))
+
+    assert merged.faults == theirs.faults
+    assert merged.find("f2") == made
+    assert merged.next_number == 3
+    assert merged.unreadable == (1, 2)
+
+
 BROKEN: list[dict[str, object]] = [
     {"id": "x"}, {"id": "f0"}, {"id": None}, {"kind": "flood"}, {"kind": 1}, {"values": {}}, {"values": None},
     {"values": {str(number): 1 for number in range(50)}}, {"values": {"node": "a", "gpu": "0", "xid": 0}},

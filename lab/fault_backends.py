@@ -141,22 +141,22 @@ class FakeNode:
         for fault in in_effect:
             reading, usage = _read_with(reading, fault), _used_with(usage, fault)
         if new is not None and new.kind.name == "xid":
-            await self._report(gpu_source.Fault(gpu, int(new.values["xid"])))
+            await self._report(gpu_source.Fault(gpu, int(new.values["xid"])), reading)
         gpus.readings[gpu] = reading
         gpus.usages[gpu] = usage
 
-    async def _report(self, fault: gpu_source.Fault) -> None:
-        """Report an XID, and wait until the device plugin has handled it, so that it is the cause that users see."""
+    async def _report(self, fault: gpu_source.Fault, reading: health.Reading) -> None:
+        """Report an XID, and wait until the device plugin has received it and reads the GPU anew."""
         gpus = self._node.gpus
+        assert fault.uuid is not None
+        gpus.announced[fault.uuid] = reading
         gpus.faults.put(fault)
         try:
             async with asyncio.timeout(_XID_SECONDS):
-                while not gpus.faults.empty():
-                    await asyncio.sleep(_POLL_SECONDS)
-                turns = gpus.xid_turns
-                while gpus.xid_turns == turns:
+                while fault.uuid in gpus.announced:
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as cause:
+            gpus.announced.pop(fault.uuid, None)
             raise BackendFailed("no device plugin receives the XID") from cause
 
     def reboot(self) -> None:

@@ -29,8 +29,9 @@ class FakeGpus:
     """XIDs to report."""
     usages: dict[identifiers.GpuUuid, gpu_source.Usage] = field(default_factory=dict)
     """The used memory and utilization; 0 for the other GPUs."""
-    xid_turns: int = 0
-    """How often XIDs were waited for; one more proves that what was received before is handled."""
+    announced: dict[identifiers.GpuUuid, health.Reading] = field(default_factory=dict)
+    """The readings of GPUs from the second one on after their XID is received, so that the XID is the cause."""
+    _received: set[identifiers.GpuUuid] = field(default_factory=set)
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
@@ -40,7 +41,12 @@ class FakeGpus:
         """See `GpuSource`; a GPU that is no longer listed has fallen off the bus."""
         if all(one.uuid != uuid for one in self.listed):
             return health.Reading(answered=False, lost=True)
-        return self.readings.get(uuid, health.Reading(recovery_action=0))
+        before = self.readings.get(uuid, health.Reading(recovery_action=0))
+        if uuid in self._received:
+            self._received.discard(uuid)
+            if uuid in self.announced:
+                self.readings[uuid] = self.announced.pop(uuid)
+        return before
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """See `GpuSource`."""
@@ -59,11 +65,13 @@ class FakeGpus:
 
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
-        self.xid_turns += 1
         try:
-            return (self.faults.get(timeout=timeout_seconds),)
+            received = self.faults.get(timeout=timeout_seconds)
         except queue.Empty:
             return ()
+        if received.uuid is not None:
+            self._received.add(received.uuid)
+        return (received,)
 
     def gaps(self) -> gpu_source.Gaps:
         """See `GpuSource`; these GPUs refuse nothing."""

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lab import service_process
 
@@ -20,6 +20,7 @@ class ExtenderProcess(service_process.ServiceProcess):
         kubeconfig: pathlib.Path,
         log_file: pathlib.Path,
         *arguments: str,
+        environment: Mapping[str, str] | None = None,
         within: Sequence[str] = (),
         stop: threading.Event | None = None,
     ) -> None:
@@ -28,6 +29,7 @@ class ExtenderProcess(service_process.ServiceProcess):
             _LISTENERS,
             ["--kubeconfig", str(kubeconfig), "--start-delay-seconds", "0", *arguments],
             log_file,
+            environment,
             within=within,
             stop=stop,
         )

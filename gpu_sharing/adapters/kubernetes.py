@@ -7,11 +7,13 @@ field of every pod; of it only the reading of a kubeconfig is used, in `cluster_
 import contextlib
 import email.utils
 import pathlib
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 from urllib import parse
 
 import aiohttp
@@ -77,6 +79,18 @@ class Ping:
     """Its version, such as `v1.36.0`; empty if unknown."""
 
 
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket that is reset when it is closed.
+
+    Otherwise the kernel would go on sending a call that was given up: behind a broken network it arrives minutes later,
+    when what it writes is no longer true.
+    """
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return made
+
+
 class Client:
     """A connection pool to one API server. Use as an async context manager."""
 
@@ -113,7 +127,9 @@ class Client:
 
     def _opened(self, connections: int) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ssl=self._access.tls, keepalive_timeout=60),
+            connector=aiohttp.TCPConnector(
+                limit=connections, ssl=self._access.tls, keepalive_timeout=60, socket_factory=_socket
+            ),
             headers=[("User-Agent", self._user_agent), ("Accept", "application/json"), *self._access.impersonation],
             read_bufsize=2**18,
             auto_decompress=True,

@@ -35,18 +35,19 @@ class Components:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._wrapped: frozenset[str] = frozenset()
 
-    def start(self, name: str, *arguments: str | pathlib.Path, within: Sequence[str] = ()) -> None:
+    def start(self, name: str, *arguments: str | pathlib.Path, within: Sequence[str] = (), program: str = "") -> None:
         """Start a program.
 
         Args:
-            name: The program.
+            name: The program, or another name by which it is known here, as its log is.
             arguments: Its arguments.
             within: A command, such as nsenter, that starts it as its child.
+            program: The program, where it is not the name.
         """
         environment = {**os.environ, "PATH": f"{self.binaries}:{os.environ['PATH']}:/usr/sbin:/sbin"}
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [*within, str(self.binaries / name), *map(str, arguments)],
+                [*within, str(self.binaries / (program or name)), *map(str, arguments)],
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,

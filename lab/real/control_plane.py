@@ -101,6 +101,14 @@ class ControlPlane:
             NotReady: They do not answer in time.
         """
         self._write_credentials()
+        self.start_etcd()
+        self.start_api_server()
+        self.grant("hami-scheduler-extender", EXTENDER_RULES)
+        self.grant("hami-device-plugin", PLUGIN_RULES)
+        self.grant("hami-webui", WEBUI_RULES)
+
+    def start_etcd(self) -> None:
+        """Start etcd, with what it held before."""
         folder = self.parts.folder
         etcd, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{self._peer_port}"
         self.parts.start(
@@ -108,6 +116,14 @@ class ControlPlane:
             "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}",
             "--unsafe-no-fsync", "--log-level", "warn",
         )  # fmt: skip
+
+    def start_api_server(self) -> None:
+        """Start the API server, and wait until it answers.
+
+        Raises:
+            NotReady: It does not answer in time.
+        """
+        folder, etcd = self.parts.folder, f"http://127.0.0.1:{self._etcd_port}"
         self.parts.start(
             "kube-apiserver", "--etcd-servers", etcd, "--secure-port", str(self._api_port), "--bind-address",
             "127.0.0.1", "--cert-dir", folder / "certs", "--service-account-issuer", "https://lab",
@@ -122,18 +138,22 @@ class ControlPlane:
               if self._pod_groups else ()),
         )  # fmt: skip
         self.parts.wait("kube-apiserver", lambda: self.api("GET", "/readyz") == "ok")
-        self._grant("hami-scheduler-extender", EXTENDER_RULES)
-        self._grant("hami-device-plugin", PLUGIN_RULES)
-        self._grant("hami-webui", WEBUI_RULES)
 
-    def kubeconfig(self, role: str) -> pathlib.Path:
-        """Return the kubeconfig of `admin`, `scheduler`, `extender`, `plugin`, `webui` or `node`."""
-        path = self.parts.folder / f"{role}.kubeconfig"
+    def kubeconfig(self, role: str, server: str = "", name: str = "") -> pathlib.Path:
+        """Return the kubeconfig of `admin`, `scheduler`, `extender`, `plugin`, `webui` or `node`.
+
+        Args:
+            role: Whose token it has.
+            server: The URL by which the API server is reached; its own if empty.
+            name: Of the file, where it is not the role.
+        """
+        path = self.parts.folder / f"{name or role}.kubeconfig"
         path.touch(mode=0o600)
+        server = server or self.server
         path.write_bytes(
             orjson.dumps({
                 "apiVersion": "v1", "kind": "Config", "current-context": "lab",
-                "clusters": [{"name": "lab", "cluster": {"server": self.server, "insecure-skip-tls-verify": True}}],
+                "clusters": [{"name": "lab", "cluster": {"server": server, "insecure-skip-tls-verify": True}}],
                 "users": [{"name": "lab", "user": {"token": self._tokens[role]}}],
                 "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
             })
@@ -184,7 +204,8 @@ class ControlPlane:
         for arguments in (["genrsa", "-out", "sa.key", "2048"], ["rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub"]):
             subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
 
-    def _grant(self, user: str, rules: Sequence[Mapping[str, Any]]) -> None:
+    def grant(self, user: str, rules: Sequence[Mapping[str, Any]]) -> None:
+        """Give a user more rights."""
         rbac, group = "/apis/rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
         metadata = {"name": f"lab-{user}"}  # The user's own name is that of a role of the chart.
         self.api("POST", f"{rbac}/clusterroles", {"metadata": metadata, "rules": list(rules)})

@@ -15,8 +15,9 @@ CONFIG = pathlib.Path(__file__).parents[2] / "charts/hami/files/kube-scheduler-c
 class KubeScheduler:
     """One kube-scheduler. Use `running`."""
 
-    def __init__(self, parts: components.Components) -> None:
+    def __init__(self, parts: components.Components, name: str = "kube-scheduler") -> None:
         self._parts = parts
+        self.name = name
         self._port = components.free_port()
         self._api = client.Api(f"https://127.0.0.1:{self._port}", "", ssl._create_unverified_context())
 
@@ -36,21 +37,35 @@ class KubeScheduler:
         content_type: str,
         without: Sequence[str] = (),
         feature_gates: str = "",
+        lease: str = "",
+        within: Sequence[str] = (),
     ) -> None:
-        """Start it; see `running`."""
+        """Start it; see `running`.
+
+        Args:
+            kubeconfig: Its kubeconfig.
+            extender_url: The URL of the extender, or None.
+            content_type: Its content type for the API server.
+            without: Verbs of the extender that it must not use.
+            feature_gates: Alpha features.
+            lease: `namespace/name` of the Lease by which it is elected, with the chart's times; empty: it is alone.
+            within: A command that starts it as its child.
+        """
         config = yaml.safe_load(CONFIG.read_text())
         config["clientConnection"] |= {"kubeconfig": str(kubeconfig), "contentType": content_type}
-        config["leaderElection"] = {"leaderElect": False}
+        namespace, _, lease_name = lease.partition("/")
+        elected = {"leaderElect": True, "resourceNamespace": namespace, "resourceName": lease_name}
+        config["leaderElection"] = elected if lease else {"leaderElect": False}
         if extender_url is None:
             del config["extenders"]
         else:
             config["extenders"][0]["urlPrefix"] = extender_url
             for verb in without:
                 del config["extenders"][0][verb]
-        path = self._parts.folder / "kube-scheduler.yaml"
+        path = self._parts.folder / f"{self.name}.yaml"
         path.write_text(yaml.safe_dump(config))
         self._parts.start(
-            "kube-scheduler",
+            self.name,
             "--config",
             path,
             "--secure-port",
@@ -63,14 +78,16 @@ class KubeScheduler:
             "/healthz,/readyz,/metrics",
             "--feature-gates",
             feature_gates,
+            within=within,
+            program="kube-scheduler",
         )
         ready = "/readyz" if build.MINOR > 30 else "/healthz"  # 1.30 has no /readyz yet.
-        self._parts.wait("kube-scheduler", lambda: self._api("GET", ready) == "ok")
+        self._parts.wait(self.name, lambda: self._api("GET", ready) == "ok")
 
     def stop(self) -> None:
         """Stop the process and wait for its end."""
         self._api.close()
-        self._parts.end("kube-scheduler")
+        self._parts.end(self.name)
 
 
 @contextlib.contextmanager

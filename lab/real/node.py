@@ -78,8 +78,7 @@ class Node:
         self._hold_namespaces()
         self._write_containerd()
         self._write_kubelet()
-        self._parts.start("containerd", "-c", self._folder / "containerd.toml", within=self.within())
-        self._parts.wait("containerd", lambda: self._ctr("version").returncode == 0)
+        self.start_containerd()
         for archive in archives:
             self.import_image(archive)
         self.start_kubelet()
@@ -101,6 +100,15 @@ class Node:
         done = self._ctr("-n", "k8s.io", "images", "import", "--local", *named, str(archive))
         if done.returncode:
             raise components.NotReady(f"containerd does not take an image: {done.stdout!r}")
+
+    def start_containerd(self) -> None:
+        """Start containerd and wait until it answers."""
+        self._parts.start("containerd", "-c", self._folder / "containerd.toml", within=self.within())
+        self._parts.wait("containerd", lambda: self._ctr("version").returncode == 0)
+
+    def kill_containerd(self, number: int = signal.SIGKILL) -> None:
+        """End containerd; containers go on, by their shims."""
+        self._parts.end("containerd", number)
 
     def start_kubelet(self) -> None:
         """Start the kubelet and wait until its node is Ready."""

@@ -259,7 +259,7 @@ class Binder:
         uid, path = order.pod.uid, pod_writer.path(order.pod.key)
         timeout = f"timeout={leadership.BINDING_TIMEOUT_SECONDS:g}s"
         try:
-            await self._client.post(f"{path}/binding?{timeout}", body, pod_reader.ANSWER_WITHIN_SECONDS)
+            await self._client.post(f"{path}/binding?{timeout}", body, leadership.CALL_SECONDS)
         except errors.Conflict as cause:
             await self._find_out(uid, order.pod.key, order.node, refused=cause)
         except (errors.NotFound, errors.Forbidden, errors.Invalid) as cause:

@@ -1,11 +1,16 @@
-"""Whether this replica may bind: its kube-scheduler holds the lease, and the time of the previous holder has passed.
+"""Whether this replica may bind: its kube-scheduler holds the Lease, by a read that is fresh enough.
 
-kube-scheduler elects its leader by a Lease; the extender beside it reads the holder. All times are on our monotonic
-clock, counted from when *we* saw the Lease renewed, because clocks of two machines differ. After a change of holder
-the new side waits until the old lease has expired, and the 2 s that a Binding may be under way, then lists
-consistently, before its first bind.
+kube-scheduler elects its leader by a Lease; the extender beside it reads the holder once a second. Clocks of two
+machines differ, so no time that is written in the Lease is compared with ours. Instead a read is valid for
+`VALID_SECONDS` from when it began: whichever way the Lease changes hands (it expired, was released, or was deleted and
+created anew), the replica that lost it starts no bind later than that, and none of its calls lasts longer than
+`CALL_SECONDS`. A replica that gets the Lease waits for both, lists consistently, and only then binds.
 
-Source: k8s.io/client-go/tools/leaderelection: the holder identity is the hostname, an underscore and a UUID.
+What this cannot exclude is a process that is stopped between the check and its call, for longer than that. Then the
+device plugin refuses the container whose GPU is allocated twice.
+
+Source: k8s.io/client-go/tools/leaderelection: the holder identity is the hostname, an underscore and a UUID, a change
+of holder increments the transitions, and a kube-scheduler that ends releases its Lease.
 """
 
 import asyncio
@@ -17,10 +22,14 @@ import structlog
 from gpu_sharing.adapters import kubernetes, objects
 from gpu_sharing.core import error_codes, errors
 
-POLL_SECONDS = 2.0
-LEAST_REMAINING_SECONDS = 3.0
+POLL_SECONDS = 1.0
+READ_WITHIN_SECONDS = 2.0
+VALID_SECONDS = 5.0
+"""How long after the start of a read its answer counts: one read may be lost."""
+CALL_SECONDS = 3.0
+"""After this the call that sends a Binding is aborted, and its connection reset."""
 BINDING_TIMEOUT_SECONDS = 2.0
-_DEFAULT_DURATION_SECONDS = 15
+"""After this the API server gives a Binding up; the remaining second is for its answer."""
 
 log = structlog.get_logger("leadership")
 
@@ -53,7 +62,7 @@ class LeaseGuard:
     """Reads kube-scheduler's Lease.
 
     Attributes:
-        holder: The Lease's holder as last seen.
+        holder: The Lease's holder as last read.
     """
 
     def __init__(
@@ -70,54 +79,80 @@ class LeaseGuard:
         self._identity = identity
         self._list_again = list_again
         self._clock = clock
-        self._version = ""
-        self._renewed_at = float("-inf")
-        self._duration = float(_DEFAULT_DURATION_SECONDS)
+        self._valid_until = float("-inf")
         self._usable_from = float("inf")
+        self._seen: objects.Lease | None = None
+        self._led: objects.Lease | None = None
+        """The Lease when it was last ours and usable."""
         self.holder = ""
 
     def leads(self) -> bool:
-        """Whether a bind may start now: ours is the lease, it lasts 3 s more, and the predecessor is surely done."""
-        now = self._clock()
-        return self._is_ours(self.holder) and self._usable_from <= now <= self._expires_at() - LEAST_REMAINING_SECONDS
+        """Whether a bind may start now: by a valid read the Lease is ours, and the predecessor is surely done."""
+        return self._is_ours(self.holder) and self._usable_from <= self._clock() <= self._valid_until
 
-    def see(self, lease: objects.Lease) -> bool:
-        """Evaluate the Lease. Returns whether this replica has just become the leader, and so must list the cluster."""
-        now = self._clock()
+    def see(self, lease: objects.Lease, asked_at: float) -> float | None:
+        """Evaluate the Lease.
+
+        Args:
+            lease: As read.
+            asked_at: When that read began, on our clock.
+
+        Returns:
+            The seconds until the predecessor is done, if the Lease has just become ours: then this replica must list
+            the cluster and call `begin`. None if there is nothing to do.
+        """
+        before, self._seen = self._seen, lease
+        self._valid_until = asked_at + VALID_SECONDS
         holder = lease.spec.holder_identity or ""
-        first_look = not self._version
-        if lease.metadata.resource_version != self._version:
-            self._version = lease.metadata.resource_version
-            # The first read does not show when the Lease was renewed, so it proves nothing yet.
-            self._renewed_at = float("-inf") if first_look else now
-        before, self.holder = self.holder, holder
-        waited = self._duration
-        self._duration = float(lease.spec.lease_duration_seconds or _DEFAULT_DURATION_SECONDS)
-        if holder == before:
-            return False
+        if before is not None and holder == self.holder and lease.metadata.uid == before.metadata.uid:
+            return None
+        self.holder = holder
         log.info("lease holder", holder=holder, ours=self._is_ours(holder))
+        if self._usable_from < float("inf"):
+            self._led = before
+        self._usable_from = float("inf")
         if not self._is_ours(holder):
-            self._usable_from = float("inf")
-            return False
-        alone = first_look and not lease.spec.lease_transitions
-        self._usable_from = now + BINDING_TIMEOUT_SECONDS + (0.0 if alone else waited)
-        return True
+            return None
+        if self._led is not None and _follows(lease, self._led):
+            self.begin(lease)  # The kube-scheduler beside us was restarted, and none led in between.
+            return None
+        is_first = before is None and not lease.spec.lease_transitions
+        return BINDING_TIMEOUT_SECONDS if is_first else VALID_SECONDS + CALL_SECONDS
+
+    def begin(self, lease: objects.Lease) -> None:
+        """Lead from now on, unless the Lease has changed hands since that read of it."""
+        if self._seen is not None and lease.spec.holder_identity == self.holder:
+            self._usable_from = self._clock()
 
     async def run(self) -> None:
         """Follow the Lease for ever; ends only by cancellation."""
-        while True:
-            try:
-                if self.see(await self._client.get(self._path, objects.Lease, POLL_SECONDS)):
-                    await asyncio.sleep(max(self._usable_from - self._clock(), 0))
-                    self._usable_from = float("inf")  # Until the list is there.
-                    await self._list_again()
-                    self._usable_from = self._clock()
-            except errors.KubernetesError as problem:
-                log.warning("lease unreadable", cause=str(problem))
-            await asyncio.sleep(POLL_SECONDS)
+        async with asyncio.TaskGroup() as tasks:
+            taking_over: asyncio.Task[None] | None = None
+            while True:
+                try:
+                    asked_at = self._clock()
+                    lease = await self._client.get(self._path, objects.Lease, READ_WITHIN_SECONDS)
+                    seconds = self.see(lease, asked_at)
+                    if seconds is not None:
+                        if taking_over is not None:
+                            taking_over.cancel()
+                        # Beside the reads, as without them none of this would be valid at its end.
+                        taking_over = tasks.create_task(self._take_over(lease, seconds))
+                except errors.KubernetesError as problem:
+                    log.warning("lease unreadable", cause=str(problem))
+                await asyncio.sleep(POLL_SECONDS)
 
-    def _expires_at(self) -> float:
-        return self._renewed_at + self._duration
+    async def _take_over(self, lease: objects.Lease, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        await self._list_again()
+        self.begin(lease)
+        log.info("leading", holder=self.holder, waited_seconds=seconds)
 
     def _is_ours(self, holder: str) -> bool:
         return holder == self._identity or holder.startswith(self._identity + "_")
+
+
+def _follows(lease: objects.Lease, led: objects.Lease) -> bool:
+    """Whether nobody can have held the Lease between two records of it."""
+    transitions = lease.spec.lease_transitions or 0
+    return lease.metadata.uid == led.metadata.uid and transitions == (led.spec.lease_transitions or 0) + 1

@@ -1,6 +1,11 @@
 """Who may bind, and from when to when."""
 
+import asyncio
+
+import pytest
+
 from gpu_sharing.adapters import objects
+from gpu_sharing.core import errors
 from scheduler_extender.act import leadership
 
 
@@ -11,9 +16,9 @@ class Clock:
         return self.now
 
 
-def lease(version: int, holder: str, transitions: int = 0) -> objects.Lease:
+def lease(holder: str, transitions: int = 0, uid: str = "one") -> objects.Lease:
     return objects.Lease(
-        objects.Metadata(resource_version=str(version)),
+        objects.Metadata(uid=uid),
         objects.LeaseSpec(holder_identity=holder, lease_duration_seconds=15, lease_transitions=transitions),
     )
 
@@ -25,67 +30,140 @@ def guard(clock: Clock) -> leadership.LeaseGuard:
     return leadership.LeaseGuard(None, "kube-system/hami", "host-1", list_again, clock)  # type: ignore[arg-type]
 
 
-def test_the_extender_beside_the_holder_leads_after_two_seconds_and_until_three_before_the_end() -> None:
-    """A Binding that a predecessor sent is done by then, and none of ours outlives the lease."""
-    clock = Clock()
-    one = guard(clock)
-    assert one.see(lease(1, "host-1_abc"))
-    assert not one.leads()
-
-    clock.now += 2.5
-    assert not one.see(lease(2, "host-1_abc"))
+def leading(clock: Clock, transitions: int = 0) -> leadership.LeaseGuard:
+    one, ours = guard(clock), lease("host-1_abc", transitions)
+    assert one.see(ours, clock.now) is not None
+    one.begin(ours)
     assert one.leads()
-    clock.now += 11.9
+    return one
+
+
+def test_the_first_holder_waits_for_a_binding_that_its_own_predecessor_sent() -> None:
+    """The process before it, on the same host, may have been killed a moment ago."""
+    clock = Clock()
+    one, ours = guard(clock), lease("host-1_abc")
+
+    assert one.see(ours, clock.now) == leadership.BINDING_TIMEOUT_SECONDS
+    assert not one.leads()
+
+    one.begin(ours)
     assert one.leads()
-    clock.now += 0.2
+
+
+def test_a_read_is_valid_for_five_seconds_from_its_start() -> None:
+    """A replica that cannot read the Lease does not know whether it still leads."""
+    clock = Clock()
+    one = leading(clock)
+    clock.now += leadership.VALID_SECONDS
+    assert one.leads()
+
+    clock.now += 0.1
+    assert not one.leads()
+
+    one.see(lease("host-1_abc"), clock.now - 1)
+    assert one.leads()
+    clock.now += leadership.VALID_SECONDS - 0.9
     assert not one.leads()
 
 
-def test_a_lease_that_was_never_seen_renewed_proves_nothing() -> None:
-    """It may have been left behind by a holder that is long dead."""
+@pytest.mark.parametrize(
+    "ours",
+    [lease("host-1_abc", 1), lease("host-1_abc", 3), lease("host-1_abc", 0, uid="made anew")],
+    ids=["expired or released", "others in between", "deleted and made anew"],
+)
+def test_a_successor_waits_until_the_predecessor_cannot_write_any_more(ours: objects.Lease) -> None:
+    """Whichever way the Lease changed hands: the last valid read of the other, and its last call."""
     clock = Clock()
     one = guard(clock)
-    one.see(lease(1, "host-1_abc"))
-    clock.now += 5
-
-    one.see(lease(1, "host-1_abc"))
-
-    assert not one.leads()
-
-
-def test_a_successor_waits_the_old_lease_out() -> None:
-    """The predecessor may believe in it until then."""
-    clock = Clock()
-    one = guard(clock)
-    one.see(lease(1, "host-2_xyz"))
+    assert one.see(lease("host-2_xyz"), clock.now) is None
     clock.now += 1
-    assert one.see(lease(2, "host-1_abc", transitions=1))
 
-    for _ in range(8):
-        clock.now += 2
-        one.see(lease(int(clock.now), "host-1_abc", transitions=1))
+    assert one.see(ours, clock.now) == leadership.VALID_SECONDS + leadership.CALL_SECONDS
+
     assert not one.leads()
-    clock.now += 2
-    one.see(lease(int(clock.now), "host-1_abc", transitions=1))
-
-    assert one.leads()
 
 
-def test_whoever_loses_the_lease_stops_at_once() -> None:
+def test_a_restart_of_the_kube_scheduler_beside_costs_no_wait() -> None:
+    """It has a new identity, and the transitions show that none led in between; so also after it released the Lease."""
+    clock = Clock()
+    for records in ([lease("host-1_new", 1)], [lease("", 0), lease("host-1_new", 1)]):
+        one = leading(clock)
+        for record in records:
+            assert one.see(record, clock.now) is None
+        assert one.leads()
+
+
+@pytest.mark.parametrize("ours", [lease("host-1_new", 2), lease("host-1_new", 1, uid="made anew")])
+def test_it_waits_if_another_may_have_led_in_between(ours: objects.Lease) -> None:
+    """Between two reads the Lease can change hands twice."""
+    clock = Clock()
+    one = leading(clock)
+
+    assert one.see(ours, clock.now) == leadership.VALID_SECONDS + leadership.CALL_SECONDS
+    assert not one.leads()
+
+
+def test_a_replica_that_was_about_to_lead_does_not_once_another_holds_the_lease() -> None:
+    """It took time to list; what it listed is of no use any more."""
+    clock = Clock()
+    one, ours = guard(clock), lease("host-1_abc", 1)
+    one.see(ours, clock.now)
+    one.see(lease("host-2_xyz", 2), clock.now)
+
+    one.begin(ours)
+
+    assert not one.leads()
+
+
+def test_a_replica_that_loses_the_lease_stops_at_once() -> None:
     """And a host of a similar name is another host."""
     clock = Clock()
-    one = guard(clock)
-    one.see(lease(1, "host-1_abc"))
-    clock.now += 3
-    one.see(lease(2, "host-1_abc"))
-    assert one.leads()
+    one = leading(clock)
 
-    one.see(lease(3, "host-10_abc"))
+    one.see(lease("host-10_abc", 1), clock.now)
 
     assert not one.leads()
     assert one.holder == "host-10_abc"
 
 
 def test_the_only_scheduler_always_leads() -> None:
-    """Without a lease there is nobody to wait for."""
+    """Without a lease there is no other to wait for."""
     assert leadership.OnlyScheduler().leads()
+
+
+class Reads:
+    """A client whose reads of the Lease a test plans; the last is repeated."""
+
+    def __init__(self, *answers: objects.Lease | errors.KubernetesError) -> None:
+        self._answers = list(answers)
+
+    async def get(self, path: str, kind: type[objects.Lease], seconds: float) -> objects.Lease:
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if isinstance(answer, errors.KubernetesError):
+            raise answer
+        return answer
+
+
+def test_reads_go_on_while_a_successor_waits_and_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise no read would be valid when the list is there, and a Lease that was lost meanwhile not noticed."""
+    monkeypatch.setattr(leadership, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(leadership, "BINDING_TIMEOUT_SECONDS", 0.02)
+    lists = []
+
+    async def list_again() -> None:
+        lists.append(1)
+        await asyncio.sleep(0.02)
+
+    async def main() -> None:
+        client = Reads(errors.Unavailable("no answer"), lease("host-1_abc"))
+        one = leadership.LeaseGuard(client, "kube-system/hami", "host-1", list_again)  # type: ignore[arg-type]
+        monkeypatch.setattr(leadership, "VALID_SECONDS", 0.5)
+        running = asyncio.create_task(one.run())
+        async with asyncio.timeout(60):
+            while not one.leads():
+                await asyncio.sleep(0.01)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+    assert lists == [1]

@@ -17,9 +17,7 @@ _XID = "xid-"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags: one for each field of each kind of fault, from the table of kinds."""
     parser.add_argument("action", metavar="ACTION", help=f"one of {', '.join(_ACTIONS)}")
-    parser.add_argument(
-        "names", nargs="*", metavar="KIND|ID", help="of inject a kind, of show and recover ids of faults"
-    )
+    parser.add_argument("names", nargs="*", metavar="KIND|ID", help="a kind for inject, ids for show and recover")
     for name, texts in _field_texts().items():
         parser.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE", help="; ".join(texts))
     parser.add_argument(

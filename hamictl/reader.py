@@ -109,6 +109,11 @@ class Reader:
 
 
 def tls(ca_file: pathlib.Path) -> ssl.SSLContext:
+    """Return how to verify a server by an authority in a file.
+
+    Raises:
+        CommandFailed: The file cannot be read, or has no certificate.
+    """
     try:
         return ssl.create_default_context(cafile=str(ca_file))
     except OSError as cause:  # SSLError too, where the file has no certificate.

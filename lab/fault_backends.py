@@ -140,24 +140,26 @@ class FakeNode:
         usage = replace(gpus.idle(gpu))
         for fault in in_effect:
             reading, usage = _read_with(reading, fault), _used_with(usage, fault)
-        if new is not None and new.kind.name == "xid":
-            await self._report(gpu_source.Fault(gpu, int(new.values["xid"])), reading)
+        if new is not None and new.kind.name in ("xid", "ecc"):
+            await self._announce(gpu, reading, int(new.values.get("xid", 0)))
         gpus.readings[gpu] = reading
         gpus.usages[gpu] = usage
 
-    async def _report(self, fault: gpu_source.Fault, reading: health.Reading) -> None:
-        """Report an XID, and wait until the device plugin has received it and reads the GPU anew."""
+    async def _announce(self, gpu: identifiers.GpuUuid, reading: health.Reading, xid: int) -> None:
+        """Report an XID, if there is one, and wait until the device plugin has read the GPU once more before."""
         gpus = self._node.gpus
-        assert fault.uuid is not None
-        gpus.announced[fault.uuid] = reading
-        gpus.faults.put(fault)
+        gpus.announced[gpu] = reading
+        if xid:
+            gpus.faults.put(gpu_source.Fault(gpu, xid))
+        else:
+            gpus.after_next.add(gpu)
         try:
             async with asyncio.timeout(_XID_SECONDS):
-                while fault.uuid in gpus.announced:
+                while gpu in gpus.announced:
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError as cause:
-            gpus.announced.pop(fault.uuid, None)
-            raise BackendFailed("no device plugin receives the XID") from cause
+            gpus.announced.pop(gpu, None)
+            raise BackendFailed("no device plugin reads the GPU") from cause
 
     def reboot(self) -> None:
         """See `NodeGpus`."""

@@ -30,8 +30,9 @@ class FakeGpus:
     usages: dict[identifiers.GpuUuid, gpu_source.Usage] = field(default_factory=dict)
     """The used memory and utilization; 0 for the other GPUs."""
     announced: dict[identifiers.GpuUuid, health.Reading] = field(default_factory=dict)
-    """The readings of GPUs from the second one on after their XID is received, so that the XID is the cause."""
-    _received: set[identifiers.GpuUuid] = field(default_factory=set)
+    """The readings of GPUs from the second one on after `after_next`, or after their XID is received: so the XID is the
+    cause that users see, and counters are seen to rise."""
+    after_next: set[identifiers.GpuUuid] = field(default_factory=set)
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
@@ -41,9 +42,9 @@ class FakeGpus:
         """See `GpuSource`; a GPU that is no longer listed has fallen off the bus."""
         if all(one.uuid != uuid for one in self.listed):
             return health.Reading(answered=False, lost=True)
-        before = self.readings.get(uuid, health.Reading(recovery_action=0))
-        if uuid in self._received:
-            self._received.discard(uuid)
+        before = self.readings.get(uuid, health.Reading(recovery_action=0, uncorrected_errors=0))
+        if uuid in self.after_next:
+            self.after_next.discard(uuid)
             if uuid in self.announced:
                 self.readings[uuid] = self.announced.pop(uuid)
         return before
@@ -70,7 +71,7 @@ class FakeGpus:
         except queue.Empty:
             return ()
         if received.uuid is not None:
-            self._received.add(received.uuid)
+            self.after_next.add(received.uuid)
         return (received,)
 
     def gaps(self) -> gpu_source.Gaps:

@@ -65,15 +65,16 @@ def unhealthy(cluster: clusters.Cluster, node: str = "willing") -> dict[str, str
 
 
 UNHEALTHY_KINDS: list[tuple[dict[str, Any], str]] = [
-    ({"kind": "xid", "xid": 79}, "fallen off the bus"),
-    ({"kind": "xid", "xid": 48}, "XID 48"),
-    ({"kind": "xid", "xid": 119}, "XID 119"),
-    ({"kind": "lost"}, "fallen off the bus"),
-    ({"kind": "hang"}, "did not answer"),
-    ({"kind": "reset"}, "refuses calls until the GPU is reset"),
+    # A restart of the node, which ends XID 79 and a lost GPU, also ends the longer wait after each failure.
     ({"kind": "ecc", "count": 3}, "uncorrected ECC errors"),
     ({"kind": "overheat", "celsius": 99}, "99 °C"),
+    ({"kind": "xid", "xid": 79}, "fallen off the bus"),
     ({"kind": "throttle", "reason": "power-brake"}, "power brake"),
+    ({"kind": "hang"}, "did not answer"),
+    ({"kind": "lost"}, "fallen off the bus"),
+    ({"kind": "xid", "xid": 48}, "XID 48"),
+    ({"kind": "xid", "xid": 119}, "XID 119"),
+    ({"kind": "reset"}, "refuses calls until the GPU is reset"),
 ]
 
 
@@ -92,3 +93,130 @@ def test_a_gpu_becomes_unhealthy_and_is_well_again_after_recovery(
     status, recovered = call(service, "POST", f"/api/v1/faults/{injected['id']}/recover")
     assert (status, recovered["state"]) == (200, "recovered")
     calls.eventually(lambda: not unhealthy(cluster))
+
+
+def test_pods_see_what_is_used_under_pressure(cluster: clusters.Cluster, service: fault_service.FaultService) -> None:
+    """Memory pressure and saturation change what the driver measures, and no GPU's health."""
+    node, uuid = cluster.gpu_nodes["willing"], gpus.gpu_uuid("willing", 1)
+    assert isinstance(node, gpu_nodes.GpuNode)
+    memory = inject(service, "gpu", kind="memory-pressure", node="willing", gpu=1, percent=50)
+    cores = inject(service, "gpu", kind="saturation", node="willing", gpu=1, percent=90)
+    hot = inject(service, "gpu", kind="throttle", node="willing", gpu=1)
+
+    used = node.gpus.usage(uuid)
+    assert used.memory_used_bytes == gpus.A100.memory_mib * 2**20 // 2
+    assert used.utilization_percent == 90.0
+    assert used.temperature_celsius == 90.0
+    for one in (cores, memory, hot):
+        assert call(service, "POST", f"/api/v1/faults/{one['id']}/recover")[0] == 200
+    assert node.gpus.usage(uuid) == node.gpus.idle(uuid)
+
+
+BAD: list[tuple[str, str, Any, int, str]] = [
+    ("POST", "/api/v1/faults/gpu/inject", b"{", 400, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/inject", b"", 400, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/inject", b"[]", 400, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/inject", b"[" * 10_000, 400, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/inject", b"1" * 20_000, 413, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/inject", {"kind": "xid", "node": "willing", "gpu": 0}, 400, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/inject", {"kind": "overheet"}, 400, "FAULT_UNKNOWN_KIND"),
+    ("POST", "/api/v1/faults/gpu/inject", {"kind": "kill", "process": "x"}, 400, "FAULT_UNKNOWN_KIND"),
+    ("POST", "/api/v1/faults/gpu/xid-79", {"node": "willing", "gpu": 0, "xid": 48}, 400, "FAULT_INVALID"),
+    ("POST", "/api/v1/faults/gpu/xid-79", {"node": "closed", "gpu": 0}, 403, "FAULT_NO_CONSENT"),
+    ("POST", "/api/v1/faults/gpu/xid-79", {"node": "ghost", "gpu": 0}, 422, "FAULT_NO_TARGET"),
+    ("POST", "/api/v1/faults/gpu/xid-79", {"node": "willing", "gpu": 9}, 422, "FAULT_NO_TARGET"),
+    ("POST", "/api/v1/faults/gpu/xid-80", {"node": "willing", "gpu": 0}, 404, "FAULT_ROUTE"),
+    ("POST", "/api/v1/faults/network/inject", {"kind": "partition", "pair": "ui-extender"}, 501, "FAULT_NOT_SUPPORTED"),
+    ("POST", "/api/v1/faults/f99/recover", None, 404, "FAULT_UNKNOWN"),
+    ("GET", "/api/v1/faults/f99", None, 404, "FAULT_UNKNOWN"),
+    ("GET", "/api/v1/faults/gpu/inject", None, 405, "FAULT_ROUTE"),
+    ("DELETE", "/api/v1/faults", None, 405, "FAULT_ROUTE"),
+    ("GET", "/api/v1/faults/..", None, 404, "FAULT_ROUTE"),
+    ("GET", "/api/v1/metrics/weather", None, 404, "FAULT_ROUTE"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "code"), BAD)
+def test_nonsense_is_refused_before_anything_happens(
+    service: fault_service.FaultService, method: str, path: str, body: Any, status: int, code: str
+) -> None:
+    """Each refusal has a code, and leaves no trace in the record."""
+    answered, answer = call(service, method, path, body)
+
+    assert (answered, answer["error_code"]) == (status, code), answer
+    assert call(service, "GET", "/api/v1/faults") == (200, {"faults": []})
+
+
+def test_a_collision_is_refused_with_the_other_faults_id(service: fault_service.FaultService) -> None:
+    """Index and UUID of one GPU are the same target."""
+    first = inject(service, "gpu", kind="hang", node="willing", gpu=1)
+    uuid = gpus.gpu_uuid("willing", 1)
+    status, answer = call(service, "POST", "/api/v1/faults/gpu/xid-48", {"node": "willing", "gpu": uuid})
+
+    assert (status, answer["error_code"]) == (409, "FAULT_COLLIDES")
+    assert first["id"] in answer["message"]
+    assert len(call(service, "GET", "/api/v1/faults")[1]["faults"]) == 1
+
+
+def test_a_web_page_cannot_inject(service: fault_service.FaultService) -> None:
+    """A browser on the same machine reaches loopback; an origin or a foreign name give its requests away."""
+    body = {"node": "willing", "gpu": 0}
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}):
+        status, answer = call(service, "POST", "/api/v1/faults/gpu/xid-79", body, **headers)
+        assert (status, answer["error_code"]) == (403, "FAULT_FORBIDDEN")
+
+
+def test_a_duration_recovers_a_fault_by_itself(cluster: clusters.Cluster, service: fault_service.FaultService) -> None:
+    """A forgotten fault ends."""
+    injected = inject(service, "gpu", kind="reset", node="willing", gpu=1, duration_seconds=1)
+
+    path = f"/api/v1/faults/{injected['id']}"
+    calls.eventually(lambda: call(service, "GET", path)[1]["state"] == "recovered")
+
+
+def test_scenarios_read_their_numbers_from_the_service(
+    cluster: clusters.Cluster, service: fault_service.FaultService
+) -> None:
+    """The checks of a scenario need no client of Kubernetes."""
+    calls.eventually(lambda: not unhealthy(cluster))
+    assert call(service, "GET", "/api/v1/metrics/gpu")[1]["gpus"] == 3
+    injected = inject(service, "gpu", kind="lost", node="willing", gpu=1)
+    calls.eventually(lambda: call(service, "GET", "/api/v1/metrics/gpu")[1]["unhealthy"] == 1)
+    assert list(call(service, "GET", "/api/v1/metrics/gpu")[1]["causes"]) == [gpus.gpu_uuid("willing", 1)]
+    health = call(service, "GET", "/api/v1/metrics/node-health")[1]
+    assert (health["nodes"], health["ready"], health["cordoned"]) == (2, 2, 0)
+    cluster.create(kinds.PODS, pod := _pod("measured"))
+    calls.eventually(lambda: call(service, "GET", "/api/v1/metrics/scheduling")[1]["running"] == 1)
+    network = call(service, "GET", "/api/v1/metrics/network")[1]
+    assert network["apiserver_answers"]
+    assert network["faults_in_effect"] == []
+    assert call(service, "POST", "/api/v1/faults/cleanup")[1]["faults"][0]["id"] == injected["id"]
+    cluster.server.request("DELETE", f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}")
+
+
+def _pod(name: str) -> dict[str, Any]:
+    limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"}
+    container = {"name": "main", "image": "busybox", "resources": {"limits": limits}}
+    spec = {"schedulerName": "hami-scheduler", "containers": [container]}
+    return {"metadata": {"name": name}, "spec": spec}
+
+
+def test_probes_and_metrics_are_answered_beside_the_api(service: fault_service.FaultService) -> None:
+    """In the lab one address is enough."""
+    with urllib.request.urlopen(f"{service.url}/metrics", timeout=60) as answer:
+        assert b"hami_fault_injections_total" in answer.read()
+    assert call(service, "GET", "/health")[1]["components"]["record"]["healthy"]
+    assert call(service, "GET", "/openapi.json")[1]["info"]["title"] == "GPU sharing fault injection API"
+
+
+def test_a_stop_of_the_service_recovers_everything(cluster: clusters.Cluster, tmp_path: pathlib.Path) -> None:
+    """`Ctrl-C` of the demo leaves no GPU broken."""
+    node = cluster.gpu_nodes["willing"]
+    assert isinstance(node, gpu_nodes.GpuNode)
+    backend = fault_backends.LabGpus({"willing": fault_backends.FakeNode(node)})
+    with fault_service.running(cluster.kubeconfig, tmp_path / "faults.json", [backend]) as service:
+        inject(service, "gpu", kind="hang", node="willing", gpu=1)
+
+    assert node.gpus.readings[gpus.gpu_uuid("willing", 1)].answered
+    document = faults.decode((tmp_path / "faults.json").read_text())
+    assert [fault.state for fault in document.faults] == [faults.State.RECOVERED]

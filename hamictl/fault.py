@@ -12,14 +12,16 @@ from hamictl import failures, fault_client, flags, output, reader
 
 _WIDE_ONLY = ("BACKEND", "FIELDS", "CAUSE")
 _XID = "xid-"
+_MOST_NAMED = 2
+"""Kinds of faults that the help of a field names."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags: one for each field of each kind of fault, from the table of kinds."""
     parser.add_argument("action", metavar="ACTION", help=f"one of {', '.join(_ACTIONS)}")
     parser.add_argument("names", nargs="*", metavar="KIND|ID", help="a kind for inject, ids for show and recover")
-    for name, texts in _field_texts().items():
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE", help="; ".join(texts))
+    for name, text in _field_texts().items():
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"field_{name}", metavar="VALUE", help=text)
     parser.add_argument(
         "--seconds", metavar="S", dest="field_duration_seconds",
         help="recover it by itself after so many seconds (default: when hamictl fault recover is called)",
@@ -37,16 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flags.add_output(parser)
 
 
-def _field_texts() -> dict[str, list[str]]:
-    """Return what each field of a request means, by its name, over all kinds."""
-    texts: dict[str, list[str]] = {}
+def _field_texts() -> dict[str, str]:
+    """Return what each field of a request means, by its name; where it differs, with the kinds of faults."""
+    kinds: dict[str, dict[str, list[str]]] = {}
     for kind in faults.KINDS.values():
         for parameter in kind.fields:
-            known = texts.setdefault(parameter.name, [])
-            text = parameter.text + (f", in {parameter.unit}" if parameter.unit else "")
-            if text not in known:
-                known.append(text.replace("%", "%%"))
-    return texts
+            text = (parameter.text + (f", in {parameter.unit}" if parameter.unit else "")).replace("%", "%%")
+            kinds.setdefault(parameter.name, {}).setdefault(text, []).append(kind.name)
+    return {
+        name: next(iter(texts))
+        if len(texts) == 1 and len(next(iter(texts.values()))) > _MOST_NAMED
+        else "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+        for name, texts in kinds.items()
+    }
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,10 +1,13 @@
 """Faults that are injected over HTTP into a lab cluster: the product reacts, and is well again after recovery."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -207,6 +210,61 @@ def test_probes_and_metrics_are_answered_beside_the_api(service: fault_service.F
         assert b"hami_fault_injections_total" in answer.read()
     assert call(service, "GET", "/health")[1]["components"]["record"]["healthy"]
     assert call(service, "GET", "/openapi.json")[1]["info"]["title"] == "GPU sharing fault injection API"
+
+
+@pytest.fixture
+def command(service: fault_service.FaultService) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`hamictl fault` as a shell runs it."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "hamictl", "fault", *arguments],
+            capture_output=True, text=True, timeout=120, env={**os.environ, "HAMI_FAULTS": service.url},
+        )  # fmt: skip
+
+    return run
+
+
+def test_hamictl_injects_lists_and_recovers(
+    cluster: clusters.Cluster, command: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """The commands of the tutorial."""
+    calls.eventually(lambda: not unhealthy(cluster))
+    assert command("cleanup").stdout == "no fault is in effect\n"
+    injected = command("inject", "xid-79", "--node", "willing", "--gpu", "0", "--seconds", "300")
+    assert (injected.returncode, injected.stderr) == (0, "")
+    assert injected.stdout.startswith(f"f1 is injected: xid on willing/{gpus.gpu_uuid('willing', 0)}, for 300 s\n")
+    calls.eventually(lambda: unhealthy(cluster))
+    assert "injected" in command("list").stdout
+    assert json.loads(command("show", "f1", "-o", "json").stdout)["values"]["xid"] == 79
+    assert command("recover", "f1").stdout.startswith("f1 is recovered: xid on willing/")
+    calls.eventually(lambda: not unhealthy(cluster))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "part"),
+    [
+        (("inject", "overheet", "--node", "a"), 1, "FAULT_UNKNOWN_KIND: no kind of fault is named 'overheet'; did you"),
+        (("inject", "xid", "--node", "willing", "--gpu", "0", "--xid", "many"), 1, "FAULT_INVALID: xid: 'many'"),
+        (("inject", "xid-79", "--node", "closed", "--gpu", "0"), 1, "FAULT_NO_CONSENT: kubectl label node closed"),
+        (("inject", "xid-79", "--node", "wiling", "--gpu", "0"), 1, "did you mean willing?"),
+        (("inject",), 2, "inject needs one KIND"),
+        (("recover", "f99"), 1, "FAULT_UNKNOWN: no fault has the id 'f99'"),
+        (("recover",), 2, "recover needs an ID"),
+        (("show",), 2, "show needs one ID"),
+        (("inyect", "xid-79"), 2, "no action inyect; did you mean inject?"),
+        (("list", "--faults", "http://127.0.0.1:1"), 2, "no answer from http://127.0.0.1:1"),
+    ],
+)  # fmt: skip
+def test_hamictl_says_what_is_wrong_in_one_sentence(
+    command: Callable[..., subprocess.CompletedProcess[str]], arguments: tuple[str, ...], status: int, part: str
+) -> None:
+    """With the code, or with what to write, and with an exit status for scripts."""
+    done = command(*arguments)
+
+    assert (done.returncode, done.stdout) == (status, "")
+    assert part in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_stop_of_the_service_recovers_everything(cluster: clusters.Cluster, tmp_path: pathlib.Path) -> None:

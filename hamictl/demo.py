@@ -23,12 +23,11 @@ from typing import Any
 import rich.console
 import rich.progress
 
-from fault_injector import backends
 from gpu_sharing.adapters import signals
 from gpu_sharing.core import faults, records
 from hamictl import demo_scenario, fault_client, flags, rendering, start
 from lab import cluster as clusters
-from lab import fault_backends, fault_service, gpu_nodes, kinds, service_process, traces, webui_process
+from lab import fault_backends, fault_service, kinds, service_process, traces, webui_process
 
 _SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -92,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
         nodes, chapters = _plan(options)
         nodes = [_consenting(node) for node in nodes]
         plugins = not (options.trace or options.nodes or options.pods)
-        with clusters.running(nodes, port=options.port, plugins=plugins, stop=stop) as cluster:
+        linked = plugins and not options.once
+        with clusters.running(nodes, port=options.port, plugins=plugins, linked=linked, stop=stop) as cluster:
             status = _play(_Session(options, console, cluster, stop), chapters)
     except service_process.Stopped:
         status = start.STOPPED
@@ -208,13 +208,15 @@ def _stay(session: _Session, world: demo_scenario.World) -> None:
     """Print what to do with the cluster, serve the WebUI, and wait for a signal."""
     console, cluster = session.console, session.cluster
     with contextlib.ExitStack() as stack:
+        processes: dict[str, service_process.ServiceProcess] = {"extender": cluster.extender}
         pages = "needs Flask: pip install 'hami-py[webui]'"
         if importlib.util.find_spec("flask"):
-            webui = webui_process.WebUIProcess(cluster.folder, f"http://{cluster.extender.api}", stop=session.stop)
+            webui = webui_process.WebUIProcess(cluster.folder, cluster.read_api, stop=session.stop)
             pages = stack.enter_context(webui_process.running(webui)).url
-        service = stack.enter_context(
-            fault_service.running(cluster.kubeconfig, cluster.folder / "faults.json", _backends(cluster))
-        )
+            processes["webui"] = webui
+        backends = fault_backends.of_cluster(cluster, processes)
+        record = cluster.folder / "faults.json"
+        service = stack.enter_context(fault_service.running(cluster.kubeconfig, record, backends))
         console.print("\nIn another terminal:\n")
         commands = pathlib.Path(sys.executable).parent
         if shutil.which("hamictl") is None and (commands / "hamictl").exists():
@@ -226,16 +228,6 @@ def _stay(session: _Session, world: demo_scenario.World) -> None:
         console.print(f"\nThe WebUI: {pages}", soft_wrap=True)
         console.print("Ctrl-C ends the cluster.")
         session.stop.wait()
-
-
-def _backends(cluster: clusters.Cluster) -> list[backends.Backend]:
-    """Return the ways in which faults can be injected into the demo's cluster."""
-    nodes = {
-        name: fault_backends.FakeNode(node)
-        for name, node in cluster.gpu_nodes.items()
-        if isinstance(node, gpu_nodes.GpuNode)
-    }
-    return [fault_backends.LabGpus(nodes)]
 
 
 def _suggested(world: demo_scenario.World) -> list[tuple[str, str]]:

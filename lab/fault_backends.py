@@ -4,19 +4,24 @@ What they inject lives in this process and ends with it.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import os
+import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from device_plugin.driver import gpu_source
-from fault_injector.backends import BackendFailed
+from fault_injector.backends import Backend, BackendFailed
 from gpu_sharing.core import error_codes, errors, faults, health, identifiers, near_misses, xids
 from gpu_sharing.core.xids import Need
-from lab import fake_driver, gpu_nodes
+from lab import api_server, cluster, fake_driver, gpu_nodes, service_process, tcp_proxy
+from lab import faults as api_faults
 
 _LIMIT_CELSIUS = 92
 _XID_SECONDS = 20.0
 _POLL_SECONDS = 0.02
+_PERIOD_SECONDS = 0.2
+"""Of the pulses of a slow process."""
 _ACTIONS = {Need.NOTHING: 0, Need.RESET: 1, Need.REBOOT: 2, Need.REPLACEMENT: 2}
 """The driver's recovery action after an XID, by the required action."""
 _POWER_WATTS = 60.0
@@ -278,3 +283,155 @@ def _rules(fault: faults.Fault, index: int) -> list[str]:
             return [f"hang * {index}"]
         case _:
             return []
+
+
+def of_cluster(running: cluster.Cluster, processes: Mapping[str, service_process.ServiceProcess]) -> list[Backend]:
+    """Return every way in which faults can be injected into a lab cluster.
+
+    Args:
+        running: The cluster.
+        processes: Those that can be killed and stopped, by name.
+    """
+    nodes = {name: FakeNode(node) for name, node in running.gpu_nodes.items() if isinstance(node, gpu_nodes.GpuNode)}
+    return [LabGpus(nodes), LabApiServer(running.server), LabProcesses(processes), LabLinks(running.links)]
+
+
+def _of_group(group: faults.Group, *, without: Iterable[str] = ()) -> frozenset[str]:
+    return frozenset(kind.name for kind in faults.KINDS.values() if kind.group is group) - frozenset(without)
+
+
+class LabApiServer:
+    """Injects faults into the lab's API server. The fault injection service itself is spared."""
+
+    name = "lab-apiserver"
+    outlives_process = False
+    kinds = _of_group(faults.Group.API)
+
+    def __init__(self, server: api_server.Running) -> None:
+        self._server = server
+
+    async def resolve(self, request: faults.Request) -> faults.Request:
+        """See `Backend`; there is one API server."""
+        return request
+
+    async def inject(self, fault: faults.Fault) -> None:
+        """See `Backend`."""
+        await asyncio.to_thread(self._server.call, lambda: self._add(fault))
+
+    def _add(self, fault: faults.Fault) -> None:
+        app, values = self._server.app, fault.values
+        method = str(values.get("method", "any"))
+        lasting = api_faults.Lasting(
+            method="" if method == "any" else method,
+            path=str(values.get("path", "/")),
+            share=int(values.get("share_percent", 100)) / 100,
+            delay_seconds=int(values.get("latency_ms", 0)) / 1000,
+            refuse_with=int(values.get("status", 0)),
+            loses_answer=fault.kind.name == "api-lost-answer",
+            drops_watches=fault.kind.name == "watch-drop",
+            silences_watches=fault.kind.name == "watch-silent",
+        )
+        if fault.kind.name == "stale-reads":
+            lasting.method, lasting.stale = "GET", app.store.frozen()
+        app.faults.lasting[fault.id] = lasting
+        if lasting.drops_watches:
+            app.end_client_watches()
+
+    async def recover(self, fault: faults.Fault) -> None:
+        """See `Backend`."""
+        await asyncio.to_thread(self._server.call, lambda: self._remove(fault.id))
+
+    def _remove(self, fault_id: str) -> None:
+        removed = self._server.app.faults.lasting.pop(fault_id, None)
+        if removed is not None and removed.silences_watches:
+            self._server.app.end_client_watches()
+
+
+class LabProcesses:
+    """Kills, stops and slows processes of the lab."""
+
+    name = "lab-processes"
+    outlives_process = False
+    kinds = _of_group(faults.Group.PROCESS)
+
+    def __init__(self, processes: Mapping[str, service_process.ServiceProcess]) -> None:
+        self._processes = processes
+        self._slowed: dict[str, asyncio.Task[None]] = {}
+
+    async def resolve(self, request: faults.Request) -> faults.Request:
+        """See `Backend`."""
+        _known("process", str(request.values["process"]), self._processes)
+        return request
+
+    async def inject(self, fault: faults.Fault) -> None:
+        """See `Backend`."""
+        process = self._processes[str(fault.values["process"])]
+        match fault.kind.name:
+            case "kill":
+                await asyncio.to_thread(process.kill)
+            case "stop":
+                os.kill(process.pid, signal.SIGSTOP)
+            case _:
+                pulses = _pulse(process.pid, int(fault.values["percent"]))
+                self._slowed[fault.id] = asyncio.create_task(pulses)
+
+    async def recover(self, fault: faults.Fault) -> None:
+        """See `Backend`; a process that was killed is started again, with the addresses that it had."""
+        process = self._processes.get(str(fault.values["process"]))
+        pulses = self._slowed.pop(fault.id, None)
+        if pulses is not None:
+            pulses.cancel()
+            await asyncio.gather(pulses, return_exceptions=True)
+        if process is None:
+            return
+        if not process.is_running:
+            try:
+                await asyncio.to_thread(process.start)
+            except (service_process.ServiceFailed, service_process.Stopped) as cause:
+                raise BackendFailed(f"it does not start again: {cause}") from cause
+        else:
+            os.kill(process.pid, signal.SIGCONT)
+
+
+async def _pulse(pid: int, percent: int) -> None:
+    """Let a process run for a part of the time only, until cancelled."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(_PERIOD_SECONDS * (100 - percent) / 100)
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(_PERIOD_SECONDS * percent / 100)
+
+
+class LabLinks:
+    """Cuts and slows the networks between the lab's processes."""
+
+    name = "lab-links"
+    outlives_process = False
+
+    def __init__(self, links: Mapping[str, tcp_proxy.TcpProxy]) -> None:
+        self._links = links
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Those that a proxy can do, where there are links."""
+        return _of_group(faults.Group.NETWORK, without=("packet-loss",)) if self._links else frozenset()
+
+    async def resolve(self, request: faults.Request) -> faults.Request:
+        """See `Backend`."""
+        _known("link of this cluster", str(request.values["pair"]), self._links)
+        return request
+
+    async def inject(self, fault: faults.Fault) -> None:
+        """See `Backend`."""
+        cut = fault.kind.name == "partition"
+        network = tcp_proxy.Network.SILENT if cut else tcp_proxy.Network.OPEN
+        await self._become(fault, network, int(fault.values.get("latency_ms", 0)) / 1000)
+
+    async def recover(self, fault: faults.Fault) -> None:
+        """See `Backend`."""
+        await self._become(fault, tcp_proxy.Network.OPEN, 0.0)
+
+    async def _become(self, fault: faults.Fault, network: tcp_proxy.Network, delay_seconds: float) -> None:
+        link = self._links.get(str(fault.values["pair"]))
+        if link is not None:
+            await asyncio.to_thread(link.become, network, delay_seconds)

@@ -1,5 +1,6 @@
 """Faults that are injected over HTTP into a lab cluster: the product reacts, and is well again after recovery."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import pytest
 from gpu_sharing.core import faults, records
 from lab import cluster as clusters
 from lab import fault_backends, fault_service, gpu_nodes, gpus, kinds
+from lab import faults as api_faults
 from tests.component import calls
 
 pytestmark = [pytest.mark.component, pytest.mark.slow]
@@ -25,18 +27,13 @@ def cluster() -> Iterator[clusters.Cluster]:
     """With a node that permits faults, and one that does not."""
     consent = {faults.CONSENT_LABEL: faults.CONSENT}
     nodes = [gpus.gpu_node("willing", gpus.A100, 2, labels=consent), gpus.gpu_node("closed", gpus.A100, 1)]
-    with clusters.running(nodes, plugins=True) as running:
+    with clusters.running(nodes, plugins=True, linked=True) as running:
         yield running
 
 
 @pytest.fixture
 def service(cluster: clusters.Cluster, tmp_path: pathlib.Path) -> Iterator[fault_service.FaultService]:
-    nodes = {
-        name: fault_backends.FakeNode(node)
-        for name, node in cluster.gpu_nodes.items()
-        if isinstance(node, gpu_nodes.GpuNode)
-    }
-    backends = [fault_backends.LabGpus(nodes)]
+    backends = fault_backends.of_cluster(cluster, {"extender": cluster.extender})
     with fault_service.running(cluster.kubeconfig, tmp_path / "faults.json", backends) as running:
         yield running
 
@@ -129,14 +126,20 @@ BAD: list[tuple[str, str, Any, int, str]] = [
     ("POST", "/api/v1/faults/gpu/xid-79", {"node": "ghost", "gpu": 0}, 422, "FAULT_NO_TARGET"),
     ("POST", "/api/v1/faults/gpu/xid-79", {"node": "willing", "gpu": 9}, 422, "FAULT_NO_TARGET"),
     ("POST", "/api/v1/faults/gpu/xid-80", {"node": "willing", "gpu": 0}, 404, "FAULT_ROUTE"),
-    ("POST", "/api/v1/faults/network/inject", {"kind": "partition", "pair": "ui-extender"}, 501, "FAULT_NOT_SUPPORTED"),
+    ("POST", "/api/v1/faults/network/inject", {"kind": "partition", "pair": "plugin-kubelet"}, 422, "FAULT_NO_TARGET"),
+    (
+        "POST", "/api/v1/faults/network/inject", {"kind": "packet-loss", "pair": "ui-extender", "loss_percent": 5}, 501,
+        "FAULT_NOT_SUPPORTED",
+    ),
+    ("POST", "/api/v1/faults/process/inject", {"kind": "kill", "process": "extendr"}, 422, "FAULT_NO_TARGET"),
+    ("POST", "/api/v1/faults/api/inject", {"kind": "api-error", "status": 200}, 400, "FAULT_INVALID"),
     ("POST", "/api/v1/faults/f99/recover", None, 404, "FAULT_UNKNOWN"),
     ("GET", "/api/v1/faults/f99", None, 404, "FAULT_UNKNOWN"),
     ("GET", "/api/v1/faults/gpu/inject", None, 405, "FAULT_ROUTE"),
     ("DELETE", "/api/v1/faults", None, 405, "FAULT_ROUTE"),
     ("GET", "/api/v1/faults/..", None, 404, "FAULT_ROUTE"),
     ("GET", "/api/v1/metrics/weather", None, 404, "FAULT_ROUTE"),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("method", "path", "body", "status", "code"), BAD)
@@ -188,20 +191,34 @@ def test_scenarios_read_their_numbers_from_the_service(
     assert list(call(service, "GET", "/api/v1/metrics/gpu")[1]["causes"]) == [gpus.gpu_uuid("willing", 1)]
     health = call(service, "GET", "/api/v1/metrics/node-health")[1]
     assert (health["nodes"], health["ready"], health["cordoned"]) == (2, 2, 0)
-    cluster.create(kinds.PODS, pod := _pod("measured"))
+    create_pod(cluster, "measured")
     calls.eventually(lambda: call(service, "GET", "/api/v1/metrics/scheduling")[1]["running"] == 1)
     network = call(service, "GET", "/api/v1/metrics/network")[1]
     assert network["apiserver_answers"]
     assert network["faults_in_effect"] == []
     assert call(service, "POST", "/api/v1/faults/cleanup")[1]["faults"][0]["id"] == injected["id"]
-    cluster.server.request("DELETE", f"/api/v1/namespaces/default/pods/{pod['metadata']['name']}")
+    delete_pod(cluster, "measured")
 
 
-def _pod(name: str) -> dict[str, Any]:
+def create_pod(cluster: clusters.Cluster, name: str) -> None:
     limits = {"nvidia.com/gpu": "1", "nvidia.com/gpumem": "1000"}
     container = {"name": "main", "image": "busybox", "resources": {"limits": limits}}
     spec = {"schedulerName": "hami-scheduler", "containers": [container]}
-    return {"metadata": {"name": name}, "spec": spec}
+    cluster.create(kinds.PODS, {"metadata": {"name": name}, "spec": spec})
+
+
+def delete_pod(cluster: clusters.Cluster, name: str) -> None:
+    cluster.server.request("DELETE", f"/api/v1/namespaces/default/pods/{name}")
+    calls.eventually(lambda: find_pod(cluster, name) is None)
+
+
+def find_pod(cluster: clusters.Cluster, name: str) -> dict[str, Any] | None:
+    return next((one for one in cluster.all(kinds.PODS) if one["metadata"]["name"] == name), None)
+
+
+def runs(cluster: clusters.Cluster, name: str) -> bool:
+    pod = find_pod(cluster, name)
+    return pod is not None and pod["status"]["phase"] == "Running"
 
 
 def test_probes_and_metrics_are_answered_beside_the_api(service: fault_service.FaultService) -> None:
@@ -210,6 +227,92 @@ def test_probes_and_metrics_are_answered_beside_the_api(service: fault_service.F
         assert b"hami_fault_injections_total" in answer.read()
     assert call(service, "GET", "/health")[1]["components"]["record"]["healthy"]
     assert call(service, "GET", "/openapi.json")[1]["info"]["title"] == "GPU sharing fault injection API"
+
+
+BINDINGS = {"method": "POST", "path": "/api/v1/namespaces/default/pods/"}
+STOPPING: list[tuple[str, dict[str, Any]]] = [
+    ("api", {"kind": "api-error", "status": "503", **BINDINGS}),
+    ("api", {"kind": "api-error", "status": "409", **BINDINGS}),
+    ("api", {"kind": "api-error", "status": "429", **BINDINGS}),
+    ("network", {"kind": "partition", "pair": "scheduler-extender"}),
+    ("network", {"kind": "partition", "pair": "extender-apiserver"}),
+    ("process", {"kind": "stop", "process": "extender"}),
+    ("process", {"kind": "kill", "process": "extender"}),
+]
+
+
+@pytest.mark.parametrize(("group", "body"), STOPPING)
+def test_no_pod_is_bound_during_the_fault_and_all_after_it(
+    cluster: clusters.Cluster, service: fault_service.FaultService, group: str, body: dict[str, Any]
+) -> None:
+    """What the product promises of each of these, seen by its API objects alone."""
+    injected = inject(service, group, **body)
+    create_pod(cluster, "waits")
+
+    assert call(service, "GET", "/api/v1/metrics/scheduling")[1]["pending"] == 1  # The service itself is spared.
+    pod = find_pod(cluster, "waits")
+    assert pod is not None
+    assert not pod["spec"].get("nodeName")
+    status, answer = call(service, "POST", f"/api/v1/faults/{injected['id']}/recover")
+    assert (status, answer["state"]) == (200, "recovered")
+    calls.eventually(lambda: runs(cluster, "waits"))
+    delete_pod(cluster, "waits")
+
+
+GOING_ON: list[tuple[str, dict[str, Any]]] = [
+    ("api", {"kind": "api-error", "status": "500", "share_percent": 30}),
+    ("api", {"kind": "api-latency", "latency_ms": 50}),
+    ("api", {"kind": "api-lost-answer", "share_percent": 50, **BINDINGS}),
+    ("api", {"kind": "watch-drop"}),
+    ("api", {"kind": "watch-silent"}),
+    ("network", {"kind": "network-latency", "pair": "scheduler-extender", "latency_ms": 20}),
+    ("network", {"kind": "partition", "pair": "ui-extender"}),
+    ("process", {"kind": "slow", "process": "extender", "percent": 50}),
+]
+
+
+@pytest.mark.parametrize(("group", "body"), GOING_ON)
+def test_pods_are_bound_despite_a_fault(
+    cluster: clusters.Cluster, service: fault_service.FaultService, group: str, body: dict[str, Any]
+) -> None:
+    """These slow the product, and do not stop it."""
+    injected = inject(service, group, **body)
+    for _ in range(20):  # Of a share of the calls, this one may be refused too.
+        with contextlib.suppress(urllib.error.HTTPError):
+            create_pod(cluster, "goes-on")
+            break
+
+    calls.eventually(lambda: (find_pod(cluster, "goes-on") or {"spec": {}})["spec"].get("nodeName"))
+    assert call(service, "POST", f"/api/v1/faults/{injected['id']}/recover")[0] == 200
+    calls.eventually(lambda: runs(cluster, "goes-on"))
+    delete_pod(cluster, "goes-on")
+
+
+def test_stale_reads_show_the_past_until_they_are_recovered(
+    cluster: clusters.Cluster, service: fault_service.FaultService
+) -> None:
+    """As from a cache of an API server that lags behind."""
+
+    def names() -> list[str]:
+        nodes = cluster.server.request("GET", "/api/v1/nodes")["items"]
+        return [node["metadata"]["name"] for node in nodes]
+
+    injected = inject(service, "api", kind="stale-reads")
+    cluster.create(kinds.NODES, gpus.gpu_node("newer", gpus.A100, 0))
+    assert names() == ["closed", "willing"]
+    assert call(service, "POST", f"/api/v1/faults/{injected['id']}/recover")[0] == 200
+    assert names() == ["closed", "newer", "willing"]
+    cluster.server.request("DELETE", "/api/v1/nodes/newer")
+
+
+def test_a_share_of_the_calls_is_spread_evenly() -> None:
+    """A scenario with 30 % of failing calls is the same at each run."""
+    fault = api_faults.Lasting(share=0.3, path="/api")
+
+    affected = [fault.affects("GET", "/api/v1/nodes") for _ in range(10)]
+    assert sum(affected) == 3
+    assert affected == [fault.affects("POST", "/api/v1/nodes") for _ in range(10)]
+    assert not fault.affects("GET", "/version")
 
 
 @pytest.fixture

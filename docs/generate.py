@@ -15,6 +15,7 @@ from device_plugin.monitor import settings as monitor_settings
 from docs import chart_values, keys
 from fault_injector import api_types as fault_types
 from fault_injector import metrics as fault_metrics
+from fault_injector import settings as fault_settings
 from gpu_sharing.adapters import metrics_registry, read_api_types
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import commands
@@ -48,6 +49,7 @@ def settings_page() -> str:
         _settings("Device plugin", plugin_settings),
         _settings("Monitor", monitor_settings),
         _settings("WebUI", webui_settings),
+        _settings("Fault injection service", fault_settings),
     ]
     return "\n".join([*head, *parts])
 

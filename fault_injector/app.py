@@ -66,6 +66,13 @@ class Controller:
         self._series = Metrics()
         client.observe = self._series.api_call
         self._injector: injector.Injector | None = None
+        self._api_address = ""
+        self._canary = health_endpoint.Canary(self._call_own_api, settings.health)
+        self._series.watch_canary(self._canary)
+
+    async def _call_own_api(self) -> None:
+        if self._settings.api_bind.is_loopback:  # Elsewhere it demands a token, which this process has none of.
+            await health_endpoint.get_own(self._api_address, "/api/v1/faults")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until stopped.
@@ -77,8 +84,9 @@ class Controller:
         await running.start()
         await self._delete_old_results(running)
         served = self._listeners(running)
-        async with listeners.serving(served), asyncio.TaskGroup() as tasks:
-            work = [tasks.create_task(running.run())]
+        async with listeners.serving(served, "health") as addresses, asyncio.TaskGroup() as tasks:
+            self._api_address = addresses["api"]
+            work = [tasks.create_task(running.run()), tasks.create_task(self._canary.run())]
             if self._settings.tls_cert and self._settings.tls_key:
                 tls = [one for _, one in served.values()]
                 work.append(tasks.create_task(listeners.renew(tls, self._settings.tls_cert, self._settings.tls_key)))
@@ -143,4 +151,4 @@ class Controller:
         problem = running.problem if running is not None else ""
         reason = problem or ("read" if is_ready else "not read yet")
         # A record that cannot be saved while the API server is broken on purpose must not restart the process.
-        return {"record": health_endpoint.Component(is_ready, reason)}
+        return {"record": health_endpoint.Component(is_ready, reason), "api": self._canary.component()}

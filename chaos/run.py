@@ -83,7 +83,7 @@ class _Run:
         bound = sum(1 for pod in pods if pod.bound_at is not None)
         fault = measure.phase(pods, faulty_from, faulty_until)
         since = faulty_from + measure.GRACE_SECONDS if wanted.expected.recovers_during else faulty_until
-        recovery = measure.recovery_seconds(pods, since, ended)
+        recovery = measure.recovery_seconds(pods, since, ended + measure.GRACE_SECONDS)
         percent = 100.0 * bound / len(pods) if pods else 0.0
         violations = self._violations()
         failures = [*self._failed, *(f"violation: {one}" for one in violations)]

@@ -14,7 +14,7 @@ _CHUNK = 65_536
 
 
 class Network(enum.Enum):
-    """How the network is."""
+    """What the network does with connections."""
 
     OPEN = "open"
     SILENT = "silent"
@@ -52,7 +52,7 @@ class TcpProxy:
         asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(30)
 
     def stop(self) -> None:
-        """Close everything."""
+        """Close the listener and all connections."""
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)

@@ -8,11 +8,19 @@ import uvloop
 
 from gpu_sharing.adapters import logs, profiling
 from gpu_sharing.core import error_codes, errors
-from scheduler_extender import app, settings
+from scheduler_extender import app, forever, settings
+
+_FATAL = 70
+"""Source: sysexits.h, EX_SOFTWARE."""
 
 
 def main() -> int:
-    """Run until stopped. Returns the exit status: 2 for a setting that the process cannot start with."""
+    """Run until stopped.
+
+    Returns:
+        The exit status: 2 for a setting that the process cannot start with, 70 for an inner state that it cannot go on
+        with; Kubernetes starts it again then.
+    """
     started_at = time.monotonic()
     try:
         parsed = settings.parse(sys.argv[1:])
@@ -26,6 +34,12 @@ def main() -> int:
         structlog.get_logger("extender").error("cannot start", cause=str(refused))
         sys.stderr.write(f"scheduler_extender: cannot listen: {refused}\n")
         return 2
+    except BaseExceptionGroup as group:
+        ended = forever.first(group)
+        if not isinstance(ended, forever.TaskEnded):
+            raise
+        structlog.get_logger("extender").error("ending", error_code=error_codes.FATAL, cause=str(ended), exc_info=ended)
+        return _FATAL
     return 0
 
 

@@ -1,7 +1,8 @@
 """The composition root: the only place that makes adapters and joins them to what decides.
 
 Starting: listen (so that probes get answers), wait the start delay, list the cluster, be ready. Stopping: SIGTERM
-lets calls that are under way finish, then the last events, then ends.
+lets calls that are under way finish, hands over to another replica, writes the last events, then ends. A task that ends
+although it never should is a defect that nothing here can repair: the process ends too, so that it is started again.
 """
 
 import asyncio
@@ -39,6 +40,7 @@ from scheduler_extender.act import (
 )
 from scheduler_extender.cluster.mirror import Mirror
 from scheduler_extender.decide.core import DecisionCore
+from scheduler_extender.forever import forever
 from scheduler_extender.metrics import Metrics
 from scheduler_extender.report import cluster_gauges, pod_events
 from scheduler_extender.report.decision_events import DecisionEvents
@@ -46,7 +48,6 @@ from scheduler_extender.serve import read_access, read_api, server, webhook
 from scheduler_extender.settings import Settings
 
 _COMPONENT = "hami-scheduler"
-_DRAIN_SECONDS = 20
 _VERB_CONNECTIONS, _WEBHOOK_CONNECTIONS = 512, 256
 """Only kube-scheduler reaches the verbs; the webhook is open to every pod of the cluster."""
 _EVENTS_DRAIN_SECONDS = 3.0
@@ -138,9 +139,14 @@ class Extender:
         async with listeners.serving(self._listeners, "verbs") as addresses, asyncio.TaskGroup() as tasks:
             self._verbs_address = addresses["verbs"]
             work = [
-                tasks.create_task(coroutine)
-                for coroutine in (self._follow(), self._recorder.run(), self._leader.run(), self._canary.run())
+                tasks.create_task(forever(name, coroutine))
+                for name, coroutine in (
+                    ("cluster", self._follow()),
+                    ("events", self._recorder.run()),
+                    ("lease", self._leader.run()),
+                )
             ]
+            work.append(tasks.create_task(self._canary.run()))
             if self._settings.tls_cert and self._settings.tls_key:
                 tls = [one for _, one in self._listeners.values()]
                 work.append(tasks.create_task(listeners.renew(tls, self._settings.tls_cert, self._settings.tls_key)))
@@ -149,10 +155,13 @@ class Extender:
             await stop.wait()
             log.info("stopping", binds_under_way=self._binder.under_way)
             listeners.stop(self._listeners)
-            deadline = time.monotonic() + _DRAIN_SECONDS
+            seconds = self._settings.stop_seconds if self._settings.stop == "finish" else 0.0
+            deadline = time.monotonic() + seconds
             while self._binder.under_way and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
-            await self._recorder.drain(_EVENTS_DRAIN_SECONDS)
+            if not self._binder.under_way:
+                await self._leader.hand_over()
+            await self._recorder.drain(min(_EVENTS_DRAIN_SECONDS, seconds))
             for task in work:
                 task.cancel()
 
@@ -160,8 +169,8 @@ class Extender:
         """List and watch, and wake refused pods, once a predecessor's last Binding must be done."""
         await asyncio.sleep(max(self._process_started_at + self._settings.start_delay_seconds - time.monotonic(), 0))
         async with asyncio.TaskGroup() as tasks:
-            for watch in self._watches.values():
-                tasks.create_task(watch.run())
+            for name, watch in self._watches.items():
+                tasks.create_task(forever(name, watch.run()))
             for api_group, resource, kind, sink in _discovered(self._core.mirror):
                 tasks.create_task(discovery.follow(self._client, api_group, resource, kind, sink, _version))
             while not self._synced():
@@ -174,13 +183,13 @@ class Extender:
             self._core.ledger.take_freed()
             self._settled = True
             log.info("ready", seconds=round(time.monotonic() - self._process_started_at, 3))
-            tasks.create_task(self._binder.reader.run())
-            tasks.create_task(waking.run(self._core, self._writer, self._leads))
-            tasks.create_task(self._gangs.run(self._leads))
+            tasks.create_task(forever("doubts", self._binder.reader.run()))
+            tasks.create_task(forever("waking", waking.run(self._core, self._writer, self._leads)))
+            tasks.create_task(forever("gangs", self._gangs.run(self._leads)))
             if self._core.usage.counts:
-                tasks.create_task(self._core.usage.run())
+                tasks.create_task(forever("usage", self._core.usage.run()))
             if self._settings.preempts:
-                tasks.create_task(self._preemptor.run(self._leads))
+                tasks.create_task(forever("preemption", self._preemptor.run(self._leads)))
 
     async def _count_nodes(self) -> None:
         """Bring the ledger up to date with all that was listed, in short steps."""

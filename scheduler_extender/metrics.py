@@ -78,6 +78,16 @@ class Metrics(metrics_registry.Series):
             "hami_scheduler_gangs_aborted_total", "Gangs whose members were not all bound in time."
         )
         self.in_flight = gauge("hami_scheduler_in_flight_calls", "Calls being answered now.")
+        self.queued = gauge("hami_scheduler_queued_calls", "Calls that wait until others are computed.")
+        self.predicted_wait = gauge(
+            "hami_scheduler_predicted_wait_seconds", "How long the queued calls will take, by how long such calls took."
+        )
+        self.shed_from = gauge(
+            "hami_scheduler_shed_threshold",
+            "From which number of queued calls, and from which predicted wait in seconds, new calls are shed: both "
+            "must be reached.",
+            ("threshold",),
+        )
         self.leading = gauge("hami_scheduler_leading", "1 while this replica may bind, else 0.")
         self.ready = gauge("hami_scheduler_ready", "1 once the cluster has been read, else 0.")
         self.certificate_expiry = gauge(

@@ -78,6 +78,15 @@ class Settings:
     (timeout 2 s) is done by then, so the list cannot miss it."""
     nomination_seconds: float = 5.0
     """How long a place is kept for a pod between prioritize and bind."""
+    most_queued_calls: int = 64
+    """From how many queued calls of kube-scheduler on a new one is answered `busy`, if they will take long too."""
+    longest_queue_seconds: float = 2.0
+    """From which predicted wait on that is; kube-scheduler gives a call up after 5 s."""
+    stop: str = "finish"
+    """At SIGTERM: `finish` the binds that are under way, or `leave` at once; their outcome shows when the pods are
+    seen next."""
+    stop_seconds: float = 20.0
+    """How long finishing may take; less than the pod's grace period."""
     event_rate: float = 200.0
     """Events written per second at most while kube-scheduler makes no calls; fewer while it does."""
     health: health_endpoint.ProbeSettings = field(default_factory=health_endpoint.ProbeSettings)
@@ -126,6 +135,10 @@ HELP = {
     "default-cores": "percent of a GPU's cores where a container requests none (default 0, no limit)",
     "start-delay-seconds": "seconds from process start to the first list of the cluster (default 2)",
     "nomination-seconds": "seconds that a place is kept between prioritize and bind (default 5)",
+    "most-queued-calls": "queued calls of kube-scheduler from which new ones are refused as busy (default 64), if also",
+    "longest-queue-seconds": "the queued calls will take this long (default 2)",
+    "stop": "finish or leave: whether SIGTERM waits for the binds under way (default finish)",
+    "stop-seconds": "seconds that it waits at most (default 20)",
     "event-rate": "pod events per second at most, while idle (default 200)",
     **health_endpoint.HELP,
     **flags.LOG_HELP,
@@ -202,6 +215,10 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         ),
         start_delay_seconds=flags.number("--start-delay-seconds", value("start-delay-seconds"), 2.0, 0, 600),
         nomination_seconds=flags.number("--nomination-seconds", value("nomination-seconds"), 5.0, 0.1, 60),
+        most_queued_calls=int(flags.number("--most-queued-calls", value("most-queued-calls"), 64, 1, 256)),
+        longest_queue_seconds=flags.number("--longest-queue-seconds", value("longest-queue-seconds"), 2.0, 0.01, 60),
+        stop=flags.one_of("--stop", value("stop"), ("finish", "leave"), "finish"),
+        stop_seconds=flags.number("--stop-seconds", value("stop-seconds"), 20.0, 0, 600),
         event_rate=flags.number("--event-rate", value("event-rate"), 200.0, 0.1, 10_000),
         health=health_endpoint.read(value, COMPONENTS, canary="verbs"),
         verbosity=flags.verbosity(value("v")),

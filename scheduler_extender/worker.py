@@ -7,7 +7,8 @@ second. A question is read from the ledger on the loop, as immutable values, and
 import asyncio
 import concurrent.futures
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -32,13 +33,55 @@ class Worker:
     async def run(self, compute: Callable[[], T]) -> T:
         """Return what `compute` returns. It must not read anything that the loop changes.
 
+        Where its caller is cancelled, it is not begun, or ends at the next `going_on`.
+
         Raises:
             Busy: The queue is full.
         """
         if self._queued >= _MOST_QUEUED:
             raise Busy
         self._queued += 1
+        stop = threading.Event()
+
+        def stoppable() -> T:
+            _of_thread.stop = stop
+            going_on()
+            return compute()
+
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, compute)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, stoppable)
         finally:
+            stop.set()
             self._queued -= 1
+
+
+def each(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items of a long computation, while its result is wanted.
+
+    Raises:
+        Stopped: See `going_on`.
+    """
+    for item in items:
+        going_on()
+        yield item
+
+
+class Stopped(Exception):
+    """The caller of a computation has gone."""
+
+
+class _OfThread(threading.local):
+    stop: threading.Event | None = None
+
+
+_of_thread = _OfThread()
+
+
+def going_on() -> None:
+    """Call it between the steps of a long computation.
+
+    Raises:
+        Stopped: Its caller has gone. Never raised outside a `Worker`.
+    """
+    if _of_thread.stop is not None and _of_thread.stop.is_set():
+        raise Stopped

@@ -10,8 +10,8 @@ import resource
 import select
 import socket
 import ssl
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 
 import structlog
 from uvicorn.protocols.http import httptools_impl
@@ -234,6 +234,44 @@ class Protocol(httptools_impl.HttpToolsProtocol):
             self.transport.close()
         else:
             self.transport.abort()
+
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Application = Callable[[Any, Receive, Send], Awaitable[None]]
+"""An ASGI application."""
+T = TypeVar("T")
+
+
+class CallerGone(Exception):
+    """The caller hung up before the answer."""
+
+
+async def while_caller_listens(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Return what some work returns; it is cancelled, with all that it awaits, when the caller hangs up.
+
+    Args:
+        receive: Of a request whose body was read, or has none.
+        work: What is done for the caller.
+
+    Raises:
+        CallerGone: The caller hung up.
+    """
+    hung_up, task = asyncio.ensure_future(_hung_up(receive)), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({hung_up, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise CallerGone
+    finally:
+        for one in (hung_up, task):
+            one.cancel()
+        await asyncio.gather(hung_up, task, return_exceptions=True)
+
+
+async def _hung_up(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)  # A body, which is not read, must not keep the loop.
 
 
 ProtocolFactory = Callable[[object], asyncio.Protocol]

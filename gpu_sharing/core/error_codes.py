@@ -435,6 +435,11 @@ INTERNAL = _register(
     "A defect in the extender; the call changed nothing.",
     "Report it with the log line that has this code.",
 )
+FATAL = _register(
+    "SCHED_FATAL",
+    "A task of the extender has ended that never should, so the process ends; Kubernetes starts it again.",
+    "Report it with the log line that has this code. All facts are in the API server, so nothing is lost.",
+)
 EVENTS_UNREAD = _register(
     "SCHED_EVENTS_UNREAD",
     "The extender cannot read a pod's events from the API server.",

@@ -1,5 +1,6 @@
 """Programs of Kubernetes as processes of ours: started, waited for, ended, their logs beside their files."""
 
+import concurrent.futures
 import contextlib
 import ctypes
 import http.client
@@ -15,6 +16,12 @@ from lab.real import client
 
 _START_SECONDS = 90.0
 _PR_SET_PDEATHSIG = 1
+
+
+_spawner = concurrent.futures.ThreadPoolExecutor(1, "spawner")
+"""Starts every program, because one that dies with its parent dies with the thread that started it.
+
+Source: prctl(2), PR_SET_PDEATHSIG: the "parent" is the thread that created the process."""
 
 
 class NotReady(Exception):
@@ -46,7 +53,8 @@ class Components:
         """
         environment = {**os.environ, "PATH": f"{self.binaries}:{os.environ['PATH']}:/usr/sbin:/sbin"}
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
+            self._processes[name] = _spawner.submit(
+                subprocess.Popen,
                 [*within, str(self.binaries / (program or name)), *map(str, arguments)],
                 stdout=log,
                 stderr=log,
@@ -54,7 +62,7 @@ class Components:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
                 env=environment,
-            )
+            ).result()
         self._wrapped = self._wrapped | {name} if within else self._wrapped - {name}
 
     def pid(self, name: str) -> int:

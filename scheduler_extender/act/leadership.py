@@ -3,20 +3,25 @@
 kube-scheduler elects its leader by a Lease; the extender beside it reads the holder once a second. Clocks of two
 machines differ, so no time that is written in the Lease is compared with ours. Instead a read is valid for
 `VALID_SECONDS` from when it began: whichever way the Lease changes hands (it expired, was released, or was deleted and
-created anew), the replica that lost it starts no bind later than that, and none of its calls lasts longer than
-`CALL_SECONDS`. A replica that gets the Lease waits for both, lists consistently, and only then binds.
+created anew), the replica that lost it starts no bind later than that. Its call reaches the API server within
+`CALL_SECONDS`, or never, and is done within `BINDING_TIMEOUT_SECONDS` more, or not at all. A replica that gets the
+Lease waits for all three, lists consistently, and only then binds.
 
-What this cannot exclude is a process that is stopped between the check and its call, for longer than that. Then the
-device plugin refuses the container whose GPU is allocated twice.
+A replica that ends and has no call under way says so in the Lease, and then its successor does not wait.
+
+What this cannot exclude is a process that is stopped between the check and its call, and an etcd that commits after the
+API server has given up. Then the device plugin refuses the container whose GPU is allocated twice.
 
 Source: k8s.io/client-go/tools/leaderelection: the holder identity is the hostname, an underscore and a UUID, a change
 of holder increments the transitions, and a kube-scheduler that ends releases its Lease.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
+import orjson
 import structlog
 
 from gpu_sharing.adapters import kubernetes, objects
@@ -24,12 +29,13 @@ from gpu_sharing.core import error_codes, errors
 
 POLL_SECONDS = 1.0
 READ_WITHIN_SECONDS = 2.0
-VALID_SECONDS = 5.0
-"""How long after the start of a read its answer counts: one read may be lost."""
+VALID_SECONDS = 4.0
+"""How long after the start of a read its answer counts."""
 CALL_SECONDS = 3.0
 """After this the call that sends a Binding is aborted, and its connection reset."""
 BINDING_TIMEOUT_SECONDS = 2.0
 """After this the API server gives a Binding up; the remaining second is for its answer."""
+SUCCESSOR_WAITS_SECONDS = VALID_SECONDS + CALL_SECONDS + BINDING_TIMEOUT_SECONDS
 
 log = structlog.get_logger("leadership")
 
@@ -45,17 +51,25 @@ async def while_leading(leads: Callable[[], bool], every_seconds: float, step: C
                 log.exception("defect", error_code=error_codes.INTERNAL)
 
 
+HANDED_OVER = "hami.io/handed-over"
+"""The Lease's annotation with the transitions of the last term whose replica has ended with no call under way."""
+
+
 class OnlyScheduler:
     """There is no Lease: this is the only scheduler."""
 
     holder = ""
+
+    async def hand_over(self) -> None:
+        """Do nothing: there is no successor."""
 
     def leads(self) -> bool:
         """Return True: there is no other scheduler."""
         return True
 
     async def run(self) -> None:
-        """Return at once: there is no Lease to watch."""
+        """Do nothing for ever: there is no Lease to watch."""
+        await asyncio.Event().wait()
 
 
 class LeaseGuard:
@@ -84,6 +98,7 @@ class LeaseGuard:
         self._seen: objects.Lease | None = None
         self._led: objects.Lease | None = None
         """The Lease when it was last ours and usable."""
+        self._handed_over = asyncio.Event()
         self.holder = ""
 
     def leads(self) -> bool:
@@ -103,6 +118,10 @@ class LeaseGuard:
         """
         before, self._seen = self._seen, lease
         self._valid_until = asked_at + VALID_SECONDS
+        if _is_handed_over(lease):
+            self._handed_over.set()
+        else:
+            self._handed_over.clear()
         holder = lease.spec.holder_identity or ""
         if before is not None and holder == self.holder and lease.metadata.uid == before.metadata.uid:
             return None
@@ -117,7 +136,7 @@ class LeaseGuard:
             self.begin(lease)  # The kube-scheduler beside us was restarted, and none led in between.
             return None
         is_first = before is None and not lease.spec.lease_transitions
-        return BINDING_TIMEOUT_SECONDS if is_first else VALID_SECONDS + CALL_SECONDS
+        return BINDING_TIMEOUT_SECONDS if is_first else SUCCESSOR_WAITS_SECONDS
 
     def begin(self, lease: objects.Lease) -> None:
         """Lead from now on, unless the Lease has changed hands since that read of it."""
@@ -142,14 +161,36 @@ class LeaseGuard:
                     log.warning("lease unreadable", cause=str(problem))
                 await asyncio.sleep(POLL_SECONDS)
 
+    async def hand_over(self) -> None:
+        """Write into the Lease that no call of this replica is under way any more; only if it led."""
+        led = self._seen if self._usable_from < float("inf") else self._led
+        self._usable_from = float("inf")
+        if led is None or not self._is_ours(led.spec.holder_identity or ""):
+            return
+        annotations = {HANDED_OVER: str(led.spec.lease_transitions or 0)}
+        body = orjson.dumps({"metadata": {"uid": led.metadata.uid, "annotations": annotations}})
+        try:
+            await self._client.patch(self._path, body, READ_WITHIN_SECONDS)
+            log.info("handed over")
+        except errors.KubernetesError as problem:
+            log.info("not handed over", cause=str(problem))  # The successor waits.
+
     async def _take_over(self, lease: objects.Lease, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+        started = self._clock()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._handed_over.wait(), seconds)
         await self._list_again()
         self.begin(lease)
-        log.info("leading", holder=self.holder, waited_seconds=seconds)
+        log.info("leading", holder=self.holder, waited_seconds=round(self._clock() - started, 1))
 
     def _is_ours(self, holder: str) -> bool:
         return holder == self._identity or holder.startswith(self._identity + "_")
+
+
+def _is_handed_over(lease: objects.Lease) -> bool:
+    """Whether the replica of the term before has ended with no call under way."""
+    handed = (lease.metadata.annotations or {}).get(HANDED_OVER)
+    return handed == str((lease.spec.lease_transitions or 0) - 1)
 
 
 def _follows(lease: objects.Lease, led: objects.Lease) -> bool:

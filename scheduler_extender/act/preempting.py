@@ -14,9 +14,7 @@ import structlog
 
 from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, identifiers, placement, preemption, records
-from scheduler_extender import (
-    set_aside,
-)
+from scheduler_extender import set_aside, worker
 from scheduler_extender.act import leadership, pod_writer
 from scheduler_extender.cluster import pending
 from scheduler_extender.cluster.pending import PendingPod
@@ -131,7 +129,7 @@ class Preemptor:
         for name in names:
             questions.append(self._core.victims.question(pod, name, self._spared_until))
             await pause()
-        return await self._core.worker.run(lambda: [one.choose() for one in questions])
+        return await self._core.worker.run(lambda: [one.choose() for one in worker.each(questions)])
 
     async def _go_on(self, pod: pending.AnyPod) -> None:
         hold = pod.hold

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gpu_sharing.adapters import pauses
 from gpu_sharing.core import error_codes, identifiers, placement, preemption
+from scheduler_extender import worker
 from scheduler_extender.cluster import pending
 from scheduler_extender.cluster.pending import PendingPod
 from scheduler_extender.decide import causes, node_causes, node_obstacles, rejecting
@@ -180,7 +181,7 @@ class Explainer:
         def compute() -> dict[identifiers.NodeName, tuple[_Chosen, _Chosen]]:
             until = self._clock() + _EXAMINED_SECONDS
             explanations = {}
-            for whose, evicted in questions:
+            for whose, evicted in worker.each(questions):
                 if self._clock() >= until:
                     break
                 explanations[whose.node] = whose.choose(), evicted.choose() if evicted else None

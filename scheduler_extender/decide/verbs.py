@@ -14,6 +14,7 @@ import structlog
 from gpu_sharing.adapters import pauses
 from gpu_sharing.core import identifiers, placement, rejections, requests
 from gpu_sharing.core.rejections import Reason
+from scheduler_extender import worker
 from scheduler_extender.cluster import pending
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import fit
@@ -109,7 +110,9 @@ class Verbs:
         for name, uids in chosen.items():
             await pause()
             corrections[name] = self._core.victims.correction(pod, identifiers.NodeName(name), uids)
-        solved = await self._core.worker.run(lambda: {name: one.solve() for name, one in corrections.items()})
+        solved = await self._core.worker.run(
+            lambda: {name: one.solve() for name, one in worker.each(corrections.items())}
+        )
         helping = {name: victims for name, victims in solved.items() if victims}
         log.info("victims", pod=pod.key, asked=len(chosen), helping=len(helping))
         return helping

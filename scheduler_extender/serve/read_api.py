@@ -14,8 +14,9 @@ from urllib import parse
 
 import msgspec
 import orjson
+import structlog
 
-from gpu_sharing.adapters import pauses, profiling, read_api_types
+from gpu_sharing.adapters import guarded_http, pauses, profiling, read_api_types
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, near_misses, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
@@ -25,6 +26,8 @@ from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.fleet import facts
 from scheduler_extender.report import event_notes
 from scheduler_extender.serve import read_access, server
+
+log = structlog.get_logger("read api")
 
 _LONGEST_NAME = 253
 _SORTED_AT_A_TIME = 2_000
@@ -107,9 +110,15 @@ class ReadApi:
         self._openapi = orjson.dumps(read_api_types.openapi())
 
     async def __call__(self, scope: server.Scope, receive: server.Receive, send: server.Send) -> None:
-        """Answer one GET request."""
+        """Answer one GET request, while its caller listens."""
         if scope["type"] != "http":
             return
+        try:
+            await guarded_http.while_caller_listens(receive, self._answer(scope, send))
+        except guarded_http.CallerGone:
+            log.info("caller gone", path=scope["path"][:200])
+
+    async def _answer(self, scope: server.Scope, send: server.Send) -> None:
         if scope["method"] != "GET":
             await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, "the read API takes GET")
             return

@@ -8,7 +8,7 @@ kept longer than the 90 s that it keeps them.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,11 @@ from scheduler_extender.cluster import pending
 from scheduler_extender.decide import verbs
 from scheduler_extender.decide.core import DecisionCore
 from scheduler_extender.report.decision_events import DecisionEvents
-from scheduler_extender.serve import wire
+from scheduler_extender.serve import turns, wire
 
 Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Receive = guarded_http.Receive
+Send = guarded_http.Send
 
 MOST_BODY_BYTES = 64 * 1024 * 1024
 """5,000 nodes as whole objects; names alone are under 200 KB."""
@@ -38,6 +38,7 @@ CANARY = "canary"
 _CANARY_REQUEST = requests.PodRequest(kinds=(allocations.Kind.APP,), containers=(requests.GpuRequest(1, memory_mib=1),))
 _BODY_WITHIN_SECONDS = 10.0
 _MOST_IN_FLIGHT = 256
+"""Whatever they take: each has a body in memory."""
 
 log = structlog.get_logger("server")
 
@@ -52,10 +53,6 @@ class Refusal:
 
 class BodyTooLarge(Exception):
     """The body is larger than is read."""
-
-
-class CallerGone(Exception):
-    """The caller hung up before the answer."""
 
 
 class TooManyBodies(Exception):
@@ -97,14 +94,14 @@ class BodyBudget:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise CallerGone
+                        raise guarded_http.CallerGone
                     chunk = message.get("body", b"")
                     self._keep(reader, len(chunk), most_bytes)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except TimeoutError as cause:
-            raise CallerGone from cause
+            raise guarded_http.CallerGone from cause
         finally:
             self._unfinished.pop(reader, None)
 
@@ -170,7 +167,12 @@ class VerbServer:
         self._metrics = metrics = core.metrics
         self._in_flight = 0
         self._bodies = BodyBudget(_MOST_BODIES_BYTES)
+        self._turns = turns.Turns(core.settings.most_queued_calls, core.settings.longest_queue_seconds)
         metrics.in_flight.set_function(lambda: self._in_flight)
+        metrics.queued.set_function(lambda: self._turns.queued)
+        metrics.predicted_wait.set_function(lambda: self._turns.predicted_seconds)
+        metrics.shed_from.labels(threshold="queued_calls").set(core.settings.most_queued_calls)
+        metrics.shed_from.labels(threshold="predicted_seconds").set(core.settings.longest_queue_seconds)
         self.last_call_at = self.answered_at = float("-inf")
         self._filtered: tuple[identifiers.PodUid, bytes] | None = None
         """The pod of the last filter and the names of its answer: mostly prioritize is asked about the same bytes."""
@@ -196,7 +198,7 @@ class VerbServer:
         if scope["method"] != "POST":
             await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, f"{verb} takes POST")
             return
-        if self._in_flight >= _MOST_IN_FLIGHT:
+        if self._in_flight >= _MOST_IN_FLIGHT or self._turns.sheds(verb):
             self._metrics.calls.labels(verb=verb, outcome="shed").inc()
             await self._refuse(send, self._failure_status(verb), error_codes.BUSY, "busy, retry")
             return
@@ -221,13 +223,13 @@ class VerbServer:
                 if refusal is not None:
                     await self._refuse(send, failure, refusal.code, refusal.message)
                 else:
-                    result = await self._timed(verb, body)
+                    result = await self._timed(verb, body, receive, caller_gone)
                     if caller_gone():
-                        raise CallerGone
+                        raise guarded_http.CallerGone
                     await answer(send, 200, result)
                     outcome = "answered"
                     self.answered_at = time.monotonic()
-        except CallerGone:
+        except guarded_http.CallerGone:
             outcome = "cancelled"
             log.info("caller gone", verb=verb)
         except BodyTooLarge:
@@ -243,7 +245,9 @@ class VerbServer:
         finally:
             self._metrics.calls.labels(verb=verb, outcome=outcome).inc()
 
-    async def _timed(self, verb: str, body: bytes) -> bytes:
+    async def _timed(self, verb: str, body: bytes, receive: Receive, caller_gone: Callable[[], bool]) -> bytes:
+        arrived = time.perf_counter()
+        await self._turns.take(verb, caller_gone)
         started = time.perf_counter()
         match verb:
             case "filter":
@@ -251,12 +255,14 @@ class VerbServer:
             case "prioritize":
                 result, decision = self.prioritize(body)
             case "preempt":
-                result, decision = await self.preempt(body), None
+                result, decision = await guarded_http.while_caller_listens(receive, self.preempt(body)), None
             case _:
                 result, decision = await self.bind(body)
+        if verb != "bind":  # It waits for the API server, and leaves the loop to others.
+            self._turns.took(verb, time.perf_counter() - started)
         # An OpenMetrics scraper finds the log lines of a slow one by it.
         exemplar: dict[str, str] | None = {"decision_id": decision} if decision else None
-        self._timers[verb].observe(time.perf_counter() - started, exemplar)
+        self._timers[verb].observe(time.perf_counter() - arrived, exemplar)
         return result
 
     def filter(self, body: bytes) -> tuple[bytes, identifiers.DecisionId | None]:

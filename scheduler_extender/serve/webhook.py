@@ -16,6 +16,7 @@ import msgspec
 import orjson
 import structlog
 
+from gpu_sharing.adapters import guarded_http
 from gpu_sharing.core import error_codes, gangs
 from scheduler_extender.cluster.mirror import Mirror
 from scheduler_extender.decide import admission
@@ -79,7 +80,7 @@ class Webhook:
         try:
             async with self._bodies.reading(receive, _MOST_BODY_BYTES) as body:
                 asked, verdict = self._answer(body)
-        except server.CallerGone:
+        except guarded_http.CallerGone:
             return
         except server.BodyTooLarge:
             text = f"the body is larger than {_MOST_BODY_BYTES} bytes"

@@ -211,7 +211,7 @@ def test_bodies_that_are_not_finished_give_way_to_those_that_are() -> None:
         first = asyncio.create_task(read(b"x" * 600))
         await asyncio.sleep(0)
         assert await read(b"y" * 500, b"z" * 300) == b"y" * 500 + b"z" * 300
-        with pytest.raises(server.CallerGone):
+        with pytest.raises(guarded_http.CallerGone):
             await first
         with pytest.raises(server.BodyTooLarge):
             await read(b"y" * 901)

@@ -10,6 +10,7 @@ import pytest
 
 from fault_injector import access, injector, metrics, tracker
 from fault_injector.backends import BackendFailed
+from gpu_sharing.adapters import access_reviews
 from gpu_sharing.core import error_codes, errors, faults
 from gpu_sharing.core.faults import State
 
@@ -385,5 +386,51 @@ def test_loopback_admits_programs_and_no_web_pages(host: str, origin: str, admit
             with pytest.raises(access.AccessRefused) as refused:
                 await access.LoopbackGate().demand(caller, access.INJECT)
             assert (refused.value.status, refused.value.code) == (403, error_codes.FAULT_FORBIDDEN)
+
+    asyncio.run(scenario())
+
+
+def test_off_loopback_the_api_server_decides_who_may_inject(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Injecting is a permission of its own; answers of the API server are kept for seconds only."""
+    asked: list[str] = []
+    users = {"token-reader": "reader", "token-breaker": "breaker"}
+
+    async def user_of(client: object, token: str) -> access_reviews.User | None:
+        asked.append(token)
+        if token == "token-silent":
+            raise errors.Unavailable("no answer")
+        return access_reviews.User(users[token]) if token in users else None
+
+    async def may(client: object, user: access_reviews.User, attributes: Any) -> bool:
+        wanted = attributes["resourceAttributes"]
+        assert (wanted["group"], wanted["resource"]) == ("hami.io", "faults")
+        return user.username == "breaker" or wanted["verb"] == "get"
+
+    monkeypatch.setattr(access_reviews, "user_of", user_of)
+    monkeypatch.setattr(access_reviews, "may", may)
+    clock = Clock()
+    client: Any = None
+    gate = access.TokenGate(client, clock)
+
+    async def status(token: str, verb: str) -> tuple[int, str]:
+        caller = access.Caller.of({b"authorization": f"Bearer {token}".encode()})
+        try:
+            await gate.demand(caller, verb)
+        except access.AccessRefused as refused:
+            return refused.status, refused.code
+        return 200, ""
+
+    async def scenario() -> None:
+        assert await status("token-breaker", access.INJECT) == (200, "")
+        assert await status("token-reader", access.READ) == (200, "")
+        assert await status("token-reader", access.INJECT) == (403, error_codes.FAULT_FORBIDDEN)
+        assert await status("token-unknown", access.READ) == (401, error_codes.FAULT_UNAUTHORIZED)
+        assert await status("", access.READ) == (401, error_codes.FAULT_UNAUTHORIZED)
+        assert await status("no token!", access.READ) == (401, error_codes.FAULT_UNAUTHORIZED)
+        assert await status("token-silent", access.READ) == (503, error_codes.FAULT_REVIEW_FAILED)
+        assert asked.count("token-reader") == 1
+        clock.now += 60.0
+        del users["token-reader"]
+        assert await status("token-reader", access.READ) == (401, error_codes.FAULT_UNAUTHORIZED)
 
     asyncio.run(scenario())

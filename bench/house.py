@@ -16,7 +16,7 @@ import orjson
 from bench import handlers, report
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ("gpu_sharing", "scheduler_extender", "device_plugin", "webui", "hamictl")
+PACKAGES = ("gpu_sharing", "scheduler_extender", "device_plugin", "fault_injector", "webui", "hamictl")
 LONGEST_FUNCTION_LINES = 40
 MOST_COLLABORATORS = 5
 """Values that a constructor needs; one that takes more is a missed target."""

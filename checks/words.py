@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = (
-    "bench", "checks", "device_plugin", "docs", "gpu_sharing", "hamictl", "images", "lab", "observability", "release",
-    "scheduler_extender", "webui",
+    "bench", "checks", "device_plugin", "docs", "fault_injector", "gpu_sharing", "hamictl", "images", "lab",
+    "observability", "release", "scheduler_extender", "webui",
 )  # fmt: skip
 SHORTEST = 20
 _OPENING = re.compile(r"(nobody|somebody|whoever|anybody|everybody|of which|who|whom|whose)\b", re.I)

@@ -13,6 +13,9 @@ from device_plugin import settings as plugin_settings
 from device_plugin.monitor import collector as monitor_collector
 from device_plugin.monitor import settings as monitor_settings
 from docs import chart_values, keys
+from fault_injector import api_types as fault_types
+from fault_injector import metrics as fault_metrics
+from fault_injector import settings as fault_settings
 from gpu_sharing.adapters import metrics_registry, read_api_types
 from gpu_sharing.core import error_codes, event_reasons
 from hamictl import commands
@@ -46,6 +49,7 @@ def settings_page() -> str:
         _settings("Device plugin", plugin_settings),
         _settings("Monitor", monitor_settings),
         _settings("WebUI", webui_settings),
+        _settings("Fault injection service", fault_settings),
     ]
     return "\n".join([*head, *parts])
 
@@ -72,13 +76,16 @@ def processes() -> dict[str, metrics_registry.Series]:
         each.watch_canary(None)
     for each in (extender, plugin):
         each.show_progress()
-    return {"extender": extender, "device plugin": plugin, "monitor": monitor, "WebUI": webui}
+    return {
+        "extender": extender, "device plugin": plugin, "monitor": monitor, "WebUI": webui,
+        "fault injection service": fault_metrics.Metrics(),
+    }  # fmt: skip
 
 
 def metrics_page() -> str:
     """Return the page of all metrics."""
     head = ["# Metrics", _NOTE, "", "Each process serves them at `/metrics` of its health listener.", ""]
-    extender, plugin, monitor, webui = processes().values()
+    extender, plugin, monitor, webui, fault_service = processes().values()
     cluster = [
         _metric_row(name, "gauge", labels, f"{text} From the leader only.")
         for name, (text, labels) in cluster_gauges.GAUGES.items()
@@ -90,6 +97,7 @@ def metrics_page() -> str:
             _metrics("Device plugin (port 8081)", plugin, []),
             _metrics("Monitor (port 41991)", monitor, []),
             _metrics("WebUI (port 8081)", webui, []),
+            _metrics("Fault injection service (port 8082)", fault_service, []),
         ]
     )
 
@@ -165,11 +173,12 @@ def annotations_page() -> str:
 
 
 def http_api_page() -> str:
-    """Return the page of both JSON APIs, from their OpenAPI documents."""
+    """Return the page of the JSON APIs, from their OpenAPI documents."""
     extender = read_api_types.openapi()
     head = [
         "# HTTP APIs", _NOTE, "",
-        "Both only read, and answer JSON. Fields may be added. Each describes itself at `/api/v1/openapi.json`. The",
+        "All answer JSON, and the first two only read. Fields may be added. Each describes itself at",
+        "`/api/v1/openapi.json`. The",
         "permissions are in [use hamictl](../howto/use-hamictl.md#how-it-reaches-the-cluster) and",
         "[run the WebUI](../howto/run-the-webui.md#who-may-see-what). Probes and [metrics](metrics.md) have",
         "listeners of their own.", "",
@@ -185,6 +194,7 @@ def http_api_page() -> str:
             *head,
             *_api("Scheduler extender (port 9446)", extender, {}),
             *_api("WebUI (port 8088)", webui_openapi.document(), told),
+            *_api("Fault injection service (port 9447)", fault_types.openapi(), {}),
         ]
     )
 
@@ -193,10 +203,12 @@ def _api(title: str, document: Mapping[str, Any], told: Mapping[str, Mapping[str
     lines = [f"## {title}", "", document["info"]["description"], ""]
     lines += ["| path | content | query | answer |", "| --- | --- | --- | --- |"]
     for path, methods in document["paths"].items():
-        get = methods["get"]
-        asked = ", ".join(f"`{one['name']}`" for one in get.get("parameters", ()) if one["in"] == "query") or "-"
-        answer = get["responses"]["200"]["content"]["application/json"]["schema"]
-        lines.append(f"| `{path}` | {get['summary']} | {asked} | {_type(answer)} |")
+        method, operation = next(iter(methods.items()))
+        asked = ", ".join(f"`{one['name']}`" for one in operation.get("parameters", ()) if one["in"] == "query") or "-"
+        responses = operation["responses"]
+        answer = (responses.get("200") or responses["201"])["content"]["application/json"]["schema"]
+        shown = f"`{path}`" if method == "get" else f"{method.upper()} `{path}`"
+        lines.append(f"| {shown} | {operation['summary']} | {asked} | {_type(answer)} |")
     for name, schema in sorted(document["components"]["schemas"].items()):
         lines += ["", f"### {name} ({title.partition(' (')[0]})", ""]
         lines += ["| field | type | meaning |", "| --- | --- | --- |"]

@@ -5,7 +5,7 @@ A test checks that every key in the code is listed here.
 
 from dataclasses import dataclass
 
-from gpu_sharing.core import allocations, gangs, gpus, identifiers, records, remediation_history, requests
+from gpu_sharing.core import allocations, faults, gangs, gpus, identifiers, records, remediation_history, requests
 from scheduler_extender.act import leadership, waking
 from scheduler_extender.decide import admission
 
@@ -92,6 +92,7 @@ OF_NODES = (
         ADMINISTRATOR,
         "Likewise, and plugin and monitor close them for a reset; `hamictl gpu release` writes it.",
     ),
+    Key(faults.CONSENT_LABEL, "label", ADMINISTRATOR, "`allowed`: faults may be injected into the node on purpose."),
 )
 """On a node, by the plugin or an administrator."""
 OF_LEASES = (

@@ -78,6 +78,15 @@ COMMANDS = (
         examples=("hamictl gpu release node-7 0", "hamictl gpu release node-7 0 --cancel"),
     ),
     Command(
+        name="fault", module="fault",
+        text="inject faults on purpose, list them, and recover them",
+        statuses="0 done, 1 refused or unknown, 2 no answer, or it failed",
+        examples=(
+            "hamictl fault kinds", "hamictl fault inject xid-79 --node node-7 --gpu 0 --seconds 60",
+            "hamictl fault list", "hamictl fault recover f1", "hamictl fault cleanup",
+        ),
+    ),
+    Command(
         name="explain-code", module="explain_code", text="what an error code means and what to do about it",
         statuses="0 the code exists, 1 it does not", examples=("hamictl explain-code SCHED_INSUFFICIENT_GPU_MEMORY",),
     ),

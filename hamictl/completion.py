@@ -17,10 +17,17 @@ from hamictl import commands, failures, flags, reader
 
 SHELLS = ("bash", "zsh", "fish")
 _SECONDS = 2.0
-_KINDS = {"nodes": "nodes", "pods": "pods", "explain": "pods", "explain-code": "codes", "gpu": "nodes"}
+_KINDS = {
+    "nodes": "nodes",
+    "pods": "pods",
+    "explain": "pods",
+    "explain-code": "codes",
+    "gpu": "nodes",
+    "fault": "faults",
+}
 """What the words of a command name that are no flags."""
-_KINDS_OF_FLAGS = {"--drain": "nodes", "--namespace": "namespaces", "--system-namespace": "namespaces",
-                   "--context": "contexts"}  # fmt: skip
+_KINDS_OF_FLAGS = {"--drain": "nodes", "--node": "nodes", "--namespace": "namespaces",
+                   "--system-namespace": "namespaces", "--context": "contexts"}  # fmt: skip
 
 _BASH = """_hamictl() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} before=${{COMP_WORDS[COMP_CWORD-1]}} command=${{COMP_WORDS[1]}} words= values=

@@ -24,10 +24,10 @@ import rich.console
 import rich.progress
 
 from gpu_sharing.adapters import signals
-from gpu_sharing.core import records
-from hamictl import demo_scenario, flags, rendering, start
+from gpu_sharing.core import faults, records
+from hamictl import demo_scenario, fault_client, flags, rendering, start
 from lab import cluster as clusters
-from lab import kinds, service_process, traces, webui_process
+from lab import fault_backends, fault_service, kinds, service_process, traces, webui_process
 
 _SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -89,8 +89,10 @@ def run(options: argparse.Namespace) -> int:
     signals.act_on((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), stop.set)
     try:
         nodes, chapters = _plan(options)
+        nodes = [_consenting(node) for node in nodes]
         plugins = not (options.trace or options.nodes or options.pods)
-        with clusters.running(nodes, port=options.port, plugins=plugins, stop=stop) as cluster:
+        linked = plugins and not options.once
+        with clusters.running(nodes, port=options.port, plugins=plugins, linked=linked, stop=stop) as cluster:
             status = _play(_Session(options, console, cluster, stop), chapters)
     except service_process.Stopped:
         status = start.STOPPED
@@ -107,6 +109,12 @@ def run(options: argparse.Namespace) -> int:
         _print_stopped(console)
         return start.STOPPED
     return status
+
+
+def _consenting(node: dict[str, Any]) -> dict[str, Any]:
+    """Return a node into which faults may be injected: those of the demo are for that."""
+    labels = {**node["metadata"]["labels"], faults.CONSENT_LABEL: faults.CONSENT}
+    return {**node, "metadata": {**node["metadata"], "labels": labels}}
 
 
 def _refused(sentence: str) -> int:
@@ -200,16 +208,22 @@ def _stay(session: _Session, world: demo_scenario.World) -> None:
     """Print what to do with the cluster, serve the WebUI, and wait for a signal."""
     console, cluster = session.console, session.cluster
     with contextlib.ExitStack() as stack:
+        processes: dict[str, service_process.ServiceProcess] = {"extender": cluster.extender}
         pages = "needs Flask: pip install 'hami-py[webui]'"
         if importlib.util.find_spec("flask"):
-            webui = webui_process.WebUIProcess(cluster.folder, f"http://{cluster.extender.api}", stop=session.stop)
+            webui = webui_process.WebUIProcess(cluster.folder, cluster.read_api, stop=session.stop)
             pages = stack.enter_context(webui_process.running(webui)).url
+            processes["webui"] = webui
+        backends = fault_backends.of_cluster(cluster, processes)
+        record = cluster.folder / "faults.json"
+        service = stack.enter_context(fault_service.running(cluster.kubeconfig, record, backends))
         console.print("\nIn another terminal:\n")
         commands = pathlib.Path(sys.executable).parent
         if shutil.which("hamictl") is None and (commands / "hamictl").exists():
             console.print(f"  export PATH={commands}:$PATH", soft_wrap=True)
         console.print(f"  export KUBECONFIG={cluster.kubeconfig}", soft_wrap=True)
-        console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}\n", soft_wrap=True)
+        console.print(f"  export {flags.EXTENDER_VARIABLE}=http://{cluster.extender.api}", soft_wrap=True)
+        console.print(f"  export {fault_client.URL_VARIABLE}={service.url}\n", soft_wrap=True)
         console.print(rendering.commands(_suggested(world)))
         console.print(f"\nThe WebUI: {pages}", soft_wrap=True)
         console.print("Ctrl-C ends the cluster.")

@@ -60,7 +60,7 @@ class Reader:
         self._timeout_seconds = timeout_seconds
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._tls = _tls(ca_file) if ca_file else None  # None: by the system's authorities.
+        self._tls = tls(ca_file) if ca_file else None  # None: by the system's authorities.
 
     def nodes(self) -> list[read_api_types.Node]:
         """Return every node. Errors as `_get`."""
@@ -115,7 +115,12 @@ class Reader:
             raise failures.CommandFailed(f"no answer from {self._url}: {cause}", hint) from broken
 
 
-def _tls(ca_file: pathlib.Path) -> ssl.SSLContext:
+def tls(ca_file: pathlib.Path) -> ssl.SSLContext:
+    """Return how to verify a server by an authority in a file.
+
+    Raises:
+        CommandFailed: The file cannot be read, or has no certificate.
+    """
     try:
         return ssl.create_default_context(cafile=str(ca_file))
     except OSError as cause:  # SSLError too, where the file has no certificate.
@@ -140,6 +145,20 @@ def _refused(status: int, body: bytes) -> failures.CommandFailed:
     return failures.CommandFailed(sentence, hints.get(status, ""), negative)
 
 
+def token_of(where: Address) -> str:
+    """Return the bearer token in the file; empty where none is given.
+
+    Raises:
+        CommandFailed: The file cannot be read.
+    """
+    if where.token_file is None:
+        return ""
+    try:
+        return where.token_file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as cause:
+        raise failures.CommandFailed(f"--token-file {where.token_file}: {cause}") from cause
+
+
 @contextlib.contextmanager
 def reaching(where: Address, timeout_seconds: float = _TIMEOUT_SECONDS) -> Iterator[Reader]:
     """Yield a reader, each of whose reads may take that long; the connection ends with the context.
@@ -148,15 +167,9 @@ def reaching(where: Address, timeout_seconds: float = _TIMEOUT_SECONDS) -> Itera
         CommandFailed: The extender cannot be reached.
     """
     if where.url:
-        token = ""
-        if where.token_file:
-            try:
-                token = where.token_file.read_text().strip()
-            except (OSError, UnicodeDecodeError) as cause:
-                raise failures.CommandFailed(f"--token-file {where.token_file}: {cause}") from cause
-        yield Reader(where.url, token, where.ca_file, timeout_seconds)
+        yield Reader(where.url, token_of(where), where.ca_file, timeout_seconds)
         return
-    with _forwarded(where, _PORT) as url:
+    with forwarded(where, _PORT) as url:
         yield Reader(url, timeout_seconds=timeout_seconds)
 
 
@@ -177,7 +190,7 @@ def components(where: Address) -> dict[str, Any] | None:
     if where.url:
         return None
     try:
-        with _forwarded(where, _HEALTH_PORT) as url:
+        with forwarded(where, _HEALTH_PORT) as url:
             return _components(url)
     except (failures.CommandFailed, *_BROKEN):
         return None
@@ -194,21 +207,21 @@ def _components(url: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _forwarded(where: Address, port: int) -> Iterator[str]:
-    """Yield the URL of a port of the extender; the forwarding ends with the context."""
+def forwarded(where: Address, port: int, deployment: str = "hami-scheduler", name: str = "extender") -> Iterator[str]:
+    """Yield the URL of a port of a Deployment's pod; the forwarding ends with the context."""
     if not where.reachable:
         raise failures.no_kubeconfig()
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         raise failures.CommandFailed(
-            "kubectl, which reaches the extender, is not installed", "install it, or set --extender URL"
+            f"kubectl, which reaches the {name}, is not installed", f"install it, or set --{name} URL"
         )
     command = [kubectl, *(["--kubeconfig", where.kubeconfig] if where.kubeconfig else [])]
     command += ["--context", where.context] if where.context else []
-    command += ["-n", where.system_namespace, "port-forward", "deployment/hami-scheduler", f":{port}"]
+    command += ["-n", where.system_namespace, "port-forward", f"deployment/{deployment}", f":{port}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        yield f"http://127.0.0.1:{_forwarded_port(process, where)}"
+        yield f"http://127.0.0.1:{_forwarded_port(process, where, name)}"
     finally:
         process.terminate()
         process.wait(timeout=10)
@@ -217,7 +230,7 @@ def _forwarded(where: Address, port: int) -> Iterator[str]:
                 pipe.close()
 
 
-def _forwarded_port(process: "subprocess.Popen[str]", where: Address) -> int:
+def _forwarded_port(process: "subprocess.Popen[str]", where: Address, name: str) -> int:
     assert process.stdout is not None
     assert process.stderr is not None
     # Its log comes first on the other pipe, and its sentence last: wait for the address, or for the end of the program.
@@ -226,11 +239,11 @@ def _forwarded_port(process: "subprocess.Popen[str]", where: Address) -> int:
     match = re.search(r"127\.0\.0\.1:(\d+)", line)
     if match is None:
         process.kill()
-        raise _not_forwarded(process.stderr.read(), where.system_namespace)
+        raise _not_forwarded(process.stderr.read(), where.system_namespace, name)
     return int(match[1])
 
 
-def _not_forwarded(printed: str, namespace: str) -> failures.CommandFailed:
+def _not_forwarded(printed: str, namespace: str, name: str) -> failures.CommandFailed:
     """Return the failure by what kubectl printed: its last sentence that is no line of a log, and a hint."""
     lines = [line.strip() for line in printed.splitlines() if line.strip()]
     sentences = [line for line in lines if not _KLOG.match(line)] or lines
@@ -238,7 +251,7 @@ def _not_forwarded(printed: str, namespace: str) -> failures.CommandFailed:
     if "orbidden" in message:
         hint = f"it needs get on deployments, list on pods and create on pods/portforward in {namespace}"
     elif "NotFound" in message or "not found" in message:
-        hint = f"does the extender run in namespace {namespace}? Set --system-namespace, or --extender URL"
+        hint = f"does the {name} run in namespace {namespace}? Set --system-namespace, or --{name} URL"
     else:
-        hint = "does kubectl get nodes work, with the same --kubeconfig and --context? Or set --extender URL"
+        hint = f"does kubectl get nodes work, with the same --kubeconfig and --context? Or set --{name} URL"
     return failures.CommandFailed(f"kubectl port-forward: {message}", hint)

@@ -45,6 +45,8 @@ class _Request:
         self.headers = {key.decode(): value.decode("latin-1") for key, value in scope["headers"]}
         self.body = body
         parts = self.path.strip("/").split("/")
+        self.stale: store.Store | None = None
+        """What it reads from, where a fault makes reads stale."""
         self.resource: kinds.Resource | None = None
         self.namespace = self.name = self.subresource = ""
         if parts[:1] == ["api"] and len(parts) > 2:
@@ -94,6 +96,7 @@ class ApiServer:
         self.version = "v1.36.0-lab"
         self.token = token
         self.calls = 0
+        self._client_watches: set[store.Watcher] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request of a client."""
@@ -102,11 +105,15 @@ class ApiServer:
         self.calls += 1
         request = _Request(scope, await _body(receive))
         fault = self.faults.match(request.method, request.path)
+        agent = request.headers.get("user-agent", "")
+        lasting = self.faults.affecting(request.method, request.path, agent)
+        request.stale = next((one.stale for one in lasting if one.stale is not None), None)
         try:
             if request.headers.get("authorization", f"Bearer {self.token}") != f"Bearer {self.token}":
                 raise store.ApiError(401, "Unauthorized", "Unauthorized")
-            if fault is not None:
-                await fault.before()
+            for one in (fault, *lasting):
+                if one is not None:
+                    await one.before()
             if request.method == "GET" and request.query.get("watch") in ("true", "1"):
                 await self._watch(request, receive, send)
                 return
@@ -115,7 +122,7 @@ class ApiServer:
             )
         except store.ApiError as refused:
             status, body = refused.status, _status(refused)
-        if fault is not None and fault.loses_answer:
+        if any(one is not None and one.loses_answer for one in (fault, *lasting)):
             await _until_gone(receive)
             return
         await _answer(send, status, body, time.time() + self.faults.clock_ahead_seconds)
@@ -159,7 +166,7 @@ class ApiServer:
 
     def _one(self, request: _Request) -> bytes:
         assert request.resource is not None
-        found = self.store.get(request.resource, request.namespace, request.name)
+        found = (request.stale or self.store).get(request.resource, request.namespace, request.name)
         if _wants_table(request):
             return orjson.dumps(tables.table(request.resource, [self._out(request.resource, found)], "0"))
         return self._encoded(request.resource, found)
@@ -169,10 +176,11 @@ class ApiServer:
         assert resource is not None
         passes = store.selector(query)
         limit = int(query.get("limit") or 0)
-        version, after = self._continue(query.get("continue", ""))
+        source = request.stale or self.store
+        version, after = self._continue(query.get("continue", ""), source)
         items: list[store.Object] = []
         token, last = "", None
-        for key, value in self.store.all(resource, request.namespace):
+        for key, value in source.all(resource, request.namespace):
             if after is not None and key <= after:
                 continue
             if limit and len(items) == limit:
@@ -193,9 +201,9 @@ class ApiServer:
             b",".join(self._encoded(resource, item) for item in items),
         )
 
-    def _continue(self, token: str) -> tuple[int, store.Key | None]:
+    def _continue(self, token: str, source: store.Store) -> tuple[int, store.Key | None]:
         if not token:
-            return self.store.version, None
+            return source.version, None
         try:
             version, namespace, name = orjson.loads(base64.urlsafe_b64decode(token))
         except (ValueError, binascii.Error) as cause:
@@ -335,13 +343,20 @@ class ApiServer:
             await send({"type": "http.response.body", "body": _event("ERROR", _status(refused))})
             return
         gone = asyncio.create_task(_until_gone(receive))
+        self._client_watches.add(watcher)
         try:
             for value in first:
                 await _stream(send, _event("ADDED", self._encoded(resource, value)))
             await self._follow(request, passes, watcher, gone, send)
         finally:
+            self._client_watches.discard(watcher)
             self.store.unwatch(watcher)
             gone.cancel()
+
+    def end_client_watches(self) -> None:
+        """End every watch over HTTP; what follows the store within this process goes on."""
+        for watcher in self._client_watches:
+            watcher.queue.put_nowait(None)
 
     async def _follow(
         self, request: _Request, passes: store.Predicate, watcher: store.Watcher, gone: "asyncio.Task[None]", send: Send
@@ -350,14 +365,16 @@ class ApiServer:
         assert resource is not None
         bookmarks = request.query.get("allowWatchBookmarks") == "true"
         loop = asyncio.get_running_loop()
-        end = loop.time() + float(request.query.get("timeoutSeconds") or 1800)
-        while not gone.done() and (left := end - loop.time()) > 0:
+        seconds = float(request.query.get("timeoutSeconds") or 1800)
+        is_spared = request.headers.get("user-agent", "") == self.faults.spared
+        end = loop.time() + (min(seconds, 1.0) if self.faults.drops_watches and not is_spared else seconds)
+        while not gone.done() and ((left := end - loop.time()) > 0 or self.faults.silences_watches):
             batch: list[bytes] = []
             try:
-                async with asyncio.timeout(min(left, _BOOKMARK_SECONDS)):
+                async with asyncio.timeout(min(max(left, 0.1), _BOOKMARK_SECONDS)):
                     change = await watcher.queue.get()
             except TimeoutError:
-                if bookmarks:
+                if bookmarks and (is_spared or not self.faults.silences_watches):
                     await _stream(send, self._bookmark(resource))
                 continue
             while change is not None:
@@ -365,7 +382,7 @@ class ApiServer:
                 if watcher.queue.empty():
                     break
                 change = watcher.queue.get_nowait()
-            if batch:
+            if batch and (is_spared or not self.faults.silences_watches):
                 await _stream(send, b"".join(batch))
             if change is None:
                 break

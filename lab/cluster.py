@@ -21,6 +21,7 @@ from lab import (
     service_process,
     simple_kubelets,
     store,
+    tcp_proxy,
 )
 
 _READY_SECONDS = 30.0
@@ -56,17 +57,30 @@ class Cluster:
         folder: Holds the kubeconfig and logs.
         kubeconfig: The kubeconfig for kubectl and all other clients.
         gpu_nodes: The nodes that a device plugin serves, by name.
+        links: The networks between its processes, by pair such as `extender-apiserver`; empty where they are direct.
     """
 
     def __init__(
-        self, server: api_server.Running, extender: extender_process.ExtenderProcess, folder: pathlib.Path
+        self,
+        server: api_server.Running,
+        extender: extender_process.ExtenderProcess,
+        folder: pathlib.Path,
+        verbs: str = "",
     ) -> None:
         self.server = server
         self.extender = extender
         self.folder = folder
         self.kubeconfig = folder / _KUBECONFIG
         self.gpu_nodes: dict[str, ServedNode] = {}
-        self.scheduler = server.call(lambda: scheduler.Scheduler(server.app, scheduler.Extender(extender.verbs)))
+        self.links: dict[str, tcp_proxy.TcpProxy] = {}
+        address = verbs or extender.verbs
+        self.scheduler = server.call(lambda: scheduler.Scheduler(server.app, scheduler.Extender(address)))
+
+    @property
+    def read_api(self) -> str:
+        """The URL of the extender's read API for the WebUI."""
+        link = self.links.get("ui-extender")
+        return f"http://{link.address if link else self.extender.api}"
 
     def create(self, resource: kinds.Resource, body: store.Object, namespace: str = "default") -> store.Object:
         """Create an object as a client would, with defaults."""
@@ -91,6 +105,7 @@ def running(
     folder: pathlib.Path | None = None,
     *,
     plugins: bool = False,
+    linked: bool = False,
     stop: threading.Event | None = None,
     make_node: Callable[[pathlib.Path, pathlib.Path, store.Object, Sequence[gpus.Gpu]], ServedNode] = gpu_nodes.GpuNode,
 ) -> Iterator[Cluster]:
@@ -102,6 +117,7 @@ def running(
         port: Port of the API server; 0 selects a free one.
         folder: Holds the kubeconfig and logs; a temporary one by default.
         plugins: Whether a device plugin and a kubelet of its own serve each node, instead of one task for all.
+        linked: Whether its processes reach each other by links that can be cut.
         stop: Ends the start when it is set.
         make_node: Creates a served node from a folder, the kubeconfig, the node and its GPUs.
 
@@ -119,19 +135,48 @@ def running(
         wanted = list(nodes)
         objects = [gpu_nodes.unserved(node) if plugins else node for node in wanted]
         server.call(lambda: [keep.create(kinds.NODES, "", node) for node in objects])
+        links = _Links(stack, server, folder) if linked else None
+        of_extender = links.to_server("extender-apiserver") if links else kubeconfig
+        of_plugins = links.to_server("plugin-apiserver") if links else kubeconfig
         extender = stack.enter_context(
-            extender_process.running(kubeconfig, folder / "extender.log", *arguments, stop=stop)
+            extender_process.running(of_extender, folder / "extender.log", *arguments, stop=stop)
         )
-        cluster = Cluster(server, extender, folder)
+        cluster = Cluster(server, extender, folder, links.open("scheduler-extender", extender.verbs) if links else "")
+        if links:
+            links.open("ui-extender", extender.api)
+            cluster.links = links.by_pair
         for node in wanted if plugins else ():
             if inventory := records.decode_inventory(node["metadata"]["annotations"].get(records.INVENTORY, "[]")):
                 files = folder / node["metadata"]["name"]
                 _check_length(files)
-                stack.enter_context(_serving(cluster, make_node(files, kubeconfig, node, inventory)))
+                stack.enter_context(_serving(cluster, make_node(files, of_plugins, node, inventory)))
         _wait_registered(cluster, stop or threading.Event())
         stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, frozenset(cluster.gpu_nodes))))
         stack.enter_context(_task(server, cluster.scheduler.run))
         yield cluster
+
+
+class _Links:
+    """The networks between the processes of one cluster."""
+
+    def __init__(self, stack: contextlib.ExitStack, server: api_server.Running, folder: pathlib.Path) -> None:
+        self._stack = stack
+        self._server = server
+        self._folder = folder
+        self.by_pair: dict[str, tcp_proxy.TcpProxy] = {}
+
+    def open(self, pair: str, target: str) -> str:
+        """Open a link to `HOST:PORT`. Return its address."""
+        self.by_pair[pair] = self._stack.enter_context(tcp_proxy.running(target))
+        return self.by_pair[pair].address
+
+    def to_server(self, pair: str) -> pathlib.Path:
+        """Open a link to the API server. Return a kubeconfig that leads over it."""
+        address = self.open(pair, self._server.url.removeprefix("http://"))
+        path = self._folder / f"kubeconfig-{pair}"
+        path.touch(mode=0o600)
+        path.write_text(api_server.kubeconfig(f"http://{address}", self._server.token))
+        return path
 
 
 def _check_length(files: pathlib.Path) -> None:

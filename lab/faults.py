@@ -36,15 +36,66 @@ class Fault:
             raise store.ApiError(self.refuse_with, "InternalError", "told to refuse")
 
 
+REASONS = {
+    409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable",
+}  # fmt: skip
+"""The reasons of a real API server, by status."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Lasting:
+    """A fault that affects a share of the matching calls until it is removed."""
+
+    method: str = ""
+    """Empty: any."""
+    path: str = "/"
+    """The start of the path."""
+    share: float = 1.0
+    """Of 1; the affected calls are spread evenly."""
+    refuse_with: int = 0
+    delay_seconds: float = 0.0
+    loses_answer: bool = False
+    drops_watches: bool = False
+    """Whether watches end within a second of their start."""
+    silences_watches: bool = False
+    """Whether nothing is sent on watches; those that were silent end with the fault."""
+    stale: store.Store | None = None
+    """What reads are answered from."""
+    calls: int = 0
+    """Matching calls so far."""
+
+    def affects(self, method: str, path: str) -> bool:
+        """Return whether a call is affected, and count it."""
+        if self.method not in ("", method) or not path.startswith(self.path):
+            return False
+        before, self.calls = int(self.calls * self.share), self.calls + 1
+        return int(self.calls * self.share) > before
+
+    async def before(self) -> None:
+        """Apply the fault before the call is served.
+
+        Raises:
+            ApiError: The call is refused.
+        """
+        if self.delay_seconds:
+            await asyncio.sleep(self.delay_seconds)
+        if self.refuse_with:
+            raise store.ApiError(self.refuse_with, REASONS[self.refuse_with], "a fault is injected")
+
+
 class Faults:
     """The faults that are armed.
 
     Attributes:
         clock_ahead_seconds: Seconds by which the clock in answers is ahead of the true one.
+        lasting: Faults that stay until they are removed, by name.
+        spared: The `User-Agent` of the client that they do not affect: the one that injects them.
     """
 
     def __init__(self) -> None:
         self.clock_ahead_seconds = 0.0
+        self.lasting: dict[str, Lasting] = {}
+        self.spared = "hami-fault-injector"
         self._armed: list[Fault] = []
         self._expired_before = 0
 
@@ -70,6 +121,22 @@ class Faults:
                     self._armed.remove(fault)
                 return fault
         return None
+
+    def affecting(self, method: str, path: str, user_agent: str) -> list[Lasting]:
+        """Return the lasting faults that affect a call."""
+        if user_agent == self.spared:
+            return []
+        return [one for one in self.lasting.values() if one.affects(method, path)]
+
+    @property
+    def drops_watches(self) -> bool:
+        """Whether watches end within a second."""
+        return any(one.drops_watches for one in self.lasting.values())
+
+    @property
+    def silences_watches(self) -> bool:
+        """Whether nothing is sent on watches."""
+        return any(one.silences_watches for one in self.lasting.values())
 
     def expire_lists(self, version: int) -> None:
         """Refuse continue tokens of lists older than that version with 410."""

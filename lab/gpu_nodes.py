@@ -29,6 +29,10 @@ class FakeGpus:
     """XIDs to report."""
     usages: dict[identifiers.GpuUuid, gpu_source.Usage] = field(default_factory=dict)
     """The used memory and utilization; 0 for the other GPUs."""
+    announced: dict[identifiers.GpuUuid, health.Reading] = field(default_factory=dict)
+    """The readings of GPUs from the second one on after `after_next`, or after their XID is received: so the XID is the
+    cause that users see, and counters are seen to rise."""
+    after_next: set[identifiers.GpuUuid] = field(default_factory=set)
 
     def devices(self) -> Sequence[gpu_source.Device]:
         """See `GpuSource`."""
@@ -38,7 +42,12 @@ class FakeGpus:
         """See `GpuSource`; a GPU that is no longer listed has fallen off the bus."""
         if all(one.uuid != uuid for one in self.listed):
             return health.Reading(answered=False, lost=True)
-        return self.readings.get(uuid, health.Reading(recovery_action=0))
+        before = self.readings.get(uuid, health.Reading(recovery_action=0, uncorrected_errors=0))
+        if uuid in self.after_next:
+            self.after_next.discard(uuid)
+            if uuid in self.announced:
+                self.readings[uuid] = self.announced.pop(uuid)
+        return before
 
     def usage(self, uuid: identifiers.GpuUuid) -> gpu_source.Usage:
         """See `GpuSource`."""
@@ -58,9 +67,12 @@ class FakeGpus:
     def next_faults(self, timeout_seconds: float) -> Sequence[gpu_source.Fault]:
         """See `GpuSource`."""
         try:
-            return (self.faults.get(timeout=timeout_seconds),)
+            received = self.faults.get(timeout=timeout_seconds)
         except queue.Empty:
             return ()
+        if received.uuid is not None:
+            self.after_next.add(received.uuid)
+        return (received,)
 
     def gaps(self) -> gpu_source.Gaps:
         """See `GpuSource`; these GPUs refuse nothing."""
@@ -173,6 +185,8 @@ class GpuNode:
             while True:
                 await self._serve_one_boot(agent, self._rebooting)
                 self._rebooting.clear()
+                # A thread of the plugin that ended may still wait at the old queue.
+                self.gpus.faults = queue.SimpleQueue()
                 self._boot()
         finally:
             agent.cancel()

@@ -60,6 +60,7 @@ RESOURCES: tuple[Resource, ...] = (
     _in("apps", "v1", "statefulsets", "StatefulSet", namespaced=True, status=True),
     _in("apps", "v1", "deployments", "Deployment", namespaced=True, status=True),
     _in("apps", "v1", "daemonsets", "DaemonSet", namespaced=True, status=True),
+    _in("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", namespaced=True),
     _in("batch", "v1", "jobs", "Job", namespaced=True, status=True),
     _in("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", namespaced=True, status=True),
     _in("admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"),

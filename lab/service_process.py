@@ -87,6 +87,11 @@ class ServiceProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
     def command(self) -> list[str]:
         """The command line of the process."""
         binds = [part for name, flag in self._listeners.items() for part in (flag, self.addresses[name])]

@@ -166,6 +166,13 @@ class Store:
         """End the watch; its queue gets no more changes."""
         self._watchers.discard(watcher)
 
+    def frozen(self) -> "Store":
+        """Return a store with the objects of now, which later writes do not change."""
+        copy = Store()
+        copy.version = self.version
+        copy._objects = collections.defaultdict(dict, {kind: dict(of) for kind, of in self._objects.items()})
+        return copy
+
     def end_watches(self) -> None:
         """End every watch, as a restart of the API server does."""
         for watcher in self._watchers:

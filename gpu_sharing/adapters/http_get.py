@@ -1,4 +1,4 @@
-"""GET over HTTP without following redirects: a bearer token belongs to the server that it was meant for.
+"""GET and POST over HTTP without following redirects: a bearer token belongs to the server that it was meant for.
 
 The standard library's opener follows a redirect to any host and sends the `Authorization` header along.
 """
@@ -34,8 +34,10 @@ def read(
     headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
     most_bytes: int = _MOST_BYTES,
+    *,
+    body: bytes | None = None,
 ) -> bytes:
-    """Return the body of an answer with a status under 300.
+    """Return the body of an answer with a status under 300, to GET or, with a body, to POST.
 
     Args:
         url: With `http` or `https`.
@@ -43,14 +45,15 @@ def read(
         headers: To send.
         tls: How to verify the server; None for the system's authorities.
         most_bytes: What is longer is cut off there.
+        body: To send by POST.
 
     Raises:
         HTTPError: Another status, a redirect among them.
         OSError: No answer.
         ValueError: Not a URL.
     """
-    request = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310  # settings take http and https only
+    request = urllib.request.Request(url, data=body, headers=dict(headers or {}))  # noqa: S310  # settings take http and https only
     opener = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=tls))
     with opener.open(request, timeout=timeout_seconds) as answer:
-        body: bytes = answer.read(most_bytes)
-        return body
+        content: bytes = answer.read(most_bytes)
+        return content

@@ -1086,3 +1086,93 @@ DOCTOR_NODE_SPACE = _register(
     "Little space is left where the device plugin writes, or in the shared memory of MPS and frameworks.",
     "Free space, or mount a larger file system; --least-free sets the limit.",
 )
+
+# The fault injection service.
+FAULT_INVALID = _register(
+    "FAULT_INVALID",
+    "A request to inject a fault has unknown or missing fields, or values outside their bounds; nothing was injected.",
+    "Correct the fields that the message names; hamictl fault kinds lists every kind with its fields and bounds.",
+)
+FAULT_UNKNOWN_KIND = _register(
+    "FAULT_UNKNOWN_KIND",
+    "There is no kind of fault of that name; nothing was injected.",
+    "Use one of the kinds that hamictl fault kinds lists.",
+)
+FAULT_UNKNOWN = _register(
+    "FAULT_UNKNOWN",
+    "No fault has that id: it was never injected, or it was recovered so long ago that its entry is deleted.",
+    "List the faults with hamictl fault list.",
+)
+FAULT_COLLIDES = _register(
+    "FAULT_COLLIDES",
+    "Another fault with the same effect is injected into the same target, so that recovering one would undo the other; "
+    "nothing was injected.",
+    "Recover the other fault first; the message names its id.",
+)
+FAULT_NO_CONSENT = _register(
+    "FAULT_NO_CONSENT",
+    "The node does not have the label hami.io/fault-injection: allowed, so no fault may be injected into it.",
+    "If pods of this node may break, run kubectl label node NODE hami.io/fault-injection=allowed.",
+    operator=True,
+)
+FAULT_NO_TARGET = _register(
+    "FAULT_NO_TARGET",
+    "The node, GPU or process of a fault does not exist; nothing was injected.",
+    "Use one of the targets that the message names.",
+)
+FAULT_NOT_SUPPORTED = _register(
+    "FAULT_NOT_SUPPORTED",
+    "No backend of this fault injection service can inject that kind of fault here; nothing was injected.",
+    "Use one of the kinds that the message names, or run the service where a backend can inject this one.",
+    operator=True,
+)
+FAULT_BACKEND = _register(
+    "FAULT_BACKEND",
+    "Injecting or recovering a fault failed; hamictl fault show has the state and the cause.",
+    "Remove the cause, then inject again if the state is failed, or recover again if it is injected.",
+    operator=True,
+)
+FAULT_TOO_MANY = _register(
+    "FAULT_TOO_MANY",
+    "As many faults are in effect as the service permits at one time; nothing was injected.",
+    "Recover some: hamictl fault cleanup recovers all.",
+)
+FAULT_TRACKER = _register(
+    "FAULT_TRACKER",
+    "The record of faults cannot be read or written, so nothing is injected: a fault without a record could not be "
+    "recovered after a restart.",
+    "See the cause in the message. If the record is damaged, check by hand what is in effect, then delete the record.",
+    operator=True,
+)
+FAULT_UNAUTHORIZED = _register(
+    "FAULT_UNAUTHORIZED",
+    "The fault injection API was called without a token that the cluster knows.",
+    "Send a bearer token of this cluster, for example by kubectl create token.",
+)
+FAULT_FORBIDDEN = _register(
+    "FAULT_FORBIDDEN",
+    "The caller of the fault injection API lacks a permission: get or create on faults.hami.io, or it is a web page.",
+    "Bind the ClusterRole hami-fault-injection to the account; from a browser the API cannot be used.",
+    operator=True,
+)
+FAULT_REVIEW_FAILED = _register(
+    "FAULT_REVIEW_FAILED",
+    "The API server did not answer the review of a caller of the fault injection API, so the call was refused.",
+    "Try again; if it stays, check that the service may create tokenreviews and subjectaccessreviews.",
+    operator=True,
+)
+FAULT_ROUTE = _register(
+    "FAULT_ROUTE",
+    "The path of the fault injection API does not exist, or does not support that method.",
+    "See /openapi.json of the service for its paths.",
+)
+FAULT_NOT_READY = _register(
+    "FAULT_NOT_READY",
+    "The fault injection service has not read its record of faults yet.",
+    "Wait some seconds; /healthz shows what is missing.",
+)
+FAULT_NO_MEASUREMENT = _register(
+    "FAULT_NO_MEASUREMENT",
+    "The numbers for a scenario's checks cannot be read from the API server.",
+    "Try again; while a fault on the API server is injected, there may be no answer.",
+)

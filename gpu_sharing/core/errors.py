@@ -6,6 +6,7 @@ Each error has two facts: whether a retry helps, and the exact message::
     ├── SettingsError          the process cannot start; names the setting and the accepted values
     ├── BadQuantity            a request that cannot be read; carries the code and what to write instead
     ├── CorruptRecord          an annotation that does not decode; carries the part that did
+    ├── FaultRefused           a fault that is not injected or recovered; carries the code and the reason
     └── KubernetesError        the API server refused or did not answer
         ├── NotFound           the object does not exist
         ├── Conflict           another write came first; retry on fresh state
@@ -37,6 +38,18 @@ class BadQuantity(GpuSharingError):
 
 class CorruptRecord(GpuSharingError):
     """An annotation that does not decode. What cannot be read is never taken for "nothing"."""
+
+
+class FaultRefused(GpuSharingError):
+    """A fault that is not injected or recovered, with the code and the reason.
+
+    Attributes:
+        code: Of the registry.
+    """
+
+    def __init__(self, code: error_codes.Code, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 class KubernetesError(GpuSharingError):

@@ -77,7 +77,7 @@ def test_every_code_that_is_registered_is_used() -> None:
     """The registry holds no codes that nothing says."""
     sources = "\n".join(
         path.read_text()
-        for package in ("gpu_sharing", "scheduler_extender", "device_plugin", "webui", "hamictl")
+        for package in ("gpu_sharing", "scheduler_extender", "device_plugin", "fault_injector", "webui", "hamictl")
         for path in (ROOT / package).rglob("*.py")
         if path.name != "error_codes.py"
     )

@@ -122,7 +122,8 @@ def test_it_prints_nothing_on_stderr_and_invites_to_look_around(folder: pathlib.
     demo = Demo(folder)
     demo.read(SECONDS, until=b"Ctrl-C ends")
 
-    for expected in ("export KUBECONFIG=", "export HAMI_EXTENDER=", "hamictl explain too-big", "The WebUI: http://"):
+    exports = ("export KUBECONFIG=", "export HAMI_EXTENDER=", "export HAMI_FAULTS=http://127.0.0.1:")
+    for expected in (*exports, "hamictl explain too-big", "The WebUI: http://"):
         assert expected in demo.text
     assert "19 of 19 expectations held" in demo.text
 

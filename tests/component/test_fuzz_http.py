@@ -1,5 +1,8 @@
 """schemathesis over the HTTP surface: no answer is a 500 of ours, and each is what the description says."""
 
+import contextlib
+import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import hypothesis
@@ -11,8 +14,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from fault_injector import api_types as fault_types
 from gpu_sharing.adapters import read_api_types
-from lab import api_server, extender_process
+from gpu_sharing.core import faults
+from lab import api_server, extender_process, fault_backends, fault_service, gpus, kinds
 from tests.component import calls
 from tests.support import searching
 
@@ -141,3 +146,48 @@ def test_the_verbs_answer_whatever_they_are_sent(
 
         check()
     assert calls.read(extender, "cluster")["pods_bound"] == 0
+
+
+@pytest.mark.hypothesis
+def test_the_fault_injection_api_is_what_its_description_says(tmp_path: pathlib.Path) -> None:
+    """Scenarios and `hamictl fault` are written against it; nonsense is refused, and ends no process."""
+    node = gpus.gpu_node("a", gpus.A100, 1, labels={faults.CONSENT_LABEL: faults.CONSENT})
+    checks = [status_code_conformance, content_type_conformance, response_schema_conformance]
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(api_server.running())
+        running.call(lambda: running.app.store.create(kinds.NODES, "", node))
+        kubeconfig = running.write_kubeconfig(tmp_path / "kubeconfig")
+        service = stack.enter_context(
+            fault_service.running(kubeconfig, tmp_path / "faults.json", [fault_backends.LabGpus({"a": _Silent()})])
+        )
+        schema = schemathesis.openapi.from_dict(fault_types.openapi())
+        for operation in schema.get_all_operations():
+
+            @hypothesis.settings(
+                max_examples=searching.examples(20), suppress_health_check=list(hypothesis.HealthCheck)
+            )
+            @hypothesis.given(case=strategy(operation))
+            def check(case: Any) -> None:
+                case.call_and_validate(base_url=service.url, checks=checks)
+                if isinstance(case.body, dict) and "node" in case.body:
+                    case.body |= {"node": "a", "gpu": 0}  # A target that exists.
+                    case.body.pop("backend", None)
+                    case.call_and_validate(base_url=service.url, checks=checks)
+
+            check()
+        text = (tmp_path / "faults.json").read_text()
+    assert faults.decode(text).faults
+    assert not faults.decode(text).unreadable
+
+
+class _Silent:
+    """A node's GPUs that take every fault."""
+
+    def uuids(self) -> Sequence[str]:
+        return ["GPU-1", "GPU-2"]
+
+    async def set(self, uuid: str, in_effect: Sequence[faults.Fault], new: faults.Fault | None) -> None:
+        """Change nothing."""
+
+    def reboot(self) -> None:
+        """Change nothing."""

@@ -25,12 +25,28 @@ API = ("--extender", "{extender}")
 HEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", *API, "--health", "{health}")
 UNHEALTHY = ("doctor", "--kubeconfig", "{kubeconfig}", "--extender", "{liar}", "--health", "{liar}")
 PARTS = {"nodes": {"healthy": False, "required": False, "reason": "the watch is 90 s old"}}
+_FAULT = {
+    "id": "f1", "kind": "xid", "group": "gpu", "target": "a/GPU-1", "state": "injected",
+    "values": {"node": "a", "gpu": "GPU-1", "xid": 79}, "backend": "lab-gpus", "created_at": 1796067983.0,
+    "injected_at": 1796067983.0, "finished_at": 0.0, "duration_seconds": 600, "cause": "",
+}  # fmt: skip
+FAULTS = [
+    _FAULT,
+    _FAULT | {
+        "id": "f2", "kind": "partition", "group": "network", "target": "ui-extender", "state": "failed",
+        "values": {"pair": "ui-extender", "namespace": ""}, "backend": "network-policy", "duration_seconds": 0,
+        "injected_at": 0.0, "finished_at": 1796067983.0, "cause": "the API server refuses NetworkPolicy objects",
+    },
+]  # fmt: skip
 ANSWERS = {
     "nodes": (("nodes", *API), 0),
     "pods": (("pods", *API), 0),
     "top": (("top", *API), 0),
     "explain": (("explain", "waits", *API), 0),
     "explain-code": (("explain-code", "SCHED_INSUFFICIENT_GPU_MEMORY"), 0),
+    "fault-kinds": (("fault", "kinds"), 0),
+    "fault-list": (("fault", "list", "--faults", "{liar}"), 0),
+    "fault-show": (("fault", "show", "f2", "--faults", "{liar}"), 0),
     "doctor": (HEALTHY, 0),
     "doctor-findings": (UNHEALTHY, 1),
     "simulate": (("simulate", "{manifest}", "--replicas", "5", "--snapshot", "{snapshot}"), 1),
@@ -63,7 +79,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[golden_files.Sub
         guard(server)
         kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
         extender = stack.enter_context(extender_process.running(kubeconfig, folder / "extender.log"))
-        believes = {"/api/v1/pods": {"pods": []}, "/healthz": {"components": PARTS}}
+        faults = {"/api/v1/faults": {"faults": FAULTS}, "/api/v1/faults/f2": FAULTS[1]}
+        believes = faults | {"/api/v1/pods": {"pods": []}, "/healthz": {"components": PARTS}}
         lies = stack.enter_context(liar.telling(believes))
         assert calls.bind(extender, calls.create(server, "holds"), "a") == ""
         calls.create(server, "waits", {**calls.LIMITS, "nvidia.com/gpumem": "99000"})

@@ -17,7 +17,7 @@ SHELLS = ("bin/sh", "usr/bin/sh", "bin/bash", "bin/dash", "usr/bin/perl", "usr/b
 LARGEST_MIB = {"hami": 80, "hami-node": 60}
 """Compressed."""
 MODULES = {
-    "hami": ("scheduler_extender", "webui"),
+    "hami": ("scheduler_extender", "webui", "fault_injector"),
     "hami-node": (
         "device_plugin",
         "device_plugin.monitor",
@@ -56,14 +56,14 @@ def test_it_starts_what_the_chart_starts(image: Image) -> None:
     for module in MODULES[image.name]:
         assert f"python -m {module}" in image.run("python3", "-m", module, "--help")
     everything = "devicePlugin.isolation=mps,devicePlugin.driver=none,devicePlugin.gpuOperatorToolkitReady.enabled=true"
-    rendered = rendering.objects(4, "--set", everything)
+    rendered = rendering.objects(4, "--set", f"{everything},faultInjection.enabled=true")
     pods = [one["spec"]["template"]["spec"] for one in rendered if one["kind"] in ("Deployment", "DaemonSet")]
     containers = [one for pod in pods for one in (*pod.get("initContainers", ()), *pod["containers"])]
     started = {one["args"][0] for one in containers if one["image"].startswith(f"ghcr.io/hami-py/{image.name}:")}
     assert started == set(MODULES[image.name])
     others = {
         "hami": ("device_plugin", "grpc", "pynvml"),
-        "hami-node": ("numpy", "flask", "scheduler_extender", "webui"),
+        "hami-node": ("numpy", "flask", "scheduler_extender", "webui", "fault_injector"),
     }
     for package in (*others[image.name], "lab", "kubernetes"):
         assert not (image.root / "opt/hami" / package).exists(), package

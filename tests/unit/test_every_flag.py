@@ -11,6 +11,7 @@ import pytest
 import webui.settings
 from device_plugin import mps_daemon, settings
 from device_plugin.monitor import settings as monitor_settings
+from fault_injector import settings as fault_settings
 from gpu_sharing.adapters import flags
 from gpu_sharing.core import policies
 from scheduler_extender import settings as extender_settings
@@ -26,8 +27,9 @@ ROOT = pathlib.Path(__file__).parents[2]
         (monitor_settings.parse, monitor_settings.HELP),
         (mps_daemon.parse, mps_daemon.HELP),
         (webui.settings.parse, webui.settings.HELP),
+        (fault_settings.parse, fault_settings.HELP),
     ],
-    ids=["extender", "plugin", "monitor", "mps", "webui"],
+    ids=["extender", "plugin", "monitor", "mps", "webui", "faults"],
 )
 def test_each_flag_of_the_help_is_read(
     parse: Callable[[Sequence[str], Mapping[str, str]], Any],

@@ -1,9 +1,11 @@
 """What scenarios and tutorials break things with does what it says, and what is broken comes back."""
 
+import asyncio
 import json
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -154,8 +156,6 @@ def test_a_clock_jumps_for_its_processes_alone(tmp_path: pathlib.Path) -> None:
 
 def test_a_program_outlives_the_thread_that_started_it(tmp_path: pathlib.Path) -> None:
     """It dies with this process, which the kernel takes for its starting thread: a fault's thread ends much earlier."""
-    import threading
-
     (tmp_path / "sleeper").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "sleeper").chmod(0o755)
     parts = components.Components(tmp_path, tmp_path)
@@ -182,8 +182,6 @@ def replica_set(name: str, replicas: int) -> dict[str, Any]:
 def test_a_replica_set_keeps_as_many_pods_as_it_wants(server: api_server.Running) -> None:
     """One that is deleted or has failed is made again; a broken set costs no other."""
     sets = "/apis/apps/v1/namespaces/default/replicasets"
-    import asyncio
-
     task = asyncio.run_coroutine_threadsafe(replica_sets.run(server.app), server.loop)
     server.request("POST", sets, {"metadata": {"name": "broken"}, "spec": {"replicas": 1, "template": {"spec": {}}}})
     server.request("POST", sets, replica_set("train", 2))

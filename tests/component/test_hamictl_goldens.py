@@ -62,7 +62,7 @@ CASES = {
     "nodes-color.table": (("nodes", *API, "--color", "always"), 0),
     "snapshot.table": (("snapshot", "{folder}/cluster.json", "--kubeconfig", "{kubeconfig}"), 0),
     **{f"completion.{shell}": (("completion", shell), 0) for shell in completion.SHELLS},
-    **{f"{name}.help": ((name, "--help"), 0) for name in COMMANDS},
+    **{f"{name.replace(' ', '-')}.help": ((*name.split(), "--help"), 0) for name in COMMANDS},
     "hamictl.help": (("--help",), 0),
 }
 

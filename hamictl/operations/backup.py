@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     data = backup_file.encode(backup)
     if not options.dry_run:
         save(options.file, data)
-    print(f"{options.file}{' would have' if options.dry_run else ''}: {state.content.counts()}; {len(data):,} bytes")
+    print(f"{options.file}{' would have' if options.dry_run else ''}: {state.content.counts()}")
     for line in state.left_out:
         print(f"left out: {line}")
     return 0

@@ -36,6 +36,8 @@ def pods(listed: Sequence[objects.Pod]) -> Row:
     """Return the row of the installation's pods; those that have ended are not counted."""
     alive = [pod for pod in listed if not pod.has_ended]
     waiting = [f"{pod.metadata.name} ({_why(pod)})" for pod in alive if not _is_ready(pod)]
+    if not alive:
+        return Row("pods", ERROR, "there is none")
     text = f"{len(alive) - len(waiting)} of {len(alive)} ready"
     if not waiting:
         return Row("pods", OK, text)

@@ -5,10 +5,18 @@ would, by the rules that a test sets. `tests/e2e/test_ops.py` has a real API ser
 """
 
 import contextlib
+import io
+import pathlib
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
+import structlog
+
+from hamictl import __main__ as command
 from lab import api_server, gpus, kinds
 from tests.component.conftest import SMALL
 
@@ -143,14 +151,27 @@ def check_status(pod: dict[str, Any]) -> dict[str, Any]:
     return {"phase": "Succeeded", "containerStatuses": [status]}
 
 
-def install(server: api_server.Running) -> None:
-    """Create the objects of the chart, and a node that carries GPUs and a label."""
+def install_chart(server: api_server.Running) -> None:
+    """Create the objects of the chart."""
     for deployment in DEPLOYMENTS:
         server.request("POST", f"{APPS}/deployments", deployment)
     for daemon_set in DAEMON_SETS:
         server.request("POST", f"{APPS}/daemonsets", daemon_set)
     config = {"metadata": {"name": "hami-scheduler", "labels": labels("scheduler")}, "data": {"config.yaml": "a: 1"}}
     server.request("POST", f"/api/v1/namespaces/{NAMESPACE}/configmaps", config)
+
+
+def write_statuses(server: api_server.Running) -> None:
+    """Write the status of every workload once, as its controller does."""
+    for plural in ("deployments", "daemonsets"):
+        for found in server.request("GET", f"{APPS}/{plural}")["items"]:
+            body = {**found, "status": status_of(found, plural)}
+            server.request("PUT", f"{APPS}/{plural}/{found['metadata']['name']}/status", body)
+
+
+def install(server: api_server.Running) -> None:
+    """Create the objects of the chart, and a node that carries GPUs and a label."""
+    install_chart(server)
     node = gpus.gpu_node("gpu-1", SMALL, 2)
     node["metadata"]["labels"] = {**node["metadata"].get("labels", {}), "gpu": "on"}
     server.request("POST", "/api/v1/nodes", node)
@@ -164,3 +185,73 @@ def images(server: api_server.Running) -> dict[str, str]:
             for each in one["spec"]["template"]["spec"]["containers"]:
                 found[f"{one['metadata']['name']}/{each['name']}"] = each["image"]
     return found
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end of a command."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass
+class World:
+    """An installation, and the command line that operates it."""
+
+    server: api_server.Running
+    controllers: "Controllers"
+    folder: pathlib.Path
+    run: Callable[..., Done]
+
+    def get(self, path: str) -> Any:
+        return self.server.request("GET", path)
+
+    def version(self, name: str = "hami-scheduler", plural: str = "deployments") -> str:
+        """The generation: a write of the specification changes it, a status does not."""
+        return str(self.get(f"{APPS}/{plural}/{name}")["metadata"]["generation"])
+
+    def annotate(self, **annotations: str | None) -> None:
+        body = {
+            "metadata": {"annotations": {f"hami.io/{key.replace('_', '-')}": text for key, text in annotations.items()}}
+        }
+        self.server.request("PATCH", "/api/v1/nodes/gpu-1", body, "application/merge-patch+json")
+
+    def annotations(self) -> dict[str, str]:
+        found: dict[str, str] = self.get("/api/v1/nodes/gpu-1")["metadata"]["annotations"]
+        return found
+
+
+class Terminal(io.StringIO):
+    """Standard input with a person at it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def running(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[World]:
+    """An installation, and commands that run in this process."""
+    logs = structlog.get_config()
+    with api_server.running() as server:
+        install(server)
+        kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
+
+        def run(*words: str, answer: str | None = None, cluster: bool = True) -> Done:
+            where = ["--kubeconfig", str(kubeconfig)] if cluster else []
+            monkeypatch.setattr(sys, "argv", ["hamictl", "ops", *words, *where])
+            monkeypatch.setattr(sys, "stdin", Terminal(answer) if answer is not None else io.StringIO())
+            capsys.readouterr()
+            try:
+                status = command.main()
+            except SystemExit as ended:
+                status = int(ended.code or 0)
+            shown = capsys.readouterr()
+            return Done(status, shown.out, shown.err)
+
+        with Controllers(server).running() as controllers:
+            yield World(server, controllers, folder, run)
+    structlog.configure(**logs)

@@ -2,25 +2,20 @@
 
 import base64
 import gzip
-import io
 import json
 import pathlib
 import stat
-import sys
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import structlog
 
 from gpu_sharing.core import records
-from hamictl import __main__ as command
-from lab import api_server, faults
+from lab import api_server, faults, kinds
 from tests.component import calls, ops_world
-from tests.component.ops_world import APPS, IMAGE, NAMESPACE, NODE_IMAGE
+from tests.component.ops_world import APPS, IMAGE, NAMESPACE, NODE_IMAGE, World
 
 pytestmark = pytest.mark.slow
 
@@ -28,73 +23,12 @@ CONFIG_MAPS = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
 SECRETS = f"/api/v1/namespaces/{NAMESPACE}/secrets"
 
 
-@dataclass(frozen=True)
-class Done:
-    """The end of a command."""
-
-    status: int
-    out: str
-    err: str
-
-
-@dataclass
-class World:
-    """An installation, and the command line that operates it."""
-
-    server: api_server.Running
-    controllers: ops_world.Controllers
-    folder: pathlib.Path
-    run: Callable[..., Done]
-
-    def get(self, path: str) -> Any:
-        return self.server.request("GET", path)
-
-    def version(self, name: str = "hami-scheduler", plural: str = "deployments") -> str:
-        """The generation: a write of the specification changes it, a status does not."""
-        return str(self.get(f"{APPS}/{plural}/{name}")["metadata"]["generation"])
-
-    def annotate(self, **annotations: str | None) -> None:
-        body = {
-            "metadata": {"annotations": {f"hami.io/{key.replace('_', '-')}": text for key, text in annotations.items()}}
-        }
-        self.server.request("PATCH", "/api/v1/nodes/gpu-1", body, "application/merge-patch+json")
-
-    def annotations(self) -> dict[str, str]:
-        found: dict[str, str] = self.get("/api/v1/nodes/gpu-1")["metadata"]["annotations"]
-        return found
-
-
 @pytest.fixture
 def world(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[World]:
-    logs = structlog.get_config()
-    with api_server.running() as server:
-        ops_world.install(server)
-        kubeconfig = server.write_kubeconfig(tmp_path / "kubeconfig")
-
-        def run(*words: str, answer: str | None = None, cluster: bool = True) -> Done:
-            where = ["--kubeconfig", str(kubeconfig)] if cluster else []
-            monkeypatch.setattr(sys, "argv", ["hamictl", "ops", *words, *where])
-            monkeypatch.setattr(sys, "stdin", Terminal(answer) if answer is not None else io.StringIO())
-            capsys.readouterr()
-            try:
-                status = command.main()
-            except SystemExit as ended:
-                status = int(ended.code or 0)
-            shown = capsys.readouterr()
-            return Done(status, shown.out, shown.err)
-
-        with ops_world.Controllers(server).running() as controllers:
-            yield World(server, controllers, tmp_path, run)
-    structlog.configure(**logs)
-
-
-class Terminal(io.StringIO):
-    """Standard input with a person at it."""
-
-    def isatty(self) -> bool:
-        return True
+    with ops_world.running(tmp_path, monkeypatch, capsys) as found:
+        yield found
 
 
 def failed_pod(
@@ -109,13 +43,13 @@ def failed_pod(
     store = world.server.app.store
 
     def end() -> None:
-        ((key, pod),) = [pair for pair in store.all(ops_world.kinds.PODS, namespace) if pair[0][1] == name]
+        ((key, pod),) = [pair for pair in store.all(kinds.PODS, namespace) if pair[0][1] == name]
         metadata = {**pod["metadata"], "creationTimestamp": ended}
-        store.remove(ops_world.kinds.PODS, key, pod)
-        made = store.create(ops_world.kinds.PODS, namespace, {**pod, "metadata": {"name": name}})
+        store.remove(kinds.PODS, key, pod)
+        made = store.create(kinds.PODS, namespace, {**pod, "metadata": {"name": name}})
         made["metadata"]["creationTimestamp"] = metadata["creationTimestamp"]
         after = {"phase": "Failed", "containerStatuses": [{"name": "c", "state": state}], **status}
-        store.replace(ops_world.kinds.PODS, key, made, {**made, "status": after})
+        store.replace(kinds.PODS, key, made, {**made, "status": after})
 
     world.server.call(end)
 
@@ -637,4 +571,5 @@ def test_without_the_right_to_ask_kubelets_the_condition_is_shown(world: World) 
 
     assert (plain.status, "it needs get on nodes/proxy" in plain.out, "unknown" in plain.out) == (0, True, True)
     assert (pressed.status, "DiskPressure" in pressed.out) == (1, True)
-    assert "OPS_NO_STATS" in world.run("disk").out
+    world.server.app.faults.arm(faults.Fault("GET", "proxy/stats", times=1, refuse_with=503))
+    assert "DiskPressure; OPS_NO_STATS: GET /api/v1/nodes/gpu-1/proxy/stats/summary: 503" in world.run("disk").out

@@ -10,8 +10,8 @@ from chaos import faults, measure, report, run, scenario
 from lab.real import build
 
 QUICK = (
-    "api-gone", "etcd-restarted", "extender-killed", "leader-killed", "leader-stopped", "api-30-percent-failing",
-    "duplicates", "watch-silent",
+    "api-gone", "etcd-restarted", "extender-killed", "leader-killed", "api-30-percent-failing", "duplicates",
+    "clock-ahead", "xid-storm",
 )  # fmt: skip
 """The eight that CI runs, in at most ten minutes."""
 

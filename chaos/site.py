@@ -20,6 +20,8 @@ LEASE_PATH = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/hami-sc
 _LEASE_RULES = [
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["create", "get", "update", "list"]}
 ]
+_MARK_RULES = [{"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["patch"]}]
+"""The extender of a replica that ends; the chart limits it to the Lease's name."""
 _PODS = "/api/v1/namespaces/default/pods"
 _RESTART_SECONDS = 1.0
 """As long as the kubelet takes to start a container again that has ended for the first time."""
@@ -230,6 +232,7 @@ def running(folder: pathlib.Path, wanted: scenario.Scenario) -> Iterator[Schedul
         control_plane.add_nodes(plane.api, [gpus.gpu_node(name, gpus.A100, 8) for name in names])
         if wanted.replicas > 1:
             plane.grant("system:kube-scheduler", _LEASE_RULES)
+            plane.grant("hami-scheduler-extender", _MARK_RULES)
         for number in range(wanted.replicas):
             url = http.url if http else plane.server
             replica = Replica(plane, f"replica-{'abc'[number]}", url, is_elected=wanted.replicas > 1)

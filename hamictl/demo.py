@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--empty", action="store_true", help="instead of the scenario: one node with one GPU and no pods, to experiment"
     )
     parser.add_argument(
+        "--remediation",
+        action="store_true",
+        help="the extender acts on GPUs that fail; with --empty there are two nodes with two GPUs each",
+    )
+    parser.add_argument(
         "--show-environment", action="store_true", help="print the environment of each container of the scenario"
     )
     parser.add_argument(
@@ -92,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
         nodes = [_consenting(node) for node in nodes]
         plugins = not (options.trace or options.nodes or options.pods)
         linked = plugins and not options.once
-        with clusters.running(nodes, port=options.port, plugins=plugins, linked=linked, stop=stop) as cluster:
+        more = ["--remediation", "on"] if options.remediation else []
+        with clusters.running(nodes, more, options.port, plugins=plugins, linked=linked, stop=stop) as cluster:
             status = _play(_Session(options, console, cluster, stop), chapters)
     except service_process.Stopped:
         status = start.STOPPED
@@ -147,7 +153,7 @@ def _plan(options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[demo_
         trace = traces.read(options.trace)
         return trace.nodes, [demo_scenario.Chapter(f"Replaying {options.trace.name}", trace.pods)]
     if options.empty:
-        return demo_scenario.one_gpu(), []
+        return demo_scenario.two_by_two() if options.remediation else demo_scenario.one_gpu(), []
     if options.nodes or options.pods:
         return demo_scenario.bulk(options.nodes or 10, options.pods or 50)
     return demo_scenario.nodes(), demo_scenario.chapters()

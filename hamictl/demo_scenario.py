@@ -93,6 +93,11 @@ def one_gpu() -> list[dict[str, Any]]:
     return [fake.gpu_node("node-01", fake.A10, 1)]
 
 
+def two_by_two() -> list[dict[str, Any]]:
+    """Return two nodes with two GPUs each: pods of a GPU that fails have somewhere to go."""
+    return [fake.gpu_node(name, fake.A10, 2) for name in ("node-01", "node-02")]
+
+
 def _one(memory: str = "", cores: str = "", **more: str) -> dict[str, str]:
     limits = {COUNT: "1", **more}
     return limits | ({MEMORY: memory} if memory else {}) | ({CORES: cores} if cores else {})

@@ -17,6 +17,7 @@ from lab import (
     gpu_nodes,
     kinds,
     kubelet,
+    replica_sets,
     scheduler,
     service_process,
     simple_kubelets,
@@ -152,6 +153,7 @@ def running(
                 stack.enter_context(_serving(cluster, make_node(files, of_plugins, node, inventory)))
         _wait_registered(cluster, stop or threading.Event())
         stack.enter_context(_task(server, lambda: simple_kubelets.run(server.app, frozenset(cluster.gpu_nodes))))
+        stack.enter_context(_task(server, lambda: replica_sets.run(server.app)))
         stack.enter_context(_task(server, cluster.scheduler.run))
         yield cluster
 

@@ -132,8 +132,7 @@ class HttpProxy:
             await asyncio.sleep(fault.delay_seconds)
         if fault.status:
             return _refusal(fault.status)
-        is_read = request.method == "GET" and "watch=" not in request.query_string
-        if fault.is_stale and is_read and request.path_qs in self._answers:
+        if fault.is_stale and _is_read(request) and request.path_qs in self._answers:
             status, body = self._answers[request.path_qs]
             return web.Response(status=status, body=body, content_type="application/json")
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP_BY_HOP}
@@ -160,7 +159,7 @@ class HttpProxy:
             await self._follow(passed, answer)
             return passed
         body = await answer.read()
-        if fault.is_stale and "gzip" not in answer.headers.get("Content-Encoding", ""):
+        if fault.is_stale and _is_read(request) and "gzip" not in answer.headers.get("Content-Encoding", ""):
             self._answers[request.path_qs] = answer.status, body
         passed.content_length = len(body)
         await passed.prepare(request)
@@ -189,6 +188,10 @@ class HttpProxy:
         """Whether a watch is silent: by a fault of now, whenever the watch began."""
         path = answer.url.raw_path_qs
         return any(one.is_silent and re.search(one.path, path) for one in self._faults)
+
+
+def _is_read(request: web.Request) -> bool:
+    return request.method == "GET" and "watch=" not in request.query_string
 
 
 def _refusal(status: int) -> web.Response:

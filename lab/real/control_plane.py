@@ -213,7 +213,8 @@ class ControlPlane:
     def grant(self, user: str, rules: Sequence[Mapping[str, Any]]) -> None:
         """Give a user more rights."""
         rbac, group = "/apis/rbac.authorization.k8s.io/v1", "rbac.authorization.k8s.io"
-        metadata = {"name": f"lab-{user}"}  # The user's own name is that of a role of the chart.
+        # The user's own name is that of a role of the chart.
+        metadata = {"name": f"lab-{user}-{secrets.token_hex(3)}"}
         self.api("POST", f"{rbac}/clusterroles", {"metadata": metadata, "rules": list(rules)})
         subject = {"kind": "User", "name": user, "apiGroup": group}
         role = {"kind": "ClusterRole", "name": metadata["name"], "apiGroup": group}

@@ -36,9 +36,10 @@ def test_every_block_is_run_or_says_why_not(name: str) -> None:
 
 
 @contextlib.contextmanager
-def demo() -> Iterator[dict[str, str]]:
-    """The demo's empty cluster; the variables that it tells its user to export."""
-    command = [sys.executable, "-m", "hamictl", "demo", "--empty"]
+def demo(page: str) -> Iterator[dict[str, str]]:
+    """The demo's cluster, with the flags that the page gives it; the variables that it tells its user to export."""
+    flags = re.search(r'^make demo ARGS="?([^"\n]*)"?$', page, re.M)
+    command = [sys.executable, "-m", "hamictl", "demo", *(flags[1] if flags else "--empty").split()]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         try:
@@ -73,10 +74,10 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: pathlib.Path) -> Iterator[Shell]:
-    """A terminal beside a cluster, in an empty folder."""
+def shell(name: str, tmp_path: pathlib.Path) -> Iterator[Shell]:
+    """A terminal beside the cluster of a page, in an empty folder."""
     folders = [str(pathlib.Path(sys.executable).parent), str(pathlib.Path(tools.kubectl()).parent)]
-    with demo() as variables:
+    with demo(PAGES[name]) as variables:
         path = os.pathsep.join([*folders, os.environ["PATH"]])
         environment = {**os.environ, **variables, "PATH": path, "HOME": str(tmp_path), "NO_COLOR": "1"}
         with subprocess.Popen(

@@ -12,6 +12,19 @@ app.kubernetes.io/name: hami
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 
+{{/* Two where the cluster itself outlives the end of one machine. A template that is rendered without a cluster has one, as has
+a managed cluster, which hides its control plane. */}}
+{{- define "hami.replicas" -}}
+{{- if .Values.scheduler.replicas }}{{ .Values.scheduler.replicas }}
+{{- else }}
+{{- $planes := 0 }}
+{{- range (lookup "v1" "Node" "" "").items }}
+{{- if hasKey (.metadata.labels | default dict) "node-role.kubernetes.io/control-plane" }}{{ $planes = add1 $planes }}{{ end }}
+{{- end }}
+{{- if gt (int $planes) 1 }}2{{ else }}1{{ end }}
+{{- end }}
+{{- end }}
+
 {{- define "hami.namespace" -}}
 {{- .Values.namespaceOverride | default .Release.Namespace }}
 {{- end }}

@@ -137,7 +137,8 @@ def status_of(value: dict[str, Any], plural: str) -> dict[str, Any]:
         numbers = {"desiredNumberScheduled": 2, "updatedNumberScheduled": 2 * done, "numberAvailable": 2}
         return {"observedGeneration": generation, **numbers}
     replicas = value["spec"].get("replicas", 1)
-    numbers = {"replicas": replicas, "updatedReplicas": replicas * done, "availableReplicas": replicas}
+    numbers = {"replicas": replicas, "updatedReplicas": replicas * done, "readyReplicas": replicas}
+    numbers["availableReplicas"] = replicas
     return {"observedGeneration": generation, **numbers, "conditions": [] if done else STUCK}
 
 

@@ -39,6 +39,7 @@ class _Condition(msgspec.Struct, rename="camel"):
 
 
 class _Status(msgspec.Struct, rename="camel"):
+    phase: str = ""
     reason: str = ""
     container_statuses: list[_Container] | None = None
     conditions: list[_Condition] | None = None
@@ -121,26 +122,34 @@ def run(options: argparse.Namespace) -> int:
 async def _read(client: kubernetes.Client, options: argparse.Namespace) -> _Found:
     parts = await installed.parts(client, options.system_namespace)
     names = await installation.resource_names(client, options.system_namespace)
-    pods = [pod for pod in await _failed(client, options.namespace, names) if pod.age_seconds >= options.older_than]
+    found = await _failed(client, options.namespace, names) + await _checks(client, options.system_namespace)
+    pods = [pod for pod in found if pod.age_seconds >= options.older_than]
     nodes = await snapshot.list_all(client, "/api/v1/nodes", objects.Node)
     return _Found(sorted(pods, key=lambda one: (one.namespace, one.name)), leftovers(nodes, parts))
 
 
 async def _failed(client: kubernetes.Client, namespace: str, names: requests.ResourceNames) -> list[FailedPod]:
-    """Return failed pods with GPU requests, and pods of image checks that an interrupted update left."""
+    """Return failed pods with GPU requests."""
     path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
     now, found = time.time(), []
     async for page in client.pages(f"{path}?{_FAILED}", 500):
         for raw in page.items or ():
             pod = msgspec.json.decode(raw, type=objects.Pod)
-            is_check = (pod.metadata.labels or {}).get("app.kubernetes.io/component") == image_check.COMPONENT
-            if pod.metadata.deletion_timestamp or not (is_check or from_objects.is_ours(pod, names)):
-                continue
-            ended = msgspec.json.decode(raw, type=_Pod)
-            metadata, age = pod.metadata, now - ended.ended_at()
-            why = ended.status.reason or "Failed"
-            found.append(FailedPod(metadata.namespace, metadata.name, metadata.uid, why, age))
+            if not pod.metadata.deletion_timestamp and from_objects.is_ours(pod, names):
+                found.append(_failed_pod(msgspec.json.decode(raw, type=_Pod), now, "Failed"))
     return found
+
+
+async def _checks(client: kubernetes.Client, namespace: str) -> list[FailedPod]:
+    """Return the pods of image checks that an interrupted update left; they end by themselves."""
+    selector = f"labelSelector=app.kubernetes.io%2Fcomponent%3D{image_check.COMPONENT}"
+    pods = await snapshot.list_all(client, f"/api/v1/namespaces/{namespace}/pods?{selector}", _Pod)
+    return [_failed_pod(pod, time.time(), "image check") for pod in pods if pod.status.phase in ("Failed", "Succeeded")]
+
+
+def _failed_pod(pod: _Pod, now: float, why: str) -> FailedPod:
+    metadata = pod.metadata
+    return FailedPod(metadata.namespace, metadata.name, metadata.uid, pod.status.reason or why, now - pod.ended_at())
 
 
 def leftovers(nodes: Sequence[objects.Node], parts: Sequence[installed.Part]) -> list[str]:

@@ -110,7 +110,7 @@ def patch(change: Change, images: Mapping[str, str]) -> dict[str, Any]:
     return {"metadata": {"uid": change.part.workload.metadata.uid}, "spec": {"template": {"spec": spec}}}
 
 
-def differs(now: installed.Part, change: Change, image: str) -> bool:
-    """Return whether a container that was given the image has another one now."""
+def differs(now: installed.Part, change: Change, images: Mapping[str, str]) -> bool:
+    """Return whether a container of the change has another image now than that of `images`."""
     by_name = {str(one.get("name", "")): one.get("image") for _, one in installed.containers(now)}
-    return any(by_name.get(name) != image for name in change.before)
+    return any(by_name.get(name) != images[name] for name in change.before)

@@ -63,11 +63,14 @@ async def _act(client: kubernetes.Client, changes: Sequence[images.Change], opti
     writing.progress(f"if this command is interrupted, the way back is: {undo}")
     written: list[images.Change] = []
     for change in changes:
-        await _write(client, change, options.image, dry_run=False)
         written.append(change)
-        seen = await writing.follow(client, change.part, options.timeout)
+        try:
+            await _write(client, change, options.image, dry_run=False)
+            seen = await writing.follow(client, change.part, options.timeout)
+        except errors.KubernetesError as cause:
+            seen = rollouts.Rollout(rollouts.State.FAILED, str(cause))
         if seen.state is rollouts.State.FAILED:
-            raise await _roll_back(client, written, options, f"{change.part.title}: {seen.text}")
+            raise await roll_back(client, written, options, f"{change.part.title}: {seen.text}")
         print(f"{change.part.title} runs {options.image}: {seen.text}")
     print("a later helm upgrade sets the images of its values: set the tag or digest there too")
     return 0
@@ -91,12 +94,12 @@ async def _write(client: kubernetes.Client, change: images.Change, image: str, *
     await client.patch_items(writing.path_of(change.part.path, dry_run=dry_run), json.dumps(body).encode())
 
 
-async def _roll_back(
+async def roll_back(
     client: kubernetes.Client, written: Sequence[images.Change], options: argparse.Namespace, cause: str
 ) -> failures.CommandFailed:
     """Write the images of before, the newest change first, and follow each rollout. Returns the command's failure.
 
-    A part whose image was changed again meanwhile is left as it is.
+    A part whose image was changed again meanwhile, or was never written, is left as it is.
     """
     writing.progress(f"{cause}: rolled back")
     left: list[str] = []
@@ -104,7 +107,9 @@ async def _roll_back(
         title = change.part.title
         try:
             now = installed.Part(change.part.kind, await client.get(change.part.path, rollouts.Workload))
-            if images.differs(now, change, options.image):
+            if not images.differs(now, change, change.before):
+                continue
+            if images.differs(now, change, dict.fromkeys(change.before, options.image)):
                 left.append(f"{title} was changed again by another client")
                 continue
             await client.patch_items(change.part.path, json.dumps(images.patch(change, change.before)).encode())

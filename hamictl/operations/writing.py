@@ -35,7 +35,7 @@ def add_timeout(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         default=600.0,
         metavar="SECONDS",
-        help="how long to wait for the rollout of one part (default 600)",
+        help="how long a rollout may make no progress (default 600)",
     )
 
 
@@ -56,8 +56,19 @@ def refusal(code: error_codes.Code, detail: str) -> failures.CommandFailed:
 
 
 def call(options: argparse.Namespace, calls: Callable[[kubernetes.Client], Awaitable[T]], rights: str) -> T:
-    """Return the result of calls with a client by the flags of a command. Errors as `api_server.call`."""
-    return api_server.call(flags.kubeconfigs(options), options.context, calls, rights=rights)
+    """Return the result of calls with a client by the flags of a command.
+
+    Raises:
+        CommandFailed: As `api_server.call`; a conflict with another client's write is a refusal with its code.
+    """
+
+    async def with_code(client: kubernetes.Client) -> T:
+        try:
+            return await calls(client)
+        except errors.Conflict as cause:
+            raise refusal(error_codes.OPS_CHANGED_MEANWHILE, str(cause)) from cause
+
+    return api_server.call(flags.kubeconfigs(options), options.context, with_code, rights=rights)
 
 
 def confirm(options: argparse.Namespace, question: str) -> None:
@@ -86,11 +97,12 @@ def path_of(path: str, *, dry_run: bool) -> str:
 
 
 async def follow(client: kubernetes.Client, part: "installed.Part", timeout_seconds: float) -> rollouts.Rollout:
-    """Return the rollout of a part when it is done or has failed, with a line of progress for each change.
+    """Return the rollout of a part when it is done, has failed, or makes no progress for that time.
 
-    An API server that does not answer meanwhile is waited for: the rollout goes on without this command.
+    A state that was seen before is no progress: pods that start and crash by turns do not go on for ever. An API server
+    that does not answer is waited for, because the rollout goes on without this command.
     """
-    deadline, shown = time.monotonic() + timeout_seconds, ""
+    deadline, shown, known = time.monotonic() + timeout_seconds, "", set[str]()
     while True:
         try:
             seen = rollouts.rollout(part.kind, await client.get(part.path, rollouts.Workload))
@@ -101,8 +113,11 @@ async def follow(client: kubernetes.Client, part: "installed.Part", timeout_seco
         if seen.text != shown:
             shown = seen.text
             progress(f"{part.title}: {shown}")
+            if shown not in known:
+                known.add(shown)
+                deadline = time.monotonic() + timeout_seconds
         if seen.state is not rollouts.State.UNDER_WAY:
             return seen
         if time.monotonic() > deadline:
-            return rollouts.Rollout(rollouts.State.FAILED, f"not done within {timeout_seconds:g} s: {shown}")
+            return rollouts.Rollout(rollouts.State.FAILED, f"no progress within {timeout_seconds:g} s: {shown}")
         await asyncio.sleep(_POLL_SECONDS)

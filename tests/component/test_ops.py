@@ -1,5 +1,7 @@
 """`hamictl ops` against an installation on the lab's API server: what it writes, refuses and rolls back."""
 
+import argparse
+import asyncio
 import base64
 import gzip
 import json
@@ -12,7 +14,10 @@ from typing import Any
 
 import pytest
 
+from gpu_sharing.adapters import kubernetes
 from gpu_sharing.core import records
+from hamictl import failures
+from hamictl.operations import images, installed, update
 from lab import api_server, faults, kinds
 from tests.component import calls, ops_world
 from tests.component.ops_world import APPS, IMAGE, NAMESPACE, NODE_IMAGE, World
@@ -161,7 +166,8 @@ def test_a_rollout_that_does_not_end_is_a_failure_with_its_last_state(world: Wor
 
     assert done.status == 1
     assert (
-        "OPS_ROLLOUT_FAILED: deployment/hami-scheduler: not done within 0.2 s: the change is not yet read" in done.err
+        "OPS_ROLLOUT_FAILED: deployment/hami-scheduler: no progress within 0.2 s: the change is not yet read"
+        in done.err
     )
 
 
@@ -317,6 +323,49 @@ def test_an_update_that_the_api_server_refuses_changes_no_part(world: World) -> 
     assert done.status == 2
     assert set(ops_world.images(world.server).values()) >= {f"{IMAGE}:0.1.0"}
     assert world.version() == "1"
+
+
+def test_an_update_that_the_api_server_stops_halfway_is_rolled_back(world: World) -> None:
+    """The first part had the new image already."""
+    before = ops_world.images(world.server)
+    world.server.app.faults.arm(faults.Fault("PATCH", "hami-webui"))  # The dry run passes.
+    world.server.app.faults.arm(faults.Fault("PATCH", "hami-webui", refuse_with=500))
+    done = world.run("update", f"{IMAGE}:0.2.0", "--yes")
+
+    assert done.status == 1
+    assert "deployment/hami-scheduler runs ghcr.io/hami-py/hami:0.2.0" in done.out
+    assert "OPS_ROLLED_BACK: deployment/hami-webui: PATCH" in done.err
+    assert ops_world.images(world.server) == before
+
+
+def test_an_image_that_another_client_set_meanwhile_is_not_rolled_back(world: World) -> None:
+    """Their change is newer than ours."""
+    options = argparse.Namespace(image=f"{IMAGE}:0.2.0", timeout=60.0)
+
+    async def roll_back() -> failures.CommandFailed:
+        async with kubernetes.Client(world.folder / "kubeconfig", "test") as client:
+            parts = await installed.parts(client, NAMESPACE)
+            changes = images.changes(parts, images.parse(options.image))
+            for change, tag in zip(changes, ("0.3.0", "0.2.0"), strict=True):
+                image = f"{IMAGE}:{tag}"
+                body = images.patch(change, dict.fromkeys(change.before, image))
+                await client.patch_items(change.part.path, json.dumps(body).encode())
+            return await update.roll_back(client, changes, options, "it failed")
+
+    failed = asyncio.run(roll_back())
+
+    assert "OPS_ROLLBACK_FAILED: it failed; not rolled back: deployment/hami-scheduler was changed again" in str(failed)
+    found = ops_world.images(world.server)
+    assert (found["hami-scheduler/extender"], found["hami-webui/webui"]) == (f"{IMAGE}:0.3.0", f"{IMAGE}:0.1.0")
+
+
+def test_a_workload_that_was_made_anew_meanwhile_is_not_changed(world: World) -> None:
+    """It is not the one that was shown."""
+    world.server.app.faults.arm(faults.Fault("PATCH", "hami-scheduler", refuse_with=409))
+
+    done = world.run("scale", "2", "--yes")
+
+    assert (done.status, "OPS_CHANGED_MEANWHILE" in done.err) == (1, True)
 
 
 # Backup and restore
@@ -522,6 +571,21 @@ def test_cleanup_reports_the_problems_of_nodes(world: World) -> None:
 
     assert "node/gpu-1: PLUGIN_NO_LIBRARY: the library is missing" in done.out
     assert "no failed pod with GPU requests ended more than 24h ago" in done.out
+
+
+def test_cleanup_deletes_the_check_of_an_image_that_an_interrupted_update_left(world: World) -> None:
+    """It has ended by itself."""
+    containers = [{"name": "check", "image": f"{IMAGE}:1"}]
+    metadata = {"name": "hami-image-check-x", "labels": ops_world.labels("image-check")}
+    world.server.request("POST", ops_world.PODS, {"metadata": metadata, "spec": {"containers": containers}})
+    path = f"{ops_world.PODS}/hami-image-check-x"
+    calls.eventually(lambda: world.get(path)["status"]["phase"] == "Succeeded")
+
+    def is_named() -> bool:
+        return "hami-image-check-x: image check" in world.run("cleanup", "--older-than", "1s", "--yes").out
+
+    calls.eventually(is_named)
+    assert pods(world, NAMESPACE) == []
 
 
 @pytest.mark.parametrize("age", ["", "24", "0h", "1w", "-1h", "9999999d"])

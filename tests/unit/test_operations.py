@@ -97,8 +97,9 @@ def test_a_patch_names_its_containers_and_the_uid() -> None:
         "metadata": {"uid": "u"},
         "spec": {"template": {"spec": {"containers": [{"name": "a", "image": "r/hami:2"}]}}},
     }
-    assert images.differs(ours, change, "r/hami:2")
-    assert not images.differs(part({"name": "a", "image": "r/hami:2", "args": ["webui"]}), change, "r/hami:2")
+    assert images.differs(ours, change, {"a": "r/hami:2"})
+    assert not images.differs(ours, change, change.before)
+    assert not images.differs(part({"name": "a", "image": "r/hami:2", "args": ["webui"]}), change, {"a": "r/hami:2"})
 
 
 @pytest.mark.parametrize(("status", "is_usable"), [

@@ -126,6 +126,24 @@ def test_the_charts_role_scales_restarts_updates_and_rolls_back(operated: sites.
     assert images(operated) == before | changed
 
 
+def test_health_by_the_charts_role_lacks_no_right(operated: sites.Site) -> None:
+    """Doctor reports each right that is missing."""
+    operated.add_nodes(gpus.gpu_node("one", A100, 1))
+    assert operated.extender is not None
+    reach = ("--extender", f"http://{operated.extender.api}", "--health", f"http://{operated.extender.health}")
+
+    def parts() -> dict[str, dict[str, str]]:
+        done = ops(operated, "health", *reach, "-o", "json")
+        assert done.returncode in (0, 1), done.stderr
+        return {one["part"]: one for one in json.loads(done.stdout)["parts"]}
+
+    sites.wait_for(lambda: parts()["deployment/hami-scheduler"]["state"] == "ok", 60)
+    found = parts()
+    assert "DOCTOR_RIGHTS" not in found["doctor"]["detail"], found
+    assert found["nodes"]["detail"] == "1 registered, 1 ready"
+    assert found["pods"]["detail"] == "there is none"
+
+
 def test_the_image_check_is_a_pod_that_the_api_server_admits(operated: sites.Site) -> None:
     """No kubelet runs here, so that it ends by its time; nothing was changed, and the pod is gone."""
     before = images(operated)

@@ -1,7 +1,8 @@
 """The commands of `hamictl`: one table, and the parser that is made from it.
 
 A command's module has `add_arguments(parser)` and `run(options)`, and is imported when the command is used: to import
-the extender's code takes half a second, and `hamictl nodes` does not need it.
+the extender's code takes half a second, and `hamictl nodes` does not need it. The module of a command that consists of
+others, such as `ops`, has no `run`; it adds them by `add_command`.
 """
 
 import argparse
@@ -78,6 +79,12 @@ COMMANDS = (
         examples=("hamictl gpu release node-7 0", "hamictl gpu release node-7 0 --cancel"),
     ),
     Command(
+        name="ops", module="ops",
+        text="operate an installation: health, backup, scale, update, restart, cleanup, disk space, notifications",
+        statuses="0 done, 1 refused, failed or not well, 2 no answer",
+        examples=("hamictl ops health", "hamictl ops scale 2 --dry-run", "hamictl ops backup hami.json"),
+    ),
+    Command(
         name="fault", module="fault",
         text="inject faults on purpose, list them, and recover them",
         statuses="0 done, 1 refused or unknown, 2 no answer, or it failed",
@@ -146,25 +153,45 @@ def make_parser(wanted: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hamictl {version.VERSION}")
     added = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
-        shown = "\n".join(["examples:", *(f"  {one}" for one in command.examples)])
-        subparser = added.add_parser(
-            command.name, help=command.text, description=command.text, aliases=command.aliases,
-            epilog=f"{shown}\n\nexit status: {command.statuses}", formatter_class=_Help,
-        )  # fmt: skip
-        subparser.add_argument("--debug", action="store_true", help="show where a failure comes from")
-        if wanted is None or wanted in (command.name, *command.aliases):
-            module = command.load()
-            module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+        add_command(added, command, with_flags=wanted is None or wanted in (command.name, *command.aliases))
     return parser
 
 
+def add_command(
+    added: "argparse._SubParsersAction[argparse.ArgumentParser]", command: Command, *, with_flags: bool = True
+) -> None:
+    """Add one command to the parser, or to the parser of a command that consists of others.
+
+    Args:
+        added: Of the parser.
+        command: With its module.
+        with_flags: Whether to import its module and add its flags.
+    """
+    shown = "\n".join(["examples:", *(f"  {one}" for one in command.examples)])
+    subparser = added.add_parser(
+        command.name, help=command.text, description=command.text, aliases=command.aliases,
+        epilog=f"{shown}\n\nexit status: {command.statuses}", formatter_class=_Help,
+    )  # fmt: skip
+    subparser.add_argument("--debug", action="store_true", help="show where a failure comes from")
+    if with_flags:
+        module = command.load()
+        module.add_arguments(subparser)
+        if hasattr(module, "run"):
+            subparser.set_defaults(run=module.run)
+
+
 def subparsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Yield each command's name, without its aliases, with its parser."""
-    names = {command.name for command in COMMANDS}
+    """Yield each command's name, without its aliases, with its parser; after `ops` its operations, as `ops scale`."""
+    for name, subparser in _choices(parser):
+        if any(name == command.name for command in COMMANDS):
+            yield name, subparser
+            yield from ((f"{name} {inner}", its_parser) for inner, its_parser in _choices(subparser))
+
+
+def _choices(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
     for action in parser._actions:  # argparse has no public access to subparsers.
         if isinstance(action, argparse._SubParsersAction):
-            yield from ((name, subparser) for name, subparser in action.choices.items() if name in names)
+            yield from action.choices.items()
 
 
 def wanted_in(arguments: Sequence[str]) -> str:

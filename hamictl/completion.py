@@ -35,6 +35,9 @@ _BASH = """_hamictl() {{
     words="{commands}"
   else
     case "$command" in
+      {groups}) [ "$COMP_CWORD" -gt 2 ] && command="$command ${{COMP_WORDS[2]}}" ;;
+    esac
+    case "$command" in
 {commands_cases}
     esac
     case "$command $before" in
@@ -97,24 +100,44 @@ def _flags(parser: argparse.ArgumentParser) -> list[_Flag]:
 def _bash(known: dict[str, list[_Flag]], *, zsh: bool) -> str:
     cases, flag_cases = [], []
     for name, its_flags in known.items():
-        words = " ".join(text for flag in its_flags for text in flag.names)
-        aliases = next(command.aliases for command in commands.COMMANDS if command.name == name)
-        patterns = [name, *aliases]
+        words = " ".join([*_operations(known, name), *(text for flag in its_flags for text in flag.names)])
+        aliases = next((command.aliases for command in commands.COMMANDS if command.name == name), ())
+        patterns = [f'"{one}"' if " " in one else one for one in (name, *aliases)]
         cases.append(f'      {"|".join(patterns)}) words="{words}" values={_KINDS.get(name, "")} ;;')
         for flag in its_flags:
             if flag.choices or flag.kind:
-                texts = "|".join(f'"{pattern} {text}"' for pattern in patterns for text in flag.names)
+                texts = "|".join(f'"{pattern} {text}"' for pattern in (name, *aliases) for text in flag.names)
                 flag_cases.append(f"      {texts}) {flag.values} ;;")
     head = "autoload -U +X bashcompinit && bashcompinit\n" if zsh else ""
-    script = _BASH.format(commands=" ".join(known), commands_cases="\n".join(cases), flags_cases="\n".join(flag_cases))
+    script = _BASH.format(
+        commands=" ".join(name for name in known if " " not in name),
+        groups="|".join(name for name in known if _operations(known, name)),
+        commands_cases="\n".join(cases),
+        flags_cases="\n".join(flag_cases),
+    )
     return head + script.rstrip("\n")
+
+
+def _operations(known: Iterable[str], name: str) -> list[str]:
+    """Return the commands of which a command consists, such as `scale` for `ops`."""
+    return [one.partition(" ")[2] for one in known if one.startswith(f"{name} ")]
 
 
 def _fish(known: dict[str, list[_Flag]]) -> str:
     lines = []
     for name, its_flags in known.items():
-        lines.append(f"complete -c hamictl -n __fish_use_subcommand -f -a {name}")
-        used = f"complete -c hamictl -n '__fish_seen_subcommand_from {name}'"
+        group, _, operation = name.partition(" ")
+        used = f"complete -c hamictl -n '__fish_seen_subcommand_from {group}'"
+        if operation:
+            names = " ".join(_operations(known, group))
+            both = f"__fish_seen_subcommand_from {group}; and not __fish_seen_subcommand_from {names}"
+            lines.append(f"complete -c hamictl -n '{both}' -f -a {operation}")
+            used = (
+                f"complete -c hamictl -n '__fish_seen_subcommand_from {group}; "
+                f"and __fish_seen_subcommand_from {operation}'"
+            )
+        else:
+            lines.append(f"complete -c hamictl -n __fish_use_subcommand -f -a {name}")
         if name in _KINDS:
             lines.append(f"{used} -f -a '{_fish_values(_KINDS[name])}'")
         for flag in its_flags:

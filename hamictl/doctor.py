@@ -6,14 +6,16 @@ It only reads. Exit status 0: no problem; 1: problems found; 2: no answer.
 import argparse
 import dataclasses
 import datetime
-import itertools
 import pathlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hamictl import failures, findings, flags, node_checks, node_driver, node_report, output, quiet
+
+if TYPE_CHECKING:
+    from hamictl import cluster_checks, record_checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,16 +99,22 @@ def _node(options: argparse.Namespace) -> _Subject:
 
 def _cluster(options: argparse.Namespace) -> _Subject:
     # Here, because a GPU node has neither the extender's code nor what it needs.
-    from hamictl import cluster_checks, cluster_reading, cluster_report, pending_checks, record_checks
+    from hamictl import cluster_reading, cluster_report
 
     quiet.silence()
     where = dataclasses.replace(flags.address(options), health_url=options.health)
     observed, seen = cluster_reading.read(flags.kubeconfigs(options), options.context, where)
-    names = observed.cluster.resource_names
-    checks = itertools.chain(
-        cluster_checks.checks(seen, observed.cluster, names),
-        record_checks.checks(observed, names),
-        pending_checks.checks(observed, names),
-    )
     report = cluster_report.facts(observed.cluster, seen.ping.version)
-    return _Subject(checks, report, cluster_report.lines(report))
+    return _Subject(cluster_findings(observed, seen), report, cluster_report.lines(report))
+
+
+def cluster_findings(
+    observed: "record_checks.Observation", seen: "cluster_checks.Environment"
+) -> Iterator[findings.Check]:
+    """Yield every check of a cluster with its findings."""
+    from hamictl import cluster_checks, pending_checks, record_checks
+
+    names = observed.cluster.resource_names
+    yield from cluster_checks.checks(seen, observed.cluster, names)
+    yield from record_checks.checks(observed, names)
+    yield from pending_checks.checks(observed, names)

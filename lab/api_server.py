@@ -62,6 +62,11 @@ class _Request:
         self.name = parse.unquote(rest[1]) if len(rest) > 1 else ""
         self.subresource = rest[2] if len(rest) > 2 else ""
 
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether the call is only checked."""
+        return self.query.get("dryRun") == "All"
+
     def operations(self) -> Any:
         try:
             return orjson.loads(self.body)
@@ -217,6 +222,8 @@ class ApiServer:
         assert resource is not None
         if resource.namespaced:
             self.store.get(kinds.NAMESPACES, "", request.namespace)
+        if request.is_dry_run:
+            return orjson.dumps(body)
         if resource is kinds.PODS:
             classes = self.store.all(kinds.BY_PATH["scheduling.k8s.io", "v1", "priorityclasses"])
             body = pods.with_defaults(body, {key[1]: value.get("value", 0) for key, value in classes})
@@ -246,6 +253,8 @@ class ApiServer:
             after = {**before, "metadata": _status_metadata(before, after), "status": after.get("status")}
         elif resource.has_status:
             after = {**after, **({"status": before["status"]} if "status" in before else {})}
+        if request.is_dry_run:
+            return 200, orjson.dumps(after)
         return 200, self._encoded(resource, self.store.replace(resource, key, before, after))
 
     def _patched(self, request: _Request, before: store.Object) -> store.Object:
@@ -279,7 +288,7 @@ class ApiServer:
         assert request.resource is not None
         before = self.store.get(request.resource, request.namespace, request.name)
         self._demand_uid(request, before, options)
-        if request.query.get("dryRun") != "All":
+        if not request.is_dry_run:
             key = (request.namespace, request.name)
             self._begin_deletion(request.resource, key, before, options.get("gracePeriodSeconds"))
         return 201, orjson.dumps({"kind": "Status", "apiVersion": "v1", "status": "Success", "code": 201})
@@ -290,6 +299,8 @@ class ApiServer:
         before = self.store.get(resource, *key)
         options = request.json()
         self._demand_uid(request, before, options)
+        if request.is_dry_run:
+            return self._encoded(resource, before)
         grace = options.get("gracePeriodSeconds", request.query.get("gracePeriodSeconds"))
         return self._encoded(resource, self._begin_deletion(resource, key, before, grace))
 

@@ -208,9 +208,11 @@ class Client:
         """
         return await self._call("PATCH", path, body, STRATEGIC_PATCH, timeout_seconds)
 
-    async def delete(self, path: str, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
-        """Delete an object. Errors as in `post`, and `NotFound`."""
-        return await self._call("DELETE", path, None, None, timeout_seconds)
+    async def delete(
+        self, path: str, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS, body: bytes | None = None
+    ) -> bytes:
+        """Delete an object, with `DeleteOptions` as its optional body. Errors as in `post`, and `NotFound`."""
+        return await self._call("DELETE", path, body, "application/json" if body else None, timeout_seconds)
 
     async def pages(self, path: str, page_size: int) -> AsyncIterator[Page[msgspec.Raw]]:
         """List consistently, page by page.

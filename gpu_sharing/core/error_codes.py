@@ -1176,3 +1176,113 @@ FAULT_NO_MEASUREMENT = _register(
     "The numbers for a scenario's checks cannot be read from the API server.",
     "Try again; while a fault on the API server is injected, there may be no answer.",
 )
+OPS_NOT_INSTALLED = _register(
+    "OPS_NOT_INSTALLED",
+    "The namespace has no Deployment hami-scheduler, so there is no installation to operate.",
+    "Set --system-namespace to the namespace of the chart, and check --context.",
+)
+OPS_FOREIGN_INSTALLATION = _register(
+    "OPS_FOREIGN_INSTALLATION",
+    "The Deployment hami-scheduler of the namespace is of another project, such as HAMi.",
+    "Operate it by its own tools; docs/howto/come-from-hami.md says how to replace it.",
+)
+OPS_NOT_CONFIRMED = _register(
+    "OPS_NOT_CONFIRMED",
+    "A change was not confirmed.",
+    "Run it again and answer y, or with --yes where there is no terminal; --dry-run shows what it would do.",
+)
+OPS_UNKNOWN_PART = _register(
+    "OPS_UNKNOWN_PART",
+    "No part with that name is installed.",
+    "Use one of the names that the message lists.",
+)
+OPS_NO_LEASE = _register(
+    "OPS_NO_LEASE",
+    "More than one replica was requested of an extender that runs without a leader Lease: both would place pods.",
+    "Install the chart, which sets --leader-lease, then scale.",
+)
+OPS_ROLLOUT_FAILED = _register(
+    "OPS_ROLLOUT_FAILED",
+    "A rollout failed or was not done in time, so not every pod has the change.",
+    "Look at the pods that are not available: kubectl describe, and their logs.",
+)
+OPS_ENDS_CLIENTS = _register(
+    "OPS_ENDS_CLIENTS",
+    "A restart of this part would end the GPU work of every pod that uses it, such as clients of MPS.",
+    "Drain a node of these pods, then delete the part's pod on that node.",
+)
+OPS_IMAGE_INVALID = _register(
+    "OPS_IMAGE_INVALID",
+    "The reference of an image is malformed, or has neither a tag nor a digest.",
+    "Write REPOSITORY:TAG or REPOSITORY@sha256:DIGEST.",
+)
+OPS_IMAGE_UNKNOWN = _register(
+    "OPS_IMAGE_UNKNOWN",
+    "No part runs an image with that name.",
+    "Use the name of an image that the message lists; kube-scheduler and HAMi-core are set by the chart's values.",
+)
+OPS_IMAGE_UNUSABLE = _register(
+    "OPS_IMAGE_UNUSABLE",
+    "The image of an update cannot be pulled or does not start, so nothing was changed.",
+    "Check the reference, the registry, imagePullSecrets and the platform of the image.",
+)
+OPS_ROLLED_BACK = _register(
+    "OPS_ROLLED_BACK",
+    "The rollout of an update failed, and every part has its image of before again.",
+    "Look at the logs of the new image, and at the events of its pods.",
+)
+OPS_ROLLBACK_FAILED = _register(
+    "OPS_ROLLBACK_FAILED",
+    "The rollout of an update failed, and not every part has its image of before again.",
+    "Run kubectl rollout undo for the parts that the message names, or helm upgrade with the values of before.",
+)
+OPS_FILE_EXISTS = _register(
+    "OPS_FILE_EXISTS",
+    "A file that would be written exists.",
+    "Choose another name, or --overwrite for a backup.",
+)
+OPS_BACKUP_DAMAGED = _register(
+    "OPS_BACKUP_DAMAGED",
+    "The file is no backup, is damaged, or has content that no backup has; nothing was written.",
+    "Use another copy of the file; do not edit it.",
+)
+OPS_BACKUP_TOO_NEW = _register(
+    "OPS_BACKUP_TOO_NEW",
+    "The backup was made by a newer version of hamictl.",
+    "Install that version of hamictl, or a later one.",
+)
+OPS_OTHER_CLUSTER = _register(
+    "OPS_OTHER_CLUSTER",
+    "The backup is of another cluster: the UIDs of their namespaces kube-system differ.",
+    "Check --context; --other-cluster writes it here all the same.",
+)
+OPS_CHANGED_MEANWHILE = _register(
+    "OPS_CHANGED_MEANWHILE",
+    "An object was changed by another client between the comparison and the write, so it was not written.",
+    "Run the command again: it compares anew.",
+)
+OPS_NOT_DELETED = _register(
+    "OPS_NOT_DELETED",
+    "A pod was not deleted, because the API server refused it.",
+    "Check the right to delete pods in its namespace, and admission webhooks.",
+)
+OPS_NO_STATS = _register(
+    "OPS_NO_STATS",
+    "The kubelet of a node does not answer with its disk space.",
+    "Check that the node is ready; kubectl get --raw /api/v1/nodes/NODE/proxy/stats/summary shows the answer.",
+)
+OPS_NO_PROMETHEUS = _register(
+    "OPS_NO_PROMETHEUS",
+    "The Prometheus of --prometheus does not answer a query.",
+    "Check the address; kubectl port-forward reaches one in the cluster.",
+)
+OPS_NOTIFY_URL = _register(
+    "OPS_NOTIFY_URL",
+    "There is no valid address for notifications.",
+    "Write it alone into a file for --url-file that only you may read, or set HAMI_NOTIFY_URL.",
+)
+OPS_NOTIFY_REFUSED = _register(
+    "OPS_NOTIFY_REFUSED",
+    "The receiver of a notification refused it.",
+    "Check that its address is still valid, and that it accepts JSON with the field text.",
+)

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
                 "scheduler.replicas=2,scheduler.certManager.enabled=true,webui.auth=kubernetes,"
                 "webui.prometheusUrl=http://prometheus:9090,dashboards.enabled=true,devicePlugin.isolation=mps,"
                 "global.imageRegistry=registry.example:5000,devicePlugin.runtimeClassName=nvidia,"
-                "devicePlugin.gpuOperatorToolkitReady.enabled=true,scheduler.remediation.mode=on"
+                "devicePlugin.gpuOperatorToolkitReady.enabled=true,scheduler.remediation.mode=on,operator.enabled=true"
             ),
         ),
         EVERYTHING,

@@ -15,7 +15,8 @@ import structlog
 from hamictl import __main__ as hamictl
 from hamictl import commands, completion, output
 from lab import api_server, extender_process, gpus, kinds, traces
-from tests.component import calls, golden_files, liar
+from lab import faults as lab_faults
+from tests.component import calls, golden_files, liar, ops_world
 from tests.component.conftest import SMALL
 from tests.component.test_doctor import guard, register_webhook
 from tests.component.test_hamictl import PODS
@@ -53,6 +54,13 @@ ANSWERS = {
     "simulate-trace": (("simulate", "{manifest}", "--trace", str(traces.SMALL.parent)), 0),
 }
 """Command lines that take `-o`, and their exit status."""
+KUBECONFIG = ("--kubeconfig", "{kubeconfig}")
+OPERATIONS = {"health": ((*KUBECONFIG, *API, "--health", "{health}"), 1), "disk": (KUBECONFIG, 1)}
+"""Operations that take `-o`, and their exit status."""
+DRY_RUNS = (
+    ("backup", "{folder}/backup.json"), ("cleanup",), ("scale", "3"), ("restart",),
+    ("update", "registry.example/hami:0.2.0"),
+)  # fmt: skip
 CASES = {
     **{
         f"{name}.{form}": ((*line, "-o", form), status)
@@ -60,9 +68,15 @@ CASES = {
         for form in output.FORMATS
     },
     "nodes-color.table": (("nodes", *API, "--color", "always"), 0),
+    **{
+        f"ops-{name}.{form}": (("ops", name, *line, "-o", form), status)
+        for name, (line, status) in OPERATIONS.items()
+        for form in output.FORMATS
+    },
+    **{f"ops-{line[0]}-dry-run": (("ops", *line, "--dry-run", *KUBECONFIG), 0) for line in DRY_RUNS},
     "snapshot.table": (("snapshot", "{folder}/cluster.json", "--kubeconfig", "{kubeconfig}"), 0),
     **{f"completion.{shell}": (("completion", shell), 0) for shell in completion.SHELLS},
-    **{f"{name}.help": ((name, "--help"), 0) for name in COMMANDS},
+    **{f"{name.replace(' ', '-')}.help": ((*name.split(), "--help"), 0) for name in COMMANDS},
     "hamictl.help": (("--help",), 0),
 }
 
@@ -77,6 +91,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[golden_files.Sub
         server.call(lambda: [server.app.store.create(kinds.NODES, "", node) for node in nodes])
         register_webhook(server, "")
         guard(server)
+        ops_world.install_chart(server)
+        ops_world.write_statuses(server)
+        disk = {"availableBytes": 5 << 30, "capacityBytes": 100 << 30}
+        summary = {"node": {"fs": disk, "runtime": {"imageFs": {**disk, "availableBytes": 40 << 30}}}}
+        server.app.faults.arm(lab_faults.Fault("GET", "nodes/a/proxy/stats", times=1000, answers=summary))
         kubeconfig = server.write_kubeconfig(folder / "kubeconfig")
         extender = stack.enter_context(extender_process.running(kubeconfig, folder / "extender.log"))
         faults = {"/api/v1/faults": {"faults": FAULTS}, "/api/v1/faults/f2": FAULTS[1]}

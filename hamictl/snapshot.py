@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpu_sharing.adapters import discovery, kubernetes, objects, read_api_types
+from gpu_sharing.adapters import decoding, discovery, kubernetes, objects, read_api_types
 from gpu_sharing.core import errors, gangs, records, requests
 from hamictl import api_server, failures, flags, installation, reader
 from scheduler_extender.cluster import from_objects
@@ -148,7 +148,7 @@ async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[
     """Return all objects of a kind. Errors as in `kubernetes.Client.pages`."""
     listed = []
     async for page in client.pages(path, _PAGE_SIZE):
-        listed += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]
+        listed += [decoding.json_as(kind, raw) for raw in page.items or ()]
     return listed
 
 
@@ -180,10 +180,10 @@ def load(path: pathlib.Path) -> State:
         CommandFailed: The file is not a snapshot, or has another version.
     """
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=State)
+        state = decoding.json_as(State, path.read_bytes())
     except OSError as cause:
         raise failures.CommandFailed(f"{path}: {cause.strerror}") from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
+    except msgspec.MsgspecError as cause:
         raise failures.CommandFailed(
             f"{path} is not a snapshot: {cause}", "create one with hamictl snapshot FILE"
         ) from cause

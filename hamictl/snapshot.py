@@ -35,16 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--hash-names", action="store_true", help="hash names of nodes, pods, namespaces and labels")
     parser.add_argument(
-        "--profile", type=_seconds, metavar="SECONDS", help="with a profile of the extender, for a bug report"
+        "--profile",
+        type=flags.whole(1, read_api_types.LONGEST_PROFILE_SECONDS, "a number of seconds"),
+        metavar="SECONDS",
+        help="with a profile of the extender, for a bug report",
     )
     flags.add_cluster_and_names(parser)
-
-
-def _seconds(text: str) -> int:
-    number, longest = int(text) if text.isdecimal() and len(text) < 3 else 0, read_api_types.LONGEST_PROFILE_SECONDS
-    if not 0 < number <= longest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to {longest}")
-    return number
 
 
 def run(options: argparse.Namespace) -> int:

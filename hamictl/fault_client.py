@@ -62,7 +62,7 @@ class FaultClient:
             answer = http_get.read(url, _TIMEOUT_SECONDS, self._headers, self._tls, body=data)
             return decoding.json_as(kind, answer)
         except urllib.error.HTTPError as refused:
-            raise _refused(refused.code, refused.read()) from refused
+            raise _refused(refused.code, http_get.body_of(refused)) from refused
         except (OSError, ValueError) as broken:  # msgspec's errors are ValueErrors.
             cause = broken.reason if isinstance(broken, urllib.error.URLError) else broken
             hint = "is --faults the fault injection service, and does it run? hamictl demo runs one"

@@ -105,7 +105,7 @@ class Reader:
             body = http_get.read(f"{self._url}/api/v1/{path}", self._timeout_seconds, self._headers, self._tls)
             return decoding.json_as(kind, body)
         except urllib.error.HTTPError as refused:
-            raise _refused(refused.code, refused.read()) from refused
+            raise _refused(refused.code, http_get.body_of(refused)) from refused
         except (OSError, ValueError) as broken:  # msgspec's errors are ValueErrors.
             cause = broken.reason if isinstance(broken, urllib.error.URLError) else broken
             hint = "is --extender the read API (port 9446), and does the extender run?"
@@ -198,7 +198,7 @@ def _components(url: str) -> dict[str, Any]:
     try:
         body = http_get.read(f"{url.rstrip('/')}/healthz", _TIMEOUT_SECONDS)
     except urllib.error.HTTPError as refused:
-        body = refused.read()
+        body = http_get.body_of(refused)
     by_name: dict[str, Any] = json_text.value(body)["components"]
     return by_name
 

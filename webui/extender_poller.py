@@ -111,8 +111,8 @@ class Extender:
 def _told(refused: urllib.error.HTTPError) -> str:
     """The extender's reason for a refusal, for example the missing permission."""
     try:
-        return f": {orjson.loads(refused.read(_LONGEST_PROBLEM))['message']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return f": {orjson.loads(http_get.body_of(refused, _LONGEST_PROBLEM))['message']}"
+    except (ValueError, KeyError, TypeError):
         return ""
 
 

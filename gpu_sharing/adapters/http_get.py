@@ -12,6 +12,7 @@ from typing import IO
 
 _MOST_BYTES = 1024 * 1024 * 1024
 _LONGEST_CAUSE = 300
+_MOST_REASON_BYTES = 1024 * 1024
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -63,3 +64,11 @@ def read(
             return content
     except http.client.HTTPException as cause:  # The standard library lets it pass, and it is no OSError.
         raise OSError(f"the answer is not HTTP: {type(cause).__name__} {cause}"[:_LONGEST_CAUSE]) from cause
+
+
+def body_of(refused: urllib.error.HTTPError, most_bytes: int = _MOST_REASON_BYTES) -> bytes:
+    """Return the body of an answer that `read` raised, as far as it came."""
+    try:
+        return refused.read(most_bytes)
+    except (OSError, http.client.HTTPException):
+        return b""

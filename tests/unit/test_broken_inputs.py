@@ -17,7 +17,7 @@ from device_plugin.node import inventory, node_file, startup
 from fault_injector.backends import node_agent
 from gpu_sharing.adapters import cluster_access, decoding, http_get, objects, prometheus
 from gpu_sharing.core import errors
-from hamictl import failures, manifests, node_checks, reader, snapshot
+from hamictl import failures, fault_client, manifests, node_checks, reader, snapshot
 from lab import traces
 from webui import extender_poller, meters
 
@@ -206,6 +206,28 @@ def test_a_server_that_does_not_speak_http_is_no_answer(
 ) -> None:
     """Another program at that port ended the thread that reads for all pages, which showed old data from then on."""
     with answering(content) as url, pytest.raises(refusal):
+        call(url)
+
+
+def by_faults(url: str) -> object:
+    return fault_client.FaultClient(url).faults()
+
+
+@pytest.mark.parametrize(
+    ("call", "refusal"),
+    [
+        (by_webui, extender_poller.NoAnswer), (by_hamictl, failures.CommandFailed),
+        (by_faults, failures.CommandFailed),
+    ],
+)  # fmt: skip
+def test_a_refusal_whose_text_was_cut_is_still_a_refusal(
+    call: Callable[[str], object], refusal: type[Exception]
+) -> None:
+    """The status alone says enough."""
+    with (
+        answering(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 90\r\n\r\n{") as url,
+        pytest.raises(refusal, match="403"),
+    ):
         call(url)
 
 

@@ -43,6 +43,9 @@ test: .venv/dev.stamp ## unit, model, component and architecture tests; ARGS="-m
 search: .venv/dev.stamp ## hunt at random with the property tests; ARGS="--minutes 30", ARGS="--seed N" for one round again
 	$(BIN)/python -m tests.search $(ARGS)
 
+fuzz: .venv/dev.stamp ## random bytes for every parser, HTTP API and socket; ARGS="--minutes 10", ARGS="--seed N --only record"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
 test-pythons: .venv/dev.stamp ## the unit tests on each Python that is supported; uv finds or fetches them
 	@for version in $(PYTHONS); do \
 	    echo "=== Python $$version" && \
@@ -129,4 +132,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test chaos soak search test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench docs site docs-test lock ci
+.PHONY: help setup demo test chaos soak search fuzz test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench docs site docs-test lock ci

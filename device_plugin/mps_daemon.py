@@ -35,7 +35,7 @@ from device_plugin.isolation import mps, table
 from device_plugin.isolation.backend import CannotIsolate
 from gpu_sharing.adapters import flags, logs, signals
 from gpu_sharing.adapters.progress import Progress
-from gpu_sharing.core import error_codes, errors, nvidia
+from gpu_sharing.core import error_codes, errors, json_text, nvidia
 
 _COMMAND_SECONDS = 10.0
 _READY_SECONDS = 30.0
@@ -134,7 +134,9 @@ def served(settings: Settings, devices: Sequence[gpu_source.Device]) -> list[gpu
     sharing = settings.sharing
     if settings.config_file is not None:
         try:
-            sharing = plugin_settings.for_node(sharing, settings.config_file.read_text(), settings.node_name)
+            sharing = plugin_settings.for_node(
+                sharing, settings.config_file.read_text(errors="replace"), settings.node_name
+            )
         except OSError as cause:
             raise errors.SettingsError(f"{settings.config_file}: {cause.strerror or cause}") from cause
     return [one for one in devices if sharing.isolation == table.MPS and not one.mig_enabled]
@@ -309,9 +311,9 @@ class Daemon:
 
 def _modes(file: pathlib.Path) -> dict[str, int]:
     try:
-        modes = json.loads(file.read_text())
+        modes = json_text.value(file.read_bytes())
         return {str(uuid): int(mode) for uuid, mode in modes.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError):
         return {}
 
 

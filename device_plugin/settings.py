@@ -3,7 +3,6 @@
 A new setting is a field of `Settings` with a docstring, a line in `HELP`, and a line in `parse`.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +13,7 @@ from device_plugin.delivery import methods
 from device_plugin.isolation import table
 from device_plugin.node_flags import NodeFlags
 from gpu_sharing.adapters import flags, health_endpoint
-from gpu_sharing.core import errors, health, nvidia, requests, xids
+from gpu_sharing.core import errors, health, json_text, nvidia, requests, xids
 
 IDENTITIES = ("auto", "cdi", "match")
 MIG_DESTROYS = ("own", "all")
@@ -236,7 +235,7 @@ def for_node(sharing: Sharing, text: str, node_name: str) -> Sharing:
         SettingsError: The file does not have that form; the text names the entry.
     """
     try:
-        entries = json.loads(text).get("nodeconfig") or []
+        entries = json_text.value(text).get("nodeconfig") or []
         mine = [entry for entry in entries if entry.get("name") == node_name]
     except (ValueError, AttributeError, TypeError) as cause:
         raise errors.SettingsError(f"the node file is not JSON with a list nodeconfig: {cause}") from cause
@@ -259,7 +258,7 @@ def _changed(sharing: Sharing, entry: Mapping[str, Any]) -> Sharing:
     try:
         indices = frozenset(int(index) for index in hidden.get("index") or ())
         uuids = frozenset(str(uuid) for uuid in hidden.get("uuid") or ())
-    except (TypeError, ValueError) as cause:
+    except (TypeError, ValueError, OverflowError) as cause:  # An index may be 1e999.
         raise errors.SettingsError(f"nodeconfig of {name}: filterdevices has no lists uuid and index") from cause
     return replace(
         sharing,

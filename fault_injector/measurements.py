@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from fault_injector import api_types
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import decoding, kubernetes, objects
 from gpu_sharing.core import errors, faults, records
 
 _PAGE = 500
@@ -121,7 +121,7 @@ class Measurements:
         async for page in self._client.pages(f"/api/v1/{plural}", _PAGE):
             for raw in page.items or ():
                 try:
-                    items.append(msgspec.json.decode(raw, type=kind))
+                    items.append(decoding.json_as(kind, raw))
                 except msgspec.MsgspecError:
                     continue
         return items

@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 import orjson
 
-from gpu_sharing.adapters import kubernetes
+from gpu_sharing.adapters import decoding, kubernetes
 from gpu_sharing.core import errors
 
 _KEY = "faults"
@@ -99,4 +99,4 @@ class ConfigMapKeep:
         else:
             body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": self._name}, "data": {_KEY: text}}
             answer = await self._client.post(self._collection, orjson.dumps(body))
-        self._version = msgspec.json.decode(answer, type=_ConfigMap).metadata.resource_version
+        self._version = decoding.json_as(_ConfigMap, answer).metadata.resource_version

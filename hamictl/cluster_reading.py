@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpu_sharing.adapters import access_reviews, certificates, kubernetes, objects
+from gpu_sharing.adapters import access_reviews, certificates, decoding, kubernetes, objects
 from gpu_sharing.core import errors, requests
 from hamictl import api_server, cluster_checks, failures, reader, record_checks, snapshot
 
@@ -137,7 +137,7 @@ async def _plugin_pods(client: kubernetes.Client) -> list[cluster_checks.PodTemp
     async for page in client.pages("/api/v1/pods", _PAGE_SIZE):
         for raw in page.items or ():
             if b"/device-plugins" in bytes(raw):
-                pod = msgspec.json.decode(raw, type=cluster_checks.PodTemplate)
+                pod = decoding.json_as(cluster_checks.PodTemplate, raw)
                 if not pod.metadata.controller or _STATIC in (pod.metadata.annotations or {}):
                     kept.append(pod)
     return kept

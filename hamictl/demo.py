@@ -29,6 +29,8 @@ from hamictl import demo_scenario, fault_client, flags, rendering, start
 from lab import cluster as clusters
 from lab import fault_backends, fault_service, kinds, service_process, traces, webui_process
 
+_COUNT = flags.whole(1, 100_000)
+
 _SETTLE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _SLOW_POLL_SECONDS = 0.5
@@ -41,10 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--once", action="store_true", help="end after the scenario; exit status 0 only if all expectations held"
     )
     parser.add_argument("--output", choices=("text", "json"), default="text", help="json prints one object at the end")
-    parser.add_argument(
-        "--nodes", type=_positive, metavar="N", help="instead of the scenario: N nodes with 8 GPUs each"
-    )
-    parser.add_argument("--pods", type=_positive, metavar="M", help="instead of the scenario: M pods of several kinds")
+    parser.add_argument("--nodes", type=_COUNT, metavar="N", help="instead of the scenario: N nodes with 8 GPUs each")
+    parser.add_argument("--pods", type=_COUNT, metavar="M", help="instead of the scenario: M pods of several kinds")
     parser.add_argument(
         "--trace",
         type=pathlib.Path,
@@ -65,22 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--show-environment", action="store_true", help="print the environment of each container of the scenario"
     )
     parser.add_argument(
-        "--port", type=_port, default=0, metavar="PORT", help="port of the API server (default: a free one)"
+        "--port",
+        type=flags.whole(0, 65_535, "a port"),
+        default=0,
+        metavar="PORT",
+        help="port of the API server (default: a free one)",
     )
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() and len(text) < 10 else 0
-    if not 0 < number <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 100000")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text) if text.isdecimal() and len(text) < 10 else -1
-    if not 0 <= number <= 65_535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
-    return number
 
 
 def run(options: argparse.Namespace) -> int:

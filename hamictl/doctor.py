@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--least-free",
-        type=int,
+        type=flags.whole(0, 1_000_000_000, "a number of MiB"),
         default=1024,
         metavar="MIB",
         help="of a node: report less free space than this (default 1024)",
@@ -84,8 +84,11 @@ def run(options: argparse.Namespace) -> int:
             "not_installed": [one.to_facts() for one in every if one.severity == findings.ABSENT],
             "findings": [one.to_facts() for one in problems],
         }  # fmt: skip
-        rows = findings.rows(problems, each=style.form == "wide")
-        print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in problems]))
+        if style.form == "table":
+            print("\n".join(findings.blocks(problems, style)))
+        else:
+            rows = findings.rows(problems)
+            print(output.render(value, rows, style, names=[f"{one.code} {one.about}" for one in problems]))
     return failures.NEGATIVE if problems else 0
 
 

@@ -9,10 +9,9 @@ import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-import msgspec
-
 from fault_injector import api_types
-from gpu_sharing.adapters import http_get
+from gpu_sharing.adapters import decoding, http_get
+from gpu_sharing.core import json_text
 from hamictl import failures, reader
 
 URL_VARIABLE = "HAMI_FAULTS"
@@ -61,9 +60,9 @@ class FaultClient:
         try:
             url = f"{self._url}/api/v1/{path}"
             answer = http_get.read(url, _TIMEOUT_SECONDS, self._headers, self._tls, body=data)
-            return msgspec.json.decode(answer, type=kind)
+            return decoding.json_as(kind, answer)
         except urllib.error.HTTPError as refused:
-            raise _refused(refused.code, refused.read()) from refused
+            raise _refused(refused.code, http_get.body_of(refused)) from refused
         except (OSError, ValueError) as broken:  # msgspec's errors are ValueErrors.
             cause = broken.reason if isinstance(broken, urllib.error.URLError) else broken
             hint = "is --faults the fault injection service, and does it run? hamictl demo runs one"
@@ -72,7 +71,7 @@ class FaultClient:
 
 def _refused(status: int, body: bytes) -> failures.CommandFailed:
     try:
-        fields = json.loads(body)
+        fields = json_text.value(body)
         code, message = str(fields["error_code"]), str(fields["message"])
     except (ValueError, KeyError, TypeError):
         return failures.CommandFailed(f"status {status}: {body[:200].decode(errors='replace')}")

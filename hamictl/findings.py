@@ -1,16 +1,19 @@
 """What the checks of `hamictl doctor` find. Pure, and without the extender's code: a GPU node needs only this part."""
 
 import collections
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from gpu_sharing.core import error_codes
+from hamictl import output
 
 ERROR, WARNING = "error", "warning"
 ABSENT = "not installed"
 """The severity of a part that is left out here on purpose: not a problem."""
 MOST_LISTED = 5
 """Findings with one code that a table lists one by one; more are counted."""
+COLUMNS = 80
 _PLURALS = {"gpu": "GPUs", "quota": "quotas", "extender": "components of the extender"}
 
 
@@ -37,33 +40,51 @@ Check = tuple[str, Iterable[Finding]]
 """Its name, and what it found."""
 
 
-def rows(findings: Iterable[Finding], *, each: bool) -> list[dict[str, str]]:
-    """Return the rows of a table.
+def rows(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """Return the rows of a wide table, one a finding, in the order of the checks by code."""
+    return [
+        {
+            "SEVERITY": finding.severity,
+            "ABOUT": finding.about,
+            "CODE": finding.code,
+            "DETAIL": finding.detail,
+            "WHAT TO DO": error_codes.REGISTRY[finding.code].remedy,
+        }
+        for some in _by_code(findings).values()
+        for finding in some
+    ]
 
-    Args:
-        findings: In the order of the checks.
-        each: Whether each finding has a row; else more than `MOST_LISTED` with one code have one together.
+
+def blocks(findings: Iterable[Finding], style: output.Style) -> list[str]:
+    """Return the lines of the findings, a block for each code, for a terminal of 80 columns.
+
+    Of more than `MOST_LISTED` findings with one code the block has their number, and the detail of the first one.
     """
-    by_code: dict[tuple[str, str], list[Finding]] = collections.defaultdict(list)
+    lines: list[str] = []
+    for (code, severity), some in _by_code(findings).items():
+        lines.append(f"{output.painted('SEVERITY', severity.ljust(len(WARNING)), style)}  {code}")
+        if len(some) <= MOST_LISTED:
+            for finding in some:
+                lines += _wrapped(f"{finding.about}: {finding.detail}")
+        else:
+            lines += _wrapped(f"{_together(some)}; {some[0].about.partition('/')[2]}: {some[0].detail}")
+        lines += _wrapped(f"what to do: {error_codes.REGISTRY[code].remedy}")
+    return lines
+
+
+def _by_code(findings: Iterable[Finding]) -> Mapping[tuple[error_codes.Code, str], list[Finding]]:
+    by_code: dict[tuple[error_codes.Code, str], list[Finding]] = collections.defaultdict(list)
     for finding in findings:
         by_code[finding.code, finding.severity].append(finding)
-    listed: list[dict[str, str]] = []
-    for some in by_code.values():
-        if each or len(some) <= MOST_LISTED:
-            listed += [_row(finding, finding.about, finding.detail) for finding in some]
-        else:
-            listed.append(_row(some[0], _together(some), f"{some[0].about.partition('/')[2]}: {some[0].detail}"))
-    return listed
+    return by_code
 
 
-def _row(finding: Finding, about: str, detail: str) -> dict[str, str]:
-    return {
-        "SEVERITY": finding.severity,
-        "ABOUT": about,
-        "CODE": finding.code,
-        "DETAIL": detail,
-        "WHAT TO DO": error_codes.REGISTRY[finding.code].remedy,
-    }
+def _wrapped(text: str) -> list[str]:
+    """Return a sentence as lines; a name that is longer than a line is not divided, so that it can be copied."""
+    return textwrap.wrap(
+        output.clean(text), COLUMNS, initial_indent="  ", subsequent_indent="    ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _together(some: Sequence[Finding]) -> str:

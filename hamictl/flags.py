@@ -4,12 +4,40 @@ import argparse
 import os
 import pathlib
 import sys
+from collections.abc import Callable
 
 from gpu_sharing.adapters import cluster_access
 from hamictl import output, reader
 
 EXTENDER_VARIABLE = "HAMI_EXTENDER"
 """Also the WebUI's variable, so that one setting serves both."""
+
+
+_MOST_DIGITS = 20
+
+
+def whole_number(text: str, lowest: int, highest: int) -> int | None:
+    """Return the number in a text; None if it is not a whole one in that range."""
+    is_number = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    return int(text) if is_number and lowest <= int(text) <= highest else None
+
+
+def whole(lowest: int, highest: int, what: str = "a number") -> Callable[[str], int]:
+    """Return the reader of a flag with a whole number in that range, for `type` of `add_argument`.
+
+    Args:
+        lowest: Accepted too.
+        highest: Accepted too.
+        what: For the message, such as `a port`.
+    """
+
+    def read(text: str) -> int:
+        number = whole_number(text, lowest, highest)
+        if number is None:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {what} from {lowest:,} to {highest:,}")
+        return number
+
+    return read
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import yaml
 
-from gpu_sharing.adapters import objects
+from gpu_sharing.adapters import decoding, objects
 from gpu_sharing.core import gangs, records, requests
 from hamictl import failures
 from scheduler_extender.cluster import from_objects, node_selection
@@ -82,15 +81,15 @@ def read(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence[ob
         CommandFailed: It has no pods, or is not YAML.
     """
     try:
-        documents = [one for one in yaml.safe_load_all(text) if one]
-    except yaml.YAMLError as cause:
+        documents = [one for one in decoding.yaml_documents(text) if one]
+    except ValueError as cause:
         raise failures.CommandFailed(f"{path} is not YAML: {cause}") from cause
     manifest = Manifest()
     ended = 0
     for document in _items(documents):
         try:
             ended += _add(manifest, document, replicas, nodes)
-        except (KeyError, TypeError, AttributeError, ValueError, msgspec.ValidationError) as cause:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as cause:
             raise failures.CommandFailed(f"{path}: not a manifest that the API server accepts: {cause}") from cause
         if len(manifest.pods) > MOST_PODS:
             raise failures.CommandFailed(f"{path} makes more than {MOST_PODS:,} pods", "lower --replicas")
@@ -103,7 +102,8 @@ def read(path: pathlib.Path, text: str, replicas: int | None, nodes: Sequence[ob
 def _items(documents: Iterable[Any]) -> Iterable[Any]:
     for document in documents:
         if isinstance(document, Mapping) and document.get("kind") == "List":
-            yield from document.get("items") or ()
+            items = document.get("items")
+            yield from items if isinstance(items, list) else ()
         else:
             yield document
 

@@ -1,7 +1,6 @@
 """Checks of the GPU node on which the command runs. Nothing is written."""
 
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gpu_sharing.core import error_codes, requests
+from gpu_sharing.core import error_codes, json_text, requests
 from hamictl import foreign_plugins, node_driver
 from hamictl.findings import ERROR, WARNING, Check, Finding
 
@@ -108,7 +107,7 @@ def _other_plugins(folder: pathlib.Path) -> Iterator[Finding]:
     names = [path.name for path in folder.glob("*")] if folder.is_dir() else []
     signs = foreign_plugins.sockets(names)
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        listed = json.loads((folder / _CHECKPOINT).read_text())["Data"]["RegisteredDevices"] or {}
+        listed = json_text.value((folder / _CHECKPOINT).read_bytes())["Data"]["RegisteredDevices"] or {}
         offered = {resource: len(ids or ()) for resource, ids in listed.items()}
         signs += foreign_plugins.resources(offered, requests.ResourceNames())
     if signs:
@@ -144,7 +143,7 @@ def _toml(path: pathlib.Path) -> dict[str, Any]:
     """Return the file; empty if it is unreadable, which containerd itself reports."""
     try:
         return tomllib.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -105,7 +105,7 @@ class GrowingTable:
         if not rows:
             return []
         columns = [column for column in rows[0] if column not in self._hidden]
-        cells = [[_clean(row[column]) for column in columns] for row in rows]
+        cells = [[clean(row[column]) for column in columns] for row in rows]
         if not self._widths:
             cells.insert(0, columns)
             self._widths = [0] * len(columns)
@@ -120,6 +120,11 @@ class GrowingTable:
         return "   ".join(padded).rstrip()
 
 
+def painted(column: str, cell: str, style: Style) -> str:
+    """Return a cell of a column, in the colour of its state where the style has colours."""
+    return _painted(column, cell) if style.coloured else cell
+
+
 def _painted(column: str, cell: str) -> str:
     """Return the cell in the colour of its state, such as `ok` or `2 unhealthy`; its padding is not coloured."""
     match = re.fullmatch(r"((?:\d+ )?(\w+))( *)", cell) if column in _COLOURED else None
@@ -127,8 +132,8 @@ def _painted(column: str, cell: str) -> str:
     return f"\033[{colour}m{match[1]}\033[0m{match[3]}" if match and colour else cell
 
 
-def _clean(text: str) -> str:
-    """Replace control characters, because names come from the cluster."""
+def clean(text: str) -> str:
+    """Return a text without control characters, because names come from the cluster."""
     return "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)
 
 

@@ -1,7 +1,6 @@
 """The client of the extender's read API, by its URL or by kubectl's port-forward into its pod."""
 
 import contextlib
-import json
 import pathlib
 import re
 import select
@@ -14,10 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import msgspec
-
-from gpu_sharing.adapters import http_get, read_api_types
-from gpu_sharing.core import requests
+from gpu_sharing.adapters import decoding, http_get, read_api_types
+from gpu_sharing.core import json_text, requests
 from hamictl import failures
 
 _TIMEOUT_SECONDS = 15.0
@@ -106,9 +103,9 @@ class Reader:
         path = "/".join(urllib.parse.quote(part, safe="") for part in parts) + query
         try:
             body = http_get.read(f"{self._url}/api/v1/{path}", self._timeout_seconds, self._headers, self._tls)
-            return msgspec.json.decode(body, type=kind)
+            return decoding.json_as(kind, body)
         except urllib.error.HTTPError as refused:
-            raise _refused(refused.code, refused.read()) from refused
+            raise _refused(refused.code, http_get.body_of(refused)) from refused
         except (OSError, ValueError) as broken:  # msgspec's errors are ValueErrors.
             cause = broken.reason if isinstance(broken, urllib.error.URLError) else broken
             hint = "is --extender the read API (port 9446), and does the extender run?"
@@ -129,7 +126,7 @@ def tls(ca_file: pathlib.Path) -> ssl.SSLContext:
 
 def _refused(status: int, body: bytes) -> failures.CommandFailed:
     try:
-        body_fields = json.loads(body)
+        body_fields = json_text.value(body)
         sentence = f"{body_fields['error_code']}: {body_fields['message']}"
     except (ValueError, KeyError, TypeError):
         sentence = f"status {status}: {body[:200].decode(errors='replace')}"
@@ -201,8 +198,8 @@ def _components(url: str) -> dict[str, Any]:
     try:
         body = http_get.read(f"{url.rstrip('/')}/healthz", _TIMEOUT_SECONDS)
     except urllib.error.HTTPError as refused:
-        body = refused.read()
-    by_name: dict[str, Any] = json.loads(body)["components"]
+        body = http_get.body_of(refused)
+    by_name: dict[str, Any] = json_text.value(body)["components"]
     return by_name
 
 

@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's own flags."""
     parser.add_argument("manifest", nargs="?", type=pathlib.Path, metavar="MANIFEST", help="YAML; - is standard input")
     parser.add_argument(
-        "--replicas", "--count", type=_replicas, metavar="N", help="N pods of each, instead of the manifest's number"
+        "--replicas",
+        "--count",
+        type=flags.whole(1, manifests.MOST_PODS),
+        metavar="N",
+        help="N pods of each, instead of the manifest's number",
     )
     parser.add_argument("--gpus", metavar="N", help="without a MANIFEST: pods of one container with N GPUs")
     parser.add_argument("--gpumem", metavar="MIB", help="of each GPU; also with a suffix, such as 4Gi")
@@ -67,12 +71,6 @@ def _percent(text: str) -> float:
     if not 0 < number <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, up to 1000")
     return number
-
-
-def _replicas(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= manifests.MOST_PODS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {manifests.MOST_PODS:,}")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ import msgspec
 
 from gpu_sharing.adapters import events, objects, read_api_types
 from gpu_sharing.core import error_codes, identifiers, placement, records
-from hamictl import failures, manifests, output, snapshot
+from hamictl import failures, flags, manifests, output, snapshot
 from lab import gpus, traces
 from scheduler_extender.act import gang_planner, pod_writer
 from scheduler_extender.cluster import from_objects, node_selection, pending
@@ -256,21 +256,19 @@ def with_more_nodes(state: snapshot.State, text: str) -> snapshot.State:
     """
     parts = text.split(":")
     model = gpus.MODELS.get(parts[1].lower()) if len(parts) == 3 else None
-    if model is None or not (_is_number(parts[0], _MOST_ADDED_NODES) and _is_number(parts[2], _MOST_ADDED_GPUS)):
+    count = flags.whole_number(parts[0], 1, _MOST_ADDED_NODES)
+    each = flags.whole_number(parts[-1], 1, _MOST_ADDED_GPUS)
+    if model is None or count is None or each is None:
         raise failures.CommandFailed(
             f"--add-nodes {text!r} is not COUNT:MODEL:GPUS with 1 to {_MOST_ADDED_NODES:,} nodes and 1 to "
             f"{_MOST_ADDED_GPUS} GPUs",
             f"for example 2:a100:8; models: {', '.join(gpus.MODELS)}",
         )
     new_nodes = [
-        msgspec.convert(gpus.gpu_node(f"added-{index}", model, int(parts[2])), objects.Node, strict=False)
-        for index in range(int(parts[0]))
+        msgspec.convert(gpus.gpu_node(f"added-{index}", model, each), objects.Node, strict=False)
+        for index in range(count)
     ]
     return msgspec.structs.replace(state, nodes=[*state.nodes, *new_nodes])
-
-
-def _is_number(text: str, most: int) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most
 
 
 def without_exported(state: snapshot.State, manifest: manifests.Manifest) -> tuple[snapshot.State, int]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from gpu_sharing.adapters import discovery, kubernetes, objects, read_api_types
+from gpu_sharing.adapters import decoding, discovery, kubernetes, objects, read_api_types
 from gpu_sharing.core import errors, gangs, records, requests
 from hamictl import api_server, failures, flags, installation, reader
 from scheduler_extender.cluster import from_objects
@@ -35,16 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=pathlib.Path, metavar="FILE")
     parser.add_argument("--hash-names", action="store_true", help="hash names of nodes, pods, namespaces and labels")
     parser.add_argument(
-        "--profile", type=_seconds, metavar="SECONDS", help="with a profile of the extender, for a bug report"
+        "--profile",
+        type=flags.whole(1, read_api_types.LONGEST_PROFILE_SECONDS, "a number of seconds"),
+        metavar="SECONDS",
+        help="with a profile of the extender, for a bug report",
     )
     flags.add_cluster_and_names(parser)
-
-
-def _seconds(text: str) -> int:
-    number, longest = int(text) if text.isdecimal() and len(text) < 3 else 0, read_api_types.LONGEST_PROFILE_SECONDS
-    if not 0 < number <= longest:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 1 to {longest}")
-    return number
 
 
 def run(options: argparse.Namespace) -> int:
@@ -148,7 +144,7 @@ async def list_all(client: kubernetes.Client, path: str, kind: type[K]) -> list[
     """Return all objects of a kind. Errors as in `kubernetes.Client.pages`."""
     listed = []
     async for page in client.pages(path, _PAGE_SIZE):
-        listed += [msgspec.json.decode(raw, type=kind) for raw in page.items or ()]
+        listed += [decoding.json_as(kind, raw) for raw in page.items or ()]
     return listed
 
 
@@ -180,10 +176,10 @@ def load(path: pathlib.Path) -> State:
         CommandFailed: The file is not a snapshot, or has another version.
     """
     try:
-        state = msgspec.json.decode(path.read_bytes(), type=State)
+        state = decoding.json_as(State, path.read_bytes())
     except OSError as cause:
         raise failures.CommandFailed(f"{path}: {cause.strerror}") from cause
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
+    except msgspec.MsgspecError as cause:
         raise failures.CommandFailed(
             f"{path} is not a snapshot: {cause}", "create one with hamictl snapshot FILE"
         ) from cause

@@ -12,6 +12,7 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_sharing.core.gpus import MOST_GPUS
 from lab import gpus
 
 SMALL = pathlib.Path(__file__).parent / "traces" / "openb-small-pods.csv"
@@ -89,8 +90,11 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
 def _node(row: dict[str, str]) -> dict[str, Any]:
     try:
         model = gpus.Model(row["model"], _MEMORY_MIB.get(row["model"], _UNDISCLOSED_MIB))
-        node = gpus.gpu_node(row["sn"], model, int(row["gpu"]), cpus=int(row["cpu_milli"]) // 1000)
-    except (KeyError, ValueError) as cause:
+        count = int(row["gpu"])
+        if not 0 <= count <= MOST_GPUS:
+            raise ValueError(f"0 to {MOST_GPUS} GPUs")
+        node = gpus.gpu_node(row["sn"], model, count, cpus=int(row["cpu_milli"]) // 1000)
+    except (KeyError, ValueError, TypeError) as cause:  # A short row has None.
         raise BadTrace(f"the node list has a row without {cause}: {row}") from cause
     return node
 
@@ -106,7 +110,7 @@ def _arrival(row: dict[str, str]) -> Arrival:
         count, milli = int(row["num_gpu"]), int(row["gpu_milli"] or 0)
         limits = {"cpu": f"{int(row['cpu_milli'])}m"}
         name = row["name"]
-    except (KeyError, ValueError) as cause:
+    except (KeyError, ValueError, TypeError) as cause:
         raise BadTrace(f"the pod list has a row without {cause}: {row}") from cause
     annotations = {}
     if count:

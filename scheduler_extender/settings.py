@@ -1,6 +1,5 @@
 """Every setting of the extender: one frozen class, filled from flags and environment variables."""
 
-import json
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from gpu_sharing.adapters import flags, health_endpoint
-from gpu_sharing.core import error_codes, errors, policies, remediation_rules, requests
+from gpu_sharing.core import error_codes, errors, json_text, policies, remediation_rules, requests
 from gpu_sharing.core.remediation_rules import RuleSet
 
 _MOST_RULE_BYTES = 64 * 1024
@@ -260,8 +259,8 @@ def _rules(path: pathlib.Path | None) -> RuleSet:
             content = file.read(_MOST_RULE_BYTES + 1)
         if len(content) > _MOST_RULE_BYTES:
             raise ValueError(f"it is larger than {_MOST_RULE_BYTES} bytes")
-        read = remediation_rules.read(json.loads(content))
-    except (OSError, ValueError, RecursionError) as cause:
+        read = remediation_rules.read(json_text.value(content))
+    except (OSError, ValueError) as cause:
         text = cause.strerror if isinstance(cause, OSError) else str(cause)
         raise errors.SettingsError(f"--remediation-rules {path}: {error_codes.REMEDIATION_RULES}: {text}") from cause
     if isinstance(read, RuleSet):

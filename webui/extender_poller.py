@@ -17,7 +17,7 @@ import msgspec
 import orjson
 import structlog
 
-from gpu_sharing.adapters import http_get, read_api_types
+from gpu_sharing.adapters import decoding, http_get, read_api_types
 from gpu_sharing.core import error_codes, errors
 from webui import changes, history, meters, models, snapshots, views
 
@@ -65,7 +65,7 @@ class Extender:
             NoAnswer: There is no answer, or it is not of that kind.
         """
         try:
-            return msgspec.json.decode(self._read(*parts, query=query, seconds=_PAGE_SECONDS), type=kind)
+            return decoding.json_as(kind, self._read(*parts, query=query, seconds=_PAGE_SECONDS))
         except msgspec.MsgspecError as broken:
             raise NoAnswer(f"the extender does not answer with JSON of that kind: {broken}") from broken
 
@@ -88,7 +88,7 @@ class Extender:
         """Decoded one by one, because decoding all in one call would delay other threads."""
         decoder = msgspec.json.Decoder(kind)
         try:
-            return [decoder.decode(one) for one in _LISTS.decode(self._read(what))[what]]
+            return [decoding.json_by(decoder, one) for one in decoding.json_by(_LISTS, self._read(what))[what]]
         except (msgspec.MsgspecError, KeyError) as broken:
             raise NoAnswer(f"an answer of the extender about {what} cannot be read: {broken}") from broken
 
@@ -111,8 +111,8 @@ class Extender:
 def _told(refused: urllib.error.HTTPError) -> str:
     """The extender's reason for a refusal, for example the missing permission."""
     try:
-        return f": {orjson.loads(refused.read(_LONGEST_PROBLEM))['message']}"
-    except (OSError, ValueError, KeyError, TypeError):
+        return f": {orjson.loads(http_get.body_of(refused, _LONGEST_PROBLEM))['message']}"
+    except (ValueError, KeyError, TypeError):
         return ""
 
 

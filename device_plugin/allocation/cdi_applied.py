@@ -111,7 +111,7 @@ def find_marks(proc: pathlib.Path, container_ids: set[str]) -> dict[str, bool | 
     marked_by_id: dict[str, bool | None] = {}
     for process in (path for path in proc.iterdir() if path.name.isdecimal()):
         with contextlib.suppress(OSError):
-            cgroup = (process / "cgroup").read_text()
+            cgroup = (process / "cgroup").read_text(errors="replace")  # A container names cgroups below its own.
             container_id = next((key for key in container_ids if key in cgroup), None)
             if container_id is not None and not marked_by_id.get(container_id):
                 marked = _is_marked(process)

@@ -10,7 +10,6 @@ read again only when it changes.
 Source: container-device-interface, pkg/cdi (cache.go for priority and conflicts, spec-dirs.go for which files count).
 """
 
-import json
 import os
 import pathlib
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 import structlog
 
-from gpu_sharing.core import nvidia
+from gpu_sharing.core import json_text, nvidia
 
 OLDEST_VERSION = "0.5.0"
 OURS = re.compile(r"hami-vgpu_(?P<device>[a-z0-9-]+)_(?P<uid>[A-Za-z0-9-]+)\.json")
@@ -271,7 +270,7 @@ def _parsed(path: pathlib.Path) -> Mapping[str, Any]:
         if status.st_size > _MOST_BYTES:
             raise Unusable(f"it has {status.st_size} bytes, and {_MOST_BYTES} are read at most")
         text = file.read(_MOST_BYTES + 1)
-    content = json.loads(text) if path.suffix == ".json" else _yaml(text)
+    content = json_text.value(text) if path.suffix == ".json" else _yaml(text)
     if not isinstance(content, dict):
         raise Unusable("it is no object")
     return content

@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from google.protobuf import message
 
+from gpu_sharing.adapters import decoding
 from gpu_sharing.core import errors, identifiers
 from protos.deviceplugin.v1beta1 import api_pb2
 
@@ -79,8 +80,8 @@ def read(text: bytes, resource: str) -> tuple[Entry, ...]:
         CorruptRecord: The text is no checkpoint of a known format, so that nothing follows from it.
     """
     try:
-        checkpoint = _decoder.decode(text)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
+        checkpoint = decoding.json_by(_decoder, text)
+    except msgspec.MsgspecError as cause:
         raise errors.CorruptRecord(f"the kubelet's device checkpoint cannot be read: {cause}") from cause
     return tuple(_entry(one) for one in checkpoint.data.entries or () if one.resource_name == resource)
 

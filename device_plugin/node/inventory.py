@@ -20,7 +20,7 @@ import structlog
 from device_plugin import settings
 from device_plugin.driver import gpu_source
 from device_plugin.isolation.backend import Backend
-from gpu_sharing.core import gpus, health, identifiers, nvidia, records, requests
+from gpu_sharing.core import gpus, health, identifiers, json_text, nvidia, records, requests
 
 _HEARTBEAT_SECONDS = 60.0
 _MOST_MEMORY, _MOST = "8191Pi", "8E"
@@ -105,7 +105,7 @@ def problem_annotations(agent: str, problems: Mapping[str, str]) -> dict[str, st
 def unhealthy_in_boot(text: str, boot: str, now: float) -> dict[identifiers.GpuUuid, health.Health]:
     """Return the GPUs that an earlier process found unhealthy in the same boot; a restart of the node clears them."""
     try:
-        facts = json.loads(text) if text else {}
+        facts = json_text.value(text) if text else {}
         items = [(str(uuid), one) for uuid, one in facts.items() if isinstance(one, dict)]
     except (ValueError, AttributeError):
         return {}

@@ -58,7 +58,7 @@ class NodeFile:
             return None
         try:
             text = self._path.read_text()
-        except OSError as cause:
+        except (OSError, UnicodeDecodeError) as cause:
             text = ""
             if self._text != text:
                 log.error("node file not read", error_code=error_codes.PLUGIN_NODE_SETTINGS, cause=str(cause))

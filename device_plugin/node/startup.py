@@ -102,7 +102,7 @@ def boot_id(path: pathlib.Path) -> str:
         SettingsError: It cannot be read.
     """
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()
     except OSError as cause:
         raise errors.SettingsError(f"--boot-id-file {path}: {cause.strerror or cause}") from cause
 

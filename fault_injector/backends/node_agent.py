@@ -11,7 +11,7 @@ import msgspec
 import orjson
 
 from fault_injector.backends import BackendFailed
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import decoding, kubernetes, objects
 from gpu_sharing.core import error_codes, errors, faults, records
 
 _ANSWER_SECONDS = 45.0
@@ -35,7 +35,7 @@ class ConfigMap(msgspec.Struct):
 def result_of(config_map: ConfigMap, fault_id: str) -> Result | None:
     """Return the result about a fault; None where there is none that can be read."""
     try:
-        return msgspec.json.decode((config_map.data or {})[fault_id], type=Result)
+        return decoding.json_as(Result, (config_map.data or {})[fault_id])
     except (KeyError, msgspec.MsgspecError):
         return None
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from gpu_sharing.adapters import kubernetes
+from gpu_sharing.adapters import decoding, kubernetes
 
 Attributes = Mapping[str, Mapping[str, str]]
 """What is to be permitted, as `resourceAttributes` or `nonResourceAttributes` of a review."""
@@ -103,4 +103,4 @@ async def _ask(
 ) -> _Status:
     body = {"apiVersion": f"{group}/v1", "kind": kind, "spec": spec}
     answer = await client.review(f"/apis/{group}/v1/{plural}", orjson.dumps(body), timeout_seconds)
-    return msgspec.json.decode(answer, type=_Review).status
+    return decoding.json_as(_Review, answer).status

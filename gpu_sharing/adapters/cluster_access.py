@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_sharing.adapters import decoding
 from gpu_sharing.core import errors
 
 SERVICE_ACCOUNT = pathlib.Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -112,32 +113,34 @@ def _impersonation(kubeconfigs: Sequence[pathlib.Path], context: str) -> tuple[t
     """
     user = _entry(kubeconfigs, "user", str(_entry(kubeconfigs, "context", context).get("user", "")))
     headers = [("Impersonate-User", user.get("as")), ("Impersonate-Uid", user.get("as-uid"))]
-    headers += [("Impersonate-Group", group) for group in user.get("as-groups") or ()]
-    for key, values in (user.get("as-user-extra") or {}).items():
-        headers += [(f"Impersonate-Extra-{urllib.parse.quote(str(key), safe='')}", value) for value in values]
+    headers += [("Impersonate-Group", group) for group in _items(user.get("as-groups"))]
+    extra = user.get("as-user-extra")
+    for key, values in extra.items() if isinstance(extra, Mapping) else ():
+        headers += [(f"Impersonate-Extra-{urllib.parse.quote(str(key), safe='')}", value) for value in _items(values)]
     return tuple((name, str(text)) for name, text in headers if text)
 
 
 def _entry(kubeconfigs: Sequence[pathlib.Path], kind: str, name: str) -> Mapping[str, Any]:
     """Return the context or user of a name in the first file that has it; empty if none does, or it is malformed."""
     for content in _contents(kubeconfigs):
-        for entry in content.get(f"{kind}s") or ():
+        for entry in _items(content.get(f"{kind}s")):
             if isinstance(entry, Mapping) and entry.get("name") == name:
                 body = entry.get(kind)
                 return body if isinstance(body, Mapping) else {}
     return {}
 
 
-def _contents(kubeconfigs: Sequence[pathlib.Path]) -> Iterator[Mapping[str, Any]]:
-    import yaml  # Here, because a service in a pod reads no YAML.
+def _items(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
+
+def _contents(kubeconfigs: Sequence[pathlib.Path]) -> Iterator[Mapping[str, Any]]:
     for path in kubeconfigs:
         try:
-            content = yaml.safe_load(path.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as cause:
+            contents = decoding.yaml_documents(path.read_text())
+        except (OSError, ValueError) as cause:
             raise errors.SettingsError(f"the kubeconfig {path} cannot be read: {_one_line(cause)}") from cause
-        if isinstance(content, Mapping):
-            yield content
+        yield from (content for content in contents[:1] if isinstance(content, Mapping))
 
 
 def by_kubeconfig(kubeconfigs: Sequence[pathlib.Path], context: str) -> Access:

@@ -6,6 +6,7 @@ connection with an incomplete request is closed for a new one, so that probes an
 
 import asyncio
 import collections
+import functools
 import resource
 import select
 import socket
@@ -169,6 +170,21 @@ class Protocol(httptools_impl.HttpToolsProtocol):
         """Offer the application `CALLER_GONE`."""
         super().on_message_begin()
         self.scope["extensions"] = {CALLER_GONE: {"ask": self._caller_gone}}
+
+    def on_headers_complete(self) -> None:
+        """Have an answer dropped whose connection is closed: uvicorn marks only the last of pipelined requests."""
+        before = self.cycle
+        super().on_headers_complete()
+        cycle: httptools_impl.RequestResponseCycle | None = self.cycle
+        if cycle is not None and cycle is not before:
+            cycle.send = functools.partial(self._send, cycle, cycle.send)  # type: ignore[method-assign]
+
+    async def _send(
+        self, cycle: httptools_impl.RequestResponseCycle, send: Callable[[Any], Awaitable[None]], message: Any
+    ) -> None:
+        if self.transport.is_closing():
+            cycle.disconnected = True
+        await send(message)
 
     def on_body(self, body: bytes) -> None:
         """Leave bodies to the application."""

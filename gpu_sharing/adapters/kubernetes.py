@@ -20,7 +20,7 @@ import aiohttp
 import msgspec
 import structlog
 
-from gpu_sharing.adapters import cluster_access, logs
+from gpu_sharing.adapters import cluster_access, decoding, logs
 from gpu_sharing.core import errors
 
 T = TypeVar("T")
@@ -150,7 +150,7 @@ class Client:
             NotFound: It does not exist.
             Unavailable: No answer in time. Other errors by the server's status.
         """
-        return msgspec.json.decode(await self._call("GET", path, None, None, timeout_seconds), type=kind)
+        return decoding.json_as(kind, await self._call("GET", path, None, None, timeout_seconds))
 
     async def ping(self) -> Ping:
         """Read the version, to measure the server's response time and its clock.
@@ -168,7 +168,7 @@ class Client:
             ahead = server_time + 0.5 - (before + seconds / 2)
         version = ""
         with contextlib.suppress(msgspec.MsgspecError):
-            version = msgspec.json.decode(content, type=_Version).git_version
+            version = decoding.json_as(_Version, content).git_version
         return Ping(seconds, ahead, version)
 
     async def post(self, path: str, body: bytes, timeout_seconds: float = _DEFAULT_TIMEOUT_SECONDS) -> bytes:
@@ -229,7 +229,7 @@ class Client:
             query = {"limit": str(page_size)} | ({"continue": token} if token else {})
             content = await self._call("GET", _with_query(path, query), None, None, _DEFAULT_TIMEOUT_SECONDS)
             try:
-                page = _page_decoder.decode(content)
+                page = decoding.json_by(_page_decoder, content)
             except msgspec.MsgspecError as cause:
                 raise errors.Unavailable(f"GET {path}: the answer is no list: {cause}") from cause
             yield page
@@ -334,7 +334,7 @@ def _with_query(path: str, query: Mapping[str, str]) -> str:
 
 def _error(method: str, path: str, status: int, body: bytes) -> errors.KubernetesError:
     try:
-        decoded = _status_decoder.decode(body)
+        decoded = decoding.json_by(_status_decoder, body)
         message, reason = decoded.message, decoded.reason
     except msgspec.MsgspecError:
         message, reason = body[:200].decode(errors="replace"), ""

@@ -4,6 +4,7 @@ Source: Prometheus HTTP API v1, `/api/v1/query` and `/api/v1/query_range`.
 """
 
 import asyncio
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from urllib import parse
 
 import msgspec
 
+from gpu_sharing.adapters import decoding
 from gpu_sharing.core import errors
 
 _MOST_BYTES = 32 * 1024 * 1024
@@ -87,6 +89,6 @@ def _ask(address: str, asked: Mapping[str, str | float], timeout_seconds: float,
     try:
         # The setting accepts http and https only.
         with urllib.request.urlopen(f"{address}?{parse.urlencode(asked)}", timeout=timeout_seconds) as answer:  # noqa: S310
-            return msgspec.json.decode(answer.read(_MOST_BYTES), type=kind)
-    except (OSError, ValueError, msgspec.MsgspecError) as cause:
+            return decoding.json_as(kind, answer.read(_MOST_BYTES))
+    except (OSError, ValueError, http.client.HTTPException) as cause:
         raise NoAnswer(str(cause)) from cause

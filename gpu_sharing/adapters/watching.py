@@ -15,7 +15,7 @@ from typing import Generic, Protocol, TypeVar
 import msgspec
 import structlog
 
-from gpu_sharing.adapters import kubernetes, pauses, progress
+from gpu_sharing.adapters import decoding, kubernetes, pauses, progress
 from gpu_sharing.core import error_codes, errors
 
 T = TypeVar("T")
@@ -199,7 +199,7 @@ class Reflector(Generic[T]):
             await pause()
             self.last_heard = time.monotonic()
             try:
-                event = self._events.decode(line)
+                event = decoding.json_by(self._events, line)
             except msgspec.MsgspecError as cause:
                 # The change in this line is lost, so the state is unknown: list again.
                 raise errors.Expired(f"watch of {self._path}: not an event: {cause}") from cause
@@ -210,7 +210,7 @@ class Reflector(Generic[T]):
 
     def _control(self, event: _Event) -> None:
         try:
-            bookmark = msgspec.json.decode(event.object, type=_Bookmark)
+            bookmark = decoding.json_as(_Bookmark, event.object)
         except msgspec.MsgspecError as cause:
             raise errors.Expired(f"watch of {self._path}: not a {event.type}: {cause}") from cause
         if event.type == "BOOKMARK":
@@ -232,6 +232,6 @@ class Reflector(Generic[T]):
 
     def _decode_into(self, items: list[T], raw: msgspec.Raw) -> None:
         try:
-            items.append(self._decoder.decode(raw))
-        except (msgspec.MsgspecError, UnicodeDecodeError) as cause:
+            items.append(decoding.json_by(self._decoder, raw))
+        except msgspec.MsgspecError as cause:
             self._sink.undecodable(bytes(raw), cause)

@@ -122,6 +122,11 @@ class Overrides:
         return line
 
 
+_LONGEST_NUMBER = 10
+"""Digits of an XID, which is an unsigned 32-bit number."""
+_LONGEST_WORD = 40
+
+
 def read_overrides(disable: str, enable: str) -> tuple[Overrides, tuple[str, ...]]:
     """Read the two variables as NVIDIA's device plugin does.
 
@@ -133,16 +138,22 @@ def read_overrides(disable: str, enable: str) -> tuple[Overrides, tuple[str, ...
         The overrides, and the unknown words, which are ignored.
     """
     off, on = _words(disable), _words(enable)
-    strange = tuple(word for word in (*off, *on) if not word.isdecimal() and word not in ("all", "xids"))
+    strange = tuple(
+        word[:_LONGEST_WORD] for word in (*off, *on) if not _is_number(word) and word not in ("all", "xids")
+    )
     return (
         Overrides(
-            frozenset(int(word) for word in off if word.isdecimal()),
+            frozenset(int(word) for word in off if _is_number(word)),
             "all" in off or "xids" in off,
-            frozenset(int(word) for word in on if word.isdecimal()),
+            frozenset(int(word) for word in on if _is_number(word)),
             "all" in on,
         ),
         strange,
     )
+
+
+def _is_number(word: str) -> bool:
+    return word.isdecimal() and len(word) <= _LONGEST_NUMBER
 
 
 def _words(text: str) -> list[str]:

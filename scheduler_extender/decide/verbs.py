@@ -86,7 +86,7 @@ class Verbs:
         """
         entry = self._pending.entry(pod.uid)
         decision = entry.decision if entry and entry.decision else self._decide(pod, [])
-        if isinstance(pod, pending.UnreadablePod) or not pod.request.wants_gpu:
+        if isinstance(pod, pending.UnreadablePod) or not pod.request.wants_gpu or not names:
             return Ranking(decision)
         best = self._best(pod, decision, names)
         if best is None:

@@ -1,11 +1,9 @@
 """The example of Alertmanager's configuration, run by Alertmanager: which alert silences which."""
 
-import contextlib
 import datetime
 import itertools
 import json
 import pathlib
-import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests import tools
+from tests.observability import alertmanager_process
 
 EXAMPLE = pathlib.Path(__file__).parents[2] / "examples" / "observability" / "alertmanager.yml"
 GPU = {"node": "n1", "device": "GPU-a"}
@@ -22,22 +20,8 @@ NUMBERS = itertools.count()
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("alertmanager")
-    address = "127.0.0.1:29193"
-    command = [
-        tools.find("prometheus-alertmanager"), f"--config.file={EXAMPLE}", f"--storage.path={folder}",
-        f"--web.listen-address={address}", "--cluster.listen-address=", "--log.level=error",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=1):
-                break
-            time.sleep(0.1)
-        yield f"http://{address}/api/v2"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with alertmanager_process.running(EXAMPLE, tmp_path_factory.mktemp("alertmanager")) as address:
+        yield f"{address}/api/v2"
 
 
 def silenced(url: str, *alerts: dict[str, str]) -> set[str]:

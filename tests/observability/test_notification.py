@@ -5,9 +5,7 @@ import http.server
 import json
 import pathlib
 import re
-import socket
 import socketserver
-import subprocess
 import threading
 import time
 import urllib.request
@@ -19,8 +17,7 @@ import pytest
 import yaml
 
 from observability import operator, targets
-from tests import tools
-from tests.observability import discovered, operator_schemas
+from tests.observability import alertmanager_process, discovered, operator_schemas
 
 EXAMPLE = discovered.EXAMPLES / "alertmanager.yml"
 SCHEMAS = json.loads(operator_schemas.FILE.read_text())
@@ -193,26 +190,8 @@ def alertmanager(folder: pathlib.Path, smtp_port: int, web_port: int) -> Iterato
     config = yaml.safe_load(text)
     config["global"] |= {"smtp_smarthost": f"localhost:{smtp_port}", "smtp_require_tls": False}
     (folder / "alertmanager.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    process = subprocess.Popen(
-        [
-            tools.find("prometheus-alertmanager"), f"--config.file={folder / 'alertmanager.yml'}",
-            f"--storage.path={folder / 'data'}", f"--web.listen-address={address}", "--cluster.listen-address=",
-            "--log.level=error",
-        ]
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/-/ready", timeout=1):
-                break
-            time.sleep(0.1)
-        yield f"http://{address}"
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
+    with alertmanager_process.running(folder / "alertmanager.yml", folder / "data") as url:
+        yield url
 
 
 def test_the_examples_select_by_labels_that_exist() -> None:

@@ -1,11 +1,13 @@
 """What a listener takes of unauthenticated callers: limits that stand before the parser."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import pytest
+import uvloop
 
 from gpu_sharing.adapters import flags, guarded_http, listeners
 from scheduler_extender.serve import server
@@ -227,3 +229,36 @@ def test_as_many_descriptors_as_possible_are_asked_for() -> None:
     assert guarded_http.raise_descriptor_limit() >= 256
     with socket.socket():
         pass
+
+
+def test_the_answers_of_pipelined_requests_are_dropped_when_no_http_follows_them(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Any caller could write tracebacks into the log, one for each 60 bytes that it sent."""
+    caplog.set_level(logging.ERROR)
+    answered = asyncio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        """Answer after the connection is closed."""
+        while not scope["extensions"][guarded_http.CALLER_GONE]["ask"]():
+            await asyncio.sleep(0)
+        for _ in range(100):  # Until the loop has closed the connection.
+            await asyncio.sleep(0)
+        try:
+            await app(scope, receive, send)
+        finally:
+            answered.set()
+
+    async def run() -> None:
+        one = listeners.listener(slow)
+        async with listeners.serving({"x": (flags.Address("127.0.0.1", 0), one)}) as shown:
+            host, _, port = shown["x"].rpartition(":")
+            _, writer = await asyncio.open_connection(host, int(port))
+            writer.write(2 * GET + b"\0\0\r\n\r\n")
+            await asyncio.wait_for(answered.wait(), 60)
+            writer.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+    assert [record.getMessage() for record in caplog.records] == []

@@ -325,3 +325,22 @@ wholes, which is cheap. A loop over one is not (its cost grows with the square),
                 || key in variables.oldLabels && variables.oldLabels[key] == variables.labels[key])
            && variables.oldLabels.all(key, key in variables.labelKeys || key in variables.labels))
 {{- end }}
+{{/* A file with the names of the resources that these values set: the file's text, the values, and the words before a name. */}}
+{{- define "hami.withResourceNames" -}}
+{{- $text := index . 0 -}}
+{{- $values := index . 1 -}}
+{{- $before := index . 2 -}}
+{{- $names := dict "nvidia.com/gpu" $values.resourceName "nvidia.com/gpumem" $values.resourceMem "nvidia.com/gpumem-percentage" $values.resourceMemPercentage "nvidia.com/gpucores" $values.resourceCores "nvidia.com/priority" $values.resourcePriority -}}
+{{- $lines := list -}}
+{{- range splitList "\n" $text -}}
+{{- $read := . -}}
+{{- $line := $read -}}
+{{- range $name, $own := $names -}}
+{{- if hasSuffix (printf "%s%s" $before $name) $read -}}
+{{- $line = printf "%s%s" (trimSuffix $name $read) $own -}}
+{{- end -}}
+{{- end -}}
+{{- $lines = append $lines $line -}}
+{{- end -}}
+{{- join "\n" $lines -}}
+{{- end -}}

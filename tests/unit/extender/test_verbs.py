@@ -64,6 +64,13 @@ def test_prioritize_answers_without_a_filter_before_it() -> None:
     assert world.prioritize(pod("p"), "b", "a", "stranger") == {"a": 10, "b": 0, "stranger": 0}
 
 
+def test_prioritize_ranks_no_node_where_none_is_offered_and_none_fits() -> None:
+    """The best of none is none; it failed with a code that says the extender is wrong."""
+    world = World(gpus.gpu_node("a", A100, 1))
+
+    assert world.prioritize(pod("p", {"nvidia.com/gpu": "9"})) == {}
+
+
 def test_the_place_of_one_pod_is_not_offered_to_the_next_while_there_is_another() -> None:
     """Two pods in a row do not run into each other at bind."""
     world = World(gpus.gpu_node("a", A100, 1), gpus.gpu_node("b", A100, 1))

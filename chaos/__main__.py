@@ -26,7 +26,9 @@ def main() -> int:
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write everything measured there")
     parser.add_argument("--write-baseline", action="store_true", help="make this run the one that others compare with")
     parser.add_argument("--write-page", action="store_true", help="put the table into the documents")
-    parser.add_argument("--from-json", type=pathlib.Path, metavar="FILE", help="take results from there, and run none")
+    parser.add_argument(
+        "--from-json", type=pathlib.Path, nargs="+", metavar="FILE", help="take results from there, and run none"
+    )
     options = parser.parse_args()
     try:
         known = {one.name: one for one in scenario.all_of(options.folder, faults.OPTIONS)}
@@ -42,12 +44,11 @@ def main() -> int:
             print(f"{name:28}{known[name].title}")
         return 0
     if options.from_json:
-        results = [one for one in report.from_json(options.from_json.read_text()) if one.name in names]
+        found = {one.name: one for file in options.from_json for one in report.from_json(file.read_text())}
+        results = [found[name] for name in names if name in found]
     else:
-        results = _run_all([known[name] for name in names])
+        results = _run_all([known[name] for name in names], options.json)
     print(report.table(results))
-    if options.json:
-        options.json.write_text(report.as_json(results))
     worse = report.worse(results, report.read_baseline())
     for sentence in worse:
         print(f"worse than the baseline: {sentence}")
@@ -60,7 +61,8 @@ def main() -> int:
     return 1 if failed or (worse and not options.write_baseline) else 0
 
 
-def _run_all(wanted: list[scenario.Scenario]) -> list[measure.Result]:
+def _run_all(wanted: list[scenario.Scenario], kept_in: pathlib.Path | None) -> list[measure.Result]:
+    """Run scenarios; what is measured is kept after each."""
     results = []
     for number, one in enumerate(wanted, start=1):
         started = time.monotonic()
@@ -70,6 +72,8 @@ def _run_all(wanted: list[scenario.Scenario]) -> list[measure.Result]:
         for failure in result.failures:
             run.say(f"  {failure}")
         results.append(result)
+        if kept_in:
+            kept_in.write_text(report.as_json(results))
     return results
 
 

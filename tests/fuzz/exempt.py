@@ -11,5 +11,7 @@ REASONS = {
     "gpu_sharing.core.json_text": _THE_HELPER,
     "gpu_sharing.core.records:_json_items": "is called by `decode_inventory`, the target of the inventory record",
     "hamictl.node_driver:read": "calls the driver's library, whose bytes are code and not data",
+    "hamictl.operations.cleanup:_failed": "reads pods of the API server, as `hamictl.snapshot:list_all` does, a target",
+    "hamictl.operations.image_check:check": "reads the pod that the API server has just made of our own body",
     "hamictl.simulate:_origin": "reads by `snapshot.load` and `traces.read`, which are targets",
 }

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import functools
+import gzip
 import io
 import json
 import pathlib
@@ -50,6 +51,7 @@ from gpu_sharing.core import (
     xids,
 )
 from hamictl import cluster_reading, commands, failures, manifests, node_checks, snapshot
+from hamictl.operations import backup, backup_file, cluster_state, images
 from lab import certificates as lab_certificates
 from lab import traces
 from protos.deviceplugin.v1beta1 import api_pb2
@@ -734,7 +736,38 @@ def _manifest(data: bytes) -> object:
     return manifests.read(pathlib.Path("x.yaml"), _text(data), None, [node])
 
 
+def _backup(data: bytes) -> object:
+    """The input as it is, and with the checksum of its content, behind which a changed one never comes."""
+    fields: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        fields = json.loads(data)
+    if isinstance(fields, dict):
+        fields.pop("checksum", None)
+        return backup_file.decode(json.dumps({**fields, "checksum": backup_file._checksum(fields)}).encode())
+    return backup_file.decode(data)
+
+
+def _release(data: bytes) -> object:
+    """The input is the release's JSON, packed as Helm does it, or else the Secret's value."""
+    secret = cluster_state._Secret
+    packed = base64.b64encode(base64.b64encode(gzip.compress(data))).decode()
+    values = [cluster_state._values_of(secret(data={"release": text})) for text in (packed, _text(data))]
+    return values[0]
+
+
+_BACKUP = backup_file.Backup(
+    kind=backup_file.KIND, version=backup_file.VERSION, at="2026-01-01T00:00:00+00:00", program="1", cluster_uid="u",
+    namespace="n", content=backup_file.Content(), left_out=[],
+)  # fmt: skip
 _PROGRAMS = (
+    parser("backup", _refusing(_backup, failures.CommandFailed), ["hamictl.operations.backup_file:decode"],
+           backup_file.encode(_BACKUP)),
+    parser("Helm values", _refusing(_file("values.json", backup._values), failures.CommandFailed),
+           ["hamictl.operations.backup:_values"], '{"scheduler": {"replicas": 2}}'),
+    parser("Helm release", _refusing(_release), ["hamictl.operations.cluster_state:_values_of"],
+           '{"config": {"scheduler": {}}}'),
+    _texts("reference of an image", images.parse, "ghcr.io/x/hami-py:0.1.0", f"x@sha256:{'a' * 64}",
+           refusals=[failures.CommandFailed]),
     parser(
         "manifest", _refusing(_manifest, failures.CommandFailed), ["hamictl.manifests:read", "hamictl.manifests:_add"],
         json.dumps({**_POD, "kind": "Pod"}), json.dumps(_DEPLOYMENT), json.dumps(_DAEMONS), json.dumps(_LWS),

@@ -133,7 +133,7 @@ def read(path: pathlib.Path, kinds: Mapping[str, Sequence[str]]) -> Scenario:
     """
     try:
         values = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as cause:
+    except (OSError, ValueError, RecursionError) as cause:  # ValueError: no UTF-8, or no TOML.
         raise BadScenario(f"{path.name}: {cause}") from cause
     return parse(path.stem, values, kinds)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import decoding, kubernetes, objects
 from gpu_sharing.core import error_codes, errors, records, requests
 from hamictl import failures, flags, installation, output, snapshot
 from hamictl.operations import image_check, installed, writing
@@ -134,9 +134,9 @@ async def _failed(client: kubernetes.Client, namespace: str, names: requests.Res
     now, found = time.time(), []
     async for page in client.pages(f"{path}?{_FAILED}", 500):
         for raw in page.items or ():
-            pod = msgspec.json.decode(raw, type=objects.Pod)
+            pod = decoding.json_as(objects.Pod, raw)
             if not pod.metadata.deletion_timestamp and from_objects.is_ours(pod, names):
-                found.append(_failed_pod(msgspec.json.decode(raw, type=_Pod), now, "Failed"))
+                found.append(_failed_pod(decoding.json_as(_Pod, raw), now, "Failed"))
     return found
 
 

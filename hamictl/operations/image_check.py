@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from gpu_sharing.adapters import kubernetes, objects
+from gpu_sharing.adapters import decoding, kubernetes, objects
 from gpu_sharing.core import errors
 from hamictl.operations import installed, writing
 
@@ -76,7 +76,7 @@ async def check(client: kubernetes.Client, part: installed.Part, image: str, tim
     namespace = part.workload.metadata.namespace
     path = f"/api/v1/namespaces/{namespace}/pods"
     body = json.dumps(pod_body(part, image, timeout_seconds)).encode()
-    made = msgspec.json.decode(await client.post(path, body), type=CheckPod)
+    made = decoding.json_as(CheckPod, await client.post(path, body))
     path = f"{path}/{made.metadata.name}"
     try:
         return await _verdict(client, path, timeout_seconds)

@@ -793,7 +793,7 @@ _PROGRAMS = (
         "scenario",
         _refusing(
             _file("scenario.toml", lambda path: scenario.read(path, chaos_faults.OPTIONS)),
-            scenario.BadScenario, RecursionError,
+            scenario.BadScenario,
         ),
         ["chaos.scenario"], _SCENARIO,
     ),

@@ -172,8 +172,9 @@ class Kubelet:
         """Connect to a plugin that registers, and follow its list."""
         if self._following is not None:
             self._following.cancel()
-        if self._channel is not None:
-            await self._channel.close()
+        earlier, self._channel = self._channel, None
+        if earlier is not None:
+            await earlier.close()
         self._channel = grpc.aio.insecure_channel(f"unix://{self.folder / 'device-plugins' / request.endpoint}")
         await asyncio.wait_for(self._channel.channel_ready(), 10)
         self._following = asyncio.create_task(self._follow(self._channel))
@@ -181,10 +182,12 @@ class Kubelet:
     async def disconnect(self) -> None:
         """Close the connection to the plugin.
 
-        A real kubelet does so when it notices the end of an earlier connection only after a new registration.
+        A real kubelet does so when it notices the end of an earlier connection only after a new registration. Until the
+        plugin registers again nothing is allocated.
         """
-        if self._channel is not None:
-            await self._channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
 
     async def _follow(self, channel: grpc.aio.Channel) -> None:
         with contextlib.suppress(grpc.aio.AioRpcError):

@@ -298,7 +298,9 @@ def test_a_kubelet_that_hangs_up_is_registered_with_again(node: gpu_node.GpuNode
     node.do(node.kubelet.disconnect())
 
     node.wait("it is noticed", lambda: node.plugin.logged("registering again", offset))
-    node.wait("the plugin has registered again", lambda: node.allocatable() == 20)
+    node.wait("the plugin has registered again", lambda: node.plugin.logged("registered", offset))
+    node.wait("its slots are offered", lambda: node.kubelet.devices and all(node.kubelet.devices.values()))
+    node.wait("the node has them", lambda: node.allocatable() == 20)
 
 
 def test_a_plugin_that_dies_between_allocate_and_start_finds_everything_again(node: gpu_node.GpuNode) -> None:

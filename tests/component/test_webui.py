@@ -583,8 +583,10 @@ def test_the_pages_show_what_remediation_did_and_what_it_does_not_do(site: Site)
     act = read_api_types.RemediationAct("b", "GPU-b-0", "evict-pods", "evict", f"XID 79: {EVIL}", "cool-down", 40)
     did = read_api_types.RemediationEntry("b", "GPU-b-0", "cordon-gpu", "cordon", [1], holds=True)
     tried = read_api_types.RemediationEntry("a", "", "restart-mps", "mps", [1, 2], holds=False)
+    tainted = read_api_types.RemediationEntry("a", "", "taint-node", "taint", [1], holds=False)
+    again = read_api_types.RemediationAct("b", "GPU-b-0", "cordon-gpu", "cordon", "XID 79", "cool-down", 3_599)
     site.extender.remediated = read_api_types.Remediation(
-        mode="on", leading=True, breaker="open", budget_left=7, affected_nodes=3, acts=[act], history=[tried, did]
+        mode="on", leading=True, breaker="open", budget_left=7, affected_nodes=3, acts=[act, again], history=[tried, did, tainted]
     )
     site.source.refresh()
 
@@ -593,7 +595,9 @@ def test_the_pages_show_what_remediation_did_and_what_it_does_not_do(site: Site)
         assert EVIL not in shown
         for part in ("evict-pods", "cool-down, 40 s", "cordon-gpu", "in effect", "breaker open", "XID 79"):
             assert part in shown, part
+        assert "3599 s" not in shown  # What is in effect is not shown as waiting too.
     assert "done 2 times in a day" in overview
+    assert "done once in a day" in overview
     assert "restart-mps" not in page
 
 

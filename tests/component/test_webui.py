@@ -586,7 +586,13 @@ def test_the_pages_show_what_remediation_did_and_what_it_does_not_do(site: Site)
     tainted = read_api_types.RemediationEntry("a", "", "taint-node", "taint", [1], holds=False)
     again = read_api_types.RemediationAct("b", "GPU-b-0", "cordon-gpu", "cordon", "XID 79", "cool-down", 3_599)
     site.extender.remediated = read_api_types.Remediation(
-        mode="on", leading=True, breaker="open", budget_left=7, affected_nodes=3, acts=[act, again], history=[tried, did, tainted]
+        mode="on",
+        leading=True,
+        breaker="open",
+        budget_left=7,
+        affected_nodes=3,
+        acts=[act, again],
+        history=[tried, did, tainted],
     )
     site.source.refresh()
 

@@ -126,7 +126,7 @@ def test_recovery_is_when_the_last_pod_that_waited_is_bound(
 
 
 def result(**changes: Any) -> measure.Result:
-    quiet = measure.Phase(created=10, bound_percent=100.0, p50_seconds=0.01, p95_seconds=0.02)
+    quiet = measure.Phase(created=60, bound_percent=100.0, p50_seconds=0.01, p95_seconds=0.02)
     values: dict[str, Any] = {
         "name": "x", "title": "t", "replicas": 1, "pods": 10, "bound_percent": 100.0, "steady": quiet, "fault": quiet,
         "recovery": quiet, "recovery_seconds": 3.0, "lost": 0, "repeated_bindings": 0, "violations": [], "failures": [],
@@ -138,11 +138,20 @@ def result(**changes: Any) -> measure.Result:
     ("change", "text"),
     [
         ({}, None),
-        ({"bound_percent": 80.0}, "bound_percent is 80, it was 100"),
-        ({"recovery_seconds": 12.0}, None),
-        ({"recovery_seconds": 30.0}, "recovery takes 30 s, it took 3 s"),
+        ({"bound_percent": 79.0}, "bound_percent is 79, it was 100"),
+        ({"recovery_seconds": 30.0}, None),
+        ({"recovery_seconds": 40.0}, "recovery takes 40 s, it took 3 s"),
         ({"recovery_seconds": None}, "it does not recover; it did in 3 s"),
-        ({"recovery": measure.Phase(created=1, bound_percent=0.0, p50_seconds=1, p95_seconds=1.0)}, "wait_ratio is 20"),
+        ({"fault": measure.Phase(created=49, bound_percent=0.0, p50_seconds=1, p95_seconds=1.0)}, None),
+        (
+            {"fault": measure.Phase(created=50, bound_percent=0.0, p50_seconds=1, p95_seconds=1.0)},
+            "during_percent is 0, it was 100",
+        ),
+        ({"recovery": measure.Phase(created=1, bound_percent=0.0, p50_seconds=1, p95_seconds=4.9)}, None),
+        (
+            {"recovery": measure.Phase(created=1, bound_percent=0.0, p50_seconds=1, p95_seconds=5.0)},
+            "wait_ratio is 100",
+        ),
     ],
 )
 def test_what_got_worse_than_the_baseline_is_said(
@@ -157,7 +166,7 @@ def test_what_got_worse_than_the_baseline_is_said(
 
 def test_the_table_and_the_json_have_every_result() -> None:
     """And what never recovered says so."""
-    assert "| t | 1 | 10 | 100.0 % | 100 % of 10 | never |" in report.table([result(recovery_seconds=None)])
+    assert "| t | 1 | 10 | 100.0 % | 100 % of 60 | never |" in report.table([result(recovery_seconds=None)])
     assert report.from_json(report.as_json([result()])) == [result()]
 
 

@@ -52,17 +52,29 @@ class NodeAtStart:
 
 
 async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline: float) -> NodeAtStart | None:
-    """Return the node once the API server answers; None after the deadline (monotonic seconds)."""
+    """Return the node once the API server answers and its kubelet knows the runtime; None after the deadline.
+
+    While the runtime does not answer the kubelet, what it can do is not known, and no container starts.
+
+    Args:
+        client: The API server.
+        node_name: The node.
+        boot_id: Of this boot.
+        deadline: Monotonic seconds.
+    """
     while True:
         try:
             node = await client.get(f"/api/v1/nodes/{node_name}", api_objects.Node)
             has_runtime_class = await _has_runtime_class(client)
-            break
+            problem = "" if _knows_runtime(node) else "the container runtime does not answer the kubelet"
         except errors.KubernetesError as refused:
-            log.warning("the node cannot be read", cause=str(refused))
-            if time.monotonic() > deadline:
-                return None
-            await asyncio.sleep(_RETRY_SECONDS)
+            problem = str(refused)
+        if not problem:
+            break
+        log.warning("the node cannot be read", cause=problem)
+        if time.monotonic() > deadline:
+            return None
+        await asyncio.sleep(_RETRY_SECONDS)
     annotations = node.metadata.annotations or {}
     earlier: tuple[gpus.Gpu, ...] = ()
     with contextlib.suppress(errors.CorruptRecord):
@@ -77,6 +89,14 @@ async def read(client: kubernetes.Client, node_name: str, boot_id: str, deadline
         problems=records.decode_problems(annotations.get(records.PROBLEMS, "")),
         limited=_limited(earlier, annotations.get(records.PROBLEMS, "")),
     )
+
+
+def _knows_runtime(node: api_objects.Node) -> bool:
+    """Return whether the kubelet has read the runtime's version.
+
+    Source: k8s.io/kubernetes pkg/kubelet/nodestatus/setters.go, VersionInfo: else it writes `containerd://Unknown`.
+    """
+    return not node.status.node_info.container_runtime_version.endswith("://Unknown")
 
 
 async def _has_runtime_class(client: kubernetes.Client) -> bool:

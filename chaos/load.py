@@ -71,7 +71,7 @@ class Load:
 
     def unserved(self) -> list[str]:
         """Return the pods that have not what they requested."""
-        return [name for name, pod in list(self.times.items()) if pod.bound_at is None]
+        return [name for name, pod in list(self.times.items()) if pod.bound_at is None and not pod.has_failed]
 
     def _some(self, numbers: range) -> None:
         for number in numbers:
@@ -131,10 +131,14 @@ class Load:
                     return
 
     def _see(self, pod: Mapping[str, Any]) -> None:
-        if not self._is_served(pod):
+        has_failed = pod["status"].get("phase") == "Failed"
+        if not (has_failed or self._is_served(pod)):
             return
         now = time.monotonic()
         known = self.times.setdefault(pod["metadata"]["name"], measure.PodTimes(pod["metadata"]["name"], now))
+        if has_failed:
+            known.has_failed = True
+            return
         if known.bound_at is None:
             known.bound_at = now
 

@@ -15,6 +15,8 @@ class PodTimes:
     name: str
     created_at: float
     bound_at: float | None = None
+    has_failed: bool = False
+    """It never will be: the kubelet has failed it for good, and only its controller could create another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ def recovery_seconds(pods: Iterable[PodTimes], ended_at: float, until: float) ->
     for pod in pods:
         due = pod.created_at + GRACE_SECONDS
         if pod.bound_at is None or pod.bound_at > until:
-            if due < until:
+            if due < until and not pod.has_failed:
                 return None
         elif pod.bound_at > max(due, ended_at):
             latest = max(latest, pod.bound_at)

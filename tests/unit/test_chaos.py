@@ -125,6 +125,13 @@ def test_recovery_is_when_the_last_pod_that_waited_is_bound(
     assert measure.recovery_seconds(pods(*times), 10, 20) == pytest.approx(seconds)
 
 
+def test_a_pod_that_has_failed_for_good_is_lost_and_not_waited_for() -> None:
+    """As one that the kubelet admitted while no plugin was registered."""
+    failed = measure.PodTimes("p", 5, has_failed=True)
+    assert measure.recovery_seconds([failed], 10, 20) == 0.0
+    assert measure.phase([failed], 0, 10).bound_percent == 0
+
+
 def result(**changes: Any) -> measure.Result:
     quiet = measure.Phase(created=60, bound_percent=100.0, p50_seconds=0.01, p95_seconds=0.02)
     values: dict[str, Any] = {

@@ -10,7 +10,7 @@ from chaos import faults, measure, report, run, scenario
 from lab.real import build
 
 QUICK = (
-    "api-gone", "etcd-restarted", "extender-killed", "leader-killed", "api-30-percent-failing", "duplicates",
+    "api-gone", "etcd-restarted", "extender-stopped", "leader-killed", "api-30-percent-failing", "duplicates",
     "clock-ahead", "xid-storm",
 )  # fmt: skip
 """The eight that CI runs, in at most ten minutes."""

@@ -115,55 +115,47 @@ def lease_deleted(site: sites.SchedulingSite | sites.NodeSite, options: Options)
 # Calls of the API server
 
 
-def _calls(fault: http_proxy.HttpFault, *, drops_watches: bool = False) -> "Inject":
-    @contextlib.contextmanager
-    def inject(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
-        http = _http(site)
-        http.become(fault, drops_watches=drops_watches)
-        try:
-            yield
-        finally:
-            http.become()
-
-    return inject
-
-
 @contextlib.contextmanager
-def api_fails(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
-    """A share of the extenders' calls is refused with these statuses."""
+def _calls(
+    site: sites.SchedulingSite | sites.NodeSite, fault: http_proxy.HttpFault, *, drops_watches: bool = False
+) -> Iterator[None]:
+    """Something happens to calls of the extenders."""
     http = _http(site)
-    statuses = list(options.get("statuses", (500,)))
-    share = float(options.get("share", 0.3)) / len(statuses)
-    # Of the calls that the first rule lets pass, the next takes its part.
-    rules = [http_proxy.HttpFault(share=share, status=status, path=str(options.get("path", ""))) for status in statuses]
-    http.become(*rules, drops_watches=bool(options.get("drops_watches", False)))
+    http.become(fault, drops_watches=drops_watches)
     try:
         yield
     finally:
         http.become()
 
 
-@contextlib.contextmanager
-def api_slow(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
+def _always(fault: http_proxy.HttpFault) -> "Inject":
+    """Return the kind that has no options."""
+    return lambda site, options: _calls(site, fault)
+
+
+def api_fails(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> contextlib.AbstractContextManager[None]:
+    """A share of the extenders' calls is refused, each with one of these statuses."""
+    fault = http_proxy.HttpFault(
+        share=float(options.get("share", 0.3)),
+        statuses=tuple(options.get("statuses", (500,))),
+        path=str(options.get("path", "")),
+    )
+    return _calls(site, fault, drops_watches=bool(options.get("drops_watches", False)))
+
+
+def api_slow(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> contextlib.AbstractContextManager[None]:
     """Each call of the extenders takes longer."""
-    http = _http(site)
-    http.become(http_proxy.HttpFault(delay_seconds=float(options.get("delay_seconds", 1))))
-    try:
-        yield
-    finally:
-        http.become()
+    return _calls(site, http_proxy.HttpFault(delay_seconds=float(options.get("delay_seconds", 1))))
 
 
 @contextlib.contextmanager
 def watches_dropped(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
     """The extenders' watches are closed, again and again, and a new one is answered 410 with some probability."""
     http = _http(site)
-    gone = http_proxy.HttpFault(path="watch=", status=410, share=float(options.get("gone_share", 0.0)))
-    try:
-        with _again_and_again(float(options.get("every_seconds", 2)), lambda: http.become(gone, drops_watches=True)):
-            yield
-    finally:
-        http.become()
+    gone = http_proxy.HttpFault(path="watch=", statuses=(410,), share=float(options.get("gone_share", 0.0)))
+    again = _again_and_again(float(options.get("every_seconds", 2)), lambda: http.become(gone, drops_watches=True))
+    with _calls(site, gone), again:
+        yield
 
 
 # Networks
@@ -327,7 +319,7 @@ def duplicates(site: sites.SchedulingSite | sites.NodeSite, options: Options) ->
         nonlocal made
         made += 1
         body = own.body(90_000 + made)
-        body["spec"]["schedulerName"] = "nobody"  # Only these calls are about it.
+        body["spec"]["schedulerName"] = "repeating-scheduler"  # No kube-scheduler here has that name.
         body["metadata"]["name"] = f"repeated-{made:03d}"
         with contextlib.suppress(client.Refused):
             pod = own.plane.api("POST", _PODS, body)
@@ -442,12 +434,12 @@ KINDS: dict[str, tuple[Inject, Sequence[str]]] = {
     "api-fails": (api_fails, ("share", "statuses", "path", "drops_watches")),
     "api-slow": (api_slow, ("delay_seconds",)),
     "api-loses-answers": (
-        _calls(http_proxy.HttpFault(method="POST", path="/binding", share=0.3, loses_answer=True)),
+        _always(http_proxy.HttpFault(method="POST", path="/binding", share=0.3, loses_answer=True)),
         (),
     ),
-    "api-stale": (_calls(http_proxy.HttpFault(path="/pods", is_stale=True)), ()),
+    "api-stale": (_always(http_proxy.HttpFault(path="/pods", is_stale=True)), ()),
     "watches-dropped": (watches_dropped, ("every_seconds", "gone_share")),
-    "watches-silent": (_calls(http_proxy.HttpFault(path="watch=", is_silent=True)), ()),
+    "watches-silent": (_always(http_proxy.HttpFault(path="watch=", is_silent=True)), ()),
     "link-cut": (link_cut, ("of", "links", "network", "delay_seconds")),
     "extender-killed": (extender_killed, ("every_seconds",)),
     "replica-killed": (replica_killed, ("count", "every_seconds")),

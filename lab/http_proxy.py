@@ -33,8 +33,8 @@ class HttpFault:
     """A regular expression that occurs in path and query."""
     share: float = 1.0
     """The part of these calls that are affected, from 0 to 1."""
-    status: int = 0
-    """Answered without executing the call; 0 executes it."""
+    statuses: Sequence[int] = ()
+    """One of them is answered, without executing the call; none executes it."""
     delay_seconds: float = 0.0
     """Before the call is executed."""
     loses_answer: bool = False
@@ -130,8 +130,8 @@ class HttpProxy:
         fault = self._fault(request)
         if fault.delay_seconds:
             await asyncio.sleep(fault.delay_seconds)
-        if fault.status:
-            return _refusal(fault.status)
+        if fault.statuses:
+            return _refusal(self._random.choice(fault.statuses))
         if fault.is_stale and _is_read(request) and request.path_qs in self._answers:
             status, body = self._answers[request.path_qs]
             return web.Response(status=status, body=body, content_type="application/json")

@@ -74,7 +74,7 @@ def test_without_a_fault_calls_pass_as_they_are(caller: Caller) -> None:
 
 def test_a_share_of_the_calls_is_refused(caller: Caller, proxy: http_proxy.HttpProxy) -> None:
     """As Kubernetes refuses, with a reason; the others pass, and all do at the end."""
-    proxy.become(http_proxy.HttpFault(path="configmaps", status=429, share=0.5))
+    proxy.become(http_proxy.HttpFault(path="configmaps", statuses=(429,), share=0.5))
     answers = [caller.call("GET", CONFIGMAPS) for _ in range(60)]
     statuses = [status for status, _ in answers]
     assert 10 < statuses.count(429) < 50

@@ -20,7 +20,8 @@ from typing import Protocol
 
 import msgspec
 
-from gpu_sharing.adapters import access_reviews, kubernetes
+from gpu_sharing.adapters import access_reviews, http_calls, kubernetes
+from gpu_sharing.adapters.http_calls import CallRefused
 from gpu_sharing.core import error_codes, errors
 
 READ, INJECT = "get", "create"
@@ -28,20 +29,6 @@ READ, INJECT = "get", "create"
 _REVIEWED_FOR_SECONDS = 10.0
 _MOST_TOKENS = 1_000
 _OWN_HOST = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.I)
-
-
-class AccessRefused(errors.GpuSharingError):
-    """The caller may not do that.
-
-    Attributes:
-        status: The HTTP status.
-        code: Of the registry.
-    """
-
-    def __init__(self, status: int, code: error_codes.Code, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +42,8 @@ class Caller:
     @classmethod
     def of(cls, headers: dict[bytes, bytes]) -> "Caller":
         """Return the caller of a request by its headers."""
-        texts = {name: headers.get(name, b"").decode("latin-1") for name in (b"authorization", b"host", b"origin")}
-        authorization = texts[b"authorization"]
-        token = authorization[7:] if authorization[:7].lower() == "bearer " else ""
-        return cls(token, texts[b"host"], texts[b"origin"])
+        host, origin = (headers.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
+        return cls(http_calls.bearer_token(headers.get(b"authorization", b"")), host, origin)
 
 
 class Gate(Protocol):
@@ -68,7 +53,7 @@ class Gate(Protocol):
         """Check that a caller may do something.
 
         Raises:
-            AccessRefused: It may not.
+            CallRefused: It may not.
         """
 
 
@@ -79,7 +64,7 @@ class LoopbackGate:
         """See `Gate`."""
         if caller.origin or not _OWN_HOST.fullmatch(caller.host):
             text = "on loopback this API answers requests to localhost that no web page makes"
-            raise AccessRefused(403, error_codes.FAULT_FORBIDDEN, text)
+            raise CallRefused(403, error_codes.FAULT_FORBIDDEN, text)
 
 
 @dataclass(slots=True)
@@ -102,21 +87,21 @@ class TokenGate:
     async def demand(self, caller: Caller, verb: str) -> None:
         """See `Gate`."""
         if not access_reviews.is_token(caller.token):
-            raise AccessRefused(401, error_codes.FAULT_UNAUTHORIZED, "send a bearer token of this cluster")
+            raise CallRefused(401, error_codes.FAULT_UNAUTHORIZED, "send a bearer token of this cluster")
         try:
             known = await self._review(caller.token)
             if known.user is None:
                 text = "the API server does not know the token; it may have expired"
-                raise AccessRefused(401, error_codes.FAULT_UNAUTHORIZED, text)
+                raise CallRefused(401, error_codes.FAULT_UNAUTHORIZED, text)
             if verb not in known.permitted:
                 attributes = {"resourceAttributes": {"group": "hami.io", "resource": "faults", "verb": verb}}
                 known.permitted[verb] = await access_reviews.may(self._client, known.user, attributes)
         except (errors.KubernetesError, msgspec.MsgspecError) as cause:
             text = f"the API server does not answer what the token permits: {cause}"
-            raise AccessRefused(503, error_codes.FAULT_REVIEW_FAILED, text) from cause
+            raise CallRefused(503, error_codes.FAULT_REVIEW_FAILED, text) from cause
         if not known.permitted[verb]:
             text = f"{known.user.username} may not {verb} faults.hami.io: a role with that rule is needed"
-            raise AccessRefused(403, error_codes.FAULT_FORBIDDEN, text)
+            raise CallRefused(403, error_codes.FAULT_FORBIDDEN, text)
 
     async def _review(self, token: str) -> _Known:
         key = hashlib.sha256(token.encode()).digest()

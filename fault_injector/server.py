@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib import parse
 
 import msgspec
 import orjson
@@ -12,6 +11,8 @@ import structlog
 from fault_injector import access, api_types
 from fault_injector.injector import Injector
 from fault_injector.measurements import Measurements
+from gpu_sharing.adapters import http_calls
+from gpu_sharing.adapters.http_calls import CallRefused
 from gpu_sharing.core import error_codes, errors, faults
 
 Scope = MutableMapping[str, Any]
@@ -20,7 +21,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MOST_BODY_BYTES = 16 * 1024
-_LONGEST_NAME = 253
 _PROBES = frozenset({"/health", "/healthz", "/live", "/livez", "/ready", "/readyz", "/startupz", "/metrics"})
 _STATUS = {
     error_codes.FAULT_INVALID: 400,
@@ -42,20 +42,6 @@ _STATUS = {
 log = structlog.get_logger("server")
 
 
-class CallRefused(errors.GpuSharingError):
-    """A call that is not answered.
-
-    Attributes:
-        status: The HTTP status.
-        code: Of the registry.
-    """
-
-    def __init__(self, status: int, code: error_codes.Code, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
-
-
 @dataclass(frozen=True, slots=True)
 class Route:
     """A decoded path, for the gate and the router alike."""
@@ -74,13 +60,8 @@ class Route:
 
 
 def route_of(raw_path: bytes) -> Route | None:
-    """Return the route of a path, or None for an unknown one; each segment is percent-decoded once."""
-    try:
-        parts = [parse.unquote_to_bytes(part).decode() for part in raw_path.partition(b"?")[0].split(b"/")]
-    except UnicodeDecodeError:
-        return None
-    if any(part in ("", ".", "..") or len(part) > _LONGEST_NAME or set("/\0") & set(part) for part in parts[1:]):
-        return None
+    """Return the route of a path, or None for an unknown one."""
+    parts = http_calls.segments(raw_path) or []
     match parts:
         case ["", "openapi.json"] | ["", "api", "v1", "openapi.json"]:
             return Route("openapi")
@@ -135,7 +116,7 @@ class FaultApi:
             return
         try:
             status, body = await self._answer(scope, receive)
-        except (access.AccessRefused, CallRefused) as refused:
+        except CallRefused as refused:
             status, body = refused.status, _problem(refused.code, str(refused))
         except errors.FaultRefused as refused:
             status, body = _STATUS.get(refused.code, 500), _problem(refused.code, str(refused))

@@ -254,8 +254,6 @@ class Protocol(httptools_impl.HttpToolsProtocol):
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Application = Callable[[Any, Receive, Send], Awaitable[None]]
-"""An ASGI application."""
 T = TypeVar("T")
 
 

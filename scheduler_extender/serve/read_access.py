@@ -23,6 +23,7 @@ from typing import Protocol
 import msgspec
 
 from gpu_sharing.adapters import access_reviews, kubernetes
+from gpu_sharing.adapters.http_calls import CallRefused
 from gpu_sharing.core import error_codes, errors
 
 ROLE = "hami-reader"
@@ -34,20 +35,6 @@ _REVIEWED_FOR_SECONDS = 30.0
 _MOST_TOKENS = 1_000
 
 
-class Refused(errors.GpuSharingError):
-    """The caller may not read that.
-
-    Attributes:
-        status: The HTTP status.
-        code: Of the registry.
-    """
-
-    def __init__(self, status: int, code: error_codes.Code, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.code = code
-
-
 class Reader(Protocol):
     """A caller who may read."""
 
@@ -55,7 +42,7 @@ class Reader(Protocol):
         """Return those of some namespaces whose pods the caller may see; None for all.
 
         Raises:
-            Refused: None of them, although there are some.
+            CallRefused: None of them, although there are some.
         """
 
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
@@ -65,7 +52,7 @@ class Reader(Protocol):
         """Check that the caller may take a profile of this process.
 
         Raises:
-            Refused: It may not.
+            CallRefused: It may not.
         """
 
 
@@ -76,7 +63,7 @@ class Gate(Protocol):
         """Return the caller.
 
         Raises:
-            Refused: The caller may not read.
+            CallRefused: The caller may not read.
         """
 
 
@@ -122,12 +109,14 @@ class TokenGate:
     async def admit(self, token: str) -> Reader:
         """Return the bearer of a token. A text that cannot be a token is refused without a review."""
         if not access_reviews.is_token(token):
-            raise Refused(401, error_codes.UNAUTHORIZED, "send a bearer token of this cluster")
+            raise CallRefused(401, error_codes.UNAUTHORIZED, "send a bearer token of this cluster")
         known = self._remembered(token) or await self._review(token)
         if known.user is None:
-            raise Refused(401, error_codes.UNAUTHORIZED, "the API server does not know the token; it may have expired")
+            raise CallRefused(
+                401, error_codes.UNAUTHORIZED, "the API server does not know the token; it may have expired"
+            )
         if not known.may_read:
-            raise Refused(
+            raise CallRefused(
                 403,
                 error_codes.READ_FORBIDDEN,
                 f"{known.user.username} may not get gpus.hami.io: bind the ClusterRole {ROLE} to this account",
@@ -165,7 +154,7 @@ def _reviewing() -> Iterator[None]:
         yield
     except (errors.KubernetesError, msgspec.MsgspecError) as cause:
         text = f"the API server does not answer what the token permits: {cause}"
-        raise Refused(503, error_codes.REVIEW_FAILED, text) from cause
+        raise CallRefused(503, error_codes.REVIEW_FAILED, text) from cause
 
 
 class _TokenReader:
@@ -184,7 +173,7 @@ class _TokenReader:
         if asked and not allowed:
             where = f"namespace {min(asked)}" if len(asked) == 1 else "any namespace that has pods with GPUs"
             text = f"{self._user.username} may not list pods in {where}: a role with list on pods there is needed"
-            raise Refused(403, error_codes.READ_FORBIDDEN, text)
+            raise CallRefused(403, error_codes.READ_FORBIDDEN, text)
         return allowed
 
     async def visible_among(self, namespaces: Iterable[str]) -> frozenset[str]:
@@ -200,7 +189,7 @@ class _TokenReader:
             permitted = await access_reviews.may(self._client, self._user, _PROFILE)
         if not permitted:
             text = f"{self._user.username} may not get profiles.hami.io: a role with that rule is needed"
-            raise Refused(403, error_codes.READ_FORBIDDEN, text)
+            raise CallRefused(403, error_codes.READ_FORBIDDEN, text)
 
 
 def _key(token: str) -> bytes:

@@ -10,13 +10,12 @@ import dataclasses
 import heapq
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from urllib import parse
 
 import msgspec
 import orjson
 import structlog
 
-from gpu_sharing.adapters import guarded_http, pauses, profiling, read_api_types
+from gpu_sharing.adapters import guarded_http, http_calls, pauses, profiling, read_api_types
 from gpu_sharing.core import error_codes, errors, gpus, identifiers, near_misses, placement
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender import worker
@@ -29,7 +28,7 @@ from scheduler_extender.serve import read_access, remediation_view, server
 
 log = structlog.get_logger("read api")
 
-_LONGEST_NAME = 253
+_MOST_QUERY_BYTES = 253
 _SORTED_AT_A_TIME = 2_000
 _MOST_COMPARED = 5_000
 """Names that a misspelled one is compared with: about 50 ms, beside the loop."""
@@ -55,22 +54,13 @@ class Route:
 
 def most_nodes_of(query: bytes) -> int | None:
     """Return the parameter `nodes` of a query; None where it is absent or no number."""
-    texts = [part.partition(b"=")[2] for part in query[:_LONGEST_NAME].split(b"&") if part.startswith(b"nodes=")]
+    texts = [part.partition(b"=")[2] for part in query[:_MOST_QUERY_BYTES].split(b"&") if part.startswith(b"nodes=")]
     return int(texts[0]) if texts and texts[0].isdigit() and len(texts[0]) <= _MOST_DIGITS else None
 
 
 def route_of(raw_path: bytes) -> Route | None:
-    """Return the route of a path, or None for an unknown one.
-
-    Each segment is percent-decoded once. A segment that then is empty, a dot segment, longer than a name, or holds a
-    slash or a NUL is refused, so that no two readers can cut the path differently.
-    """
-    try:
-        parts = [parse.unquote_to_bytes(part).decode() for part in raw_path.partition(b"?")[0].split(b"/")]
-    except UnicodeDecodeError:
-        return None
-    if any(part in ("", ".", "..") or len(part) > _LONGEST_NAME or set("/\0") & set(part) for part in parts[1:]):
-        return None
+    """Return the route of a path, or None for an unknown one."""
+    parts = http_calls.segments(raw_path) or []
     match parts:
         case ["", "api", "v1", "cluster" | "nodes" | "pods" | "remediation" | "openapi.json" as what]:
             return Route(what)
@@ -123,8 +113,7 @@ class ReadApi:
         if scope["method"] != "GET":
             await self._refuse(send, 405, error_codes.UNKNOWN_ROUTE, "the read API takes GET")
             return
-        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        token = authorization[7:] if authorization[:7].lower() == "bearer " else ""
+        token = http_calls.bearer_token(dict(scope["headers"]).get(b"authorization", b""))
         route = route_of(scope["raw_path"])
         if route is not None and route.what == "explain":
             route = dataclasses.replace(route, most_nodes=most_nodes_of(scope.get("query_string", b"")))
@@ -136,7 +125,7 @@ class ReadApi:
                 await self._refuse(send, 503, error_codes.NOT_READY, "the cluster has not been read yet")
             else:
                 await self._read(route, reader, scope["path"], send)
-        except read_access.Refused as refused:
+        except http_calls.CallRefused as refused:
             await self._refuse(send, refused.status, refused.code, str(refused))
 
     async def _read(self, route: Route | None, reader: read_access.Reader, path: str, send: server.Send) -> None:

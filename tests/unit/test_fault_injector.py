@@ -10,7 +10,7 @@ import pytest
 
 from fault_injector import access, injector, metrics, tracker
 from fault_injector.backends import BackendFailed
-from gpu_sharing.adapters import access_reviews
+from gpu_sharing.adapters import access_reviews, http_calls
 from gpu_sharing.core import error_codes, errors, faults
 from gpu_sharing.core.faults import State
 
@@ -383,7 +383,7 @@ def test_loopback_admits_programs_and_no_web_pages(host: str, origin: str, admit
         if admitted:
             await access.LoopbackGate().demand(caller, access.INJECT)
         else:
-            with pytest.raises(access.AccessRefused) as refused:
+            with pytest.raises(http_calls.CallRefused) as refused:
                 await access.LoopbackGate().demand(caller, access.INJECT)
             assert (refused.value.status, refused.value.code) == (403, error_codes.FAULT_FORBIDDEN)
 
@@ -416,7 +416,7 @@ def test_off_loopback_the_api_server_decides_who_may_inject(monkeypatch: pytest.
         caller = access.Caller.of({b"authorization": f"Bearer {token}".encode()})
         try:
             await gate.demand(caller, verb)
-        except access.AccessRefused as refused:
+        except http_calls.CallRefused as refused:
             return refused.status, refused.code
         return 200, ""
 

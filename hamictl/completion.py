@@ -119,7 +119,7 @@ def _bash(known: dict[str, list[_Flag]], *, zsh: bool) -> str:
 
 
 def _operations(known: Iterable[str], name: str) -> list[str]:
-    """Return the commands of which a command consists, such as `scale` for `ops`."""
+    """Return the commands below a command, such as `scale` below `ops`."""
     return [one.partition(" ")[2] for one in known if one.startswith(f"{name} ")]
 
 

@@ -1,6 +1,6 @@
 """Tasks that run as long as the process: the end of one is a defect that ends the process, which is started again.
 
-Otherwise the process would look alive while nobody follows the cluster, wakes pods or reads the Lease.
+Otherwise the process would look alive, and not follow the cluster, wake pods or read the Lease any more.
 """
 
 from collections.abc import Coroutine

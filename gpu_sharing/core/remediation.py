@@ -361,7 +361,7 @@ def _is_done(act: Act, node: NodeFacts, evictable: bool) -> bool:
 
 
 def _stands(action: Action, uuid: identifiers.GpuUuid, node: NodeFacts) -> bool:
-    """Return whether the effect of an act is there now, whoever caused it; a request is never known to be done."""
+    """Return whether the effect of an act is there now, by whatever cause; that of a request is not known."""
     match action:
         case Action.CORDON_GPU:
             return any(gpu.cordoned for gpu in node.gpus if gpu.uuid == uuid)

@@ -132,7 +132,7 @@ def _node_is_ready(node: objects.Node) -> bool:
 
 
 def alerts(firing: Sequence[Mapping[str, str]]) -> Row:
-    """Return the row of the alerts that fire, of which those with severity `none` only inform."""
+    """Return the row of the alerts that fire; those with severity `none` only inform."""
     counts = collections.Counter(one.get("alertname", "?") for one in firing if one.get("severity") != "none")
     if not counts:
         return Row("alerts", OK, "none fires")

@@ -194,6 +194,6 @@ def _is_handed_over(lease: objects.Lease) -> bool:
 
 
 def _follows(lease: objects.Lease, led: objects.Lease) -> bool:
-    """Whether nobody can have held the Lease between two records of it."""
+    """Whether no other can have held the Lease between two records of it."""
     transitions = lease.spec.lease_transitions or 0
     return lease.metadata.uid == led.metadata.uid and transitions == (led.spec.lease_transitions or 0) + 1

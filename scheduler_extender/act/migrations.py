@@ -48,7 +48,7 @@ class Migrations:
         self._pending = pending
         self._under_way: dict[identifiers.PodUid, Migration] = {}
         self._known: dict[str, frozenset[identifiers.PodUid]] = {}
-        """The pods of each owner at its first eviction, which are nobody's successors."""
+        """The pods of each owner at its first eviction; they replace no evicted pod."""
 
     def begin(self, pod: facts.BoundPod, now: float) -> None:
         """Follow an evicted pod; beyond a number of them the oldest is forgotten."""

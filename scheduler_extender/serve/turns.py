@@ -1,4 +1,4 @@
-"""Which call of kube-scheduler is computed next, which waits, and which is told to come back later.
+"""Which call of kube-scheduler is computed next, which waits, and which is answered `busy`.
 
 Calls are computed on the event loop, one at a time. While several are ready, a bind goes first: it ends work that was
 done already, and a filter begins new work. A call whose caller has hung up while it waited is dropped before it starts.
@@ -47,7 +47,7 @@ class Turns:
         return sum(len(waiting) * self._mean_seconds[verb] for verb, waiting in self._waiting.items())
 
     def sheds(self, verb: str) -> bool:
-        """Whether a new call is told to come back later; never a bind, which would waste what was done for its pod."""
+        """Whether a new call is answered `busy`; never a bind, as that would waste what was done for its pod."""
         return verb != "bind" and self.queued >= self.most_queued and self.predicted_seconds >= self.longest_seconds
 
     async def take(self, verb: str, caller_gone: Callable[[], bool]) -> None:

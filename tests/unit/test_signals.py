@@ -36,9 +36,11 @@ print(stop.wait(30))
 def test_a_signal_that_arrives_while_a_line_is_logged_does_not_stop_the_process() -> None:
     """The log's lock is held while a line is written: a scheduler whose verbosity was raised stood still."""
     body = """
-import io, os
+import io, os, time
 class Interrupted(io.RawIOBase):
+    written = b""
     def write(self, line):
+        Interrupted.written += bytes(line)
         if b"first" in line:
             signal.raise_signal(signal.SIGUSR1)
         return os.write(1, line)
@@ -47,7 +49,7 @@ class Interrupted(io.RawIOBase):
 sys.stdout = io.TextIOWrapper(Interrupted())
 logs.configure(3, "json")
 log.info("first")
-while not logs.shows(4): pass
+while not (logs.shows(4) and b"verbosity changed" in Interrupted.written): time.sleep(0.01)  # The thread writes it.
 log.info("second")
 """
     written = output(body)

@@ -8,25 +8,32 @@ Source: docs.python.org, `signal`, "Execution of Python signal handlers", and `q
 interrupted by itself.
 """
 
+import functools
 import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable
 
+_arrived: "queue.SimpleQueue[Callable[[], object]]" = queue.SimpleQueue()
+
 
 def act_on(numbers: Iterable[signal.Signals], act: Callable[[], object]) -> None:
-    """Run a function in a thread of its own each time one of these signals arrives.
+    """Run a function each time one of these signals arrives; all such functions run in one thread, in order.
 
     Raises:
         ValueError: Called outside the main thread, which alone may set signal handlers.
     """
-    arrived: queue.SimpleQueue[None] = queue.SimpleQueue()
     for number in numbers:
-        signal.signal(number, lambda *_: arrived.put(None))  # noqa: TID251
-    threading.Thread(target=_act, args=(arrived, act), name="signals", daemon=True).start()
+        signal.signal(number, lambda *_: _arrived.put(act))  # noqa: TID251
+    _start()
 
 
-def _act(arrived: queue.SimpleQueue[None], act: Callable[[], object]) -> None:
+@functools.cache
+def _start() -> None:
+    """Start the thread, once."""
+    threading.Thread(target=_act, name="signals", daemon=True).start()
+
+
+def _act() -> None:
     while True:
-        arrived.get()
-        act()
+        _arrived.get()()

@@ -70,3 +70,17 @@ print("three")
 """
     assert output(body) == "three\n"
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_signals_of_several_kinds_act_in_the_order_of_their_arrival() -> None:
+    """More log and then less is less, whichever way the threads are scheduled."""
+    body = """
+import time
+done = []
+signals.act_on((signal.SIGUSR1,), lambda: (time.sleep(0.01), done.append("1")))
+signals.act_on((signal.SIGUSR2,), lambda: done.append("2"))
+for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGUSR2, signal.SIGUSR1): signal.raise_signal(number)
+while len(done) < 4: time.sleep(0.01)
+print("".join(done))
+"""
+    assert output(body) == "1121\n"

@@ -1,7 +1,6 @@
 """A whole cluster in one process: API server, scheduler and nodes here, the extender as a real process beside it."""
 
 import asyncio
-import concurrent.futures
 import contextlib
 import pathlib
 import tempfile
@@ -218,11 +217,25 @@ def _wait_registered(cluster: Cluster, stop: threading.Event) -> None:
 
 @contextlib.contextmanager
 def _task(server: api_server.Running, make: Callable[[], Coroutine[Any, Any, None]]) -> Iterator[None]:
-    """Run a task on the server's event loop until the context ends."""
-    future = asyncio.run_coroutine_threadsafe(make(), server.loop)
+    """Run a task on the server's event loop until the context ends, and wait for its end.
+
+    Cancelled only, it would still close its servers while the loop ends, which cancels it a second time.
+    """
+
+    async def begin() -> asyncio.Task[None]:
+        return asyncio.create_task(make())
+
+    task = asyncio.run_coroutine_threadsafe(begin(), server.loop).result()
     try:
         yield
     finally:
-        future.cancel()
-        with contextlib.suppress(concurrent.futures.CancelledError, TimeoutError):
-            future.result(timeout=10)
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_ended(task), server.loop).result(timeout=10)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end; what it failed with is raised."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()

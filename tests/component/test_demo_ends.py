@@ -1,5 +1,6 @@
 """The demo ends cleanly at whichever moment it is stopped, and leaves nothing behind."""
 
+import asyncio
 import os
 import pathlib
 import pty
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from hamictl import start
+from lab import api_server, cluster
 
 pytestmark = pytest.mark.slow
 
@@ -141,3 +143,20 @@ def test_a_folder_too_long_for_sockets_is_refused_in_one_sentence(tmp_path: path
     assert demo.text.count("\n") == 1
     assert "set TMPDIR to a shorter folder" in demo.text
     assert list(long.iterdir()) == []
+
+
+def test_what_the_cluster_runs_has_ended_before_its_event_loop_does() -> None:
+    """A kubelet whose end was interrupted left servers of grpc, which end with a traceback after "stopped"."""
+    ended = []
+
+    async def serve() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.2)
+            ended.append("closed")
+
+    with api_server.running() as server:
+        with cluster._task(server, serve):
+            pass
+        assert ended == ["closed"]

@@ -1286,3 +1286,45 @@ OPS_NOTIFY_REFUSED = _register(
     "The receiver of a notification refused it.",
     "Check that its address is still valid, and that it accepts JSON with the field text.",
 )
+
+# A canary of a model server, from inside a container.
+CANARY_BAD_URL = _register(
+    "CANARY_BAD_URL",
+    "The address of a model server is not one that a canary can ask.",
+    "Write http://HOST:PORT, without user, query and fragment.",
+)
+CANARY_BAD_SETTING = _register(
+    "CANARY_BAD_SETTING",
+    "An argument of the probe, or an environment variable HAMI_CANARY_…, cannot be used.",
+    "See the sentence beside the code; python -m gpu_sharing.workload probe --help has the arguments.",
+)
+CANARY_NO_CONNECTION = _register(
+    "CANARY_NO_CONNECTION",
+    "A model server does not accept connections, or closed one before it answered.",
+    "Check that the server runs, and that host and port are its own.",
+)
+CANARY_TIMEOUT = _register(
+    "CANARY_TIMEOUT",
+    "A model server did not complete its answer to a request of one token in time.",
+    "Check its log and its queue; raise --timeout-seconds for a model that is slow.",
+)
+CANARY_REDIRECT = _register(
+    "CANARY_REDIRECT",
+    "A model server answers with a redirect, which a canary does not follow.",
+    "Name the final address.",
+)
+CANARY_STATUS = _register(
+    "CANARY_STATUS",
+    "A model server refuses a request of one token.",
+    "See its answer beside the code; HAMI_CANARY_MODEL, HAMI_CANARY_API_KEY and HAMI_CANARY_PAYLOAD change the request.",
+)
+CANARY_INVALID_ANSWER = _register(
+    "CANARY_INVALID_ANSWER",
+    "A model server answers a request of one token with something else than its engine does.",
+    "Check --engine and the port.",
+)
+CANARY_ANSWER_TOO_LARGE = _register(
+    "CANARY_ANSWER_TOO_LARGE",
+    "A model server answers a request of one token with more than 1 MiB.",
+    "Check the port; it may be that of another server.",
+)

@@ -37,7 +37,7 @@ _MODULES = {
     "StructuredLogger": "structured_logging",
     "TrainingMetricsCollector": "training",
 }
-__all__ = sorted(_MODULES)  # noqa: PLE0605
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> object:

@@ -50,7 +50,9 @@ INFERENCE: Mapping[str, MetricName] = {
     "model_cache_misses_total": MetricName(COUNTER, "Look-ups that the cache could not answer.", ("model",)),
 }
 GPU: Mapping[str, MetricName] = {
-    "gpu_utilization_percent": MetricName(GAUGE, "Time in which kernels ran on the GPU, of all containers.", GPU_LABELS),
+    "gpu_utilization_percent": MetricName(
+        GAUGE, "Time in which kernels ran on the GPU, of all containers.", GPU_LABELS
+    ),
     "gpu_memory_controller_utilization_percent": MetricName(
         GAUGE, "Time in which the memory of the GPU was read or written.", GPU_LABELS
     ),

@@ -658,7 +658,7 @@ _NODES = (
            ["device_plugin.allocation.cdi_applied"], "A=b\0HAMI=1\0", f"0::/kubepods/pod1/{'a' * 64}\n"),
     parser(
         "shared region of HAMi-core", _refusing(_shared_region, shared_region.InvalidRegion),
-        ["device_plugin.monitor.shared_region"], _REGION[:4096],
+        ["device_plugin.monitor.shared_region", "gpu_sharing.core.hami_core_region"], _REGION[:4096],
     ),
     parser("library of HAMi-core", _refusing(_file("lib.so", hami_core._unloadable)),
            ["device_plugin.isolation.hami_core:_unloadable"], b"\x7fELF\x02\x01" + bytes(14) + b"\x03\x00\x3e\x00"),

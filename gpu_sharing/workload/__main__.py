@@ -1,4 +1,4 @@
-"""Shows the slice of this container: `python -m gpu_sharing.workload show`, `top`, `probe URL`."""
+"""Shows the slice of this container: `python -m gpu_sharing.workload show`, `top`, `probe URL`, `memory-fraction`."""
 
 import argparse
 import importlib.util
@@ -20,6 +20,12 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser("probe", help="ask a model server for one token")
         probing.add_arguments(command)
         command.set_defaults(run=probing.run)
+    from gpu_sharing.workload import memory_fraction
+
+    text = "print the --gpu-memory-utilization of vLLM that fits the slice"
+    command = commands.add_parser("memory-fraction", help=text, description=text)
+    memory_fraction.add_arguments(command)
+    command.set_defaults(run=memory_fraction.run)
     return parser
 
 

@@ -10,8 +10,8 @@ vLLM multiplies that number with the memory that the driver reports as the GPU's
 
 With another program in the same slice, such as a second server, give each its part with `--part`.
 
-Sources: vLLM `EngineArgs.gpu_memory_utilization`; HAMi-core's hooks of `cuMemGetInfo` and `nvmlDeviceGetMemoryInfo`; NVML's
-`nvmlDeviceGetMemoryInfo` on MIG; MPS's page on `CUDA_MPS_PINNED_DEVICE_MEM_LIMIT`, which limits and does not report.
+Sources: vLLM `EngineArgs.gpu_memory_utilization`; HAMi-core's hooks of `cuMemGetInfo` and `nvmlDeviceGetMemoryInfo`;
+NVML's `nvmlDeviceGetMemoryInfo` and its note on MIG.
 """
 
 from __future__ import annotations

@@ -86,14 +86,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
     timeout = 30
 
-    def do_GET(self) -> None:  # noqa: N802  # the library's name
+    def do_GET(self) -> None:
         """List the model, or report health."""
         if self.path == "/v1/models":
             self.answer(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
         else:
             self.answer(200 if self.path == "/health" else 404, {})
 
-    def do_POST(self) -> None:  # noqa: N802  # the library's name
+    def do_POST(self) -> None:
         """Complete a prompt."""
         size = self.headers.get("Content-Length", "")
         if self.path != "/v1/completions" or not size.isdigit() or int(size) > MOST_BYTES:

@@ -81,8 +81,8 @@ def overview() -> str:
         [
             "# Alerts", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
             "The rules are `charts/hami/files/rules.yaml`; how to use them is in",
-            "[monitor it with Prometheus and Grafana](../howto/watch-it.md). Those whose name begins with `Workload` are in",
-            "`charts/hami/files/workload-rules.yaml`; the chart creates them with `prometheusRule.workloads: true`.",
+            "[monitor it with Prometheus and Grafana](../howto/watch-it.md). Alerts `Workload…` are",
+            "in `charts/hami/files/workload-rules.yaml`; the chart creates them with `prometheusRule.workloads: true`.",
             "The chart's value `prometheusRule.thresholds` replaces limit and duration of each alert by its name.", "",
             "| alert | severity | limit | after | meaning |", "| --- | --- | --- | --- | --- |", *rows, "",
         ]

@@ -238,6 +238,26 @@ def test_it_waits_until_the_last_one_is_ready_and_asks_the_first_once(server: mo
     assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        None, [], "text", [{}] * 100, [7], [{"name": "x", "datatype": "FP32"}],
+        [{"name": "x", "datatype": ["FP32"], "shape": [1]}], [{"name": "x", "datatype": "FP32", "shape": ["a"]}],
+        [{"name": "x", "datatype": "FP32", "shape": [True]}], [{"name": "x", "datatype": "FP32", "shape": [10**9, 10**9]}],
+        [{"name": ["x"], "datatype": "FP32", "shape": [1]}], [{"name": "x", "datatype": "OTHER", "shape": [1]}],
+    ],
+)  # fmt: skip
+def test_metadata_of_which_no_request_can_be_made_is_a_refusal(
+    inputs: Any, server: model_server.ModelServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server may answer with anything; the probe must not break, nor send gigabytes of zeros."""
+    server.answer("GET /v2/models/tiny", {"name": "tiny", "inputs": inputs})
+    status = probe(server.url, "--engine", "kserve", environment={canary_settings.MODEL: "tiny"})
+    assert status == probing.NOT_READY
+    assert error_codes.CANARY_INVALID_ANSWER in capsys.readouterr().out
+    assert [what for what, _, _ in server.asked] == ["GET /v2/models/tiny"]
+
+
 COUNTERS = (
     "# HELP vllm:generation_tokens_total Number of generation tokens processed.\n"
     "# TYPE vllm:generation_tokens_total counter\n"

@@ -75,12 +75,12 @@ def ask(canary: Canary, server: Target, settings: CanarySettings, deadline: floa
     if payload is None:
         where = canary.description_path(model)
         description = (
-            _value(http_calls.exchange(server, where, deadline, headers=_headers(settings))) if where else None
+            decoded(http_calls.exchange(server, where, deadline, headers=_headers(settings))) if where else None
         )
         payload = canary.payload(settings, model, description)
     body = json.dumps(payload).encode()
     answer = http_calls.exchange(server, canary.path(model), deadline, body=body, headers=_headers(settings))
-    lacks = canary.wrong(_value(answer))
+    lacks = canary.wrong(decoded(answer))
     if lacks:
         sentence = f"The answer is not that of {canary.description}: {lacks}. Check --engine and the port."
         raise CanaryRefused(error_codes.CANARY_INVALID_ANSWER, sentence)
@@ -135,14 +135,14 @@ def traffic(text: bytes, series: tuple[str, ...]) -> float | None:
 
 def _listed_model(canary: Canary, server: Target, settings: CanarySettings, deadline: float) -> str:
     answer = http_calls.exchange(server, canary.models_path, deadline, headers=_headers(settings))
-    return canary.first_model(_value(answer)) if answer.status != 404 else ""
+    return canary.first_model(decoded(answer)) if answer.status != 404 else ""
 
 
 def _headers(settings: CanarySettings) -> dict[str, str]:
     return {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
 
 
-def _value(answer: http_calls.Answer) -> Any:
+def decoded(answer: http_calls.Answer) -> Any:
     """Return the decoded body of an answer with status 200.
 
     Raises:

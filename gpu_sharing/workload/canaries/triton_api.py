@@ -82,14 +82,15 @@ def _zeros(model: str, tensor: Any, settings: CanarySettings) -> dict[str, Any]:
     """Return the smallest input that has the type and shape of a model's metadata; -1 is any size, so 1."""
     name, kind, shape = (tensor.get(key) if isinstance(tensor, dict) else None for key in ("name", "datatype", "shape"))
     sizes = [max(size, 1) for size in shape if type(size) is int] if isinstance(shape, list) else []
-    if not isinstance(name, str) or kind not in _ZEROS or not isinstance(shape, list) or len(sizes) != len(shape):
+    is_named = isinstance(name, str) and isinstance(kind, str) and kind in _ZEROS
+    if not is_named or not isinstance(shape, list) or len(sizes) != len(shape):
         raise _unusable(model, "an input has no name, a shape that is no list of numbers, or an unknown type")
     elements = 1
     for size in sizes:
         elements *= size
         if elements > _MOST_ELEMENTS:
             raise _unusable(model, f"an input has more than {_MOST_ELEMENTS} elements")
-    value = settings.text if kind == "BYTES" else _ZEROS[kind]
+    value = settings.text if kind == "BYTES" else _ZEROS[str(kind)]
     return {"name": name, "datatype": kind, "shape": sizes, "data": [value] * elements}
 
 

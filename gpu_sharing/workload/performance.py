@@ -136,12 +136,12 @@ class Measurement:
         self._name = name
 
     def __enter__(self) -> None:
-        """Start to measure."""
+        """Read clock and memory before the step."""
         self._memory = self._analyzer._read()
         self._start = time.perf_counter()
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Record the step."""
+        """Record the step, also one that failed."""
         seconds = time.perf_counter() - self._start
         growth = self._analyzer._read() - self._memory
         self._analyzer.record(self._name, seconds, growth, failed=kind is not None)

@@ -377,7 +377,7 @@ def test_the_child_of_a_fork_has_free_locks_and_no_thread_that_it_believes_to_ru
 
 def test_steps_are_measured_as_decorator_and_context_manager_and_the_slowest_is_named() -> None:
     memory = [0]
-    analyzer = PerformanceAnalyzer(read_memory_bytes=lambda: memory[0])
+    analyzer = PerformanceAnalyzer(read_memory_bytes=lambda: memory[0], memory_interval_seconds=0)
 
     @analyzer.step("load")
     def load(size: int) -> int:
@@ -404,6 +404,17 @@ def test_steps_are_measured_as_decorator_and_context_manager_and_the_slowest_is_
     assert "slowest: train, 100 % of the measured time" in str(report)
     assert report.as_json()["slowest"] == "train"
     assert str(PerformanceAnalyzer().report()) == "no step was measured"
+
+
+def test_the_memory_is_not_read_for_each_of_many_short_steps() -> None:
+    """A read is a call of the system; a loop of a million steps would pay for it twice a step."""
+    reads: list[int] = []
+    analyzer = PerformanceAnalyzer(read_memory_bytes=lambda: reads.append(1) or 0, memory_interval_seconds=3600)  # type: ignore[func-returns-value]
+    for _ in range(100):
+        with analyzer.step("short"):
+            pass
+
+    assert len(reads) == 1
 
 
 def test_steps_with_names_without_end_are_bounded() -> None:

@@ -71,12 +71,12 @@ class GPUMonitor:
         self._history: deque[Sample] = deque(maxlen=most_samples)
 
     def __enter__(self) -> "GPUMonitor":
-        """Start the thread."""
+        """Start the thread; the block runs beside it."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the thread."""
+        """Stop the thread, and wait for its end."""
         self.stop()
 
     @property

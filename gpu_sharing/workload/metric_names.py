@@ -19,7 +19,7 @@ GAUGE, COUNTER, HISTOGRAM = "gauge", "counter", "histogram"
 
 
 class MetricName(NamedTuple):
-    """One metric."""
+    """Type, help text and labels of one metric."""
 
     kind: str
     text: str

@@ -6,7 +6,6 @@ The model is a fixed name or a function of the request. The trace id of `tracepa
 Source: the ASGI specification (HTTP), PEP 3333, W3C Trace Context.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
@@ -55,11 +54,8 @@ class MetricsASGIMiddleware:
         with self._metrics.connection(), structured_logging.traced(traceparent):
             try:
                 await self._app(scope, receive, sending)
-            except asyncio.CancelledError:
-                status = CANCELLED
-                raise
-            except Exception:
-                status = FAILED
+            except BaseException as cause:
+                status = FAILED if isinstance(cause, Exception) else CANCELLED
                 raise
             finally:
                 model = _model(self._model, scope)

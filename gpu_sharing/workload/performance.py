@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 import resource
 import threading
 import time
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from gpu_sharing.workload import forks, label_values, summaries
+from gpu_sharing.workload.errors import require_range
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,12 +86,23 @@ class PerformanceAnalyzer:
         most_steps: Number of distinct names; further ones are measured as `other`.
         read_memory_bytes: What the growth of memory is measured by, such as `torch.cuda.memory_allocated`; without it
             the peak of the process.
+        memory_interval_seconds: The memory is read when a step begins and ends, but not more often than this: a read
+            takes as long as all else. What grows in a shorter step counts for the step of the next read.
 
     Raises:
-        WorkloadError: `most_steps` is out of range.
+        WorkloadError: A number is out of range.
     """
 
-    def __init__(self, *, most_steps: int = 100, read_memory_bytes: Callable[[], int] = peak_memory_bytes) -> None:
+    def __init__(
+        self,
+        *,
+        most_steps: int = 100,
+        read_memory_bytes: Callable[[], int] = peak_memory_bytes,
+        memory_interval_seconds: float = 0.001,
+    ) -> None:
+        require_range("memory_interval_seconds", memory_interval_seconds, 0.0, 3600.0)
+        self._memory_interval_seconds = memory_interval_seconds
+        self._memory, self._memory_read_at = 0, -math.inf
         self._names = label_values.LabelValues("step", most_steps)
         self._read = read_memory_bytes
         self._steps: dict[str, _Step] = {}
@@ -103,6 +116,12 @@ class PerformanceAnalyzer:
     def step(self, name: str) -> "Measurement":
         """Return what measures a step: `with analyzer.step("load"):`, or `@analyzer.step("load")`."""
         return Measurement(self, name)
+
+    def memory_bytes(self, now: float) -> int:
+        """Return the memory as it was read last, or read it if that is long ago."""
+        if now - self._memory_read_at >= self._memory_interval_seconds:
+            self._memory, self._memory_read_at = self._read(), now
+        return self._memory
 
     def record(self, name: str, seconds: float, growth_bytes: int = 0, *, failed: bool = False) -> None:
         """Record a step that was measured elsewhere."""
@@ -136,15 +155,15 @@ class Measurement:
         self._name = name
 
     def __enter__(self) -> None:
-        """Start to measure."""
-        self._memory = self._analyzer._read()
+        """Read clock and memory before the step."""
         self._start = time.perf_counter()
+        self._memory = self._analyzer.memory_bytes(self._start)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        """Record the step."""
-        seconds = time.perf_counter() - self._start
-        growth = self._analyzer._read() - self._memory
-        self._analyzer.record(self._name, seconds, growth, failed=kind is not None)
+        """Record the step, also one that failed."""
+        now, analyzer = time.perf_counter(), self._analyzer
+        growth = analyzer.memory_bytes(now) - self._memory
+        analyzer.record(self._name, now - self._start, growth, failed=kind is not None)
 
     def __call__(self, function: Callable[P, T]) -> Callable[P, T]:
         """Return the function, with each of its calls measured."""

@@ -1,8 +1,7 @@
 """Metrics of a training job: loss, accuracy, learning rate, and the time of batches and of their data."""
 
-import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gpu_sharing.workload import instruments, metric_names, slices
@@ -69,20 +68,32 @@ class TrainingMetricsCollector:
         if loss is not None:
             self._loss.set(loss)
 
-    @contextlib.contextmanager
-    def batch(self, *, samples: int = 0, batch: int | None = None) -> Iterator[None]:
-        """Measure a batch; one that raises an exception is not recorded."""
-        start = time.perf_counter()
-        yield
-        self.record_batch(time.perf_counter() - start, samples=samples, batch=batch)
+    def batch(self, *, samples: int = 0, batch: int | None = None) -> "Timed":
+        """Return a context manager that measures a batch; one that raises an exception is not recorded."""
+        return Timed(lambda seconds: self.record_batch(seconds, samples=samples, batch=batch))
 
-    @contextlib.contextmanager
-    def data_loading(self) -> Iterator[None]:
-        """Measure the time to load the data of a batch."""
-        start = time.perf_counter()
-        yield
-        self.record_data_loading(time.perf_counter() - start)
+    def data_loading(self) -> "Timed":
+        """Return a context manager that measures the time to load the data of a batch."""
+        return Timed(self.record_data_loading)
 
     def unregister(self) -> None:
         """Remove the metrics from the registry."""
         self._instruments.unregister()
+
+
+class Timed:
+    """Measures a block, and records the seconds unless it raises an exception."""
+
+    __slots__ = ("_record", "_start")
+
+    def __init__(self, record: Callable[[float], None]) -> None:
+        self._record = record
+
+    def __enter__(self) -> None:
+        """Read the clock before the block."""
+        self._start = time.perf_counter()
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Record the seconds of the block."""
+        if kind is None:
+            self._record(time.perf_counter() - self._start)

@@ -243,7 +243,8 @@ def test_it_waits_until_the_last_one_is_ready_and_asks_the_first_once(server: mo
     [
         None, [], "text", [{}] * 100, [7], [{"name": "x", "datatype": "FP32"}],
         [{"name": "x", "datatype": ["FP32"], "shape": [1]}], [{"name": "x", "datatype": "FP32", "shape": ["a"]}],
-        [{"name": "x", "datatype": "FP32", "shape": [True]}], [{"name": "x", "datatype": "FP32", "shape": [10**9, 10**9]}],
+        [{"name": "x", "datatype": "FP32", "shape": [True]}],
+        [{"name": "x", "datatype": "FP32", "shape": [10**9, 10**9]}],
         [{"name": ["x"], "datatype": "FP32", "shape": [1]}], [{"name": "x", "datatype": "OTHER", "shape": [1]}],
     ],
 )  # fmt: skip

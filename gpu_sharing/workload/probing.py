@@ -34,7 +34,10 @@ _PAUSE_SECONDS = 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `probe`."""
+    """Add the arguments of `probe`, and list the variables that it reads."""
+    from gpu_sharing.workload.canaries import settings
+
+    parser.epilog = "Variables: " + "; ".join(f"{name}: {text}" for name, text in settings.VARIABLES.items()) + "."
     parser.add_argument("urls", nargs="+", metavar="URL", help="address of a model server, as http://localhost:8000")
     parser.add_argument(
         "--engine", default="openai", metavar="NAME", help=f"one of {', '.join(ENGINE_NAMES)}; default openai"

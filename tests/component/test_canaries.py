@@ -300,6 +300,18 @@ def test_the_image_is_a_png() -> None:
     assert len(base64.b64encode(image)) < 400
 
 
+def test_the_help_lists_every_variable_that_is_read() -> None:
+    """People find them where they look first."""
+    parser = argparse.ArgumentParser()
+    probing.add_arguments(parser)
+    text = parser.format_help()
+    names = [
+        value for name, value in vars(canary_settings).items() if name.isupper() and str(value).startswith("HAMI_")
+    ]
+    assert len(names) == 6
+    assert all(name in text for name in names)
+
+
 def test_probing_imports_no_third_party_module() -> None:
     """An exec probe runs in any container, every few seconds."""
     code = (

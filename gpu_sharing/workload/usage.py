@@ -148,8 +148,6 @@ def _region(
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise hami_core_region.InvalidRegion("corrupt", "it is no regular file")
-        if status.st_size == 0:  # The plugin makes it empty, and no program has used CUDA yet.
-            return {}
         return hami_core_region.counted(
             status.st_size, lambda size, offset: os.pread(descriptor, size, offset), memory_bytes
         )

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpu_sharing.core import variables
 from gpu_sharing.workload import headroom, nvml_reader, slice_view, slices, usage
@@ -148,6 +150,17 @@ def test_limits_that_contradict_each_other_count_by_the_smaller_one(enforced: st
 
     assert found.gpus[0].memory_mib == min(4000, int(enforced[:-1]))
     assert codes(found.problems) == ["WORKLOAD_LIMIT_MISMATCH"]
+
+
+@given(
+    st.dictionaries(st.sampled_from([*ONE, "NVIDIA_VISIBLE_DEVICES", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]), st.text())
+)
+def test_no_environment_breaks_the_reading(changes: dict[str, str]) -> None:
+    """An image may set any of them to anything: the program that asks is not the one that ends."""
+    found = slices.slice_from({**ONE, **changes})
+
+    assert all(gpu.memory_mib is None or 1 <= gpu.memory_mib < 2**31 for gpu in found.gpus)
+    assert json.dumps(found.as_json())
 
 
 def test_the_mark_of_the_specification_names_the_slice_where_the_variable_is_missing() -> None:

@@ -241,6 +241,20 @@ def test_the_callback_comes_once_each_time_that_memory_runs_low() -> None:
     assert not watch.is_running
 
 
+def test_a_container_at_its_limit_of_compute_reads_why_its_kernels_are_late(tmp_path: pathlib.Path) -> None:
+    """Throttling looks like a slow program, and nothing else shows it from inside."""
+    found = slices.slice_from(ONE)
+
+    def cores(percent: int) -> str:
+        path = shared_regions.write(tmp_path / "r", used=(MIB,), percent=percent)
+        read = usage.read(found, StubDriver(reading(utilization_percent=90.0)), {usage.REGION_VARIABLE: str(path)})
+        return next(line for line in slice_view.screen(found, read) if line.startswith("  cores"))
+
+    text = "30 % allocated, {} % used by this container, 90 % by all"
+    assert cores(30).endswith(text.format(30) + "; at the limit: HAMi-core delays kernels")
+    assert cores(20).endswith(text.format(20))
+
+
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "gpu_sharing.workload", *arguments],

@@ -122,8 +122,8 @@ def workload_page() -> str:
         "# Variables and metrics of a workload", _NOTE, "",
         "How to use them is in [see your slice from inside](../howto/measure-a-workload.md).", "",
         "## Variables of a container with a GPU", "",
-        "A pod must not set them itself (`SCHED_OWN_VARIABLES`). Those marked with * need CDI: without it the answer for",
-        "one pod may be given to another pod with an equal record.", "",
+        "A pod must not set them itself (`SCHED_OWN_VARIABLES`). Those marked with * need CDI: without it the answer",
+        "for one pod may be given to another pod with an equal record.", "",
         "| variable | content |", "| --- | --- |",
     ]  # fmt: skip
     rows = [

@@ -62,6 +62,8 @@ def counted(
     Raises:
         InvalidRegion: It is no such file, or a number in it is impossible.
     """
+    if size_bytes == 0:  # The device plugin makes the file, and the library fills it when a program first uses CUDA.
+        return {}
     # The library makes it by writing one byte behind the region.
     if size_bytes not in {SIZE_BYTES - behind + extra for behind in (0, _SEMAPHORE_BYTES) for extra in (0, 1)}:
         raise InvalidRegion("version", f"it has {size_bytes} bytes, and version 1.2 has {SIZE_BYTES}")

@@ -155,6 +155,7 @@ class GPUMonitor:
             labels = (str(used.index), used.uuid)
             yield "slice_memory_used_bytes", labels, _bytes(used.used_mib)
             yield "slice_memory_headroom_bytes", labels, _bytes(used.headroom_mib)
+            yield "slice_utilization_percent", labels, used.own_utilization_percent
 
     def _latest(self) -> Sample | None:
         if not self.is_running:

@@ -72,6 +72,9 @@ SLICE: Mapping[str, MetricName] = {
     "slice_memory_limit_bytes": MetricName(GAUGE, "Memory of the GPU that is allocated to the container.", GPU_LABELS),
     "slice_memory_used_bytes": MetricName(GAUGE, "Memory of it that the container uses.", GPU_LABELS),
     "slice_memory_headroom_bytes": MetricName(GAUGE, "Memory of it that is left.", GPU_LABELS),
+    "slice_utilization_percent": MetricName(
+        GAUGE, "Utilization of the GPU by this container, as its HAMi-core library counts it.", GPU_LABELS
+    ),
     "slice_cores_limit_percent": MetricName(GAUGE, "Compute that is allocated; absent without a limit.", GPU_LABELS),
 }
 

@@ -11,6 +11,7 @@ from gpu_sharing.workload import sampling, slices, usage
 
 _CLEAR = "\x1b[H\x1b[2J"
 _BAR = 30
+_AT_LIMIT = 0.95
 _UNKNOWN = "unknown"
 
 
@@ -70,8 +71,7 @@ def screen(found: slices.Slice, used: usage.Usage) -> Iterator[str]:
         yield f"GPU {gpu.index}  {gpu.uuid}"
         yield f"  memory    {_bar(gpu.used_mib, gpu.limit_mib)} {_mib(gpu.used_mib)} of {_mib(gpu.limit_mib)}"
         yield f"  headroom  {_mib(gpu.headroom_mib)} (counted by {gpu.source})"
-        limit = "no limit" if gpu.cores_percent == 0 else _percent(gpu.cores_percent)
-        yield f"  cores     {limit} allocated; GPU of all containers at {_percent(gpu.utilization_percent)}"
+        yield f"  cores     {_cores(gpu)}"
         if gpu.temperature_celsius is not None:
             yield f"  temperature {gpu.temperature_celsius:g} °C"
     yield from _problems(used.problems)
@@ -89,6 +89,16 @@ def _given(found: slices.Slice, *, with_gpus: bool = True) -> Iterator[str]:
     for gpu in found.gpus if with_gpus else ():
         limit = "no limit" if gpu.cores_percent == 0 else _percent(gpu.cores_percent)
         yield f"GPU {gpu.index}     {gpu.uuid}: {_mib(gpu.memory_mib)}, cores {limit}"
+
+
+def _cores(gpu: usage.GpuUsage) -> str:
+    """Return the compute of a GPU in words; at the limit why kernels are late."""
+    limit = "no limit" if gpu.cores_percent == 0 else f"{_percent(gpu.cores_percent)} allocated"
+    own = f"{_percent(gpu.own_utilization_percent)} used by this container"
+    text = f"{limit}, {own}, {_percent(gpu.utilization_percent)} by all"
+    if gpu.cores_percent and (gpu.own_utilization_percent or 0) >= _AT_LIMIT * gpu.cores_percent:
+        return f"{text}; at the limit: HAMi-core delays kernels"
+    return text
 
 
 def _problems(problems: tuple[Any, ...]) -> Iterator[str]:

@@ -17,6 +17,7 @@ REGION_VARIABLE = "CUDA_DEVICE_MEMORY_SHARED_CACHE"
 _MOST_BYTES = 1 << 48
 _PROC = pathlib.Path("/proc")
 _driver = nvml_reader.Driver()
+Counts = Mapping[str, hami_core_region.Counted]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,10 @@ class GpuUsage:
     source: str
     """Which count `used_mib` is: `hami-core`, `nvml` or `unknown`."""
     cores_percent: int | None
+    own_utilization_percent: float | None
+    """Utilization of the GPU by this container, as its HAMi-core library counts it; elsewhere not known."""
     utilization_percent: float | None
+    """Utilization of the GPU by all containers."""
     temperature_celsius: float | None
 
 
@@ -76,11 +80,14 @@ def read(my: Slice, driver: nvml_reader.Driver | None = None, environment: Mappi
         if used is None:
             sentence = f"GPU {gpu.index}: {reason}; {_no_processes(reading)}"
             problems.append(Problem(error_codes.WORKLOAD_USAGE_UNKNOWN, sentence))
-        rows.append(_row(gpu, used, source, reading))
+        own = None if counted is None or gpu.uuid not in counted else counted[gpu.uuid].utilization_percent
+        rows.append(_row(gpu, used, source, reading, own))
     return Usage(tuple(rows), tuple(problems))
 
 
-def _row(gpu: GpuSlice, used: int | None, source: str, reading: nvml_reader.GpuReading | None) -> GpuUsage:
+def _row(
+    gpu: GpuSlice, used: int | None, source: str, reading: nvml_reader.GpuReading | None, own: float | None
+) -> GpuUsage:
     return GpuUsage(
         index=gpu.index,
         uuid=gpu.uuid,
@@ -89,6 +96,7 @@ def _row(gpu: GpuSlice, used: int | None, source: str, reading: nvml_reader.GpuR
         headroom_mib=_headroom_mib(gpu.memory_mib, used, reading),
         source=source,
         cores_percent=gpu.cores_percent,
+        own_utilization_percent=own,
         utilization_percent=None if reading is None else reading.utilization_percent,
         temperature_celsius=None if reading is None else reading.temperature_celsius,
     )
@@ -105,10 +113,10 @@ def _headroom_mib(limit_mib: int | None, used: int | None, reading: nvml_reader.
 
 
 def _used_bytes(
-    gpu: GpuSlice, counted: Mapping[str, int] | None, reading: nvml_reader.GpuReading | None
+    gpu: GpuSlice, counted: Counts | None, reading: nvml_reader.GpuReading | None
 ) -> tuple[int | None, str]:
     if counted is not None:
-        return counted.get(gpu.uuid, 0), HAMI_CORE
+        return counted[gpu.uuid].memory_bytes if gpu.uuid in counted else 0, HAMI_CORE
     if reading is not None and reading.process_bytes is not None:
         return sum(size for pid, size in reading.process_bytes.items() if _is_own(pid)), NVML
     return None, UNKNOWN
@@ -126,8 +134,8 @@ def _cgroup(process: str) -> str:
         return ""
 
 
-def _by_library(my: Slice, environment: Mapping[str, str]) -> tuple[dict[str, int] | None, str]:
-    """Return bytes by GPU as the library counts them; None and the reason where it does not count."""
+def _by_library(my: Slice, environment: Mapping[str, str]) -> tuple[Counts | None, str]:
+    """Return what the library counts on each GPU; None and the reason where it does not count."""
     path = environment.get(REGION_VARIABLE, "")
     if my.isolation != HAMI_CORE or not path:
         return None, f"no HAMi-core library counts here (isolation {my.isolation or 'unknown'})"
@@ -137,7 +145,7 @@ def _by_library(my: Slice, environment: Mapping[str, str]) -> tuple[dict[str, in
         return None, f"the usage file of HAMi-core is invalid: {cause}"
     except OSError as cause:
         return None, f"the usage file of HAMi-core cannot be read ({cause.strerror or cause})"
-    return {str(uuid): count.memory_bytes for uuid, count in counts.items()}, ""
+    return {str(uuid): count for uuid, count in counts.items()}, ""
 
 
 def _region(
@@ -148,8 +156,6 @@ def _region(
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise hami_core_region.InvalidRegion("corrupt", "it is no regular file")
-        if status.st_size == 0:  # The plugin makes it empty, and no program has used CUDA yet.
-            return {}
         return hami_core_region.counted(
             status.st_size, lambda size, offset: os.pread(descriptor, size, offset), memory_bytes
         )

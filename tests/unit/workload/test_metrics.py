@@ -409,7 +409,12 @@ def test_steps_are_measured_as_decorator_and_context_manager_and_the_slowest_is_
 def test_the_memory_is_not_read_for_each_of_many_short_steps() -> None:
     """A read is a call of the system; a loop of a million steps would pay for it twice a step."""
     reads: list[int] = []
-    analyzer = PerformanceAnalyzer(read_memory_bytes=lambda: reads.append(1) or 0, memory_interval_seconds=3600)  # type: ignore[func-returns-value]
+
+    def read() -> int:
+        reads.append(1)
+        return 0
+
+    analyzer = PerformanceAnalyzer(read_memory_bytes=read, memory_interval_seconds=3600)
     for _ in range(100):
         with analyzer.step("short"):
             pass

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gpu_sharing.core import variables
 from gpu_sharing.workload import headroom, nvml_reader, slice_view, slices, usage
@@ -150,6 +152,17 @@ def test_limits_that_contradict_each_other_count_by_the_smaller_one(enforced: st
     assert codes(found.problems) == ["WORKLOAD_LIMIT_MISMATCH"]
 
 
+@given(
+    st.dictionaries(st.sampled_from([*ONE, "NVIDIA_VISIBLE_DEVICES", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT"]), st.text())
+)
+def test_no_environment_breaks_the_reading(changes: dict[str, str]) -> None:
+    """An image may set any of them to anything: the program that asks is not the one that ends."""
+    found = slices.slice_from({**ONE, **changes})
+
+    assert all(gpu.memory_mib is None or 1 <= gpu.memory_mib < 2**31 for gpu in found.gpus)
+    assert json.dumps(found.as_json())
+
+
 def test_the_mark_of_the_specification_names_the_slice_where_the_variable_is_missing() -> None:
     """A shell script that cleans its environment still finds it."""
     cleaned = {name: value for name, value in ONE.items() if name != "HAMI_ALLOCATION"}
@@ -226,6 +239,20 @@ def test_the_callback_comes_once_each_time_that_memory_runs_low() -> None:
 
     assert called == [90, 70]
     assert not watch.is_running
+
+
+def test_a_container_at_its_limit_of_compute_reads_why_its_kernels_are_late(tmp_path: pathlib.Path) -> None:
+    """Throttling looks like a slow program, and nothing else shows it from inside."""
+    found = slices.slice_from(ONE)
+
+    def cores(percent: int) -> str:
+        path = shared_regions.write(tmp_path / "r", used=(MIB,), percent=percent)
+        read = usage.read(found, StubDriver(reading(utilization_percent=90.0)), {usage.REGION_VARIABLE: str(path)})
+        return next(line for line in slice_view.screen(found, read) if line.startswith("  cores"))
+
+    text = "30 % allocated, {} % used by this container, 90 % by all"
+    assert cores(30).endswith(text.format(30) + "; at the limit: HAMi-core delays kernels")
+    assert cores(20).endswith(text.format(20))
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

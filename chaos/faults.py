@@ -262,6 +262,22 @@ def rolled(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Ite
 
 
 @contextlib.contextmanager
+def upgraded(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
+    """Helm upgrades the chart with a changed value, and Kubernetes' controllers replace its pods."""
+    if not isinstance(site, sites.ChartSite):
+        raise CannotInject("this fault needs chart = true")
+    before = site.pods_of_scheduler()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        upgrading = pool.submit(site.chart.upgrade, "scheduler.verbosity=4")
+        try:
+            yield
+        finally:
+            upgrading.result(180)
+    if kept := before & site.pods_of_scheduler():
+        raise CannotInject(f"the upgrade has not replaced {', '.join(sorted(kept))}")
+
+
+@contextlib.contextmanager
 def clock_jumps(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
     """The wall clock of the extenders jumps, and jumps back at the end."""
     replicas = _scheduling(site).replicas
@@ -446,6 +462,7 @@ KINDS: dict[str, tuple[Inject, Sequence[str]]] = {
     "stopped": (stopped, ("processes",)),
     "slow": (slow, ("share",)),
     "rolled": (rolled, ()),
+    "upgraded": (upgraded, ()),
     "clock-jumps": (clock_jumps, ("ahead_seconds",)),
     "slow-scrapers": (slow_scrapers, ("count",)),
     "duplicates": (duplicates, ("count", "every_seconds")),

@@ -57,6 +57,8 @@ class Scenario:
     """Nodes without kubelet, with 8 GPUs each; 0 for one real node."""
     node_gpus: int
     """GPUs of the real node; 0 for nodes without kubelet."""
+    chart: bool
+    """Whether helm installs the chart, and its images run on a real node."""
     http_faults: bool
     """Whether the extenders reach the API server by a proxy that can fail calls."""
     pods_per_second: float
@@ -113,8 +115,8 @@ class _Reader:
 
 
 _TOP = (
-    "title", "note", "replicas", "nodes", "node_gpus", "http_faults", "pods_per_second", "burst_pods", "steady_seconds",
-    "fault_seconds", "faults", "expect",
+    "title", "note", "replicas", "nodes", "node_gpus", "chart", "http_faults", "pods_per_second", "burst_pods",
+    "steady_seconds", "fault_seconds", "faults", "expect",
 )  # fmt: skip
 KEYS = (*_TOP, "kind", "seconds", "after_seconds", "bound_percent", "recovery_seconds")
 """Words that occur in files, for whatever makes some at random."""
@@ -157,6 +159,7 @@ def parse(name: str, values: Mapping[str, Any], kinds: Mapping[str, Sequence[str
         replicas=int(reader.number(values, "", "replicas", 1, 3)),
         nodes=int(reader.number(values, "", "nodes", 20, 1000)),
         node_gpus=int(reader.number(values, "", "node_gpus", 0, 16)),
+        chart=reader.truth(values, "", "chart"),
         http_faults=reader.truth(values, "", "http_faults"),
         pods_per_second=reader.number(values, "", "pods_per_second", 10, 1000),
         burst_pods=int(reader.number(values, "", "burst_pods", 0, 10_000)),
@@ -176,6 +179,10 @@ def parse(name: str, values: Mapping[str, Any], kinds: Mapping[str, Sequence[str
         reader.problems.append("replicas is 0; 1 to 3 can be run")
     if scenario.node_gpus and scenario.replicas > 1:
         reader.problems.append("node_gpus with more than one replica: a real node has one scheduler here")
+    if any((fault.kind in _NEED_CHART) != scenario.chart for fault in scenario.faults):
+        reader.problems.append(f"chart = true fits {', '.join(_NEED_CHART)} and no other fault, and these nothing else")
+    if scenario.chart and (scenario.node_gpus or scenario.http_faults):
+        reader.problems.append("chart = true fits neither node_gpus nor http_faults")
     if not scenario.http_faults and any(fault.kind in _NEED_HTTP for fault in scenario.faults):
         reader.problems.append("http_faults = true is missing: a fault fails calls of the API server")
     if reader.problems:
@@ -183,6 +190,7 @@ def parse(name: str, values: Mapping[str, Any], kinds: Mapping[str, Sequence[str
     return scenario
 
 
+_NEED_CHART = ("upgraded",)
 _NEED_HTTP = ("api-fails", "api-slow", "api-loses-answers", "api-stale", "watches-dropped", "watches-silent")
 
 

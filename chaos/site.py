@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from chaos import scenario
 from lab import clock_ahead, extender_process, gpus, http_proxy, tcp_proxy
-from lab.real import client, control_plane, kube_scheduler
-from tests.e2e import gpu_node
+from lab.real import build, client, control_plane, kube_scheduler
+from tests.e2e import gpu_node, installed_chart
 from tests.support import accounting
 
 LEASE = "kube-system/hami-scheduler"
@@ -217,6 +217,39 @@ class NodeSite:
         return found + [one for one in self.node.mismatches() if one.partition("/")[0] in names]
 
 
+class ChartSite(SchedulingSite):
+    """Nodes without kubelet, and one real node where what the chart defines runs: images, Deployment, roles.
+
+    Attributes:
+        chart: The installed chart.
+    """
+
+    def __init__(self, chart: installed_chart.World) -> None:
+        super().__init__(chart.plane, None)
+        self.chart = chart
+
+    def pods_of_scheduler(self) -> set[str]:
+        """Return the names of the pods that run the scheduler now."""
+        pods = self.plane.api("GET", installed_chart.PODS)["items"]
+        return {one["metadata"]["name"] for one in pods if not one["metadata"].get("deletionTimestamp")}
+
+
+@contextlib.contextmanager
+def _chart_running(folder: pathlib.Path, wanted: scenario.Scenario) -> Iterator[ChartSite]:
+    # A Service has no address here: kube-apiserver would wait for the webhook at every pod.
+    absent = ("devicePlugin", "monitor", "webui", "scheduler.admissionWebhook")
+    values = ",".join([f"scheduler.replicas={wanted.replicas}", *(f"{one}.enabled=false" for one in absent)])
+    with installed_chart.installed(build.binaries(), folder, values, by_controllers=True) as chart:
+        _add_nodes(chart.plane, wanted)
+        chart.kubectl("rollout", "status", "-n", installed_chart.NAMESPACE, "deploy/hami-scheduler", "--timeout=50s")
+        yield ChartSite(chart)
+
+
+def _add_nodes(plane: control_plane.ControlPlane, wanted: scenario.Scenario) -> None:
+    names = [f"node-{number:03d}" for number in range(wanted.nodes)]
+    control_plane.add_nodes(plane.api, [gpus.gpu_node(name, gpus.A100, 8) for name in names])
+
+
 @contextlib.contextmanager
 def running(folder: pathlib.Path, wanted: scenario.Scenario) -> Iterator[SchedulingSite | NodeSite]:
     """Run the site of a scenario until the context ends."""
@@ -224,12 +257,15 @@ def running(folder: pathlib.Path, wanted: scenario.Scenario) -> Iterator[Schedul
         with gpu_node.running(folder, wanted.node_gpus, "--health-hold", "3") as node:
             yield NodeSite(node)
         return
+    if wanted.chart:
+        with _chart_running(folder, wanted) as chart_site:
+            yield chart_site
+        return
     with contextlib.ExitStack() as stack:
         plane = stack.enter_context(control_plane.running(folder, audited=True))
         http = stack.enter_context(http_proxy.running(plane.server)) if wanted.http_faults else None
         site = SchedulingSite(plane, http)
-        names = [f"node-{number:03d}" for number in range(wanted.nodes)]
-        control_plane.add_nodes(plane.api, [gpus.gpu_node(name, gpus.A100, 8) for name in names])
+        _add_nodes(plane, wanted)
         if wanted.replicas > 1:
             plane.grant("system:kube-scheduler", _LEASE_RULES)
             plane.grant("hami-scheduler-extender", _MARK_RULES)

@@ -73,6 +73,7 @@ def gpu_node(
     *,
     slots: int = SLOTS,
     cpus: int = 128,
+    memory_mib: int = 1 << 20,
     most_pods: int = 500,
     labels: dict[str, str] | None = None,
     annotations: dict[str, str] | None = None,
@@ -85,11 +86,12 @@ def gpu_node(
         count: The number of GPUs; may be 0.
         slots: The number of containers that may share one GPU.
         cpus: Its CPUs.
+        memory_mib: Its memory.
         most_pods: The limit of its pods.
         labels: More labels.
         annotations: More annotations; they override the defaults.
     """
-    capacity = {"cpu": str(cpus), "memory": "1Ti", "pods": str(most_pods), "ephemeral-storage": "1Ti"}
+    capacity = {"cpu": str(cpus), "memory": f"{memory_mib}Mi", "pods": str(most_pods), "ephemeral-storage": "1Ti"}
     own: dict[str, str] = {}
     if count:
         capacity["nvidia.com/gpu"] = str(count * slots)

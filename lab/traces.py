@@ -7,6 +7,7 @@ Source: the openb trace, see `lab/traces/README.md`.
 """
 
 import csv
+import gzip
 import itertools
 import pathlib
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from gpu_sharing.core.gpus import MOST_GPUS
 from lab import gpus
 
 SMALL = pathlib.Path(__file__).parent / "traces" / "openb-small-pods.csv"
-_NODE_LISTS = ("openb_node_list_gpu_node.csv", "openb-small-nodes.csv")
+_NODE_LISTS = ("openb_node_list_gpu_node.csv", "openb_node_list_gpu_node.csv.gz", "openb-small-nodes.csv")
 _POD_LISTS = ("openb_pod_list_default.csv", SMALL.name)
 # The trace does not contain these sizes; shares are relative, so they do not matter.
 _UNDISCLOSED_MIB = 32_768
+_UNDISCLOSED_HOST_MIB = 1_048_576
 _MEMORY_MIB = {"P100": 16_384, "T4": 15_360, "V100M16": 16_384, "V100M32": 32_768, "A10": 23_028}
 
 
@@ -44,6 +46,10 @@ class Trace:
     gpus: int
     """The number of GPUs of all nodes."""
     arrivals: list[Arrival]
+    gpu_counts: list[int]
+    """The number of GPUs of each node."""
+    models: list[str]
+    """The model of each node's GPUs."""
 
     @property
     def pods(self) -> list[dict[str, Any]]:
@@ -69,7 +75,8 @@ def read(path: pathlib.Path) -> Trace:
     rows = _rows(_beside(folder, _NODE_LISTS, "node list"))
     nodes = [_node(row) for row in rows]
     arrivals = [_arrival(row) for row in sorted(_rows(pod_file), key=_created_at)]
-    return Trace(nodes, sum(int(row["gpu"]) for row in rows), arrivals)
+    counts = [int(row["gpu"]) for row in rows]
+    return Trace(nodes, sum(counts), arrivals, counts, [row["model"] for row in rows])
 
 
 def _beside(folder: pathlib.Path, names: tuple[str, ...], what: str) -> pathlib.Path:
@@ -81,7 +88,7 @@ def _beside(folder: pathlib.Path, names: tuple[str, ...], what: str) -> pathlib.
 
 def _rows(path: pathlib.Path) -> list[dict[str, str]]:
     try:
-        with path.open(newline="") as lines:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else path.open(newline="") as lines:
             return list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as cause:
         raise BadTrace(f"{path} cannot be read: {cause}") from cause
@@ -93,7 +100,8 @@ def _node(row: dict[str, str]) -> dict[str, Any]:
         count = int(row["gpu"])
         if not 0 <= count <= MOST_GPUS:
             raise ValueError(f"0 to {MOST_GPUS} GPUs")
-        node = gpus.gpu_node(row["sn"], model, count, cpus=int(row["cpu_milli"]) // 1000)
+        memory_mib = int(row.get("memory_mib") or _UNDISCLOSED_HOST_MIB)
+        node = gpus.gpu_node(row["sn"], model, count, cpus=int(row["cpu_milli"]) // 1000, memory_mib=memory_mib)
     except (KeyError, ValueError, TypeError) as cause:  # A short row has None.
         raise BadTrace(f"the node list has a row without {cause}: {row}") from cause
     return node
@@ -108,11 +116,12 @@ def _created_at(row: dict[str, str]) -> int:
 def _arrival(row: dict[str, str]) -> Arrival:
     try:
         count, milli = int(row["num_gpu"]), int(row["gpu_milli"] or 0)
-        limits = {"cpu": f"{int(row['cpu_milli'])}m"}
+        host = {"cpu": f"{int(row['cpu_milli'])}m", "memory": f"{int(row.get('memory_mib') or 0)}Mi"}
         name = row["name"]
     except (KeyError, ValueError, TypeError) as cause:
         raise BadTrace(f"the pod list has a row without {cause}: {row}") from cause
     annotations = {}
+    limits = dict(host)
     if count:
         limits["nvidia.com/gpu"] = str(count)
         if milli < 1000:
@@ -120,6 +129,6 @@ def _arrival(row: dict[str, str]) -> Arrival:
             limits |= {"nvidia.com/gpumem-percentage": percent, "nvidia.com/gpucores": percent}
         models = (row.get("gpu_spec") or "").replace("|", ",")
         annotations = {"nvidia.com/use-gputype": models} if models else {}
-    container = {"name": "main", "image": "trace", "resources": {"limits": limits}}
+    container = {"name": "main", "image": "trace", "resources": {"limits": limits, "requests": dict(host)}}
     spec = {"schedulerName": "hami-scheduler", "containers": [container]}
     return Arrival({"metadata": {"name": name, "annotations": annotations}, "spec": spec}, count * milli)

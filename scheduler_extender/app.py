@@ -34,6 +34,7 @@ from scheduler_extender.act import (
     certificate_keeper,
     gang_planner,
     leadership,
+    mix_keeper,
     node_writer,
     pod_writer,
     preempting,
@@ -195,6 +196,11 @@ class Extender:
             tasks.create_task(forever("gangs", self._gangs.run(self._leads)))
             if self._core.usage.counts:
                 tasks.create_task(forever("usage", self._core.usage.run()))
+            if self._settings.request_mix:
+                packing = self._core.placer.packing
+                keeper = mix_keeper.MixKeeper(self._client, self._settings.request_mix, packing, self._leads)
+                tasks.create_task(forever("mix", keeper.run()))
+            tasks.create_task(forever("packing", self._core.placer.packing.run(self._core.worker)))
             audit = auditing.Auditor(self._core.ledger, self._metrics, self._leads)
             tasks.create_task(forever("audit", audit.run()))
             if self._remediator:

@@ -43,6 +43,8 @@ class Settings:
     """The DNS names of the kept certificate."""
     webhook_configuration: str = ""
     """The MutatingWebhookConfiguration into which the kept certificate's authority is written; empty for none."""
+    request_mix: str = ""
+    """Namespace and name of the ConfigMap that keeps the mix of requests; empty for none."""
     leader_lease: str = ""
     """`namespace/name` of kube-scheduler's Lease; empty: this is the only scheduler."""
     identity: str = ""
@@ -120,6 +122,8 @@ HELP = {
     "tls-secret": "NAMESPACE/NAME of a Secret: keep the certificate there, renewed (default: none)",
     "tls-names": "DNS names of the kept certificate, with commas",
     "webhook-configuration": "MutatingWebhookConfiguration that gets the certificate's authority (default: none)",
+    "request-mix": "NAMESPACE/NAME of a ConfigMap that keeps across restarts what fragmentation-aware has learned "
+    "(default: none)",
     "leader-lease": "NAMESPACE/NAME of kube-scheduler's Lease (default: none, this is the only scheduler)",
     "identity": "what the Lease's holder starts with when it stands beside us (default: the hostname)",
     "scheduler-name": "schedulerName of our pods (default hami-scheduler)",
@@ -194,6 +198,7 @@ def _settings(value: Callable[[str], str | None]) -> Settings:
         tls_secret=_namespaced("--tls-secret", value("tls-secret") or ""),
         tls_names=tuple(filter(None, (value("tls-names") or "").split(","))),
         webhook_configuration=value("webhook-configuration") or "",
+        request_mix=_namespaced("--request-mix", value("request-mix") or ""),
         leader_lease=_namespaced("--leader-lease", value("leader-lease") or ""),
         identity=value("identity") or "",
         scheduler_name=value("scheduler-name") or default.scheduler_name,

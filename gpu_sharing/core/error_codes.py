@@ -167,6 +167,12 @@ CORRUPT_NODE_RECORD = _register(
     "Restart the device plugin of that node, which writes its record again.",
     operator=True,
 )
+REQUEST_MIX = _register(
+    "SCHED_REQUEST_MIX",
+    "The mix of requests, by which fragmentation-aware decides, cannot be read or written; it is learned anew.",
+    "See the cause in the log; a ConfigMap that cannot be read may be deleted.",
+    operator=True,
+)
 BAD_LINKS = _register(
     "SCHED_BAD_LINKS",
     "The node's record of links between its GPUs cannot be read or contradicts itself; those links count as none.",

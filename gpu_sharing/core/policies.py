@@ -4,11 +4,11 @@ A node policy scores a node by its fullness. A GPU policy orders the GPUs of one
 `scheduler_extender.fleet.fit.ORDERS` has the same ones on arrays. Scores leave the core in [0, 1].
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from gpu_sharing.core import error_codes, errors, gpus
+from gpu_sharing.core import error_codes, errors, gpus, identifiers
 
 _WEIGHT_NAMES = ("slot", "core", "memory")
 _HIGHEST_WEIGHT = 1_000_000
@@ -32,6 +32,8 @@ class NodePolicy:
     score: Callable[[Any], Any]
     """The score of a node, 0 to 1, by the fraction of it that is allocated after the placement, 0 to 1.
     Arithmetic only, so that it takes a float and an array alike."""
+    by_fragmentation: bool = False
+    """Whether what other requests can still use comes first, and the score decides only where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,15 @@ class GpuPolicy:
     """The weights of a GPU's fullness; between nodes all amounts have equal weight."""
     by_links: bool = False
     """Whether links between GPUs come before the orders, where the node publishes them."""
+    by_fragmentation: bool = False
+    """Whether what other requests can still use comes before the orders, where that is known."""
+    gains: Mapping[identifiers.GpuUuid, float] = field(default_factory=dict, hash=False)
+    """For one pod on one node: how good each GPU is; it comes before the orders."""
 
     def key(self, state: gpus.GpuState) -> tuple[float, ...]:
         """Return the sort key of a GPU; the most preferred GPU has the smallest."""
-        return tuple(ORDERS[name](state, self.weights) for name in self.orders)
+        by_order = tuple(ORDERS[name](state, self.weights) for name in self.orders)
+        return (-self.gains.get(state.gpu.uuid, float("-inf")), *by_order) if self.gains else by_order
 
 
 def fullness(state: gpus.GpuState, counting: Weights = Weights()) -> float:
@@ -81,7 +88,9 @@ and of GPUs that are equal by all of them the lowest index comes first."""
 
 FULLEST_NODE = NodePolicy("binpack", lambda allocated: allocated)
 EMPTIEST_NODE = NodePolicy("spread", lambda allocated: 1.0 - allocated)
-NODE_POLICIES = {policy.name: policy for policy in (FULLEST_NODE, EMPTIEST_NODE)}
+FRAGMENTATION_AWARE = "fragmentation-aware"
+LEAST_FRAGMENTING_NODE = NodePolicy(FRAGMENTATION_AWARE, lambda allocated: allocated, by_fragmentation=True)
+NODE_POLICIES = {policy.name: policy for policy in (FULLEST_NODE, EMPTIEST_NODE, LEAST_FRAGMENTING_NODE)}
 
 BINPACK = GpuPolicy("binpack", ("binpack",))
 SPREAD = GpuPolicy("spread", ("spread",))
@@ -92,7 +101,7 @@ MUTEX = "mutex"
 TOPOLOGY = "topology-aware"
 """The word for `by_links`."""
 
-GPU_POLICY_NAMES = (*ORDERS, MUTEX, TOPOLOGY)
+GPU_POLICY_NAMES = (*ORDERS, FRAGMENTATION_AWARE, MUTEX, TOPOLOGY)
 """Every word that a GPU policy is written with."""
 
 
@@ -108,7 +117,8 @@ def node_policy(name: str, where: str) -> NodePolicy:
     """
     policy = NODE_POLICIES.get(name.strip().lower())
     if policy is None:
-        known = " or ".join(NODE_POLICIES)
+        *others, last = NODE_POLICIES
+        known = f"{', '.join(others)} or {last}"
         raise errors.BadQuantity(
             error_codes.UNKNOWN_POLICY, f"{where}: {name[:40]!r} is not a policy of this version; write {known}"
         )
@@ -120,7 +130,7 @@ def gpu_policy(text: str, where: str) -> GpuPolicy:
 
     Args:
         text: As the user wrote it. The orders among the names count in the order written; `mutex` and `topology-aware`
-            stand anywhere.
+            stand anywhere, and so does `fragmentation-aware`, which comes before the orders.
         where: The setting or annotation it stands in, for the message.
 
     Raises:
@@ -141,7 +151,13 @@ def gpu_policy(text: str, where: str) -> GpuPolicy:
             error_codes.CONTRADICTORY_REQUEST, f"{where}: binpack and spread exclude each other; write one of them"
         )
     orders = tuple(name for name in names if name in ORDERS) or BINPACK.orders
-    return GpuPolicy(",".join(names), orders, only_idle=MUTEX in names, by_links=TOPOLOGY in names)
+    return GpuPolicy(
+        ",".join(names),
+        orders,
+        only_idle=MUTEX in names,
+        by_links=TOPOLOGY in names,
+        by_fragmentation=FRAGMENTATION_AWARE in names,
+    )
 
 
 def weights(text: str, where: str) -> Weights:

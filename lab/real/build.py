@@ -3,7 +3,7 @@
 `k8s.io/kubernetes` cannot be installed by `go install`, because its go.mod replaces its staging modules by folders; a
 throw-away module that maps each of them to its published version builds it. Takes about 12 minutes on 2 cores with
 empty caches, and nothing when it was done before. `HAMI_KUBERNETES=v1.30.14` selects another version; then only the
-control plane is built.
+API server, the scheduler and kubectl are built.
 
 Source: https://go.dev/ref/mod#go-mod-file-replace; Kubernetes publishes staging modules as v0.X.Y for v1.X.Y.
 """
@@ -24,15 +24,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 DEFAULT_VERSION = "v1.36.3"
 """The Kubernetes on which everything is tested."""
 OTHER_VERSIONS = ("v1.30.14", "v1.37.2")
-"""The oldest that is promised, and the newest; of these the control plane alone is built, for tests of scheduling."""
+"""The oldest that is promised, and the newest; of these only what tests of scheduling need is built."""
 KUBERNETES_VERSION = os.environ.get("HAMI_KUBERNETES") or DEFAULT_VERSION
 MINOR = int(KUBERNETES_VERSION.split(".")[1])
 ETCD_VERSION = "v3.7.3"
 CONTAINERD_VERSION = "v2.4.2"
+_IS_DEFAULT = KUBERNETES_VERSION == DEFAULT_VERSION
 _CONTROL_PLANE = ("kube-apiserver", "kube-scheduler", "kubectl")
-_KUBERNETES = (*_CONTROL_PLANE, "kubelet") if KUBERNETES_VERSION == DEFAULT_VERSION else _CONTROL_PLANE
+_KUBERNETES = (*_CONTROL_PLANE, "kubelet", "kube-controller-manager") if _IS_DEFAULT else _CONTROL_PLANE
 _ALL_CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
-_CONTAINERD = _ALL_CONTAINERD if KUBERNETES_VERSION == DEFAULT_VERSION else ()
+_CONTAINERD = _ALL_CONTAINERD if _IS_DEFAULT else ()
 _NEED_C = ("kubelet", *_ALL_CONTAINERD)
 """Built with cgo: they read cgroups, mounts and namespaces through libc."""
 _WITHOUT = "no_btrfs no_devmapper no_zfs"

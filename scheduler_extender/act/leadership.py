@@ -7,7 +7,9 @@ created anew), the replica that lost it starts no bind later than that. Its call
 `CALL_SECONDS`, or never, and is done within `BINDING_TIMEOUT_SECONDS` more, or not at all. A replica that gets the
 Lease waits for all three, lists consistently, and only then binds.
 
-A replica that ends and has no call under way says so in the Lease, and then its successor does not wait.
+A replica that ends and has no call under way says so in the Lease, and then its successor does not wait. It does so
+once its kube-scheduler has released the Lease: kube-scheduler releases with the version that it read, so that a write
+of ours in between would make it fail, and the Lease would have to expire.
 
 What this cannot exclude is a process that is stopped between the check and its call, and an etcd that commits after the
 API server has given up. Then the device plugin refuses the container whose GPU is allocated twice.
@@ -36,6 +38,9 @@ CALL_SECONDS = 3.0
 BINDING_TIMEOUT_SECONDS = 2.0
 """After this the API server gives a Binding up; the remaining second is for its answer."""
 SUCCESSOR_WAITS_SECONDS = VALID_SECONDS + CALL_SECONDS + BINDING_TIMEOUT_SECONDS
+RELEASED_WITHIN_SECONDS = 4.0
+"""How long a replica that ends lets its kube-scheduler release the Lease; one that goes on does not release it."""
+RELEASE_POLL_SECONDS = 0.2
 
 log = structlog.get_logger("leadership")
 
@@ -167,6 +172,10 @@ class LeaseGuard:
         self._usable_from = float("inf")
         if led is None or not self._is_ours(led.spec.holder_identity or ""):
             return
+        with contextlib.suppress(errors.KubernetesError, TimeoutError):
+            async with asyncio.timeout(RELEASED_WITHIN_SECONDS):
+                while await self._names_us():
+                    await asyncio.sleep(RELEASE_POLL_SECONDS)
         annotations = {HANDED_OVER: str(led.spec.lease_transitions or 0)}
         body = orjson.dumps({"metadata": {"uid": led.metadata.uid, "annotations": annotations}})
         try:
@@ -174,6 +183,10 @@ class LeaseGuard:
             log.info("handed over")
         except errors.KubernetesError as problem:
             log.info("not handed over", cause=str(problem))  # The successor waits.
+
+    async def _names_us(self) -> bool:
+        lease = await self._client.get(self._path, objects.Lease, READ_WITHIN_SECONDS)
+        return self._is_ours(lease.spec.holder_identity or "")
 
     async def _take_over(self, lease: objects.Lease, seconds: float) -> None:
         started = self._clock()

@@ -237,6 +237,15 @@ def _traits(pod: objects.Pod) -> facts.Traits:
     )
 
 
+def host_amounts(pod: objects.Pod) -> facts.HostAmounts:
+    """Return what a pod requests of its node."""
+    every = (*pod.init_containers, *pod.containers)
+    kinds = requests.kinds_of(pod.init_containers, pod.containers)
+    return facts.host_amounts(
+        _thousandths(pod.spec, kinds, every, "cpu"), _thousandths(pod.spec, kinds, every, "memory")
+    )
+
+
 def _thousandths(
     spec: objects.PodSpec, kinds: Sequence[allocations.Kind], every: Sequence[objects.Container], resource: str
 ) -> int:

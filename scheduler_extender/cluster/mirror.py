@@ -246,6 +246,7 @@ class Mirror:
             if from_objects.is_ours(pod, self._names):
                 self._take_in(pod)
             else:
+                self._count_host(pod)
                 self.agents.see_pod(pod)
         except Exception as defect:
             set_aside.report("Pod", pod.key, defect, self._metrics)
@@ -259,6 +260,7 @@ class Mirror:
     def _delete_pod(self, uid: identifiers.PodUid) -> None:
         self.forget_pod(uid)
         self.agents.forget_pod(uid)
+        self.ledger.remove_plain(uid)
 
     def _take_in(self, pod: objects.Pod) -> None:
         uid = identifiers.PodUid(pod.metadata.uid)
@@ -274,6 +276,14 @@ class Mirror:
             self._hold(from_objects.pod_facts(pod, self._names))
         else:
             self._see_pending(from_objects.pending_pod(pod, self._names))
+
+    def _count_host(self, pod: objects.Pod) -> None:
+        """A pod without GPUs takes CPU and memory of its node, which GPUs there need too."""
+        uid = identifiers.PodUid(pod.metadata.uid)
+        if pod.spec.node_name and not pod.has_ended:
+            self.ledger.set_plain(uid, identifiers.NodeName(pod.spec.node_name), from_objects.host_amounts(pod))
+        else:
+            self.ledger.remove_plain(uid)
 
     def _keep_out(self, pod: objects.Pod) -> None:
         """Count a bound pod that could not be handled as one whose record does not decode, and forget any other."""
@@ -330,6 +340,7 @@ class Mirror:
                 self._metrics.drift.inc(from_objects.is_ours(pod, self._names) and not pod.has_ended)
             yield
         self.agents.keep_pods(listed)
+        self.ledger.keep_plain(listed)
         if known_before is not None:
             self._metrics.drift.inc(len(known_before - listed.keys()))
         for uid in [held.uid for held in self.ledger.pods()] + self.pending.uids() + self.ledger.gangs.done():

@@ -3,6 +3,7 @@
 Filter, bind, wake-ups and explanations all ask here whether a pod fits, so that they cannot disagree.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -10,18 +11,24 @@ from gpu_sharing.core import allocations, gpus, identifiers, placement, policies
 from gpu_sharing.core.rejections import Reason
 from scheduler_extender.cluster import pending
 from scheduler_extender.cluster.pending import PendingPod
+from scheduler_extender.decide import packing
 from scheduler_extender.fleet import facts, fit_cache, never_fits
 from scheduler_extender.fleet.ledger import Ledger
 from scheduler_extender.settings import Settings
 
 
 class Placer:
-    """Places one pod at a time by the ledger as it is."""
+    """Places one pod at a time by the ledger as it is.
+
+    Attributes:
+        packing: What `fragmentation-aware` decides by.
+    """
 
     def __init__(self, ledger: Ledger, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._ledger = ledger
         self._clock = clock
         self._settings = settings
+        self.packing = packing.Packing(ledger)
         self._placements = fit_cache.PlacementCache()
         self._shapes = fit_cache.FitCache(ledger, self._placements)
         self._never_fits = never_fits.Cache()
@@ -60,7 +67,7 @@ class Placer:
 
         Filter, which asks `forbidden` for many nodes at once, gives the reasons in the same order.
         """
-        answer = self.fit(pod.request, node)
+        answer = self._placements.fit(pod.request, node, self._policy_on(pod, node.name))
         if not isinstance(answer, placement.Placement):
             return answer
         if self._ledger.quotas.is_limited(pod.namespace):
@@ -68,6 +75,13 @@ class Placer:
             if excess is not None:
                 return excess
         return self.gang_rejection(pod) or answer
+
+    def _policy_on(self, pod: PendingPod, name: identifiers.NodeName) -> policies.GpuPolicy:
+        """By which policy the pod prefers some of that node's GPUs."""
+        policy = self.gpu_policy(pod.request)
+        if not policy.by_fragmentation:
+            return policy
+        return dataclasses.replace(policy, gains=self.packing.gpu_gains(pod, name))
 
     def score(self, pod: PendingPod, node: placement.NodeState, placed: placement.Placement) -> float:
         """Return how good a node is for a pod, from 0 to 1, by the pod's node policy."""

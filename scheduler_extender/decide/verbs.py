@@ -21,6 +21,9 @@ from scheduler_extender.fleet import fit
 
 _BEST_SCORE = 10
 _SOFT_SCORE = 1
+_HALF_WAY_MILLI = 4000.0
+_CLIPPED = (-60_000.0, 60_000.0)
+"""What a placement gains, in thousandths of a GPU, becomes a score from 0 to 1 such that none of two is lost."""
 _PHRASES = {int(reason): info.phrase for reason, info in rejections.REASONS.items()}
 
 log = structlog.get_logger("verbs")
@@ -64,6 +67,9 @@ class Verbs:
             return FilterDecision(pod, decision, dict.fromkeys(names, phrase), self._reject(pod, names))
         if not pod.request.wants_gpu:
             return None
+        entry = self._pending.entry_of(pod)
+        if entry.decision is None:
+            self._placer.packing.arrived(pod)
         refused = self._refused(pod, names)
         fitting = [name for name in names if name not in refused] if refused else names
         decision = self._decide(pod, fitting)
@@ -162,7 +168,11 @@ class Verbs:
             return hold.node  # It was planned there.
         arrays = self._ledger.settle()
         fitting = self._placer.everywhere(pod.request).fitting
-        values = fit.scores(arrays, pod.request, fitting, self._placer.node_policy(pod.request))
+        policy = self._placer.node_policy(pod.request)
+        values = fit.scores(arrays, pod.request, fitting, policy)
+        gained = self._placer.packing.node_values(pod) if policy.by_fragmentation else None
+        if gained is not None:
+            values = 1.0 / (1.0 + np.exp(-np.clip(gained, *_CLIPPED) / _HALF_WAY_MILLI))
         if self._core.usage.counts:
             values = self._core.usage.weighed(values, arrays)
         candidates = np.flatnonzero(fitting.fits)

@@ -141,6 +141,10 @@ class Arrays:
         """`[columns]`: `Ledger.unavailable`. It refuses no pod: kube-scheduler does."""
         self.free_tokens: Ints = grown("free_tokens", np.int64, line)
         """`[columns]`: device ids of the node that are not allocated."""
+        self.host_cpu_free: Ints = grown("host_cpu_free", np.int64, line)
+        """`[columns]`: CPU of the node that no pod has requested, in thousandths of a core."""
+        self.host_memory_free: Ints = grown("host_memory_free", np.int64, line)
+        """`[columns]`: memory of the node that no pod has requested, in MiB."""
         self.sums_used: Ints = grown("sums_used", np.int64, (3, columns))
         """`[3, columns]`: slots, cores and memory allocated on the whole node."""
         self.sums_total: Ints = grown("sums_total", np.int64, (3, columns))
@@ -207,6 +211,12 @@ class Arrays:
         self.standing[column] = node.standing
         self.free_tokens[column] = free_tokens
         self.sums_used[:, column] = sums_used
+
+    def set_host_free(self, column: int, cpu_milli: int, memory_mib: int) -> bool:
+        """Write what is free of a node's CPU and memory. Returns whether that changed."""
+        changed = bool(self.host_cpu_free[column] != cpu_milli or self.host_memory_free[column] != memory_mib)
+        self.host_cpu_free[column], self.host_memory_free[column] = cpu_milli, memory_mib
+        return changed
 
     def _put(self, column: int, values: Mapping[str, npt.NDArray[Any]], *, clear_rest: bool) -> None:
         for name, column_values in values.items():

@@ -74,6 +74,28 @@ class Traits(NamedTuple):
 _NOTHING_KNOWN = Traits()
 
 
+class HostAmounts(NamedTuple):
+    """CPU and memory of a node."""
+
+    cpu_milli: int
+    memory_mib: int
+
+    def plus(self, other: "HostAmounts", sign: int) -> "HostAmounts":
+        """Return the sum, or with -1 the difference."""
+        return HostAmounts(self.cpu_milli + sign * other.cpu_milli, self.memory_mib + sign * other.memory_mib)
+
+
+_MOST_HOST_AMOUNT = 1 << 40
+"""More than any node has; sums of many pods stay within 64 bits."""
+NO_HOST_AMOUNTS = HostAmounts(0, 0)
+
+
+def host_amounts(cpu_thousandths: int, memory_thousandths: int) -> HostAmounts:
+    """Return a pod's request of its node, memory in thousandths of a byte, rounded up."""
+    memory_mib = -(-memory_thousandths // (1000 << 20))
+    return HostAmounts(min(cpu_thousandths, _MOST_HOST_AMOUNT), min(memory_mib, _MOST_HOST_AMOUNT))
+
+
 @dataclass(frozen=True, slots=True)
 class BoundPod:
     """What a pod holds, by the API server's word or by a bind of ours."""

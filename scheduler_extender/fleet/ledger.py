@@ -25,7 +25,7 @@ Pure: the time is an argument. Not thread-safe: everything happens on one event 
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gpu_sharing.core import (
@@ -52,12 +52,20 @@ class _Node:
     """The sum of what `pods` hold, kept as they come and go: a node has many."""
     foreign_slots: int = 0
     """The same for their foreign slots."""
+    host_used: facts.HostAmounts = facts.NO_HOST_AMOUNTS
+    """The CPU and memory that all pods of the node request, those without GPUs too."""
     reservations: dict[tuple[identifiers.PodUid, bool], facts.Reservation] = field(default_factory=dict)
     inventory_changed: bool = True
     held: placement.NodeState | None = None
     """The node with what its pods hold and no reservations; None once that changed."""
     settled: placement.NodeState | None = None
     """What its column holds."""
+
+    @property
+    def host_free(self) -> facts.HostAmounts:
+        """The CPU and memory that no pod has requested."""
+        known = self.known
+        return facts.host_amounts(known.cpu_thousandths, known.memory_thousandths).plus(self.host_used, -1)
 
 
 class QuotaAudit:
@@ -104,6 +112,8 @@ class Ledger:
         self.device_class = ""
         self._nodes: dict[identifiers.NodeName, _Node] = {}
         self._pods: dict[identifiers.PodUid, facts.BoundPod] = {}
+        self._plain: dict[identifiers.PodUid, tuple[identifiers.NodeName, facts.HostAmounts]] = {}
+        """Bound pods without GPUs."""
         self._assumed: set[identifiers.PodUid] = set()
         self._nominations: dict[identifiers.PodUid, facts.Reservation] = {}
         self._holds: dict[identifiers.PodUid, facts.Reservation] = {}
@@ -176,6 +186,24 @@ class Ledger:
         self._assumed.discard(pod.uid)
         self.remove_pending(pod.uid)
         self._put(pod)
+
+    def set_plain(self, uid: identifiers.PodUid, name: identifiers.NodeName, amounts: facts.HostAmounts) -> None:
+        """Learn what a bound pod without GPUs requests of its node."""
+        if self._plain.get(uid) != (name, amounts):
+            self.remove_plain(uid)
+            self._plain[uid] = (name, amounts)
+            self._use_host(name, amounts, 1)
+
+    def remove_plain(self, uid: identifiers.PodUid) -> None:
+        """Learn that a pod without GPUs is gone or has ended."""
+        before = self._plain.pop(uid, None)
+        if before is not None:
+            self._use_host(*before, -1)
+
+    def keep_plain(self, uids: Container[identifiers.PodUid]) -> None:
+        """Learn that no other pods without GPUs exist."""
+        for uid in [uid for uid in self._plain if uid not in uids]:
+            self.remove_plain(uid)
 
     def remove_pod(self, uid: identifiers.PodUid) -> None:
         """Learn that a pod is gone or has ended: it holds nothing, and nothing is reserved for it."""
@@ -449,11 +477,19 @@ class Ledger:
         node.pods[pod.uid] = pod
         _add(node.allocated, pod.allocated)
         node.foreign_slots += pod.foreign_slots
+        node.host_used = node.host_used.plus(_host_amounts(pod), 1)
         self.quotas.add(pod.namespace, pod.amounts)
         self._priorities[pod.traits.priority] += 1
         self.gangs.add_bound(pod.uid, pod.namespace, None if pod.traits.ending else pod.traits.gang)
         node.held = None
         self._touch(pod.node)
+
+    def _use_host(self, name: identifiers.NodeName, amounts: facts.HostAmounts, sign: int) -> None:
+        node = self._nodes.get(name)
+        if node is None:
+            node = self._nodes[name] = _Node(known=facts.Node(name, standing=Reason.NODE_UNKNOWN))
+        node.host_used = node.host_used.plus(amounts, sign)
+        self._unsettled.add(name)
 
     def _take(self, uid: identifiers.PodUid) -> None:
         before = self._pods.pop(uid, None)
@@ -462,6 +498,7 @@ class Ledger:
             del node.pods[uid]
             _subtract(node.allocated, before.allocated)
             node.foreign_slots -= before.foreign_slots
+            node.host_used = node.host_used.plus(_host_amounts(before), -1)
             self.quotas.subtract(before.namespace, before.amounts)
             self.gangs.remove_bound(uid)
             self._priorities[before.traits.priority] -= 1
@@ -502,18 +539,23 @@ class Ledger:
                 del self._nodes[name]
             return
         state = self._state(name, node.reservations.values())
+        host_free = node.host_free
         if (
             state == node.settled
             and not node.inventory_changed
             and self.arrays.unavailable[self.arrays.column_of[name]] == self.unavailable(name)
         ):
-            return  # A nomination became a bind: another reason for the same numbers.
+            # A nomination became a bind: another reason for the same numbers.
+            if self.arrays.set_host_free(self.arrays.column_of[name], *host_free):
+                self._note(self.arrays.column_of[name])
+            return
         column = self.arrays.column(name)
         try:
             self.arrays.write(column, state, inventory_changed=node.inventory_changed)
         except Exception as defect:
             state = self._set_aside(node, defect)
             self.arrays.write(column, state, inventory_changed=True)
+        self.arrays.set_host_free(column, *host_free)
         self.arrays.unavailable[column] = self.unavailable(name)
         node.settled = state
         node.inventory_changed = False
@@ -598,6 +640,10 @@ def _with_reservations(state: placement.NodeState, reservations: Iterable[facts.
         if isinstance(placed, placement.Placement):
             state = state.plus(allocations.by_gpu(reservation.request.kinds, placed.shares))
     return state
+
+
+def _host_amounts(pod: facts.BoundPod) -> facts.HostAmounts:
+    return facts.host_amounts(pod.traits.cpu_thousandths, pod.traits.memory_thousandths)
 
 
 def _rest(state: gpus.GpuState) -> allocations.Allocation:

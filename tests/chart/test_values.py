@@ -126,3 +126,11 @@ def test_the_probes_of_kube_scheduler_are_values_too() -> None:
     container = rendering.container(rendering.one(found, "Deployment", "hami-scheduler"), "kube-scheduler")
     assert container["livenessProbe"]["failureThreshold"] == 12
     assert container["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
+
+
+@pytest.mark.parametrize(("policy", "is_kept"), [("binpack", False), ("fragmentation-aware", True)])
+def test_what_a_policy_learns_is_kept_where_it_is_used(policy: str, is_kept: bool) -> None:
+    """The extender may read and write that one ConfigMap, and may create one; with other policies it may not."""
+    text = rendering.text(4, "--set", f"scheduler.defaultSchedulerPolicy.nodeSchedulerPolicy={policy}")
+    assert ("--request-mix=hami-system/hami-request-mix" in text) is is_kept
+    assert ("resourceNames: [hami-request-mix]" in text) is is_kept

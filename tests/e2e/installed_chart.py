@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 
 from lab import c_compiler, fake_driver, plugin_process
-from lab.real import control_plane, helm, images, nvidia_runtime
+from lab.real import control_plane, controllers, helm, images, nvidia_runtime
 from lab.real import node as real_nodes
 from tests.chart import rendering
 from tests.e2e import site as sites
@@ -29,6 +30,7 @@ PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 ARCHIVES = pathlib.Path(__file__).parents[2] / "build" / "images"
 GATEWAY = "10.213.0.1"
 """This machine, as pods of the lab's network see it."""
+ALIASES = {GATEWAY: ["kubernetes.default.svc"]}
 
 
 @contextlib.contextmanager
@@ -107,6 +109,56 @@ def driver_runtime(
         yield driver, node
 
 
+def fitted(
+    template: dict[str, Any], folder: pathlib.Path, api_port: int, aliases: Mapping[str, list[str]]
+) -> dict[str, Any]:
+    """A copy of the template of a workload's pods, with what this machine has not put in by hand."""
+    template = json.loads(json.dumps(template))
+    spec = template["spec"]
+    spec |= {
+        "nodeName": control_plane.NODE_NAME,
+        "tolerations": [{"operator": "Exists"}],
+        "hostAliases": [{"ip": ip, "hostnames": names} for ip, names in aliases.items()],
+    }
+    token = [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    ]
+    mounts = []
+    if spec.get("automountServiceAccountToken", True):
+        spec["volumes"].append({"name": "account", "projected": {"sources": token, "defaultMode": 0o440}})
+        path = "/var/run/secrets/kubernetes.io/serviceaccount"
+        mounts = [{"name": "account", "mountPath": path, "readOnly": True}]
+    environment = [
+        {"name": "KUBERNETES_SERVICE_HOST", "value": "kubernetes.default.svc"},
+        {"name": "KUBERNETES_SERVICE_PORT", "value": str(api_port)},
+    ]
+    places = {"cdi": folder / "cdi", "host-cdi": folder / "host-cdi"}
+    for volume in spec["volumes"]:
+        if volume["name"] in places:
+            volume["hostPath"]["path"] = str(places[volume["name"]])
+    for container in spec["containers"]:
+        container["imagePullPolicy"] = "Never"
+        # From the Service's port to the pod's, as kube-proxy would lead.
+        container["args"] = [one.replace(".svc:9446", ".svc:9447") for one in container["args"]]
+        container["env"] = [*container.get("env", []), *environment]
+        container["volumeMounts"] = [*container.get("volumeMounts", []), *mounts]
+    return template
+
+
+def _through_renderer(folder: pathlib.Path, api_port: int) -> tuple[str, ...]:
+    """Arguments by which helm 3 puts what this machine has not into the templates; see `fitted`."""
+    arguments = ("-m", "tests.e2e.post_renderer", str(folder), str(api_port))
+    return "--post-renderer", sys.executable, *(f"--post-renderer-args={one}" for one in arguments)
+
+
+def _run_helm(plane: control_plane.ControlPlane, major: int, verb: str, *arguments: str) -> None:
+    where = ("--namespace", NAMESPACE, "--kubeconfig", str(plane.kubeconfig("admin")))
+    command = [str(helm.program(major)), verb, "hami", str(rendering.CHART), *where, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 class World:
     """The cluster, and the pods that controllers would have made."""
 
@@ -123,7 +175,7 @@ class World:
         self.folder = folder
         self.node = node
         self.driver = driver
-        self.aliases = {GATEWAY: ["kubernetes.default.svc"]}
+        self.aliases = dict(ALIASES)
 
     def kubectl(self, *arguments: str) -> str:
         command = [str(self.plane.parts.binaries / "kubectl"), "--kubeconfig", str(self.plane.kubeconfig("admin"))]
@@ -140,38 +192,14 @@ class World:
 
     def start(self, name: str, workload: dict[str, Any]) -> None:
         """The pod that the workload's controller would make."""
-        template = json.loads(json.dumps(workload["spec"]["template"]))
-        spec = template["spec"]
-        spec |= {
-            "nodeName": control_plane.NODE_NAME,
-            "tolerations": [{"operator": "Exists"}],
-            "hostAliases": [{"ip": ip, "hostnames": names} for ip, names in self.aliases.items()],
-        }
-        token = [
-            {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
-            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
-        ]
-        mounts = []
-        if spec.get("automountServiceAccountToken", True):
-            spec["volumes"].append({"name": "account", "projected": {"sources": token, "defaultMode": 0o440}})
-            path = "/var/run/secrets/kubernetes.io/serviceaccount"
-            mounts = [{"name": "account", "mountPath": path, "readOnly": True}]
-        environment = [
-            {"name": "KUBERNETES_SERVICE_HOST", "value": "kubernetes.default.svc"},
-            {"name": "KUBERNETES_SERVICE_PORT", "value": str(self.api_port)},
-        ]
-        places = {"cdi": self.folder / "cdi", "host-cdi": self.folder / "host-cdi"}
-        for volume in spec["volumes"]:
-            if volume["name"] in places:
-                volume["hostPath"]["path"] = str(places[volume["name"]])
-        for container in spec["containers"]:
-            container["imagePullPolicy"] = "Never"
-            # From the Service's port to the pod's, as kube-proxy would lead.
-            container["args"] = [one.replace(".svc:9446", ".svc:9447") for one in container["args"]]
-            container["env"] = [*container.get("env", []), *environment]
-            container["volumeMounts"] = [*container.get("volumeMounts", []), *mounts]
-        body = {"metadata": {"name": name, **template["metadata"]}, "spec": spec}
-        self.plane.api("POST", PODS, body)
+        template = fitted(workload["spec"]["template"], self.folder, self.api_port, self.aliases)
+        self.plane.api("POST", PODS, {"metadata": {"name": name, **template["metadata"]}, "spec": template["spec"]})
+
+    def upgrade(self, values: str) -> None:
+        """Upgrade the chart, and wait until Kubernetes' controllers have replaced every pod of the scheduler."""
+        arguments = ("--reuse-values", "--set", values, *_through_renderer(self.folder, self.api_port))
+        _run_helm(self.plane, 3, "upgrade", *arguments)
+        self.kubectl("rollout", "status", "-n", NAMESPACE, "deploy/hami-scheduler", "--timeout=50s")
 
     def wait_ready(self, name: str, seconds: float = 120.0) -> None:
         def ready() -> bool:
@@ -190,7 +218,12 @@ class World:
 
 @contextlib.contextmanager
 def installed(
-    programs: pathlib.Path, folder: pathlib.Path, values: str = "", tools: Mapping[str, pathlib.Path] | None = None
+    programs: pathlib.Path,
+    folder: pathlib.Path,
+    values: str = "",
+    tools: Mapping[str, pathlib.Path] | None = None,
+    *,
+    by_controllers: bool = False,
 ) -> Iterator[World]:
     """The chart installed; its pods are the caller's to start.
 
@@ -199,12 +232,14 @@ def installed(
         folder: Where everything lies.
         values: More values of the chart.
         tools: Programs of NVIDIA's that the container runtime brings, by their paths in containers.
+        by_controllers: Whether Kubernetes' own controllers of Deployments and ReplicaSets make the pods instead.
     """
     if not all((ARCHIVES / f"{name}.tar").exists() for name in ("hami", "hami-node")):
         if os.environ.get("REQUIRE_E2E") == "1":
             raise AssertionError("the images are not built: make images")
         pytest.skip("needs the images: make images")
     with (
+        contextlib.ExitStack() as stack,
         control_plane.running(folder, audited=True) as plane,
         forwarding(int(plane.server.rpartition(":")[2])) as api_port,
         driver_runtime(folder, plane, tools or {}) as (driver, node),
@@ -226,15 +261,14 @@ def installed(
             "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "nvidia",
         }  # fmt: skip
         plane.api("POST", "/apis/node.k8s.io/v1/runtimeclasses", runtime_class)
-        command = [
-            str(helm.program(4)), "install", "hami", str(rendering.CHART), "--namespace", NAMESPACE,
-            "--create-namespace", "--kubeconfig", str(plane.kubeconfig("admin")),
-            "--set", ",".join(filter(None, [f"devicePlugin.libPath={folder}/vgpu", values])),
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        plane.api("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
         authority = (folder / "certs" / "apiserver.crt").read_text()
         body = {"metadata": {"name": "kube-root-ca.crt"}, "data": {"ca.crt": authority}}
         plane.api("POST", f"/api/v1/namespaces/{NAMESPACE}/configmaps", body)
+        if by_controllers:
+            stack.enter_context(controllers.running(plane))
+        given = ("--set", ",".join(filter(None, [f"devicePlugin.libPath={folder}/vgpu", values])))
+        through = _through_renderer(folder, api_port) if by_controllers else ()
+        _run_helm(plane, 3 if by_controllers else 4, "install", *given, *through)
         found.kubectl("label", "node", control_plane.NODE_NAME, "gpu=on")
         yield found

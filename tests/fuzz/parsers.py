@@ -47,6 +47,7 @@ from gpu_sharing.core import (
     remediation,
     remediation_history,
     remediation_rules,
+    request_mix,
     requests,
     xids,
 )
@@ -313,6 +314,8 @@ def _fault_record(text: str) -> object:
     return faults.decode(faults.encode(document))
 
 
+_MIX = json.dumps({"version": 1, "shapes": [[1, 4000, 0, 30, ["a100"], [], 2000, 4096, 3.5]]})
+
 _CORE = (
     _texts("inventory record", records.decode_inventory, _INVENTORY, _LEGACY, refusals=[errors.CorruptRecord]),
     parser(
@@ -336,6 +339,7 @@ _CORE = (
         ["gpu_sharing.core.records:decode_instances"], _INSTANCES,
     ),
     _texts("hold", records.decode_hold, _HOLD),
+    _texts("request mix", request_mix.decode, _MIX, refusals=[errors.CorruptRecord]),
     parser(
         "MIG shares", lambda data: ACCEPTED if records.mig_shares(_text(data), 0) else "none",
         ["gpu_sharing.core.records:mig_shares"], _INSTANCES,

@@ -216,6 +216,25 @@ def test_a_replica_that_ends_properly_costs_a_few_seconds() -> None:
         world.close()
 
 
+@pytest.mark.parametrize("seconds", [0.01, 0.3, 1.0])
+def test_a_hand_over_does_not_come_between_the_read_and_the_write_of_a_release(seconds: float) -> None:
+    """Else the release of kube-scheduler is refused with 409, and every pod waits until the Lease has expired."""
+    world = replicas.World()
+    try:
+        world.advance(8)
+        leader = world.leader()
+        assert leader is not None
+        leader.scheduler_network.there_seconds = 0.001
+        leader.scheduler_network.back_seconds = seconds
+        world.run(leader.end())
+        assert world.leader() is not leader
+        world.do(world.create_pod)
+        world.advance(2 * replicas.RETRY_SECONDS + 3)
+        assert world.unbound() == []
+    finally:
+        world.close()
+
+
 def _reads_are_valid_for_ever(patch: pytest.MonkeyPatch) -> None:
     """A replica that cannot read the Lease goes on binding."""
     patch.setattr(leadership, "VALID_SECONDS", 1e9)

@@ -25,6 +25,12 @@ a managed cluster, which hides its control plane. */}}
 {{- end }}
 {{- end }}
 
+{{/* Whether the extender keeps what fragmentation-aware has learned. */}}
+{{- define "hami.keepsRequestMix" -}}
+{{- $policies := .Values.scheduler.defaultSchedulerPolicy }}
+{{- if or (contains "fragmentation-aware" $policies.nodeSchedulerPolicy) (contains "fragmentation-aware" $policies.gpuSchedulerPolicy) }}true{{ end }}
+{{- end }}
+
 {{- define "hami.namespace" -}}
 {{- .Values.namespaceOverride | default .Release.Namespace }}
 {{- end }}

@@ -10,7 +10,7 @@ def test_every_code_says_what_happened_and_what_to_do() -> None:
     for code, entry in error_codes.REGISTRY.items():
         assert code == entry.code
         assert re.fullmatch(
-            r"(SCHED|ALLOC|HEALTH|PLUGIN|MONITOR|DOCTOR|WEBUI|LISTENER|FAULT|OPS|WORKLOAD)_[A-Z_]+", code
+            r"(SCHED|ALLOC|HEALTH|PLUGIN|MONITOR|DOCTOR|WEBUI|LISTENER|FAULT|OPS|CANARY|WORKLOAD)_[A-Z_]+", code
         )
         assert entry.meaning.endswith(".")
         assert entry.remedy.endswith(".")

@@ -94,7 +94,7 @@ def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
         policies.node_policy("bin-pack", "hami.io/gpu-scheduler-policy")
 
     assert refused.value.code == error_codes.UNKNOWN_POLICY
-    assert refused.value.sentence.endswith("write binpack or spread")
+    assert refused.value.sentence.endswith("write binpack, spread or fragmentation-aware")
     assert policies.node_policy(" Spread ", "x") is policies.EMPTIEST_NODE
     assert policies.gpu_policy(" Spread ", "x") == policies.SPREAD
 
@@ -102,8 +102,16 @@ def test_an_unknown_policy_is_refused_and_the_known_ones_are_named() -> None:
 @pytest.mark.parametrize(
     ("text", "code", "ending"),
     [
-        ("binpack,topology", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa, mutex or topology-aware"),
-        ("binpack,", error_codes.UNKNOWN_POLICY, "write binpack, spread, numa, mutex or topology-aware"),
+        (
+            "binpack,topology",
+            error_codes.UNKNOWN_POLICY,
+            "write binpack, spread, numa, fragmentation-aware, mutex or topology-aware",
+        ),
+        (
+            "binpack,",
+            error_codes.UNKNOWN_POLICY,
+            "write binpack, spread, numa, fragmentation-aware, mutex or topology-aware",
+        ),
         ("numa,spread,binpack", error_codes.CONTRADICTORY_REQUEST, "write one of them"),
     ],
 )

@@ -141,6 +141,9 @@ def test_a_replica_that_ends_says_so_in_the_lease(transitions: int) -> None:
     class Patches:
         bodies: ClassVar[list[dict[str, Any]]] = []
 
+        async def get(self, path: str, kind: type[objects.Lease], seconds: float) -> objects.Lease:
+            return lease("", transitions)
+
         async def patch(self, path: str, body: bytes, seconds: float) -> None:
             self.bodies.append(orjson.loads(body))
 
@@ -158,6 +161,32 @@ def test_a_replica_that_ends_says_so_in_the_lease(transitions: int) -> None:
     other.see(lease("host-2_xyz"), clock.now)
     asyncio.run(other.hand_over())
     assert Patches.bodies == []
+
+
+@pytest.mark.parametrize("reads", [3, 1000])
+def test_the_mark_is_written_once_the_lease_is_released_or_is_not_going_to_be(
+    reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write of ours between the read and the write of a release makes it fail; a scheduler may also just go on."""
+    monkeypatch.setattr(leadership, "RELEASE_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(leadership, "RELEASED_WITHIN_SECONDS", 0.1 if reads > 3 else 60.0)
+    order: list[str] = []
+
+    class Calls:
+        async def get(self, path: str, kind: type[objects.Lease], seconds: float) -> objects.Lease:
+            order.append("read")
+            return lease("host-1_abc" if len(order) < reads else "")
+
+        async def patch(self, path: str, body: bytes, seconds: float) -> None:
+            order.append("mark")
+
+    one = leading(Clock())
+    one._client = Calls()  # type: ignore[assignment]
+    asyncio.run(one.hand_over())
+
+    assert order[-1] == "mark"
+    assert set(order[:-1]) == {"read"}
+    assert len(order) == reads + 1 or reads > len(order) > 1
 
 
 def test_a_successor_of_a_replica_that_has_ended_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:

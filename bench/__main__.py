@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 
-from bench import handlers, house, loop, monitor, node, report, scale, scrapes, throughput, webui
+from bench import handlers, house, loop, monitor, node, report, scale, scrapes, throughput, webui, workload
 
 QUESTIONS = {
     "house": house.run,
@@ -18,6 +18,7 @@ QUESTIONS = {
     "monitor": monitor.run,
     "scrapes": scrapes.run,
     "webui": webui.run,
+    "workload": workload.run,
 }
 
 

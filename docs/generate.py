@@ -17,7 +17,8 @@ from fault_injector import api_types as fault_types
 from fault_injector import metrics as fault_metrics
 from fault_injector import settings as fault_settings
 from gpu_sharing.adapters import metrics_registry, read_api_types
-from gpu_sharing.core import error_codes, event_reasons
+from gpu_sharing.core import error_codes, event_reasons, variables
+from gpu_sharing.workload import metric_names
 from hamictl import commands
 from observability import files
 from scheduler_extender import settings as extender_settings
@@ -113,6 +114,33 @@ def _metrics(title: str, source: metrics_registry.Series, more: list[str]) -> st
 
 def _metric_row(name: str, kind: str, labels: Sequence[str], text: str) -> str:
     return f"| `{name}` | {kind} | {', '.join(labels) or '-'} | {text} |"
+
+
+def workload_page() -> str:
+    """Return the page of what a container's own program finds and exports."""
+    head = [
+        "# Variables and metrics of a workload", _NOTE, "",
+        "How to use them is in [see your slice from inside](../howto/measure-a-workload.md).", "",
+        "## Variables of a container with a GPU", "",
+        "A pod must not set them itself (`SCHED_OWN_VARIABLES`). Those marked with * need CDI: without it the answer",
+        "for one pod may be given to another pod with an equal record.", "",
+        "| variable | content |", "| --- | --- |",
+    ]  # fmt: skip
+    rows = [
+        f"| `{name}`{' *' if name in variables.IDENTIFYING else ''} | {text} |"
+        for name, text in variables.OF_SLICE.items()
+    ]
+    parts = {
+        "Training": metric_names.TRAINING, "Inference": metric_names.INFERENCE, "GPUs": metric_names.GPU,
+        "Slice": metric_names.SLICE,
+    }  # fmt: skip
+    lines = [*head, *rows, "", "## Metrics", ""]
+    lines += [f"All have the labels {', '.join(f'`{label}`' for label in metric_names.SLICE_LABELS)}.", ""]
+    for title, names in parts.items():
+        table = [_metric_row(name, one.kind, one.labels, one.text) for name, one in names.items()]
+        lines += [f"### {title}", "", "| series | type | further labels | meaning |", "| --- | --- | --- | --- |"]
+        lines += [*table, ""]
+    return "\n".join(lines)
 
 
 def hamictl_page() -> str:
@@ -254,6 +282,7 @@ PAGES = {
     "error-codes.md": error_code_page,
     "settings.md": settings_page,
     "metrics.md": metrics_page,
+    "workload.md": workload_page,
     "values.md": values_page,
     "values-from-hami.md": values_from_hami_page,
 }

@@ -4,11 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from observability import alerts, targets
+from observability import alerts, targets, workload_alerts
 
 LIMIT = "%LIMIT%"
 """Stands for an alert's limit in `limits_file`."""
-GROUP = "hami.gpu-sharing"
+GROUP, WORKLOAD_GROUP = "hami.gpu-sharing", "hami.workloads"
+ALL = (*alerts.ALERTS, *workload_alerts.ALERTS)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -21,9 +22,14 @@ def rule_file(faster: float = 1.0) -> dict[str, Any]:
     return {"groups": [{"name": GROUP, "rules": [_rule(one, faster) for one in alerts.ALERTS]}]}
 
 
+def workload_rule_file(faster: float = 1.0) -> dict[str, Any]:
+    """Return the rule file about programs in containers; `faster` as in `rule_file`."""
+    return {"groups": [{"name": WORKLOAD_GROUP, "rules": [_rule(one, faster) for one in workload_alerts.ALERTS]}]}
+
+
 def limits_file() -> dict[str, Any]:
     """Return the expressions whose limit the chart's values may replace, with `LIMIT` in its place, by alert."""
-    return {one.name: {"expr": with_limit(one, LIMIT), "limit": float(one.limit)} for one in alerts.ALERTS if one.limit}
+    return {one.name: {"expr": with_limit(one, LIMIT), "limit": float(one.limit)} for one in ALL if one.limit}
 
 
 def with_limit(alert: alerts.Alert, limit: str) -> str:
@@ -69,32 +75,31 @@ def overview() -> str:
     """Return the page that lists all alerts."""
     rows = [
         f"| [{one.name}](../runbooks/{one.name}.md) | {one.severity} | {one.limit} | {one.wait} | {one.meaning} |"
-        for one in alerts.ALERTS
+        for one in ALL
     ]
     return "\n".join(
         [
             "# Alerts", "<!-- Generated from observability/alerts.py; do not edit. -->", "",
             "The rules are `charts/hami/files/rules.yaml`; how to use them is in",
-            "[monitor it with Prometheus and Grafana](../howto/watch-it.md). The chart's value",
-            "`prometheusRule.thresholds` replaces limit and duration of each alert by its name.", "",
+            "[monitor it with Prometheus and Grafana](../howto/watch-it.md). Alerts `Workload…` are",
+            "in `charts/hami/files/workload-rules.yaml`; the chart creates them with `prometheusRule.workloads: true`.",
+            "The chart's value `prometheusRule.thresholds` replaces limit and duration of each alert by its name.", "",
             "| alert | severity | limit | after | meaning |", "| --- | --- | --- | --- | --- |", *rows, "",
         ]
     )  # fmt: skip
 
 
-def case_file(rules: str) -> dict[str, Any]:
+def case_file(*rule_files: str) -> dict[str, Any]:
     """Return tests for promtool: for each alert one case in which it fires, and one in which it does not.
 
     Args:
-        rules: The rule file's path.
+        rule_files: The paths of all rule files.
     """
     return {
-        "rule_files": [rules],
+        "rule_files": list(rule_files),
         "evaluation_interval": "1m",
         "tests": [
-            _case(one, series, fires)
-            for one in alerts.ALERTS
-            for series, fires in ((one.fires, True), (one.quiet, False))
+            _case(one, series, fires) for one in ALL for series, fires in ((one.fires, True), (one.quiet, False))
         ],
     }
 

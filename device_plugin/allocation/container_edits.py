@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from device_plugin.allocation import checks, marks
+from device_plugin.allocation import checks, marks, slice_variables
 from device_plugin.allocation.assignments import Assignments
 from device_plugin.delivery import edits, methods
 from device_plugin.driver import gpu_source
@@ -51,7 +51,11 @@ class ContainerEdits:
         except CannotIsolate as cause:
             raise StartRefused(error_codes.ALLOC_ISOLATION, f"{pod.key}: {cause}") from cause
         delivered = self._delivered(assignment, backend.visible_devices(assignment))
-        return edits.merged([delivered, isolated, marks.mark_for(assignment.allocation, by_cdi=assignment.by_cdi)])
+        mark = marks.mark_for(assignment.allocation, by_cdi=assignment.by_cdi)
+        described = slice_variables.edits_for(
+            assignment, isolation=backend.isolation_in_effect(assignment), node=node.name, annotations=pod.annotations
+        )
+        return edits.merged([described, delivered, isolated, mark])
 
     def _delivered(self, assignment: Assignment, visible: Sequence[str]) -> edits.Edits:
         """Return what brings the GPUs into a container.
@@ -83,7 +87,8 @@ def _devices_by_name(devices: Sequence[gpu_source.Device]) -> Mapping[str, gpu_s
 def verify_answer(assignment: Assignment, answered: Mapping[str, str], wanted: edits.Edits) -> None:
     """Check that the answer to Allocate, which cannot be changed any more, is what the container has to get.
 
-    An answer without our mark is one of HAMi's plugin, which served the node before: its limits have to be right.
+    An answer without our mark is one of HAMi's plugin, which served the node before: its limits have to be right. An
+    answer of an older plugin of ours lacks the variables that only describe the slice.
 
     Args:
         assignment: The container.
@@ -103,6 +108,8 @@ def verify_answer(assignment: Assignment, answered: Mapping[str, str], wanted: e
     if not is_ours:
         answered = {**answered, methods.GPUS: answered.get(nvidia.VISIBLE_DEVICES, "")}
     for name, value in wanted.environment.items():
+        if name in variables.DESCRIBING and name not in answered:
+            continue
         if (is_ours or _LIMIT.fullmatch(name)) and answered.get(name) != value:
             raise StartRefused(
                 error_codes.ALLOC_WRONG_MATCH,

@@ -5,8 +5,9 @@ process's mountinfo, which may be read without the right to trace it.
 """
 
 from device_plugin.delivery import edits
+from gpu_sharing.core import variables
 
-NAME_VARIABLE = "HAMI_ALLOCATION"
+NAME_VARIABLE = variables.ALLOCATION
 """Variable with the allocation's name; a running container without it shows a runtime that ignores CDI."""
 
 MOUNT_FOLDER = "/run/hami.io"

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 
 from device_plugin.delivery import edits, host_cdi
 from device_plugin.driver import gpu_source
-from gpu_sharing.core import error_codes, nvidia
+from gpu_sharing.core import error_codes, nvidia, variables
 
-GPUS = "HAMI_GPUS"
-"""Our own variable: the UUIDs of a container's GPUs or MIG instances, with commas between."""
+GPUS = variables.GPUS
 AUTO, CDI, COPIED, ENVVAR, VOLUME_MOUNTS, DEVICE_NODES = (
     "auto", "cdi", "copied", "envvar", "volume-mounts", "device-nodes",
 )  # fmt: skip

@@ -1,53 +1,17 @@
-"""The usage file of a container's HAMi-core library, in which it counts what the container's processes use.
+"""Reads the usage file of a container's HAMi-core library; `gpu_sharing.core.hami_core_region` has its layout.
 
-The tenant can write the file's directory, so every value is checked: the file is opened without following links and
-without waiting, must be a regular file of a size of this layout, and is read, never mapped (a truncation under a
-mapping would kill this process). A file with an impossible number is reported and not exported.
-
-Source: HAMi-core `src/multiprocess/multiprocess_memory_limit.h`, region versions 1.1 and 1.2, 64-bit Linux.
+The tenant can write the file's directory, so the file is opened without following links and without waiting, must be a
+regular file, and is read, never mapped (a truncation under a mapping would kill this process).
 """
 
 import os
 import pathlib
 import stat
-import struct
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from gpu_sharing.core import identifiers
-
-_MAGIC = 19920718
-_VERSIONS = ((1, 1), (1, 2))
-"""Version 1.1 is of the libraries of HAMi v2.5 to v2.8.0 and has the same offsets."""
-_DEVICES, _SLOTS = 16, 1024
-_HEAD = struct.Struct(f"<iIIiQ32xQ{'96s' * _DEVICES}{_DEVICES}Q{_DEVICES}Q")
-_SLOT = struct.Struct(f"<ii{8 * _DEVICES}Q{_DEVICES}Q{6 * _DEVICES}Qi4x3Q")
-_TAIL = struct.Struct("<iiiiQ")
-_SEMAPHORE_BYTES = 32
-"""After the tail, in version 1.2."""
-SIZE_BYTES = _HEAD.size + _SLOTS * _SLOT.size + _TAIL.size + _SEMAPHORE_BYTES
-_USED_FIELDS, _USED_TOTAL = 8, 4
-_UTIL_FIELDS, _UTIL_SM = 6, 2
-
-
-class InvalidRegion(Exception):
-    """The file is not one that the library writes.
-
-    Attributes:
-        kind: `version` for another layout, else `corrupt`.
-    """
-
-    def __init__(self, kind: str, sentence: str) -> None:
-        super().__init__(sentence)
-        self.kind = kind
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Counts of the library on one GPU, in total of the container's processes."""
-
-    memory_bytes: int
-    utilization_percent: float
+from gpu_sharing.core import hami_core_region, identifiers
+from gpu_sharing.core.hami_core_region import Counted as Counted
+from gpu_sharing.core.hami_core_region import InvalidRegion as InvalidRegion
 
 
 def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) -> dict[identifiers.GpuUuid, Counted]:
@@ -69,62 +33,8 @@ def read(path: pathlib.Path, memory_bytes: Mapping[identifiers.GpuUuid, int]) ->
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise InvalidRegion("corrupt", "it is no regular file")
-        # The library makes it by writing one byte behind the region.
-        if status.st_size not in {SIZE_BYTES - behind + extra for behind in (0, _SEMAPHORE_BYTES) for extra in (0, 1)}:
-            raise InvalidRegion("version", f"it has {status.st_size} bytes, and version 1.2 has {SIZE_BYTES}")
-        head = _HEAD.unpack(_exactly(descriptor, _HEAD.size, 0))
-        tail = _TAIL.unpack(_exactly(descriptor, _TAIL.size, _HEAD.size + _SLOTS * _SLOT.size))
-        magic, major, minor = head[:3]
-        if magic == 0:
-            return {}
-        if magic != _MAGIC:
-            raise InvalidRegion("corrupt", f"it starts with {magic}")
-        if (major, minor) not in _VERSIONS:
-            raise InvalidRegion("version", f"it has version {major}.{minor}, and 1.1 and 1.2 are known")
-        count = tail[0]
-        if not 0 <= count <= _SLOTS:
-            raise InvalidRegion("corrupt", f"it counts {count} processes")
-        slots = _exactly(descriptor, count * _SLOT.size, _HEAD.size)
-        return _counted(_uuids(head), slots, memory_bytes)
+        return hami_core_region.counted(
+            status.st_size, lambda size, offset: os.pread(descriptor, size, offset), memory_bytes
+        )
     finally:
         os.close(descriptor)
-
-
-def _exactly(descriptor: int, size: int, offset: int) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    if len(data) != size:
-        raise InvalidRegion("corrupt", "it was cut while it was read")
-    return data
-
-
-def _uuids(head: Sequence[object]) -> list[identifiers.GpuUuid]:
-    count = head[5]
-    assert isinstance(count, int)
-    if count > _DEVICES:
-        raise InvalidRegion("corrupt", f"it counts {count} GPUs")
-    names = [bytes(one).partition(b"\0")[0].decode(errors="replace") for one in head[6 : 6 + count]]  # type: ignore[call-overload]
-    if len(set(names)) != len(names):
-        raise InvalidRegion("corrupt", "it names a GPU twice")
-    return [identifiers.GpuUuid(name) for name in names]
-
-
-def _counted(
-    uuids: Sequence[identifiers.GpuUuid], slots: bytes, memory_bytes: Mapping[identifiers.GpuUuid, int]
-) -> dict[identifiers.GpuUuid, Counted]:
-    memory = [0] * len(uuids)
-    busy = [0] * len(uuids)
-    for slot in _SLOT.iter_unpack(slots):
-        used, util = slot[2 : 2 + _USED_FIELDS * _DEVICES], slot[2 + (_USED_FIELDS + 1) * _DEVICES :]
-        for index in range(len(uuids)):
-            memory[index] += used[index * _USED_FIELDS + _USED_TOTAL]
-            busy[index] += util[index * _UTIL_FIELDS + _UTIL_SM]
-    counted = {}
-    for index, uuid in enumerate(uuids):
-        if uuid not in memory_bytes:
-            if memory[index] or busy[index]:
-                raise InvalidRegion("corrupt", f"it counts use of {uuid}, which is not the container's")
-            continue
-        if memory[index] > memory_bytes[uuid]:
-            raise InvalidRegion("corrupt", f"it counts {memory[index]} bytes on {uuid}, which has {memory_bytes[uuid]}")
-        counted[uuid] = Counted(memory[index], float(min(busy[index], 100)))
-    return counted

@@ -1292,3 +1292,102 @@ OPS_NOTIFY_REFUSED = _register(
     "The receiver of a notification refused it.",
     "Check that its address is still valid, and that it accepts JSON with the field text.",
 )
+
+# A canary of a model server, from inside a container.
+CANARY_BAD_URL = _register(
+    "CANARY_BAD_URL",
+    "The address of a model server is not one that a canary can ask.",
+    "Write http://HOST:PORT, without user, query and fragment.",
+)
+CANARY_BAD_SETTING = _register(
+    "CANARY_BAD_SETTING",
+    "An argument of the probe, or an environment variable HAMI_CANARY_…, cannot be used.",
+    "See the sentence beside the code; python -m gpu_sharing.workload probe --help has the arguments.",
+)
+CANARY_NO_CONNECTION = _register(
+    "CANARY_NO_CONNECTION",
+    "A model server does not accept connections, or closed one before it answered.",
+    "Check that the server runs, and that host and port are its own.",
+)
+CANARY_TIMEOUT = _register(
+    "CANARY_TIMEOUT",
+    "A model server did not complete its answer to a request of one token in time.",
+    "Check its log and its queue; raise --timeout-seconds for a model that is slow.",
+)
+CANARY_REDIRECT = _register(
+    "CANARY_REDIRECT",
+    "A model server answers with a redirect, which a canary does not follow.",
+    "Name the final address.",
+)
+CANARY_STATUS = _register(
+    "CANARY_STATUS",
+    "A model server refuses a request of one token.",
+    "See its answer beside the code; HAMI_CANARY_MODEL, …_API_KEY and …_PAYLOAD change the request.",
+)
+CANARY_INVALID_ANSWER = _register(
+    "CANARY_INVALID_ANSWER",
+    "A model server answers a request of one token with something else than its engine does.",
+    "Check --engine and the port.",
+)
+CANARY_ANSWER_TOO_LARGE = _register(
+    "CANARY_ANSWER_TOO_LARGE",
+    "A model server answers a request of one token with more than 1 MiB.",
+    "Check the port; it may be that of another server.",
+)
+
+# A program in a container, about its own slice.
+WORKLOAD_NO_SLICE = _register(
+    "WORKLOAD_NO_SLICE",
+    "The container's environment names no GPU that the device plugin gave it, so its slice is not known.",
+    "Run it in a pod that requests nvidia.com/gpu; outside Kubernetes there is no slice.",
+)
+WORKLOAD_UNDESCRIBED = _register(
+    "WORKLOAD_UNDESCRIBED",
+    "The container's environment lacks a part of the description of its slice, such as the node or the pod.",
+    "Set POD_NAME and POD_NAMESPACE by the downward API; other parts come with the next start under this version.",
+)
+WORKLOAD_BAD_LIMIT = _register(
+    "WORKLOAD_BAD_LIMIT",
+    "A variable with the limits of the slice is malformed, or has not one value for each GPU, and counts as unknown.",
+    "Remove the variable from the image or from the container's env; the device plugin sets it.",
+)
+WORKLOAD_LIMIT_MISMATCH = _register(
+    "WORKLOAD_LIMIT_MISMATCH",
+    "The limits of the slice contradict each other, or what the driver reports of the GPU; the smaller one counts.",
+    "Compare the pod's record (hami.io/vgpu-devices-allocated) with the container's env; memory may be oversubscribed.",
+)
+WORKLOAD_NO_NVML = _register(
+    "WORKLOAD_NO_NVML",
+    "The driver cannot be read from this container, so values of the GPU are not known.",
+    "Install hami-py[workload], and check with nvidia-smi that the container has the driver's libraries.",
+)
+WORKLOAD_USAGE_UNKNOWN = _register(
+    "WORKLOAD_USAGE_UNKNOWN",
+    "What the container uses of its GPU cannot be read, so neither usage nor headroom is known.",
+    "See the reason in the message; the monitor of the node measures it from outside.",
+)
+WORKLOAD_NO_PROMETHEUS = _register(
+    "WORKLOAD_NO_PROMETHEUS",
+    "The package prometheus-client is not installed, so no metrics can be made.",
+    "Install hami-py[workload].",
+)
+WORKLOAD_METRICS_TWICE = _register(
+    "WORKLOAD_METRICS_TWICE",
+    "A registry of Prometheus has these metrics already.",
+    "Make one collector of a kind in a process, or pass a registry of its own: registry=CollectorRegistry().",
+)
+WORKLOAD_BAD_SETTING = _register(
+    "WORKLOAD_BAD_SETTING",
+    "An argument of gpu_sharing.workload is out of range.",
+    "Use a value in the range that the message names.",
+)
+WORKLOAD_LABELS_FULL = _register(
+    "WORKLOAD_LABELS_FULL",
+    "A label has its maximum number of distinct values, so that further ones are counted as other.",
+    "Use names of models, not text of requests, as label values; or raise most_models.",
+)
+WORKLOAD_SAMPLE_FAILED = _register(
+    "WORKLOAD_SAMPLE_FAILED",
+    "A sample or a callback of a sampling thread failed; the thread goes on.",
+    "See the exception in the log line; an exception of a callback is of the program that passed it.",
+)

@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from docs import generate
-from observability import alerts, dashboards, files, rules, targets
+from gpu_sharing.workload import metric_names
+from observability import dashboards, files, rules, targets, workload_alerts, workload_dashboard
 from tests import tools
 from tests.architecture import test_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "observability"
+RULE_FILES = [str(ROOT / files.RULES), str(ROOT / files.WORKLOAD_RULES)]
 
 
 @pytest.mark.parametrize("path", sorted(files.made()))
@@ -26,8 +28,8 @@ def test_generated_files_are_fresh(path: str) -> None:
 
 def test_no_runbook_is_left_of_an_alert_that_is_gone() -> None:
     """Nor any dashboard."""
-    assert {path.stem for path in (ROOT / "docs/runbooks").iterdir()} == {one.name for one in alerts.ALERTS}
-    assert {path.stem for path in (ROOT / files.DASHBOARDS).iterdir()} == {one.name for one in dashboards.DASHBOARDS}
+    assert {path.stem for path in (ROOT / "docs/runbooks").iterdir()} == {one.name for one in rules.ALL}
+    assert {path.stem for path in (ROOT / files.DASHBOARDS).iterdir()} == {one.name for one in files.BOARDS}
 
 
 def test_the_page_names_every_process_with_its_job_and_port() -> None:
@@ -39,9 +41,9 @@ def test_the_page_names_every_process_with_its_job_and_port() -> None:
 def test_every_alert_fires_when_it_should_and_only_then(tmp_path: pathlib.Path) -> None:
     """By promtool, on the rule file as it is shipped."""
     promtool = tools.find("promtool")
-    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(rules.case_file(str(ROOT / files.RULES)), sort_keys=False))
+    (tmp_path / "cases.yaml").write_text(yaml.safe_dump(rules.case_file(*RULE_FILES), sort_keys=False))
 
-    for command in (["check", "rules", str(ROOT / files.RULES)], ["test", "rules", str(tmp_path / "cases.yaml")]):
+    for command in (["check", "rules", *RULE_FILES], ["test", "rules", str(tmp_path / "cases.yaml")]):
         done = subprocess.run([promtool, *command], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
 
@@ -50,7 +52,7 @@ def test_every_alert_fires_when_it_should_and_only_then(tmp_path: pathlib.Path) 
 def test_a_case_that_is_wrong_is_found(tmp_path: pathlib.Path) -> None:
     """Else the test above could not fail."""
     promtool = tools.find("promtool")
-    cases = rules.case_file(str(ROOT / files.RULES))
+    cases = rules.case_file(*RULE_FILES)
     for case in cases["tests"]:
         case["input_series"] = [{"series": "nothing", "values": "1"}]
     (tmp_path / "cases.yaml").write_text(yaml.safe_dump(cases, sort_keys=False))
@@ -110,8 +112,8 @@ def test_every_series_that_is_queried_is_exported() -> None:
             for end in ("", "_total", "_bucket", "_count", "_sum")
         }
     text = "\n".join(
-        [one.expression for one in alerts.ALERTS]
-        + [query for board in dashboards.DASHBOARDS for _, query in dashboards.queries(board)]
+        [one.expression for one in rules.ALL]
+        + [query for board in files.BOARDS for _, query in dashboards.queries(board)]
     )
     exported |= set(test_metrics.cluster_series())
     queried = set(re.findall(r"\bhami_[a-z_]+\b", text))
@@ -119,9 +121,27 @@ def test_every_series_that_is_queried_is_exported() -> None:
     assert queried - exported == set()
 
 
+def test_every_series_of_a_workload_that_is_queried_is_in_the_table_of_its_metrics() -> None:
+    """An alert or a panel about a name that no collector exports never shows anything."""
+    exported = {
+        f"{name}{end}"
+        for name, metric in metric_names.METRICS.items()
+        for end in (("_bucket", "_count", "_sum") if metric.kind == metric_names.HISTOGRAM else ("",))
+    }
+    texts = [one.expression for one in workload_alerts.ALERTS]
+    texts += [query for _, query in dashboards.queries(workload_dashboard.WORKLOADS)]
+    series = r"\b(?:training|learning|batch|data|gpu|inference|model|slice)_[a-z_]+\b"
+    queried = {name for text in texts for name in re.findall(series, text)} - {"gpu_id"}
+
+    assert len(queried) > 20
+    assert queried - exported == set()
+    shown = " ".join(query for _, query in dashboards.queries(workload_dashboard.WORKLOADS))
+    assert all(name in shown for one in workload_alerts.ALERTS for name in re.findall(series, one.expression))
+
+
 def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
     """And no two panels of a dashboard lie on each other."""
-    for board in dashboards.DASHBOARDS:
+    for board in files.BOARDS:
         made = json.loads((ROOT / files.DASHBOARDS / f"{board.name}.json").read_text())
         places: set[tuple[int, int]] = set()
         for panel in made["panels"]:
@@ -136,8 +156,8 @@ def test_every_panel_says_what_it_shows_and_in_which_unit() -> None:
 
 def test_every_link_of_a_dashboard_leads_somewhere() -> None:
     """A cluster leads to a node, a node to a pod; a variable that the target lacks would show everything instead."""
-    boards = {f"hami-{one.name}": one for one in dashboards.DASHBOARDS}
-    runbooks = {one.name for one in alerts.ALERTS}
+    boards = {f"hami-{one.name}": one for one in files.BOARDS}
+    runbooks = {one.name for one in rules.ALL}
     leads: dict[str, set[str]] = {name: set() for name in boards}
     for uid, board in boards.items():
         for panel in board.panels:
@@ -162,14 +182,16 @@ def _labels(query: str) -> set[str]:
     summed = re.search(r"by \(([\w, ]+)\)", query)
     if summed:
         return set(re.findall(r"\w+", summed[1]))
-    series = re.search(r"\bhami_\w+", query)
+    series = re.search(r"\b(?:hami|training|learning|gpu|inference|slice)_\w+", query)
     assert series
+    if series[0] in metric_names.METRICS:
+        return {*metric_names.SLICE_LABELS, *metric_names.METRICS[series[0]].labels}
     return {label for one in generate.processes().values() for label in one.labels.get(series[0], ())}
 
 
 def test_every_dashboard_links_to_the_others_to_the_webui_and_to_runbooks() -> None:
     """By variables, so that the chart can set a site's addresses."""
-    for board in dashboards.DASHBOARDS:
+    for board in files.BOARDS:
         made = dashboards.render(board)
         variables = {one["name"] for one in made["templating"]["list"]}
         text = json.dumps(made)
@@ -180,7 +202,7 @@ def test_every_dashboard_links_to_the_others_to_the_webui_and_to_runbooks() -> N
 
 def test_the_limit_of_an_alert_is_a_number_of_its_expression() -> None:
     """Else the chart's value would change nothing, or the wrong number."""
-    for one in alerts.ALERTS:
+    for one in rules.ALL:
         if one.limit:
             assert rules.with_limit(one, one.limit) == one.expression
             assert rules.LIMIT in rules.with_limit(one, rules.LIMIT)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from observability import dashboards, rules
+from observability import dashboards, files, rules
 from tests import tools
 from tests.chart import rendering
 
@@ -74,6 +74,22 @@ def test_a_threshold_that_would_change_nothing_is_refused(value: str, sentence: 
     assert sentence in str(refused.value).replace("'/", "/")
 
 
+@pytest.mark.parametrize("major", rendering.HELMS)
+def test_alerts_about_workloads_are_an_option(major: int) -> None:
+    """They are about what tenants run: the teams that operate the cluster choose whether they want them."""
+    spec = rendered(
+        "--set", "prometheusRule.workloads=true,prometheusRule.thresholds.WorkloadLossHigh.limit=3", major=major
+    )
+    assert [group["name"] for group in spec["groups"]] == [rules.GROUP, rules.WORKLOAD_GROUP]
+    before = by_name(rules.workload_rule_file())
+    found = {name: rule for name, rule in by_name(spec).items() if name in before}
+    assert found["WorkloadLossHigh"]["expr"] == "training_loss > 3"
+    assert {name for name in before if found[name] != before[name]} == {"WorkloadLossHigh"}
+    with pytest.raises(rendering.Refused) as refused:
+        rendered("--set", "prometheusRule.thresholds.WorkloadLossHigh.limit=3", major=major)
+    assert "prometheusRule.workloads: true" in str(refused.value)
+
+
 def test_the_runbooks_have_the_address_of_the_site() -> None:
     """Who is woken at night opens the page by one click; a path in a repository is no link."""
     found = by_name(rendered("--set", "prometheusRule.runbookUrl=https://gpus.example/docs/"))
@@ -92,6 +108,8 @@ def test_dashboards_link_to_the_sites_own_addresses() -> None:
 
     plain = boards()
     assert plain == {f"{one.name}.json": dashboards.render(one) for one in dashboards.DASHBOARDS}
+    with_workloads = boards("--set", "dashboards.workloads=true")
+    assert with_workloads == {f"{one.name}.json": dashboards.render(one) for one in files.BOARDS}
     changed = boards(
         "--set", "dashboards.webuiUrl=https://gpus.example/,prometheusRule.runbookUrl=https://docs.example"
     )

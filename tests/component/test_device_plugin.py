@@ -56,6 +56,11 @@ def test_a_container_gets_its_own_record(node: gpu_node.GpuNode) -> None:
     assert started.environment["NVIDIA_VISIBLE_DEVICES"] == node.uuid(1)
     assert started.environment["CUDA_DEVICE_MEMORY_LIMIT_0"] == "4000m"
     assert started.environment["CUDA_DEVICE_SM_LIMIT"] == "30"
+    assert {name: value for name, value in started.environment.items() if name.startswith("HAMI_SLICE_")} == {
+        "HAMI_SLICE_MEMORY_MIB": "4000", "HAMI_SLICE_CORES_PERCENT": "30", "HAMI_SLICE_ISOLATION": "hami-core",
+        "HAMI_SLICE_NODE": "node-01", "HAMI_SLICE_NAMESPACE": "default", "HAMI_SLICE_POD": "one",
+        "HAMI_SLICE_CONTAINER": "c0", "HAMI_SLICE_DECISION_ID": "d1",
+    }  # fmt: skip
     assert started.mounts[f"{node.plugin.hook_path}/vgpu"].endswith(f"containers/{pod['metadata']['uid']}_c0")
     node.wait(
         "the phase is written", lambda: node.pod("one")["metadata"]["annotations"][records.BIND_PHASE] == "success"

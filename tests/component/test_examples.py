@@ -88,6 +88,7 @@ def test_every_example_is_valid_and_its_pods_run(name: str, demo: clusters.Clust
     assert all(accounting.devices(pod) for pod in found)
     checks: dict[str, Callable[[list[dict[str, Any]]], None]] = {
         "two-pods-share": on_one_gpu, "vllm": on_two_nodes, "gang": four_at_once, "mig": in_an_instance,
+        "inference": on_one_gpu,
     }  # fmt: skip
     if name in checks:
         checks[name](found)

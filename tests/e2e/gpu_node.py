@@ -147,7 +147,11 @@ class GpuNode:
         variables, rest = log.split("==mounts", 1)
         mounts, devices = rest.split("==devices", 1)
         environment = dict(line.split("=", 1) for line in variables.strip().splitlines() if "=" in line)
-        wanted = {"HAMI_GPUS": ",".join(share.uuid for share in shares)}
+        wanted = {
+            "HAMI_GPUS": ",".join(share.uuid for share in shares),
+            "HAMI_SLICE_MEMORY_MIB": ",".join(str(share.memory_mib) for share in shares),
+            "HAMI_SLICE_CORES_PERCENT": ",".join(str(share.cores_percent) for share in shares),
+        }
         wanted |= {f"CUDA_DEVICE_MEMORY_LIMIT_{i}": f"{share.memory_mib}m" for i, share in enumerate(shares)}
         if any(share.cores_percent for share in shares):
             wanted |= {f"CUDA_DEVICE_SM_LIMIT_{i}": str(share.cores_percent) for i, share in enumerate(shares)}

@@ -51,6 +51,8 @@ from gpu_sharing.core import (
     requests,
     xids,
 )
+from gpu_sharing.workload.canaries import asking, engines, http_calls
+from gpu_sharing.workload.canaries import settings as canary_settings
 from hamictl import cluster_reading, commands, failures, manifests, node_checks, snapshot
 from hamictl.operations import backup, backup_file, cluster_state, images
 from lab import certificates as lab_certificates
@@ -400,6 +402,60 @@ _CORE = (
 )  # fmt: skip
 
 
+# What a probe reads of a model server
+
+
+def _canary_answer(data: bytes) -> object:
+    """Return the answer, after every engine's canary has judged it and built a request by it."""
+    value = asking.decoded(http_calls.Answer(200, data))
+    for canary in engines.ENGINES.values():
+        canary.wrong(value)
+        canary.first_model(value)
+        with contextlib.suppress(http_calls.CanaryRefused):
+            canary.payload(canary_settings.CanarySettings(), "m", value)
+    return value
+
+
+_CANARIES = (
+    parser(
+        "answer to a canary", _refusing(_canary_answer, http_calls.CanaryRefused),
+        ["gpu_sharing.workload.canaries.asking:decoded"],
+        json.dumps({"choices": [{"text": "!"}]}), json.dumps({"data": [{"id": "m"}]}),
+        json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}], "outputs": [{}]}),
+    ),
+    parser(
+        "metrics of a model server",
+        _refusing(lambda data: asking.traffic(data, engines.ENGINES["vllm"].traffic_series)),
+        ["gpu_sharing.workload.canaries.asking:traffic"],
+        'vllm:generation_tokens_total{model_name="m"} 5.0 1700000000000', "vllm:request_success_total 1e3",
+    ),
+    parser(
+        "whole request of a canary", _refusing(
+            lambda data: canary_settings.from_environment({canary_settings.PAYLOAD: _text(data)}),
+            http_calls.CanaryRefused,
+        ),
+        ["gpu_sharing.workload.canaries.settings:_payload"], '{"prompt": "Hi", "max_tokens": 1}',
+    ),
+    parser(
+        "token ids of a canary", _refusing(
+            lambda data: canary_settings.from_environment({canary_settings.TOKEN_IDS: _text(data)}),
+            http_calls.CanaryRefused,
+        ),
+        ["gpu_sharing.workload.canaries.settings:_token_ids"], "1,2,3",
+    ),
+    parser(
+        "tokenizer's configuration",
+        _refusing(_file("tokenizer/config.json", lambda path: canary_settings.bos_token_id(path.parent))),
+        ["gpu_sharing.workload.canaries.settings:bos_token_id"],
+        json.dumps({"bos_token_id": 1}), json.dumps({"bos_token_id": [1, 2]}),
+    ),
+    parser(
+        "address of a model server", _refusing(lambda data: http_calls.target(_text(data)), http_calls.CanaryRefused),
+        ["gpu_sharing.workload.canaries.http_calls:target"], "http://localhost:8000/base", "https://[::1]:8000",
+    ),
+)  # fmt: skip
+
+
 # What the extender and all services read
 
 
@@ -662,7 +718,7 @@ _NODES = (
            ["device_plugin.allocation.cdi_applied"], "A=b\0HAMI=1\0", f"0::/kubepods/pod1/{'a' * 64}\n"),
     parser(
         "shared region of HAMi-core", _refusing(_shared_region, shared_region.InvalidRegion),
-        ["device_plugin.monitor.shared_region"], _REGION[:4096],
+        ["device_plugin.monitor.shared_region", "gpu_sharing.core.hami_core_region"], _REGION[:4096],
     ),
     parser("library of HAMi-core", _refusing(_file("lib.so", hami_core._unloadable)),
            ["device_plugin.isolation.hami_core:_unloadable"], b"\x7fELF\x02\x01" + bytes(14) + b"\x03\x00\x3e\x00"),
@@ -803,4 +859,4 @@ _PROGRAMS = (
     ),
 )  # fmt: skip
 
-PARSERS: tuple[Target, ...] = (*_CORE, *_SERVICES, *_NODES, *_PROGRAMS)
+PARSERS: tuple[Target, ...] = (*_CORE, *_CANARIES, *_SERVICES, *_NODES, *_PROGRAMS)

@@ -249,6 +249,10 @@ topologySpreadConstraints:
 {{/* The alerts with the limits, durations and the runbooks' address of the values. */}}
 {{- define "hami.rules" -}}
 {{- $file := .Files.Get "files/rules.yaml" | fromYaml }}
+{{- if .Values.prometheusRule.workloads }}
+{{- $workloads := .Files.Get "files/workload-rules.yaml" | fromYaml }}
+{{- $_ := set $file "groups" (concat $file.groups $workloads.groups) }}
+{{- end }}
 {{- $limits := .Files.Get "files/rule-limits.yaml" | fromYaml }}
 {{- $thresholds := .Values.prometheusRule.thresholds | default dict }}
 {{- $names := list }}
@@ -269,6 +273,7 @@ topologySpreadConstraints:
 {{- end }}
 {{- range $name, $_ := $thresholds }}
 {{- if not (has $name $names) }}
+{{- if hasKey $limits $name }}{{ fail (printf "prometheusRule.thresholds.%s: this alert needs prometheusRule.workloads: true" $name) }}{{ end }}
 {{- fail (printf "prometheusRule.thresholds.%s: there is no such alert; docs/reference/alerts.md lists them" $name) }}
 {{- end }}
 {{- end }}

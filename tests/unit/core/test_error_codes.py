@@ -9,7 +9,9 @@ def test_every_code_says_what_happened_and_what_to_do() -> None:
     """Nobody is left with a code alone."""
     for code, entry in error_codes.REGISTRY.items():
         assert code == entry.code
-        assert re.fullmatch(r"(SCHED|ALLOC|HEALTH|PLUGIN|MONITOR|DOCTOR|WEBUI|LISTENER|FAULT|OPS)_[A-Z_]+", code)
+        assert re.fullmatch(
+            r"(SCHED|ALLOC|HEALTH|PLUGIN|MONITOR|DOCTOR|WEBUI|LISTENER|FAULT|OPS|CANARY|WORKLOAD)_[A-Z_]+", code
+        )
         assert entry.meaning.endswith(".")
         assert entry.remedy.endswith(".")
 

@@ -1,27 +1,22 @@
 """Shows the slice of this container: `python -m gpu_sharing.workload show`, `top`, `probe URL`, `memory-fraction`."""
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 
+from gpu_sharing.workload import memory_fraction, probing, slice_view
+
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; a command's module is imported when the parser is made."""
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="python -m gpu_sharing.workload", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    from gpu_sharing.workload import slice_view
-
     for name, text in (("show", "print what the container was given"), ("top", "show what it uses of that")):
         command = commands.add_parser(name, help=text, description=text)
         slice_view.add_arguments(command, is_top=name == "top")
-    if importlib.util.find_spec("gpu_sharing.workload.probing") is not None:
-        probing = importlib.import_module("gpu_sharing.workload.probing")
-        command = commands.add_parser("probe", help="ask a model server for one token")
-        probing.add_arguments(command)
-        command.set_defaults(run=probing.run)
-    from gpu_sharing.workload import memory_fraction
-
+    command = commands.add_parser("probe", help="ask a model server for one token")
+    probing.add_arguments(command)
+    command.set_defaults(run=probing.run)
     text = "print the --gpu-memory-utilization of vLLM that fits the slice"
     command = commands.add_parser("memory-fraction", help=text, description=text)
     memory_fraction.add_arguments(command)

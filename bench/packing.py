@@ -7,7 +7,8 @@ no node is lost. What counts is the share of all GPUs that is allocated when pod
 With `--churn 95` pods also leave: they arrive at random so that they offer 95 % of the GPUs, and each lives for an
 exponential time. What counts is the share of the GPU demand that is turned away.
 
-Pods without GPUs are placed by the same policy here. In a cluster they are kube-scheduler's.
+Pods without GPUs are placed by the same policy here, with `binpack` and `spread` by best fit. In a cluster they are
+kube-scheduler's.
 
 Source: Weng et al., "Beware of Fragmentation", USENIX ATC 2023, for the protocol of arrivals.
 """
@@ -117,8 +118,10 @@ class ProductField:
         ledger = self._core.ledger
         arrays = ledger.arrays
         values = self._core.placer.packing.plain_values(asked) if self._by_fragmentation else None
-        if values is None:
-            values = -arrays.host_cpu_free[: arrays.columns].astype(float)
+        if values is None:  # Best fit, by what stays free of CPU and of GPUs.
+            count = arrays.columns
+            free_gpus = (arrays.memory_free[:, :count] / np.maximum(arrays.memory_total[:, :count], 1)).sum(0)
+            values = -(arrays.host_cpu_free[:count] / published_policies.LARGEST_CPU + free_gpus / 8)
         name = arrays.names[int(columns[values[columns].argmax()])]
         ledger.set_plain(uid, name, asked)
         return lambda: ledger.remove_plain(uid)

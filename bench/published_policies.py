@@ -19,7 +19,8 @@ Floats = npt.NDArray[np.float64]
 _WHOLE = 1000.0
 _POPULAR = 0.95
 """The share of pods whose kinds FGD counts."""
-_LARGEST_CPU = 128_000.0
+LARGEST_CPU = 128_000.0
+"""Of any node of the trace, in thousandths of a core."""
 
 
 class PublishedField:
@@ -125,7 +126,7 @@ def _fullest(cluster: PublishedField, nodes: npt.NDArray[np.int64], enough: npt.
 
 
 def _best_fit(cluster: PublishedField, pod: _Pod, nodes: Any, enough: Any) -> _Scores:
-    left = 0.5 * (cluster.cpu[nodes] - pod.cpu) / _LARGEST_CPU
+    left = 0.5 * (cluster.cpu[nodes] - pod.cpu) / LARGEST_CPU
     left += 0.5 * (cluster.gpu[nodes].sum(1) - pod.gpus * pod.milli) / (8 * _WHOLE)
     return -left, _fullest(cluster, nodes, enough)
 

@@ -196,10 +196,21 @@ def allocated_after(request: requests.PodRequest, node: NodeState, placed: Place
     )
 
 
+def free_gpus_after(node: NodeState, after: tuple[float, float, float]) -> float:
+    """Return how many GPUs stay free: by cores or memory, of whichever more is allocated.
+
+    Args:
+        node: The node.
+        after: `allocated_after`.
+    """
+    _, cores, memory = after
+    return len(node.states) * max(1.0 - max(cores, memory), 0.0)
+
+
 def node_score(request: requests.PodRequest, node: NodeState, placed: Placement, policy: policies.NodePolicy) -> float:
-    """Return the node's score for the pod, from 0 to 1: the policy's, of the mean of `allocated_after`."""
-    slots, cores, memory = allocated_after(request, node, placed)
-    score: float = policy.score(min((slots + cores + memory) / 3, 1.0))
+    """Return the node's score for the pod, from 0 to 1: the policy's, of `allocated_after` and `free_gpus_after`."""
+    after = allocated_after(request, node, placed)
+    score: float = policy.score(min(sum(after) / 3, 1.0), free_gpus_after(node, after))
     return score
 
 

@@ -1,6 +1,6 @@
 """Which of several nodes or GPUs that fit is chosen.
 
-A node policy scores a node by its fullness. A GPU policy orders the GPUs of one node: `ORDERS` has the orders, and
+A node policy scores a node by its fullness, or by what is left of it. A GPU policy orders the GPUs of one node: `ORDERS` has the orders, and
 `scheduler_extender.fleet.fit.ORDERS` has the same ones on arrays. Scores leave the core in [0, 1].
 """
 
@@ -29,9 +29,9 @@ class NodePolicy:
 
     name: str
     """As users write it."""
-    score: Callable[[Any], Any]
-    """The score of a node, 0 to 1, by the fraction of it that is allocated after the placement, 0 to 1.
-    Arithmetic only, so that it takes a float and an array alike."""
+    score: Callable[[Any, Any], Any]
+    """The score of a node, 0 to 1, by the fraction of it that is allocated after the placement, 0 to 1, and by how many
+    GPUs that leaves free. Arithmetic only, so that it takes floats and arrays alike."""
     by_fragmentation: bool = False
     """Whether what other requests can still use comes first, and the score decides only where that is not known."""
 
@@ -86,10 +86,11 @@ ORDERS: dict[str, Callable[[gpus.GpuState, Weights], float]] = {
 """The orders of GPUs: the lowest value comes first. Each is one number; users chain orders with commas to break ties,
 and of GPUs that are equal by all of them the lowest index comes first."""
 
-FULLEST_NODE = NodePolicy("binpack", lambda allocated: allocated)
-EMPTIEST_NODE = NodePolicy("spread", lambda allocated: 1.0 - allocated)
+FULLEST_NODE = NodePolicy("binpack", lambda allocated, free_gpus: 1.0 / (1.0 + free_gpus))
+"""Best fit: the node with the least left, whatever its size. The fullest by fractions may be a large one with much left."""
+EMPTIEST_NODE = NodePolicy("spread", lambda allocated, free_gpus: 1.0 - allocated)
 FRAGMENTATION_AWARE = "fragmentation-aware"
-LEAST_FRAGMENTING_NODE = NodePolicy(FRAGMENTATION_AWARE, lambda allocated: allocated, by_fragmentation=True)
+LEAST_FRAGMENTING_NODE = NodePolicy(FRAGMENTATION_AWARE, FULLEST_NODE.score, by_fragmentation=True)
 NODE_POLICIES = {policy.name: policy for policy in (FULLEST_NODE, EMPTIEST_NODE, LEAST_FRAGMENTING_NODE)}
 
 BINPACK = GpuPolicy("binpack", ("binpack",))

@@ -86,11 +86,11 @@ def scores(arrays: Arrays, request: requests.PodRequest, fitting: Fitting, polic
     slots = sum(ask.gpus for ask in staying)
     cores = sum(ask.gpus * ask.cores_percent for ask in staying)
     used, total = arrays.sums_used[:, :count], arrays.sums_total[:, :count]
-    fraction = (
-        (used[0] + slots) / total[0] + (used[1] + cores) / total[1] + (used[2] + fitting.memory_mib) / total[2]
-    ) / 3
+    of_cores, of_memory = (used[1] + cores) / total[1], (used[2] + fitting.memory_mib) / total[2]
+    fraction = ((used[0] + slots) / total[0] + of_cores + of_memory) / 3
     np.minimum(fraction, 1.0, out=fraction)
-    result: Floats = policy.score(fraction)
+    free_gpus = _count(arrays.exists[:, :count]) * np.maximum(1.0 - np.maximum(of_cores, of_memory), 0.0)
+    result: Floats = policy.score(fraction, free_gpus)
     return result
 
 

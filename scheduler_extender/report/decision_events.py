@@ -72,6 +72,7 @@ class DecisionEvents:
                 slots_percent_after=slots,
                 cores_percent_after=cores,
                 memory_percent_after=memory,
+                free_gpus_after=round(placement.free_gpus_after(node, parts), 2),
                 score=round(100 * placement.node_score(pod.request, node, placed, policy)),
                 best=name == ranking.best,
             )

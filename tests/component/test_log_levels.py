@@ -58,15 +58,14 @@ def test_each_verbosity_adds_what_the_page_says(server: api_server.Running, tmp_
 
 
 def test_a_score_is_shown_with_the_parts_that_it_comes_from(server: api_server.Running, tmp_path: pathlib.Path) -> None:
-    """The mean of three fractions, by the policy: an operator can compute it."""
+    """By the policy, of how many GPUs stay free: an operator can compute it."""
     extender = decided(server, tmp_path / "scores", "--v", "5")
 
     scores = [line for line in extender.log_lines() if line["event"] == "score"]
     assert {line["node"] for line in scores} == {"a", "b"}
     assert [line["node"] for line in scores if line["best"]] == ["a"]
     for line in scores:
-        mean = sum(line[f"{part}_percent_after"] for part in ("slots", "cores", "memory")) / 3
-        assert abs(line["score"] - mean) < 1
+        assert abs(line["score"] - 100 / (1 + line["free_gpus_after"])) < 1
 
 
 def test_every_line_of_text_is_klogs(server: api_server.Running, tmp_path: pathlib.Path) -> None:

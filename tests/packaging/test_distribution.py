@@ -22,10 +22,6 @@ SDIST = ROOT / "dist" / f"hami_py-{version.VERSION}.tar.gz"
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
-EVERYWHERE = {"aiohttp", "msgspec", "orjson", "prometheus-client", "structlog"}
-"""What every part needs. The Kubernetes client is not among it: a pod needs none of it."""
-
-
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     assert WHEEL.exists(), "build them first: make dist"
@@ -115,18 +111,21 @@ def test_licences_travel_with_what_they_are_of() -> None:
         assert held[f"hami_py-{version.VERSION}.dist-info/licenses/{name}"] == (ROOT / name).read_bytes()
 
 
-def test_the_base_requires_only_what_every_part_needs() -> None:
-    """Who installs one part does not get the libraries of all others; extras are those of pyproject.toml."""
+def test_the_base_requires_nothing_and_an_extra_only_what_its_part_needs() -> None:
+    """A tenant's image gets two libraries, and no part those of another; extras are those of pyproject.toml."""
     wanted = [one.partition(";") for one in metadata().get_all("Requires-Dist", [])]
     extras: dict[str, set[str]] = {}
     for requirement, _, marker in wanted:
         found = re.search(r"extra == '([\w-]+)'", marker)
         extras.setdefault(found[1] if found else "", set()).add(name_of(requirement.strip()))
 
-    assert extras.pop("") == EVERYWHERE
+    assert "" not in extras
+    assert extras["workload"] == {"nvidia-ml-py", "prometheus-client"}
     declared = PYPROJECT["project"]["optional-dependencies"]
     # An extra of extras is written out in the metadata.
     plain = {extra: {name_of(one) for one in told} - {"hami-py"} for extra, told in declared.items()}
+    for part in ("extender", "node", "webui"):
+        plain[part] |= plain["service"]
     plain["cli"] |= plain["extender"] | plain["kubeconfig"] | plain["node"]
     assert extras == plain
 

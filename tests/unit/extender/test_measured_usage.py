@@ -80,7 +80,7 @@ def test_a_busy_node_loses_to_an_idle_one_by_the_weight_that_is_set() -> None:
         (0.5, {"full": 0, "spare": 100}, "full"),
         (0.1, {"full": 20, "spare": 0}, "full"),
         (0.5, {}, "full"),
-        (1.0, {"full": 60}, "full"),
+        (1.0, {"full": 20}, "full"),
         (1.0, {"full": 99}, "spare"),
         (1.0, {"full": 1e9, "spare": 0}, "spare"),
     ):

@@ -22,6 +22,7 @@ SDIST = ROOT / "dist" / f"hami_py-{version.VERSION}.tar.gz"
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
+
 @pytest.fixture(scope="module", autouse=True)
 def built() -> None:
     assert WHEEL.exists(), "build them first: make dist"

@@ -1,7 +1,8 @@
 """Which of several nodes or GPUs that fit is chosen.
 
-A node policy scores a node by its fullness, or by what is left of it. A GPU policy orders the GPUs of one node: `ORDERS` has the orders, and
-`scheduler_extender.fleet.fit.ORDERS` has the same ones on arrays. Scores leave the core in [0, 1].
+A node policy scores a node by its fullness, or by what is left of it. A GPU policy orders the GPUs of one node:
+`ORDERS` has the orders, and `scheduler_extender.fleet.fit.ORDERS` has the same ones on arrays. Scores leave the core in
+[0, 1].
 """
 
 from collections.abc import Callable, Mapping
@@ -87,7 +88,7 @@ ORDERS: dict[str, Callable[[gpus.GpuState, Weights], float]] = {
 and of GPUs that are equal by all of them the lowest index comes first."""
 
 FULLEST_NODE = NodePolicy("binpack", lambda allocated, free_gpus: 1.0 / (1.0 + free_gpus))
-"""Best fit: the node with the least left, whatever its size. The fullest by fractions may be a large one with much left."""
+"""Best fit: the node with the least left. The fullest by fractions may be a large one with much left."""
 EMPTIEST_NODE = NodePolicy("spread", lambda allocated, free_gpus: 1.0 - allocated)
 FRAGMENTATION_AWARE = "fragmentation-aware"
 LEAST_FRAGMENTING_NODE = NodePolicy(FRAGMENTATION_AWARE, FULLEST_NODE.score, by_fragmentation=True)

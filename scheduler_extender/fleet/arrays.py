@@ -145,6 +145,10 @@ class Arrays:
         """`[columns]`: CPU of the node that no pod has requested, in thousandths of a core."""
         self.host_memory_free: Ints = grown("host_memory_free", np.int64, line)
         """`[columns]`: memory of the node that no pod has requested, in MiB."""
+        self.host_cpu_total: Ints = grown("host_cpu_total", np.int64, line)
+        """`[columns]`: allocatable CPU of the node, in thousandths of a core."""
+        self.host_memory_total: Ints = grown("host_memory_total", np.int64, line)
+        """`[columns]`: allocatable memory of the node, in MiB."""
         self.sums_used: Ints = grown("sums_used", np.int64, (3, columns))
         """`[3, columns]`: slots, cores and memory allocated on the whole node."""
         self.sums_total: Ints = grown("sums_total", np.int64, (3, columns))
@@ -212,11 +216,13 @@ class Arrays:
         self.free_tokens[column] = free_tokens
         self.sums_used[:, column] = sums_used
 
-    def set_host_free(self, column: int, cpu_milli: int, memory_mib: int) -> bool:
-        """Write what is free of a node's CPU and memory. Returns whether that changed."""
-        changed = bool(self.host_cpu_free[column] != cpu_milli or self.host_memory_free[column] != memory_mib)
-        self.host_cpu_free[column], self.host_memory_free[column] = cpu_milli, memory_mib
-        return changed
+    def set_host(self, column: int, total: tuple[int, int], free: tuple[int, int]) -> bool:
+        """Write a node's CPU and memory, in thousandths of a core and MiB. Returns whether that changed."""
+        lines = (self.host_cpu_total, self.host_memory_total, self.host_cpu_free, self.host_memory_free)
+        before = [line[column] for line in lines]
+        for line, value in zip(lines, (*total, *free), strict=True):
+            line[column] = value
+        return before != [*total, *free]
 
     def _put(self, column: int, values: Mapping[str, npt.NDArray[Any]], *, clear_rest: bool) -> None:
         for name, column_values in values.items():

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpu_sharing.core.request_mix import Shape
-from scheduler_extender.fleet import gpu_states
+from scheduler_extender.fleet import gpu_states, node_reserve
 from scheduler_extender.fleet.arrays import Arrays, Bools, Floats, Ints
 from scheduler_extender.fleet.gpu_states import GpuStates, Singles
 from scheduler_extender.fleet.ledger import Ledger
@@ -72,8 +72,18 @@ class Fragmentation:
         self._priced = gpu_states.PricedStates(prices)
         self._one, self._several = np.flatnonzero(prices.gpus == 1), np.flatnonzero(prices.gpus > 1)
         self._rebuild(ledger.settle())
-        empty = self._states.empty[self._state_of].sum(0)
-        reserve.choose(prices, self._capacity_milli, self._class_of, empty, ledger.arrays.names)
+        arrays, count = ledger.arrays, len(self._counts)
+        reserve.choose(
+            prices,
+            node_reserve.Nodes(
+                names=arrays.names,
+                class_of=self._class_of,
+                empty=self._states.empty[self._state_of].sum(0),
+                capacity_milli=self._capacity_milli,
+                cpu_milli=arrays.host_cpu_total[:count],
+                memory_mib=arrays.host_memory_total[:count],
+            ),
+        )
 
     def values(self, shape: Shape) -> Values:
         """Return how good each placement of a request is; where it does not fit, the value means nothing."""

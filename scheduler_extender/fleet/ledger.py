@@ -62,10 +62,10 @@ class _Node:
     """What its column holds."""
 
     @property
-    def host_free(self) -> facts.HostAmounts:
-        """The CPU and memory that no pod has requested."""
-        known = self.known
-        return facts.host_amounts(known.cpu_thousandths, known.memory_thousandths).plus(self.host_used, -1)
+    def host(self) -> tuple[facts.HostAmounts, facts.HostAmounts]:
+        """Its allocatable CPU and memory, and what of them no pod has requested."""
+        total = facts.host_amounts(self.known.cpu_thousandths, self.known.memory_thousandths)
+        return total, total.plus(self.host_used, -1)
 
 
 class QuotaAudit:
@@ -539,14 +539,14 @@ class Ledger:
                 del self._nodes[name]
             return
         state = self._state(name, node.reservations.values())
-        host_free = node.host_free
+        host = node.host
         if (
             state == node.settled
             and not node.inventory_changed
             and self.arrays.unavailable[self.arrays.column_of[name]] == self.unavailable(name)
         ):
             # A nomination became a bind: another reason for the same numbers.
-            if self.arrays.set_host_free(self.arrays.column_of[name], *host_free):
+            if self.arrays.set_host(self.arrays.column_of[name], *host):
                 self._note(self.arrays.column_of[name])
             return
         column = self.arrays.column(name)
@@ -555,7 +555,7 @@ class Ledger:
         except Exception as defect:
             state = self._set_aside(node, defect)
             self.arrays.write(column, state, inventory_changed=True)
-        self.arrays.set_host_free(column, *host_free)
+        self.arrays.set_host(column, *host)
         self.arrays.unavailable[column] = self.unavailable(name)
         node.settled = state
         node.inventory_changed = False

@@ -5,6 +5,7 @@ refused because of it.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,24 @@ _SMALL_COST, _BIG_GAIN = 5000.0, 1000.0
 """What a kept node costs a small request, and gains a big one, in thousandths of a GPU."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """What a cluster has, whatever of it is free."""
+
+    names: Sequence[identifiers.NodeName]
+    """`[columns]`."""
+    class_of: Ints
+    """`[rows, columns]`: the number of each GPU's class, from 1; 0 for none."""
+    empty: Ints
+    """`[columns]`: the empty GPUs of each node."""
+    capacity_milli: float
+    """Thousandths of a GPU of the whole cluster."""
+    cpu_milli: Ints
+    """`[columns]`: allocatable CPU."""
+    memory_mib: Ints
+    """`[columns]`: allocatable memory."""
+
+
 class NodeReserve:
     """The nodes that are kept.
 
@@ -34,19 +53,10 @@ class NodeReserve:
         self.names: frozenset[identifiers.NodeName] = frozenset()
         self._sized_for = 0.0
 
-    def choose(
-        self, prices: Prices, capacity_milli: float, class_of: Ints, empty: Ints, names: Sequence[identifiers.NodeName]
-    ) -> None:
-        """Choose them anew where the need has changed.
-
-        Args:
-            prices: The mix.
-            capacity_milli: Thousandths of a GPU that the cluster has.
-            class_of: `[rows, columns]`: the number of each GPU's class, from 1; 0 for none.
-            empty: `[columns]`: the empty GPUs of each node.
-            names: Of the columns.
-        """
-        needs = _needs(prices, capacity_milli, class_of)
+    def choose(self, prices: Prices, nodes: Nodes) -> None:
+        """Choose them anew where the need of this mix has changed."""
+        class_of, names, empty = nodes.class_of, nodes.names, nodes.empty
+        needs = _needs(prices, nodes)
         size = sum(gpus * pods for (_, gpus), pods in needs.items())
         if abs(size - self._sized_for) <= _BAND * self._sized_for:
             return
@@ -78,20 +88,22 @@ class NodeReserve:
         return np.where(kept, np.where(is_small, -_SMALL_COST, _BIG_GAIN), 0.0)
 
 
-def _needs(prices: Prices, capacity_milli: float, class_of: Ints) -> dict[tuple[bytes, int], float]:
+def _needs(prices: Prices, nodes: Nodes) -> dict[tuple[bytes, int], float]:
     """How many of each big request a full cluster of the mix holds, by the nodes that can serve it and its GPUs."""
     wanting = {shape: share for shape, share in prices.shares.items() if shape.gpus}
     demand = MILLI * sum(share * shape.gpus * prices.typical_share(shape) for shape, share in wanting.items())
     needs: dict[tuple[bytes, int], float] = {}
     for shape, share in wanting.items():
-        able = _able(shape, prices, class_of)
+        able = _able(shape, prices, nodes)
         if shape.gpus >= BIG_GPUS and able.any():
             key = able.tobytes(), shape.gpus
-            needs[key] = needs.get(key, 0.0) + share * capacity_milli / demand
+            needs[key] = needs.get(key, 0.0) + share * nodes.capacity_milli / demand
     return needs
 
 
-def _able(shape: Shape, prices: Prices, class_of: Ints) -> Bools:
+def _able(shape: Shape, prices: Prices, nodes: Nodes) -> Bools:
+    """`[columns]`: which nodes serve a request when they are empty."""
     serves = np.array([False, *(one.serves(shape) for one in prices.classes)])
-    able: Bools = serves[class_of].sum(0) >= shape.gpus
+    able: Bools = serves[nodes.class_of].sum(0) >= shape.gpus
+    able &= (nodes.cpu_milli >= shape.host_cpu_milli) & (nodes.memory_mib >= shape.host_memory_mib)
     return able

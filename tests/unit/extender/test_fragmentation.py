@@ -237,7 +237,15 @@ def test_the_reserve_stands_still_while_the_need_changes_little() -> None:
 
     def choose(share: float, empty: list[int]) -> frozenset[identifiers.NodeName]:
         prepared = prices.prepare({big: share, small: 1 - share}, classes, 1000.0)
-        reserve.choose(prepared, 80_000.0, class_of, np.array(empty), names)
+        nodes = node_reserve.Nodes(
+            names=names,
+            class_of=class_of,
+            empty=np.array(empty),
+            capacity_milli=80_000.0,
+            cpu_milli=np.full(10, 64_000),
+            memory_mib=np.full(10, 1 << 20),
+        )
+        reserve.choose(prepared, nodes)
         return reserve.names
 
     first = choose(0.01, [8] * 5 + [0] * 5)

@@ -97,7 +97,7 @@ class ProductField:
             return self._place_plain(uid, asked, np.flatnonzero(feeds))
         answer = self._verbs.filter(pod, [str(name) for name in names])
         assert answer is not None
-        if self._by_fragmentation and packing.is_due:
+        if packing.is_due:
             packing.fit()
         if answer.rejection is not None:
             self._core.pending.remove(uid)

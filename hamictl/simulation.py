@@ -88,7 +88,6 @@ class Simulation:
                     self._mirror.groups[api_group].changed(pod_group)
         for pod in state.pods:
             self._mirror.see_pod(pod)
-        self._by_fragmentation = settings.node_policy.by_fragmentation or settings.gpu_policy.by_fragmentation
         self._nodes = {node.metadata.name: manifests.NodeFacts.of(node) for node in state.nodes}
 
     def place_all(self, bodies: Sequence[dict[str, Any]]) -> list[Outcome]:
@@ -145,7 +144,7 @@ class Simulation:
         assert listed is not None
         answer = self._verbs.filter(listed, names)
         packing = self._core.placer.packing
-        if packing.is_due and self._by_fragmentation:
+        if packing.is_due:
             packing.fit()
         if answer is not None and answer.rejection is not None:
             return Outcome(pod=key, code=answer.rejection.code, why=event_notes.rejected(answer.rejection))

@@ -36,6 +36,7 @@ class Packing:
         self._ledger = ledger
         self._reserve = node_reserve.NodeReserve()
         self._fragmentation: Fragmentation | None = None
+        self._is_used = False
         self._next_fit = 0
         self._fitted_for = -1
         self._is_broken = False
@@ -56,19 +57,20 @@ class Packing:
 
     @property
     def is_due(self) -> bool:
-        """Whether the mix is to be prepared again: more has arrived, or the cluster has other GPUs."""
-        return self.mix.arrivals >= self._next_fit or self._fitted_for != self._ledger.arrays.inventory_generation
+        """Whether the mix is to be prepared: the policy is used, and more has arrived or the cluster has other GPUs."""
+        is_old = self.mix.arrivals >= self._next_fit or self._fitted_for != self._ledger.arrays.inventory_generation
+        return self._is_used and is_old
 
     def fit(self) -> None:
         """Prepare the mix at once; it takes some tenths of a second."""
-        self._adopt(self._question()())
+        self._fragmentation = self._question()()
 
     async def run(self, beside: worker.Worker) -> None:
         """Prepare the mix whenever that is due, for ever; ends only by cancellation."""
         while True:
             if self.is_due:
                 try:
-                    self._adopt(await beside.run(self._question()))
+                    self._fragmentation = await beside.run(self._question())
                 except worker.Busy:
                     pass  # The next look will do.
                 except Exception:
@@ -94,6 +96,7 @@ class Packing:
         return {gpu.uuid: gain for gpu, gain in zip(known.inventory, gains, strict=False)}
 
     def _values(self, shape: request_mix.Shape | None) -> Values | None:
+        self._is_used = True
         if shape is None or self._fragmentation is None:
             return None
         try:
@@ -102,20 +105,17 @@ class Packing:
             self._note_defect()
             return None
 
-    def _question(self) -> Callable[[], tuple[prices.Prices, int]]:
+    def _question(self) -> Callable[[], Fragmentation]:
         """What is to be computed, on values that do not change."""
-        arrays, shares = self._ledger.settle(), self.mix.shares()
+        arrays, changes, shares = self._ledger.settle().snapshot(), self._ledger.changes, self.mix.shares()
         self._next_fit = max(min(2 * self.mix.arrivals, self.mix.arrivals + _FIT_EVERY), _FIRST_FITS)
-        classes, cpu, generation = (
-            prices.classes_of(arrays),
-            prices.cpu_milli_per_gpu(arrays),
-            arrays.inventory_generation,
-        )
-        return lambda: (prices.prepare(shares, classes, cpu), generation)
+        self._fitted_for = arrays.inventory_generation
 
-    def _adopt(self, answer: tuple[prices.Prices, int]) -> None:
-        prepared, self._fitted_for = answer
-        self._fragmentation = Fragmentation(self._ledger, prepared, self._reserve)
+        def compute() -> Fragmentation:
+            prepared = prices.prepare(shares, prices.classes_of(arrays), prices.cpu_milli_per_gpu(arrays))
+            return Fragmentation(self._ledger, prepared, self._reserve, arrays, changes)
+
+        return compute
 
     def _note_defect(self) -> None:
         """Log the first defect; the policy goes on by best fit, and tries again."""

@@ -6,6 +6,7 @@ percent of one GPU. Only `ledger` writes columns, each as a whole and from the n
 Rows come first because every operation covers all nodes at once: it then runs over one contiguous line per GPU.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,6 +24,10 @@ Ids = npt.NDArray[np.int32]
 
 _FLAGS = ("healthy", "cordoned", "unknown", "usable", "shareable", "empty")
 _AMOUNTS = ("memory_used", "cores_used", "slots_used", "exclusive_used", "memory_free", "cores_free")
+_IN_SNAPSHOT = (
+    "exists", "usable", "type_id", "memory_total", "cores_total", "memory_free", "cores_free", "shareable", "empty",
+    "host_cpu_free", "host_cpu_total", "host_memory_free", "host_memory_total",
+)  # fmt: skip
 _FIRST_COLUMNS = 64
 _FIRST_ROWS = 8
 
@@ -153,6 +158,15 @@ class Arrays:
         """`[3, columns]`: slots, cores and memory allocated on the whole node."""
         self.sums_total: Ints = grown("sums_total", np.int64, (3, columns))
         """`[3, columns]`: slots, cores and memory of the whole node."""
+
+    def snapshot(self) -> "Arrays":
+        """Return a copy of what a thread beside the loop reads, which does not change; other arrays are shared."""
+        one = copy.copy(self)
+        for name in _IN_SNAPSHOT:
+            setattr(one, name, getattr(self, name).copy())
+        one.names, one.types = list(self.names), copy.copy(self.types)
+        one.types.words = list(self.types.words)
+        return one
 
     @property
     def columns(self) -> int:

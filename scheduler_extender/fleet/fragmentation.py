@@ -62,17 +62,20 @@ class _Now:
 
 
 class Fragmentation:
-    """The values of placements by one set of prices, on the ledger as it is; follows its journal."""
+    """The values of placements by one set of prices, on the ledger as it is; follows its journal.
 
-    def __init__(self, ledger: Ledger, prices: Prices, reserve: NodeReserve) -> None:
+    It is made from a snapshot of the ledger's arrays, so that it can be made beside the event loop.
+    """
+
+    def __init__(self, ledger: Ledger, prices: Prices, reserve: NodeReserve, arrays: Arrays, seen: int) -> None:
         self._ledger = ledger
         self._prices = prices
         self._reserve = reserve
-        self._seen = -1
         self._priced = gpu_states.PricedStates(prices)
         self._one, self._several = np.flatnonzero(prices.gpus == 1), np.flatnonzero(prices.gpus > 1)
-        self._rebuild(ledger.settle())
-        arrays, count = ledger.arrays, len(self._counts)
+        self._seen = seen
+        self._rebuild(arrays)
+        count = len(self._counts)
         reserve.choose(
             prices,
             node_reserve.Nodes(
@@ -107,19 +110,28 @@ class Fragmentation:
     def _follow(self) -> Arrays:
         arrays = self._ledger.settle()
         changed = self._ledger.changed_since(self._seen)
-        is_same = self._generation == arrays.inventory_generation and len(self._counts) == arrays.columns
-        if changed is None or not is_same or len(self._states) > _MOST_STATES:
+        has_more_rows = len(self._state_of) != len(arrays.exists)
+        if changed is None or has_more_rows or len(self._states) > _MOST_STATES:
             self._rebuild(arrays)
         elif changed:
+            self._grow(arrays.columns - len(self._counts))
             self._update(arrays, np.array(sorted(changed), np.int64))
         self._seen = self._ledger.changes
         return arrays
 
+    def _grow(self, more: int) -> None:
+        """Make place for new nodes; what they are is computed as for changed ones."""
+        if more > 0:
+            for name in ("_class_of", "_state_of"):
+                setattr(self, name, np.pad(getattr(self, name), ((0, 0), (0, more))))
+            for name in ("_supply", "_use", "_able"):
+                setattr(self, name, np.pad(getattr(self, name), ((0, more), (0, 0))))
+            for name in ("_counts", "_free_milli"):
+                setattr(self, name, np.pad(getattr(self, name), (0, more)))
+
     def _rebuild(self, arrays: Arrays) -> None:
         count, kinds = arrays.columns, len(self._prices.popularity)
-        self._seen = self._ledger.changes
-        self._generation: int = arrays.inventory_generation
-        self._class_of: Ints = gpu_states.numbered_classes(arrays, self._prices.classes)
+        self._class_of: Ints = gpu_states.numbered_classes(arrays, self._prices.classes, np.arange(count))
         self._counts: Ints = (self._class_of > 0).sum(0)
         keys = gpu_states.keys_of(arrays, self._class_of, np.arange(count))
         self._index = {int(key): number for number, key in enumerate(np.unique(keys))}
@@ -129,7 +141,6 @@ class Fragmentation:
         self._use, self._able = (np.zeros((count, len(self._several)), np.float32) for _ in range(2))
         self._free_milli = np.zeros(count)
         self._sum_supply = np.zeros(kinds)
-        self._capacity_milli: float = MILLI * float(arrays.usable[:, :count].sum())
         self._fill(arrays, np.arange(count))
 
     def _set_states(self, states: GpuStates) -> None:
@@ -138,6 +149,8 @@ class Fragmentation:
         self._state_free = self._priced.free_milli(states)
 
     def _update(self, arrays: Arrays, columns: Ints) -> None:
+        self._class_of[:, columns] = gpu_states.numbered_classes(arrays, self._prices.classes, columns)
+        self._counts[columns] = (self._class_of[:, columns] > 0).sum(0)
         keys = gpu_states.keys_of(arrays, self._class_of, columns)
         new = [key for key in np.unique(keys).tolist() if key not in self._index]
         if new:
@@ -149,6 +162,7 @@ class Fragmentation:
     def _fill(self, arrays: Arrays, columns: Ints) -> None:
         """Compute again what some nodes offer."""
         prices = self._prices
+        self._capacity_milli: float = MILLI * float(arrays.usable[:, : arrays.columns].sum())
         for start in range(0, len(columns), _COLUMNS_AT_ONCE):
             some = columns[start : start + _COLUMNS_AT_ONCE]
             offered = self._offers[self._state_of[:, some]]

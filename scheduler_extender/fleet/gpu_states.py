@@ -42,14 +42,15 @@ class GpuStates:
         return GpuStates(*(np.concatenate([getattr(self, name), getattr(others, name)]) for name in names))
 
 
-def numbered_classes(arrays: Arrays, classes: Sequence[GpuClass]) -> Ints:
-    """`[rows, columns]`: the number of each GPU's class, from 1; 0 where there is no GPU, or one of another class."""
+def numbered_classes(arrays: Arrays, classes: Sequence[GpuClass], columns: Ints) -> Ints:
+    """`[rows, len(columns)]`: the number of each GPU's class, from 1; 0 for no GPU, or one of another class."""
     numbers = {one: number for number, one in enumerate(classes, start=1)}
     words = arrays.types.words
-    found: Ints = np.zeros((arrays.exists.shape[0], arrays.columns), np.int64)
-    there = np.nonzero(arrays.exists[:, : arrays.columns])
+    found: Ints = np.zeros((arrays.exists.shape[0], len(columns)), np.int64)
+    there = np.nonzero(arrays.exists[:, columns])
     if len(there[0]):
-        values = np.stack([arrays.type_id[there], arrays.memory_total[there], arrays.cores_total[there]])
+        of_columns = (there[0], columns[there[1]])
+        values = np.stack([one[of_columns] for one in (arrays.type_id, arrays.memory_total, arrays.cores_total)])
         unique, inverse = np.unique(values, axis=1, return_inverse=True)
         of_unique = [numbers.get(GpuClass(words[kind], *sizes), 0) for kind, *sizes in unique.T.tolist()]
         found[there] = np.array(of_unique, np.int64)[inverse.reshape(-1)]

@@ -110,7 +110,7 @@ def test_a_node_that_big_requests_need_is_left_to_them() -> None:
 
 
 STEPS = st.lists(
-    st.tuples(st.integers(0, 3), st.sampled_from([2000, 5000, 9000, 20_000]), st.sampled_from([0, 30, 100])),
+    st.tuples(st.integers(0, 4), st.sampled_from([2000, 5000, 9000, 20_000]), st.sampled_from([0, 30, 100])),
     max_size=12,
 )
 
@@ -126,7 +126,10 @@ def test_what_follows_the_journal_equals_what_is_computed_anew(steps: list[tuple
     alive: list[str] = []
     aware = world.placer.packing
     for number, (act, mib, cores) in enumerate(steps):
-        if act == 0 and alive:
+        if act == 4:
+            model = T4 if number % 2 else gpus.Model("New", 24_000)
+            world.mirror.see_node(_node(gpus.gpu_node(f"new-{number % 3}", model, 1 + number % 4)))
+        elif act == 0 and alive:
             world.mirror.pods.deleted(_object(pod(alive.pop(0), limits(1))))
         else:
             body = pod(f"p{number}", limits(mib, cores))
@@ -136,7 +139,8 @@ def test_what_follows_the_journal_equals_what_is_computed_anew(steps: list[tuple
                 alive.append(f"p{number}")
     assert aware._fragmentation is not None
     known = aware._fragmentation._prices
-    fresh = fragmentation.Fragmentation(world.core.ledger, known, aware._reserve)
+    ledger = world.core.ledger
+    fresh = fragmentation.Fragmentation(ledger, known, aware._reserve, ledger.settle(), ledger.changes)
     for shape in (*shapes, Shape(0, host_cpu_milli=4000)):
         mine, anew = aware._fragmentation.values(shape), fresh.values(shape)
         np.testing.assert_allclose(mine.nodes, anew.nodes, atol=0.5)
@@ -201,9 +205,11 @@ def test_the_mix_is_learned_from_pods_that_arrive_each_once() -> None:
 
 
 def test_the_mix_is_prepared_again_as_it_grows_and_as_gpus_change() -> None:
-    """After 50, 100, 200, … arrivals, and when a node with other GPUs comes."""
+    """After 50, 100, 200, … arrivals, and when a node with other GPUs comes; never where no pod uses the policy."""
     world = World(gpus.gpu_node("n", A100, 1), **AWARE)
     aware = world.placer.packing
+    assert not aware.is_due
+    aware.node_values(_listed(world))
     assert aware.is_due
     aware.fit()
     assert not aware.is_due
@@ -341,6 +347,7 @@ def test_a_mix_is_prepared_beside_the_event_loop() -> None:
 
     async def work() -> None:
         task = asyncio.create_task(world.placer.packing.run(world.core.worker))
+        world.placer.packing.node_values(_listed(world))
         while world.placer.packing._fragmentation is None:
             await asyncio.sleep(0.01)
         task.cancel()

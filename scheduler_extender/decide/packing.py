@@ -89,18 +89,18 @@ class Packing:
 
     def gpu_gains(self, pod: pending.PendingPod, name: identifiers.NodeName) -> dict[identifiers.GpuUuid, float]:
         """How good each GPU of a node is; empty where the policy cannot say."""
-        values, known = self._values(shape_of(pod)), self._ledger.node_facts(name)
+        known = self._ledger.node_facts(name)
+        values = self._values(shape_of(pod), self._ledger.settle().column_of.get(name, 0)) if known else None
         if values is None or known is None:
             return {}
-        gains = values.gpus[:, self._ledger.arrays.column_of[name]].tolist()
-        return {gpu.uuid: gain for gpu, gain in zip(known.inventory, gains, strict=False)}
+        return {gpu.uuid: gain for gpu, gain in zip(known.inventory, values.gpus[:, 0].tolist(), strict=False)}
 
-    def _values(self, shape: request_mix.Shape | None) -> Values | None:
+    def _values(self, shape: request_mix.Shape | None, column: int | None = None) -> Values | None:
         self._is_used = True
         if shape is None or self._fragmentation is None:
             return None
         try:
-            return self._fragmentation.values(shape)
+            return self._fragmentation.values(shape, column)
         except Exception:
             self._note_defect()
             return None

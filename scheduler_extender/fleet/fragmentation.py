@@ -45,8 +45,12 @@ class Values:
 
 @dataclass(frozen=True, slots=True)
 class _Now:
-    """What all placements of one request have in common."""
+    """What the placements of one request on some nodes have in common; `[columns]` are those nodes."""
 
+    columns: Ints
+    """The nodes."""
+    state_of: Ints
+    """`[rows, columns]`: the state of each GPU."""
     weights: Floats
     """`[kinds]`: w."""
     levels: Ints
@@ -88,21 +92,26 @@ class Fragmentation:
             ),
         )
 
-    def values(self, shape: Shape) -> Values:
-        """Return how good each placement of a request is; where it does not fit, the value means nothing."""
+    def values(self, shape: Shape, column: int | None = None) -> Values:
+        """Return how good each placement of a request is; where it does not fit, the value means nothing.
+
+        Args:
+            shape: The request.
+            column: The only node to look at, which is quicker; None for all.
+        """
         arrays = self._follow()
-        now = self._now(arrays, shape)
-        before = self._supply @ now.weights.astype(np.float32)
+        now = self._now(arrays, shape, np.arange(len(self._counts)) if column is None else np.array([column]))
+        before = self._supply[now.columns] @ now.weights.astype(np.float32)
         by_state = self._by_state(self._offers, now)
-        unchanged = by_state[self._state_of, now.level_after].sum(0) + now.several_after - before
+        unchanged = by_state[now.state_of, now.level_after].sum(0) + now.several_after - before
         if not shape.gpus:
             nothing = np.zeros(len(unchanged))
             return Values(unchanged - self._rest(arrays, shape, nothing, now), np.zeros((0, len(unchanged))))
         gains, fits = self._gains(shape, now)
         best = -np.sort(-np.where(fits, gains, -np.inf), axis=0)[: shape.gpus].sum(0)
         shares = MILLI * np.array([0.0, *(one.share_of(shape) for one in self._prices.classes)])
-        taken = shape.gpus * np.where(fits, shares[self._class_of], 0.0).max(0)
-        reserved = self._reserve.value(shape.gpus, self._counts, arrays.column_of)
+        taken = shape.gpus * np.where(fits, shares[self._class_of[:, now.columns]], 0.0).max(0)
+        reserved = self._reserve.value(shape.gpus, self._counts, arrays.column_of)[now.columns]
         return Values(unchanged + best - self._rest(arrays, shape, taken, now) + reserved, gains)
 
     # The state of every GPU.
@@ -176,21 +185,23 @@ class Fragmentation:
 
     # Values.
 
-    def _now(self, arrays: Arrays, shape: Shape) -> _Now:
+    def _now(self, arrays: Arrays, shape: Shape, columns: Ints) -> _Now:
         prices = self._prices
         scarcity = self._capacity_milli / (np.maximum(self._sum_supply, 0.0) + MILLI * prices.gpus)
         weights = prices.popularity * scarcity
         total = weights.sum()
         weights = weights / total if total > 0 else prices.popularity
         levels = np.unique(prices.cpu_milli)
-        cpu_after = arrays.host_cpu_free[: len(self._counts)] - shape.host_cpu_milli
+        cpu_after = arrays.host_cpu_free[columns] - shape.host_cpu_milli
         return _Now(
+            columns,
+            self._state_of[:, columns],
             weights,
             levels,
             cpu_after,
             np.searchsorted(levels, cpu_after, side="right"),
             np.concatenate([[0.0], prices.served @ weights]),
-            self._for_several(weights, cpu_after, self._use, self._able),
+            self._for_several(weights, cpu_after, self._use[columns], self._able[columns]),
         )
 
     def _by_state(self, offers: Singles, now: _Now) -> Singles:
@@ -216,18 +227,18 @@ class Fragmentation:
         hole = (self._priced.hole(after) - self._priced.hole(states)) * now.worth[states.gpu_class]
         is_shared = np.array([False, *(one.share_of(shape) < 1.0 for one in self._prices.classes)])
         value = self._by_state(change, now) + (_HOLE_WORTH * hole * is_shared[states.gpu_class])[:, None]
-        gains = value[self._state_of, now.level_after].astype(np.float64)
+        gains = value[now.state_of, now.level_after].astype(np.float64)
         use = change[:, self._several]
         able = ((change + self._offers > 0).astype(np.float32) - (self._offers > 0))[:, self._several]
         touches = fits & ((use != 0) | (able != 0)).any(1)
-        for row, row_states in enumerate(self._state_of):
-            columns = np.flatnonzero(touches[row_states])
-            if len(columns):
-                chosen = row_states[columns]
+        for row, row_states in enumerate(now.state_of):
+            touched = np.flatnonzero(touches[row_states])
+            if len(touched):
+                chosen, columns = row_states[touched], now.columns[touched]
                 there = self._use[columns] + use[chosen], self._able[columns] + able[chosen]
-                several = self._for_several(now.weights, now.cpu_after[columns], *there)
-                gains[row, columns] += several - now.several_after[columns]
-        return gains, fits[self._state_of]
+                several = self._for_several(now.weights, now.cpu_after[touched], *there)
+                gains[row, touched] += several - now.several_after[touched]
+        return gains, fits[now.state_of]
 
     def _after(self, shape: Shape) -> tuple[GpuStates, Bools]:
         """The states after a request has taken a GPU of each, and `[states]` whether it can."""
@@ -248,16 +259,16 @@ class Fragmentation:
 
     def _rest(self, arrays: Arrays, shape: Shape, taken_milli: Floats, now: _Now) -> Floats:
         """`[columns]`: the stranded part, and the little that decides between equal nodes."""
-        count, free = len(self._counts), self._free_milli
-        stranded = np.zeros(count)
+        columns, free = now.columns, self._free_milli[now.columns]
+        stranded = np.zeros(len(columns))
         for per_gpu, host_free, asked in (
-            (self._prices.cpu_per_gpu, arrays.host_cpu_free[:count], shape.host_cpu_milli),
-            (self._prices.host_memory_per_gpu, arrays.host_memory_free[:count], shape.host_memory_mib),
+            (self._prices.cpu_per_gpu, arrays.host_cpu_free[columns], shape.host_cpu_milli),
+            (self._prices.host_memory_per_gpu, arrays.host_memory_free[columns], shape.host_memory_mib),
         ):
             if per_gpu > 0:
                 stranded += np.maximum(0.0, free - taken_milli - (host_free - asked) / per_gpu)
                 stranded -= np.maximum(0.0, free - host_free / per_gpu)
-        worth = now.worth[self._class_of.max(0)] if len(self._class_of) else 0.0
+        worth = now.worth[self._class_of[:, columns].max(0)] if len(self._class_of) else 0.0
         stays = now.cpu_after / _TIE_CPU_MILLI + (free - taken_milli) / _TIE_GPU_MILLI
         rest: Floats = stranded * worth**2 + stays
         return rest

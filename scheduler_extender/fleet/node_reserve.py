@@ -78,10 +78,8 @@ class NodeReserve:
                     todo -= int(counts[column]) // gpus * gpus
         self.names = frozenset(chosen)
 
-    def value(self, gpus: int, counts: Ints, column_of: Mapping[identifiers.NodeName, int]) -> Floats | float:
-        """`[columns]`, or one for all: what a request for so many GPUs gains on each node, in thousandths of a GPU."""
-        if not self.names:
-            return 0.0
+    def value(self, gpus: int, counts: Ints, column_of: Mapping[identifiers.NodeName, int]) -> Floats:
+        """`[columns]`: what a request for so many GPUs gains on each node, in thousandths of a GPU."""
         kept: Bools = np.zeros(len(counts), np.bool_)
         kept[[column for name in self.names if (column := column_of.get(name, -1)) in range(len(counts))]] = True
         is_small = (gpus <= 1) | (2 * gpus < counts)

@@ -144,6 +144,10 @@ def test_what_follows_the_journal_equals_what_is_computed_anew(steps: list[tuple
     for shape in (*shapes, Shape(0, host_cpu_milli=4000)):
         mine, anew = aware._fragmentation.values(shape), fresh.values(shape)
         np.testing.assert_allclose(mine.nodes, anew.nodes, atol=0.5)
+        for column in range(len(mine.nodes)):
+            one = aware._fragmentation.values(shape, column)
+            np.testing.assert_allclose(one.nodes, mine.nodes[[column]], atol=1e-3)
+            np.testing.assert_allclose(one.gpus, mine.gpus[:, [column]], atol=1e-3)
 
 
 def _object(body: dict[str, Any]) -> Any:
@@ -185,7 +189,7 @@ def test_a_defect_of_the_policy_costs_no_decision(caplog: pytest.LogCaptureFixtu
     world = learned(World(gpus.gpu_node("n", A100, 2), **AWARE), {Shape(1, memory_mib=1000): 1.0})
 
     class Broken:
-        def values(self, shape: Shape) -> fragmentation.Values:
+        def values(self, shape: Shape, column: int | None) -> fragmentation.Values:
             raise ArithmeticError(shape)
 
     world.placer.packing._fragmentation = Broken()  # type: ignore[assignment]
@@ -259,7 +263,7 @@ def test_the_reserve_stands_still_while_the_need_changes_little() -> None:
     assert choose(0.0105, [0] * 5 + [8] * 5) == first
     assert choose(0.03, [0] * 5 + [8] * 5) > first
     assert choose(0.0, [8] * 10) == frozenset()
-    assert reserve.value(1, np.full(10, 8), {}) == 0.0
+    assert not reserve.value(1, np.full(10, 8), {}).any()
 
 
 class _ConfigMaps:

@@ -17,7 +17,8 @@ from typing import Any
 
 from chaos import site as sites
 from lab import fake_driver, http_proxy, tcp_proxy
-from lab.real import client
+from lab.real import client, control_plane
+from lab.real import node as real_node
 
 Options = Mapping[str, Any]
 _PODS = "/api/v1/namespaces/default/pods"
@@ -440,6 +441,46 @@ def driver_hangs(site: sites.SchedulingSite | sites.NodeSite, options: Options) 
         driver.write()
 
 
+@contextlib.contextmanager
+def workers_cut(site: sites.SchedulingSite | sites.NodeSite, options: Options) -> Iterator[None]:
+    """The pods of the node do not reach each other; the kubelet and containerd still reach them."""
+    plane, rule = _node(site).plane, ("pref", "100", "from", real_node.PODS, "to", real_node.PODS, "prohibit")
+    first, second = _two_that_run(plane)
+    if not _reaches(plane, first, second):
+        raise CannotInject("two pods do not reach each other, and nothing is cut yet")
+    subprocess.run(("ip", "rule", "add", *rule), check=True, capture_output=True)
+    try:
+        if _reaches(plane, first, second):
+            raise CannotInject("two pods still reach each other")
+        yield
+    finally:
+        subprocess.run(("ip", "rule", "del", *rule), check=True, capture_output=True)
+    if not _reaches(plane, first, second):
+        raise CannotInject("two pods do not reach each other, and nothing is cut any more")
+
+
+def _two_that_run(plane: control_plane.ControlPlane) -> tuple[Any, Any]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        running = [pod for pod in plane.api.pages(_PODS) if pod["status"]["phase"] == "Running"]
+        if len(running) > 1:
+            return running[0], running[1]
+        time.sleep(0.5)
+    raise CannotInject("there are no two running pods")
+
+
+def _reaches(plane: control_plane.ControlPlane, pod: Any, other: Any) -> bool:
+    kubectl = (
+        plane.parts.binaries / "kubectl",
+        "--kubeconfig",
+        plane.kubeconfig("admin"),
+        "exec",
+        pod["metadata"]["name"],
+    )
+    ping = ("--", "ping", "-c", "1", "-W", "2", other["status"]["podIP"])
+    return subprocess.run((*kubectl, *ping), capture_output=True, timeout=60).returncode == 0
+
+
 Inject = Callable[[sites.SchedulingSite | sites.NodeSite, Options], contextlib.AbstractContextManager[None]]
 
 KINDS: dict[str, tuple[Inject, Sequence[str]]] = {
@@ -468,6 +509,7 @@ KINDS: dict[str, tuple[Inject, Sequence[str]]] = {
     "duplicates": (duplicates, ("count", "every_seconds")),
     "node-parts-killed": (node_parts_killed, ("order", "every_seconds")),
     "disk-full": (disk_full, ()),
+    "workers-cut": (workers_cut, ()),
     "xid-storm": (xid_storm, ("gpus", "xids", "every_seconds")),
     "driver-hangs": (driver_hangs, ("gpus",)),
 }

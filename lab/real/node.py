@@ -22,6 +22,8 @@ from typing import Any
 from lab.real import build, components, control_plane, images
 
 _PROGRAMS = {"runc": "runc", "unshare": "util-linux", "nsenter": "util-linux", "mount": "mount"}
+PODS = "10.213.0.0/16"
+"""The network of the pods."""
 _CNI = pathlib.Path("/usr/lib/cni")
 _CGROUPS = pathlib.Path("/sys/fs/cgroup")
 _CGROUP_SECONDS = 10.0
@@ -202,7 +204,7 @@ class Node:
     def _write_containerd(self) -> None:
         folder = self._folder
         network = {"type": "ptp", "ipMasq": False, "ipam": {
-            "type": "host-local", "dataDir": str(folder / "addresses"), "subnet": "10.213.0.0/16",
+            "type": "host-local", "dataDir": str(folder / "addresses"), "subnet": PODS,
             "routes": [{"dst": "0.0.0.0/0"}],
         }}  # fmt: skip
         (folder / "cni" / "10-lab.conflist").write_text(

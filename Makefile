@@ -117,6 +117,9 @@ gpu-check: .venv/run.stamp ## a machine with a real GPU: what its driver answers
 bench: .venv/dev.stamp ## every figure the documents quote, with its conditions
 	$(BIN)/python -m bench $(ARGS)
 
+bench-packing: .venv/dev.stamp ## how much of a public trace's GPUs each policy fills; ARGS="--trace T --seeds 42,43 --policies P,Q --output json"
+	@$(BIN)/python -m bench.packing $(ARGS)
+
 docs: .venv/dev.stamp ## write the reference pages that come from code
 	$(BIN)/python -m docs.generate
 
@@ -132,4 +135,4 @@ lock: .venv/dev.stamp ## resolve the requirements again, with hashes
 ci: ## what CI runs
 	.ci/run
 
-.PHONY: help setup demo test chaos soak search fuzz test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench docs site docs-test lock ci
+.PHONY: help setup demo test chaos soak search fuzz test-pythons soak-model fix check protos e2e e2e-version observability webui chart images dist release gpu-check bench bench-packing docs site docs-test lock ci

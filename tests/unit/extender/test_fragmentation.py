@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_sharing.adapters import kubernetes, objects
-from gpu_sharing.core import errors, identifiers, placement, policies, records
+from gpu_sharing.core import allocations, errors, identifiers, placement, policies, records
 from gpu_sharing.core.request_mix import Shape
 from lab import gpus
 from scheduler_extender.act import mix_keeper
 from scheduler_extender.cluster import pending
-from scheduler_extender.decide import packing
-from scheduler_extender.fleet import fragmentation, hole_values, node_reserve, prices
+from scheduler_extender.decide import packing, verbs
+from scheduler_extender.fleet import facts, fragmentation, hole_values, node_reserve, prices
 from tests.support.extender_world import World, pod
 
 AWARE: dict[str, Any] = {
@@ -357,3 +358,51 @@ def test_a_mix_is_prepared_beside_the_event_loop() -> None:
         task.cancel()
 
     asyncio.run(asyncio.wait_for(work(), 60))
+
+
+MODELS = (
+    T4,
+    gpus.Model("Tesla P100", 16_000),
+    gpus.Model("NVIDIA A10", 23_000),
+    A100,
+    gpus.Model("NVIDIA H100", 80_000),
+)
+
+
+def refused_of_500(seed: int, **policy: Any) -> list[str]:
+    """Place 500 pods on 40 nodes of five models; one pod in five names a model. Returns those that fit nowhere."""
+    names = [identifiers.NodeName(f"n{number:02d}") for number in range(40)]
+    world = World(*(gpus.gpu_node(name, MODELS[number % 5], 4) for number, name in enumerate(names)), **policy)
+    choose, decide, refused = random.Random(seed), verbs.Verbs(world.core), []
+    for number in range(500):
+        model = choose.choice(MODELS) if choose.random() < 0.2 else None
+        annotations = {"nvidia.com/use-gputype": model.type.split()[-1]} if model else {}
+        body = pod(f"p{number}", limits(choose.choice([2000, 4000, 8000, 14_000])), annotations=annotations)
+        world.see(body)
+        listed = world.listed(f"p{number}")
+        assert isinstance(listed, pending.PendingPod)
+        answer = decide.filter(listed, [*names])
+        assert answer is not None
+        if answer.rejection:
+            refused.append(f"p{number}")
+            continue
+        node = decide.prioritize(listed, answer.decision.names).best or names[0]
+        placed_there = world.placer.place_on(listed, node, nominations=False)
+        assert isinstance(placed_there, placement.Placement)
+        allocated = allocations.by_gpu(listed.request.kinds, placed_there.shares)
+        world.core.ledger.assume(facts.BoundPod(listed.uid, listed.key, node, allocated=allocated))
+        if world.placer.packing.is_due:
+            world.placer.packing.fit()
+    return refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_pods_that_name_a_model_find_it_while_the_cluster_is_half_empty(seed: int) -> None:
+    """The mix is learned on the way; what any GPU serves leaves rare ones free."""
+    assert refused_of_500(seed, **AWARE) == []
+
+
+def test_best_fit_takes_the_small_models_first() -> None:
+    """So that the test before this one can fail: pods that name the T4 or the P100 find them full."""
+    assert refused_of_500(0)

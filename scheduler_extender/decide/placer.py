@@ -67,21 +67,20 @@ class Placer:
 
         Filter, which asks `forbidden` for many nodes at once, gives the reasons in the same order.
         """
-        answer = self._placements.fit(pod.request, node, self._policy_on(pod, node.name))
+        answer = self.fit(pod.request, node)
         if not isinstance(answer, placement.Placement):
             return answer
+        policy = self.gpu_policy(pod.request)
+        if policy.by_fragmentation:  # Which GPUs of the node are best is computed only where enough fit.
+            policy = dataclasses.replace(policy, gains=self.packing.gpu_gains(pod, node.name))
+            answer = self._placements.fit(pod.request, node, policy)
+            if not isinstance(answer, placement.Placement):
+                return answer
         if self._ledger.quotas.is_limited(pod.namespace):
             excess = self._ledger.quotas.excess(pod.namespace, quotas.amounts(pod.request.kinds, answer.shares))
             if excess is not None:
                 return excess
         return self.gang_rejection(pod) or answer
-
-    def _policy_on(self, pod: PendingPod, name: identifiers.NodeName) -> policies.GpuPolicy:
-        """By which policy the pod prefers some of that node's GPUs."""
-        policy = self.gpu_policy(pod.request)
-        if not policy.by_fragmentation:
-            return policy
-        return dataclasses.replace(policy, gains=self.packing.gpu_gains(pod, name))
 
     def score(self, pod: PendingPod, node: placement.NodeState, placed: placement.Placement) -> float:
         """Return how good a node is for a pod, from 0 to 1, by the pod's node policy."""

@@ -535,7 +535,7 @@ class Ledger:
                 self._note(self.arrays.column_of[name])
                 self.arrays.release(name)
                 node.settled = None
-            if not node.pods and not node.reservations:
+            if not node.pods and not node.reservations and node.host_used == facts.NO_HOST_AMOUNTS:
                 del self._nodes[name]
             return
         state = self._state(name, node.reservations.values())

@@ -231,6 +231,50 @@ def _node(body: dict[str, Any]) -> Any:
     return msgspec.convert(body, objects.Node)
 
 
+def plain(name: str, node: str, cpu: str, **more: Any) -> dict[str, Any]:
+    body = pod(name, {}, node, **more)
+    body["spec"]["containers"][0]["resources"] = {"requests": {"cpu": cpu, "memory": "1Gi"}}
+    return body
+
+
+def test_what_pods_without_gpus_take_of_a_node_is_known_whatever_is_seen_first() -> None:
+    """Lists of pods and of nodes arrive in any order; a node may go and come back; a pod may end, or be deleted."""
+    world = World()
+    ledger = world.core.ledger
+
+    def free() -> tuple[int, int]:
+        arrays = ledger.settle()
+        column = arrays.column_of[identifiers.NodeName("n")]
+        return int(arrays.host_cpu_free[column]), int(arrays.host_memory_free[column])
+
+    world.see(plain("a", "n", "2"))
+    ledger.settle()
+    world.mirror.see_node(_node(gpus.gpu_node("n", A100, 1)))
+    total = (128_000, 1 << 20)
+    assert free() == (total[0] - 2000, total[1] - 1024)
+    ledger.remove_node(identifiers.NodeName("n"))
+    ledger.settle()
+    world.mirror.see_node(_node(gpus.gpu_node("n", A100, 1)))
+    world.see(plain("b", "n", "500m"))
+    world.see(plain("waits", "", "4"))
+    assert free() == (total[0] - 2500, total[1] - 2048)
+    world.see(plain("a", "n", "2", status={"phase": "Succeeded"}))
+    assert free() == (total[0] - 500, total[1] - 1024)
+    world.mirror.pods.deleted(_object(plain("b", "n", "500m")))
+    assert free() == total
+
+
+def test_a_list_without_a_pod_says_that_it_is_gone() -> None:
+    """Its deletion was missed while the watch was down."""
+    world = World(gpus.gpu_node("n", A100, 1))
+    for name in ("a", "b"):
+        world.see(plain(name, "n", "2"))
+    for _ in world.mirror.pods.replaced([_object(plain("b", "n", "2"))], 0.0):
+        pass
+    arrays = world.core.ledger.settle()
+    assert arrays.host_cpu_free[arrays.column_of[identifiers.NodeName("n")]] == 126_000
+
+
 def test_holes_are_worth_what_fills_them() -> None:
     """Two requests of half a GPU fill it; 30 percent are worth nothing to them, and a whole GPU is worth 1."""
     values = hole_values.hole_values({50: 1.0})

@@ -196,6 +196,23 @@ def allocated_after(request: requests.PodRequest, node: NodeState, placed: Place
     )
 
 
+def room_for_more(node: NodeState, placed: Placement) -> int | None:
+    """Return how many more shares of the same size its GPU takes; None for several shares, or a GPU that is gone.
+
+    Args:
+        node: The node with the placement counted.
+        placed: Where the pod is.
+    """
+    shares = [share for container in placed.shares for share in container]
+    states = [state for state in node.states if len(shares) == 1 and state.gpu.uuid == shares[0].uuid]
+    if not states:
+        return None
+    (share,), (state,) = shares, states
+    by_cores = state.free_cores_percent // max(share.cores_percent, 1)
+    by_memory = state.free_memory_mib // max(share.memory_mib, 1)
+    return max(min(state.gpu.slots - state.allocated.slots, by_cores, by_memory), 0)
+
+
 def free_gpus_after(node: NodeState, after: tuple[float, float, float]) -> float:
     """Return how many GPUs stay free: by cores or memory, of whichever more is allocated.
 

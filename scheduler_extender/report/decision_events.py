@@ -122,6 +122,7 @@ class DecisionEvents:
                 policy=policy.name,
                 decision_id=decision,
             )
+        gpu_policy = self._core.placer.gpu_policy(pod.request)
         note = event_notes.scheduled(
             node,
             gpus_on_node,
@@ -129,7 +130,10 @@ class DecisionEvents:
             placed,
             score=score,
             node_policy=policy,
-            gpu_policy=self._core.placer.gpu_policy(pod.request),
+            gpu_policy=gpu_policy,
+            room=placement.room_for_more(self._core.ledger.settled(node), placed)
+            if gpu_policy.by_fragmentation
+            else None,
         )
         self._pod_event(pod.key, pod.uid, event_reasons.SCHEDULED, note, _BINDING)
 

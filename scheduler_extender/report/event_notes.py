@@ -22,6 +22,7 @@ def scheduled(
     score: float,
     node_policy: policies.NodePolicy,
     gpu_policy: policies.GpuPolicy,
+    room: int | None = None,
 ) -> str:
     """Return the note of a `Scheduled` event.
 
@@ -33,6 +34,7 @@ def scheduled(
         score: 0 to 1, of the node by the node policy.
         node_policy: The policy by which the node was chosen.
         gpu_policy: The policy by which the GPUs of the node were chosen.
+        room: How many more pods with the same request fit on its GPU, where the policy looks at that.
     """
     shares = [share for container in placed.shares for share in container]
     memory = sorted({share.memory_mib for share in shares})
@@ -48,6 +50,10 @@ def scheduled(
         by_gpu[share.uuid].append(share)
     for uuid, held in by_gpu.items():
         lines.append(f"{uuid}: " + " + ".join(f"{share.memory_mib}MB, cores {_cores(share)}" for share in held))
+    if room is not None:
+        lines.append(
+            f"leaves room there for {room} more of {amounts}" if room else "fills the GPU for pods of its size"
+        )
     lines += [f"note: {warning}" for warning in request.warnings]
     return "\n    ".join(lines)
 

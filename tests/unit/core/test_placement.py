@@ -218,3 +218,19 @@ def test_mib_and_percent_do_not_compare_so_that_apps_come_first() -> None:
 
     assert placement.steps(dataclasses.replace(INIT_LARGE, containers=(half, app))) == [1, 0]
     assert placement.steps(dataclasses.replace(INIT_LARGE, containers=(all_of_it, app))) == [0, 1]
+
+
+def test_room_for_more_is_what_memory_cores_and_slots_all_allow() -> None:
+    """None where a pod has several shares, or its GPU has gone."""
+
+    def room(used: Allocation, *shares: allocations.Share, gpu: int = 0) -> int | None:
+        return placement.room_for_more(node(state(gpu, used)), placement.Placement((shares,)))
+
+    total = state(0).gpu
+    share = allocations.Share(total.uuid, 1000, 20)
+    by_memory = (total.memory_mib - 1000) // 1000
+    assert room(Allocation(1, 1000, 0), share._replace(cores_percent=0)) == min(by_memory, total.slots - 1)
+    assert room(Allocation(1, 1000, 20), share) == min(4, by_memory, total.slots - 1)
+    assert room(Allocation(total.slots, 1000, 20), share) == 0
+    assert room(Allocation(1, 1000, 20), share, share) is None
+    assert room(Allocation(1, 1000, 20), share, gpu=1) is None

@@ -36,6 +36,20 @@ def test_scheduled_says_where_how_much_and_how_good() -> None:
     )
 
 
+def test_scheduled_says_what_the_placement_leaves_where_the_policy_looks_at_that() -> None:
+    """One word of why this GPU: what it takes still, or that it is full for pods like this one."""
+    placed = placement.Placement(((share("GPU-a", 4000, 30),),))
+    request, policy = builders.pod_request(builders.share_of(4000, 30)), policies.LEAST_FRAGMENTING_NODE
+    notes = [
+        event_notes.scheduled(
+            NODE, 3, request, placed, score=0.5, node_policy=policy, gpu_policy=policies.BINPACK, room=room
+        )
+        for room in (2, 0)
+    ]
+    assert notes[0].endswith("\n    leaves room there for 2 more of 4000MB")
+    assert notes[1].endswith("\n    fills the GPU for pods of its size")
+
+
 def test_scheduled_tells_containers_apart_and_passes_warnings_on() -> None:
     """Two containers on one GPU, and a percentage that was ignored."""
     placed = placement.Placement(((share("GPU-a", 1000),), (share("GPU-a", 3000),)))

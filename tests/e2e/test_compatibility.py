@@ -227,9 +227,9 @@ def test_an_empty_value_is_no_wish(site: sites.Site) -> None:
 @pytest.mark.parametrize(
     ("annotations", "text"),
     [
-        ({POLICY: "best"}, "write binpack, spread, numa, mutex or topology-aware"),
+        ({POLICY: "best"}, "write binpack, spread, numa, fragmentation-aware, mutex or topology-aware"),
         ({POLICY: "binpack,spread"}, "binpack and spread exclude each other"),
-        ({KEYS["node_policy"]: "random"}, "write binpack or spread"),
+        ({KEYS["node_policy"]: "random"}, "write binpack, spread or fragmentation-aware"),
         ({KEYS["weights"]: "slot=0,core=0,memory=0"}, "SCHED_BAD_SCORING_WEIGHTS"),
         ({KEYS["mode"]: "vgpu"}, "write hami-core, mps or mig"),
         ({KEYS["numa_bind"]: "yes"}, "neither true nor false"),
